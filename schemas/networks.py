@@ -1,0 +1,171 @@
+"""Multus' two pod annotations: the networks a pod should have, and the ones it has.
+
+Source: the Network Plumbing Working Group's multi-network specification 1.x and multus' reading of it.
+The keys and their order are what KubeVirt and the dynamic networks controller write.
+Next: :mod:`schemas.cni`, what a plugin answers.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+NETWORKS = "k8s.v1.cni.cncf.io/networks"
+NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
+DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
+RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
+
+MAX_ANNOTATION_BYTES = 256 * 1024
+"""Kubernetes' limit on all annotations of an object."""
+
+_LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
+
+
+class Bandwidth(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Shaping of one attachment: rates in bits per second, bursts in bits."""
+
+    ingress_rate: int | None = msgspec.field(default=None, name="ingressRate")
+    ingress_burst: int | None = msgspec.field(default=None, name="ingressBurst")
+    egress_rate: int | None = msgspec.field(default=None, name="egressRate")
+    egress_burst: int | None = msgspec.field(default=None, name="egressBurst")
+
+
+class PortMapping(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A host port forwarded to the attachment."""
+
+    host_port: int = msgspec.field(name="hostPort")
+    container_port: int = msgspec.field(name="containerPort")
+    protocol: str | None = None
+    host_ip: str | None = msgspec.field(default=None, name="hostIP")
+
+
+class NetworkSelectionElement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attachment that a pod asks for.
+
+    ``namespace`` absent means the pod's; ``interface`` absent leaves the name to multus (``net<i>``).
+    """
+
+    name: str
+    namespace: str | None = None
+    ips: list[str] | None = None
+    mac: str | None = None
+    infiniband_guid: str | None = msgspec.field(default=None, name="infiniband-guid")
+    interface: str | None = None
+    deprecated_interface_request: str | None = msgspec.field(default=None, name="interfaceRequest")
+    port_mappings: list[PortMapping] | None = msgspec.field(default=None, name="portMappings")
+    bandwidth: Bandwidth | None = None
+    cni_args: dict[str, Any] | None = msgspec.field(default=None, name="cni-args")
+    default_route: list[str] | None = msgspec.field(default=None, name="default-route")
+    device_id: str | None = msgspec.field(default=None, name="deviceID")
+    ipam_claim_reference: str | None = msgspec.field(default=None, name="ipam-claim-reference")
+
+    @property
+    def requested_interface(self) -> str | None:
+        """The interface name asked for, under its present or its deprecated key."""
+        return self.interface or self.deprecated_interface_request
+
+
+class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Name service that comes with an attachment."""
+
+    nameservers: list[str] | None = None
+    domain: str | None = None
+    search: list[str] | None = None
+    options: list[str] | None = None
+
+
+class NetworkStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attachment that a pod has. ``ips`` carry no prefix length (as multus writes them)."""
+
+    name: str
+    interface: str | None = None
+    ips: list[str] | None = None
+    mac: str | None = None
+    mtu: int | None = None
+    default: bool = False
+    dns: Dns = msgspec.field(default_factory=Dns)
+    device_info: dict[str, Any] | None = msgspec.field(default=None, name="device-info")
+    gateway: list[str] | None = None
+
+
+_elements = msgspec.json.Decoder(list[NetworkSelectionElement])
+_statuses = msgspec.json.Decoder(list[NetworkStatus])
+_encoder = msgspec.json.Encoder()
+
+
+def parse_networks(text: str | None) -> list[NetworkSelectionElement]:
+    """Read the networks annotation in its short (``ns/name@if,…``) or JSON form; nothing is ``[]``.
+
+    :raises ValueError: it is malformed; the message names the element.
+    """
+    if text is None or not text.strip():
+        return []
+    if len(text) > MAX_ANNOTATION_BYTES:
+        raise ValueError(f"networks annotation of {len(text)} bytes; at most {MAX_ANNOTATION_BYTES} are read")
+    if any(mark in text for mark in '[{"'):
+        elements = _elements.decode(text)
+        for element in elements:
+            _check(element)
+        return elements
+    return [_short_form(item.strip()) for item in text.split(",")]
+
+
+def _short_form(item: str) -> NetworkSelectionElement:
+    network, at, interface = item.partition("@")
+    namespace, slash, name = network.partition("/")
+    if not slash:
+        namespace, name = "", network
+    if "@" in interface or "/" in name or (slash and not namespace) or (at and not interface):
+        raise ValueError(f"network {item!r} is not of the form [namespace/]name[@interface]")
+    element = NetworkSelectionElement(name=name, namespace=namespace or None, interface=interface or None)
+    _check(element)
+    return element
+
+
+def _check(element: NetworkSelectionElement) -> None:
+    if not _NAME.fullmatch(element.name):
+        raise ValueError(f"network name {element.name!r} is not a Kubernetes object name")
+    if element.namespace and not _LABEL.fullmatch(element.namespace):
+        raise ValueError(
+            f"namespace {element.namespace!r} of network {element.name!r} is not a Kubernetes namespace name"
+        )
+    interface = element.requested_interface
+    if interface is not None and not valid_link_name(interface):
+        raise ValueError(f"interface {interface!r} of network {element.name!r} is not a link name of 1 to 15 bytes")
+
+
+def valid_link_name(name: str) -> bool:
+    """Whether the kernel takes this name for a link (CNI specification: 1-15 bytes, no ``/``, ``:`` or space)."""
+    return 0 < len(name.encode()) <= 15 and name not in {".", ".."} and not re.search(r"[/:\s]", name)
+
+
+def encode_networks(elements: list[NetworkSelectionElement]) -> str:
+    """The networks annotation as KubeVirt writes it: compact JSON; ``""`` for no attachment (the key is kept)."""
+    return _encoder.encode(elements).decode() if elements else ""
+
+
+def parse_network_status(text: str | None) -> list[NetworkStatus]:
+    """Read the network-status annotation; absent is ``[]``.
+
+    :raises ValueError: it is malformed.
+    """
+    if text is None or not text.strip():
+        return []
+    if len(text) > MAX_ANNOTATION_BYTES:
+        raise ValueError(f"network-status of {len(text)} bytes; at most {MAX_ANNOTATION_BYTES} are read")
+    return _statuses.decode(text)
+
+
+def encode_network_status(statuses: list[NetworkStatus]) -> str:
+    """The annotation's text: a JSON array, each entry indented by 4 as multus writes it, ``dns`` always present."""
+    entries = []
+    for status in statuses:
+        fields: dict[str, Any] = msgspec.to_builtins(status)
+        fields["dns"] = msgspec.to_builtins(status.dns)
+        ordered = {key: fields[key] for key in _STATUS_KEYS if key in fields}
+        entries.append(msgspec.json.format(_encoder.encode(ordered), indent=4).decode())
+    return "[" + ",".join(entries) + "]"
+
+
+_STATUS_KEYS = ("name", "interface", "ips", "mac", "mtu", "default", "dns", "device-info", "gateway")

@@ -1,0 +1,141 @@
+"""The streams as a person's tool sees them: dead letters to read and replay, one VM's events to read and follow.
+
+One connection for one command; no role uses this. What a letter is: :mod:`services.common.bus.letters`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from uuid import uuid4
+
+import msgspec
+from nats.errors import Error as NatsError
+from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.errors import NotFoundError
+
+from schemas.encoding import DEAD_ROOT
+from services.common.bus.envelope import Message
+from services.common.bus.letters import Letter, again, letter_of
+from services.common.bus.protocol import BusUnavailable
+from services.common.bus.session import Endpoint, Session
+from services.common.bus.settings import BusSettings
+from services.common.logs import Log
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A message of a stream."""
+
+    sequence: int
+    message: Message
+
+
+class Reader:
+    """See the module; made by :func:`reading`. Every call raises :class:`BusUnavailable` when NATS does not answer."""
+
+    def __init__(self, session: Session, settings: BusSettings) -> None:
+        self._session = session
+        self._settings = settings
+
+    async def letters(self) -> AsyncIterator[Letter]:
+        """All dead letters, the oldest first."""
+        async for stored in self._stored(self._settings.dead_stream, f"{DEAD_ROOT}.>"):
+            yield letter_of(stored.sequence, stored.message)
+
+    async def letter(self, sequence: int) -> Letter | None:
+        """One dead letter."""
+        with _classified(), contextlib.suppress(NotFoundError):
+            found = await self._session.js.get_msg(self._settings.dead_stream, seq=sequence)
+            return letter_of(sequence, _message(found))
+        return None
+
+    async def replay(self, letter: Letter, *, keep: bool) -> str:
+        """Publish a letter's message again, then remove the letter unless it is to be kept; gives the new id.
+
+        :raises Unusable: it would only become a dead letter again; nothing was done.
+        """
+        message = again(letter, uuid4().hex)
+        with _classified():
+            await self._session.js.publish(
+                message.subject, message.payload, headers=message.headers, timeout=self._settings.publish_timeout
+            )
+            if not keep:
+                with contextlib.suppress(NotFoundError):
+                    await self._session.js.delete_msg(self._settings.dead_stream, letter.sequence)
+        return message.id
+
+    async def events(self, subjects: str) -> AsyncIterator[Stored]:
+        """The stored messages of some subjects, the oldest first."""
+        async for stored in self._stored(self._settings.stream, subjects):
+            yield stored
+
+    async def news(self, subjects: str, after: int) -> AsyncIterator[Stored]:
+        """Those that come after a sequence, until cancelled."""
+        with _classified():
+            subscription = await self._session.js.subscribe(
+                subjects,
+                stream=self._settings.stream,
+                ordered_consumer=True,
+                config=ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1),
+            )
+        lost = asyncio.ensure_future(self._session.lost.wait())
+        following = asyncio.ensure_future(subscription.next_msg(timeout=None))
+        try:
+            while True:
+                await asyncio.wait({following, lost}, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    raise BusUnavailable("the connection went away")
+                with _classified():
+                    found = following.result()
+                message = Message(found.subject, found.data, dict(found.headers or {}))
+                following = asyncio.ensure_future(subscription.next_msg(timeout=None))
+                yield Stored(found.metadata.sequence.stream, message)
+        finally:
+            lost.cancel()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            if not self._session.client.is_closed:
+                with contextlib.suppress(NatsError):
+                    await subscription.unsubscribe()
+
+    async def _stored(self, stream: str, subjects: str) -> AsyncIterator[Stored]:
+        sequence = 0
+        while True:
+            try:
+                with _classified():
+                    found = await self._session.js.get_msg(stream, seq=sequence + 1, subject=subjects, next=True)
+            except NotFoundError:
+                return
+            sequence = found.seq or sequence + 1
+            yield Stored(sequence, _message(found))
+
+
+@contextlib.asynccontextmanager
+async def reading(
+    url: str, environ: Mapping[str, str], *, log: Log, settings: BusSettings | None = None
+) -> AsyncIterator[Reader]:
+    """Connect, and leave at the end.
+
+    :param url: ``NATS_URL``. :param environ: for the credentials, as for :func:`services.common.bus.jetstream.connect`.
+    :raises BusUnavailable: nobody answers there, or does not let us in.
+    """
+    limits = settings or BusSettings()
+    with _classified():
+        session = await Session.open(Endpoint.of(url, environ), name="hotnic-cli", settings=limits, log=log)
+    try:
+        yield Reader(session, limits)
+    finally:
+        await session.close()
+
+
+@contextlib.contextmanager
+def _classified() -> Iterator[None]:
+    try:
+        yield
+    except NotFoundError:
+        raise
+    except (NatsError, OSError) as error:
+        raise BusUnavailable(str(error) or type(error).__name__) from error
+
+
+def _message(found: RawStreamMsg) -> Message:
+    return Message(found.subject or "", found.data or b"", dict(found.headers or {}))

@@ -1,0 +1,99 @@
+"""The ladder of one VMI as the api serves it: stages from live objects, times and reasons from the bucket.
+
+Without the bus it answers as well, ``degraded: bus``. Next: :mod:`services.api.watch`, the same as a stream.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+
+from schemas.encoding import OperationKey
+from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine
+from schemas.ladder import BUCKET, Entry, Ladder, Rung, as_json, entry_of, ladder
+from schemas.names import interface_hash
+from services.common.bus.protocol import Bus, BusUnavailable
+from services.common.domain.ladder import fold
+from services.common.domain.news import known_of, told
+from services.common.http.server import StatusError
+from services.common.kube.client import Kube
+from services.common.kube.errors import NotFound
+from services.common.kube.watched import Seen
+
+BUS = "bus"
+BUS_DEADLINE = 1.0
+"""Seconds that an answer waits for the bucket."""
+
+
+async def look(kube: Kube, namespace: str, name: str) -> Seen:
+    """Look at the VMI and what it is told from, live.
+
+    :raises KubeError: the API server does not answer, or there is no VMI.
+    """
+    vmi, vm = await asyncio.gather(kube.get(VMIS, namespace, name), _vm(kube, namespace, name))
+    pods = await kube.list(PODS, namespace, labels=f"{CREATED_BY_LABEL}={vmi.metadata.uid}")
+    return Seen(vmi, pods.items, vm)
+
+
+async def read(kube: Kube, bus: Bus, namespace: str, name: str) -> Ladder:
+    """The ladder of a VMI, live.
+
+    :raises StatusError: the VMI cannot be read. :raises KubeError: the API server does not answer, or there is no VMI.
+    """
+    seen = await look(kube, namespace, name)
+    rungs = folded(seen)
+    return answer(seen, rungs, await _entries(bus, namespace, name, rungs))
+
+
+def folded(seen: Seen) -> list[Rung]:
+    """The rungs as objects have them.
+
+    :raises StatusError: 500; spec or annotations cannot be read.
+    """
+    assert seen.vmi is not None
+    try:
+        return fold(seen.vmi, seen.pod, seen.vm)
+    except ValueError as error:
+        raise StatusError(500, "InternalError", f"{seen.vmi.metadata.name} cannot be read: {error}") from error
+
+
+def answer(seen: Seen, rungs: list[Rung], entries: Mapping[str, Entry] | None) -> Ladder:
+    """Objects and bucket together.
+
+    :param entries: by key; ``None`` when the bus is away.
+    """
+    assert seen.vmi is not None
+    meta, pod_uid = seen.vmi.metadata, seen.pod.metadata.uid if seen.pod is not None else ""
+    shown = []
+    for rung in rungs:
+        entry = (entries or {}).get(key_of(meta.namespace, meta.name, rung))
+        news = known_of(entry, rung, meta.uid, pod_uid)
+        shown.append(told(rung, news) if news is not None else rung)
+    degraded = BUS if entries is None else None
+    digest = hashlib.sha256(as_json((meta.uid, shown, degraded))).hexdigest()[:16]
+    return ladder(meta.namespace, meta.name, digest, tuple(shown), degraded)
+
+
+def key_of(namespace: str, name: str, rung: Rung) -> str:
+    """The key of a rung in the bucket."""
+    return str(OperationKey(namespace, name, interface_hash(rung.interface)))
+
+
+async def _vm(kube: Kube, namespace: str, name: str) -> VirtualMachine | None:
+    try:
+        return await kube.get(VMS, namespace, name)
+    except NotFound:
+        return None
+
+
+async def _entries(bus: Bus, namespace: str, name: str, rungs: list[Rung]) -> dict[str, Entry] | None:
+    if not bus.connected:
+        return None
+    bucket = bus.kv(BUCKET)
+    keys = [key_of(namespace, name, rung) for rung in rungs]
+    try:
+        async with asyncio.timeout(BUS_DEADLINE):
+            found = await asyncio.gather(*(bucket.get(key) for key in keys))
+    except (BusUnavailable, TimeoutError):
+        return None
+    entries = {entry.key: entry_of(entry.value) for entry in found if entry is not None}
+    return {key: entry for key, entry in entries.items() if entry is not None}

@@ -1,0 +1,97 @@
+"""Reading the body of an interface subresource: JSON or YAML, with or without a Content-Type.
+
+Pure: bytes in, options out. What the options may *mean* is decided in :mod:`services.api.plan`.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from schemas.names import NEW_INTERFACE_NAME
+from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
+
+T = TypeVar("T")
+
+
+class BadBody(ValueError):
+    """The body cannot be read, or a field is missing or malformed; the message is for the user."""
+
+
+def decode_add(body: bytes) -> AddInterfaceOptions:
+    """Read the body of ``addinterface``.
+
+    :raises BadBody: with KubeVirt's wording where KubeVirt has one.
+    """
+    options = _decode(body, AddInterfaceOptions)
+    if not options.network_attachment_definition_name:
+        raise BadBody("AddInterfaceOptions requires `networkAttachmentDefinitionName` to be set")
+    if not options.name:
+        raise BadBody("AddInterfaceOptions requires `name` to be set")
+    if not NEW_INTERFACE_NAME.fullmatch(options.name):
+        raise BadBody(
+            f"interface name {options.name!r} is malformed: 1 to 63 letters, digits, '-' or '_', "
+            "beginning with a letter or digit"
+        )
+    _check_nad(options.network_attachment_definition_name)
+    return options
+
+
+def decode_remove(body: bytes) -> RemoveInterfaceOptions:
+    """Read the body of ``removeinterface``. Any name may stand in a spec already, so none is malformed here.
+
+    :raises BadBody: as for :func:`decode_add`.
+    """
+    options = _decode(body, RemoveInterfaceOptions)
+    if not options.name:
+        raise BadBody("RemoveInterfaceOptions requires `name` to be set")
+    return options
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    if not body.strip():
+        raise BadBody("no request body, unable to decode options")
+    try:
+        return msgspec.convert(_document(body), kind)
+    except BadBody:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadBody(f"cannot unmarshal Request body to struct, error: {error}") from error
+
+
+def _check_nad(reference: str) -> None:
+    parts = reference.split("/")
+    if len(parts) > 2 or not all(_is_object_name(part) for part in parts):
+        raise BadBody(
+            f"networkAttachmentDefinitionName {reference!r} is malformed: it is `name` or `namespace/name`, "
+            "each a Kubernetes object name"
+        )
+
+
+def _is_object_name(text: str) -> bool:
+    allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-.")
+    return 0 < len(text) <= 253 and set(text) <= allowed and text[0] not in "-." and text[-1] not in "-."
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        document = _yaml(body)
+    if document is None:
+        raise BadBody("no request body, unable to decode options")
+    if not isinstance(document, dict):
+        raise BadBody(f"cannot unmarshal Request body to struct, error: expected an object, got {_kind(document)}")
+    return document
+
+
+def _kind(document: object) -> str:
+    return {list: "an array", str: "a string", bool: "a boolean"}.get(type(document), "a scalar")
+
+
+def _yaml(body: bytes) -> Any:
+    import yaml  # only a body that is not JSON needs it
+
+    try:
+        return yaml.safe_load(body.decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadBody(f"cannot unmarshal Request body to struct, error: {' '.join(str(error).split())}") from error

@@ -1,0 +1,38 @@
+"""What the role's effects are made with, handed in as one: nothing here is global.
+
+Next: :mod:`services.networks.lookup`.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from schemas.kube import Pod
+from services.common.bus.protocol import Bus
+from services.common.cri.client import Cri
+from services.common.kube.client import Kube
+from services.common.kube.events import Events
+from services.common.kube.fresh import Fresh
+from services.common.logs import Log
+from services.common.telemetry import Telemetry
+from services.networks.delegate import Delegate
+from services.networks.memory import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The adapters, and what is remembered between two runs.
+
+    :ivar node: the Kubernetes node this process works for. :ivar rng: spreads retries.
+    """
+
+    node: str
+    kube: Kube
+    pods: Fresh[Pod]
+    cri: Cri
+    multus: Delegate
+    bus: Bus
+    events: Events
+    telemetry: Telemetry
+    log: Log
+    memory: Memory = field(default_factory=Memory)
+    rng: random.Random = field(default_factory=random.Random)

@@ -1,0 +1,70 @@
+"""Takes the snapshot that the invariants are checked on: VMs, VMIs and pods by API, the rest where this node is theirs.
+
+No judgement here (:mod:`services.common.domain.invariants`). Next: :mod:`services.cli.node`, the node's own parts.
+"""
+
+import asyncio
+
+from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
+from services.cli.cluster import find_vmi, pod_selector
+from services.cli.node import look
+from services.cli.node_files import Paths
+from services.common.domain.invariants.world import Machine, Unknown, World
+from services.common.domain.operations import belongs_to, vmi_name_of
+from services.common.kube.client import Kube
+from services.common.kube.errors import Forbidden, NotFound
+
+
+async def one(kube: Kube, namespace: str, name: str, paths: Paths, node: str | None) -> World:
+    """One VM and its node.
+
+    :raises Refused: it does not run. :raises KubeError: the API server does not answer.
+    """
+    vmi = await find_vmi(kube, namespace, name)
+    vm, pods = await asyncio.gather(_vm(kube, namespace, name), kube.list(PODS, namespace, labels=pod_selector(vmi)))
+    return await look([Machine(namespace, name, vm, vmi, tuple(pods.items))], paths, node)
+
+
+async def many(kube: Kube, namespace: str | None, paths: Paths, node: str | None) -> World:
+    """All VMs of a namespace, or of all (``None``), and the node.
+
+    :raises KubeError: the API server does not answer.
+    """
+    vmis, pods, vms = await asyncio.gather(
+        kube.list(VMIS, namespace), kube.list(PODS, namespace, labels=CREATED_BY_LABEL), _vms(kube, namespace)
+    )
+    return await look(machines(vmis.items, pods.items, vms), paths, node)
+
+
+def machines(
+    vmis: list[VirtualMachineInstance], pods: list[Pod], vms: dict[tuple[str, str], VirtualMachine] | Unknown
+) -> list[Machine]:
+    """Objects by machine; one whose VMI is gone is there for its pods' sake."""
+    found = []
+    for vmi in vmis:
+        key = (vmi.metadata.namespace, vmi.metadata.name)
+        vm = vms if isinstance(vms, Unknown) else vms.get(key)
+        found.append(Machine(*key, vm, vmi, tuple(pod for pod in pods if belongs_to(pod, vmi))))
+    known = {pod.metadata.uid for machine in found for pod in machine.pods}
+    for pod in pods:
+        name = vmi_name_of(pod)
+        if pod.metadata.uid not in known and name is not None:
+            found.append(Machine(pod.metadata.namespace, name, None, None, (pod,)))
+    return found
+
+
+async def _vm(kube: Kube, namespace: str, name: str) -> VirtualMachine | Unknown | None:
+    try:
+        return await kube.get(VMS, namespace, name)
+    except NotFound:
+        return None
+    except Forbidden as error:
+        return Unknown(error.message)
+
+
+async def _vms(kube: Kube, namespace: str | None) -> dict[tuple[str, str], VirtualMachine] | Unknown:
+    try:
+        listing = await kube.list(VMS, namespace)
+    except Forbidden as error:
+        return Unknown(error.message)
+    return {(vm.metadata.namespace, vm.metadata.name): vm for vm in listing.items}

@@ -1,0 +1,142 @@
+"""The ladder of a VM for its user: by hotnic's api, and where that does not answer, folded from objects.
+
+What objects alone cannot tell (times, attempts, an event's reason) is then unknown. Next: :mod:`services.cli.status`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from urllib.parse import quote
+
+import msgspec
+
+from schemas.kube import VMS, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.ladder import LIST_VERSION, Ladder, LadderEvent, Rung
+from services.cli.cluster import find_pod, or_none
+from services.cli.errors import Failed
+from services.common.domain.ladder import fold
+from services.common.kube.client import Kube
+from services.common.kube.errors import BadAnswer, Forbidden, KubeError
+from services.common.kube.watched import Seen, watching
+from services.common.logs import logger
+
+API = "api"
+AGAIN = 5.0
+IDLE = 65.0
+"""Seconds of silence after which a stream counts as dead; the api ends one before."""
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What there is to show. :ivar degraded: ``bus`` or ``api``: why times may be missing; :ivar why: in words."""
+
+    rungs: tuple[Rung, ...]
+    degraded: str | None = None
+    why: str = ""
+
+
+async def read(kube: Kube, vmi: VirtualMachineInstance) -> Shown:
+    """The ladder now.
+
+    :raises Failed: the objects cannot be read. :raises KubeError: the API server does not answer.
+    """
+    try:
+        answer = await kube.request("GET", _path(vmi), span="kube get interfaces")
+        return _of(msgspec.json.decode(answer.body, type=Ladder))
+    except (KubeError, msgspec.DecodeError) as error:
+        pod = await find_pod(kube, vmi)
+        vm = None
+        with suppress(Forbidden):
+            vm = await or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name))
+        return _folded(Seen(vmi, [pod] if pod is not None else [], vm), str(error))
+
+
+async def follow(
+    kube: Kube, vmi: VirtualMachineInstance, show: Callable[[Shown], None], *, again: float = AGAIN
+) -> None:
+    """Show the ladder now and whenever it is another, until the VMI is gone.
+
+    :param again: seconds until an api that did not answer is asked again.
+    :raises Failed: the objects cannot be read. :raises KubeError: the API server refuses.
+    """
+    last: Shown | None = None
+
+    def differs(found: Shown) -> None:
+        nonlocal last
+        if last is None or (found.rungs, found.degraded) != (last.rungs, last.degraded):
+            last = found
+            show(found)
+
+    version = ""
+    while True:
+        try:
+            async for event in _stream(kube, vmi, version):
+                version = event.object.metadata.get("resourceVersion", "")
+                if event.type == "DELETED":
+                    return
+                if event.type != "BOOKMARK":
+                    differs(_of(event.object))
+        except (KubeError, msgspec.DecodeError) as error:
+            version = ""
+            if await _by_objects(kube, vmi, differs, str(error), again):
+                return
+
+
+async def _stream(kube: Kube, vmi: VirtualMachineInstance, version: str) -> AsyncIterator[LadderEvent]:
+    rest, ended = b"", False
+    query = {"watch": "true"} | ({"resourceVersion": version} if version else {})
+    async with kube.stream(_path(vmi), query, idle=IDLE) as chunks:
+        async for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                event = msgspec.json.decode(line, type=LadderEvent)
+                ended = event.type == "BOOKMARK"
+                yield event
+    if not ended:
+        raise BadAnswer("the stream was cut off")
+
+
+async def _by_objects(
+    kube: Kube, vmi: VirtualMachineInstance, show: Callable[[Shown], None], why: str, again: float
+) -> bool:
+    """Follow objects for a while; returns whether the VMI is gone."""
+    log = logger("cli", "critical")
+    try:
+        with_vm = await or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name)) is not None
+    except Forbidden:
+        with_vm = False
+    with suppress(TimeoutError):
+        async with asyncio.timeout(again), watching(kube, vmi.metadata, with_vm=with_vm, log=log) as watched:
+            await watched.synced()
+            while True:
+                watched.changed.clear()
+                seen = watched.look()
+                if seen.vmi is None:
+                    return True
+                show(_folded(seen, why))
+                await watched.changed.wait()
+    return False
+
+
+def folded(vmi: VirtualMachineInstance, pod: Pod | None, vm: VirtualMachine | None = None) -> list[Rung]:
+    """The ladder from objects alone.
+
+    :raises Failed: the objects cannot be read.
+    """
+    try:
+        return fold(vmi, pod, vm)
+    except ValueError as error:
+        raise Failed(f"{vmi.metadata.namespace}/{vmi.metadata.name} cannot be read: {error}") from error
+
+
+def _folded(seen: Seen, why: str) -> Shown:
+    assert seen.vmi is not None
+    return Shown(tuple(folded(seen.vmi, seen.pod, seen.vm)), API, why)
+
+
+def _of(ladder: Ladder) -> Shown:
+    return Shown(ladder.items, ladder.degraded, "hotnic's api cannot reach the bus" if ladder.degraded else "")
+
+
+def _path(vmi: VirtualMachineInstance) -> str:
+    namespace, name = (quote(part, safe="") for part in (vmi.metadata.namespace, vmi.metadata.name))
+    return f"/apis/{LIST_VERSION}/namespaces/{namespace}/virtualmachineinstances/{name}/interfaces"

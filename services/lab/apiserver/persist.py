@@ -1,0 +1,54 @@
+"""The store's file: SQLite with a write-ahead log and no fsync.
+
+Safe against a killed process, not against a dead machine; the lab dies with its machine anyway.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Database:
+    """Objects as bytes under (storage key, namespace, name), and the version counter."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open or create the file; without a path everything stays in memory."""
+        self._db = sqlite3.connect(path or ":memory:", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS objects (resource TEXT, namespace TEXT, name TEXT, version INTEGER,"
+            " body BLOB, PRIMARY KEY (resource, namespace, name)) WITHOUT ROWID"
+        )
+        self._db.execute("CREATE TABLE IF NOT EXISTS counter (id INTEGER PRIMARY KEY, version INTEGER)")
+        self._db.execute("INSERT OR IGNORE INTO counter VALUES (1, 1)")
+
+    def load_version(self) -> int:
+        row = self._db.execute("SELECT version FROM counter WHERE id = 1").fetchone()
+        return int(row[0])
+
+    def load_objects(self) -> Iterator[tuple[str, str, str, int, bytes]]:
+        yield from self._db.execute("SELECT resource, namespace, name, version, body FROM objects")
+
+    def write(self, resource: str, namespace: str, name: str, version: int, body: bytes) -> None:
+        self._db.execute("BEGIN")
+        self._db.execute(
+            "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", (resource, namespace, name, version, body)
+        )
+        self._finish(version)
+
+    def delete(self, resource: str, namespace: str, name: str, version: int) -> None:
+        self._db.execute("BEGIN")
+        self._db.execute(
+            "DELETE FROM objects WHERE resource = ? AND namespace = ? AND name = ?", (resource, namespace, name)
+        )
+        self._finish(version)
+
+    def _finish(self, version: int) -> None:
+        self._db.execute("UPDATE counter SET version = ? WHERE id = 1", (version,))
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        self._db.close()

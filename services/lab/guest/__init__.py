@@ -1,0 +1,1 @@
+"""The lab's guest: its image, its QEMU command line, its process and what it prints on its console."""

@@ -1,0 +1,32 @@
+"""Whole objects, as decoded JSON: the node copies templates and rewrites statuses, so nothing may be dropped.
+
+The product's own partial structs (`schemas.kube`) serve the node's caches, which only say that something changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from schemas.kube import Resource
+from services.common.kube.client import Kube
+from services.common.kube.errors import NotFound
+
+Object = dict[str, Any]
+T = TypeVar("T")
+Key = tuple[str, str]
+"""Namespace and name."""
+
+NODES: Resource[Object] = Resource("", "v1", "nodes", "Node", dict[str, Any], namespaced=False)
+PODS: Resource[Object] = Resource("", "v1", "pods", "Pod", dict[str, Any])
+VMS: Resource[Object] = Resource("kubevirt.io", "v1", "virtualmachines", "VirtualMachine", dict[str, Any])
+VMIS: Resource[Object] = Resource(
+    "kubevirt.io", "v1", "virtualmachineinstances", "VirtualMachineInstance", dict[str, Any]
+)
+
+
+async def find(kube: Kube, resource: Resource[T], key: Key) -> T | None:
+    """Return the object as it is now, None when there is none; raises KubeError for any other failure."""
+    try:
+        return await kube.get(resource, *key)
+    except NotFound:
+        return None

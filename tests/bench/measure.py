@@ -1,0 +1,184 @@
+"""What benchmarks read off the machine and the span files. Pure where it can be; times in milliseconds."""
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.lab import Span
+
+Marks = Sequence[tuple[str, str, str]]
+"""What is timed, each with the service and the beginning of the name of its span."""
+
+PLUG_HOPS: Marks = (
+    ("request", "hotnic-api", "kube patch virtualmachineinstances"),
+    ("annotate", "hotnic-controller", "kube patch pods"),
+    ("attach to the pod", "hotnic-networks", "kube patch pods"),
+    ("wire", "hotnic-handler", "netlink wire"),
+    ("attach to the guest", "hotnic-handler", "qmp device_add"),
+)
+"""The hops of a plug, each with the span whose end completes it."""
+
+UNPLUG_HOPS: Marks = (
+    ("request", "hotnic-api", "kube patch virtualmachineinstances"),
+    ("ask the guest", "hotnic-handler", "qmp device_del"),
+    ("the guest lets go", "hotnic-handler", "guest let go"),
+    ("undo the wiring", "hotnic-handler", "netlink release"),
+    ("say so", "hotnic-handler", "kube patch virtualmachineinstances"),
+    ("annotate", "hotnic-controller", "kube patch pods"),
+    ("CNI DEL", "hotnic-multus", "cni DEL"),
+)
+"""The hops of an unplug, from the request to the end of CNI DEL."""
+
+PLUG_PARTS: Marks = (
+    ("publish requested", "hotnic-api", "send hotplug.requested"),
+    ("NAD", "hotnic-networks", "kube get network-attachment-definitions"),
+    ("/delegate", "hotnic-networks", "POST /delegate"),
+    ("CNI plugin", "hotnic-multus", "cni ADD"),
+    ("network-status", "hotnic-networks", "kube patch pods"),
+    ("netlink", "hotnic-handler", "netlink wire"),
+    ("netdev_add", "hotnic-handler", "qmp netdev_add"),
+    ("device_add", "hotnic-handler", "qmp device_add"),
+)
+"""Spans worth a line of their own: they lie inside a hop."""
+
+UNPLUG_PARTS: Marks = (
+    ("netdev_del", "hotnic-handler", "qmp netdev_del"),
+    ("netlink", "hotnic-handler", "netlink release"),
+    ("/delegate", "hotnic-networks", "POST /delegate"),
+    ("CNI plugin", "hotnic-multus", "cni DEL"),
+)
+"""The same for an unplug."""
+
+
+def first(spans: Sequence[Span], service: str, name: str) -> Span | None:
+    """The earliest span of a service whose name begins so."""
+    found = [s for s in spans if s["service"] == service and s["name"].startswith(name)]
+    return min(found, key=lambda s: int(s["startTimeUnixNano"]), default=None)
+
+
+def end_of(span: Span) -> float:
+    """When a span ended, in milliseconds since the epoch."""
+    return int(span["endTimeUnixNano"]) / 1e6
+
+
+def hops(spans: Sequence[Span], began: float, marks: Marks) -> dict[str, float]:
+    """How long each hop of one operation took.
+
+    :param began: when the request was sent, in seconds since the epoch.
+    """
+    result: dict[str, float] = {}
+    at = began * 1000
+    for name, service, span_name in marks:
+        span = first(spans, service, span_name)
+        if span is not None:
+            result[name] = end_of(span) - at
+            at = end_of(span)
+    return result
+
+
+def parts(spans: Sequence[Span], marks: Marks) -> dict[str, float]:
+    """The durations of spans."""
+    found = {name: first(spans, service, span_name) for name, service, span_name in marks}
+    return {
+        name: end_of(span) - int(span["startTimeUnixNano"]) / 1e6 for name, span in found.items() if span is not None
+    }
+
+
+def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of each column, over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: statistics.median(row[name] for row in rows if name in row) for name in names}
+
+
+def summary(rows: Sequence[dict[str, Any]], vms: int, idle: float) -> dict[str, Any]:
+    """The figures of operations that were timed one by one: each with ``ms``, ``hops`` and ``parts``."""
+    times = [row["ms"] for row in rows]
+    return {
+        "operations": len(rows),
+        "vms": vms,
+        "cpu_idle": round(idle, 2),
+        "p50_ms": round(percentile(times, 50), 1),
+        "p90_ms": round(percentile(times, 90), 1),
+        "max_ms": round(max(times), 1),
+        "hops_ms": {name: round(value, 1) for name, value in medians([row["hops"] for row in rows]).items()},
+        "parts_ms": {name: round(value, 1) for name, value in medians([row["parts"] for row in rows]).items()},
+    }
+
+
+def show(what: str, result: dict[str, Any]) -> None:
+    """Print such figures for people."""
+    print(
+        f"\n{what}: p50 {result['p50_ms']} ms, p90 {result['p90_ms']} ms, max {result['max_ms']} ms "
+        f"({result['operations']} on {result['vms']} VMs, CPU idle {result['cpu_idle']:.0%})"
+    )
+    whole = sum(result["hops_ms"].values())
+    for name, value in result["hops_ms"].items():
+        print(f"  {name:<22}{value:7.1f} ms  {value / whole:4.0%}")
+    print("inside:")
+    for name, value in result["parts_ms"].items():
+        print(f"  {name:<22}{value:7.1f} ms")
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """A percentile by linear interpolation."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def rss(pid: int) -> float:
+    """Resident memory of a process, in MiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def import_floor(module: str) -> float:
+    """Resident memory of an interpreter that has only imported a module, in MiB."""
+    code = f"import {module}, re; print(re.search('VmRSS:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
+def pids(argument: str) -> dict[str, int]:
+    """The processes whose environment or command line holds an argument, by their ``-m services.ROLE`` module."""
+    found: dict[str, int] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"-m" in command and (argument.encode() in environment or argument.encode() in b" ".join(command)):
+            module = command[command.index(b"-m") + 1].decode()
+            found[module.removeprefix("services.")] = int(folder.name)
+    return found
+
+
+def cpu_time(pid: int) -> float:
+    """CPU time that a process and the children it has waited for have used, in milliseconds."""
+    # The name stands in parentheses and may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15]) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
+class CpuIdle:
+    """The share of CPU time that was idle between two moments."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    @staticmethod
+    def _read() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+        return fields[3] + fields[4], sum(fields)
+
+    def share(self) -> float:
+        """Idle time over all time since this object was made."""
+        idle, total = self._read()
+        return (idle - self._before[0]) / max(1, total - self._before[1])

@@ -1,0 +1,100 @@
+"""How long a pod waits for a network that its annotation asks for, how many attachments a node makes, and at what size.
+
+Ordinary pods, the bridge plugin with host-local, the whole way: annotation patched, seen by the watch, CRI,
+``/delegate``, plugin, network-status patched, seen by the watch.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench.measure import CpuIdle, percentile, pids, rss
+from tests.support.lab import SAMPLE_NAD, running_lab
+from tests.support.ordinary_pods import OrdinaryPods, ordinary_pods
+
+ONE_BY_ONE = 30
+WARM_UP = 5
+SETTLE = 0.2
+"""Seconds between two attachments that are made one at a time."""
+PODS_AT_ONCE = 12
+ROUNDS = 25
+ROLES = ("networks", "multus")
+
+
+async def test_annotation_to_status(record: Callable[[str, dict[str, Any]], None]) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="hotnic-bench-"))
+    with running_lab(directory, bare=True) as lab:
+        lab.kubectl("apply", "-f", "k8s/examples/nad-bridge.yaml")
+        async with ordinary_pods(lab.layout.kubeconfig) as pods:
+            names = [f"bench{i}" for i in range(PODS_AT_ONCE)]
+            await pods.make(*names)
+            await asyncio.sleep(1)
+            for _ in range(WARM_UP):
+                await attach(pods, names[0], "warm0")
+                await detach(pods, names[0])
+            idle = CpuIdle()
+            attaching, detaching = [], []
+            for i in range(ONE_BY_ONE):
+                await asyncio.sleep(SETTLE)
+                attaching.append(await attach(pods, names[0], f"net{i}"))
+                await asyncio.sleep(SETTLE)
+                detaching.append(await detach(pods, names[0]))
+            idle_share = idle.share()
+            running = {role: pid for role, pid in pids(str(lab.layout.dir)).items() if role in ROLES}
+            await rounds(pods, names, 2)
+            before = {role: rss(pid) for role, pid in running.items()}
+            took = await rounds(pods, names, ROUNDS)
+            after = {role: rss(pid) for role, pid in running.items()}
+    made = PODS_AT_ONCE * ROUNDS
+    result = {
+        "attach_p50_ms": round(percentile(attaching, 50), 1),
+        "attach_p90_ms": round(percentile(attaching, 90), 1),
+        "detach_p50_ms": round(percentile(detaching, 50), 1),
+        "cpu_idle": round(idle_share, 2),
+        "pods_at_once": PODS_AT_ONCE,
+        "pairs_per_second": round(made / took, 1),
+        "rss_mib": {role: round(value, 1) for role, value in after.items()},
+        "growth_mib_per_1000": {role: round((after[role] - before[role]) / made * 1000, 1) for role in after},
+    }
+    show(result)
+    record("annotation-to-status", result)
+
+
+async def attach(pods: OrdinaryPods, name: str, link: str) -> float:
+    """Ask for a network; milliseconds from sending the patch until the watch shows it in network-status."""
+    began = time.monotonic()
+    await pods.want(name, [{"name": SAMPLE_NAD, "interface": link}])
+    await pods.until_links(name, link)
+    return (pods.changed[name] - began) * 1000
+
+
+async def detach(pods: OrdinaryPods, name: str) -> float:
+    """Ask for no network any more; milliseconds as in :func:`attach`."""
+    began = time.monotonic()
+    await pods.want(name, [])
+    await pods.until_links(name)
+    return (pods.changed[name] - began) * 1000
+
+
+async def rounds(pods: OrdinaryPods, names: list[str], count: int) -> float:
+    """Attach and detach on all pods at once, so many times; seconds it took."""
+    began = time.monotonic()
+    for i in range(count):
+        await asyncio.gather(*(attach(pods, name, f"net{i}") for name in names))
+        await asyncio.gather(*(detach(pods, name) for name in names))
+    return time.monotonic() - began
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the figures for people."""
+    print(
+        f"\nannotation patched -> network-status, one at a time: attach p50 {result['attach_p50_ms']} ms, "
+        f"p90 {result['attach_p90_ms']} ms; detach p50 {result['detach_p50_ms']} ms "
+        f"(CPU idle {result['cpu_idle']:.0%})\n"
+        f"{result['pods_at_once']} pods at once: {result['pairs_per_second']} attach+detach pairs per second"
+    )
+    for role, value in result["rss_mib"].items():
+        print(f"  {role:<10} RSS {value:6.1f} MiB, growth {result['growth_mib_per_1000'][role]:5.1f} MiB per 1,000")

@@ -1,0 +1,99 @@
+"""What the command line says, and with which exit code it ends, for every way a request may go."""
+
+import json
+import signal
+import subprocess
+import sys
+
+from schemas.operations import operation_of
+from tests.support.lab import SAMPLE_NAD, Lab
+
+NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
+
+
+def test_a_refusal_ends_with_3_and_says_where_it_looked(lab: Lab) -> None:
+    done = lab.hotnic("addinterface", "nobody", "--name", "a", *NAD)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert 'no running VM "nobody" in namespace "default"' in done.stderr
+    assert "kubectl get vmi -n default" in done.stderr
+    assert "cluster https://127.0.0.1:" in done.stderr
+    assert lab.hotnic("status", "nobody", "-n", "elsewhere").returncode == 3
+
+
+def test_a_cluster_that_is_not_there_ends_with_5(lab: Lab) -> None:
+    done = lab.hotnic("status", "vm", "--kubeconfig", str(lab.layout.dir / "no-such-file"))
+    assert done.returncode == 5
+    assert "--kubeconfig" in done.stderr
+    done = lab.hotnic("status", "vm", "--context", "no-such-context")
+    assert done.returncode == 5
+    assert "no-such-context" in done.stderr
+
+
+def test_an_accepted_request_names_its_operation(lab: Lab, vm: str, interface: str) -> None:
+    done = lab.hotnic("addinterface", vm, "--name", interface, *NAD, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    operation = operation_of(lab.vmi(vm).metadata.annotations, interface)
+    assert operation is not None
+    assert answer == {"operation": operation.id, "namespace": "default", "vmi": vm, "interface": interface}
+    assert operation.traceparent is not None
+    lab.wait_for_spans(operation.traceparent.split("-")[1], {"send hotplug.guest-attached"})
+    for arguments in ((operation.id,), ("--last",)):
+        drawn = lab.hotnic("trace", *arguments)
+        assert drawn.returncode == 0, drawn.stderr
+        assert "qmp device_add" in drawn.stdout
+
+
+def test_time_and_patience_may_end_while_the_operation_goes_on(lab: Lab, vm: str, interface: str) -> None:
+    plug = ("addinterface", vm, "--name", interface, *NAD, "--wait")
+    follow = f"hotnic status {vm} -n default"
+    with lab.without("handler"):
+        done = lab.hotnic(*plug, "--timeout", "3s")
+        assert (done.returncode, done.stdout) == (4, ""), done.stderr
+        assert "reached multus-attached" in done.stderr
+        assert "turn of handler" in done.stderr
+        assert follow in done.stderr
+
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "services.cli", *plug], env=lab.environment, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None
+        with waiting.stderr as told:
+            assert any("multus-attached" in line for line in told)
+            waiting.send_signal(signal.SIGINT)
+            rest = told.read()
+        assert waiting.wait(timeout=10) == 130
+        assert follow in rest
+        assert "Traceback" not in rest
+    # The same request again joins the same operation, and now it ends.
+    done = lab.hotnic(*plug)
+    assert done.returncode in (0, 3), done.stderr
+    if done.returncode == 3:
+        assert "taken" in done.stderr  # the handler was quicker than we were
+    (rung,) = [
+        rung
+        for rung in json.loads(lab.hotnic("status", vm, "-o", "json").stdout)["interfaces"]
+        if rung["interface"] == interface
+    ]
+    assert rung["stage"] == "guest-attached"
+
+
+def test_the_command_line_joins_the_trace_where_it_is_told_to(lab: Lab, vm: str, interface: str) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "addinterface", vm, "--name", interface, *NAD, "--wait"],
+        env={
+            **lab.environment,
+            "HOTNIC_TRACE_DIR": str(lab.layout.traces),
+            "TRACEPARENT": f"00-{trace}-00f067aa0ba902b7-01",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = {"hotnic addinterface", "send hotplug.requested", "send hotplug.guest-attached"}
+    (root,) = [span for span in lab.wait_for_spans(trace, names) if span["name"] == "hotnic addinterface"]
+    assert root["parentSpanId"].lower() == "00f067aa0ba902b7"
+    assert root["service"] == "hotnic-cli"

@@ -1,0 +1,166 @@
+"""The doctor finds nothing after plugs, and names what somebody breaks by hand, with what repairs it."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.names import pod_interface, tap
+from schemas.networks import NETWORK_STATUS
+from schemas.operations import pod_nic_key, pod_nic_of
+from services.lab import commands
+from tests.support.doctor import assert_world_agrees, codes, doctor
+from tests.support.lab import SAMPLE_NAD, Lab
+
+VM = "patient"
+NIC = "blue"
+SUBJECT = f"default/{VM}/{NIC}"
+STRANGER = "10.77.0.250"
+
+
+def plug(lab: Lab, vm: str, interface: str) -> None:
+    done = lab.hotnic(
+        "addinterface", vm, "--name", interface, "--network-attachment-definition-name", SAMPLE_NAD, "--wait"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run(lab: Lab, *command: str) -> str:
+    """A command inside the lab, which must succeed."""
+    done = lab.hotnic("lab", "exec", "--", *command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Patient:
+    """A VM of its own with one NIC, and where its parts are."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.pod = lab.pod(lab.vmi(VM))
+        record = pod_nic_of(self.pod.metadata.annotations, pod_nic_key(NIC))
+        assert record is not None
+        self.ip = record.ips[0].partition("/")[0]
+        self.state = lab.layout.state / "cni"
+        self.record = self.state / "multus" / "sandboxes" / f"{record.sandbox_id}.json"
+        self.lease = self.state / "networks" / SAMPLE_NAD / self.ip
+        self.netns = Path(json.loads(self.record.read_text())["netns"]).name
+
+    def ip_link(self, *arguments: str) -> None:
+        """Change a link in the pod."""
+        run(self.lab, "ip", "-n", self.netns, "link", *arguments)
+
+    def annotate(self, key: str, text: str) -> None:
+        """Write an annotation of the pod over."""
+        self.lab.kubectl("annotate", "pod", self.pod.metadata.name, "--overwrite", f"{key}={text}")
+
+
+@pytest.fixture(scope="module")
+def patient(lab: Lab) -> Iterator[Patient]:
+    lab.boot(VM)
+    plug(lab, VM, NIC)
+    assert_world_agrees(lab)
+    yield Patient(lab)
+    lab.kubectl("delete", "vm", VM, "--wait=true")
+    assert_world_agrees(lab)
+
+
+@contextlib.contextmanager
+def moved(file: Path) -> Iterator[None]:
+    aside = file.with_name(f".{file.name}.aside")
+    file.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(file)
+
+
+@contextlib.contextmanager
+def lease_of_nobody(patient: Patient) -> Iterator[None]:
+    file = patient.lease.with_name(STRANGER)
+    file.write_text("0123456789abcdef\r\nnet1")
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+@contextlib.contextmanager
+def network_status_edited(patient: Patient) -> Iterator[None]:
+    said: list[str] = []
+    directory = patient.lab.layout.dir
+    before = patient.lab.pod(patient.lab.vmi(VM)).metadata.annotations[NETWORK_STATUS]
+    left = [one for one in json.loads(before) if one["interface"] != pod_interface(NIC)]
+    # Otherwise it would put the entry back while we look.
+    assert commands.change(directory, "stop", "networks", said.append) == 0, said
+    try:
+        patient.annotate(NETWORK_STATUS, json.dumps(left))
+        yield
+    finally:
+        patient.annotate(NETWORK_STATUS, before)
+        assert commands.change(directory, "start", "networks", said.append) == 0, said
+
+
+@contextlib.contextmanager
+def off_the_bridge(patient: Patient) -> Iterator[None]:
+    patient.ip_link("set", tap(NIC), "nomaster")
+    try:
+        yield
+    finally:
+        patient.ip_link("set", tap(NIC), "master", f"k6t-{pod_interface(NIC)[3:]}")
+
+
+@contextlib.contextmanager
+def netns_of_nobody(patient: Patient) -> Iterator[None]:
+    run(patient.lab, "ip", "netns", "add", "cni-nobody")
+    try:
+        yield
+    finally:
+        run(patient.lab, "ip", "netns", "del", "cni-nobody")
+
+
+Breakage = Callable[[Patient], contextlib.AbstractContextManager[Any]]
+
+
+async def test_after_plugs_nothing_disagrees(lab: Lab, vm: str, interface: str) -> None:
+    plug(lab, vm, interface)
+    plug(lab, lab.vm_with_a_slot(), lab.interface_name())
+    report = assert_world_agrees(lab)
+    assert report["lookedAt"] >= 2
+    # From afar, as a user without the node: only objects are compared, and that is said.
+    done = lab.hotnic("doctor", vm)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no disagreement; " in done.stdout
+    assert "node: not looked at" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("breakage", "subject", "code", "repair"),
+    [
+        pytest.param(lambda p: moved(p.record), f"default/{VM}", "RecordMissing", "restart the VM", id="record"),
+        pytest.param(lambda p: moved(p.lease), SUBJECT, "LeaseMissing", "unplug", id="lease"),
+        pytest.param(network_status_edited, SUBJECT, "StatusEntryMissing", "networks role", id="network status"),
+        pytest.param(off_the_bridge, SUBJECT, "TapOffBridge", "removeinterface", id="bridge"),
+        pytest.param(lease_of_nobody, "lab", "LeaseOrphaned", "remove the file", id="lease of nobody"),
+        pytest.param(netns_of_nobody, "lab", "NamespaceOrphaned", "umount", id="namespace of nobody"),
+    ],
+)
+def test_what_is_broken_by_hand_is_named_until_it_is_put_back(
+    patient: Patient, breakage: Breakage, subject: str, code: str, repair: str
+) -> None:
+    with breakage(patient):
+        report = doctor(patient.lab, "-A")
+        found = [one for one in report["disagreements"] if (one["subject"], one["code"]) == (subject, code)]
+        assert len(found) == 1, json.dumps(report, indent=2)
+        assert repair in found[0]["repair"]
+    assert_world_agrees(patient.lab)
+
+
+def test_a_tap_that_is_deleted_is_missed_by_links_and_guest(patient: Patient) -> None:
+    patient.ip_link("del", tap(NIC))
+    report = doctor(patient.lab, VM)
+    assert codes(report, SUBJECT) == {"TapMissing", "TapNotHeld"}, json.dumps(report, indent=2)
+    # Nothing but unplugging helps here; the fixture deletes the VM, which has to leave nothing either.

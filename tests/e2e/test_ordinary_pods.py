@@ -1,0 +1,154 @@
+"""Pods without a VM: networks come and go by the pod's annotation alone, with the same events on the bus.
+
+What upstream's controller asserts end to end, and what it never did: a link made with the pod may go, a changed wish is
+followed, and nothing is left of many sandboxes.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from schemas.kube import NADS
+from schemas.networks import NetworkStatus
+from tests.support.lab import SAMPLE_NAD, Lab, Span
+from tests.support.ordinary_pods import NAMESPACE, OrdinaryPods, ordinary_pods
+
+STATIC = "static-net"
+MAC, OTHER_MAC = "02:03:04:05:06:07", "02:03:04:05:06:08"
+AT_ONCE = 12
+SANDBOXES = 50
+
+
+@pytest.fixture
+async def pods(lab: Lab) -> AsyncIterator[OrdinaryPods]:
+    async with ordinary_pods(lab.layout.kubeconfig) as made:
+        yield made
+
+
+@pytest.fixture
+async def static_nad(pods: OrdinaryPods) -> AsyncIterator[str]:
+    """A chain with a static address by request, as upstream's test has it."""
+    plugin = {"type": "bridge", "bridge": "hotnic-br2", "capabilities": {"ips": True, "mac": True}}
+    config = {"cniVersion": "0.3.1", "plugins": [{**plugin, "ipam": {"type": "static"}}, {"type": "tuning"}]}
+    nad = {"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition"}
+    body = {**nad, "metadata": {"name": STATIC, "namespace": NAMESPACE}, "spec": {"config": json.dumps(config)}}
+    await pods.kube.create(NADS, NAMESPACE, body)
+    yield STATIC
+    await pods.delete_all()
+    await pods.kube.delete(NADS, NAMESPACE, STATIC)
+
+
+def kernel_links(lab: Lab, entry: NetworkStatus) -> dict[str, str]:
+    """The links, with their MACs, of the network namespace in which the link of a status entry stands."""
+    names = lab.hotnic("lab", "exec", "--", "sh", "-c", "ls /run/netns").stdout.split()
+    for name in names:
+        done = lab.hotnic("lab", "exec", "--", "ip", "-n", name, "-j", "link")
+        if done.returncode == 0:
+            links = {link["ifname"]: link["address"] for link in json.loads(done.stdout)}
+            if entry.mac is not None and links.get(entry.interface or "") == entry.mac.lower():
+                return links
+    raise AssertionError(f"no network namespace has {entry}")
+
+
+def element(name: str, interface: str, **fields: object) -> dict[str, object]:
+    return {"name": name, "interface": interface, **fields}
+
+
+async def test_add_remove_and_replace(lab: Lab, pods: OrdinaryPods) -> None:
+    await pods.make("ordinary1", networks=SAMPLE_NAD)
+    await pods.until_links("ordinary1", "net1")
+
+    await pods.want("ordinary1", [element(SAMPLE_NAD, "net1"), element(SAMPLE_NAD, "ens58")])
+    await pods.until_links("ordinary1", "net1", "ens58")
+    assert {"eth0", "net1", "ens58"} <= kernel_links(lab, pods.attached("ordinary1")[1]).keys()
+
+    # multus made it with the pod, and its record says so: it may go all the same.
+    await pods.want("ordinary1", [element(SAMPLE_NAD, "ens58")])
+    await pods.until_links("ordinary1", "ens58")
+    assert kernel_links(lab, pods.attached("ordinary1")[0]).keys() == {"lo", "eth0", "ens58"}
+
+    await pods.want("ordinary1", [element(SAMPLE_NAD, "eth321")])
+    await pods.until_links("ordinary1", "eth321")
+    assert kernel_links(lab, pods.attached("ordinary1")[0]).keys() == {"lo", "eth0", "eth321"}
+
+    spans = await asyncio.to_thread(events_of, lab, "ordinary1/ens58", {"multus-attached", "multus-detached"})
+    for span in spans:
+        attributes = {a["key"]: a["value"].get("stringValue") for a in span["attributes"]}
+        subject = attributes["messaging.destination.name"]
+        assert subject is not None
+        assert subject.endswith(".lab.default._")
+
+
+def events_of(lab: Lab, attachment: str, stages: set[str]) -> list[Span]:
+    """The spans of what was published of a pod's link, looked up by the changes that they belong to."""
+    found: list[Span] = []
+    for verb, stage in (("attach", "multus-attached"), ("detach", "multus-detached")):
+        if stage in stages:
+            (change,) = [s for s in lab.all_spans() if s["name"] == f"networks {verb} {attachment}"]
+            sent = lab.wait_for_spans(change["traceId"].lower(), {f"send hotplug.{stage}"})
+            found += [s for s in sent if s["name"] == f"send hotplug.{stage}"]
+    return found
+
+
+async def test_address_and_mac_are_what_was_asked_and_follow_a_change(
+    lab: Lab, pods: OrdinaryPods, static_nad: str
+) -> None:
+    await pods.make("ordinary2")
+    await pods.want("ordinary2", [element(static_nad, "ens202", ips=["10.10.10.111/24"], mac=MAC)])
+    await pods.until_links("ordinary2", "ens202")
+    (entry,) = pods.attached("ordinary2")
+    assert (entry.ips, entry.mac) == (["10.10.10.111"], MAC)
+
+    await pods.want("ordinary2", [element(static_nad, "ens202", ips=["10.10.10.112/24"], mac=OTHER_MAC)])
+    await pods.until(lambda: [e.mac for e in pods.attached("ordinary2")] == [OTHER_MAC])
+    (entry,) = pods.attached("ordinary2")
+    assert entry.ips == ["10.10.10.112"]
+    assert kernel_links(lab, entry)["ens202"] == OTHER_MAC
+
+    await pods.want("ordinary2", [])
+    await pods.until_links("ordinary2")
+
+
+async def test_twelve_pods_at_once(lab: Lab, pods: OrdinaryPods) -> None:
+    names = [f"crowd{i}" for i in range(AT_ONCE)]
+    await pods.make(*names)
+    await asyncio.gather(*(pods.want(name, [element(SAMPLE_NAD, "ens58")]) for name in names))
+    await asyncio.gather(*(pods.until_links(name, "ens58") for name in names))
+    addresses = [ip for name in names for entry in pods.attached(name) for ip in entry.ips or ()]
+    assert len(set(addresses)) == AT_ONCE
+    assert set(addresses) <= state(lab)["lease"]
+    await asyncio.gather(*(pods.want(name, []) for name in names))
+    await asyncio.gather(*(pods.until_links(name) for name in names))
+    assert not set(addresses) & state(lab)["lease"]
+
+
+async def test_nothing_is_left_of_many_sandboxes(lab: Lab, pods: OrdinaryPods) -> None:
+    """Made and removed by containerd with our shim, each with a network of its annotation and one plugged later."""
+    before = state(lab)
+    names = [f"passing{i}" for i in range(SANDBOXES)]
+    await pods.make(*names, networks=SAMPLE_NAD, timeout=60)
+    plugged = names[::5]
+    for name in plugged:
+        await pods.want(name, [element(SAMPLE_NAD, "net1"), element(SAMPLE_NAD, "ens58")])
+    await asyncio.gather(*(pods.until_links(name, "net1", "ens58") for name in plugged))
+    during = state(lab)
+    assert len(during["veth"] - before["veth"]) == 2 * SANDBOXES + len(plugged)
+    assert len(during["record"] - before["record"]) == SANDBOXES
+    assert len(during["lease"] - before["lease"]) == 2 * SANDBOXES + len(plugged)
+    await pods.delete(*names)
+    assert {kind: found - before[kind] for kind, found in state(lab).items()} == {kind: set() for kind in before}
+
+
+def state(lab: Lab) -> dict[str, set[str]]:
+    """What attachments leave on a node: host ends of veths, leases by address, records and results by file."""
+    links = json.loads(lab.hotnic("lab", "exec", "--", "ip", "-j", "link", "show", "type", "veth").stdout or "[]")
+    files = lab.hotnic("lab", "exec", "--", "find", "/var/lib/cni", "-type", "f").stdout.split()
+    leases = {file.rpartition("/")[2] for file in files if "/networks/" in file}
+    return {
+        "veth": {link["ifname"] for link in links},
+        "lease": {name for name in leases if name.startswith("10.")},
+        "record": {file for file in files if "/multus/sandboxes/" in file and file.endswith(".json")},
+        "result": {file for file in files if "/results/" in file},
+    }

@@ -1,0 +1,155 @@
+"""A NIC goes into a running guest, and everything a user can look at tells the same story."""
+
+import asyncio
+import json
+
+from schemas.names import bridge, pod_interface, tap
+from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
+from schemas.operations import operation_of, pod_nic_key, pod_nic_of
+from services.common.domain.status_interfaces import entry_of, tokens
+from services.lab import commands
+from tests.support.lab import SAMPLE_NAD, Lab, Span, links_seen
+
+
+def plug(lab: Lab, vm: str, interface: str) -> None:
+    done = lab.hotnic(
+        "addinterface", vm, "--name", interface, "--network-attachment-definition-name", SAMPLE_NAD, "--wait"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def test_the_guest_itself_reports_the_new_card(lab: Lab, vm: str, interface: str) -> None:
+    plug(lab, vm, interface)
+    vmi = lab.vmi(vm)
+    pod = lab.pod(vmi)
+
+    (element,) = [
+        e for e in parse_networks(pod.metadata.annotations[NETWORKS]) if e.interface == pod_interface(interface)
+    ]
+    assert (element.namespace, element.name) == ("default", SAMPLE_NAD)
+    (status,) = [
+        s for s in parse_network_status(pod.metadata.annotations[NETWORK_STATUS]) if s.interface == element.interface
+    ]
+    record = pod_nic_of(pod.metadata.annotations, pod_nic_key(interface))
+    assert record is not None
+    assert record.pod_uid == pod.metadata.uid
+    assert status.ips == [ip.split("/")[0] for ip in record.ips]
+
+    entry = entry_of(vmi.status.interfaces, interface)
+    assert entry is not None
+    assert {"domain", "multus-status"} <= tokens(entry)
+    assert entry["podInterfaceName"] == element.interface
+    assert entry["mac"] == record.mac
+
+    async with lab.console(vmi) as console, asyncio.timeout(10):
+        seen = await console.wait_for_link(record.mac, timeout=10)
+    assert seen.mtu == record.mtu
+    assert links_seen(console.events, record.mac)
+
+
+def test_the_pod_holds_the_wiring_that_upstream_would_make(lab: Lab, vm: str, interface: str) -> None:
+    plug(lab, vm, interface)
+    vmi = lab.vmi(vm)
+    pod = lab.pod(vmi)
+    record = pod_nic_of(pod.metadata.annotations, pod_nic_key(interface))
+    assert record is not None
+    done = lab.hotnic("lab", "exec", "--", "sh", "-c", "ls /run/netns")
+    (netns,) = [
+        name
+        for name in done.stdout.split()
+        if tap(interface) in lab.hotnic("lab", "exec", "--", "ip", "-n", name, "-o", "link").stdout
+    ]
+    links = {
+        link["ifname"]: link
+        for link in json.loads(lab.hotnic("lab", "exec", "--", "ip", "-n", netns, "-j", "-d", "link").stdout)
+    }
+    nic = f"{pod_interface(interface)[3:]}-nic"
+    assert {bridge(interface), tap(interface), nic, pod_interface(interface)} <= set(links)
+    assert links[nic]["master"] == links[tap(interface)]["master"] == bridge(interface)
+    assert links[nic]["address"] != record.mac, "the guest's MAC must be free for the guest"
+    assert links[pod_interface(interface)]["address"] == record.mac
+
+
+def test_one_trace_holds_every_hop(lab: Lab, vm: str, interface: str) -> None:
+    # A role that has just started knows no sandbox yet and has to ask the container runtime.
+    assert commands.restart(lab.layout.dir, "networks") == 0
+    plug(lab, vm, interface)
+    operation = operation_of(lab.vmi(vm).metadata.annotations, interface)
+    assert operation is not None
+    assert operation.traceparent is not None
+    pod_link = pod_interface(interface)
+    spans = lab.wait_for_spans(operation.traceparent.split("-")[1], {"send hotplug.guest-attached", "guest confirm"})
+    tree = Tree(spans)
+    request = tree.one("hotnic-api", "PUT /apis/")
+    assert tree.below(request, "hotnic-api", "kube patch virtualmachineinstances")
+    assert tree.below(request, "hotnic-api", "send hotplug.requested")
+    annotate = tree.one("hotnic-controller", "controller annotate")
+    assert tree.is_below(annotate, request)
+    assert tree.below(annotate, "hotnic-controller", "kube patch pods")
+    assert tree.below(annotate, "hotnic-controller", "send hotplug.pod-annotated")
+    attach = tree.one("hotnic-networks", "networks attach")
+    assert pod_link in attach["name"]
+    assert tree.is_below(attach, request)
+    assert tree.below(attach, "hotnic-networks", "cri PodSandboxStatus")
+    call = tree.below(attach, "hotnic-networks", "POST /delegate")
+    served = tree.below(call, "hotnic-multus", "POST /delegate")
+    assert tree.below(served, "hotnic-multus", "cni ADD bridge")
+    assert tree.below(attach, "hotnic-networks", "kube patch pods")
+    assert tree.below(attach, "hotnic-networks", "send hotplug.multus-attached")
+    wire = tree.one("hotnic-handler", "netlink wire")
+    assert tree.is_below(wire, request)
+    device = tree.one("hotnic-handler", "qmp device_add")
+    assert tree.is_below(device, request)
+    assert tree.is_below(tree.one("hotnic-handler", "send hotplug.guest-attached"), request)
+    assert tree.is_below(tree.one("hotnic-handler", "guest confirm"), request)
+    assert interface in json.dumps(device["attributes"])
+
+
+def test_status_shows_the_whole_ladder_and_status_agrees_with_the_trace(lab: Lab, vm: str, interface: str) -> None:
+    plug(lab, vm, interface)
+    done = lab.hotnic("status", vm, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    (rung,) = [rung for rung in json.loads(done.stdout)["interfaces"] if rung["interface"] == interface]
+    assert rung["stage"] == "guest-attached"
+    drawn = lab.hotnic("trace", vm, "--interface", interface)
+    assert drawn.returncode == 0, drawn.stderr
+    for hop in ("requested", "pod-annotated", "/delegate", "cni ADD bridge", "device_add"):
+        assert hop in drawn.stdout
+
+
+class Tree:
+    """The spans of one trace by their parents."""
+
+    def __init__(self, spans: list[Span]) -> None:
+        self._spans = spans
+        self._by_id = {span["spanId"]: span for span in spans}
+
+    def one(self, service: str, name: str) -> Span:
+        """The first span of a service whose name begins so."""
+        found = [s for s in self._spans if s["service"] == service and s["name"].startswith(name)]
+        assert found, (
+            f"{service} has no span {name!r}; there are {sorted({(s['service'], s['name']) for s in self._spans})}"
+        )
+        return min(found, key=lambda span: int(span["startTimeUnixNano"]))
+
+    def is_below(self, span: Span, ancestor: Span) -> bool:
+        """Whether the ancestor is among the parents of a span, at any distance."""
+        at: Span | None = span
+        while at is not None:
+            if at["spanId"] == ancestor["spanId"]:
+                return True
+            at = self._by_id.get(at.get("parentSpanId", ""))
+        return False
+
+    def below(self, ancestor: Span, service: str, name: str) -> Span:
+        """The first span of that name below the ancestor."""
+        found = [
+            s
+            for s in self._spans
+            if s["service"] == service
+            and s["name"].startswith(name)
+            and s is not ancestor
+            and self.is_below(s, ancestor)
+        ]
+        assert found, f"{name!r} of {service} is not below {ancestor['name']!r}"
+        return found[0]

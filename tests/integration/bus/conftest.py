@@ -1,0 +1,15 @@
+"""A real nats-server for the bus."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.nats import NatsServer, nats_server
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A running server with storage of its own."""
+    async with nats_server(tmp_path / "nats") as running:
+        yield running

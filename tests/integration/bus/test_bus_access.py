@@ -1,0 +1,71 @@
+"""Being let in: passwords and TLS."""
+
+import asyncio
+import datetime
+import ipaddress
+import ssl
+from pathlib import Path
+
+import pytest
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from services.common.bus.session import Endpoint, Session
+from tests.support.jetstream import QUICK, Buses
+from tests.support.nats import nats_server
+
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+async def test_a_wrong_password_keeps_the_bus_away_and_the_right_one_lets_it_in(tmp_path: Path) -> None:
+    async with nats_server(tmp_path, "--user", "hotnic", "--pass", "secret") as server:
+        address = f"127.0.0.1:{server.port}"
+        buses = Buses(server)
+        wrong = await buses.start("controller", "_", url=f"nats://hotnic:wrong@{address}")
+        right = await buses.start("controller", "_", url=f"nats://hotnic:secret@{address}")
+        async with asyncio.timeout(10):
+            await right.wait_connected()
+        assert not wrong.connected
+        await buses.close()
+
+
+async def test_the_first_server_that_answers_is_taken(tmp_path: Path) -> None:
+    async with nats_server(tmp_path) as server:
+        buses = Buses(server)
+        bus = await buses.start("controller", "_", url=f"nats://127.0.0.1:9,{server.url}")
+        async with asyncio.timeout(10):
+            await bus.wait_connected()
+        await buses.close()
+
+
+async def test_tls_with_an_authority_of_our_own(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nats")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - datetime.timedelta(hours=1))
+        .not_valid_after(NOW + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert, private = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    options = ("--tls", "--tlscert", str(cert), "--tlskey", str(private))
+    async with nats_server(tmp_path / "nats", *options) as server:
+        url = server.url.replace("nats://", "tls://")
+        log = structlog.get_logger()
+        session = await Session.open(Endpoint((url,), ca=str(cert)), name="test", settings=QUICK, log=log)
+        assert session.client.is_connected
+        await session.close()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await Session.open(Endpoint((url,)), name="test", settings=QUICK, log=log)

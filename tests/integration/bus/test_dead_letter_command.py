@@ -1,0 +1,110 @@
+"""``hotnic dead-letter`` against a real server: list, show, replay, and what it says when it cannot."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from schemas.events import Event
+from services.cli.__main__ import main
+from services.common.bus.envelope import MSG_ID, Message, outgoing
+from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming
+from tests.support.jetstream import jetstream
+from tests.support.nats import NatsServer
+
+GOOD = outgoing(annotated(), role="controller", node="_", start_id="start")
+BROKEN = Message(GOOD.subject, b"{", {MSG_ID: "broken"})
+DOCUMENT = re.compile(r"^[\[{].*", re.MULTILINE | re.DOTALL)
+
+
+class Terminal:
+    """The command line in this process, in a thread of its own."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], url: str) -> None:
+        self._capsys = capsys
+        self._url = url
+
+    async def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Standard output and error of a command that ends with this code."""
+        found = await asyncio.to_thread(main, ["dead-letter", *arguments, "--nats-url", self._url])
+        said = self._capsys.readouterr()
+        assert found == code, said.err
+        return said.out, said.err
+
+    async def json(self, *arguments: str, code: int = 0) -> Any:
+        """What it prints as JSON."""
+        # The buses of this process log to standard output, too.
+        found = DOCUMENT.search((await self.run(*arguments, "-o", "json", code=code))[0])
+        assert found is not None
+        return json.loads(found[0])
+
+
+async def test_letters_are_listed_shown_and_sent_again(server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(capsys, server.url)
+    async with jetstream(server) as harness:
+        assert (await terminal.run("list"))[1] == "there is no dead letter\n"
+        bus, inbox = await harness.bus("controller", "_"), Inbox()
+        failing = True
+
+        def handler(received: Any) -> None:
+            if failing:
+                raise ValueError("a bug")
+            inbox(received)
+
+        async with consuming(harness, bus, handler):  # type: ignore[arg-type]
+            await harness.raw(GOOD)
+            await harness.raw(BROKEN)
+            await harness.dead(2)
+            first, second = await terminal.json("list")
+            assert (first["reason"], second["reason"]) == ("HandlerFailed", "Undecodable")
+            assert (first["subject"], first["consumer"]) == (GOOD.subject, CONSUMER)
+            assert "HandlerFailed" in (await terminal.run("list"))[0]
+            shown = await terminal.json("show", str(first["sequence"]))
+            assert shown["payload"]["operation"] == msgspec.to_builtins(annotated().operation)
+            assert shown["headers"]["ce-type"] == "io.hotnic.hotplug.pod-annotated.v1"
+            assert '"stage": "pod-annotated"' in (await terminal.run("show", str(first["sequence"])))[0]
+
+            failing = False
+            out, err = await terminal.run("replay", "--all", code=3)
+            assert f"{first['sequence']}: published again on {GOOD.subject} as " in out
+            assert f"{second['sequence']}: refused: Undecodable: " in err
+            events: list[Event] = await inbox.wait(1)
+            assert events == [annotated()]
+            assert [one["sequence"] for one in await terminal.json("list")] == [second["sequence"]]
+            (refused,) = await terminal.json("replay", str(second["sequence"]), code=3)
+            assert (refused["replayed"], refused["reason"]) == (False, "Undecodable")
+
+
+async def test_a_letter_may_be_kept_and_a_wrong_sequence_changes_nothing(
+    server: NatsServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal(capsys, server.url)
+    async with jetstream(server) as harness:
+        await harness.bus("controller", "_")
+        headers = GOOD.headers | {"Hotnic-Dead-Subject": GOOD.subject, "Hotnic-Dead-Reason": "HandlerFailed"}
+        await harness.raw(msgspec.structs.replace(GOOD, subject="hotplug-dead.requested._.x.y", headers=headers))
+        assert "no dead letter 9" in (await terminal.run("replay", "1", "9", code=3))[1]
+        assert (await harness.js.stream_info("HOTPLUG")).state.messages == 0
+        (first,) = await terminal.json("replay", "1", "--keep")
+        (again,) = await terminal.json("replay", "1")
+        assert first["id"] != again["id"]
+        assert (await harness.js.stream_info("HOTPLUG")).state.messages == 2
+        assert await terminal.json("list") == []
+        assert await terminal.json("replay", "--all") == []
+
+
+async def test_a_bus_that_is_away_or_not_named_is_said_with_the_way_out(
+    server: NatsServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.stop()
+    _, err = await Terminal(capsys, server.url.replace("nats://", "nats://me:secret@")).run("list", code=5)
+    assert "does not answer" in err
+    assert "hotnic lab status" in err
+    assert "secret" not in err
+    monkeypatch.delenv("NATS_URL", raising=False)
+    assert await asyncio.to_thread(main, ["dead-letter", "list"]) == 5
+    assert "--nats-url" in capsys.readouterr().err
+    assert await asyncio.to_thread(main, ["dead-letter", "replay"]) == 2

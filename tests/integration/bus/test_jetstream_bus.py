@@ -1,0 +1,16 @@
+"""The bus on a real nats-server does what every bus must do."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.bus_conformance import BusConformance
+from tests.support.jetstream import JetStreamHarness, jetstream
+from tests.support.nats import NatsServer
+
+
+class TestJetStreamBus(BusConformance):
+    @pytest.fixture
+    async def harness(self, server: NatsServer) -> AsyncIterator[JetStreamHarness]:
+        async with jetstream(server) as harness:
+            yield harness

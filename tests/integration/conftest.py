@@ -1,0 +1,18 @@
+"""No test of this tier leaves anything on the machine."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.leftovers import adopt_orphans, count, left_over
+
+adopt_orphans()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Fails a test that leaves a link, network namespace, mount, process or cgroup."""
+    before = count()
+    yield
+    found = left_over(before)
+    assert not found, "left behind: " + ", ".join(found)

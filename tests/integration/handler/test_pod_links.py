@@ -1,0 +1,116 @@
+"""What kind of link, under what name, the handler takes over in a pod: real links, a real QEMU, the whole role."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from schemas.events import Failed
+from schemas.names import pod_interface
+from schemas.operations import nic_slots_of
+from services.handler.guest.qmp import QmpGuest
+from services.handler.wiring import link_names
+from tests.support import netns as testbed
+from tests.support.handler_node import IP, MAC, VMIS, Node, handler_node, operation
+from tests.support.objects import VMI_UID
+from tests.support.spans import recording_telemetry
+
+LINK = pod_interface("iface1")
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    async with handler_node() as found:
+        yield found
+
+
+def links(node: Node) -> list[Any]:
+    """The pod's links, addresses and routes, as ``ip`` tells them."""
+    found = json.loads(testbed.ip(node.netns, "-json", "address"))
+    shown = [[link.get(key) for key in ("ifname", "link", "address", "mtu", "flags", "addr_info")] for link in found]
+    return [*shown, json.loads(testbed.ip(node.netns, "-json", "route"))]
+
+
+@asynccontextmanager
+async def monitor_of(node: Node) -> AsyncIterator[QmpGuest]:
+    """The guest's monitor. It serves one client, so the role has to let go of it for good."""
+    node.owner[0] = "kubevirt"
+    await node.settled()
+    monitor = QmpGuest(str(node.folder / VMI_UID / "qmp.sock"), recording_telemetry()[0].tracer)
+    yield monitor
+    await monitor.close()
+
+
+async def failed(node: Node, reason: str) -> Failed:
+    def told(found: list[Any]) -> bool:
+        return any(isinstance(event, Failed) and event.reason == reason for event in found)
+
+    events = await node.until_published(told)
+    return next(event for event in events if isinstance(event, Failed) and event.reason == reason)
+
+
+@pytest.mark.parametrize("kind", ["macvlan", "macvtap"])
+async def test_a_link_behind_which_a_guest_gets_no_traffic_is_refused_and_left_as_it_is(node: Node, kind: str) -> None:
+    name = LINK
+    testbed.ip(node.netns, "link", "add", "master0", "type", "bridge")
+    testbed.ip(node.netns, "link", "set", "master0", "up")
+    testbed.ip(node.netns, "link", "add", "link", "master0", "name", name, "type", kind, "mode", "bridge")
+    testbed.ip(node.netns, "link", "set", name, "up")
+    testbed.ip(node.netns, "address", "add", IP, "dev", name)
+    before = links(node)
+    node.wish("iface1", operations=(operation("iface1"),))
+    node.show_network_status("iface1")
+    refusal = await failed(node, "UnsupportedPodLink")
+    assert (refusal.retry_after, kind in refusal.message) == (None, True)
+    # Which is how the controller learns that it has to take the attachment away again.
+    await node.kube.until(lambda: getattr(node.operation("iface1"), "failed", None) == "UnsupportedPodLink")
+    await node.settled()
+    assert links(node) == before
+    slots = nic_slots_of(node.kube.annotations(VMIS, "default", "vm1"))
+    assert slots is not None
+    assert (slots.free, slots.nics) == (2, 1)
+
+
+async def test_a_pod_with_ordinal_names_gains_cards_and_keeps_them(node: Node) -> None:
+    node.attach_pod_nic("iface1", IP, link="net1")
+    node.wish("iface1")
+    node.show_network_status("iface1", link="net1")
+    await node.until_status("iface1", "domain")
+    assert node.status("iface1")["podInterfaceName"] == "net1"
+    wired = {"lo", "net1", "net1-nic", "k6t-net1", "tap1"}
+    assert node.links() == wired
+    node.wish(absent=("iface1",))
+    refusal = await failed(node, "OrdinalPodInterface")
+    assert (refusal.retry_after, "net1" in refusal.message) == (None, True)
+    await node.settled()
+    assert node.links() == wired
+    assert node.status("iface1")["infoSource"] == "domain"
+
+
+async def test_capital_letters_of_a_name_reach_the_domain(node: Node) -> None:
+    node.attach_pod_nic("Blue-NIC_1", IP)
+    node.wish("Blue-NIC_1")
+    node.show_network_status("Blue-NIC_1")
+    await node.until_status("Blue-NIC_1", "domain")
+    assert link_names(pod_interface("Blue-NIC_1")).tap in node.links()
+    # Attached once, and known again: a lower-cased alias would not be.
+    await node.settled()
+    assert sum(span.name == "qmp device_add" for span in node.spans.get_finished_spans()) == 1
+    async with monitor_of(node) as monitor:
+        assert (await monitor.list()).cards["ua-Blue-NIC_1"].mac == MAC
+
+
+async def test_a_vm_that_asks_for_it_gets_a_queue_for_each_processor(node: Node) -> None:
+    node.attach_pod_nic("iface1", IP)
+    node.wish("iface1", networkInterfaceMultiqueue=True)
+    node.show_network_status("iface1")
+    await node.until_status("iface1", "domain")
+    assert node.status("iface1")["queueCount"] == 2
+    (tap,) = json.loads(testbed.ip(node.netns, "-json", "-detail", "link", "show", link_names(LINK).tap))
+    queues = tap["linkinfo"]["info_data"]
+    # All but the first wait for a driver to ask for them.
+    assert (queues["multi_queue"], queues["numqueues"] + queues["numdisabled"]) == (True, 2)
+    async with monitor_of(node) as monitor:
+        assert await monitor._execute("qom-get", {"path": "/machine/peripheral/ua-iface1", "property": "mq"}) is True

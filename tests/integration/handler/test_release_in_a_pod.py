@@ -1,0 +1,190 @@
+"""The way back in a real network namespace: everything the CNI plugin made is there again, and its DEL finds it."""
+
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.trace import INVALID_SPAN
+
+from schemas.operations import PodNic, Route
+from services.common.netlink.netns import Netns, NetnsPool
+from services.handler.releasing import release_steps
+from services.handler.steps import AddRoute, Seen, Step
+from services.handler.walk import walk
+from services.handler.wiring import bridge_binding, link_names, pod_nic_link, steps
+from tests.support import netns as testbed
+from tests.support.cni import bridge_config, leases, real_plugins
+from tests.support.spans import recording_telemetry
+
+NAMES = link_names("pod7e0055a6880")
+POD = "22222222-2222-4222-8222-222222222222"
+MAC = "3e:89:92:5a:b5:a7"
+ARP_IGNORE = "net/ipv4/conf/all/arp_ignore"
+DUAL = ("10.0.0.2/24", "fd00::2/64")
+ROUTES = (Route("0.0.0.0/0", "10.0.0.1"), Route("10.9.0.0/16"), Route("10.8.0.0/16", "10.9.0.1", 50))
+RECORD = PodNic(pod_uid=POD, sandbox_id="s", interface=NAMES.nic, mac=MAC, mtu=1400, ips=DUAL, routes=ROUTES)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Path]:
+    with testbed.namespace(tmp_path, "node") as path:
+        yield path
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Path]:
+    with testbed.namespace(tmp_path, "pod") as path:
+        yield path
+
+
+@pytest.fixture
+async def netns(pod: Path) -> AsyncIterator[Netns]:
+    pool = NetnsPool()
+    yield await pool.open(str(pod))
+    pool.close()
+
+
+async def look(netns: Netns) -> Seen:
+    return Seen(
+        tuple(await netns.links()),
+        tuple(await netns.addresses()),
+        tuple(await netns.routes()),
+        {ARP_IGNORE: await netns.sysctl(ARP_IGNORE)},
+    )
+
+
+async def wire(netns: Netns, record: PodNic) -> None:
+    seen = await look(netns)
+    link = pod_nic_link(seen, NAMES)
+    assert link is not None
+    todo = steps(seen, bridge_binding(record, NAMES, link, position=1, owner=0))
+    await walk(netns, todo, INVALID_SPAN)
+
+
+async def release(netns: Netns, record: PodNic) -> list[Step]:
+    todo = release_steps(await look(netns), NAMES, record)
+    await walk(netns, todo, INVALID_SPAN, restoring=True)
+    return todo
+
+
+def attach(pod: Path, node: Path) -> None:
+    """A pod NIC with all that a plugin may give it."""
+    testbed.veth(pod, NAMES.nic, node, "veth0")
+    testbed.ip(pod, "link", "set", NAMES.nic, "mtu", "1400", "address", MAC, "up")
+    for ip in DUAL:
+        testbed.ip(pod, "address", "add", ip, "dev", NAMES.nic, "nodad")
+    testbed.ip(pod, "route", "add", "default", "via", "10.0.0.1")
+    testbed.ip(pod, "route", "add", "10.9.0.0/16", "dev", NAMES.nic)
+    testbed.ip(pod, "route", "add", "10.8.0.0/16", "via", "10.9.0.1", "metric", "50")
+
+
+def shown(pod: Path) -> tuple[Any, ...]:
+    """What `ip` says of the pod: links, global addresses, routes."""
+    links = json.loads(testbed.ip(pod, "-json", "-detail", "link"))
+    addresses = json.loads(testbed.ip(pod, "-json", "address", "show", NAMES.nic))
+    return (
+        [
+            (link["ifname"], link.get("address"), link["mtu"], "UP" in link["flags"], link.get("master"))
+            for link in links
+        ],
+        sorted(f"{a['local']}/{a['prefixlen']}" for a in addresses[0]["addr_info"] if a["scope"] == "global"),
+        sorted((r["dst"], r.get("gateway"), r.get("metric")) for r in json.loads(testbed.ip(pod, "-json", "route"))),
+    )
+
+
+async def test_mac_mtu_addresses_and_routes_are_back(pod: Path, node: Path, netns: Netns) -> None:
+    attach(pod, node)
+    before = shown(pod)
+    await wire(netns, RECORD)
+    assert await netns.sysctl(ARP_IGNORE) == "1"
+    assert shown(pod) != before
+    await release(netns, RECORD)
+    assert shown(pod) == before
+    assert await netns.sysctl(ARP_IGNORE) == "0"
+    assert await release(netns, RECORD) == []
+
+
+async def test_an_address_with_a_label_of_the_links_name_is_moved_and_given_back(
+    pod: Path, node: Path, netns: Netns
+) -> None:
+    """kubevirt#15942: ``label must begin with interface name``, for a link that has another name by then."""
+    names = link_names("net1")
+    testbed.veth(pod, names.nic, node, "veth0")
+    testbed.ip(pod, "link", "set", names.nic, "address", MAC, "up")
+    testbed.ip(pod, "address", "add", "10.0.0.2/24", "dev", names.nic, "label", "net1:x")
+    record = PodNic(pod_uid=POD, sandbox_id="s", interface=names.nic, mac=MAC, mtu=1500, ips=("10.0.0.2/24",))
+    link = pod_nic_link(await look(netns), names)
+    assert link is not None
+    await walk(netns, steps(await look(netns), bridge_binding(record, names, link, position=1, owner=0)), INVALID_SPAN)
+    (stand_in,) = json.loads(testbed.ip(pod, "-json", "-4", "address", "show", names.nic))
+    assert [a["local"] for a in stand_in["addr_info"]] == ["10.0.0.2"]
+    assert json.loads(testbed.ip(pod, "-json", "-4", "address", "show", names.bridged)) == []
+    await walk(netns, release_steps(await look(netns), names, record), INVALID_SPAN, restoring=True)
+    (back,) = json.loads(testbed.ip(pod, "-json", "-4", "address", "show", names.nic))
+    assert [a["local"] for a in back["addr_info"]] == ["10.0.0.2"]
+
+
+async def test_a_next_hop_that_is_not_there_any_more_holds_nothing_up(pod: Path, node: Path, netns: Netns) -> None:
+    testbed.veth(pod, NAMES.nic, node, "veth0")
+    testbed.ip(pod, "link", "set", NAMES.nic, "up")
+    record = PodNic(
+        pod_uid=POD,
+        sandbox_id="s",
+        interface=NAMES.nic,
+        mac=MAC,
+        mtu=1500,
+        ips=("10.0.0.2/24",),
+        routes=(Route("10.8.0.0/16", "192.168.77.1"), Route("0.0.0.0/0", "10.0.0.1")),
+    )
+    await wire(netns, record)
+    telemetry, spans = recording_telemetry()
+    with telemetry.tracer.start_as_current_span("release") as span:
+        await walk(netns, release_steps(await look(netns), NAMES, record), span, restoring=True)
+    assert testbed.ip(pod, "route").startswith("default via 10.0.0.1")
+    (finished,) = spans.get_finished_spans()
+    refused = [event for event in finished.events if "error.message" in (event.attributes or {})]
+    assert [event.name for event in refused] == [AddRoute.__name__]
+    assert (refused[0].attributes or {})["gw"] == "192.168.77.1"
+
+
+def cni(command: str, plugins: Path, pod: Path, node: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Run the real plugin, as on the node."""
+    done = subprocess.run(
+        ["nsenter", f"--net={node}", str(plugins / "bridge")],
+        input=json.dumps(config),
+        env={
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": "c1",
+            "CNI_NETNS": str(pod),
+            "CNI_IFNAME": NAMES.nic,
+            "CNI_PATH": str(plugins),
+            "PATH": os.environ["PATH"],
+        },
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
+    return answer
+
+
+async def test_the_bridge_plugins_del_leaves_nothing(tmp_path: Path, pod: Path, node: Path, netns: Netns) -> None:
+    plugins = real_plugins(tmp_path / "bin", "bridge", "host-local")
+    config = bridge_config(tmp_path, isGateway=True)
+    result = cni("ADD", plugins, pod, node, config)
+    inside = next(link for link in result["interfaces"] if link.get("sandbox"))
+    (ip,) = result["ips"]
+    record = PodNic(pod_uid=POD, sandbox_id="s", interface=NAMES.nic, mac=inside["mac"], mtu=1500, ips=(ip["address"],))
+    await wire(netns, record)
+    await release(netns, record)
+    cni("DEL", plugins, pod, node, config)
+    assert [link.name for link in await netns.links()] == ["lo"]
+    assert leases(tmp_path) == []
+    left = [link["ifname"] for link in json.loads(testbed.ip(node, "-json", "link"))]
+    assert [name for name in left if name.startswith("veth")] == []

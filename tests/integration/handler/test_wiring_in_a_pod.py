@@ -1,0 +1,183 @@
+"""The wiring in a real network namespace: whole, idempotent, and passing frames.
+
+From every half-way state: tests/integration/handler/test_crashes_while_wiring.py.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from opentelemetry.trace import INVALID_SPAN
+
+from schemas.operations import PodNic
+from services.common.netlink.netns import Netns, NetnsPool
+from services.handler.releasing import release_steps
+from services.handler.steps import Seen, Step
+from services.handler.walk import walk
+from services.handler.wiring import (
+    LinkNames,
+    bridge_address,
+    bridge_binding,
+    bridge_mac,
+    cannot_be_bridged,
+    link_names,
+    pod_nic_link,
+    steps,
+)
+from tests.support import netns as testbed
+
+NAMES = link_names("pod7e0055a6880")
+POD = "22222222-2222-4222-8222-222222222222"
+ARP_IGNORE = "net/ipv4/conf/all/arp_ignore"
+
+
+class Pod:
+    """A namespace with a pod NIC as CNI leaves it, and the record of it."""
+
+    def __init__(
+        self, path: Path, netns: Netns, record: PodNic, names: LinkNames = NAMES, *, position: int = 1
+    ) -> None:
+        self.path = path
+        self.netns = netns
+        self.record = record
+        self.names = names
+        self.position = position
+
+    async def look(self) -> Seen:
+        netns = self.netns
+        sysctls = {ARP_IGNORE: await netns.sysctl(ARP_IGNORE)}
+        return Seen(tuple(await netns.links()), tuple(await netns.addresses()), tuple(await netns.routes()), sysctls)
+
+    async def todo(self, queues: int = 1) -> list[Step]:
+        seen = await self.look()
+        link = pod_nic_link(seen, self.names)
+        assert link is not None
+        binding = bridge_binding(self.record, self.names, link, position=self.position, owner=0, queues=queues)
+        return steps(seen, binding)
+
+    async def wire(self, queues: int = 1) -> None:
+        await walk(self.netns, await self.todo(queues), INVALID_SPAN)
+
+    async def expect_wired(self) -> None:
+        links = {link.name: link for link in await self.netns.links()}
+        names = self.names
+        bridge, nic, tap, keeper = (links[n] for n in (names.bridge, names.bridged, names.tap, names.nic))
+        mac = bridge_mac(POD, names.nic)
+        assert (bridge.kind, bridge.up, bridge.mac, bridge.mtu) == ("bridge", True, mac, self.record.mtu)
+        assert (nic.kind, nic.up, nic.mac, nic.mtu) == ("veth", True, mac, self.record.mtu)
+        assert (nic.master, nic.learning) == (bridge.index, False)
+        assert (tap.kind, tap.up, tap.mtu, tap.master) == ("tun", True, self.record.mtu, bridge.index)
+        assert (keeper.up, keeper.mac, keeper.mtu) == (False, self.record.mac, self.record.mtu)
+        addresses = [a for a in await self.netns.addresses() if not a.link_local]
+        ipv4 = any(":" not in ip for ip in self.record.ips)
+        assert [a.cidr for a in addresses if a.index == bridge.index] == (
+            [bridge_address(self.position)] if ipv4 else []
+        )
+        assert [a.cidr for a in addresses if a.index == nic.index] == []
+        assert sorted(a.cidr for a in addresses if a.index == keeper.index) == sorted(self.record.ips)
+        assert await self.netns.sysctl(ARP_IGNORE) == ("1" if ipv4 else "0")
+        assert await self.todo() == []
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[NetnsPool]:
+    found = NetnsPool()
+    yield found
+    found.close()
+
+
+@contextmanager
+def pod_at(directory: Path, ips: tuple[str, ...], mtu: int) -> Iterator[tuple[Path, PodNic]]:
+    with testbed.namespace(directory, "node") as node, testbed.namespace(directory, "pod") as path:
+        testbed.veth(path, NAMES.nic, node, "veth0")
+        testbed.ip(node, "link", "set", "veth0", "mtu", str(mtu))
+        testbed.ip(path, "link", "set", NAMES.nic, "mtu", str(mtu), "address", "3e:89:92:5a:b5:a7", "up")
+        for ip in ips:
+            testbed.ip(path, "address", "add", ip, "dev", NAMES.nic, "nodad")
+        record = PodNic(pod_uid=POD, sandbox_id="s", interface=NAMES.nic, mac="3e:89:92:5a:b5:a7", mtu=mtu, ips=ips)
+        yield path, record
+
+
+DUAL = ("10.0.0.2/24", "fd00::2/64")
+
+
+@pytest.mark.parametrize("ips", [(), ("10.0.0.2/24",), ("fd00::2/64",), DUAL], ids=["bare", "ipv4", "ipv6", "dual"])
+@pytest.mark.parametrize("mtu", [1400, 9000])
+async def test_a_pod_nic_is_wired(tmp_path: Path, pool: NetnsPool, ips: tuple[str, ...], mtu: int) -> None:
+    with pod_at(tmp_path, ips, mtu) as (path, record):
+        pod = Pod(path, await pool.open(str(path)), record)
+        before = await pod.netns.link(NAMES.nic)
+        await pod.wire()
+        await pod.expect_wired()
+        after = await pod.netns.link(NAMES.bridged)
+        assert before is not None
+        assert after is not None
+        assert before.index == after.index
+
+
+async def test_a_tap_is_made_anew_for_several_queues(tmp_path: Path, pool: NetnsPool) -> None:
+    with pod_at(tmp_path, (), 1500) as (path, record):
+        pod = Pod(path, await pool.open(str(path)), record)
+        await pod.wire()
+        await pod.wire(queues=2)
+        tap = await pod.netns.link(NAMES.tap)
+        assert tap is not None
+        assert tap.multi_queue is True
+        assert await pod.todo(queues=2) == []
+
+
+async def test_frames_pass_between_the_tap_and_the_node(tmp_path: Path, pool: NetnsPool) -> None:
+    with pod_at(tmp_path, (), 1500) as (path, record):
+        pod = Pod(path, await pool.open(str(path)), record)
+        await pod.wire()
+        # The stand-in for a guest: an address on the bridge itself, reached over the bridged pod NIC.
+        testbed.ip(path, "address", "add", "10.9.0.2/24", "dev", NAMES.bridge)
+        node = tmp_path / "node"
+        testbed.ip(node, "address", "add", "10.9.0.1/24", "dev", "veth0")
+        testbed.ping(node, "10.9.0.2")
+
+
+async def test_two_nics_with_addresses_are_wired_at_once_and_keep_out_of_each_others_way(
+    tmp_path: Path, pool: NetnsPool
+) -> None:
+    other = link_names("poddec0dec0de0")
+    with pod_at(tmp_path, DUAL, 1500) as (path, record):
+        testbed.veth(path, other.nic, tmp_path / "node", "veth1")
+        testbed.ip(path, "link", "set", other.nic, "address", "3e:89:92:5a:b5:a8", "up")
+        testbed.ip(path, "address", "add", "10.1.0.2/24", "dev", other.nic)
+        second = msgspec.structs.replace(record, interface=other.nic, mac="3e:89:92:5a:b5:a8", ips=("10.1.0.2/24",))
+        netns = await pool.open(str(path))
+        pods = [Pod(path, netns, record), Pod(path, netns, second, other, position=2)]
+        await asyncio.gather(*(pod.wire() for pod in pods))
+        for pod in pods:
+            await pod.expect_wired()
+        seen = await pods[0].look()
+        await walk(netns, release_steps(seen, NAMES, record), INVALID_SPAN, restoring=True)
+        # The other guest still needs the pod to keep silent about its address.
+        await pods[1].expect_wired()
+        await walk(netns, release_steps(await pods[0].look(), other, second), INVALID_SPAN, restoring=True)
+        assert {link.name for link in await netns.links()} == {"lo", NAMES.nic, other.nic}
+        assert await netns.sysctl(ARP_IGNORE) == "0"
+
+
+async def test_a_macvlan_that_passes_every_mac_is_bridged_as_well(tmp_path: Path, pool: NetnsPool) -> None:
+    with testbed.namespace(tmp_path, "node") as node, testbed.namespace(tmp_path, "pod") as path:
+        testbed.veth(path, "master0", node, "veth0")
+        testbed.ip(path, "link", "set", "master0", "up")
+        testbed.ip(path, "link", "add", "link", "master0", "name", NAMES.nic, "type", "macvlan", "mode", "passthru")
+        testbed.ip(path, "link", "set", NAMES.nic, "up")
+        netns = await pool.open(str(path))
+        link = await netns.link(NAMES.nic)
+        assert link is not None
+        assert not cannot_be_bridged(link)
+        record = PodNic(pod_uid=POD, sandbox_id="s", interface=NAMES.nic, mac=link.mac, mtu=1500)
+        pod = Pod(path, netns, record)
+        await pod.wire()
+        testbed.ip(path, "address", "add", "10.9.0.2/24", "dev", NAMES.bridge)
+        testbed.ip(node, "address", "add", "10.9.0.1/24", "dev", "veth0")
+        testbed.ping(node, "10.9.0.2")
+        await walk(netns, release_steps(await pod.look(), NAMES, record), INVALID_SPAN, restoring=True)
+        assert await netns.link(NAMES.nic) == link

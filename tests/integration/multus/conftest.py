@@ -1,0 +1,64 @@
+"""A daemon with the real bridge plugins, a recording plugin, and a pod's network namespace."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import netns as namespaces
+from tests.support.cni import RecordingPlugin, real_plugins
+from tests.support.multus_daemon import Daemon, running_daemon
+
+HOST = Path("/proc/self/ns/net")
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    """A plugin directory with the real bridge, host-local and tuning."""
+    return real_plugins(tmp_path / "bin", "bridge", "host-local", "tuning")
+
+
+@pytest.fixture
+def recording(plugins: Path) -> RecordingPlugin:
+    """A recording plugin beside the real ones."""
+    return RecordingPlugin(plugins)
+
+
+@pytest.fixture
+def sandbox_netns(tmp_path: Path, host_bridges: None) -> Iterator[Path]:
+    """The pod's network namespace. Its links go before it does, or their host ends would linger for a moment."""
+    with namespaces.namespace(tmp_path, "pod") as path:
+        yield path
+        if path.exists():
+            for name in links(path) - {"lo"}:
+                with contextlib.suppress(AssertionError):  # it went with another one
+                    namespaces.ip(path, "link", "del", name)
+
+
+@pytest.fixture
+def host_bridges() -> Iterator[None]:
+    """The bridge plugin makes its bridge at the first ADD and never removes it: those of the tests go here."""
+    yield
+    for name in links(HOST) & {"br-blue", "br-green", "br-pods"}:
+        namespaces.ip(HOST, "link", "del", name)
+
+
+def links(netns: Path) -> set[str]:
+    """The names of a namespace's links."""
+    return {link["ifname"] for link in json.loads(namespaces.ip(netns, "-j", "link"))}
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path, plugins: Path) -> AsyncIterator[Daemon]:
+    """A daemon whose primary network is the real bridge plugin, on bridge ``br-pods``."""
+    async with running_daemon(tmp_path, plugins) as running:
+        ipam = {"type": "host-local", "subnet": "10.77.0.0/24", "dataDir": str(tmp_path / "leases")}
+        primary = {
+            "cniVersion": "1.0.0",
+            "name": "pods",
+            "plugins": [{"type": "bridge", "bridge": "br-pods", "isGateway": True, "ipam": ipam}],
+        }
+        (running.config.conf_dir / "10-primary.conflist").write_text(json.dumps(primary))
+        yield running

@@ -1,0 +1,223 @@
+"""``/delegate`` over the real socket: real bridge and host-local, real network namespaces."""
+
+import asyncio
+import itertools
+import json
+from pathlib import Path
+
+from schemas.multus import InterfaceAttributes
+from schemas.networks import NETWORKS
+from services.common.telemetry.propagation import context_of
+from services.multus.records import Owner, State
+from tests.support import netns as namespaces
+from tests.support.cni import RecordingPlugin, bridge_config, leases
+from tests.support.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
+from tests.support.spans import named, tree
+
+IFACE = "pod7e0055a6880"
+
+
+def link_names(netns: Path) -> set[str]:
+    return {link["ifname"] for link in json.loads(namespaces.ip(netns, "-j", "link"))}
+
+
+async def test_add_makes_the_link_and_del_leaves_nothing(daemon: Daemon, sandbox_netns: Path) -> None:
+    config = bridge_config(daemon.folder)
+    status, answer = await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+    assert status == 200
+    result = answer["Result"]
+    assert result["cniVersion"] == "1.1.0"
+    inside = next(link for link in result["interfaces"] if link.get("sandbox"))
+    assert (inside["name"], inside["mtu"]) == (IFACE, 1500)
+    assert result["ips"][0]["address"].startswith("10.55.0.")
+    assert IFACE in link_names(sandbox_netns)
+    record = daemon.record()
+    assert record is not None
+    [attachment] = record.attachments
+    assert (attachment.ifname, attachment.owner, attachment.state) == (IFACE, Owner.DELEGATE, State.ADDED)
+    assert (attachment.mac, attachment.kind) == (inside["mac"], "veth")
+    assert attachment.ifindex > 1
+    assert len(leases(daemon.folder)) == 1
+
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, config) == (200, None)
+    assert IFACE not in link_names(sandbox_netns)
+    assert leases(daemon.folder) == []
+    assert daemon.record() is None
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, config) == (200, None)
+
+
+async def test_del_needs_no_configuration(daemon: Daemon, sandbox_netns: Path) -> None:
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder)))[0] == 200
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, {}) == (200, None)
+    assert leases(daemon.folder) == []
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, {}) == (200, None)
+
+
+async def test_del_shows_a_plugin_what_add_showed_it(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    """The network has changed meanwhile, and the caller posts it as it is now."""
+    then = {"cniVersion": "1.0.0", "name": "red", "type": recording.type, "vlan": 7}
+    daemon.pod({NETWORKS: "red@net1"})
+    daemon.nad("red", then)
+    assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
+    assert (await daemon.delegate("ADD", sandbox_netns, "net2", then))[0] == 200
+    now = {**then, "name": "green", "vlan": 8}
+    daemon.nad("red", now)
+    assert (await daemon.delegate("DEL", sandbox_netns, "net2", now))[0] == 200
+    assert (await daemon.cni("DEL", sandbox_netns))[0] == 200
+    assert recording.commands == ["ADD net1", "ADD net2", "DEL net2", "DEL net1"]
+    for call in (2, 3):
+        shown = recording.stdin(call)
+        assert shown.pop("prevResult")["cniVersion"] == "1.0.0"
+        assert shown == then
+
+
+async def test_add_twice_is_one_attachment(daemon: Daemon, sandbox_netns: Path) -> None:
+    config = bridge_config(daemon.folder)
+    first = await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+    # Spelled differently: the networks controller fills in names and orders keys as it likes.
+    again = await daemon.delegate("ADD", sandbox_netns, IFACE, dict(reversed(config.items())))
+    assert first == again
+    assert len(leases(daemon.folder)) == 1
+    await daemon.delegate("DEL", sandbox_netns, IFACE, config)
+
+
+async def test_add_with_other_settings_is_refused_and_changes_nothing(daemon: Daemon, sandbox_netns: Path) -> None:
+    config = bridge_config(daemon.folder)
+    await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+    attributes = InterfaceAttributes(mac="02:00:00:00:00:07")
+    status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, config, attributes)
+    assert (status, error["code"]) == (400, 7)
+    assert f"validateIfName: interface name {IFACE} already exists" in error["msg"]
+    assert IFACE in link_names(sandbox_netns)
+    await daemon.delegate("DEL", sandbox_netns, IFACE, config)
+
+
+async def test_a_link_that_is_not_ours_is_never_touched(daemon: Daemon, sandbox_netns: Path) -> None:
+    namespaces.ip(sandbox_netns, "link", "add", IFACE, "type", "bridge")
+    config = bridge_config(daemon.folder)
+    status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+    assert (status, error["code"]) == (400, 7)
+    assert "validateIfName" in error["msg"]
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, config) == (200, None)
+    assert IFACE in link_names(sandbox_netns)
+    assert daemon.record() is None
+
+
+async def test_a_failed_add_undoes_what_it_has_made(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    recording.fail("ADD", 123, "no more")
+    plain = bridge_config(daemon.folder)
+    chain = {"cniVersion": "1.0.0", "name": "blue", "plugins": [plain, {"type": recording.type}]}
+    status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, chain)
+    assert (status, error["code"]) == (400, 123)
+    assert error["msg"].endswith('plugin type="recording" failed (add): no more')
+    assert IFACE not in link_names(sandbox_netns)
+    assert leases(daemon.folder) == []
+    assert daemon.record() is None
+    assert recording.commands == [f"ADD {IFACE}", f"DEL {IFACE}"]
+
+
+async def test_what_could_not_be_undone_stays_in_the_record_until_it_is(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    recording.fail("ADD", 123)
+    recording.fail("DEL", 11)
+    config = {"cniVersion": "1.0.0", "name": "x", "type": recording.type}
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, config))[0] == 400
+    record = daemon.record()
+    assert record is not None
+    assert [a.state for a in record.attachments] == [State.ADDING]
+    recording.succeed("DEL")
+    await daemon.sweep.once()
+    assert daemon.record() is None
+
+
+async def test_attributes_reach_the_plugin(daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin) -> None:
+    config = {
+        "cniVersion": "1.0.0",
+        "name": "x",
+        "plugins": [
+            {"type": recording.type, "capabilities": {"mac": True, "ips": True}, "args": {"cni": {"a": "old"}}}
+        ],
+    }
+    attributes = InterfaceAttributes(cni_args={"a": "new", "b": 1}, ips=["10.9.0.4/24"], mac="02:00:00:00:00:07")
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, config, attributes))[0] == 200
+    call = recording.calls[0]
+    assert call["args"] == (
+        f"IgnoreUnknown=true;K8S_POD_NAMESPACE=default;K8S_POD_NAME={POD};K8S_POD_INFRA_CONTAINER_ID={SANDBOX};"
+        f"K8S_POD_UID={POD_UID};MAC=02:00:00:00:00:07;IP=10.9.0.4/24"
+    )
+    assert (call["netns"], call["path"]) == (str(sandbox_netns), str(daemon.config.bin_dir))
+    read = recording.stdin(0)
+    assert read["runtimeConfig"] == {"mac": "02:00:00:00:00:07", "ips": ["10.9.0.4/24"]}
+    assert read["args"] == {"cni": {"a": "new", "b": 1}}
+    assert (read["name"], read["cniVersion"]) == ("x", "1.0.0")
+    assert (await daemon.delegate("DEL", sandbox_netns, IFACE, config))[0] == 200
+    # DEL shows the plugin what ADD showed it, although the caller of DEL sends no attributes.
+    assert recording.stdin(1)["runtimeConfig"] == read["runtimeConfig"]
+    assert "prevResult" in recording.stdin(1)
+
+
+async def test_calls_for_one_sandbox_come_one_after_the_other(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    recording.sleep("ADD", 0.05)
+    configs = [{"cniVersion": "1.0.0", "name": f"n{i}", "type": recording.type} for i in range(4)]
+    added = [daemon.delegate("ADD", sandbox_netns, f"net{i}", config) for i, config in enumerate(configs)]
+    assert {status for status, _ in await asyncio.gather(*added)} == {200}
+    record = daemon.record()
+    assert record is not None
+    assert sorted(a.ifname for a in record.attachments) == ["net0", "net1", "net2", "net3"]
+    spans = [span for span in daemon.spans.get_finished_spans() if span.name == "cni ADD recording"]
+    spans.sort(key=lambda span: span.start_time or 0)
+    for before, after in itertools.pairwise(spans):
+        assert (before.end_time or 0) <= (after.start_time or 0)
+    for i, config in enumerate(configs):
+        await daemon.delegate("DEL", sandbox_netns, f"net{i}", config)
+
+
+async def test_the_trace_goes_from_the_caller_through_to_the_plugin(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    config = {"cniVersion": "1.0.0", "name": "x", "type": recording.type}
+    await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+    spans = daemon.spans.get_finished_spans()
+    assert tree(spans) == [("POST /delegate", [("cni ADD recording", [])])]
+    seen = context_of(recording.calls[0]["traceparent"])
+    assert seen is not None
+    executed = named(spans, "cni ADD recording")
+    assert executed.context is not None
+    assert f"{executed.context.span_id:016x}" in recording.calls[0]["traceparent"]
+    assert named(spans, "POST /delegate").parent is not None
+    await daemon.delegate("DEL", sandbox_netns, IFACE, config)
+
+
+async def test_a_plugin_that_hangs_is_killed(tmp_path: Path, plugins: Path, sandbox_netns: Path) -> None:
+    slow = RecordingPlugin(plugins)
+    slow.sleep("ADD", 30)
+    async with running_daemon(tmp_path, plugins, timeout=0.3) as daemon:
+        config = {"cniVersion": "1.0.0", "name": "x", "type": slow.type}
+        status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+        assert (status, error["code"]) == (400, 11)
+        assert "did not end within 0.3 s" in error["msg"]
+        assert slow.commands == [f"ADD {IFACE}", f"DEL {IFACE}"]
+        assert daemon.record() is None
+
+
+async def test_check_asks_the_plugin_or_says_what_is_gone(daemon: Daemon, sandbox_netns: Path) -> None:
+    config = bridge_config(daemon.folder)
+    await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+    assert await daemon.delegate("CHECK", sandbox_netns, IFACE, config) == (200, None)
+    namespaces.ip(sandbox_netns, "link", "del", IFACE)
+    status, error = await daemon.delegate("CHECK", sandbox_netns, IFACE, config)
+    assert status == 400
+    assert "is gone" in error["msg"]
+    # The lost link is made anew by the next ADD; no second lease is taken.
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, config))[0] == 200
+    assert len(leases(daemon.folder)) == 1
+    await daemon.delegate("DEL", sandbox_netns, IFACE, config)
+    status, error = await daemon.delegate("CHECK", sandbox_netns, IFACE, config)
+    assert (status, error["code"]) == (400, 3)

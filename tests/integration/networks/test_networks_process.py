@@ -1,0 +1,186 @@
+"""The role as a process of its own, configured by its environment, with a real NATS server beside it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+import structlog
+
+from schemas.encoding import stage_filter
+from schemas.events import Changed, Event, MultusAttached, ObjectRef, PodAnnotated
+from schemas.networks import NETWORK_STATUS, NETWORKS
+from schemas.operations import Operation
+from schemas.stages import Kind, Stage
+from services.common.bus.jetstream import connect
+from services.common.bus.protocol import Bus, Received
+from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
+from tests.support.fake_multus import FakeMultus, serving_multus
+from tests.support.nats import NatsServer
+from tests.support.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.spans import recording_telemetry
+
+ETH0 = {"name": "cluster", "interface": "eth0", "default": True, "dns": {}}
+
+
+@dataclass
+class Process:
+    """The process, its surroundings and what it published."""
+
+    folder: Path
+    kube: FakeKube
+    multus: FakeMultus
+    bus: Bus
+    nats: NatsServer
+    health: int
+    heard: list[Event] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    child: asyncio.subprocess.Process | None = None
+
+    async def start(self, *, until: str = "readyz check passed") -> None:
+        """Start it and wait until it says this of itself."""
+        self.child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.networks",
+            env={
+                "PATH": os.environ["PATH"],
+                "KUBECONFIG": str(self.folder / "kubeconfig"),
+                "NATS_URL": self.nats.url,
+                "HOTNIC_NODE_NAME": "node1",
+                "HOTNIC_CRI_SOCKET": str(self.folder / "cri.sock"),
+                "HOTNIC_MULTUS_SOCKET": str(self.folder / "multus.sock"),
+                "HOTNIC_HEALTH_LISTEN": f"127.0.0.1:{self.health}",
+                "HOTNIC_TRACE_DIR": str(self.folder / "traces"),
+            },
+        )
+        async with asyncio.timeout(20):
+            # It tells nobody unasked.
+            while until not in await self.readyz():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    async def readyz(self) -> str:
+        """What it says of itself; nothing before it listens."""
+        with contextlib.suppress(aiohttp.ClientConnectorError):
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{self.health}/readyz") as answer,
+            ):
+                return await answer.text()
+        return ""
+
+    async def stop(self) -> int:
+        """SIGTERM; gives the exit code."""
+        assert self.child is not None
+        if self.child.returncode is None:
+            self.child.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(12):
+            return await self.child.wait()
+
+    def hear(self, received: Received) -> None:
+        """Note an event."""
+        self.heard.append(received.event)
+        self.news.set()
+
+    def links(self) -> list[str]:
+        """What network-status lists."""
+        return [e["interface"] for e in json.loads(self.kube.annotations(PODS, "default", "p1")[NETWORK_STATUS])]
+
+    def want(self, *links: str) -> None:
+        """Edit the annotation."""
+        wanted = json.dumps([{"name": "blue", "interface": link} for link in links])
+        self.kube.annotate(PODS, "default", "p1", {NETWORKS: wanted})
+
+
+@pytest.fixture
+async def process(tmp_path: Path) -> AsyncIterator[Process]:
+    telemetry, _ = recording_telemetry("controller")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        health = probe.getsockname()[1]
+    async with contextlib.AsyncExitStack() as stack:
+        kube = await stack.enter_async_context(serving_kube(FakeKube()))
+        write_kubeconfig(tmp_path / "kubeconfig", kube.url)
+        sandboxes = [FakeSandbox("s1", "uid-p1")]
+        await stack.enter_async_context(serving_cri(str(tmp_path / "cri.sock"), FakeCri(sandboxes)))
+        multus = await stack.enter_async_context(serving_multus(str(tmp_path / "multus.sock"), FakeMultus()))
+        nats = NatsServer(tmp_path / "nats")
+        await nats.start()
+        stack.push_async_callback(nats.stop)
+        bus = await connect(
+            nats.url, role="controller", node="_", telemetry=telemetry, log=structlog.get_logger(), environ={}
+        )
+        stack.push_async_callback(bus.close)
+        kube.put(NADS, "default", "blue", spec={"config": '{"cniVersion":"1.0.0","name":"b","type":"bridge"}'})
+        kube.put(
+            PODS,
+            "default",
+            "p1",
+            metadata={"annotations": {NETWORK_STATUS: json.dumps([ETH0])}},
+            spec={"nodeName": "node1"},
+            status={"phase": "Running"},
+        )
+        running = Process(tmp_path, kube, multus, bus, nats, health)
+        listening = asyncio.create_task(
+            bus.consume(consumer="test", filters=[stage_filter(Stage.MULTUS_ATTACHED)], handler=running.hear)
+        )
+        await running.start()
+        try:
+            yield running
+        finally:
+            if running.child is not None and running.child.returncode is None:
+                await running.stop()
+            listening.cancel()
+            await asyncio.wait({listening})
+
+
+async def test_a_message_on_the_bus_is_enough_to_be_told(process: Process) -> None:
+    """The whole round over the real bus: annotated, attached, told; then an ordered end."""
+    process.want("ens58")
+    version = process.kube.objects[PODS, "default", "p1"]["metadata"]["resourceVersion"]
+    await process.bus.publish(
+        PodAnnotated(
+            operation=Operation(id="op1", kind=Kind.PLUG, interface="ens58"),
+            pod=ObjectRef("default", "p1", "uid-p1"),
+            node="node1",
+            changed=Changed("Pod", "uid-p1", version),
+            pod_interface="ens58",
+        )
+    )
+    await process.kube.until(lambda: process.links() == ["eth0", "ens58"])
+    async with asyncio.timeout(5):
+        await process.news.wait()
+    (event,) = process.heard
+    assert isinstance(event, MultusAttached)
+    assert (event.sandbox_id, event.pod_interface) == ("s1", "ens58")
+    assert await process.stop() == 0
+    spans = "".join(path.read_text() for path in (process.folder / "traces").iterdir())
+    assert "networks attach p1/ens58" in spans
+
+
+async def test_what_was_asked_for_while_it_was_away_is_done_at_its_start(process: Process) -> None:
+    assert process.child is not None
+    process.child.kill()
+    await process.child.wait()
+    process.want("ens58")
+    await process.start()
+    await process.kube.until(lambda: process.links() == ["eth0", "ens58"])
+    assert process.multus.verbs == ["ADD ens58"]
+
+
+async def test_without_nats_it_works_and_without_multus_it_is_not_ready(process: Process) -> None:
+    await process.nats.stop()
+    process.want("ens58")
+    await process.kube.until(lambda: process.links() == ["eth0", "ens58"])
+    assert process.multus.verbs == ["ADD ens58"]
+    (process.folder / "multus.sock").unlink()
+    assert await process.stop() == 0
+    await process.start(until="[-]multus failed: multus daemon at")

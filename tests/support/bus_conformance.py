@@ -1,0 +1,334 @@
+"""What every bus must do, as one suite: subclass :class:`BusConformance` and give it the fixture ``harness``."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import pytest
+from opentelemetry.trace import SpanKind
+
+from schemas.encoding import node_consumer, node_filter, stage_filter
+from schemas.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
+from schemas.operations import Operation
+from schemas.stages import Kind, Stage
+from services.common.bus.envelope import (
+    DEAD_CONSUMER,
+    DEAD_REASON,
+    DEAD_SUBJECT,
+    MSG_ID,
+    Message,
+    outgoing,
+)
+from services.common.bus.protocol import Bus, Received, WrongRevision
+from services.common.telemetry import Telemetry
+from services.common.telemetry.propagation import span_context
+from tests.support.spans import named, recording_telemetry, tree
+
+NODE = "node-1.example"
+CONSUMER = node_consumer("networks", NODE)
+FILTERS = (node_filter(NODE),)
+
+
+class Harness(Protocol):
+    """How the suite reaches behind a bus."""
+
+    async def bus(self, role: str, node: str, telemetry: Telemetry | None = None) -> Bus:
+        """A connected bus of one process; all of them meet at one server."""
+        ...
+
+    async def stands(self, consumer: str) -> None:
+        """Wait until the server knows the consumer."""
+        ...
+
+    async def raw(self, message: Message) -> None:
+        """Publish whatever bytes."""
+        ...
+
+    async def dead(self, count: int) -> Sequence[Message]:
+        """The dead letters, once there are this many."""
+        ...
+
+
+class Inbox:
+    """A handler that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self._arrived = asyncio.Event()
+
+    def __call__(self, received: Received) -> None:
+        self.received.append(received)
+        self._arrived.set()
+
+    async def wait(self, count: int) -> list[Event]:
+        """The first so many events."""
+        async with asyncio.timeout(10):
+            while len(self.received) < count:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.events
+
+    @property
+    def events(self) -> list[Event]:
+        """All events so far."""
+        return [received.event for received in self.received]
+
+
+@contextlib.asynccontextmanager
+async def consuming(
+    harness: Harness, bus: Bus, handler: "Inbox", *, consumer: str = CONSUMER, filters: Sequence[str] = FILTERS
+) -> AsyncIterator[None]:
+    """Consume as long as the block lasts; begins when the consumer stands."""
+    task = asyncio.create_task(bus.consume(consumer=consumer, filters=filters, handler=handler))
+    try:
+        async with asyncio.timeout(10):
+            await harness.stands(consumer)
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def operation(number: int = 1, kind: Kind = Kind.PLUG) -> Operation:
+    """An operation with an id of its own."""
+    return Operation(f"operation-{number}", kind, "iface1", None, "2026-11-23T10:00:00Z")
+
+
+def annotated(number: int = 1, *, node: str = NODE, vmi: str = "vm-1", attempt: int = 1) -> PodAnnotated:
+    """An event that the controller publishes for a node."""
+    return PodAnnotated(
+        operation=operation(number),
+        vmi=ObjectRef("default", vmi, "uid-1"),
+        pod=ObjectRef("default", "virt-launcher-vm-1-abcde", "pod-uid"),
+        node=node,
+        attempt=attempt,
+        pod_interface="pod7e0055a6880",
+    )
+
+
+class BusConformance:
+    """The suite."""
+
+    async def test_an_event_reaches_the_handler_whole(self, harness: Harness) -> None:
+        inbox, bus = Inbox(), await harness.bus("controller", "_")
+        async with consuming(harness, await harness.bus("networks", NODE), inbox):
+            await bus.publish(annotated())
+            assert await inbox.wait(1) == [annotated()]
+        assert inbox.received[0].subject == annotated().subject
+        assert not inbox.received[0].redelivered
+        assert bus.connected
+
+    async def test_a_consumer_gets_what_its_filters_say(self, harness: Harness) -> None:
+        bus = await harness.bus("controller", "_")
+        ours, stages, both = Inbox(), Inbox(), Inbox()
+        failed = Failed(operation=operation(), vmi=ObjectRef("a", "b", "c"), node="other", reason="Boom")
+        two = (stage_filter(Stage.FAILED), node_filter(NODE))
+        async with (
+            consuming(harness, bus, ours),
+            consuming(harness, bus, stages, consumer="stages", filters=[stage_filter(Stage.FAILED)]),
+            consuming(harness, bus, both, consumer="both", filters=two),
+        ):
+            for event in (annotated(1, node="other"), failed, annotated(2)):
+                await bus.publish(event)
+            assert await ours.wait(1) == [annotated(2)]
+            assert await stages.wait(1) == [failed]
+            assert await both.wait(2) == [failed, annotated(2)]
+
+    async def test_a_new_consumer_gets_new_events_only(self, harness: Harness) -> None:
+        inbox, bus = Inbox(), await harness.bus("controller", "_")
+        await bus.publish(annotated(1))
+        async with consuming(harness, bus, inbox):
+            await bus.publish(annotated(2))
+            assert await inbox.wait(1) == [annotated(2)]
+
+    async def test_a_consumer_that_pauses_gets_what_came_meanwhile(self, harness: Harness) -> None:
+        inbox, bus = Inbox(), await harness.bus("controller", "_")
+        async with consuming(harness, bus, inbox):
+            await bus.publish(annotated(1))
+            await inbox.wait(1)
+        await bus.publish(annotated(2))
+        async with consuming(harness, bus, inbox):
+            assert await inbox.wait(2) == [annotated(1), annotated(2)]
+
+    async def test_events_of_one_publisher_keep_their_order(self, harness: Harness) -> None:
+        inbox, bus = Inbox(), await harness.bus("controller", "_")
+        events = [annotated(number) for number in range(300)]
+        async with consuming(harness, bus, inbox):
+            for event in events:
+                await bus.publish(event)
+            assert await inbox.wait(300) == events
+
+    async def test_the_same_publish_counts_once(self, harness: Harness) -> None:
+        inbox, bus = Inbox(), await harness.bus("controller", "_")
+        async with consuming(harness, bus, inbox):
+            await bus.publish(annotated(1))
+            await bus.publish(annotated(1))
+            await bus.publish(annotated(1, attempt=2))
+            assert await inbox.wait(2) == [annotated(1), annotated(1, attempt=2)]
+
+    @pytest.mark.parametrize("name", ["a.b.c", "50%", "-x", "*", ">", "ü 日本", "$JS.API"])
+    async def test_any_name_travels(self, harness: Harness, name: str) -> None:
+        inbox, bus = Inbox(), await harness.bus("controller", "_")
+        filters, consumer = [node_filter(name)], node_consumer("networks", name)
+        async with consuming(harness, bus, inbox, consumer=consumer, filters=filters):
+            await bus.publish(annotated(vmi=name, node=name))
+            assert await inbox.wait(1) == [annotated(vmi=name, node=name)]
+
+    async def test_one_trace_from_publisher_to_handler(self, harness: Harness) -> None:
+        telemetry, exporter = recording_telemetry()
+        bus = await harness.bus("controller", "_", telemetry)
+        inbox = Inbox()
+        async with consuming(harness, bus, inbox):
+            with telemetry.tracer.start_as_current_span("patch"):
+                await bus.publish(annotated())
+            await inbox.wait(1)
+            await asyncio.sleep(0)
+        spans = exporter.get_finished_spans()
+        assert tree(spans) == [("patch", [("send hotplug.pod-annotated", [("process hotplug.pod-annotated", [])])])]
+        sent, processed = named(spans, "send hotplug.pod-annotated"), named(spans, "process hotplug.pod-annotated")
+        assert sent.kind is SpanKind.PRODUCER
+        assert processed.kind is SpanKind.CONSUMER
+        assert span_context(inbox.received[0].context) == processed.get_span_context()
+        for span in (sent, processed):
+            assert span.attributes is not None
+            assert span.attributes["messaging.system"] == "nats"
+            assert span.attributes["messaging.destination.name"] == str(annotated().subject)
+            assert span.attributes["messaging.destination.template"] == "hotplug.pod-annotated.{node}.{namespace}.{vmi}"
+            assert span.attributes["messaging.message.id"]
+
+    async def test_an_event_outside_of_any_span_starts_a_trace(self, harness: Harness) -> None:
+        telemetry, exporter = recording_telemetry()
+        bus, inbox = await harness.bus("controller", "_", telemetry), Inbox()
+        async with consuming(harness, bus, inbox):
+            await bus.publish(annotated())
+            await inbox.wait(1)
+            await asyncio.sleep(0)
+        assert tree(exporter.get_finished_spans()) == [
+            ("send hotplug.pod-annotated", [("process hotplug.pod-annotated", [])])
+        ]
+
+    async def test_unusable_messages_become_dead_letters(self, harness: Harness) -> None:
+        inbox, bus = Inbox(), await harness.bus("controller", "_")
+        good = outgoing(annotated(), role="controller", node="_", start_id="test")
+        subject, headers = good.subject, {k: v for k, v in good.headers.items() if k != MSG_ID}
+        bad = {
+            "Undecodable": Message(subject, b"{", headers),
+            "Oversized": Message(subject, b" " * 70_000, headers),
+            "BadHeaders": Message(subject, good.payload, {}),
+            "SubjectMismatch": Message(subject.replace("vm-1", "vm-2"), good.payload, headers),
+            "BadSubject": Message(subject + ".more", good.payload, headers),
+            "ForbiddenPublisher": Message(subject, good.payload, {**headers, "ce-source": "/hotnic/networks/node-1"}),
+        }
+        async with consuming(harness, bus, inbox):
+            for message in bad.values():
+                await harness.raw(message)
+            await bus.publish(annotated(2))
+            assert await inbox.wait(1) == [annotated(2)]
+            letters = {letter.headers[DEAD_REASON]: letter for letter in await harness.dead(len(bad))}
+        assert letters.keys() == bad.keys()
+        for reason, message in bad.items():
+            assert letters[reason].payload == message.payload
+            assert letters[reason].headers[DEAD_SUBJECT] == message.subject
+            assert letters[reason].headers[DEAD_CONSUMER] == CONSUMER
+            assert letters[reason].subject == message.subject.replace("hotplug.", "hotplug-dead.", 1)
+
+    async def test_a_failing_handler_costs_one_message(self, harness: Harness) -> None:
+        telemetry, exporter = recording_telemetry()
+        inbox, bus = Inbox(), await harness.bus("controller", "_", telemetry)
+
+        class Failing(Inbox):
+            def __call__(self, received: Received) -> None:
+                if received.event.operation.id == "operation-1":
+                    raise LookupError("a bug")
+                inbox(received)
+
+        async with consuming(harness, bus, Failing()):
+            await bus.publish(annotated(1))
+            await bus.publish(annotated(2))
+            assert await inbox.wait(1) == [annotated(2)]
+            (letter,) = await harness.dead(1)
+        assert letter.headers[DEAD_REASON] == "HandlerFailed"
+        failed = [span for span in exporter.get_finished_spans() if not span.status.is_ok]
+        assert [span.name for span in failed] == ["process hotplug.pod-annotated"]
+        assert b'hotnic_dead_letters_total{reason="HandlerFailed"} 1.0' in telemetry.metrics_text()
+
+    async def test_a_role_publishes_its_own_stages_only(self, harness: Harness) -> None:
+        bus = await harness.bus("handler", NODE)
+        with pytest.raises(ValueError, match="handler does not publish pod-annotated"):
+            await bus.publish(annotated())
+
+    async def test_what_is_published_is_measured(self, harness: Harness) -> None:
+        telemetry, _ = recording_telemetry()
+        bus = await harness.bus("handler", NODE, telemetry)
+        await bus.publish(GuestAttached(operation=operation(), node=NODE))
+        await bus.publish(Failed(operation=operation(), node=NODE, at=Stage.GUEST_ATTACHED, reason="NoFreeSlot"))
+        text = telemetry.metrics_text().decode()
+        assert 'hotnic_stage_seconds_count{kind="plug",stage="guest-attached"} 1.0' in text
+        assert 'hotnic_failures_total{reason="NoFreeSlot",stage="guest-attached"} 1.0' in text
+
+    async def test_several_consumers_get_the_same_event(self, harness: Harness) -> None:
+        api, networks = await harness.bus("api", "_"), await harness.bus("networks", NODE)
+        one, two = Inbox(), Inbox()
+        wish = Requested(operation=operation(), vmi=ObjectRef("default", "vm", "u"), node=NODE, network="default/br")
+        done = MultusAttached(operation=operation(), node=NODE, pod_interface="net1", ips=("10.0.0.1",))
+        async with (
+            consuming(harness, api, one, consumer="controller_1", filters=["hotplug.>"]),
+            consuming(harness, networks, two),
+        ):
+            await api.publish(wish)
+            await one.wait(1)
+            await networks.publish(done)
+            assert await one.wait(2) == [wish, done]
+            assert await two.wait(2) == [wish, done]
+
+    async def test_a_bucket_keeps_values_and_revisions(self, harness: Harness) -> None:
+        bucket = (await harness.bus("controller", "_")).kv("operations")
+        assert await bucket.get("a.b") is None
+        first = await bucket.create("a.b", b"1")
+        with pytest.raises(WrongRevision):
+            await bucket.create("a.b", b"again")
+        second = await bucket.update("a.b", b"2", first)
+        with pytest.raises(WrongRevision):
+            await bucket.update("a.b", b"3", first)
+        found = await bucket.get("a.b")
+        assert found is not None
+        assert (found.key, found.value, found.revision) == ("a.b", b"2", second)
+        await bucket.delete("a.b")
+        await bucket.delete("a.b")
+        assert await bucket.get("a.b") is None
+        await bucket.create("a.b", b"anew")
+        await bucket.put("a.=2Ec", b"put")
+        found = await bucket.get("a.=2Ec")
+        assert found is not None
+        assert found.value == b"put"
+
+    async def test_a_watch_begins_with_what_is_there(self, harness: Harness) -> None:
+        bucket = (await harness.bus("controller", "_")).kv("watched")
+        await bucket.put("ns.one", b"1")
+        await bucket.put("other.two", b"2")
+        watch = bucket.watch("ns.>")
+        seen: list[tuple[str, bytes | None] | None] = []
+        async with asyncio.timeout(10):
+            async for entry in watch:
+                seen.append(None if entry is None else (entry.key, entry.value))
+                if entry is None:
+                    await bucket.put("ns.three", b"3")
+                    await bucket.delete("ns.one")
+                if len(seen) == 4:
+                    break
+        await watch.aclose()
+        assert seen == [("ns.one", b"1"), None, ("ns.three", b"3"), ("ns.one", None)]
+
+    async def test_nothing_is_left_of_a_key_that_is_forgotten(self, harness: Harness) -> None:
+        bucket = (await harness.bus("controller", "_")).kv("forgetting")
+        for key in ("ns.one", "ns.two"):
+            await bucket.put(key, b"1")
+        await bucket.delete("ns.one")
+        await bucket.forget("ns.one")
+        watch = bucket.watch()
+        seen = [await anext(watch), await anext(watch)]
+        await watch.aclose()
+        assert [entry.key if entry is not None else None for entry in seen] == ["ns.two", None]
+        await bucket.create("ns.one", b"anew")

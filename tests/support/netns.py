@@ -1,0 +1,141 @@
+"""Throw-away network namespaces by path, and veth pairs in them, for tests that run as root.
+
+A namespace is bind-mounted to a path as a container runtime does it, so that our code and real CNI plugins can open it.
+"""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
+_MS_BIND = 4096
+_MNT_DETACH = 2
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    """A thread of its own: what it does to its namespaces ends with it."""
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except OSError as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def inside(path: Path, work: Callable[[], T]) -> T:
+    """Do something in a namespace; a socket or file opened there stays there."""
+    results: list[T] = []
+
+    def run() -> None:
+        with path.open("rb") as namespace:
+            _checked(_libc.setns(namespace.fileno(), _CLONE_NEWNET))
+        results.append(work())
+
+    _in_thread(run)
+    return results[0]
+
+
+def add(path: Path) -> None:
+    """Make a network namespace and mount it at the path."""
+    path.touch()
+
+    def make() -> None:
+        _checked(_libc.unshare(_CLONE_NEWNET))
+        here = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+        _checked(_libc.mount(here.encode(), str(path).encode(), None, _MS_BIND, None))
+
+    _in_thread(make)
+
+
+def remove(path: Path) -> None:
+    """Unmount the namespace and remove its path; nothing there is no failure."""
+    _libc.umount2(str(path).encode(), _MNT_DETACH)
+    path.unlink(missing_ok=True)
+
+
+def ip(path: Path, *arguments: str) -> str:
+    """Run iproute2's ``ip`` in the namespace and give its output back."""
+    done = subprocess.run(
+        ["nsenter", f"--net={path}", "ip", *arguments], capture_output=True, text=True, check=False, timeout=10
+    )
+    if done.returncode != 0:
+        raise AssertionError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@contextmanager
+def namespace(directory: Path, name: str = "netns") -> Iterator[Path]:
+    """A namespace for as long as the context lasts."""
+    path = directory / name
+    add(path)
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
+def veth(inner: Path, name: str, outer: Path, peer: str) -> None:
+    """A veth pair: ``name`` in ``inner`` (down), its peer in ``outer`` (up)."""
+    ip(outer, "link", "add", peer, "type", "veth", "peer", "name", f"{peer}-p")
+    # A descriptor of the other namespace is handed over, because `ip link set netns` takes only names and pids.
+    with inner.open("rb") as target:
+        done = subprocess.run(
+            [
+                "nsenter",
+                f"--net={outer}",
+                "ip",
+                "link",
+                "set",
+                f"{peer}-p",
+                "netns",
+                f"/proc/{os.getpid()}/fd/{target.fileno()}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+        if done.returncode != 0:
+            raise AssertionError(done.stderr)
+    ip(inner, "link", "set", f"{peer}-p", "name", name)
+    ip(outer, "link", "set", peer, "up")
+
+
+def ping(path: Path, address: str) -> None:
+    """Reach an address from the namespace, by ARP alone: no ping program is needed."""
+    script = (
+        "import socket,sys;s=socket.socket(socket.AF_INET,socket.SOCK_STREAM);s.settimeout(5)\n"
+        "try: s.connect((sys.argv[1],9))\n"
+        "except ConnectionRefusedError: pass\n"
+    )
+    done = subprocess.run(
+        ["nsenter", f"--net={path}", sys.executable, "-I", "-S", "-c", script, address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=10,
+    )
+    if done.returncode != 0:
+        raise AssertionError(f"{address} is not reached: {done.stderr.strip()}")

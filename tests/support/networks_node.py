@@ -1,0 +1,155 @@
+"""A node for the networks role: everything around it is scripted, the role itself runs whole."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from schemas.events import Event
+from schemas.networks import NETWORK_STATUS, NETWORKS
+from services.common.cri.client import Cri
+from services.common.http.client import UnixHttp
+from services.common.kube.client import Kube
+from services.networks.delegate import Delegate
+from services.networks.plan import Isolation
+from services.networks.role import Networks
+from tests.support.bus import MemoryBus
+from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
+from tests.support.fake_multus import FakeMultus, serving_multus
+from tests.support.node_kube import EVENTS, NADS, PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.spans import recording_telemetry
+
+NODE = "node1"
+ETH0 = {"name": "cluster", "interface": "eth0", "ips": ["10.88.0.5"], "default": True, "dns": {}}
+CONFIG = '{"cniVersion":"1.0.0","name":"blue-net","type":"bridge"}'
+
+
+@dataclass
+class Node:
+    """The node and the running role."""
+
+    kube: FakeKube
+    cri: FakeCri
+    multus: FakeMultus
+    bus: MemoryBus
+    spans: InMemorySpanExporter
+    role: Networks
+
+    def pod(self, name: str = "p1", *, networks: Any = None, status: Any = (ETH0,), **parts: Any) -> None:
+        """A running pod with a sandbox."""
+        annotations = {NETWORK_STATUS: json.dumps(list(status)), **parts.pop("annotations", {})}
+        if networks is not None:
+            annotations[NETWORKS] = json.dumps(networks)
+        self.cri.sandboxes.append(FakeSandbox(f"sandbox-{name}", f"uid-{name}", "default", name))
+        self.kube.put(
+            PODS,
+            "default",
+            name,
+            metadata={"annotations": annotations, **parts.pop("metadata", {})},
+            spec={"nodeName": NODE, **parts.pop("spec", {})},
+            status={"phase": "Running"},
+        )
+
+    def nad(self, name: str = "blue", config: str = CONFIG) -> None:
+        """A network."""
+        self.kube.put(NADS, "default", name, spec={"config": config})
+
+    def want(self, networks: Any, name: str = "p1", **annotations: str | None) -> None:
+        """Edit the networks annotation."""
+        self.kube.annotate(PODS, "default", name, {NETWORKS: json.dumps(networks), **annotations})
+
+    def status(self, name: str = "p1") -> list[dict[str, Any]]:
+        """What network-status says."""
+        found: list[dict[str, Any]] = json.loads(self.kube.annotations(PODS, "default", name)[NETWORK_STATUS])
+        return found
+
+    def links(self, name: str = "p1") -> list[str]:
+        """The links in network-status, in order."""
+        return [entry["interface"] for entry in self.status(name)]
+
+    async def until_links(self, *links: str, name: str = "p1") -> None:
+        """Wait until network-status lists exactly these."""
+        await self.kube.until(lambda: self.links(name) == list(links))
+
+    async def until_event(self, count: int = 1) -> list[dict[str, Any]]:
+        """Wait for Kubernetes Events."""
+        await self.kube.until(lambda: len(self.kube.of(EVENTS)) >= count)
+        return self.kube.of(EVENTS)
+
+    async def until_published(self, condition: Callable[[list[Event]], bool]) -> list[Event]:
+        """Wait for events on the bus."""
+        async with asyncio.timeout(5):
+            await self.bus.broker.until(lambda: condition(self.bus.published))
+        return self.bus.published
+
+    async def idle(self) -> None:
+        """Wait until the role has nothing to do, having looked at everything once more."""
+        # Neither the cache nor the queue tells anybody what it holds.
+        for pod in self.kube.of(PODS):
+            meta = pod["metadata"]
+            while self.role.pods.version("default", meta["name"]) != meta["resourceVersion"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await self._rest()
+        for pod in self.kube.of(PODS):
+            self.role.queue.add(("default", pod["metadata"]["name"]), source="resync")
+        await self._rest()
+
+    async def _rest(self) -> None:
+        while self.role.queue.in_flight or self.role.queue.depth:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def running_node(
+    directory: Path,
+    *,
+    kube: FakeKube | None = None,
+    multus_socket: Path | None = None,
+    deadline: float = 2.0,
+    isolation: Isolation | None = None,
+) -> AsyncIterator[Node]:
+    """A node with the role running on it; sockets and kubeconfig stand in the directory.
+
+    :param kube: one that is served already. :param multus_socket: of a daemon that runs already.
+    :param deadline: seconds for a call to multus.
+    """
+    telemetry, spans = recording_telemetry("networks")
+    log = structlog.get_logger()
+    async with contextlib.AsyncExitStack() as stack:
+        if kube is None:
+            kube = await stack.enter_async_context(serving_kube(FakeKube()))
+        cri_path, multus_path = str(directory / "cri.sock"), str(multus_socket or directory / "multus.sock")
+        runtime = await stack.enter_async_context(serving_cri(cri_path, FakeCri()))
+        daemon = FakeMultus()
+        if multus_socket is None:
+            await stack.enter_async_context(serving_multus(multus_path, daemon))
+        config = write_kubeconfig(directory / "kubeconfig", kube.url)
+        client = await stack.enter_async_context(
+            await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test")
+        )
+        cri, http = Cri(cri_path, telemetry), UnixHttp(multus_path, telemetry)
+        stack.push_async_callback(cri.close)
+        stack.push_async_callback(http.close)
+        bus = MemoryBus(role="networks", node=NODE, telemetry=telemetry, log=log)
+        role = Networks(
+            node=NODE,
+            kube=client,
+            cri=cri,
+            multus=Delegate(http, multus_path, deadline=deadline),
+            bus=bus,
+            telemetry=telemetry,
+            log=log,
+            isolation=isolation,
+        )
+        tasks = [asyncio.create_task(work()) for work in (role.pods.run, role.listen, role.queue.run)]
+        await role.pods.synced.wait()
+        yield Node(kube, runtime, daemon, bus, spans, role)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -1,0 +1,302 @@
+"""The part of a Kubernetes API that node roles use, on a loopback port: objects in a dict, versions, watches.
+
+Only as real as the roles under test can tell: get, list, watch (by one label, and by field
+``spec.nodeName``), create, JSON patch, merge patch with the version as precondition, delete. Not the lab's API server.
+"""
+
+import asyncio
+import copy
+import functools
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import unused_port
+
+Object = dict[str, Any]
+Key = tuple[str, str, str]
+PODS, NADS, EVENTS = "pods", "network-attachment-definitions", "events"
+
+
+@dataclass
+class FakeKube:
+    """The store and what was asked of it.
+
+    :ivar reviewed: the specs of the access reviews that were asked for. :ivar may: the answer to one.
+    :ivar before: called with method, resource and name before each request; raise :class:`Refused` to refuse it.
+    """
+
+    objects: dict[Key, Object] = field(default_factory=dict)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    before: Callable[[str, str, str], None] = lambda _method, _plural, _name: None
+    reviewed: list[Object] = field(default_factory=list)
+    may: Callable[[Object], bool] = lambda _spec: True
+    url: str = ""
+    _version: int = 100
+    _closed: bool = False
+    _history: list[tuple[int, str, str, Object]] = field(default_factory=list)
+    _news: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def put(self, plural: str, namespace: str, name: str, **parts: Any) -> Object:
+        """Create or replace an object; metadata is completed."""
+        known = self.objects.get((plural, namespace, name))
+        meta = {"uid": f"uid-{name}", **parts.pop("metadata", {}), "namespace": namespace, "name": name}
+        made = {**parts, "metadata": meta}
+        self._changed("MODIFIED" if known else "ADDED", plural, made)
+        return made
+
+    def annotate(self, plural: str, namespace: str, name: str, annotations: dict[str, str | None]) -> Object:
+        """Change annotations, as some other client does."""
+        return self._merged(plural, (plural, namespace, name), {"metadata": {"annotations": annotations}})
+
+    def delete(self, plural: str, namespace: str, name: str) -> None:
+        """Take an object away."""
+        gone = self.objects.pop((plural, namespace, name))
+        self._changed("DELETED", plural, copy.deepcopy(gone))
+
+    def annotations(self, plural: str, namespace: str, name: str) -> dict[str, str]:
+        """The annotations of an object."""
+        found: dict[str, str] = self.objects[plural, namespace, name]["metadata"].get("annotations") or {}
+        return found
+
+    def of(self, plural: str) -> list[Object]:
+        """All objects of a resource, in the order they were made."""
+        return [found for (kind, _, _), found in self.objects.items() if kind == plural]
+
+    def counted(self, method: str, plural: str) -> int:
+        """How many requests of this kind came."""
+        return sum(1 for asked in self.asked if asked[:2] == (method, plural))
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
+        """Wait until the store is as it should be."""
+        async with asyncio.timeout(timeout), self._news:
+            await self._news.wait_for(condition)
+
+    def _changed(self, type_: str, plural: str, made: Object) -> None:
+        self._version += 1
+        made["metadata"]["resourceVersion"] = str(self._version)
+        meta = made["metadata"]
+        if type_ != "DELETED":
+            self.objects[plural, meta["namespace"], meta["name"]] = made
+        self._history.append((self._version, type_, plural, copy.deepcopy(made)))
+        asyncio.get_running_loop().create_task(self._tell()) if _loop_runs() else None
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    def _merged(self, plural: str, key: Key, patch: Object) -> Object:
+        old = self.objects[key]
+        made = _merge(copy.deepcopy(old), patch)
+        made["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+        if made != old:
+            self._changed("MODIFIED", plural, made)
+        return self.objects[key]
+
+    def app(self) -> web.Application:
+        """The application to serve."""
+        app = web.Application(middlewares=[_statuses])
+        app.router.add_get("/version", self._about)
+        app.router.add_post("/apis/authorization.k8s.io/v1/subjectaccessreviews", self._review)
+        for prefix in ("/api/v1", "/apis/{group}/{version}"):
+            for scope in ("", "/namespaces/{namespace}"):
+                app.router.add_get(f"{prefix}{scope}/{{plural}}", self._list)
+                app.router.add_post(f"{prefix}{scope}/{{plural}}", self._create)
+                app.router.add_get(f"{prefix}{scope}/{{plural}}/{{name}}", self._get)
+                app.router.add_patch(f"{prefix}{scope}/{{plural}}/{{name}}", self._patch)
+        return app
+
+    def _enter(self, request: web.Request) -> Key:
+        info = request.match_info
+        key = (info["plural"], info.get("namespace", ""), info.get("name", ""))
+        method = "WATCH" if "watch" in request.query else request.method
+        self.asked.append((method, key[0], key[2]))
+        self.before(method, key[0], key[2])
+        return key
+
+    async def _about(self, _request: web.Request) -> web.Response:
+        self.before("GET", "version", "")
+        return web.json_response({"gitVersion": "v0.0.0-fake"})
+
+    async def _review(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.before("POST", "subjectaccessreviews", "")
+        self.reviewed.append(body["spec"])
+        return web.json_response({**body, "status": {"allowed": self.may(body["spec"])}}, status=201)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        key = self._enter(request)
+        return web.json_response(self._found(key))
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        key = self._enter(request)
+        if request.content_type == "application/json-patch+json":
+            return web.json_response(self._json_patched(key, await request.json()))
+        if request.content_type != "application/merge-patch+json":
+            raise Refused(415, "UnsupportedMediaType", request.content_type)
+        patch = await request.json()
+        found = self._found(key)
+        wanted = patch.get("metadata", {}).pop("resourceVersion", None)
+        if wanted is not None and wanted != found["metadata"]["resourceVersion"]:
+            raise Refused(409, "Conflict", f"the object {key[2]} has been modified")
+        return web.json_response(self._merged(key[0], key, patch))
+
+    async def _create(self, request: web.Request) -> web.Response:
+        plural, namespace, _ = self._enter(request)
+        body = await request.json()
+        name = body["metadata"]["name"]
+        if (plural, namespace, name) in self.objects:
+            raise Refused(409, "AlreadyExists", f"{name} exists")
+        meta = {"uid": f"uid-{name}", **body["metadata"], "namespace": namespace}
+        self._changed("ADDED", plural, {**body, "metadata": meta})
+        return web.json_response(self.objects[plural, namespace, name], status=201)
+
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        plural, namespace, _ = self._enter(request)
+        selected = _selector(request.query.get("fieldSelector", ""), request.query.get("labelSelector", ""))
+        if "watch" in request.query:
+            return await self._watch(request, plural, selected)
+        items = [
+            found
+            for (kind, space, _), found in self.objects.items()
+            if kind == plural and namespace in ("", space) and selected(found)
+        ]
+        return web.json_response({"metadata": {"resourceVersion": str(self._version)}, "items": items})
+
+    async def _watch(self, request: web.Request, plural: str, selected: Callable[[Object], bool]) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        seen = int(request.query.get("resourceVersion") or 0)
+        while not self._closed:
+            news, until = self._history[:], self._version
+            for version, type_, kind, found in news:
+                if version > seen and kind == plural and selected(found):
+                    await response.write(json.dumps({"type": type_, "object": found}).encode() + b"\n")
+            seen = until
+            async with self._news:
+                await self._news.wait_for(functools.partial(self._newer_than, seen))
+        return response
+
+    def _newer_than(self, version: int) -> bool:
+        return self._closed or self._version > version
+
+    async def close(self) -> None:
+        """End every watch."""
+        self._closed = True
+        await self._tell()
+
+    def _json_patched(self, key: Key, ops: list[Object]) -> Object:
+        old = self._found(key)
+        made = _json_patch(copy.deepcopy(old), ops)
+        if made != old:
+            self._changed("MODIFIED", key[0], made)
+        return self.objects[key]
+
+    def _found(self, key: Key) -> Object:
+        if key not in self.objects:
+            raise Refused(404, "NotFound", f"{key[0]} {key[2]!r} not found")
+        return self.objects[key]
+
+
+class Refused(Exception):
+    """A request that is answered with a Status."""
+
+    def __init__(self, code: int, reason: str, message: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+
+@web.middleware
+async def _statuses(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    try:
+        answer: web.StreamResponse = await handler(request)
+    except Refused as refused:
+        status = {"kind": "Status", "status": "Failure", "code": refused.code, "reason": refused.reason}
+        return web.json_response({**status, "message": str(refused)}, status=refused.code)
+    return answer
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _selector(fields: str, labels: str) -> Callable[[Object], bool]:
+    field_, _, wanted = fields.partition("=")
+    label = re.fullmatch(r"([\w./-]+)(?:=(.*)| in \((.*)\))?", labels)
+
+    def selected(found: Object) -> bool:
+        if field_ == "spec.nodeName" and found.get("spec", {}).get("nodeName") != wanted:
+            return False
+        if label is None:
+            return True
+        value = (found["metadata"].get("labels") or {}).get(label[1])
+        return value is not None and (label[2] in (None, value)) and (label[3] is None or value in label[3].split(","))
+
+    return selected
+
+
+def _merge(target: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return patch
+    result = target if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merge(result.get(key), value)
+    return result
+
+
+def _json_patch(document: Object, ops: list[Object]) -> Object:
+    """RFC 6902 on maps alone; a ``test`` for null also holds where nothing stands, as upstream has it."""
+    for op in ops:
+        *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in op["path"].split("/")[1:]]
+        target = document
+        for part in parents:
+            target = target.get(part, {}) if op["op"] == "test" else target[part]
+        if op["op"] == "test" and target.get(last) != op["value"]:
+            raise Refused(422, "Invalid", f"testing value {op['path']} failed: test failed")
+        if op["op"] == "remove":
+            del target[last]
+        elif op["op"] != "test":
+            target[last] = op["value"]
+    return document
+
+
+@asynccontextmanager
+async def serving_kube(kube: FakeKube) -> AsyncIterator[FakeKube]:
+    """Serve it on a loopback port; ``kube.url`` says which."""
+    runner = web.AppRunner(kube.app(), shutdown_timeout=0.5)
+    await runner.setup()
+    port = unused_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    kube.url = f"http://127.0.0.1:{port}"
+    try:
+        yield kube
+    finally:
+        await kube.close()
+        await runner.cleanup()
+
+
+def write_kubeconfig(path: Path, url: str) -> str:
+    """A kubeconfig for it; gives the path."""
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "fake",
+        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
+        "clusters": [{"name": "fake", "cluster": {"server": url}}],
+        "users": [{"name": "fake", "user": {}}],
+    }
+    path.write_text(json.dumps(document))
+    return str(path)

@@ -1,0 +1,63 @@
+"""What network cards leave on a lab's node, looked at by the node's own tools: links, leases, records of multus."""
+
+import json
+from dataclasses import dataclass
+
+from schemas.names import bridge, bridged_nic, pod_interface, tap
+from tests.support.lab import Lab
+
+_LOOK = """
+for name in $(ls /run/netns); do printf '%s ' "$name"; ip -n "$name" -j link | tr -d '\\n'; echo; done
+printf '* '; ip -j link show type veth | tr -d '\\n'; echo
+printf 'files '; find /var/lib/cni -type f | tr '\\n' ' '; echo
+printf 'records '; cat /var/lib/cni/multus/sandboxes/*.json | tr -d '\\n'; echo
+"""
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """All of it at one moment.
+
+    :ivar links: names by network namespace. :ivar veths: host ends. :ivar leases: addresses that host-local holds.
+    :ivar files: of all CNI plugins. :ivar records: the text of all records of multus.
+    """
+
+    links: dict[str, frozenset[str]]
+    veths: frozenset[str]
+    leases: frozenset[str]
+    files: frozenset[str]
+    records: str
+
+    def namespace_of(self, interface: str) -> str:
+        """The network namespace of the pod in which an interface is wired."""
+        (name,) = [name for name, links in self.links.items() if tap(interface) in links]
+        return name
+
+    def speaks_of(self, interface: str) -> list[str]:
+        """Everything that belongs to an interface, wherever it is."""
+        mine = {pod_interface(interface), bridge(interface), tap(interface), bridged_nic(interface)}
+        found = [f"{link} in {name}" for name, links in self.links.items() for link in sorted(links & mine)]
+        found += [f"file {file}" for file in sorted(self.files) if pod_interface(interface) in file]
+        return found + (["record of multus"] if f'"{pod_interface(interface)}"' in self.records else [])
+
+
+def node_state(lab: Lab) -> NodeState:
+    """Look at the node."""
+    done = lab.hotnic("lab", "exec", "--", "sh", "-c", _LOOK)
+    assert done.returncode == 0, done.stderr
+    links: dict[str, frozenset[str]] = {}
+    veths, files, records = frozenset[str](), frozenset[str](), ""
+    for line in done.stdout.splitlines():
+        key, _, text = line.partition(" ")
+        if key == "files":
+            files = frozenset(text.split())
+        elif key == "records":
+            records = text
+        else:
+            names = frozenset(link["ifname"] for link in json.loads(text or "[]") if "ifname" in link)
+            if key == "*":
+                veths = names
+            else:
+                links[key] = names
+    leases = frozenset(file.rpartition("/")[2] for file in files if "/networks/" in file)
+    return NodeState(links, veths, frozenset(name for name in leases if name[:1].isdigit()), files, records)

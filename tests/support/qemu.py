@@ -1,0 +1,92 @@
+"""A QEMU without a guest: a paused machine with free root ports, with the monitor of a running one; and its double."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from services.lab.guest.console import ConsoleFollower
+from services.lab.node.machine import DOUBLE
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PRIMARY_MAC = "52:54:00:00:00:01"
+
+
+def command_line(monitor: int, ports: int, cpus: int) -> list[str]:
+    """QEMU's arguments; ``monitor`` is the descriptor of a listening socket."""
+    arguments = ["qemu-system-x86_64", "-M", "q35,accel=tcg", "-m", "32", "-smp", str(cpus)]
+    arguments += ["-nodefaults", "-display", "none", "-S"]
+    arguments += ["-chardev", f"socket,id=qmp,fd={monitor},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    for i in range(1, ports + 1):
+        arguments += ["-device", f"pcie-root-port,id=rp{i},chassis={i},slot={i}"]
+    arguments += ["-netdev", "user,id=host-ua-default"]
+    arguments += ["-device", f"virtio-net-pci,id=ua-default,netdev=host-ua-default,mac={PRIMARY_MAC},romfile="]
+    return arguments
+
+
+@asynccontextmanager
+async def paused_qemu(socket_path: Path, netns: Path, *, ports: int = 4, cpus: int = 1) -> AsyncIterator[int]:
+    """A machine in a network namespace, for as long as the context lasts; its process id.
+
+    The monitor's socket is made here, so that a client can connect before QEMU listens.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(socket_path))
+    listener.listen(4)
+    with listener:
+        process = await asyncio.create_subprocess_exec(
+            "nsenter",
+            f"--net={netns}",
+            *command_line(listener.fileno(), ports, cpus),
+            pass_fds=(listener.fileno(),),
+        )
+    try:
+        yield process.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket_path)
+
+
+@asynccontextmanager
+async def double(
+    socket_path: Path,
+    netns: Path,
+    *,
+    ports: int = 4,
+    cpus: int = 1,
+    release: float = 3600.0,
+    notice: float = 0.01,
+) -> AsyncIterator[int]:
+    """The lab's stand-in for a guest, in a network namespace, for as long as the context lasts; its process id.
+
+    :param release: seconds until it lets go of a card; a paused machine never does.
+    :param notice: seconds until it has found a new one.
+    """
+    arguments = ["--monitor", str(socket_path), "--ports", str(ports), "--cpus", str(cpus), "--release", str(release)]
+    arguments += ["--agent", str(socket_path.with_name("agent.sock")), "--nic", f"default={PRIMARY_MAC}"]
+    arguments += ["--notice", str(notice)]
+    console = socket_path.with_name("console.log")
+    console.unlink(missing_ok=True)
+    arguments += ["--console", str(console)]
+    process = await asyncio.create_subprocess_exec(
+        *("nsenter", f"--net={netns}", sys.executable, "-S", "-m", DOUBLE, *arguments),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    try:
+        # The last thing it says; a socket is there before anybody listens on it.
+        async with ConsoleFollower(console) as follower:
+            await follower.wait_ready(5)
+        yield process.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket_path)

@@ -1,0 +1,85 @@
+"""The api served on a loopback port, over a scripted Kubernetes API and a bus in memory."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import structlog
+
+from schemas.options import OPERATION_HEADER
+from services.api.front_proxy import FrontProxy, Identity
+from services.api.observe import Cluster
+from services.api.server import Api
+from services.api.watch import WATCHERS
+from services.common.http.server import serve
+from services.common.kube.client import Kube
+from tests.support import objects
+from tests.support.bus import MemoryBus
+from tests.support.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.spans import recording_telemetry
+
+HOTNIC = "subresources.hotnic.io/v1"
+
+
+class Anyone(FrontProxy, frozen=True):
+    """Takes every caller for the aggregation layer: certificates are another test's business."""
+
+    def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> Identity:
+        """Somebody."""
+        return Identity("someone", ("system:authenticated",), {"scopes": ("a",)})
+
+
+class Served:
+    """The server, its client and what stands behind it."""
+
+    def __init__(self, kube: FakeKube, bus: MemoryBus, session: aiohttp.ClientSession, address: str) -> None:
+        self.kube, self.bus, self.session, self.address = kube, bus, session, address
+        self.enabled, self.cluster = True, Cluster()
+
+    def put(self, plural: str, found: Any) -> None:
+        """Create or replace an object."""
+        document = msgspec.to_builtins(found)
+        meta = document["metadata"]
+        self.kube.put(plural, meta["namespace"], meta["name"], **document)
+
+    async def ask(
+        self, resource: str, verb: str, body: Any, *, name: str = "vm1", version: str = HOTNIC
+    ) -> tuple[int, dict[str, Any], str]:
+        """Change something; gives code, ``Status`` of a refusal, and the operation."""
+        path = f"/apis/{version}/namespaces/default/{resource}/{name}/{verb}"
+        async with self.session.put(path, json=body) as answer:
+            status = await answer.json() if answer.status >= 400 else {}
+            return answer.status, status, answer.headers.get(OPERATION_HEADER, "")
+
+
+@contextlib.asynccontextmanager
+async def serving_api(tmp_path: Path, *, watchers: int = WATCHERS) -> AsyncIterator[Served]:
+    """The served api, with the NAD and the launcher pod of :mod:`tests.support.objects`."""
+    telemetry, _ = recording_telemetry("api")
+    log = structlog.get_logger()
+    async with serving_kube(FakeKube()) as kube:
+        config = write_kubeconfig(tmp_path / "kubeconfig", kube.url)
+        async with await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test") as client:
+            bus = MemoryBus(role="api", telemetry=telemetry, log=log)
+            proxy = Anyone(ca="", names=(), user_headers=(), group_headers=())
+            server = Api(
+                client,
+                bus,
+                telemetry,
+                proxy,
+                log,
+                cluster=lambda: served.cluster,
+                enabled=lambda: served.enabled,
+                watchers=watchers,
+            )
+            async with (
+                serve(server.app, "127.0.0.1:0") as address,
+                aiohttp.ClientSession(f"http://{address}") as session,
+            ):
+                served = Served(kube, bus, session, address)
+                served.put(NADS, objects.nad())
+                served.put(PODS, objects.pod())
+                yield served

@@ -1,0 +1,196 @@
+"""A consistent world, as large as asked for: what a real cluster looks like when nothing is under way.
+
+Built from objects as the roles write them. Next: `tests.support.world_changes`, what may go wrong with it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.names import interface_hash, pod_interface
+from schemas.networks import (
+    NETWORK_STATUS,
+    NETWORKS,
+    NetworkSelectionElement,
+    NetworkStatus,
+    encode_network_status,
+    encode_networks,
+)
+from schemas.operations import NIC_SLOTS, NicSlots, Operation, PodNic, encode, operation_key, pod_nic_key
+from schemas.stages import Kind
+from services.common.domain.invariants.world import (
+    Attached,
+    Card,
+    Inside,
+    Lease,
+    Machine,
+    Namespace,
+    Node,
+    Record,
+    SeenLink,
+    World,
+)
+
+NODE = "node1"
+NAD = "bridge-net"
+NODE_BRIDGE = "br1"
+
+Names = Sequence[Sequence[str]]
+"""The interfaces of each machine."""
+
+
+class _Counter:
+    """Addresses and indices, each once."""
+
+    def __init__(self) -> None:
+        self._next = 10
+
+    def __call__(self) -> int:
+        self._next += 1
+        return self._next
+
+
+def mac(number: int) -> str:
+    """A unicast MAC, one per number."""
+    return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+
+
+def world(names: Names) -> World:
+    """A node with these machines on it, all at rest."""
+    count = _Counter()
+    bridge = SeenLink(index=2, name=NODE_BRIDGE, kind="bridge", mac=mac(2), up=True)
+    host: list[SeenLink] = [SeenLink(index=1, name="lo", up=True), bridge]
+    machines, records, leases, namespaces = [], [], [], []
+    for position, interfaces in enumerate(names):
+        built = _Machine(f"vm{position}", list(interfaces), count)
+        machines.append(built.machine)
+        records.append(built.record)
+        leases += built.leases
+        host += built.host
+        namespaces.append(Namespace(f"/run/netns/cni-{position}", built.sandbox, built.links))
+    sandboxes = frozenset(record.sandbox for record in records)
+    node = Node(NODE, sandboxes, sandboxes, tuple(records), tuple(host), tuple(leases), tuple(namespaces))
+    return World(tuple(machines), node)
+
+
+class _Machine:
+    """One machine, and what stands on the node for it."""
+
+    def __init__(self, name: str, interfaces: list[str], count: _Counter) -> None:
+        self.sandbox = f"sandbox-of-{name}"
+        self.leases: list[Lease] = []
+        self.host: list[SeenLink] = []
+        self._links: list[SeenLink] = [SeenLink(index=1, name="lo", up=True)]
+        self._index = 1
+        self._attached: list[Attached] = []
+        self._statuses: list[NetworkStatus] = []
+        self._elements: list[NetworkSelectionElement] = []
+        pod_uid, vmi_uid = f"pod-uid-{name}", f"vmi-uid-{name}"
+        pod_notes: dict[str, str] = {}
+        vmi_notes: dict[str, str] = {}
+        entries: list[dict[str, Any]] = [
+            {"name": "default", "mac": mac(count()), "infoSource": "domain, guest-agent"},
+        ]
+        cards = [Card("default", entries[0]["mac"])]
+        self._attach("eth0", "cluster", count, default=True)
+        for interface in interfaces:
+            link = pod_interface(interface)
+            status = self._attach(link, f"default/{NAD}", count)
+            self._elements.append(NetworkSelectionElement(name=NAD, namespace="default", interface=link))
+            assert status.mac is not None
+            assert status.ips is not None
+            self._wire(interface, status)
+            operation = Operation(f"op-{name}-{interface}", Kind.PLUG, interface, requested_at="2026-01-01T00:00:00Z")
+            record = PodNic(pod_uid, self.sandbox, link, status.mac, 1500, tuple(f"{ip}/24" for ip in status.ips))
+            vmi_notes[operation_key(interface)] = pod_notes[operation_key(interface)] = encode(operation)
+            pod_notes[pod_nic_key(interface)] = encode(record)
+            entries.append(
+                {
+                    "name": interface,
+                    "mac": status.mac,
+                    "podInterfaceName": link,
+                    "infoSource": "domain, guest-agent, multus-status",
+                }
+            )
+            cards.append(Card(interface, status.mac))
+        pod_notes[NETWORKS] = encode_networks(self._elements)
+        pod_notes[NETWORK_STATUS] = encode_network_status(self._statuses)
+        vmi_notes[NIC_SLOTS] = encode(NicSlots(free=3, nics=len(cards), pod_uid=pod_uid))
+        spec: dict[str, Any] = {
+            "domain": {"devices": {"interfaces": [{"name": "default", "masquerade": {}}]}},
+            "networks": [{"name": "default", "pod": {}}],
+        }
+        spec["domain"]["devices"]["interfaces"] += [{"name": name, "bridge": {}} for name in interfaces]
+        spec["networks"] += [{"name": name, "multus": {"networkName": NAD}} for name in interfaces]
+        vm = {
+            "metadata": {"name": name, "namespace": "default", "uid": f"vm-uid-{name}"},
+            "spec": {"template": {"spec": spec}},
+        }
+        owner = {"apiVersion": "kubevirt.io/v1", "controller": True, "name": name}
+        vmi = {
+            "metadata": {
+                "name": name,
+                "namespace": "default",
+                "uid": vmi_uid,
+                "annotations": vmi_notes,
+                "ownerReferences": [{**owner, "kind": "VirtualMachine", "uid": f"vm-uid-{name}"}],
+            },
+            "spec": spec,
+            "status": {"phase": "Running", "nodeName": NODE, "activePods": {pod_uid: NODE}, "interfaces": entries},
+        }
+        pod = {
+            "metadata": {
+                "name": f"virt-launcher-{name}-abcde",
+                "namespace": "default",
+                "uid": pod_uid,
+                "annotations": pod_notes,
+                "labels": {"kubevirt.io/created-by": vmi_uid},
+                "ownerReferences": [{**owner, "kind": "VirtualMachineInstance", "uid": vmi_uid}],
+            },
+            "spec": {"nodeName": NODE},
+            "status": {"phase": "Running"},
+        }
+        netns = f"/var/run/netns/cni-{name}"
+        taps = frozenset(f"tap{interface_hash(interface)}" for interface in interfaces)
+        self.links = tuple(self._links)
+        self.record = Record(self.sandbox, netns, f"default/virt-launcher-{name}-abcde", pod_uid, tuple(self._attached))
+        self.machine = Machine(
+            "default",
+            name,
+            msgspec.convert(vm, VirtualMachine),
+            msgspec.convert(vmi, VirtualMachineInstance),
+            (msgspec.convert(pod, Pod),),
+            {pod_uid: Inside(self.sandbox, netns, self.links, taps, tuple(cards))},
+        )
+
+    def _add(self, name: str, kind: str, **fields: Any) -> SeenLink:
+        self._index += 1
+        link = SeenLink(index=self._index, name=name, kind=kind, **fields)
+        self._links.append(link)
+        return link
+
+    def _attach(self, link: str, network: str, count: _Counter, *, default: bool = False) -> NetworkStatus:
+        number = count()
+        ip, address = f"10.0.{number >> 8}.{number & 255}", mac(number)
+        outer = SeenLink(index=number, name=f"veth{number:08x}", kind="veth", up=True, master=2, peer=self._index + 1)
+        inner = self._add(link, "veth", mac=address, up=True, peer=number, addresses=(f"{ip}/24",))
+        self.host.append(outer)
+        self.leases.append(Lease(network.rpartition("/")[2], ip, self.sandbox, link))
+        self._attached.append(
+            Attached(link, network, True, (ip,), address, inner.index, "veth", bridge=NODE_BRIDGE, leased=True)
+        )
+        status = NetworkStatus(name=network, interface=link, ips=[ip], mac=address, default=default)
+        self._statuses.append(status)
+        return status
+
+    def _wire(self, interface: str, status: NetworkStatus) -> None:
+        digits = interface_hash(interface)
+        bare = self._links.pop()
+        bridge = self._add(f"k6t-{digits}", "bridge", mac=mac(1), up=True)
+        self._links.append(
+            msgspec.structs.replace(bare, name=f"{digits}-nic", mac=mac(1), master=bridge.index, addresses=())
+        )
+        self._add(f"tap{digits}", "tun", mac=mac(3), up=True, master=bridge.index)
+        self._add(f"pod{digits}", "dummy", mac=status.mac, addresses=bare.addresses)

@@ -1,0 +1,156 @@
+"""Help and usage errors come at once: no heavy library is imported for them, and they say what to do."""
+
+import json
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from services.cli.__main__ import hotnic, main, program_name
+from services.cli.lazy import LazyGroup
+from services.cli.run import ROLES
+
+HEAVY = ("aiohttp", "kubernetes_asyncio", "nats", "grpc", "rich", "opentelemetry", "pyroute2", "msgspec", "yaml")
+COMMANDS = [
+    [],
+    ["addinterface"],
+    ["removeinterface"],
+    ["status"],
+    ["trace"],
+    ["events"],
+    *(["dead-letter", *verb] for verb in ([], ["list"], ["show"], ["replay"])),
+    ["doctor"],
+    ["lab"],
+    *(["lab", verb] for verb in ("up", "down", "status", "console", "kubeconfig", "exec", "logs", "restart")),
+    ["run"],
+]
+WRONG = [
+    ["no-such-command"],
+    ["addinterface"],
+    ["addinterface", "vm"],
+    ["addinterface", "vm", "--name", "a", "--network-attachment-definition-name", "b", "--timeout", "soon"],
+    ["removeinterface"],
+    ["removeinterface", "vm"],
+    ["removeinterface", "vm", "--name", "a", "-o", "yaml"],
+    ["removeinterface", "vm", "--name", "a", "--timeout", "later"],
+    ["status"],
+    ["status", "vm", "-o", "yaml"],
+    ["trace"],
+    ["trace", "vm", "--last"],
+    ["events"],
+    ["events", "vm", "-o", "wide"],
+    ["dead-letter", "show"],
+    ["dead-letter", "show", "zero"],
+    ["dead-letter", "replay"],
+    ["dead-letter", "replay", "1", "--all"],
+    ["doctor", "vm", "-A"],
+    ["doctor", "--node-paths", "nonsense=/x"],
+    ["lab", "exec"],
+    ["run", "nobody"],
+]
+PROBE = """
+import json, sys
+from services.cli.__main__ import main
+said = {}
+for arguments in json.loads(sys.argv[1]):
+    said[" ".join(arguments)] = main(arguments)
+print(json.dumps([said, [name for name in json.loads(sys.argv[2]) if name in sys.modules]]))
+"""
+
+
+def probe(arguments: list[list[str]]) -> tuple[dict[str, int], list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(arguments), json.dumps(HEAVY)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    codes, imported = json.loads(done.stdout.splitlines()[-1])
+    return codes, imported
+
+
+def test_no_help_text_imports_a_heavy_library() -> None:
+    codes, imported = probe([[*command, "--help"] for command in COMMANDS])
+    assert set(codes.values()) == {0}
+    assert imported == []
+
+
+def test_no_usage_error_imports_a_heavy_library() -> None:
+    codes, imported = probe(WRONG)
+    assert set(codes.values()) == {2}, codes
+    assert imported == []
+
+
+def test_the_list_of_commands_is_complete() -> None:
+    assert isinstance(hotnic, LazyGroup)
+    assert {command[0] for command in COMMANDS if command} == set(hotnic.list_commands(None))  # type: ignore[arg-type]
+
+
+def test_help_takes_less_than_a_third_of_a_second_of_work() -> None:
+    # Of the processor's time, so that a busy machine does not matter; the best of three.
+    took = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "services.cli", "--help"], capture_output=True, check=True, timeout=30)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) <= 0.3, took
+
+
+def test_each_command_is_listed_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for command in ("addinterface", "removeinterface", "status", "trace", "lab", "run"):
+        assert f"  {command} " in said
+    assert "3 refused" in " ".join(said.split())
+
+
+def test_kubectl_runs_it_as_its_plugin() -> None:
+    assert program_name("/usr/local/bin/kubectl-hotnic") == "kubectl hotnic"
+    assert program_name("/venv/bin/hotnic") == program_name("/x/services/cli/__main__.py") == "hotnic"
+
+
+def leaves(command: click.Command, *path: str) -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield " ".join(path), command
+        return
+    for name in command.list_commands(click.Context(command)):
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        yield from leaves(found, *path, name)
+
+
+def parse(words: list[str]) -> None:
+    command: click.Command | None = hotnic
+    while isinstance(command, click.Group):
+        _, command, words = command.resolve_command(click.Context(command), words)
+    assert command is not None
+    command.make_context("hotnic", words)
+
+
+@pytest.mark.parametrize(("path", "command"), list(leaves(hotnic)))
+def test_each_command_has_examples_that_can_be_typed(path: str, command: click.Command) -> None:
+    _, _, shown = command.get_help(click.Context(command)).partition("Examples:\n")
+    lines = [line.strip() for line in shown.splitlines() if not line.strip().startswith("#")]
+    typed = [re.sub(r".*\$\((.*)\).*", r"\1", line) for line in lines if "hotnic " in line]
+    assert any(line.startswith(f"hotnic {path}") for line in typed)
+    for line in typed:
+        parse(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_a_role_is_run_in_this_process(role: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", role, "--", "--help"]) == 0
+    assert "HOTNIC_" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_early_is_no_traceback() -> None:
+    script = f"{sys.executable} -m services.cli --help | true"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stderr == ""

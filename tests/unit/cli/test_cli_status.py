@@ -1,0 +1,157 @@
+"""``hotnic status``: by the api while it answers, from objects when it does not, and each change once."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from schemas.ladder import Ladder, LadderEvent, Rung, as_json, ladder
+from schemas.stages import ROWS, Kind, Stage
+from services.cli.ladders import Shown, follow, read
+from services.cli.output import UNKNOWN
+from services.cli.status import COLUMNS, Lines
+from services.cli.tracing import NoTraces
+from services.common.kube.client import Kube
+from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.projecting import at_stage
+
+VMIS = "virtualmachineinstances"
+THEN = "2026-01-01T00:00:01.000Z"
+
+
+def told(stage: Stage, since: str | None = THEN, degraded: str | None = None, version: str = "v") -> Ladder:
+    """What the api says."""
+    rung = Rung("iface1", "net1", Kind.PLUG, stage, "op", ROWS[stage].next.get(Kind.PLUG), since=since)
+    return ladder("default", "vm1", version, (rung,), degraded)
+
+
+class Cluster(FakeKube):
+    """A Kubernetes API with hotnic's api behind it, which says what it is told to; ``None`` cuts a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says: Ladder | None = None
+        self.streams: list[list[LadderEvent | None]] = []
+        self.resumed: list[str] = []
+
+    def app(self) -> web.Application:
+        app = super().app()
+        path = "/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/vm1/interfaces"
+        app.router.add_get(path, self._interfaces)
+        return app
+
+    async def _interfaces(self, request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            if self.says is None:
+                return web.json_response({"kind": "Status", "reason": "ServiceUnavailable"}, status=503)
+            return web.Response(body=as_json(self.says))
+        self.resumed.append(request.query.get("resourceVersion", ""))
+        if not self.streams:
+            return web.json_response({"kind": "Status", "reason": "ServiceUnavailable"}, status=503)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for event in self.streams.pop(0):
+            if event is not None:
+                await response.write(as_json(event) + b"\n")
+        return response
+
+    def climb(self, stage: Stage) -> None:
+        vmi, pod = at_stage(stage)
+        for plural, found in ((VMIS, vmi), (PODS, pod)):
+            document = msgspec.to_builtins(found)
+            self.put(plural, "default", document["metadata"]["name"], **document)
+
+
+@contextlib.asynccontextmanager
+async def cluster(directory: Path) -> AsyncIterator[tuple[Cluster, Kube]]:
+    made = Cluster()
+    async with serving_kube(made):
+        config = write_kubeconfig(directory / "kubeconfig", made.url)
+        async with await Kube.connect(kubeconfig=config, telemetry=NoTraces(), user_agent="test") as kube:
+            made.climb(Stage.POD_ANNOTATED)
+            yield made, kube
+
+
+VMI, _ = at_stage(Stage.POD_ANNOTATED)
+
+
+async def test_the_api_is_asked_and_objects_where_it_does_not_answer(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (made, kube):
+        made.says = told(Stage.MULTUS_ATTACHED)
+        assert await read(kube, VMI) == Shown(made.says.items)
+        made.says = told(Stage.MULTUS_ATTACHED, degraded="bus")
+        assert (await read(kube, VMI)).degraded == "bus"
+        made.says = None
+        shown = await read(kube, VMI)
+        assert (shown.degraded, [rung.stage for rung in shown.rungs]) == ("api", [Stage.POD_ANNOTATED])
+        assert shown.why
+
+
+async def test_without_the_right_to_read_vms_it_still_answers(tmp_path: Path) -> None:
+    def forbid(_method: str, plural: str, _name: str) -> None:
+        if plural == "virtualmachines":
+            raise Refused(403, "Forbidden", "no")
+
+    async with cluster(tmp_path) as (made, kube):
+        made.before = forbid
+        assert (await read(kube, VMI)).degraded == "api"
+
+
+async def test_a_watch_goes_on_after_its_end_and_shows_each_change_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (made, kube):
+        first, second = told(Stage.POD_ANNOTATED, version="1"), told(Stage.GUEST_ATTACHED, version="2")
+        made.streams = [
+            [LadderEvent("ADDED", first), LadderEvent("BOOKMARK", first)],
+            [LadderEvent("MODIFIED", first), LadderEvent("MODIFIED", second), LadderEvent("BOOKMARK", second)],
+            [LadderEvent("DELETED", second), LadderEvent("BOOKMARK", second)],
+        ]
+        shown: list[Shown] = []
+        async with asyncio.timeout(5):
+            await follow(kube, VMI, shown.append)
+        assert [one.rungs for one in shown] == [first.items, second.items]
+        assert made.resumed == ["", "1", "2"]
+
+
+async def test_a_watch_that_is_cut_off_goes_on_with_objects_and_returns_to_the_api(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (made, kube):
+        first, back = told(Stage.POD_ANNOTATED), told(Stage.GUEST_ATTACHED)
+        made.streams = [[LadderEvent("ADDED", first), None]]
+        shown: list[Shown] = []
+
+        def show(found: Shown) -> None:
+            shown.append(found)
+            if found.degraded == "api":
+                made.streams = [[LadderEvent("ADDED", back), LadderEvent("DELETED", back)]]
+
+        async with asyncio.timeout(5):
+            await follow(kube, VMI, show, again=0.2)
+        assert [(one.degraded, one.rungs[0].stage) for one in shown] == [
+            (None, Stage.POD_ANNOTATED),
+            ("api", Stage.POD_ANNOTATED),
+            (None, Stage.GUEST_ATTACHED),
+        ]
+
+
+async def test_a_vm_that_goes_away_ends_a_watch_without_the_api(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (made, kube):
+
+        def show(_found: Shown) -> None:
+            made.delete(VMIS, "default", "vm1")
+
+        async with asyncio.timeout(5):
+            await follow(kube, VMI, show)
+
+
+def test_a_table_goes_on_with_what_is_new() -> None:
+    lines = Lines(wide=False)
+    head, first = lines.of(told(Stage.REQUESTED, None).items)
+    assert head.split() == list(COLUMNS)
+    assert first.split()[:4] == ["iface1", "net1", "requested", UNKNOWN]
+    assert lines.of(told(Stage.REQUESTED, None).items) == []
+    (second,) = lines.of(told(Stage.GUEST_ATTACHED).items)
+    assert second.split()[2:4] == ["guest-attached", THEN]
+    (gone,) = lines.of(())
+    assert gone.split()[:3] == ["iface1", "net1", "gone"]

@@ -1,0 +1,135 @@
+"""An event as a message and back, whatever the bytes are."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.events import (
+    MAX_EVENT_BYTES,
+    ConfirmedBy,
+    Event,
+    Failed,
+    GuestAttached,
+    MultusAttached,
+    ObjectRef,
+    PodAnnotated,
+)
+from schemas.operations import Operation
+from schemas.stages import Kind, Stage
+from services.common.bus.envelope import (
+    DEAD_DETAIL,
+    DEAD_REASON,
+    DEAD_SEQUENCE,
+    DEAD_SUBJECT,
+    MSG_ID,
+    Message,
+    Unusable,
+    dead_letter,
+    incoming,
+    message_id,
+    outgoing,
+)
+from tests.support.bus_conformance import annotated
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+NOW = datetime(2026, 11, 23, 10, 0, 0, 1234, tzinfo=UTC)
+
+
+@given(NAMES, NAMES, NAMES, st.integers(1, 99))
+def test_round_trip(node: str, namespace: str, vmi: str, attempt: int) -> None:
+    event = PodAnnotated(
+        operation=Operation("1", Kind.PLUG, "a"), vmi=ObjectRef(namespace, vmi, "u"), node=node, attempt=attempt
+    )
+    message = outgoing(event, role="controller", node=node, start_id="s")
+    assert incoming(message.subject, message.headers, message.payload) == (event, event.subject)
+
+
+@given(
+    st.binary(max_size=200),
+    st.dictionaries(st.text(max_size=10), st.text(max_size=10)) | st.none(),
+    st.text(max_size=30),
+)
+def test_any_bytes_are_an_event_or_unusable(payload: bytes, headers: dict[str, str] | None, subject: str) -> None:
+    with pytest.raises(Unusable) as caught:
+        incoming(subject, headers, payload)
+    assert caught.value.reason.isalpha()
+
+
+def test_headers() -> None:
+    message = outgoing(annotated(), role="controller", node="_", start_id="s", now=NOW)
+    assert message.headers == {
+        "ce-specversion": "1.0",
+        "ce-id": message.id,
+        "ce-type": "io.hotnic.hotplug.pod-annotated.v1",
+        "ce-source": "/hotnic/controller/_",
+        "ce-time": "2026-11-23T10:00:00.001Z",
+        "content-type": "application/json",
+        MSG_ID: message.id,
+    }
+
+
+def test_the_id_is_the_same_for_a_retry_only() -> None:
+    base = MultusAttached(
+        operation=Operation("1", Kind.PLUG, "a"), pod=ObjectRef("n", "p", "u"), node="x", sandbox_id="s"
+    )
+    replace = msgspec.structs.replace
+    others: list[Event] = [
+        replace(base, operation=Operation("2", Kind.PLUG, "a")),
+        replace(base, node="y"),
+        replace(base, pod=ObjectRef("n", "p", "u2")),
+        replace(base, sandbox_id="s2"),
+        replace(base, attempt=2),
+        Failed(operation=base.operation, node="x", at=Stage.MULTUS_ATTACHED, reason="A"),
+        Failed(operation=base.operation, node="x", at=Stage.MULTUS_ATTACHED, reason="B"),
+        Failed(operation=base.operation, node="x", at=Stage.GUEST_ATTACHED, reason="B"),
+        GuestAttached(operation=base.operation, node="x"),
+        GuestAttached(operation=base.operation, node="x", confirmed_by=ConfirmedBy.GUEST_AGENT),
+    ]
+    ids = [message_id(event, "start") for event in (base, *others)]
+    ids.append(message_id(base, "another start"))
+    assert len(set(ids)) == len(ids)
+    # What was learnt in passing makes no new event.
+    assert message_id(replace(base, mac="02:00:00:00:00:01", ips=("10.0.0.1",)), "start") == ids[0]
+
+
+def test_a_long_failure_is_cut() -> None:
+    failed = Failed(operation=Operation("1", Kind.PLUG, "a"), reason="X", message="é" * 100_000)
+    message = outgoing(failed, role="handler", node="n", start_id="s")
+    event, _ = incoming(message.subject, message.headers, message.payload)
+    assert isinstance(event, Failed)
+    assert event.message.endswith("é…")
+    assert len(message.payload) < MAX_EVENT_BYTES
+
+
+def test_an_event_that_nobody_would_read_is_not_sent() -> None:
+    with pytest.raises(ValueError, match="at most 65536"):
+        outgoing(
+            MultusAttached(operation=Operation("1", Kind.PLUG, "a"), ips=("x" * 70_000,)),
+            role="networks",
+            node="n",
+            start_id="s",
+        )
+
+
+def test_a_dead_letter_keeps_the_message_and_says_why() -> None:
+    message = Message("hotplug.a.b.c.d", b"\xff", {"ce-id": "1", MSG_ID: "x", "Nats-Expected-Stream": "HOTPLUG"})
+    letter = dead_letter(message, Unusable("Undecodable", "line\r\nNats-Evil: 1 ü"), consumer="c", sequence=7, now=NOW)
+    assert letter.subject == "hotplug-dead.a.b.c.d"
+    assert letter.payload == b"\xff"
+    assert letter.headers["ce-id"] == "1"
+    assert letter.headers[DEAD_REASON] == "Undecodable"
+    assert letter.headers[DEAD_DETAIL] == "line??Nats-Evil: 1 ?"
+    assert letter.headers[DEAD_SUBJECT] == message.subject
+    assert letter.headers[DEAD_SEQUENCE] == "7"
+    assert "Nats-Expected-Stream" not in letter.headers
+
+
+def test_one_message_has_one_letter_whoever_refuses_it() -> None:
+    message = Message("hotplug.a.b.c.d", b"x", {})
+    error = Unusable("Undecodable", "")
+    one = dead_letter(message, error, consumer="a", sequence=7, now=NOW)
+    assert one.id == dead_letter(message, error, consumer="b", sequence=7).id
+    assert one.id != dead_letter(message, error, consumer="a", sequence=8).id

@@ -1,0 +1,92 @@
+"""The bus in memory, bare and behind the fault wrapper without faults, does what every bus must do."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from services.common.bus.envelope import Message
+from services.common.bus.protocol import Bus, BusUnavailable
+from services.common.telemetry import Telemetry
+from tests.support.bus import Broker, Faults, FaultyBus, MemoryBus, matches
+from tests.support.bus_conformance import BusConformance, Harness, Inbox, annotated, consuming
+
+
+class MemoryHarness:
+    """A broker and the buses on it."""
+
+    def __init__(self, *, faulty: bool = False) -> None:
+        self.broker = Broker()
+        self._faulty = faulty
+
+    async def bus(self, role: str, node: str, telemetry: Telemetry | None = None) -> Bus:
+        bus = MemoryBus(self.broker, role=role, node=node, telemetry=telemetry)
+        return FaultyBus(bus) if self._faulty else bus
+
+    async def stands(self, consumer: str) -> None:
+        await self.broker.until(lambda: consumer in self.broker.consumers)
+
+    async def raw(self, message: Message) -> None:
+        self.broker.accept(message)
+
+    async def dead(self, count: int) -> Sequence[Message]:
+        await self.broker.until(lambda: len(self.broker.dead) >= count)
+        return self.broker.dead
+
+
+class TestMemoryBus(BusConformance):
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return MemoryHarness()
+
+
+class TestFaultyBusWithoutFaults(BusConformance):
+    @pytest.fixture
+    def harness(self) -> Harness:
+        return MemoryHarness(faulty=True)
+
+
+async def test_faults_lose_and_repeat_but_never_invent() -> None:
+    harness, inbox = MemoryHarness(), Inbox()
+    publisher = await harness.bus("controller", "_")
+    faulty = FaultyBus(publisher, Faults(drop=0.3, duplicate=0.3, reorder=0.3), seed=7)
+    async with consuming(harness, faulty, inbox):
+        for number in range(200):
+            await publisher.publish(annotated(number))
+        consumer = next(iter(harness.broker.consumers.values()))
+        await harness.broker.until(lambda: not consumer.waiting)
+    await faulty.close()
+    ids = [event.operation.id for event in inbox.events]
+    assert faulty.dropped
+    assert faulty.duplicated
+    assert len(ids) == 200 - faulty.dropped + faulty.duplicated
+    assert set(ids) <= {f"operation-{number}" for number in range(200)}
+    assert ids != sorted(ids, key=lambda text: int(text.split("-")[1]))
+
+
+async def test_events_wait_for_a_broker_that_is_down() -> None:
+    harness, inbox = MemoryHarness(), Inbox()
+    bus = await harness.bus("controller", "_")
+    async with consuming(harness, bus, inbox):
+        harness.broker.stop()
+        assert not bus.connected
+        await bus.publish(annotated(1))
+        with pytest.raises(BusUnavailable):
+            await bus.kv("operations").get("a")
+        assert inbox.events == []
+        harness.broker.start()
+        assert await inbox.wait(1) == [annotated(1)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "expected"),
+    [
+        ("a.*.c", "a.b.c", True),
+        ("a.*.c", "a.b.d", False),
+        ("a.>", "a.b.c", True),
+        ("a.>", "a", False),
+        ("a.b", "a.b.c", False),
+        ("a.b.c", "a.b", False),
+    ],
+)
+def test_subject_matching(pattern: str, subject: str, expected: bool) -> None:
+    assert matches(pattern, subject) is expected

@@ -1,0 +1,235 @@
+"""The server: errors in the asked form, body limits, spans, and where it listens."""
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry.trace import SpanKind, StatusCode
+
+from schemas.kube import StatusCause, StatusDetails
+from services.common.http.listen import bind
+from services.common.http.server import StatusError, make_app, serve
+from tests.support.spans import named, recording_telemetry
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+async def echo(request: web.Request) -> web.Response:
+    return web.Response(body=await request.read())
+
+
+async def refuse(_request: web.Request) -> web.Response:
+    details = StatusDetails(name="vm", causes=[StatusCause(field="name", message="bad")])
+    raise StatusError(422, None, "not like this", details, {"X-Why": "because"})
+
+
+async def bug(_request: web.Request) -> web.Response:
+    raise ZeroDivisionError("secret detail")
+
+
+async def teapot(_request: web.Request) -> web.Response:
+    raise StatusError(418, None, "short and stout")
+
+
+@asynccontextmanager
+async def server(**options: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, Any]]:
+    telemetry, spans = recording_telemetry()
+    app = make_app(telemetry=telemetry, max_body=100, **options)
+    app.router.add_put("/apis/{name}/echo", echo)
+    app.router.add_get("/refuse", refuse)
+    app.router.add_get("/bug", bug)
+    app.router.add_get("/teapot", teapot)
+    async with (
+        serve(app, "127.0.0.1:0") as address,
+        aiohttp.ClientSession(f"http://{address}", timeout=aiohttp.ClientTimeout(5)) as client,
+    ):
+        yield client, spans
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "reason"),
+    [
+        ("GET", "/nowhere", 404, "NotFound"),
+        ("GET", "/apis/a/echo", 405, "MethodNotAllowed"),
+        ("GET", "/refuse", 422, "Invalid"),
+        ("GET", "/bug", 500, "InternalError"),
+        ("GET", "/teapot", 418, "I'maTeapot"),
+    ],
+)
+async def test_every_error_is_a_status(method: str, path: str, code: int, reason: str) -> None:
+    async with server() as (client, _), client.request(method, path) as response:
+        body = await response.json()
+        assert (response.status, response.content_type) == (code, "application/json")
+    assert (body["kind"], body["apiVersion"], body["metadata"]) == ("Status", "v1", {})
+    assert (body["status"], body["code"], body["reason"]) == ("Failure", code, reason)
+    assert body["message"]
+    assert "secret" not in body["message"]
+
+
+async def test_details_and_headers_of_an_error_are_kept() -> None:
+    async with server() as (client, _), client.get("/refuse") as response:
+        body = await response.json()
+        assert body["details"] == {"name": "vm", "causes": [{"field": "name", "message": "bad"}]}
+        assert response.headers["X-Why"] == "because"
+
+
+async def test_405_names_what_is_allowed() -> None:
+    async with server() as (client, _), client.post("/apis/a/echo") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "PUT")
+
+
+@pytest.mark.parametrize(("path", "code"), [("/nowhere", 404), ("/bug", 500), ("/refuse", 422)])
+async def test_errors_can_be_text(path: str, code: int) -> None:
+    async with server(errors="text") as (client, _), client.get(path) as response:
+        assert (response.status, response.content_type) == (code, "text/plain")
+        assert (await response.text()).strip()
+
+
+async def test_a_bug_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with server() as (client, _), client.get("/bug"):
+        pass
+    assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("size", "code"), [(100, 200), (101, 413), (100_000, 413)])
+async def test_bodies_are_limited_however_they_come(size: int, code: int, chunked: bool) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, size, 50):
+            yield b"x" * min(50, size - start)
+
+    async with server() as (client, _):
+        async with client.put("/apis/a/echo", data=chunks() if chunked else b"x" * size) as response:
+            assert response.status == code
+            if code == 413:
+                assert (await response.json())["reason"] == "RequestEntityTooLarge"
+        async with client.put("/apis/a/echo", data=b"next") as response:
+            assert await response.read() == b"next"
+
+
+async def test_a_request_is_a_server_span_below_the_caller() -> None:
+    async with server() as (client, spans):
+        async with client.put("/apis/vm1/echo", data=b"x", headers={"traceparent": TRACEPARENT}):
+            pass
+        async with client.get("/bug"):
+            pass
+        async with client.get("/nowhere"):
+            pass
+    finished = spans.get_finished_spans()
+    put = named(finished, "PUT /apis/{name}/echo")
+    assert put.kind is SpanKind.SERVER
+    assert f"{put.context.trace_id:032x}" == TRACEPARENT[3:35]
+    assert f"{put.parent.span_id:016x}" == TRACEPARENT[36:52]
+    assert put.attributes["url.path"] == "/apis/vm1/echo"
+    assert put.attributes["http.response.status_code"] == 200
+    assert named(finished, "GET /bug").status.status_code is StatusCode.ERROR
+    assert named(finished, "GET").attributes["http.response.status_code"] == 404
+
+
+async def test_requests_under_way_end_before_the_server_does() -> None:
+    telemetry, _ = recording_telemetry()
+    app = make_app(telemetry=telemetry, max_body=100)
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_request: web.Request) -> web.Response:
+        arrived.set()
+        await go_on.wait()
+        return web.Response(text="done")
+
+    app.router.add_get("/slow", slow)
+    async with aiohttp.ClientSession() as client:
+        async with serve(app, "127.0.0.1:0") as address:
+            asked = asyncio.create_task(client.get(f"http://{address}/slow"))
+            await asyncio.wait_for(arrived.wait(), 5)
+            asyncio.get_running_loop().call_soon(go_on.set)
+        assert await (await asked).text() == "done"
+
+
+async def unix_get(path: Path) -> str:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as client,
+        client.put("http://x/apis/a/echo", data=b"hello") as response,
+    ):
+        return await response.text()
+
+
+def unix_app() -> web.Application:
+    app = make_app(telemetry=recording_telemetry()[0], max_body=100)
+    app.router.add_put("/apis/{name}/echo", echo)
+    return app
+
+
+async def test_a_unix_socket_is_for_its_owner_only_and_goes_with_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "s.sock"
+    async with serve(unix_app(), f"unix:{path}") as address:
+        assert address == f"unix:{path}"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert await unix_get(path) == "hello"
+        assert list(path.parent.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_a_restart_leaves_no_gap_and_a_successor_keeps_its_socket(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    async with serve(unix_app(), f"unix:{path}"):
+        first = path.stat().st_ino
+        async with serve(unix_app(), f"unix:{path}"):
+            assert path.stat().st_ino != first
+            assert await unix_get(path) == "hello"
+    assert not path.exists()
+    first_server = serve(unix_app(), f"unix:{path}")
+    await first_server.__aenter__()
+    async with serve(unix_app(), f"unix:{path}"):
+        await first_server.__aexit__(None, None, None)
+        assert await unix_get(path) == "hello"
+
+
+async def test_a_stale_socket_is_replaced_and_anything_else_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    async with serve(unix_app(), f"unix:{path}"):
+        assert await unix_get(path) == "hello"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match="not a socket"):
+        async with serve(unix_app(), f"unix:{path}"):
+            pass
+    assert path.read_text() == "mine"
+
+
+def test_a_path_too_long_for_a_socket_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="longer than 107 bytes"):
+        bind(f"unix:{tmp_path}/{'x' * 120}")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_inherited_descriptor_is_served() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    async with (
+        serve(unix_app(), f"fd:{os.dup(listening.fileno())}"),
+        aiohttp.ClientSession() as client,
+        client.put(f"http://127.0.0.1:{port}/apis/a/echo", data=b"x") as response,
+    ):
+        assert response.status == 200
+    listening.close()
+
+
+@pytest.mark.parametrize("listen", ["", "nonsense", "127.0.0.1:", "127.0.0.1:http", "fd:x"])
+def test_what_is_no_address_is_refused(listen: str) -> None:
+    with pytest.raises(ValueError, match=r"not an address|invalid literal"):
+        bind(listen)
+
+
+async def test_a_taken_port_is_an_os_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        bind(f"127.0.0.1:{taken.getsockname()[1]}")

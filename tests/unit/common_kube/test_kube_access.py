@@ -1,0 +1,205 @@
+"""Credentials: client certificates, tokens, token files, exec plugins, the pod's service account; and their refresh."""
+
+import ssl
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from schemas.kube import PODS
+from services.common.http.server import make_app, serve
+from services.common.http.tls import peer_common_name, server_context
+from services.common.kube.auth import Access
+from services.common.kube.client import Kube
+from services.common.kube.errors import KubeconfigError, Unauthorized, Unavailable
+from services.common.kube.transport import Transport
+from tests.support.certs import Authority
+
+HOME = {"HOME": "/nonexistent"}
+
+
+class Clock:
+    """Time by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def tls_server(
+    tmp_path: Path, recorded: Any, answer: Callable[[web.Request], Awaitable[web.Response]], *, strict: bool = True
+) -> AsyncIterator[tuple[str, Authority]]:
+    authority = Authority(tmp_path, strict=strict)
+    pair = authority.server()
+    app = make_app(telemetry=recorded[0], max_body=1024)
+    app.router.add_route("*", "/{path:.*}", answer)
+    context = server_context(str(pair.cert), str(pair.key), client_ca=authority.ca.read_text())
+    async with serve(app, "127.0.0.1:0", ssl=context) as address:
+        yield f"https://{address}", authority
+
+
+async def who(request: web.Request) -> web.Response:
+    name = peer_common_name(request) or request.headers.get("Authorization", "nobody")
+    return web.json_response({"metadata": {"name": name}})
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["complete CA", "CA without key identifiers"])
+async def test_a_client_certificate_says_who_we_are(
+    tmp_path: Path, recorded: Any, make_kubeconfig: Any, strict: bool
+) -> None:
+    async with tls_server(tmp_path, recorded, who, strict=strict) as (server, authority):
+        client = authority.client("hotnic:api")
+        path = tmp_path / "config"
+        user = {"client-certificate": str(client.cert), "client-key": str(client.key)}
+        path.write_bytes(make_kubeconfig(server, user, {"certificate-authority": str(authority.ca)}))
+        async with await Kube.connect(kubeconfig=str(path), telemetry=recorded[0], user_agent="t") as kube:
+            assert (await kube.get(PODS, "ns", "x")).metadata.name == "hotnic:api"
+
+
+async def test_a_server_of_another_authority_is_not_talked_to(
+    tmp_path: Path, recorded: Any, make_kubeconfig: Any
+) -> None:
+    async with tls_server(tmp_path, recorded, who) as (server, _):
+        other = Authority(tmp_path, "other-ca")
+        path = tmp_path / "config"
+        path.write_bytes(make_kubeconfig(server, {"token": "secret"}, {"certificate-authority": str(other.ca)}))
+        async with await Kube.connect(kubeconfig=str(path), telemetry=recorded[0], user_agent="t") as kube:
+            with pytest.raises(Unavailable, match="certificate verify failed"):
+                await kube.get(PODS, "ns", "x")
+        path.write_bytes(make_kubeconfig(server, {"token": "secret"}, {"insecure-skip-tls-verify": True}))
+        async with await Kube.connect(kubeconfig=str(path), telemetry=recorded[0], user_agent="t") as kube:
+            assert (await kube.get(PODS, "ns", "x")).metadata.name == "Bearer secret"
+
+
+async def test_a_token_file_is_read_anew_every_minute(tmp_path: Path, make_kubeconfig: Any) -> None:
+    token = tmp_path / "token"
+    token.write_text("one\n")
+    path, clock = tmp_path / "config", Clock()
+    path.write_bytes(make_kubeconfig("http://127.0.0.1:1", {"tokenFile": str(token)}))
+    access = Access(str(path), environ=HOME, clock=clock)
+    await access.load()
+    assert await access.headers() == {"Authorization": "Bearer one"}
+    token.write_text("two\n")
+    clock.now = 59
+    assert await access.headers() == {"Authorization": "Bearer one"}
+    clock.now = 61
+    assert await access.headers() == {"Authorization": "Bearer two"}
+
+
+async def test_credentials_that_cannot_be_read_anew_stay_in_use(
+    tmp_path: Path, make_kubeconfig: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("one")
+    path, clock = tmp_path / "config", Clock()
+    path.write_bytes(make_kubeconfig("http://127.0.0.1:1", {"tokenFile": str(token)}))
+    access = Access(str(path), environ=HOME, clock=clock)
+    await access.load()
+    path.unlink()
+    clock.now = 100
+    assert await access.headers() == {"Authorization": "Bearer one"}
+    assert "credentials not refreshed" in caplog.text
+
+
+def plugin(tmp_path: Path, status: dict[str, Any]) -> dict[str, Any]:
+    """An exec plugin that counts its runs in the token."""
+    script, count = tmp_path / "plugin", tmp_path / "count"
+    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
+    text = msgspec.json.encode(credential).decode().replace("RUN", "'$(wc -c < " + str(count) + ")'")
+    script.write_text(f"#!/bin/sh\nprintf x >> {count}\nprintf '%s' '{text}'\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return {"exec": {"apiVersion": credential["apiVersion"], "command": str(script), "interactiveMode": "Never"}}
+
+
+@pytest.mark.parametrize(
+    ("extra", "again"), [({}, "Bearer run1"), ({"expirationTimestamp": "2020-01-01T00:00:00Z"}, "Bearer run2")]
+)
+async def test_an_exec_plugin_runs_again_when_its_token_expires(
+    tmp_path: Path, make_kubeconfig: Any, extra: dict[str, Any], again: str
+) -> None:
+    path, clock = tmp_path / "config", Clock()
+    path.write_bytes(make_kubeconfig("http://127.0.0.1:1", plugin(tmp_path, {"token": "runRUN", **extra})))
+    access = Access(str(path), environ=HOME, clock=clock)
+    await access.load()
+    assert await access.headers() == {"Authorization": "Bearer run1"}
+    clock.now = 100
+    assert await access.headers() == {"Authorization": again}
+
+
+async def test_a_401_is_tried_once_more_with_fresh_credentials(
+    tmp_path: Path, recorded: Any, script: Any, make_pod: Any, make_failure: Any, make_kubeconfig: Any
+) -> None:
+    path, clock = tmp_path / "config", Clock()
+    path.write_bytes(make_kubeconfig(script.url, {"token": "old"}))
+    access = Access(str(path), environ=HOME, clock=clock)
+    await access.load()
+    kube = Kube(Transport.open(access, recorded[0], "t"))
+    async with kube:
+        path.write_bytes(make_kubeconfig(script.url, {"token": "new"}))
+        clock.now = 10
+        script.answer(make_failure(401, "Unauthorized"), 401)
+        script.answer(make_pod("a", "1"))
+        assert (await kube.get(PODS, "ns", "a")).metadata.name == "a"
+        assert [request.headers["Authorization"] for request in script.requests] == ["Bearer old", "Bearer new"]
+        script.answer(make_failure(401, "Unauthorized"), 401)
+        with pytest.raises(Unauthorized):
+            await kube.get(PODS, "ns", "a")
+        assert len(script.requests) == 3
+
+
+async def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    (tmp_path / "ca.crt").write_bytes(authority.ca.read_bytes())
+    (tmp_path / "token").write_text("sa-one\n")
+    (tmp_path / "namespace").write_text("hotnic")
+    environ = {**HOME, "KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
+    clock = Clock()
+    access = Access(None, environ=environ, service_account=str(tmp_path), clock=clock)
+    await access.load()
+    assert (access.server, access.namespace, access.context) == ("https://[fd00::1]:443", "hotnic", None)
+    assert access.ssl is not None
+    assert access.ssl.verify_mode is ssl.CERT_REQUIRED
+    assert await access.headers() == {"Authorization": "Bearer sa-one"}
+    (tmp_path / "token").write_text("sa-two\n")
+    clock.now = 10
+    assert await access.refresh()
+    assert await access.headers() == {"Authorization": "Bearer sa-two"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b"contexts: 3", b":::", b"\t{", b"current-context: x\ncontexts: []\nclusters: []\nusers: []"],
+)
+async def test_what_is_no_kubeconfig_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken"
+    path.write_bytes(content)
+    with pytest.raises(KubeconfigError, match="broken"):
+        await Access(str(path), environ=HOME).load()
+
+
+async def test_no_configuration_at_all_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(KubeconfigError, match=r"no KUBECONFIG, no ~/\.kube/config, and not in a pod"):
+        await Access(None, environ=HOME).load()
+    with pytest.raises(KubeconfigError, match="no such kubeconfig"):
+        await Access(str(tmp_path / "absent"), environ=HOME).load()
+
+
+async def test_another_context_can_be_asked_for(tmp_path: Path, make_kubeconfig: Any) -> None:
+    first, second = tmp_path / "one", tmp_path / "two"
+    first.write_bytes(make_kubeconfig("http://127.0.0.1:1"))
+    second.write_bytes(make_kubeconfig("http://127.0.0.1:2").replace(b"test", b"other").replace(b": c\n", b": d\n"))
+    paths = f"{first}:{second}"
+    access = Access(paths, environ=HOME)
+    await access.load()
+    other = Access(paths, "other", environ=HOME)
+    await other.load()
+    assert (access.server, access.context) == ("http://127.0.0.1:1", "test")
+    assert (other.server, other.context) == ("http://127.0.0.1:2", "other")

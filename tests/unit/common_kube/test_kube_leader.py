@@ -1,0 +1,246 @@
+"""Leader election: one leads, the next takes over, and two never lead at once. In virtual time."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+import structlog
+
+from schemas.kube import Lease, Resource
+from services.common.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound, Unavailable
+from services.common.kube.leader import Leader, Timing
+
+pytestmark = pytest.mark.looptime
+
+
+class Store:
+    """One lease, as an API server keeps it."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.version = 0
+        self.failing: Callable[[str], KubeError | None] = lambda _who: None
+
+    def client(self, who: str) -> "Client":
+        return Client(self, who)
+
+    @property
+    def holder(self) -> str:
+        return "" if self.lease is None else str(self.lease["spec"]["holderIdentity"])
+
+
+class Client:
+    """One replica's way to it."""
+
+    def __init__(self, store: Store, who: str) -> None:
+        self.store, self.who = store, who
+
+    async def _enter(self) -> None:
+        await asyncio.sleep(0.001)
+        error = self.store.failing(self.who)
+        if error is not None:
+            raise error
+
+    def _kept(self) -> Lease:
+        assert self.store.lease is not None
+        self.store.version += 1
+        self.store.lease["metadata"]["resourceVersion"] = str(self.store.version)
+        return msgspec.convert(self.store.lease, Lease)
+
+    async def get(self, resource: Resource[Lease], namespace: str | None, name: str) -> Lease:
+        await self._enter()
+        if self.store.lease is None:
+            raise NotFound("none", status=404)
+        return msgspec.convert(self.store.lease, Lease)
+
+    async def create(self, resource: Resource[Lease], namespace: str | None, body: Mapping[str, Any]) -> Lease:
+        await self._enter()
+        if self.store.lease is not None:
+            raise AlreadyExists("there", status=409)
+        self.store.lease = msgspec.json.decode(msgspec.json.encode(body))
+        return self._kept()
+
+    async def merge_patch(
+        self, resource: Resource[Lease], namespace: str | None, name: str, body: Mapping[str, Any]
+    ) -> Lease:
+        await self._enter()
+        if self.store.lease is None:
+            raise NotFound("none", status=404)
+        if body["metadata"]["resourceVersion"] != self.store.lease["metadata"]["resourceVersion"]:
+            raise Conflict("changed", status=409)
+        self.store.lease["spec"] |= body["spec"]
+        return self._kept()
+
+
+class Replicas:
+    """Replicas of one role, and who of them led when."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.leading: set[str] = set()
+        self.begun: list[str] = []
+        self.most = 0
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.states: list[tuple[str, bool, str]] = []
+
+    def start(self, who: str, identity: str | None = None) -> Leader:
+        def state(ok: bool, why: str) -> None:
+            self.states.append((who, ok, why))
+
+        log = structlog.get_logger()
+        leader = Leader(self.store.client(who), "ns", "lease", identity or who, log=log, on_state=state)
+        self.tasks[who] = asyncio.create_task(leader.run(lambda: self._lead(who)))
+        return leader
+
+    async def _lead(self, who: str) -> None:
+        self.leading.add(who)
+        self.begun.append(who)
+        self.most = max(self.most, len(self.leading))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.leading.discard(who)
+
+    async def until(self, *who: str, within: float = 60.0) -> float:
+        """Wait until exactly these lead; gives the seconds it took."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        async with asyncio.timeout(within):
+            while self.leading != set(who):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return loop.time() - started
+
+    async def stop(self, who: str) -> None:
+        task = self.tasks.pop(who)
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def close(self) -> None:
+        for who in list(self.tasks):
+            await self.stop(who)
+
+
+async def test_one_leads_and_the_next_one_begins_when_it_leaves() -> None:
+    replicas = Replicas(Store())
+    leader = replicas.start("a")
+    assert await replicas.until("a") < 1
+    assert leader.leading
+    replicas.start("b")
+    await asyncio.sleep(60)
+    assert (replicas.leading, replicas.store.holder) == ({"a"}, "a")
+    await replicas.stop("a")
+    assert replicas.store.holder == ""
+    assert await replicas.until("b") < 2
+    assert replicas.most == 1
+    assert all(ok for _, ok, _ in replicas.states)
+    await replicas.close()
+
+
+async def test_a_leader_cut_off_stops_before_another_starts() -> None:
+    replicas = Replicas(Store())
+    replicas.start("a")
+    await replicas.until("a")
+    replicas.start("b")
+    await asyncio.sleep(5)
+    replicas.store.failing = lambda who: Unavailable("away") if who == "a" else None
+    stopped = await replicas.until()
+    assert stopped <= Timing().deadline + Timing().renew
+    assert await replicas.until("b") > 0
+    replicas.store.failing = lambda _who: None
+    await asyncio.sleep(60)
+    assert replicas.leading == {"b"}
+    assert replicas.most == 1
+    assert [why for who, ok, why in replicas.states if who == "a" and not ok]
+    await replicas.close()
+
+
+async def test_a_short_absence_of_the_api_server_changes_nothing() -> None:
+    replicas = Replicas(Store())
+    replicas.start("a")
+    replicas.start("b")
+    (leads,) = [who for who in ("a", "b") if await _leads(replicas, who)]
+    replicas.store.failing = lambda _who: Unavailable("away")
+    await asyncio.sleep(8)
+    replicas.store.failing = lambda _who: None
+    await asyncio.sleep(60)
+    assert replicas.leading == {leads}
+    assert replicas.most == 1
+    await replicas.close()
+
+
+async def _leads(replicas: Replicas, who: str) -> bool:
+    await asyncio.sleep(1)
+    return who in replicas.leading
+
+
+async def test_one_that_was_killed_goes_on_at_once_under_its_own_name_and_others_wait_for_the_lease_to_end() -> None:
+    store = Store()
+    first = Replicas(store)
+    first.start("a")
+    await first.until("a")
+    # Killed: it says nothing more, and its lease stands.
+    killed, store.lease = msgspec.json.encode(store.lease), None
+    await first.close()
+    store.lease = msgspec.json.decode(killed)
+    again = Replicas(store)
+    again.start("b")
+    await asyncio.sleep(10)
+    assert again.leading == set()
+    again.start("a")
+    assert await again.until("a") < 1
+    await again.close()
+    store.lease = msgspec.json.decode(killed)
+    other = Replicas(store)
+    other.start("b")
+    assert Timing().duration <= await other.until("b") < Timing().duration + 3
+    await other.close()
+
+
+async def test_of_two_with_one_name_the_later_one_leads() -> None:
+    replicas = Replicas(Store())
+    replicas.start("first", "same")
+    await replicas.until("first")
+    replicas.start("second", "same")
+    await asyncio.sleep(Timing().renew + 0.1)
+    assert replicas.leading == {"second"}
+    await replicas.stop("second")
+    await replicas.until("first")
+    await replicas.close()
+
+
+async def test_a_lease_that_somebody_labels_is_still_ours_and_one_that_is_deleted_is_made_anew() -> None:
+    replicas = Replicas(Store())
+    replicas.start("a")
+    await replicas.until("a")
+    assert replicas.store.lease is not None
+    replicas.store.lease["metadata"]["resourceVersion"] = "labelled"
+    await asyncio.sleep(20)
+    assert replicas.leading == {"a"}
+    replicas.store.lease = None
+    await asyncio.sleep(20)
+    assert (replicas.leading, replicas.store.holder) == ({"a"}, "a")
+    assert replicas.begun == ["a", "a"]
+    await replicas.close()
+
+
+async def test_without_the_right_to_leases_nobody_leads_and_the_role_says_why() -> None:
+    replicas = Replicas(Store())
+    replicas.store.failing = lambda _who: Forbidden("may not get leases", status=403)
+    replicas.start("a")
+    await asyncio.sleep(5)
+    assert replicas.leading == set()
+    assert ("a", False, "lease ns/lease: may not get leases") in replicas.states
+    await replicas.close()
+
+
+async def test_what_the_work_raises_comes_out_and_the_lease_is_given_back() -> None:
+    store = Store()
+
+    async def broken() -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        await Leader(store.client("a"), "ns", "lease", "a", log=structlog.get_logger()).run(broken)
+    assert store.holder == ""

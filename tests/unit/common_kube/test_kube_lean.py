@@ -1,0 +1,58 @@
+"""The lean import: what it leaves out, and that the whole library still works beside it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(code: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_generated_models_are_not_imported() -> None:
+    seen = run(
+        "import json, resource, sys\n"
+        "import aiohttp\n"
+        "def mib(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 2**20\n"
+        "before, modules = mib(), len(sys.modules)\n"
+        "from services.common.kube.lean import load\n"
+        "lean = load()\n"
+        "names = [n for n in sys.modules if n.startswith('kubernetes_asyncio')]\n"
+        "print(json.dumps([names, mib() - before, len(sys.modules) - modules]))\n"
+    )
+    names, mib, modules = seen
+    assert names == [], "nothing half-imported is left behind"
+    assert mib < 12, "the whole library costs about 70 MiB"
+    assert modules < 150, "the whole library is more than 1,000 modules"
+
+
+def test_our_client_does_not_import_them_either() -> None:
+    names = run(
+        "import json, sys\n"
+        "import services.common.kube.client, services.common.kube.reflector, services.common.kube.events\n"
+        "from services.common.kube.auth import Access\n"
+        "Access(None)\n"
+        "print(json.dumps([n for n in sys.modules if n.startswith('kubernetes_asyncio.client.models')]))\n"
+    )
+    assert names == []
+
+
+def test_the_whole_library_can_be_imported_afterwards() -> None:
+    kind = run(
+        "import json\n"
+        "from services.common.kube.lean import load\n"
+        "lean = load()\n"
+        "import kubernetes_asyncio\n"
+        "pod = kubernetes_asyncio.client.V1Pod(kind='Pod')\n"
+        "assert load().configuration is kubernetes_asyncio.client.Configuration\n"
+        "print(json.dumps(pod.to_dict()['kind']))\n"
+    )
+    assert kind == "Pod"

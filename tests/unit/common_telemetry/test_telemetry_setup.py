@@ -1,0 +1,150 @@
+"""The telemetry of a process: where spans go, what it says about itself, what its metrics are called."""
+
+import asyncio
+import gzip
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from opentelemetry import metrics, trace
+
+from schemas.events import Failed, GuestAttached
+from schemas.operations import Operation
+from schemas.stages import Kind, Stage
+from services.common.telemetry import configure
+from tests.support.spans import recording_telemetry
+
+
+def attributes(line: str) -> dict[str, str]:
+    resource = json.loads(line)["resourceSpans"][0]["resource"]
+    return {item["key"]: next(iter(item["value"].values())) for item in resource["attributes"]}
+
+
+def test_every_span_is_in_the_file_at_once(tmp_path: Path) -> None:
+    telemetry = configure("networks", "node-1", environ={"HOTNIC_TRACE_DIR": str(tmp_path / "traces")})
+    with telemetry.tracer.start_as_current_span("outer"), telemetry.tracer.start_as_current_span("inner"):
+        pass
+    (path,) = (tmp_path / "traces").iterdir()
+    assert path.name.startswith("networks-node-1-")
+    assert path.suffix == ".jsonl"
+    lines = path.read_text().splitlines()
+    spans = [json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines]
+    assert [span["name"] for span in spans] == ["inner", "outer"]
+    assert spans[0]["parentSpanId"] == spans[1]["spanId"]
+    said = attributes(lines[0])
+    assert said["service.name"] == "hotnic-networks"
+    assert said["k8s.node.name"] == "node-1"
+    assert said["service.instance.id"]
+    telemetry.shutdown()
+
+
+def test_a_node_name_never_leaves_the_directory(tmp_path: Path) -> None:
+    telemetry = configure("networks", "../../x", environ={"HOTNIC_TRACE_DIR": str(tmp_path)})
+    telemetry.shutdown()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_environment_has_the_last_word_on_the_resource(tmp_path: Path) -> None:
+    environ = {
+        "HOTNIC_TRACE_DIR": str(tmp_path),
+        "OTEL_SERVICE_NAME": "mine",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=lab%20one, k8s.cluster.name=c,broken,=x",
+    }
+    telemetry = configure("api", environ=environ)
+    telemetry.tracer.start_span("x").end()
+    telemetry.shutdown()
+    said = attributes(next(tmp_path.iterdir()).read_text())
+    assert said["service.name"] == "mine"
+    assert said["deployment.environment.name"] == "lab one"
+    assert said["k8s.cluster.name"] == "c"
+    assert "k8s.node.name" not in said
+
+
+def test_without_configuration_spans_are_made_and_dropped() -> None:
+    telemetry = configure("api", environ={})
+    with telemetry.tracer.start_as_current_span("x") as span:
+        assert span.get_span_context().is_valid
+    telemetry.shutdown()
+
+
+def test_global_providers_stay_untouched() -> None:
+    before = trace.get_tracer_provider(), metrics.get_meter_provider()
+    configure("api", environ={}).shutdown()
+    recording_telemetry()[0].shutdown()
+    assert (trace.get_tracer_provider(), metrics.get_meter_provider()) == before
+
+
+def test_exporters_are_imported_only_where_they_are_configured() -> None:
+    code = (
+        "import sys; from services.common.telemetry import configure; configure('api', environ={});"
+        "print([m for m in sys.modules if m.startswith('opentelemetry.exporter.otlp') or m in ('requests', 'aiohttp')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_metrics_of_two_processes_keep_apart() -> None:
+    one, two = configure("api", environ={}), configure("handler", environ={})
+    one.metrics.dead_letter("Oversized")
+    assert b"hotnic_dead_letters_total" in one.metrics_text()
+    assert b"hotnic_dead_letters_total" not in two.metrics_text()
+    assert b'service_name="hotnic-handler"' in two.metrics_text()
+    one.shutdown()
+    two.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("requested_at", "expected"),
+    [
+        ("2026-11-23T10:00:00Z", "0.25"),
+        ("2026-11-23T11:00:00.000+01:00", "0.25"),
+        ("2026-11-23T10:00:05Z", "0.0"),
+    ],
+)
+def test_stage_latency_counts_from_the_request(requested_at: str, expected: str) -> None:
+    telemetry, _ = recording_telemetry()
+    event = GuestAttached(operation=Operation("1", Kind.PLUG, "a", None, requested_at))
+    telemetry.metrics.published(event, now=datetime(2026, 11, 23, 10, 0, 0, 250_000, tzinfo=UTC))
+    line = f'hotnic_stage_seconds_sum{{kind="plug",stage="guest-attached"}} {expected}'
+    assert line in telemetry.metrics_text().decode()
+
+
+@pytest.mark.parametrize("requested_at", [None, "", "yesterday", "2026-11-23T10:00:00"])
+def test_an_operation_without_a_time_has_no_latency(requested_at: str | None) -> None:
+    telemetry, _ = recording_telemetry()
+    telemetry.metrics.published(GuestAttached(operation=Operation("1", Kind.PLUG, "a", None, requested_at)))
+    assert b"hotnic_stage_seconds" not in telemetry.metrics_text()
+
+
+def test_failures_count_by_stage_and_reason() -> None:
+    telemetry, _ = recording_telemetry()
+    operation = Operation("1", Kind.PLUG, "a")
+    for _ in range(2):
+        telemetry.metrics.published(Failed(operation=operation, at=Stage.MULTUS_ATTACHED, reason="CniFailed"))
+    assert b'hotnic_failures_total{reason="CniFailed",stage="multus-attached"} 2.0' in telemetry.metrics_text()
+
+
+async def test_otlp_goes_to_the_traces_path_of_the_collector() -> None:
+    received: list[tuple[str, bytes]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        body = await request.read()
+        received.append((request.path, gzip.decompress(body) if request.headers.get("Content-Encoding") else body))
+        return web.Response(content_type="application/x-protobuf", body=b"")
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", take)
+    async with TestServer(app) as server:
+        telemetry = configure("api", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": str(server.make_url("/"))})
+        telemetry.tracer.start_span("asked").end()
+        # Shutting down flushes, and blocks while it does.
+        await asyncio.to_thread(telemetry.shutdown)
+    ((path, body),) = received
+    assert path == "/v1/traces"
+    assert b"asked" in body
+    assert b"hotnic-api" in body

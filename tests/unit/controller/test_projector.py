@@ -1,0 +1,187 @@
+"""The projector: the bucket follows objects and events, and no state of the bus does more than hide times."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import structlog
+
+from schemas.encoding import OperationKey
+from schemas.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
+from schemas.ladder import BUCKET, Rung
+from schemas.names import interface_hash
+from schemas.stages import Stage
+from services.common.bus.protocol import Entry
+from services.controller.mirror import RELOAD
+from services.controller.projector import CONSUMER
+from tests.support import objects
+from tests.support.bus import Broker, MemoryBus, MemoryKeyValue
+from tests.support.projecting import PLUG, VM1, Projecting, other, projecting
+
+pytestmark = pytest.mark.looptime
+
+VMI = ObjectRef("default", "vm1", objects.VMI_UID)
+POD = ObjectRef("default", "virt-launcher-vm1-abcde", objects.POD_UID)
+KEY = str(OperationKey(*VM1, interface_hash("iface1")))
+EVENTS = {
+    Stage.REQUESTED: Requested(PLUG, VMI),
+    Stage.POD_ANNOTATED: PodAnnotated(PLUG, VMI, POD),
+    Stage.MULTUS_ATTACHED: MultusAttached(PLUG, VMI, POD),
+    Stage.GUEST_ATTACHED: GuestAttached(PLUG, VMI, POD),
+}
+
+
+class Cluster:
+    """A projector on a broker that can be stopped, emptied and set back."""
+
+    def __init__(self, broker: Broker, made: Projecting) -> None:
+        self.broker, self.made = broker, made
+
+    @property
+    def bucket(self) -> MemoryKeyValue:
+        return self.broker.buckets[BUCKET]
+
+    async def publish(self, *stages: Stage) -> None:
+        for stage in stages:
+            await self.made.bus.publish(EVENTS[stage])
+
+    async def stage(self, stage: Stage, *, timed: bool = True) -> Rung:
+        found = await self.made.rung(
+            lambda rung: rung is not None and rung.stage is stage and bool(rung.since) is timed
+        )
+        assert found is not None
+        return found
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[Cluster]:
+    broker = Broker()
+    async with projecting(MemoryBus(broker, log=structlog.get_logger())) as made:
+        await broker.until(lambda: CONSUMER in broker.consumers)
+        yield Cluster(broker, made)
+
+
+async def test_the_bucket_follows_a_plug_from_stage_to_stage() -> None:
+    async with running() as cluster:
+        for stage in EVENTS:
+            await cluster.publish(stage)
+            cluster.made.climb(stage)
+            rung = await cluster.stage(stage)
+            assert (rung.operation, rung.interface) == ("op", "iface1")
+        assert rung.complete
+        cluster.made.gone()
+        await cluster.made.rung(lambda rung: rung is None)
+
+
+async def test_events_that_come_first_or_never_change_no_stage() -> None:
+    async with running() as cluster:
+        await cluster.publish(Stage.GUEST_ATTACHED, Stage.MULTUS_ATTACHED)
+        cluster.made.climb(Stage.POD_ANNOTATED)
+        await cluster.stage(Stage.POD_ANNOTATED, timed=False)
+        cluster.made.climb(Stage.MULTUS_ATTACHED)
+        await cluster.stage(Stage.MULTUS_ATTACHED)
+
+
+async def test_a_failure_is_told_with_its_attempts() -> None:
+    async with running() as cluster:
+        cluster.made.climb(Stage.POD_ANNOTATED)
+        for attempt in (1, 2):
+            failed = Failed(
+                PLUG, VMI, POD, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="no lease", attempt=attempt
+            )
+            await cluster.made.bus.publish(failed)
+        rung = await cluster.made.rung(lambda rung: rung is not None and rung.attempts == 2)
+        assert rung is not None
+        assert (rung.reason, rung.message, rung.stage) == ("CniFailed", "no lease", Stage.POD_ANNOTATED)
+        assert rung.last_attempt
+
+
+async def test_a_new_operation_takes_the_entry_over() -> None:
+    async with running() as cluster:
+        await cluster.publish(Stage.REQUESTED, Stage.POD_ANNOTATED)
+        cluster.made.climb(Stage.POD_ANNOTATED)
+        await cluster.stage(Stage.POD_ANNOTATED)
+        cluster.made.climb(Stage.POD_ANNOTATED, other())
+        rung = await cluster.stage(Stage.POD_ANNOTATED, timed=False)
+        assert rung.operation == "op2"
+
+
+async def test_without_the_bus_nothing_is_lost_but_time() -> None:
+    async with running() as cluster:
+        cluster.broker.stop()
+        cluster.made.climb(Stage.MULTUS_ATTACHED)
+        await asyncio.sleep(5)
+        assert b'hotnic_operations_in_flight{kind="plug",stage="multus-attached"} 1.0' in (
+            cluster.made.telemetry.metrics_text()
+        )
+        cluster.broker.start()
+        await cluster.stage(Stage.MULTUS_ATTACHED, timed=False)
+        cluster.made.climb(Stage.GUEST_ATTACHED)
+        await cluster.stage(Stage.GUEST_ATTACHED, timed=False)
+        assert b"hotnic_operations_in_flight{" not in cluster.made.telemetry.metrics_text()
+
+
+@pytest.mark.parametrize("how", ["wiped", "older", "foreign", "swept"])
+async def test_whatever_happens_to_the_bucket_is_mended(how: str) -> None:
+    async with running() as cluster:
+        await cluster.publish(Stage.POD_ANNOTATED)
+        cluster.made.climb(Stage.POD_ANNOTATED)
+        await cluster.stage(Stage.POD_ANNOTATED)
+        older = await cluster.bucket.get(KEY)
+        assert older is not None
+        assert older.value is not None
+        await cluster.publish(Stage.MULTUS_ATTACHED)
+        cluster.made.climb(Stage.MULTUS_ATTACHED)
+        wanted = await cluster.stage(Stage.MULTUS_ATTACHED)
+        if how == "wiped":
+            cluster.bucket.restore({})
+        elif how == "older":
+            cluster.bucket.restore({KEY: older.value, str(OperationKey("gone", "vm", "0" * 11)): b"{}"})
+        elif how == "foreign":
+            await cluster.bucket.put(KEY, b"not ours")
+        else:
+            await cluster.bucket.delete(KEY)
+        await asyncio.sleep(RELOAD + 5)
+        assert await cluster.stage(Stage.MULTUS_ATTACHED) == wanted
+        assert [entry.key for entry in cluster.bucket.entries()] == [KEY]
+
+
+async def test_a_restarted_projector_keeps_what_the_bucket_knows_and_drops_what_is_gone() -> None:
+    broker = Broker()
+    bus = MemoryBus(broker, log=structlog.get_logger())
+    async with projecting(bus) as first:
+        await broker.until(lambda: CONSUMER in broker.consumers)
+        await bus.publish(EVENTS[Stage.POD_ANNOTATED])
+        first.climb(Stage.POD_ANNOTATED)
+        before = await first.rung(lambda rung: rung is not None and rung.since is not None)
+    await bus.kv(BUCKET).put(str(OperationKey("default", "vm9", "0" * 11)), b"{}")
+    async with projecting(bus) as second:
+        second.climb(Stage.POD_ANNOTATED)
+        await asyncio.sleep(1)
+        assert await second.rung(lambda rung: rung is not None) == before
+        assert [entry.key for entry in broker.buckets[BUCKET].entries()] == [KEY]
+
+
+async def test_two_writers_end_with_what_objects_say() -> None:
+    broker = Broker()
+    async with contextlib.AsyncExitStack() as stack:
+        both = [
+            await stack.enter_async_context(projecting(MemoryBus(broker, log=structlog.get_logger()))) for _ in "12"
+        ]
+        for stage in EVENTS:
+            for made in both:
+                made.climb(stage)
+            await both[0].rung(lambda rung, stage=stage: rung is not None and rung.stage is stage)  # type: ignore[misc]
+
+
+async def test_a_projector_writes_nothing_when_nothing_is_new() -> None:
+    async with running() as cluster:
+        cluster.made.climb(Stage.POD_ANNOTATED)
+        await cluster.stage(Stage.POD_ANNOTATED, timed=False)
+        found: Entry | None = await cluster.bucket.get(KEY)
+        for _ in range(3):
+            cluster.made.climb(Stage.POD_ANNOTATED)
+            await asyncio.sleep(1)
+        await asyncio.sleep(2 * RELOAD)
+        assert await cluster.bucket.get(KEY) == found

@@ -1,0 +1,136 @@
+"""What a guest is offered follows from the pod NIC's record: addresses, routes, name servers, names."""
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+import pytest
+
+from schemas.operations import PodNic, Route
+from services.handler.addresses.offer import MAX_HOPS, NO_RESOLVER, Hop, Ipv6, Offer, Resolver, offer_of
+
+MAC, SERVER_MAC = "3e:89:92:5a:b5:a7", "02:11:22:33:44:55"
+
+
+def record(*ips: str, routes: tuple[Route, ...] = (), mtu: int = 1500, **more: object) -> PodNic:
+    return PodNic(pod_uid="p", sandbox_id="s", interface="podx", mac=MAC, mtu=mtu, ips=ips, routes=routes, **more)  # type: ignore[arg-type]
+
+
+def offer(nic: PodNic, resolver: Resolver = NO_RESOLVER) -> Offer | None:
+    return offer_of(nic, mac=MAC, server="169.254.75.11/32", server_mac=SERVER_MAC, hostname="vm1", resolver=resolver)
+
+
+def offered(nic: PodNic, resolver: Resolver = NO_RESOLVER) -> Offer:
+    found = offer(nic, resolver)
+    assert found is not None
+    return found
+
+
+def routes_of(*routes: Route, ip: str = "10.0.0.2/24") -> tuple[str | None, list[str]]:
+    ipv4 = offered(record(ip, routes=routes)).ipv4
+    assert ipv4 is not None
+    return (str(ipv4.router) if ipv4.router else None), [f"{network} {hop}" for network, hop in ipv4.routes]
+
+
+@pytest.mark.parametrize("ips", [(), ("169.254.3.4/16",), ("fe80::1/64",), ("127.0.0.1/8", "::1/128"), ("nonsense",)])
+def test_without_an_address_of_ipam_nothing_is_offered(ips: tuple[str, ...]) -> None:
+    assert offer(record(*ips)) is None
+
+
+def test_the_first_ipv4_address_and_every_ipv6_address_are_offered() -> None:
+    found = offered(record("169.254.3.4/16", "10.0.0.2/24", "fd00::2/64", "10.0.0.3/24", "fe80::5/64", "fd01::2/64"))
+    assert (found.mac.hex(":"), found.server_mac.hex(":")) == (MAC, SERVER_MAC)
+    assert found.ipv4 is not None
+    assert (found.ipv4.address, found.ipv4.server) == (IPv4Interface("10.0.0.2/24"), IPv4Address("169.254.75.11"))
+    assert found.ipv6 is not None
+    assert found.ipv6.addresses == (IPv6Interface("fd00::2/64"), IPv6Interface("fd01::2/64"))
+
+
+def test_a_default_route_alone_is_told_by_the_router() -> None:
+    assert routes_of(Route("0.0.0.0/0", "10.0.0.1")) == ("10.0.0.1", [])
+
+
+@pytest.mark.parametrize("routes", [(), (Route("10.0.0.0/24"),)])
+def test_what_comes_with_the_address_is_not_told_again(routes: tuple[Route, ...]) -> None:
+    assert routes_of(*routes) == (None, [])
+
+
+def test_static_routes_are_told_with_the_default_route_last() -> None:
+    routes = (Route("0.0.0.0/0", "10.0.0.1"), Route("10.1.0.0/16", "10.0.0.9"), Route("10.1.2.0/24", "10.0.0.8"))
+    assert routes_of(*routes) == (
+        "10.0.0.1",
+        ["10.1.2.0/24 10.0.0.8", "10.1.0.0/16 10.0.0.9", "0.0.0.0/0 10.0.0.1"],
+    )
+
+
+def test_a_next_hop_outside_of_the_subnet_is_put_on_link_first() -> None:
+    told = ["169.254.1.1/32 0.0.0.0", "0.0.0.0/0 169.254.1.1"]
+    default = Route("0.0.0.0/0", "169.254.1.1")
+    assert routes_of(default, ip="10.0.0.2/32") == ("169.254.1.1", told)
+    assert routes_of(default, Route("169.254.1.1/32"), ip="10.0.0.2/32") == ("169.254.1.1", told)
+
+
+def test_a_default_route_without_a_next_hop_is_on_link() -> None:
+    assert routes_of(Route("0.0.0.0/0")) == (None, ["0.0.0.0/0 0.0.0.0"])
+
+
+@pytest.mark.parametrize(
+    "odd", [Route("nonsense", "10.0.0.1"), Route("10.2.0.0/16", "fd00::1"), Route("10.2.0.0/16", "?")]
+)
+def test_a_route_that_cannot_be_read_is_left_out(odd: Route) -> None:
+    assert routes_of(odd, Route("0.0.0.0/0", "10.0.0.1")) == ("10.0.0.1", [])
+
+
+def ipv6_of(*routes: Route, ips: tuple[str, ...] = ("fd00::2/64",)) -> Ipv6:
+    found = offered(record(*ips, routes=routes)).ipv6
+    assert found is not None
+    return found
+
+
+def test_ipv6_routes_are_told_by_their_next_hop() -> None:
+    found = ipv6_of(
+        Route("0.0.0.0/0", "10.0.0.1"),
+        Route("fd05::/64", "fd00::9"),
+        Route("::/0", "fd00::1"),
+        Route("fd06::/48", "fd00::1"),
+    )
+    assert found.hops == (
+        Hop(IPv6Address("fd00::1"), default=True, routes=(IPv6Network("fd06::/48"),)),
+        Hop(IPv6Address("fd00::9"), routes=(IPv6Network("fd05::/64"),)),
+    )
+
+
+def test_what_is_on_link_are_the_addresses_own_networks_and_routes_without_a_next_hop() -> None:
+    found = ipv6_of(
+        Route("fd00::/64"), Route("fd07::/64"), Route("::/0"), ips=("fd00::2/64", "fd00::3/64", "fd02::2/128")
+    )
+    assert found.on_link == (IPv6Network("fd00::/64"), IPv6Network("fd07::/64"))
+    assert found.hops == ()
+
+
+def test_of_many_next_hops_the_default_one_is_kept() -> None:
+    routes = [Route(f"fd05:{number}::/64", f"fd00::{number}") for number in range(1, 30)]
+    found = ipv6_of(*routes, Route("::/0", "fd00::99"))
+    assert len(found.hops) == MAX_HOPS
+    assert found.hops[0] == Hop(IPv6Address("fd00::99"), default=True)
+
+
+def test_the_networks_own_name_servers_come_before_the_pods() -> None:
+    pods = Resolver(("10.96.0.10", "fd96::a"), ("default.svc.cluster.local", "cluster.local"))
+    found = offered(record("10.0.0.2/24", "fd00::2/64"), pods)
+    assert found.ipv4 is not None
+    assert found.ipv6 is not None
+    assert (found.ipv4.nameservers, found.ipv6.nameservers) == ((IPv4Address("10.96.0.10"),), (IPv6Address("fd96::a"),))
+    assert (found.domain, found.search) == ("default.svc.cluster.local", pods.search)
+    own = record("10.0.0.2/24", nameservers=("10.0.0.53", "what?"), search=("corp",), domain="corp.example")
+    found = offered(own, pods)
+    assert found.ipv4 is not None
+    assert (found.ipv4.nameservers, found.domain, found.search) == (
+        (IPv4Address("10.0.0.53"),),
+        "corp.example",
+        ("corp",),
+    )
+
+
+def test_a_network_of_one_address_has_its_own_netmask() -> None:
+    found = offered(record("10.0.0.2/32"))
+    assert found.ipv4 is not None
+    assert found.ipv4.address.network == IPv4Network("10.0.0.2/32")

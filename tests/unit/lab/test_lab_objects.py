@@ -1,0 +1,193 @@
+"""The node's objects: VMI from VM, launcher pod from VMI, statuses."""
+
+from typing import Any
+
+import pytest
+
+from schemas.networks import NETWORKS, parse_networks
+from services.lab.node import kubelet, launcher, objects, scheduler
+from services.lab.node.cri import Running
+
+NOW = "2026-01-01T00:00:00Z"
+LATER = "2026-01-01T00:01:00Z"
+
+
+def vm(spec: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A VM with two NICs."""
+    return {
+        "metadata": {"name": "vm1", "namespace": "ns", "uid": "vm-uid"},
+        "spec": {
+            "running": True,
+            "template": {
+                "metadata": {"labels": {"app": "x"}, "annotations": {"note": "y"}},
+                "spec": {
+                    "domain": {
+                        "unknown": {"kept": 1},
+                        "devices": {
+                            "interfaces": [
+                                {"name": "default", "masquerade": {}},
+                                {"name": "iface1", "bridge": {}, "macAddress": "02:00:00:00:00:01"},
+                            ]
+                        },
+                    },
+                    "networks": [
+                        {"name": "default", "pod": {}},
+                        {"name": "iface1", "multus": {"networkName": "net1"}},
+                    ],
+                },
+            },
+            **(spec or {}),
+        },
+    }
+
+
+def vmi(**metadata: Any) -> dict[str, Any]:
+    """The VMI of that VM, as the API server would have it."""
+    made = objects.vmi_of(vm())
+    made["metadata"] |= {"uid": "vmi-uid", **metadata}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("spec", "phase", "wanted", "again"),
+    [
+        ({}, None, True, False),
+        ({}, "Running", True, False),
+        ({}, "Failed", True, True),
+        ({}, "Succeeded", True, True),
+        ({"running": False}, "Running", False, False),
+        ({"running": None, "runStrategy": "Halted"}, "Running", False, False),
+        ({"running": None, "runStrategy": "Manual"}, None, False, False),
+        ({"running": None, "runStrategy": "Manual"}, "Running", True, False),
+        ({"running": None, "runStrategy": "RerunOnFailure"}, "Failed", True, True),
+        ({"running": None, "runStrategy": "RerunOnFailure"}, "Succeeded", True, False),
+        ({"running": None, "runStrategy": "Once"}, None, True, False),
+        ({"running": None, "runStrategy": "Once"}, "Failed", True, False),
+        ({"running": None}, None, False, False),
+    ],
+)
+def test_whether_a_vm_has_a_vmi(spec: dict[str, Any], phase: str | None, wanted: bool, again: bool) -> None:
+    machine = vm(spec)
+    instance = None if phase is None else {**vmi(), "status": {"phase": phase}}
+    assert objects.wants_vmi(machine, instance) is wanted
+    if instance is not None:
+        assert objects.restarts(machine, instance) is again
+
+
+def test_a_vmi_is_the_template_whole_and_a_copy() -> None:
+    machine = vm()
+    made = objects.vmi_of(machine)
+    assert made["spec"] == machine["spec"]["template"]["spec"]
+    made["spec"]["domain"]["unknown"]["kept"] = 2
+    assert machine["spec"]["template"]["spec"]["domain"]["unknown"]["kept"] == 1
+    assert made["metadata"]["labels"] == {"app": "x", "kubevirt.io/vm": "vm1"}
+    assert made["metadata"]["annotations"] == {"note": "y"}
+    (owner,) = made["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"], owner["controller"]) == ("VirtualMachine", "vm-uid", True)
+
+
+def test_a_launcher_pod_asks_for_the_secondary_networks_by_hashed_names() -> None:
+    pod = objects.launcher_pod(vmi())
+    (element,) = parse_networks(pod["metadata"]["annotations"][NETWORKS])
+    assert (element.name, element.namespace, element.interface) == ("net1", "ns", "pod7e0055a6880")
+    assert element.mac == "02:00:00:00:00:01"
+    assert pod["metadata"]["labels"]["kubevirt.io/created-by"] == "vmi-uid"
+    assert pod["metadata"]["annotations"]["kubevirt.io/domain"] == "vm1"
+    assert [c["name"] for c in pod["spec"]["containers"]] == ["compute"]
+
+
+def test_a_launcher_pod_without_secondary_networks_has_no_networks_annotation() -> None:
+    instance = vmi()
+    instance["spec"] = {}
+    assert NETWORKS not in objects.launcher_pod(instance)["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ({}, 192),
+        ({"memory": {"guest": "256Mi"}}, 256),
+        ({"memory": {"guest": "1Gi"}}, 1024),
+        ({"resources": {"requests": {"memory": "128M"}}}, 122),
+        ({"memory": {"guest": "64Mi"}, "resources": {"requests": {"memory": "1Gi"}}}, 64),
+        ({"memory": {"guest": 1}}, 1),
+    ],
+)
+def test_memory(domain: dict[str, Any], expected: int) -> None:
+    assert objects.memory_mib({"spec": {"domain": domain}}) == expected
+
+
+def test_memory_that_is_no_quantity() -> None:
+    with pytest.raises(ValueError, match="lots"):
+        objects.memory_mib({"spec": {"domain": {"memory": {"guest": "lots"}}}})
+
+
+def test_a_condition_keeps_its_time_until_its_value_changes() -> None:
+    first = objects.with_conditions([{"type": "Other", "status": "True"}], {"Ready": (False, "Booting")}, NOW)
+    same = objects.with_conditions(first, {"Ready": (False, "Booting")}, LATER)
+    assert same == first
+    (other, ready) = objects.with_conditions(first, {"Ready": (True, "")}, LATER)
+    assert other == {"type": "Other", "status": "True"}
+    assert ready == {"type": "Ready", "status": "True", "lastTransitionTime": LATER}
+
+
+def test_what_a_vm_shows_of_its_vmi() -> None:
+    def shown(instance: dict[str, Any] | None, spec: dict[str, Any] | None = None) -> str:
+        return str(objects.vm_status(vm(spec), instance)["printableStatus"])
+
+    assert shown(None) == "Starting"
+    assert shown(None, {"running": False}) == "Stopped"
+    assert shown({**vmi(), "status": {"phase": "Scheduled"}}) == "Starting"
+    assert shown({**vmi(), "status": {"phase": "Running"}}) == "Running"
+    assert shown({**vmi(deletionTimestamp=NOW), "status": {"phase": "Running"}}) == "Stopping"
+    assert shown({**vmi(), "status": {"phase": "Failed"}}) == "Stopped"
+
+
+def test_the_primary_nic_only_is_there_at_boot() -> None:
+    (nic,) = launcher.boot_nics(vmi())
+    assert nic.interface == "default"
+    assert nic.mac == launcher.derived_mac(vmi())
+    assert int(nic.mac[:2], 16) & 0b11 == 0b10, "locally administered, unicast"
+    assert nic.mac != launcher.derived_mac(vmi(uid="other"))
+
+
+def test_a_vmi_that_names_no_nic_gets_one_unless_it_says_so() -> None:
+    instance = vmi()
+    instance["spec"] = {"domain": {"devices": {}}}
+    assert [nic.interface for nic in launcher.boot_nics(instance)] == ["default"]
+    instance["spec"]["domain"]["devices"]["autoattachPodInterface"] = False
+    assert launcher.boot_nics(instance) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, True),
+        ({"nodeName": "lab"}, False),
+        ({"schedulerName": "other"}, False),
+        ({"nodeSelector": {"kubernetes.io/os": "linux"}}, True),
+        ({"nodeSelector": {"kubernetes.io/os": "plan9"}}, False),
+    ],
+)
+def test_what_the_scheduler_takes(spec: dict[str, Any], expected: bool) -> None:
+    pod = {"metadata": {"name": "p"}, "spec": spec}
+    assert scheduler.fits(pod, {"kubernetes.io/os": "linux"}) is expected
+    pod["metadata"]["deletionTimestamp"] = NOW
+    assert scheduler.fits(pod, {"kubernetes.io/os": "linux"}) is False
+
+
+def test_a_pods_status_runs_and_ends() -> None:
+    pod = objects.launcher_pod(vmi())
+    status = kubelet.pod_status(pod, Running("s1", ("10.88.0.2", "fd00::2"), "/run/netns/x", 7), NOW)
+    assert status["phase"] == "Running"
+    assert status["podIPs"] == [{"ip": "10.88.0.2"}, {"ip": "fd00::2"}]
+    (container,) = status["containerStatuses"]
+    assert (container["name"], container["containerID"]) == ("compute", "containerd://s1")
+    pod["status"] = status
+    assert kubelet.pod_status(pod, Running("s1", ("10.88.0.2", "fd00::2"), "/run/netns/x", 7), LATER) == status
+    for code, phase in ((0, "Succeeded"), (9, "Failed")):
+        ended = kubelet.ended_status(pod, code, LATER)
+        assert ended["phase"] == phase
+        assert ended["containerStatuses"][0]["state"]["terminated"]["exitCode"] == code
+        assert ended["containerStatuses"][0]["containerID"] == "containerd://s1"
+        assert {c["type"]: c["status"] for c in ended["conditions"]}["Ready"] == "False"

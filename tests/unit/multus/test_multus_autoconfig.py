@@ -1,0 +1,155 @@
+"""The configuration for the runtime, the settings behind it, and the shim's installation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from services.common.settings import SettingsError
+from services.multus.autoconfig import CONF_NAME, Autoconfig, document, install_shim, primary
+from services.multus.errors import CniError
+from services.multus.settings import Config, Settings, read
+
+PRIMARY = {
+    "cniVersion": "0.4.0",
+    "name": "pods",
+    "plugins": [
+        {"type": "bridge"},
+        {"type": "portmap", "capabilities": {"portMappings": True, "off": False}},
+        {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+    ],
+}
+
+
+def configured(tmp_path: Path, **keys: Any) -> Config:
+    file = tmp_path / "daemon-config.json"
+    file.write_text(json.dumps(keys))
+    conf = tmp_path / "conf"
+    conf.mkdir(exist_ok=True)
+    return read(Settings(multus_config=str(file), cni_conf_dir=str(conf)))[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "master", "expected"),
+    [
+        ([], None, None),
+        (["00-multus.conf"], None, None),
+        (["20-b.conf", "10-a.conflist", "00-multus.conf", "README"], None, "10-a.conflist"),
+        (["10-a.conflist", "00-other.conf"], None, "10-a.conflist"),
+        (["10-a.conflist", "20-b.conf"], "20-b.conf", "20-b.conf"),
+        (["10-a.conflist"], "20-b.conf", None),
+        ([".10-a.conflist.1.tmp", "10-a.conflist~", "99-z.conf"], None, "99-z.conf"),
+    ],
+)
+def test_the_primary_is_the_first_that_is_not_multus_own(
+    names: list[str], master: str | None, expected: str | None
+) -> None:
+    assert primary(names, master) == expected
+
+
+def test_the_configuration_names_shim_socket_and_primary(tmp_path: Path) -> None:
+    config = configured(tmp_path, daemonSocketDir="/run/multus/", socketDir="/host/run/multus/", logLevel="verbose")
+    assert document(config, "/etc/cni/net.d/10-a.conflist", json.dumps(PRIMARY)) == {
+        "cniVersion": "0.4.0",
+        "name": "multus-cni-network",
+        "type": "hotnic-multus",
+        "clusterNetwork": "/etc/cni/net.d/10-a.conflist",
+        "daemonSocketDir": "/run/multus/",
+        "logLevel": "verbose",
+        "capabilities": {"bandwidth": True, "portMappings": True},
+    }
+    chosen = configured(tmp_path, cniVersion="0.3.1", clusterNetwork="mine")
+    made = document(chosen, "/x", '{"name":"n","type":"bridge","cniVersion":"1.0.0"}')
+    assert (made["cniVersion"], made["clusterNetwork"]) == ("0.3.1", "mine")
+    assert "capabilities" not in made
+    with pytest.raises(CniError):
+        document(config, "/x", "{}")
+
+
+def test_the_file_follows_the_primary_and_stays(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    said: list[tuple[bool, str]] = []
+    auto = Autoconfig(config, structlog.get_logger(), lambda ok, why: said.append((ok, why)))
+    target = config.conf_dir / CONF_NAME
+    auto.look()
+    assert not target.exists()
+    assert said == [(False, f"no primary CNI configuration in {config.conf_dir}: one beside multus' own is awaited")]
+
+    source = config.conf_dir / "10-a.conflist"
+    source.write_text(json.dumps(PRIMARY))
+    auto.look()
+    assert said[-1] == (True, "")
+    assert target.stat().st_mode & 0o777 == 0o600
+    first = json.loads(target.read_text())
+    inode = target.stat().st_ino
+    auto.look()
+    assert target.stat().st_ino == inode
+
+    source.write_text(json.dumps({**PRIMARY, "cniVersion": "1.0.0"}))
+    auto.look()
+    assert json.loads(target.read_text()) == {**first, "cniVersion": "1.0.0"}
+    # Whoever else takes it away or writes it, such as a multus-cni that ends, does not have the last word.
+    target.unlink()
+    auto.look()
+    assert target.exists()
+    target.write_text("{}")
+    auto.look()
+    assert json.loads(target.read_text()) == {**first, "cniVersion": "1.0.0"}
+    source.write_text("{")
+    auto.look()
+    assert not said[-1][0]
+    assert json.loads(target.read_text())["cniVersion"] == "1.0.0"
+
+
+def test_the_file_of_a_former_daemon_is_kept_when_it_says_the_same(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    (config.conf_dir / "10-a.conflist").write_text(json.dumps(PRIMARY))
+    Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).look()
+    inode = (config.conf_dir / CONF_NAME).stat().st_ino
+    Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).look()
+    assert (config.conf_dir / CONF_NAME).stat().st_ino == inode
+
+
+def test_upstreams_default_configuration_is_understood(tmp_path: Path) -> None:
+    file = tmp_path / "daemon-config.json"
+    file.write_text(
+        '{"chrootDir":"/hostroot","cniVersion":"0.3.1","logLevel":"verbose","logToStderr":true,'
+        '"cniConfigDir":"/host/etc/cni/net.d","multusAutoconfigDir":"/host/etc/cni/net.d",'
+        '"multusConfigFile":"auto","socketDir":"/host/run/multus/"}'
+    )
+    config, warnings = read(Settings(multus_config=str(file)))
+    assert warnings == []
+    assert config.socket_dir == Path("/host/run/multus")
+    assert config.shim_socket_dir == "/run/multus/"
+    assert (config.chroot_dir, config.host_root) == (Path("/hostroot"), "/hostroot")
+    assert config.autoconfig_dir == config.conf_dir == Path("/host/etc/cni/net.d")
+    assert config.global_namespaces == {"default"}
+    assert not config.isolation
+
+
+@pytest.mark.parametrize("text", ["{", '{"namespaceIsolation":"yes"}', '{"defaultNetworks":"a"}'])
+def test_a_bad_file_is_a_settings_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "daemon-config.json"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"daemon-config\.json") as caught:
+        read(Settings(multus_config=str(file)))
+    assert caught.value.variable == "HOTNIC_MULTUS_CONFIG"
+
+
+def test_the_shim_is_installed_whole_and_only_when_it_has_changed(tmp_path: Path) -> None:
+    source = tmp_path / "shim.py"
+    source.write_text("#!/bin/sh\necho 1\n")
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    path = install_shim(source, bin_dir)
+    assert (path.name, path.stat().st_mode & 0o777) == ("hotnic-multus", 0o755)
+    inode = path.stat().st_ino
+    install_shim(source, bin_dir)
+    assert path.stat().st_ino == inode
+    source.write_text("#!/bin/sh\necho 2\n")
+    with path.open("rb") as running:  # a running instance keeps what it started
+        install_shim(source, bin_dir)
+        assert running.read() == b"#!/bin/sh\necho 1\n"
+    assert path.read_text() == source.read_text()

@@ -1,0 +1,253 @@
+"""Executing plugins: scripts stand in for them, everything else is as in the daemon."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+import structlog
+
+from schemas import cni
+from services.common.telemetry.propagation import context_of
+from services.multus import network
+from services.multus.call import PodId
+from services.multus.conflist import Attributes, parse
+from services.multus.errors import CniError
+from services.multus.executor import Executor, Invocation
+from services.multus.network import Place
+from tests.support.cni import RecordingPlugin
+from tests.support.spans import named, recording_telemetry
+
+PLACE = Place("abc", "/run/netns/x", "net1", PodId("default", "pod", "uid"))
+CALL = PLACE.invocation(cni.Command.ADD, Attributes())
+
+
+def executor(*folders: Path, timeout: float = 10.0, environ: dict[str, str] | None = None) -> Executor:
+    telemetry, _ = recording_telemetry()
+    search = [str(folder) for folder in folders]
+    log = structlog.get_logger()
+    return Executor(search, tracer=telemetry.tracer, log=log, timeout=timeout, environ=environ or dict(os.environ))
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+async def test_output_input_and_environment(tmp_path: Path) -> None:
+    script(tmp_path / "echo", 'cat; echo "$CNI_COMMAND $CNI_IFNAME $CNI_PATH $HELLO $CNI_STALE" >&2')
+    run = executor(tmp_path, environ={"HELLO": "hello", "CNI_STALE": "stale", "PATH": os.environ["PATH"]})
+    big = b"x" * 300_000  # more than a pipe holds
+    assert await run.run("echo", CALL, big) == big
+
+
+async def test_the_first_directory_wins_and_a_missing_plugin_is_named(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.mkdir()
+    second.mkdir()
+    (first / "folder").mkdir()
+    script(second / "folder", "echo 2")
+    script(second / "both", "echo 2")
+    script(first / "both", "echo 1")
+    run = executor(first, second)
+    assert await run.run("both", CALL, b"") == b"1\n"
+    assert await run.run("folder", CALL, b"") == b"2\n"
+    with pytest.raises(CniError, match=r'failed to find plugin "absent" in path \[') as caught:
+        await run.run("absent", CALL, b"")
+    assert caught.value.code == cni.Code.INTERNAL
+
+
+async def test_the_daemons_own_cni_path_is_searched_last(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+        script(folder / "both", f"echo {folder.name} $CNI_PATH")
+    script(second / "other", "echo other")
+    run = executor(first, environ={"PATH": os.environ["PATH"], "CNI_PATH": f"{tmp_path}:{second}:"})
+    assert await run.run("both", CALL, b"") == f"1 {first}:{tmp_path}:{second}\n".encode()
+    assert await run.run("other", CALL, b"") == b"other\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ('echo \'{"code":11,"msg":"busy","details":"d"}\'; exit 1', 11, "failed (add): busy"),
+        ("echo oops >&2; exit 3", 999, "it ended with exit code 3: oops"),
+        ("echo not json; exit 1", 999, "it ended with exit code 1: not json"),
+        ("kill -9 $$", 999, "it was ended by SIGKILL"),
+        ("exit 1", 999, "it ended with exit code 1"),
+    ],
+)
+async def test_failures_are_sorted(tmp_path: Path, text: str, code: int, message: str) -> None:
+    script(tmp_path / "plugin", text)
+    with pytest.raises(CniError) as caught:
+        await executor(tmp_path).run("plugin", CALL, b"")
+    assert caught.value.code == code
+    assert message in caught.value.msg
+    assert 'plugin type="plugin"' in caught.value.msg
+
+
+async def test_a_file_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "plugin").write_text("")
+    with pytest.raises(CniError) as caught:
+        await executor(tmp_path).run("plugin", CALL, b"")
+    assert caught.value.code == cni.Code.IO_FAILURE
+
+
+async def test_a_plugin_and_its_children_are_killed_at_the_deadline(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script(tmp_path / "slow", f"sleep 60 & echo $! > {pid}; wait")
+    started = time.monotonic()
+    with pytest.raises(CniError, match=r"did not end within 0\.2 s") as caught:
+        await executor(tmp_path, timeout=0.2).run("slow", CALL, b"")
+    assert caught.value.code == cni.Code.TRY_AGAIN_LATER
+    assert time.monotonic() - started < 5
+    await ended(int(pid.read_text()))
+
+
+async def test_a_killed_plugin_that_does_not_end_at_once_is_reaped_later(tmp_path: Path) -> None:
+    """The loop goes on meanwhile: a plugin that hangs in the kernel would stop every other pod's calls."""
+    pid = tmp_path / "pid"
+    script(tmp_path / "slow", f"echo $$ > {pid}; exec sleep 60")
+    telemetry, _ = recording_telemetry()
+    log = structlog.get_logger()
+    run = Executor([str(tmp_path)], tracer=telemetry.tracer, log=log, timeout=0.2, kill_patience=0.0)
+    with pytest.raises(CniError, match="did not end within"):
+        await run.run("slow", CALL, b"")
+    process = Path(f"/proc/{pid.read_text().strip()}")
+    async with asyncio.timeout(5):
+        while os.path.exists(process):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.001)
+
+
+async def ended(pid: int) -> None:
+    """Wait for the end of a process that is not our child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, event.set)
+    try:
+        async with asyncio.timeout(5):
+            await event.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def test_a_grandchild_that_keeps_its_output_open_holds_up_nobody(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script(tmp_path / "daemonising", f"sleep 60 & echo $! > {pid}; echo done")
+    async with asyncio.timeout(5):
+        assert await executor(tmp_path).run("daemonising", CALL, b"") == b"done\n"
+    os.kill(int(pid.read_text()), 9)
+
+
+async def test_a_file_that_is_being_written_is_tried_again(tmp_path: Path) -> None:
+    path = script(tmp_path / "busy", "echo fine")
+    writer = path.open("ab")
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.08, writer.close)
+    assert await executor(tmp_path).run("busy", CALL, b"") == b"fine\n"
+
+
+async def test_a_file_that_stays_busy_is_a_failure(tmp_path: Path) -> None:
+    """Fault: after the last attempt the plugin counted as one that had printed nothing and succeeded."""
+    path = script(tmp_path / "busy", "echo fine")
+    telemetry, _ = recording_telemetry()
+    run = Executor([str(tmp_path)], tracer=telemetry.tracer, log=structlog.get_logger(), busy_pauses=(0.0, 0.0))
+    with path.open("ab"), pytest.raises(CniError, match="Text file busy") as caught:
+        await run.run("busy", CALL, b"")
+    assert caught.value.code == cni.Code.IO_FAILURE
+
+
+async def test_what_a_plugin_writes_to_standard_error_is_logged(tmp_path: Path) -> None:
+    plugin = RecordingPlugin(tmp_path, "talkative")
+    plugin.say("looked\ntwice\n")
+    with structlog.testing.capture_logs() as lines:
+        await executor(tmp_path).run("talkative", CALL, b"")
+    (line,) = [line for line in lines if "stderr" in line]
+    assert (line["plugin"], line["command"], line["stderr"]) == ("talkative", "ADD", "looked\ntwice")
+
+
+async def test_the_span_says_what_was_run_and_the_plugin_joins_the_trace(tmp_path: Path) -> None:
+    telemetry, exporter = recording_telemetry()
+    script(tmp_path / "plugin", 'echo "$TRACEPARENT"; [ "$CNI_IFNAME" = net1 ]')
+    run = Executor([str(tmp_path)], tracer=telemetry.tracer, log=structlog.get_logger())
+    printed = await run.run("plugin", CALL, b"")
+    span = named(exporter.get_finished_spans(), "cni ADD plugin")
+    assert context_of(printed.decode().strip()) is not None
+    assert span.context is not None
+    assert f"{span.context.span_id:016x}" in printed.decode()
+    exporter.clear()
+    with pytest.raises(CniError):
+        await run.run("plugin", Invocation(cni.Command.DEL, "abc", "", "net2"), b"")
+    failed = named(exporter.get_finished_spans(), "cni DEL plugin")
+    assert not failed.status.is_ok
+    assert (failed.attributes or {})["cni.error.code"] == cni.Code.INTERNAL
+
+
+async def test_a_chain_hands_its_result_on_and_is_undone_in_reverse(tmp_path: Path) -> None:
+    first = RecordingPlugin(
+        tmp_path, "first", {"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.0.0.1/24"}]}
+    )
+    second = RecordingPlugin(tmp_path, "second", {"cniVersion": "0.4.0", "ips": []})
+    plugins = [{"type": "first"}, {"type": "second"}]
+    chain = parse(f'{{"cniVersion":"0.4.0","name":"n","plugins":{plugins!r}}}'.replace("'", '"'))
+    run = executor(tmp_path)
+    result = await network.add(run, chain, PLACE, Attributes())
+    assert result.ips == []
+    assert "prevResult" not in first.stdin(0)
+    assert second.stdin(0)["prevResult"]["ips"] == [{"address": "10.0.0.1/24", "version": "4"}]
+    await network.check(run, chain, PLACE, Attributes(), result)
+    await network.delete(run, chain, PLACE, Attributes(), result)
+    assert first.commands == ["ADD net1", "CHECK net1", "DEL net1"]
+    assert second.commands == ["ADD net1", "CHECK net1", "DEL net1"]
+    assert (tmp_path / "second.stdin.2").stat().st_mtime_ns <= (tmp_path / "first.stdin.2").stat().st_mtime_ns
+    assert first.stdin(2)["prevResult"] == {"cniVersion": "0.4.0"}
+
+
+async def test_what_a_version_or_a_switch_forbids_is_not_run(tmp_path: Path) -> None:
+    plugin = RecordingPlugin(tmp_path, "p")
+    run = executor(tmp_path)
+    old = parse('{"cniVersion":"0.3.1","name":"n","type":"p"}')
+    await network.check(run, old, PLACE, Attributes(), None)
+    await network.status(run, old)
+    await network.collect(run, old, [])
+    switched = parse(
+        '{"cniVersion":"1.1.0","name":"n","disableCheck":"true","disableGC":true,"plugins":[{"type":"p"}]}'
+    )
+    await network.check(run, switched, PLACE, Attributes(), None)
+    await network.collect(run, switched, [])
+    assert plugin.commands == []
+    await network.delete(run, old, PLACE, Attributes(), cni.Result())
+    assert "prevResult" not in plugin.stdin(0)
+    await network.status(run, switched)
+    assert plugin.commands == ["DEL net1", "STATUS"]
+
+
+async def test_gc_asks_every_plugin_and_reports_the_first_failure(tmp_path: Path) -> None:
+    first, second = RecordingPlugin(tmp_path, "first"), RecordingPlugin(tmp_path, "second")
+    first.fail("GC", 123)
+    chain = parse('{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"first"},{"type":"second"}]}')
+    with pytest.raises(CniError) as caught:
+        await network.collect(executor(tmp_path), chain, [("abc", "eth0")])
+    assert caught.value.code == 123
+    assert second.stdin(0)["cni.dev/valid-attachments"] == [{"containerID": "abc", "ifname": "eth0"}]
+    assert first.calls[0]["container"] == ""
+
+
+async def test_something_that_is_no_result_is_an_error(tmp_path: Path) -> None:
+    plugin = RecordingPlugin(tmp_path, "p")
+    plugin.answer("surprise")
+    single = parse('{"cniVersion":"1.0.0","name":"n","type":"p"}')
+    with pytest.raises(CniError, match="not a result") as caught:
+        await network.add(executor(tmp_path), single, PLACE, Attributes())
+    assert caught.value.code == cni.Code.DECODE_FAILURE
+    for empty in ("", "null", " {} "):
+        plugin.answer(empty)
+        assert (await network.add(executor(tmp_path), single, PLACE, Attributes())).cni_version == "1.1.0"

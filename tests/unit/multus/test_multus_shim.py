@@ -1,0 +1,265 @@
+"""The shim as the runtime executes it: its one file, run by the system's Python, against a scripted daemon."""
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas import cni
+from services.multus import shim
+from services.multus.autoconfig import install_shim
+
+RESULT: dict[str, Any] = {
+    "cniVersion": "1.1.0",
+    "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1450, "sandbox": "/ns", "pciID": "p"}],
+    "ips": [{"address": "10.0.0.2/24", "interface": 0}, {"address": "fd00::2/64", "interface": 0}],
+    "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1", "mtu": 1400}],
+}
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    """The installed shim: the one for Python, or the one that ``scripts/shim-static`` has built."""
+    return install_shim(Path(os.environ.get("HOTNIC_TEST_SHIM", shim.__file__)), tmp_path)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    """The runtime's configuration."""
+    return {"cniVersion": "1.0.0", "name": "n", "type": "hotnic-multus", "daemonSocketDir": str(tmp_path)}
+
+
+async def run(
+    plugin: Path, command: str | None, config: dict[str, Any] | bytes, **environ: str
+) -> tuple[int, Any, str]:
+    """Execute it; gives exit code, decoded output and what it wrote to standard error."""
+    raw = config if isinstance(config, bytes) else json.dumps(config).encode()
+    env = {"CNI_CONTAINERID": "abc", "CNI_NETNS": "/ns", "CNI_IFNAME": "eth0", "SECRET": "s", **environ}
+    if command is not None:
+        env["CNI_COMMAND"] = command
+    process = await asyncio.create_subprocess_exec(plugin, env=env, stdin=-1, stdout=-1, stderr=-1)
+    out, err = await asyncio.wait_for(process.communicate(raw), 20)
+    assert process.returncode is not None
+    return process.returncode, (json.loads(out) if out else None), err.decode()
+
+
+class Scripted:
+    """A daemon that answers as it is told: raw bytes for each POST, 200 for the health question."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
+        self.healthy: Callable[[], bool] = lambda: True
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.split("\r\n")
+        fields = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines if line)}
+        body = await reader.readexactly(int(fields.get("content-length", "0")))
+        self.requests.append((first, fields, json.loads(body) if body else None))
+        if first.startswith("GET"):
+            status = b"200 OK" if self.healthy() else b"500 Internal Server Error"
+            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+        else:
+            writer.write(self.answer)
+        await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def daemon(folder: Path, answer: bytes = b"") -> AsyncIterator[Scripted]:
+    """A scripted daemon while the context is open."""
+    scripted = Scripted(answer)
+    server = await asyncio.start_unix_server(scripted.handle, folder / "multus.sock")
+    try:
+        yield scripted
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def http(body: Any, status: str = "200 OK") -> bytes:
+    """An answer with a length."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def chunked(body: Any) -> bytes:
+    """The same in chunks."""
+    data = json.dumps(body).encode()
+    parts = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:7], data[7:]))
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + parts + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("version", ["0.3.0", *cni.SUPPORTED_VERSIONS])
+async def test_add_answers_in_the_version_of_its_configuration(
+    plugin: Path, config: dict[str, Any], tmp_path: Path, version: str
+) -> None:
+    config["cniVersion"] = version
+    async with daemon(tmp_path, http({"Result": RESULT})) as scripted:
+        code, out, _ = await run(plugin, "ADD", config, TRACEPARENT="00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+    assert code == 0
+    expected = cni.down_convert(cni.up_convert(json.dumps(RESULT).encode()), "0.3.1" if version == "0.3.0" else version)
+    expected.pop("dns", None)
+    assert out == {**expected, "cniVersion": version}
+    [(_, _, _), (first, fields, request)] = scripted.requests
+    assert first == "POST /cni HTTP/1.1"
+    assert fields["traceparent"] == "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    assert json.loads(base64.b64decode(request["config"])) == config
+    assert request["env"] == {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "abc",
+        "CNI_NETNS": "/ns",
+        "CNI_IFNAME": "eth0",
+    }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [chunked({"Result": RESULT}), b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps({"Result": RESULT}).encode()],
+    ids=["chunked", "up to the end"],
+)
+async def test_answers_are_read_however_they_are_framed(
+    plugin: Path, config: dict[str, Any], tmp_path: Path, answer: bytes
+) -> None:
+    async with daemon(tmp_path, answer):
+        code, out, _ = await run(plugin, "ADD", config)
+    assert (code, out["ips"][0]["address"]) == (0, "10.0.0.2/24")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "part"),
+    [
+        (http({"code": 11, "msg": "later", "details": "d"}, "400 Bad Request"), 11, "later"),
+        (http(b'ContainerID:"abc" ERRORED: text\n', "400 Bad Request"), 999, 'status 400: ContainerID:"abc"'),
+        (http({"code": "x"}, "400 Bad Request"), 999, "status 400"),
+        (http({"Nothing": 1}), 999, "is no result"),
+        (http(b""), 999, "is no result"),
+        (http(b"[]"), 999, "is no result"),
+        (b"", 11, "without an answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", 11, "cut short"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}", 11, "cut short"),
+        (b"rubbish\r\n\r\n", 11, "failed"),
+    ],
+)
+async def test_failures_become_error_documents(
+    plugin: Path, config: dict[str, Any], tmp_path: Path, answer: bytes, code: int, part: str
+) -> None:
+    async with daemon(tmp_path, answer):
+        status, out, _ = await run(plugin, "ADD", config)
+    assert status == 1
+    assert out["code"] == code
+    assert part in out["msg"]
+
+
+async def test_add_waits_for_the_daemon(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    asked = asyncio.Event()
+    calling = asyncio.create_task(run(plugin, "ADD", config))
+    async with daemon(tmp_path, http({"Result": RESULT})) as scripted:
+        answers = iter([False, False])
+
+        def healthy() -> bool:
+            asked.set()
+            return next(answers, True)
+
+        scripted.healthy = healthy
+        await asyncio.wait_for(asked.wait(), 5)
+        code, out, _ = await calling
+    assert (code, out["cniVersion"]) == (0, "1.0.0")
+    assert [first.split()[0] for first, _, _ in scripted.requests] == ["GET", "GET", "GET", "POST"]
+
+
+async def test_a_daemon_that_goes_between_its_health_answer_and_the_call_is_waited_for(
+    plugin: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Fault: the daemon dies between readiness probe and CNI call, and the pod's creation fails."""
+    gone = asyncio.Event()
+    log = tmp_path / "shim.log"
+    config |= {"logFile": str(log), "logLevel": "verbose"}
+    async with daemon(tmp_path) as first:
+        first.healthy = lambda: gone.set() is None and not (tmp_path / "multus.sock").unlink()
+        calling = asyncio.create_task(run(plugin, "ADD", config))
+        await asyncio.wait_for(gone.wait(), 10)
+        while not (log.exists() and "is being restarted" in log.read_text()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    async with daemon(tmp_path, http({"Result": RESULT})) as second:
+        code, _, _ = await calling
+    assert code == 0
+    assert [line.split()[0] for line, _, _ in second.requests] == ["GET", "POST"]
+
+
+async def test_del_never_stops_a_pod_from_going(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    code, out, err = await run(plugin, "DEL", config)
+    assert (code, out) == (0, None)
+    assert "DEL is left to the daemon's next start" in err
+    async with daemon(tmp_path, http({"code": 11, "msg": "not now"}, "400 Bad Request")):
+        code, out, err = await run(plugin, "DEL", config)
+    assert (code, out) == (0, None)
+    assert "not now" in err
+    async with daemon(tmp_path, http(b"")):
+        assert await run(plugin, "DEL", config) == (0, None, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "version", "code", "part"),
+    [
+        ("CHECK", "0.3.1", 1, "does not allow CHECK; 0.4.0 does"),
+        ("STATUS", "1.0.0", 1, "does not allow STATUS; 1.1.0 does"),
+        ("GC", "1.0.0", 1, "does not allow GC"),
+        ("ADD", "0.2.0", 1, "CNI version 0.2.0 is not supported"),
+        ("BURN", "1.0.0", 4, "unknown CNI_COMMAND: BURN"),
+        (None, "1.0.0", 4, "CNI_COMMAND"),
+    ],
+)
+async def test_what_a_version_does_not_know_is_refused_without_the_daemon(
+    plugin: Path, config: dict[str, Any], command: str | None, version: str, code: int, part: str
+) -> None:
+    status, out, _ = await run(plugin, command, {**config, "cniVersion": version})
+    assert (status, out["code"]) == (1, code)
+    assert part in out["msg"]
+
+
+@pytest.mark.parametrize("config", [b"", b"{", b"[]", b"null", b"\xff"])
+async def test_a_configuration_that_is_none_is_refused(plugin: Path, config: bytes) -> None:
+    status, out, _ = await run(plugin, "ADD", config)
+    assert (status, out["code"]) == (1, 6)
+
+
+async def test_verbs_without_a_result_print_nothing(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    config["cniVersion"] = "1.1.0"
+    async with daemon(tmp_path, http(b"")):
+        for command in ("CHECK", "STATUS", "GC", "DEL"):
+            assert await run(plugin, command, config) == (0, None, "")
+
+
+async def test_version_needs_neither_daemon_nor_configuration(plugin: Path) -> None:
+    code, out, _ = await run(plugin, "VERSION", b"")
+    assert code == 0
+    assert out["cniVersion"] == "1.1.0"
+    assert set(cni.SUPPORTED_VERSIONS) <= set(out["supportedVersions"])
+
+
+async def test_it_logs_where_it_is_told(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    log = tmp_path / "shim.log"
+    config |= {"logFile": str(log), "logLevel": "verbose", "logToStderr": False}
+    async with daemon(tmp_path, http({"Result": RESULT})):
+        code, _, err = await run(plugin, "ADD", config)
+    assert (code, err) == (0, "")
+    assert "hotnic-multus: ADD for container abc" in log.read_text()
+
+
+def test_it_needs_nothing_but_a_small_part_of_the_standard_library() -> None:
+    imported = {
+        line.split()[1]
+        for line in Path(shim.__file__).read_text().splitlines()
+        if line.startswith(("import ", "from "))
+    }
+    assert imported == {"__future__", "binascii", "json", "os", "socket", "sys", "time"}
+    assert Path(shim.__file__).read_text().startswith("#!/usr/bin/python3 -IS\n")
+    assert os.path.basename(shim.__file__) == "shim.py"

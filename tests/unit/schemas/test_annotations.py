@@ -1,0 +1,259 @@
+"""Annotations: our own, and Multus' networks and network-status."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import networks, operations
+from schemas.names import pod_interface
+from schemas.networks import (
+    NetworkSelectionElement,
+    NetworkStatus,
+    encode_network_status,
+    encode_networks,
+    parse_network_status,
+    parse_networks,
+)
+from schemas.operations import Attached, NicSlots, Operation, PodNic, Route
+from schemas.stages import Kind
+
+LABEL = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
+LINK = st.from_regex(r"[a-z][a-z0-9.-]{0,14}", fullmatch=True)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+ELEMENTS = st.builds(
+    NetworkSelectionElement,
+    name=LABEL,
+    namespace=st.none() | LABEL,
+    interface=st.none() | LINK,
+    mac=st.none() | st.just("02:00:00:00:00:01"),
+    ips=st.none() | st.lists(st.just("10.0.0.1/24"), min_size=1),
+    cni_args=st.none() | st.dictionaries(TEXT, st.integers() | TEXT, min_size=1),
+)
+
+
+def operation(**more: Any) -> Operation:
+    return Operation("4a7c", Kind.PLUG, "iface1", **more)
+
+
+def test_operation_round_trip() -> None:
+    wish = operation(traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01", requested_at="2026-11-23T10:00:00Z")
+    annotations = {operations.operation_key("iface1"): operations.encode(wish)}
+    assert annotations.keys() == {"hotnic.io/operation.7e0055a6880"}
+    assert operations.operation_of(annotations, "iface1") == wish
+    assert operations.operation_of(annotations, "iface2") is None
+
+
+def test_an_operation_is_at_most_512_bytes() -> None:
+    size = len(operations.encode(operation(requested_at="")))
+    operations.encode(operation(requested_at="x" * (512 - size)))
+    with pytest.raises(ValueError, match="513 bytes"):
+        operations.encode(operation(requested_at="x" * (513 - size)))
+
+
+def test_the_largest_real_operation_fits() -> None:
+    wish = Operation(
+        operations.derived_id("f" * 36, "x" * 63, Kind.UNPLUG, 2**63),
+        Kind.UNPLUG,
+        "x" * 63,
+        "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        "2026-11-23T10:00:00.123456+00:00",
+        "4a7c0000-0000-0000-0000-000000000000",
+    )
+    assert len(operations.encode(wish)) <= operations.MAX_OPERATION_BYTES
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"id":"1"}', '{"id":"1","kind":"twist","interface":"iface1"}', " " * 600],
+)
+def test_an_operation_edited_beyond_reading_counts_as_absent(text: str) -> None:
+    assert operations.operation_of({operations.operation_key("iface1"): text}, "iface1") is None
+
+
+def test_an_operation_of_another_interface_counts_as_absent() -> None:
+    text = operations.encode(Operation("1", Kind.PLUG, "other"))
+    assert operations.operation_of({operations.operation_key("iface1"): text}, "iface1") is None
+
+
+def test_derived_ids_are_the_same_for_everyone() -> None:
+    one = operations.derived_id("uid", "iface1", Kind.PLUG, 3)
+    assert one == operations.derived_id("uid", "iface1", Kind.PLUG, 3)
+    others = {
+        operations.derived_id("uid2", "iface1", Kind.PLUG, 3),
+        operations.derived_id("uid", "iface2", Kind.PLUG, 3),
+        operations.derived_id("uid", "iface1", Kind.UNPLUG, 3),
+        operations.derived_id("uid", "iface1", Kind.PLUG, 4),
+    }
+    assert len(others | {one}) == 5
+
+
+def test_pod_nic_round_trip() -> None:
+    record = PodNic(
+        pod_uid="u",
+        sandbox_id="s",
+        interface="pod7e0055a6880",
+        mac="02:00:00:00:00:01",
+        mtu=1450,
+        ips=("10.0.0.5/24", "fd00::5/64"),
+        routes=(Route("0.0.0.0/0", "10.0.0.1"), Route("10.1.0.0/16")),
+    )
+    key = operations.pod_nic_key("iface1")
+    assert key == operations.pod_nic_key_of_link(pod_interface("iface1"))
+    assert operations.pod_nic_of({key: operations.encode(record)}, key) == record
+    assert json.loads(operations.encode(record))["podUID"] == "u"
+
+
+@pytest.mark.parametrize("link", ["net1", "eth0", "pod", "podXe0055a6880", "pod7e0055a68801"])
+def test_a_link_that_is_not_hashed_has_no_pod_nic_key(link: str) -> None:
+    assert operations.pod_nic_key_of_link(link) is None
+    assert operations.pod_nic_of({}, None) is None
+
+
+def test_small_records() -> None:
+    slots = NicSlots(free=3, nics=1, pod_uid="u")
+    assert operations.nic_slots_of({operations.NIC_SLOTS: operations.encode(slots)}) == slots
+    assert operations.nic_slots_of({}) is None
+    assert operations.nic_slots_of({operations.NIC_SLOTS: "many"}) is None
+    mark = Attached(pod_uid="u", interface="net1")
+    annotations = {operations.attached_key("net1"): operations.encode(mark)}
+    assert operations.attached_of(annotations, "net1") == mark
+    assert operations.attached_of(annotations, "net2") is None
+
+
+@given(st.lists(ELEMENTS, max_size=4))
+def test_networks_json_round_trip(elements: list[NetworkSelectionElement]) -> None:
+    assert parse_networks(encode_networks(elements)) == elements
+
+
+def test_what_is_empty_in_an_element_is_not_given() -> None:
+    (element,) = parse_networks('[{"name":"a","namespace":"","interface":"","ips":null,"default-route":null}]')
+    assert element.namespace in ("", None)
+    assert element.requested_interface is None
+    assert (element.ips, element.default_route) == (None, None)
+
+
+@given(
+    st.lists(st.tuples(st.none() | LABEL, LABEL, st.none() | LINK), min_size=1, max_size=4), st.sampled_from(["", " "])
+)
+def test_networks_short_form(items: list[tuple[str | None, str, str | None]], space: str) -> None:
+    text = f",{space}".join(
+        f"{namespace + '/' if namespace else ''}{name}{'@' + link if link else ''}" for namespace, name, link in items
+    )
+    assert parse_networks(text) == [
+        NetworkSelectionElement(name=name, namespace=namespace, interface=link) for namespace, name, link in items
+    ]
+
+
+@given(st.text(max_size=60))
+def test_networks_parser_answers_or_refuses(text: str) -> None:
+    """Whatever stands in the annotation: a list of valid elements, or one kind of error."""
+    try:
+        found = parse_networks(text)
+    except ValueError:
+        return
+    for element in found:
+        assert element.name
+        assert element.requested_interface is None or networks.valid_link_name(element.requested_interface)
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", "\n"])
+def test_no_networks(text: str | None) -> None:
+    assert parse_networks(text) == []
+
+
+def test_no_attachment_keeps_the_key() -> None:
+    assert encode_networks([]) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",",
+        "a,,b",
+        "/a",
+        "a/",
+        "a/b/c",
+        "a@",
+        "@x",
+        "a@b@c",
+        "A",
+        "a_b",
+        "a@sixteen-bytes-xx",
+        "a@b/c",
+        "[",
+        "{}",
+        '["a"]',
+        '[{"name":"A"}]',
+        '[{"namespace":"a"}]',
+        '[{"name":"a","namespace":"A"}]',
+        '[{"name":"a","interface":".."}]',
+        '[{"name":"a","interfaceRequest":"x y"}]',
+        " " * (networks.MAX_ANNOTATION_BYTES) + "a",
+    ],
+)
+def test_malformed_networks_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_networks(text)
+
+
+def test_the_deprecated_key_is_read() -> None:
+    (element,) = parse_networks('[{"name":"a","interfaceRequest":"net7"}]')
+    assert element.requested_interface == "net7"
+
+
+def test_the_keys_are_multus_own() -> None:
+    element = NetworkSelectionElement(
+        name="br", namespace="ns", interface="net1", cni_args={"a": 1}, infiniband_guid="g", default_route=["1.1.1.1"]
+    )
+    assert encode_networks([element]) == (
+        '[{"name":"br","namespace":"ns","infiniband-guid":"g","interface":"net1",'
+        '"cni-args":{"a":1},"default-route":["1.1.1.1"]}]'
+    )
+
+
+def test_network_status_text_is_laid_out_as_multus_writes_it() -> None:
+    text = encode_network_status(
+        [
+            NetworkStatus(name="cbr0", interface="eth0", ips=["10.0.0.2"], mac="02:00:00:00:00:02", default=True),
+            NetworkStatus(name="default/br", interface="pod7e0055a6880", mtu=1450),
+        ]
+    )
+    assert text == (
+        '[{\n    "name": "cbr0",\n    "interface": "eth0",\n    "ips": [\n        "10.0.0.2"\n    ],\n'
+        '    "mac": "02:00:00:00:00:02",\n    "default": true,\n    "dns": {}\n},{\n    "name": "default/br",\n'
+        '    "interface": "pod7e0055a6880",\n    "mtu": 1450,\n    "dns": {}\n}]'
+    )
+
+
+@given(
+    st.lists(
+        st.builds(
+            NetworkStatus,
+            name=TEXT,
+            interface=st.none() | LINK,
+            ips=st.none() | st.lists(TEXT, min_size=1, max_size=2),
+            mac=st.none() | TEXT,
+            mtu=st.none() | st.integers(68, 65535),
+            default=st.booleans(),
+        ),
+        max_size=3,
+    )
+)
+def test_network_status_round_trip(statuses: list[NetworkStatus]) -> None:
+    assert parse_network_status(encode_network_status(statuses)) == statuses
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '[{"interface":"a"}]', "x" * (networks.MAX_ANNOTATION_BYTES + 1)])
+def test_malformed_network_status_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_network_status(text)
+
+
+def test_absent_network_status() -> None:
+    assert parse_network_status(None) == []
+    assert parse_network_status("") == []
+    assert encode_network_status([]) == "[]"

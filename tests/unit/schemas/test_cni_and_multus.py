@@ -1,0 +1,130 @@
+"""CNI results over their versions, bodies of the multus socket, options of the subresources, resource paths."""
+
+import base64
+import json
+
+import msgspec
+import pytest
+
+from schemas import kube
+from schemas.cni import NEWEST_VERSION, SUPPORTED_VERSIONS, Interface, Ip, Result, Route, down_convert, up_convert
+from schemas.multus import InterfaceAttributes, Request, Response, delegate_request
+from schemas.options import AddInterfaceOptions
+
+RESULT = Result(
+    cni_version=NEWEST_VERSION,
+    interfaces=[Interface("br0", mac="02:00:00:00:00:01", mtu=1500), Interface("net1", sandbox="/run/netns/a")],
+    ips=[Ip("10.0.0.5/24", gateway="10.0.0.1", interface=1), Ip("fd00::5/64", interface=1)],
+    routes=[Route("0.0.0.0/0", gw="10.0.0.1", mtu=1400, priority=100)],
+)
+
+
+@pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
+def test_a_result_survives_the_way_down_and_up_again(version: str) -> None:
+    document = down_convert(RESULT, version)
+    assert document["cniVersion"] == version
+    again = up_convert(json.dumps(document).encode())
+    assert again.cni_version == NEWEST_VERSION
+    assert again.ips == RESULT.ips
+    assert [link.name for link in again.interfaces] == ["br0", "net1"]
+    assert [route.dst for route in again.routes] == ["0.0.0.0/0"]
+
+
+def test_the_newest_version_loses_nothing() -> None:
+    assert up_convert(json.dumps(down_convert(RESULT, NEWEST_VERSION)).encode()) == RESULT
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0"])
+def test_old_versions_name_the_family_of_an_address(version: str) -> None:
+    assert [ip["version"] for ip in down_convert(RESULT, version)["ips"]] == ["4", "6"]
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+def test_what_1_1_0_added_is_left_out_before(version: str) -> None:
+    document = down_convert(RESULT, version)
+    assert document["interfaces"][0] == {"name": "br0", "mac": "02:00:00:00:00:01"}
+    assert document["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}]
+
+
+@pytest.mark.parametrize("version", ["", "0.2.0", "2.0.0"])
+def test_other_versions_are_refused(version: str) -> None:
+    with pytest.raises(ValueError, match="not supported"):
+        down_convert(RESULT, version)
+
+
+@pytest.mark.parametrize("raw", [b"", b"null", b"{}"])
+def test_an_empty_answer_is_an_empty_result(raw: bytes) -> None:
+    assert up_convert(raw) == Result(cni_version=NEWEST_VERSION)
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[]", b'{"ips":[{}]}', b'{"interfaces":{}}'])
+def test_what_is_no_result_is_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        up_convert(raw)
+
+
+def test_the_delegate_request_has_five_variables() -> None:
+    request = delegate_request(
+        command="add",
+        sandbox_id="s",
+        netns="/run/netns/a",
+        interface="net1",
+        pod_namespace="ns",
+        pod_name="pod",
+        pod_uid="u",
+        config=b'{"type":"bridge"}',
+        attributes=InterfaceAttributes(mac="02:00:00:00:00:01"),
+    )
+    body = json.loads(msgspec.json.encode(request))
+    assert body == {
+        "env": {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": "s",
+            "CNI_NETNS": "/run/netns/a",
+            "CNI_IFNAME": "net1",
+            "CNI_ARGS": "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=pod;K8S_POD_UID=u",
+        },
+        "config": base64.b64encode(b'{"type":"bridge"}').decode(),
+        "interfaceAttributes": {"cni-args": None, "mac": "02:00:00:00:00:01"},
+    }
+    assert msgspec.json.decode(msgspec.json.encode(request), type=Request) == request
+    assert request.config_bytes() == b'{"type":"bridge"}'
+
+
+def test_a_request_without_attributes_says_nothing_of_them() -> None:
+    assert json.loads(msgspec.json.encode(Request(env={"A": "b"}))) == {"env": {"A": "b"}}
+    assert Request().config_bytes() == b""
+
+
+def test_a_configuration_that_is_not_base64_is_refused() -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Request(config="{}").config_bytes()
+
+
+def test_the_answer_capitalises_its_result() -> None:
+    assert json.loads(msgspec.json.encode(Response(result=Result(cni_version="1.1.0")))) == {
+        "Result": {"cniVersion": "1.1.0"}
+    }
+    assert msgspec.json.encode(Response()) == b"{}"
+
+
+def test_options_ignore_what_they_do_not_know() -> None:
+    text = b'{"networkAttachmentDefinitionName":"ns/br","name":"iface1","dryRun":["All"]}'
+    assert msgspec.json.decode(text, type=AddInterfaceOptions) == AddInterfaceOptions("ns/br", "iface1")
+
+
+def test_resource_paths() -> None:
+    assert kube.PODS.path() == "/api/v1/pods"
+    assert kube.PODS.path("ns", "p", "status") == "/api/v1/namespaces/ns/pods/p/status"
+    assert kube.VMIS.path("ns") == "/apis/kubevirt.io/v1/namespaces/ns/virtualmachineinstances"
+    assert kube.NADS.api_version == "k8s.cni.cncf.io/v1"
+    assert kube.PODS.api_version == "v1"
+
+
+def test_items_of_a_spec_stay_as_they_came() -> None:
+    raw = {"spec": {"domain": {"devices": {"interfaces": [{"name": "a", "bridge": {}, "unknown": 1}]}}}}
+    vmi = msgspec.convert(raw, kube.VirtualMachineInstance)
+    assert vmi.spec.domain.devices.interfaces == [{"name": "a", "bridge": {}, "unknown": 1}]
+    (item,) = vmi.spec.interface_items()
+    assert (item.name, item.bridge, item.state) == ("a", {}, "")
+    assert vmi.spec.network_items() == []

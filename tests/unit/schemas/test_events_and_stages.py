@@ -1,0 +1,186 @@
+"""Events on the wire, their headers, and the walk over the stage table."""
+
+import json
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import cloudevents, stages
+from schemas.encoding import Subject
+from schemas.events import (
+    MAX_EVENT_BYTES,
+    Changed,
+    ConfirmedBy,
+    Event,
+    Failed,
+    GuestAttached,
+    GuestDetached,
+    MultusAttached,
+    MultusDetached,
+    ObjectRef,
+    PodAnnotated,
+    Requested,
+    decode,
+    encode,
+)
+from schemas.operations import Operation
+from schemas.stages import Kind, Stage
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+SOME = TEXT.filter(bool)
+REFS = st.builds(ObjectRef, SOME, SOME, TEXT)
+COMMON = {
+    "operation": st.builds(Operation, TEXT, st.sampled_from(Kind), TEXT, st.none() | TEXT, st.none() | TEXT),
+    "vmi": st.none() | REFS,
+    "pod": st.none() | REFS,
+    "sandbox_id": st.none() | TEXT,
+    "node": SOME,
+    "changed": st.none() | st.builds(Changed, TEXT, TEXT, TEXT),
+    "attempt": st.integers(1, 1000),
+}
+EVENTS: st.SearchStrategy[Event] = st.one_of(
+    st.builds(Requested, **COMMON, network=TEXT),
+    st.builds(PodAnnotated, **COMMON, pod_interface=TEXT),
+    st.builds(MultusAttached, **COMMON, pod_interface=TEXT, mac=st.none() | TEXT, ips=st.tuples(TEXT, TEXT)),
+    st.builds(MultusDetached, **COMMON, pod_interface=TEXT),
+    st.builds(GuestAttached, **COMMON, mac=st.none() | TEXT, confirmed_by=st.sampled_from(ConfirmedBy)),
+    st.builds(GuestDetached, **COMMON),
+    st.builds(
+        Failed,
+        **COMMON,
+        at=st.sampled_from(Stage),
+        reason=TEXT,
+        message=TEXT,
+        retry_after=st.none() | st.floats(0, 30),
+    ),
+)
+OPERATION = Operation("id", Kind.PLUG, "iface1")
+
+
+@given(EVENTS)
+def test_round_trip(event: Event) -> None:
+    assert decode(encode(event)) == event
+
+
+@given(EVENTS)
+def test_payload_names_its_stage_and_speaks_camel_case(event: Event) -> None:
+    body = json.loads(encode(event))
+    assert body["stage"] == event.stage
+    assert not [key for key in body if "_" in key]
+
+
+@given(EVENTS, st.dictionaries(st.from_regex(r"x-[a-z]{1,8}", fullmatch=True), st.integers() | TEXT))
+def test_unknown_fields_of_a_newer_publisher_are_tolerated(event: Event, more: dict[str, int | str]) -> None:
+    body = json.loads(encode(event)) | more
+    assert decode(json.dumps(body).encode()) == event
+
+
+@given(EVENTS)
+def test_subject_of_an_event(event: Event) -> None:
+    subject = event.subject
+    assert subject.stage == event.stage
+    assert subject.node == event.node
+    assert subject.vmi == (event.vmi.name if event.vmi else "_")
+
+
+def test_subject_of_an_ordinary_pod() -> None:
+    event = MultusAttached(operation=OPERATION, pod=ObjectRef("ns", "pod", "u"), node="n")
+    assert event.subject == Subject("multus-attached", "n", "ns", "_")
+
+
+def test_events_are_frozen() -> None:
+    event: object = Requested(operation=OPERATION)
+    with pytest.raises(AttributeError):
+        event.node = "other"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'{"stage":"requested"}',
+        b'{"stage":"unheard-of","operation":{"id":"1","kind":"plug","interface":"a"}}',
+        b'{"stage":"requested","operation":{"id":"1","kind":"twist","interface":"a"}}',
+        b'{"stage":"requested","operation":{"id":1,"kind":"plug","interface":"a"}}',
+        b"\xff\xfe",
+    ],
+)
+def test_what_is_no_event_is_refused(payload: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        decode(payload)
+
+
+def test_a_payload_too_large_is_refused_unread() -> None:
+    with pytest.raises(ValueError, match="65537 bytes"):
+        decode(b" " * (MAX_EVENT_BYTES + 1))
+
+
+def test_defaults_are_not_sent() -> None:
+    assert json.loads(encode(GuestDetached(operation=OPERATION))) == {
+        "stage": "guest-detached",
+        "operation": {"id": "id", "kind": "plug", "interface": "iface1"},
+    }
+
+
+def test_every_stage_has_one_event_and_one_row() -> None:
+    tags = [kind.__struct_config__.tag for kind in get_args(Event)]
+    assert sorted(tags) == sorted(Stage)
+    assert [row.stage for row in stages.TABLE] == list(stages.ROWS)
+    assert set(stages.ROWS) == set(Stage)
+
+
+def test_the_way_of_a_plug_and_of_an_unplug() -> None:
+    assert stages.path(Kind.PLUG) == (
+        Stage.REQUESTED,
+        Stage.POD_ANNOTATED,
+        Stage.MULTUS_ATTACHED,
+        Stage.GUEST_ATTACHED,
+    )
+    assert stages.path(Kind.UNPLUG) == (Stage.REQUESTED, Stage.GUEST_DETACHED, Stage.MULTUS_DETACHED)
+
+
+def test_every_stage_but_failed_lies_on_a_way() -> None:
+    assert {stage for kind in Kind for stage in stages.path(kind)} == set(Stage) - {Stage.FAILED}
+
+
+def test_nobody_but_the_handler_removes_wiring() -> None:
+    assert stages.ROWS[Stage.GUEST_DETACHED].publishers == ("handler",)
+    assert stages.ROWS[Stage.MULTUS_DETACHED].publishers == ("networks",)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_headers_agree_with_the_payload(stage: Stage) -> None:
+    headers = cloudevents.headers(event_id="1", stage=stage, role="api", node="_", time="2026-11-23T10:00:00Z")
+    assert headers["ce-type"] == f"io.hotnic.hotplug.{stage}.v1"
+    assert headers["ce-source"] == "/hotnic/api/_"
+    assert cloudevents.stage_of_type(headers["ce-type"]) is stage
+    cloudevents.check(headers, stage)
+    other = next(one for one in Stage if one is not stage)
+    with pytest.raises(ValueError, match="contradicts"):
+        cloudevents.check(headers, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ce-id": ""}, "ce-id is missing"),
+        ({"ce-specversion": "0.3"}, "not 1.0"),
+        ({"ce-type": "com.example.v1"}, "not a hotplug event type"),
+        ({"ce-type": "io.hotnic.hotplug.requested.v2"}, "not a hotplug event type"),
+        ({"ce-type": "io.hotnic.hotplug.unheard-of.v1"}, "unheard-of"),
+    ],
+)
+def test_headers_that_speak_of_something_else(changes: dict[str, str], message: str) -> None:
+    headers = cloudevents.headers(event_id="1", stage=Stage.REQUESTED, role="api", node="_", time="t")
+    with pytest.raises(ValueError, match=message):
+        cloudevents.check(headers | changes, Stage.REQUESTED)
+
+
+def test_versions_are_carried_as_text() -> None:
+    event = Requested(operation=OPERATION, changed=Changed("Pod", "u", "00123"))
+    assert json.loads(encode(event))["changed"]["resourceVersion"] == "00123"

@@ -36,3 +36,10 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.enable()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why a test needed a second try (in CI): it passed then, but it is a fault of the test or of hotnic."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"first try of {report.nodeid} failed")
+        terminalreporter.line(report.longreprtext)

@@ -18,9 +18,14 @@ NIC_SLOTS = PREFIX + "nic-slots"
 _OPERATION = PREFIX + "operation."
 MAX_OPERATION_BYTES = 512
 MAX_POD_NIC_BYTES = 8 * 1024
+"""Some 190 routes. Kubernetes takes 256 KiB of annotations for a whole pod, and a guest has up to some 25 NICs."""
 
 _HASHED = re.compile(rf"pod[0-9a-f]{{{HASH_DIGITS}}}")
 _NAMESPACE = uuid.UUID("6f1c8f0a-7d0e-5f33-9c55-0b7a2e3f9d11")
+
+
+class TooLarge(ValueError):
+    """An annotation that nobody would read again is not written."""
 
 
 class _Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -162,11 +167,16 @@ _nic_slots = msgspec.json.Decoder(NicSlots)
 def encode(record: Operation | PodNic | Attached | NicSlots) -> str:
     """The annotation's text.
 
-    :raises ValueError: an operation of more than 512 bytes.
+    :raises TooLarge: an operation or a pod NIC record beyond the limit of those who read it.
     """
     raw = _encoder.encode(record)
     if isinstance(record, Operation) and len(raw) > MAX_OPERATION_BYTES:
-        raise ValueError(f"operation of {len(raw)} bytes; at most {MAX_OPERATION_BYTES} fit an annotation")
+        raise TooLarge(f"operation of {len(raw)} bytes; at most {MAX_OPERATION_BYTES} fit an annotation")
+    if isinstance(record, PodNic) and len(raw) > MAX_POD_NIC_BYTES:
+        raise TooLarge(
+            f"record of {record.interface} with {len(record.ips)} addresses and {len(record.routes)} routes has "
+            f"{len(raw)} bytes; at most {MAX_POD_NIC_BYTES} fit an annotation"
+        )
     return raw.decode()
 
 

@@ -7,7 +7,7 @@ Next: :mod:`services.handler.unplug`, the way out of the guest, and :mod:`servic
 import msgspec
 
 from schemas.kube import Pod, VirtualMachineInstance
-from schemas.operations import PodNic
+from schemas.operations import PodNic, TooLarge
 from services.common.domain.spec_patch import Op
 from services.common.domain.status_interfaces import entry_of
 from services.handler.addresses.offer import NO_RESOLVER, Resolver
@@ -29,7 +29,7 @@ from services.handler.wiring import (
 
 MAX_QUEUES = 256
 _MODELS = (None, "", "virtio")
-TERMINAL = frozenset({"NoFreeSlot", "UnsupportedPodLink", "UnsupportedModel"})
+TERMINAL = frozenset({"NoFreeSlot", "UnsupportedPodLink", "UnsupportedModel", "PodNicRecordTooLarge"})
 """Refusals that end the operation: they are written down with it, and the NIC is taken out of the spec."""
 
 
@@ -132,6 +132,7 @@ def _plug_one(observed: Observed, seen: Seen, nic: Nic, slot: str | None) -> Plu
                 "PodNicRecordLost",
                 f"{nic.names.bridged} is wired already and nothing tells the addresses it had; unplug and plug again",
             )
+        to_write = None if known else write_record(observed.pod, nic, record)
         queues, runs_as = queues_of(observed), observed.vmi.status.runtime_user
         binding = bridge_binding(
             record,
@@ -145,10 +146,12 @@ def _plug_one(observed: Observed, seen: Seen, nic: Nic, slot: str | None) -> Plu
         todo = steps(seen, binding)
     except WiringConflict as conflict:
         return Refuse(nic, "WiringConflict", str(conflict), final=False)
+    except TooLarge as error:
+        return Refuse(nic, "PodNicRecordTooLarge", str(error))
     mac = guest_mac(observed.vmi, nic, record)
     return Plug(
         nic,
-        None if known else write_record(observed.pod, nic, record),
+        to_write,
         todo,
         NewCard(
             nic.name,

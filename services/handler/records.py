@@ -96,7 +96,10 @@ def _implied(dst: str, ips: tuple[str, ...]) -> bool:
 
 
 def write_record(pod: Pod, nic: Nic, record: PodNic) -> list[Op]:
-    """The patch that puts a record on the pod."""
+    """The patch that puts a record on the pod.
+
+    :raises TooLarge: it would not be read again.
+    """
     meta = pod.metadata
     return [
         {"op": "test", "path": "/metadata/uid", "value": meta.uid},

@@ -6,8 +6,11 @@ has no card and no wiring is released at once: looking is all there is to do.
 Next: :mod:`services.handler.releasing`, the links; :mod:`services.handler.report`, what the VMI says afterwards.
 """
 
+import contextlib
+
 import msgspec
 
+from schemas.operations import TooLarge
 from services.common.domain.spec_patch import Op
 from services.handler.nics import cannot_leave, in_domain, leaving_nics
 from services.handler.plan import Observed, Refuse
@@ -32,7 +35,7 @@ class Wait(msgspec.Struct, frozen=True):
 class Release(msgspec.Struct, frozen=True):
     """The domain is without the card: remove the backend, undo the wiring.
 
-    :ivar record: to be written on the pod before the first step; ``None`` when it is there or not needed.
+    :ivar record: to be written on the pod before the first step; ``None`` when it is there, not needed, or too much.
     """
 
     nic: Nic
@@ -66,7 +69,9 @@ def _release(observed: Observed, seen: Seen, nic: Nic) -> Release | Refuse:
         if record is None:
             link = pod_nic_link(seen, nic.names)
             record = record_from_links(observed.pod, observed.sandbox_id, seen, nic, link) if link else None
-            ops = write_record(observed.pod, nic, record) if record else None
+            # What is too much to be noted must not hold up an unplug: it is put back from what was seen now.
+            with contextlib.suppress(TooLarge):
+                ops = write_record(observed.pod, nic, record) if record else None
         return Release(nic, ops, release_steps(seen, nic.names, record, nic.status.mac))
     except WiringConflict as conflict:
         return Refuse(nic, "WiringConflict", str(conflict), final=False)

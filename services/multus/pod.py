@@ -3,6 +3,7 @@
 Pure. The patch is sent by :mod:`services.multus.calls`.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import msgspec
 from schemas import cni
 from schemas.kube import Pod
 from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status, parse_network_status
-from schemas.operations import encode, pod_nic_key_of_link
+from schemas.operations import TooLarge, encode, pod_nic_key_of_link
 from services.common.domain.pod_nic import network_statuses, pod_nic
 from services.multus.call import PodId
 from services.multus.errors import CniError
@@ -53,7 +54,9 @@ def pod_patch(sandbox: Sandbox, pod: Pod, attachments: Sequence[Attachment]) -> 
             pod.metadata.uid, sandbox.sandbox_id, attachment.ifname, result, mac=attachment.mac, mtu=attachment.mtu
         )
         if key and nic:
-            annotations[key] = encode(nic)
+            # Without a record the handler looks for itself, and says what is the matter.
+            with contextlib.suppress(TooLarge):
+                annotations[key] = encode(nic)
     annotations[NETWORK_STATUS] = encode_network_status([*statuses, *_plugged(sandbox, pod)])
     meta = {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "annotations": annotations}
     return {"metadata": meta}

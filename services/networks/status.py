@@ -4,6 +4,8 @@ Both start from the annotations as they stand at that moment, so that what other
 Next: :mod:`services.networks.apply`, which guards the patch with the version it was made from.
 """
 
+import contextlib
+
 import msgspec
 
 from schemas import cni
@@ -11,6 +13,7 @@ from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_statu
 from schemas.operations import (
     Attached,
     Operation,
+    TooLarge,
     attached_key,
     encode,
     operation_key,
@@ -33,13 +36,16 @@ class Outcome(msgspec.Struct, frozen=True):
 def outcome(*, pod_uid: str, sandbox_id: str, network: str, link: str, asked: str, result: cni.Result) -> Outcome:
     """Read a plugin's result. A link whose MAC or MTU it does not tell is only marked: the handler looks for itself.
 
+    So is one with more addresses and routes than a record holds, and the handler says that.
+
     :param asked: digest of what the element asks, to tell later whether it still asks the same.
     """
     entry = network_status(network, link, result)
     key = pod_nic_key_of_link(link)
     record = pod_nic(pod_uid, sandbox_id, link, result) if key is not None else None
     if key is not None and record is not None:
-        return Outcome(entry, {key: encode(msgspec.structs.replace(record, asked=asked))})
+        with contextlib.suppress(TooLarge):
+            return Outcome(entry, {key: encode(msgspec.structs.replace(record, asked=asked))})
     mark = Attached(pod_uid=pod_uid, interface=link, asked=asked)
     return Outcome(entry, {attached_key(link): encode(mark)})
 

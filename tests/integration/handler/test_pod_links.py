@@ -114,3 +114,18 @@ async def test_a_vm_that_asks_for_it_gets_a_queue_for_each_processor(node: Node)
     assert (queues["multi_queue"], queues["numqueues"] + queues["numdisabled"]) == (True, 2)
     async with monitor_of(node) as monitor:
         assert await monitor._execute("qom-get", {"path": "/machine/peripheral/ua-iface1", "property": "mq"}) is True
+
+
+async def test_a_link_with_more_routes_than_can_be_noted_is_refused_and_left_as_it_is(node: Node) -> None:
+    node.attach_pod_nic("iface1", IP)
+    for number in range(250):
+        testbed.ip(node.netns, "route", "add", f"172.16.{number}.0/24", "via", "10.0.0.1", "dev", LINK)
+    before = links(node)
+    node.wish("iface1", operations=(operation("iface1"),))
+    node.show_network_status("iface1")
+    refusal = await failed(node, "PodNicRecordTooLarge")
+    assert refusal.retry_after is None
+    assert f"{LINK} with 1 addresses and 250 routes" in refusal.message
+    await node.kube.until(lambda: getattr(node.operation("iface1"), "failed", None) == "PodNicRecordTooLarge")
+    await node.settled()
+    assert links(node) == before

@@ -10,6 +10,7 @@ from schemas.kube import Pod, VirtualMachineInstance
 from schemas.names import device_alias, pod_interface
 from schemas.networks import NETWORK_STATUS, NETWORKS, NetworkStatus, encode_network_status
 from schemas.operations import (
+    MAX_POD_NIC_BYTES,
     NIC_SLOTS,
     NicSlots,
     Operation,
@@ -27,7 +28,7 @@ from services.common.reconcile import Reject
 from services.handler.guest.agent import GuestNic
 from services.handler.guest.port import Card, GuestView
 from services.handler.nics import acts_here, attached_nics
-from services.handler.plan import Observed, Plug, Refuse, plug
+from services.handler.plan import TERMINAL, Observed, Plug, Refuse, plug
 from services.handler.report import report
 from services.handler.steps import AddLink, Seen
 from services.handler.wiring import bridge_mac, link_names
@@ -277,6 +278,24 @@ def test_a_record_lost_for_good_is_not_invented() -> None:
     launcher = pod({NETWORK_STATUS: str(status("iface1", ips=["10.0.0.2"]))})
     action = refused(plug(observed(vmi(nic("iface1")), launcher, seen=half_wired(keeper=False))))
     assert (action.reason, action.final) == ("PodNicRecordLost", True)
+
+
+def crowded(routes: int) -> Seen:
+    found = tuple(SeenRoute(2, f"172.16.{i}.0/24", "10.0.0.1") for i in range(routes))
+    return msgspec.structs.replace(links("iface1"), routes=found)
+
+
+def test_a_nic_of_which_too_much_is_to_be_noted_is_refused_before_anything_is_changed() -> None:
+    launcher = attached_pod("iface1", records=False)
+    action = refused(plug(observed(vmi(nic("iface1")), launcher, seen=crowded(250))))
+    assert (action.reason, action.final, action.reason in TERMINAL) == ("PodNicRecordTooLarge", True, True)
+    assert pod_interface("iface1") in action.message
+    assert f"at most {MAX_POD_NIC_BYTES}" in action.message
+
+
+def test_what_the_handler_notes_of_a_nic_it_can_read_again() -> None:
+    action = plugged(plug(observed(vmi(nic("iface1")), attached_pod("iface1", records=False), seen=crowded(150))))
+    assert len(written(action).routes) == 150
 
 
 def test_queues_follow_the_cpus_when_asked_for() -> None:

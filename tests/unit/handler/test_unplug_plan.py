@@ -29,7 +29,7 @@ from services.handler.nics import attached_nics
 from services.handler.plan import Observed, Plug, Refuse, plug
 from services.handler.records import stale
 from services.handler.report import Report, report
-from services.handler.steps import ChangeLink, DeleteLinks, Seen
+from services.handler.steps import AddAddress, ChangeLink, DeleteLinks, Seen
 from services.handler.unplug import LetGo, Release, Wait, unplug
 from services.handler.wiring import bridge_mac, link_names
 from tests.support.objects import POD_UID, nic, pod, vmi
@@ -194,6 +194,15 @@ def test_a_record_that_is_lost_is_made_from_the_stand_in_and_written_first() -> 
     written = pod_nic_of({pod_nic_key("iface1"): action.record[-1]["value"]}, pod_nic_key("iface1"))
     assert written is not None
     assert (written.mac, written.ips) == (MAC, (IP,))
+
+
+def test_a_nic_of_which_too_much_is_to_be_noted_is_released_without_a_note() -> None:
+    """An unplug never waits for it: what the look has seen is put back from memory."""
+    addresses = tuple(Address(5, f"10.0.{i // 250}.{i % 250}/16") for i in range(600))
+    seen = Seen(WIRED, addresses)
+    action = released(one(unplug(observed(leaving(), launcher("iface1", recorded=False), seen=seen))))
+    assert action.record is None
+    assert [step.cidr for step in action.steps if isinstance(step, AddAddress)] == [a.cidr for a in addresses]
 
 
 def test_where_nothing_tells_what_the_nic_was_it_gets_its_name_and_mac_back() -> None:

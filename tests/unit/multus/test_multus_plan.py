@@ -235,6 +235,15 @@ def test_the_pod_is_told_everything_in_order() -> None:
     }
 
 
+def test_a_record_that_nobody_would_read_is_not_written() -> None:
+    routes = [cni.Route(f"172.16.{i}.0/24", "10.0.0.1") for i in range(250)]
+    result = cni.Result(
+        "1.1.0", [cni.Interface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")], [cni.Ip("10.0.0.5/24")], routes
+    )
+    annotations = pod_patch(sandbox(), POD, [added(result=result)])["metadata"]["annotations"]
+    assert list(annotations) == ["k8s.v1.cni.cncf.io/network-status"]
+
+
 @pytest.mark.parametrize(
     ("uid", "annotations", "fits"),
     [

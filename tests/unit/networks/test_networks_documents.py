@@ -1,6 +1,7 @@
 """The role's pure parts: configuration of a NAD, answers of multus, Event texts, annotations to write."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -111,8 +112,8 @@ def test_event_texts_have_upstreams_form() -> None:
     )
 
 
-def outcome(link: str, **interface: Any) -> status.Outcome:
-    result = cni.Result(interfaces=[cni.Interface(link, sandbox="/run/netns/x", **interface)])
+def outcome(link: str, ips: Sequence[cni.Ip] = (), **interface: Any) -> status.Outcome:
+    result = cni.Result(interfaces=[cni.Interface(link, sandbox="/run/netns/x", **interface)], ips=list(ips))
     return status.outcome(
         pod_uid="u", sandbox_id="s", network="default/blue", link=link, asked="0123456789abcdef", result=result
     )
@@ -133,6 +134,13 @@ def test_where_no_record_can_be_made_a_mark_stands(link: str) -> None:
     mark = attached_of({k: v for k, v in annotations.items() if v}, link)
     assert mark is not None
     assert (mark.pod_uid, mark.asked) == ("u", "0123456789abcdef")
+
+
+def test_a_record_that_nobody_would_read_is_not_written() -> None:
+    ips = [cni.Ip(f"10.0.{i // 250}.{i % 250}/16", interface=0) for i in range(600)]
+    found = outcome(BLUE, ips, mac="02:00:00:00:00:01", mtu=1500)
+    assert set(found.records) == {attached_key(BLUE)}
+    assert len(found.entry.ips or ()) == 600
 
 
 def statuses(*links: str) -> str:

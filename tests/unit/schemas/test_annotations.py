@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +106,17 @@ def test_pod_nic_round_trip() -> None:
     assert key == operations.pod_nic_key_of_link(pod_interface("iface1"))
     assert operations.pod_nic_of({key: operations.encode(record)}, key) == record
     assert json.loads(operations.encode(record))["podUID"] == "u"
+
+
+@given(st.text(max_size=9))
+def test_no_pod_nic_is_written_that_would_not_be_read(filler: str) -> None:
+    """The limit counts bytes when writing and characters when reading, of which there are never more."""
+    bare = PodNic(pod_uid="u", sandbox_id="s", interface="pod7e0055a6880", mac="02:00:00:00:00:01", mtu=1450)
+    size = len(operations.encode(msgspec.structs.replace(bare, domain=filler)).encode())
+    full = msgspec.structs.replace(bare, domain=filler + "x" * (operations.MAX_POD_NIC_BYTES - size))
+    assert operations.pod_nic_of({"k": operations.encode(full)}, "k") == full
+    with pytest.raises(operations.TooLarge, match=r"8193 bytes; at most 8192"):
+        operations.encode(msgspec.structs.replace(full, domain=f"{full.domain}x"))
 
 
 @pytest.mark.parametrize("link", ["net1", "eth0", "pod", "podXe0055a6880", "pod7e0055a68801"])

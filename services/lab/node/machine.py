@@ -155,7 +155,8 @@ def give_way(pid: int) -> None:
     """Let an emulated guest, or its double, give way to the roles: its session, and where there are none, the process.
 
     In a cluster no guest's processor is emulated, and a launcher pod's share is small beside a node agent's: KubeVirt
-    asks for a tenth of a processor per vCPU (``cpuAllocationRatio`` 10). NICE gives about that ratio.
+    asks for a tenth of a processor per vCPU (``cpuAllocationRatio``, 10 by default: its user guide, "Resources requests
+    and limits"). NICE gives about that ratio.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, NICE)

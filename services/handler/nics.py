@@ -75,6 +75,11 @@ def in_domain(nic: Nic, guest: GuestView) -> bool:
     return device_alias(nic.name) in guest.cards
 
 
+def macs(nics: list[Nic], guest: GuestView) -> set[str]:
+    """The MACs of the NICs' cards in the domain."""
+    return {guest.cards[device_alias(nic.name)].mac for nic in nics if in_domain(nic, guest)}
+
+
 def missing(nics: list[Nic], guest: GuestView) -> list[Nic]:
     """The NICs without a card in the domain."""
     return [nic for nic in nics if not in_domain(nic, guest)]

@@ -35,7 +35,7 @@ from services.handler.apply import Applier, Failure
 from services.handler.guest.drivers import Drive
 from services.handler.guest.port import GuestNotReachable
 from services.handler.link_state import link_changes
-from services.handler.nics import acts_here, attached_nics, leaving_nics
+from services.handler.nics import acts_here, attached_nics, leaving_nics, macs
 from services.handler.observe import Observer
 from services.handler.plan import Observed, plug
 from services.handler.sessions import Key, Sessions
@@ -182,6 +182,7 @@ class Handler:
                 await work.link(link_changes(vmi, observed.guest))
                 guest = await session.guest.list() if work.changed else observed.guest
                 observed = msgspec.structs.replace(observed, guest=guest, agent=session.agent.nics)
+                session.agent.expect(macs(attached_nics(vmi, pod), guest))
                 await self._apply.report(observed, session, attempt, failed=work.ended())
             _outcome(work.failures, after)
             if work.unlinked:

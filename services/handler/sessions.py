@@ -111,7 +111,10 @@ class Session:
 
     def _heard(self, event: GuestEvent) -> None:
         if event.change in (Change.CARD_IN_USE, Change.AGENT_CAME):
-            self.agent.ask()
+            if event.change is Change.AGENT_CAME:
+                self.agent.came()
+            else:
+                self.agent.ask()
             self._stirred()
         # One without an alias is about a part of a card that goes, a moment before the card itself.
         elif event.change is not Change.OTHER and event.alias is not None:

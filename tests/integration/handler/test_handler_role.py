@@ -56,6 +56,9 @@ async def test_the_guests_agent_confirms_the_card(node: Node) -> None:
     node.wish("iface1")
     node.show_network_status("iface1")
     await node.until_status("iface1", "domain")
+    await node.settled()
+    # So it will be asked until it lists the card, however long that takes.
+    assert node.role.sessions.of(VMI_UID, ("default", "vm1"), POD_UID).agent.expected == {MAC}
     node.agent.shows("eth1", MAC, "10.0.0.2")
     events = await node.until_published(lambda found: len(found) == 2)
     assert all(isinstance(event, GuestAttached) for event in events)

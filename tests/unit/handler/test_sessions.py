@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
 import structlog
 from opentelemetry.context import Context
 
 from services.handler.asking import Asked
 from services.handler.guest.agent import AgentSilent, GuestNic
 from services.handler.guest.port import Change, GuestEvent, GuestNotReachable, GuestView, NewCard
+from services.handler.guest.watch import GIVE_UP
 from services.handler.sessions import Key, Leaving, Plugged, Session
 
 KEY = ("default", "vm1")
@@ -90,6 +92,17 @@ async def test_a_guest_that_is_up_again_is_asked_again_at_once() -> None:
         listened.guest.says.put_nowait(GuestEvent(change))
         await listened.looks.get()
         assert leaving.asked.due <= asyncio.get_running_loop().time()
+    await listened.session.close()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("change", "asked"), [(Change.AGENT_CAME, 1 + GIVE_UP), (Change.CARD_IN_USE, 1)])
+async def test_an_agent_is_waited_for_only_where_there_is_one(change: Change, asked: int) -> None:
+    listened = Listened()
+    listened.session.agent.expect({"02:00:00:00:00:01"})
+    listened.guest.says.put_nowait(GuestEvent(change))
+    await asyncio.sleep(600)
+    assert listened.agent.asked == asked
     await listened.session.close()
 
 

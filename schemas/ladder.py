@@ -101,11 +101,19 @@ class Entry(_Record, frozen=True):
     news: News = News()
 
 
+class Kept(_Record, frozen=True):
+    """One key of the bucket as it stands there. :ivar hash: its last part; :ivar entry: ``None`` when unreadable."""
+
+    hash: str
+    entry: Entry | None = None
+
+
 class Ladder(_Record, frozen=True):
     """The answer of the api.
 
     :ivar metadata: ``namespace``, ``name`` of the VMI, and ``resourceVersion``, by which a watch goes on.
     :ivar degraded: what could not be asked, so that times and reasons may be missing (``bus``).
+    :ivar kept: all that the bucket holds for this VMI, where ``?kept=true`` asks for it and the bus answers.
     """
 
     kind: str
@@ -113,6 +121,7 @@ class Ladder(_Record, frozen=True):
     metadata: dict[str, str]
     items: tuple[Rung, ...] = ()
     degraded: str | None = None
+    kept: tuple[Kept, ...] | None = None
 
 
 class LadderEvent(_Record, frozen=True):

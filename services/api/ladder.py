@@ -1,15 +1,19 @@
 """The ladder of one VMI as the api serves it: stages from live objects, times and reasons from the bucket.
 
-Without the bus it answers as well, ``degraded: bus``. Next: :mod:`services.api.watch`, the same as a stream.
+Without the bus it answers as well, ``degraded: bus``. Whoever doubts the bucket may see what it holds besides.
+Next: :mod:`services.api.watch`, the same as a stream.
 """
 
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from contextlib import aclosing
+
+import msgspec
 
 from schemas.encoding import OperationKey
 from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine
-from schemas.ladder import BUCKET, Entry, Ladder, Rung, as_json, entry_of, ladder
+from schemas.ladder import BUCKET, Entry, Kept, Ladder, Rung, as_json, entry_of, ladder
 from schemas.names import interface_hash
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.domain.ladder import fold
@@ -34,14 +38,22 @@ async def look(kube: Kube, namespace: str, name: str) -> Seen:
     return Seen(vmi, pods.items, vm)
 
 
-async def read(kube: Kube, bus: Bus, namespace: str, name: str) -> Ladder:
+async def read(kube: Kube, bus: Bus, namespace: str, name: str, *, kept: bool = False) -> Ladder:
     """The ladder of a VMI, live.
 
+    :param kept: show all that the bucket holds for it, too.
     :raises StatusError: the VMI cannot be read. :raises KubeError: the API server does not answer, or there is no VMI.
     """
     seen = await look(kube, namespace, name)
     rungs = folded(seen)
-    return answer(seen, rungs, await _entries(bus, namespace, name, rungs))
+    if not kept:
+        return answer(seen, rungs, await _entries(bus, namespace, name, rungs))
+    held = await _held(bus, namespace, name)
+    if held is None:
+        return answer(seen, rungs, None)
+    prefix = prefix_of(namespace, name)
+    entries = {f"{prefix}{one.hash}": one.entry for one in held if one.entry is not None}
+    return msgspec.structs.replace(answer(seen, rungs, entries), kept=held)
 
 
 def folded(seen: Seen) -> list[Rung]:
@@ -78,6 +90,11 @@ def key_of(namespace: str, name: str, rung: Rung) -> str:
     return str(OperationKey(namespace, name, interface_hash(rung.interface)))
 
 
+def prefix_of(namespace: str, name: str) -> str:
+    """What the keys of a VMI's rungs begin with."""
+    return str(OperationKey(namespace, name, "x")).removesuffix("x")
+
+
 async def _vm(kube: Kube, namespace: str, name: str) -> VirtualMachine | None:
     try:
         return await kube.get(VMS, namespace, name)
@@ -97,3 +114,21 @@ async def _entries(bus: Bus, namespace: str, name: str, rungs: list[Rung]) -> di
         return None
     entries = {entry.key: entry_of(entry.value) for entry in found if entry is not None}
     return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+async def _held(bus: Bus, namespace: str, name: str) -> tuple[Kept, ...] | None:
+    """All that the bucket holds for a VMI, whether or not an interface of it is there; ``None``: the bus is away."""
+    if not bus.connected:
+        return None
+    prefix = prefix_of(namespace, name)
+    held = []
+    try:
+        async with asyncio.timeout(BUS_DEADLINE), aclosing(bus.kv(BUCKET).watch(f"{prefix}>")) as found:
+            async for item in found:
+                if item is None:
+                    break
+                if item.value is not None:
+                    held.append(Kept(item.key.removeprefix(prefix), entry_of(item.value)))
+    except (BusUnavailable, TimeoutError):
+        return None
+    return tuple(sorted(held, key=lambda one: one.hash))

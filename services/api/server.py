@@ -21,7 +21,7 @@ from services.api.observe import Cluster, observe
 from services.api.plan import Target
 from services.api.plan.checks import GATE_CLOSED
 from services.api.request import BadBody, decode_add, decode_remove
-from services.api.watch import WATCHERS, Streams, seconds
+from services.api.watch import WATCHERS, Streams, flag, seconds
 from services.common.bus.protocol import Bus
 from services.common.http.server import StatusError, make_app
 from services.common.http.tls import peer_common_name
@@ -104,11 +104,11 @@ class Api:
     async def _interfaces(self, request: web.Request) -> web.StreamResponse:
         self._identify(request)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
-        duration = seconds(request.query)
+        duration, kept = seconds(request.query), flag(request.query, "kept")
         try:
             if duration is not None:
                 return await self._streams.serve(request, namespace, name, duration)
-            found = await read(self._kube, self._bus, namespace, name)
+            found = await read(self._kube, self._bus, namespace, name, kept=kept)
         except KubeError as error:
             raise _passed_on(error) from error
         return web.Response(body=as_json(found), content_type="application/json")

@@ -12,10 +12,9 @@ from contextlib import aclosing, suppress
 import msgspec
 from aiohttp import web
 
-from schemas.encoding import OperationKey
 from schemas.kube import ObjectMeta, StatusDetails
 from schemas.ladder import BUCKET, Entry, Ladder, LadderEvent, as_json, entry_of, ladder
-from services.api.ladder import BUS_DEADLINE, answer, folded, look
+from services.api.ladder import BUS_DEADLINE, answer, folded, look, prefix_of
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.http.server import StatusError
 from services.common.kube.client import Kube
@@ -35,16 +34,25 @@ def seconds(query: Mapping[str, str]) -> float | None:
 
     :raises StatusError: 400; a parameter means nothing.
     """
-    watch = query.get("watch", "false").lower()
-    if watch not in ("", "1", "t", "true", "0", "f", "false"):
-        raise StatusError(400, "BadRequest", f"watch={watch!r} is neither true nor false")
+    watch = flag(query, "watch")
     try:
         asked = int(query.get("timeoutSeconds", "0"))
     except ValueError:
         raise StatusError(400, "BadRequest", "timeoutSeconds is a number of seconds") from None
-    if watch in ("0", "f", "false"):
+    if not watch:
         return None
     return min(float(asked), LONGEST) if asked > 0 else LONGEST
+
+
+def flag(query: Mapping[str, str], name: str) -> bool:
+    """A parameter that is true, false, or not there: false.
+
+    :raises StatusError: 400; it is neither.
+    """
+    said = query.get(name, "false").lower()
+    if said not in ("", "1", "t", "true", "0", "f", "false"):
+        raise StatusError(400, "BadRequest", f"{name}={said!r} is neither true nor false")
+    return said not in ("0", "f", "false")
 
 
 class Streams:
@@ -141,7 +149,7 @@ class _Stream:
 
     async def _follow_bucket(self, watched: Watched) -> None:
         """Keep the VMI's part of the bucket; ``None`` while the bus is away."""
-        keys = str(OperationKey(self._meta.namespace, self._meta.name, "x")).removesuffix("x") + ">"
+        keys = f"{prefix_of(self._meta.namespace, self._meta.name)}>"
         while True:
             try:
                 found: dict[str, Entry] = {}

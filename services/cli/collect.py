@@ -1,18 +1,26 @@
-"""Takes the snapshot that the invariants are checked on: VMs, VMIs and pods by API, the rest where this node is theirs.
+"""Takes the snapshot that the invariants are checked on: VMs, VMIs, pods and the kept ladders by API, then the node.
 
 No judgement here (:mod:`services.common.domain.invariants`). Next: :mod:`services.cli.node`, the node's own parts.
 """
 
 import asyncio
+from collections.abc import Sequence
+
+import msgspec
 
 from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.ladder import Kept
+from services.cli import ladders
 from services.cli.cluster import find_vmi, pod_selector
 from services.cli.node import look
 from services.cli.node_files import Paths
 from services.common.domain.invariants.world import Machine, Unknown, World
 from services.common.domain.operations import belongs_to, vmi_name_of
 from services.common.kube.client import Kube
-from services.common.kube.errors import Forbidden, NotFound
+from services.common.kube.errors import Forbidden, KubeError, NotFound, Unavailable
+
+AT_ONCE = 8
+"""Ladders that are asked for at once."""
 
 
 async def one(kube: Kube, namespace: str, name: str, paths: Paths, node: str | None) -> World:
@@ -22,7 +30,8 @@ async def one(kube: Kube, namespace: str, name: str, paths: Paths, node: str | N
     """
     vmi = await find_vmi(kube, namespace, name)
     vm, pods = await asyncio.gather(_vm(kube, namespace, name), kube.list(PODS, namespace, labels=pod_selector(vmi)))
-    return await look([Machine(namespace, name, vm, vmi, tuple(pods.items))], paths, node)
+    found = await with_ladders(kube, [Machine(namespace, name, vm, vmi, tuple(pods.items))])
+    return await look(found, paths, node)
 
 
 async def many(kube: Kube, namespace: str | None, paths: Paths, node: str | None) -> World:
@@ -33,7 +42,34 @@ async def many(kube: Kube, namespace: str | None, paths: Paths, node: str | None
     vmis, pods, vms = await asyncio.gather(
         kube.list(VMIS, namespace), kube.list(PODS, namespace, labels=CREATED_BY_LABEL), _vms(kube, namespace)
     )
-    return await look(machines(vmis.items, pods.items, vms), paths, node)
+    found = await with_ladders(kube, machines(vmis.items, pods.items, vms))
+    return await look(found, paths, node)
+
+
+async def with_ladders(kube: Kube, found: Sequence[Machine]) -> list[Machine]:
+    """The machines with what the bus keeps of their ladders. After the objects, as it is written after them."""
+    room = asyncio.Semaphore(AT_ONCE)
+    away: Unknown | None = None
+
+    async def kept(vmi: VirtualMachineInstance) -> tuple[Kept, ...] | Unknown:
+        nonlocal away
+        async with room:
+            if away is not None:
+                return away
+            try:
+                return await ladders.kept(kube, vmi)
+            except KubeError as error:
+                why = Unknown(f"hotnic's api does not show it: {error.message or error.reason}")
+                if isinstance(error, Unavailable):
+                    away = why  # the others would wait as long
+                return why
+
+    async def with_ladder(machine: Machine) -> Machine:
+        if machine.vmi is None:
+            return machine
+        return msgspec.structs.replace(machine, ladder=await kept(machine.vmi))
+
+    return await asyncio.gather(*map(with_ladder, found))
 
 
 def machines(

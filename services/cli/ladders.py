@@ -11,9 +11,10 @@ from urllib.parse import quote
 import msgspec
 
 from schemas.kube import VMS, Pod, VirtualMachine, VirtualMachineInstance
-from schemas.ladder import LIST_VERSION, Ladder, LadderEvent, Rung
+from schemas.ladder import LIST_VERSION, Kept, Ladder, LadderEvent, Rung
 from services.cli.cluster import find_pod, or_none
 from services.cli.errors import Failed
+from services.common.domain.invariants.world import Unknown
 from services.common.domain.ladder import fold
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadAnswer, Forbidden, KubeError
@@ -24,6 +25,8 @@ API = "api"
 AGAIN = 5.0
 IDLE = 65.0
 """Seconds of silence after which a stream counts as dead; the api ends one before."""
+KEPT_DEADLINE = 5.0
+NO_BUS = "hotnic's api cannot reach the bus"
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -48,6 +51,23 @@ async def read(kube: Kube, vmi: VirtualMachineInstance) -> Shown:
         with suppress(Forbidden):
             vm = await or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name))
         return _folded(Seen(vmi, [pod] if pod is not None else [], vm), str(error))
+
+
+async def kept(kube: Kube, vmi: VirtualMachineInstance) -> tuple[Kept, ...] | Unknown:
+    """What the bus keeps of the ladder, whatever objects say; only hotnic's api shows it.
+
+    :raises KubeError: it does not.
+    """
+    answer = await kube.request(
+        "GET", _path(vmi), query={"kept": "true"}, timeout=KEPT_DEADLINE, span="kube get interfaces"
+    )
+    try:
+        found = msgspec.json.decode(answer.body, type=Ladder)
+    except msgspec.DecodeError as error:
+        return Unknown(f"hotnic's api shows something else: {error}")
+    if found.kept is None:
+        return Unknown(NO_BUS if found.degraded else "hotnic's api is an earlier one, which does not show it")
+    return found.kept
 
 
 async def follow(
@@ -134,7 +154,7 @@ def _folded(seen: Seen, why: str) -> Shown:
 
 
 def _of(ladder: Ladder) -> Shown:
-    return Shown(ladder.items, ladder.degraded, "hotnic's api cannot reach the bus" if ladder.degraded else "")
+    return Shown(ladder.items, ladder.degraded, NO_BUS if ladder.degraded else "")
 
 
 def _path(vmi: VirtualMachineInstance) -> str:

@@ -1,24 +1,35 @@
 """The doctor finds nothing after plugs, and names what somebody breaks by hand, with what repairs it."""
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import structlog
 
-from schemas.names import pod_interface, tap
+from schemas.encoding import OperationKey
+from schemas.ladder import BUCKET, Entry, encode, entry_of
+from schemas.names import interface_hash, pod_interface, tap
 from schemas.networks import NETWORK_STATUS
 from schemas.operations import pod_nic_key, pod_nic_of
+from schemas.stages import Stage
+from services.common.bus.jetstream import connect
+from services.common.bus.protocol import KeyValue
 from services.lab import commands
 from tests.support.doctor import assert_world_agrees, codes, doctor
 from tests.support.lab import SAMPLE_NAD, Lab
+from tests.support.spans import recording_telemetry
 
 VM = "patient"
 NIC = "blue"
 SUBJECT = f"default/{VM}/{NIC}"
 STRANGER = "10.77.0.250"
+RUNG = str(OperationKey("default", VM, interface_hash(NIC)))
+RUNG_OF_NOBODY = str(OperationKey("default", VM, interface_hash("nobody")))
 
 
 def plug(lab: Lab, vm: str, interface: str) -> None:
@@ -156,6 +167,83 @@ def test_what_is_broken_by_hand_is_named_until_it_is_put_back(
         found = [one for one in report["disagreements"] if (one["subject"], one["code"]) == (subject, code)]
         assert len(found) == 1, json.dumps(report, indent=2)
         assert repair in found[0]["repair"]
+    assert_world_agrees(patient.lab)
+
+
+@contextlib.asynccontextmanager
+async def the_bucket(lab: Lab) -> AsyncIterator[KeyValue]:
+    """The ladder's bucket in the hands of somebody who has no business there."""
+    identity = lab.layout.identity()
+    assert identity is not None
+    url = f"nats://127.0.0.1:{identity.nats_port}"
+    bus = await connect(
+        url, role="test", node="_", telemetry=recording_telemetry()[0], log=structlog.get_logger(), environ={}
+    )
+    try:
+        async with asyncio.timeout(10):
+            await bus.wait_connected()
+        yield bus.kv(BUCKET)
+    finally:
+        await bus.close()
+
+
+async def kept(bucket: KeyValue, key: str = RUNG) -> Entry | None:
+    found = await bucket.get(key)
+    return entry_of(found.value) if found is not None else None
+
+
+async def falsify(bucket: KeyValue) -> Entry:
+    """Have the kept rung say another stage; returns what it said."""
+    before = await kept(bucket)
+    assert before is not None
+    rung = msgspec.structs.replace(before.rung, stage=Stage.POD_ANNOTATED)
+    await bucket.put(RUNG, encode(msgspec.structs.replace(before, rung=rung)))
+    await bucket.put(RUNG_OF_NOBODY, encode(before))
+    return before
+
+
+async def test_a_kept_ladder_that_is_wrong_is_named_until_a_controller_writes_it_anew(patient: Patient) -> None:
+    lab = patient.lab
+    async with the_bucket(lab) as bucket:
+        with lab.without("controller"):
+            await falsify(bucket)
+            report = await asyncio.to_thread(doctor, lab, VM)
+            found = {(one["subject"], one["code"]): one for one in report["disagreements"]}
+            assert set(found) == {(SUBJECT, "RungDiffers"), (f"default/{VM}", "RungLeftOver")}, json.dumps(report)
+            assert "pod-annotated in the kept ladder" in found[SUBJECT, "RungDiffers"]["what"]
+            assert all("controller" in one["repair"] for one in found.values())
+            await bucket.delete(RUNG)
+            report = await asyncio.to_thread(doctor, lab, VM)
+            assert codes(report, SUBJECT) == {"RungMissing"}, json.dumps(report)
+        await asyncio.to_thread(assert_world_agrees, lab)
+        mended = await kept(bucket)
+        assert mended is not None
+        assert mended.rung.stage is Stage.GUEST_ATTACHED
+        assert await kept(bucket, RUNG_OF_NOBODY) is None
+
+
+async def test_a_controller_that_leads_mends_the_kept_ladder_at_once(patient: Patient) -> None:
+    async with the_bucket(patient.lab) as bucket:
+        before = await falsify(bucket)
+        # Long before the resync.
+        async with asyncio.timeout(10), contextlib.aclosing(bucket.watch()) as changes:
+            held: dict[str, Entry | None] = {}
+            async for change in changes:
+                if change is not None:
+                    held[change.key] = entry_of(change.value)
+                if held.get(RUNG) == before and held.get(RUNG_OF_NOBODY) is None:
+                    break
+    await asyncio.to_thread(assert_world_agrees, patient.lab)
+
+
+def test_without_the_api_or_the_bus_the_kept_ladder_is_not_looked_at(patient: Patient) -> None:
+    for away, why in (("api", "hotnic's api does not show it"), ("nats", "cannot reach the bus")):
+        with patient.lab.without(away):
+            report = doctor(patient.lab, VM)
+            assert not report["disagreements"]
+            (part,) = report["notSeen"]
+            assert (part["subject"], part["part"]) == (f"default/{VM}", "the kept ladder")
+            assert why in part["why"]
     assert_world_agrees(patient.lab)
 
 

@@ -1,6 +1,6 @@
 """Every single way in which one witness of a consistent world can say something else, and how to bring it about.
 
-The world itself is `tests.support.worlds`.
+The world itself is `tests.support.worlds`, the kept ladder's part `tests.support.ladder_changes`.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,9 +33,9 @@ from services.common.domain.invariants.world import (
     Unknown,
     World,
 )
-from tests.support.worlds import NAD, Names, mac
-
-Change = Callable[[World], World]
+from tests.support import ladder_changes
+from tests.support.ladder_changes import Change
+from tests.support.worlds import NAD, Names, mac, projected
 
 
 def changes(names: Names) -> Iterator[tuple[str, Change]]:
@@ -96,6 +96,7 @@ def _of_nic(m: int, interface: str) -> Iterator[tuple[str, Change]]:
     yield told("recorded attachment gone", attached(m, lambda a: [x for x in a if x.link != link]))
     yield told("recorded attachment unfinished", attached(m, _on(link, key="link", finished=False)))
     yield told("recorded attachment with another address", attached(m, _on(link, key="link", ips=("192.0.2.1",))))
+    yield from (told(*change) for change in ladder_changes.of_nic(m, interface))
     mine = (f"sandbox-of-vm{m}", link)
     yield told("lease gone", node_part("leases", lambda ls: [x for x in ls if (x.container, x.link) != mine]))
     yield told("node's end of the veth down", _host_end(m, link, up=False))
@@ -104,8 +105,7 @@ def _of_nic(m: int, interface: str) -> Iterator[tuple[str, Change]]:
 
 
 def _of_machine(m: int) -> Iterator[tuple[str, Change]]:
-    other, tap = pod_interface("stranger"), f"tap{interface_hash('stranger')}"
-    where = f"vm{m}"
+    other, tap, where = pod_interface("stranger"), f"tap{interface_hash('stranger')}", f"vm{m}"
     sandbox = f"sandbox-of-{where}"
     element = NetworkSelectionElement(name=NAD, namespace="default", interface=other)
     status = NetworkStatus(name=f"default/{NAD}", interface=other)
@@ -133,6 +133,7 @@ def _of_machine(m: int) -> Iterator[tuple[str, Change]]:
     yield f"{where}: record with another namespace", _record(sandbox, netns="/var/run/netns/cni-other")
     yield f"{where}: record released", _record(sandbox, released=True)
     yield f"{where}: recorded attachment left over", attached(m, lambda a: [*a, Attached("net9", "other")])
+    yield f"{where}: kept rung left over", ladder_changes.left_over(m)
     yield f"{where}: lease left over", node_part("leases", lambda ls: [*ls, Lease(NAD, "10.9.9.9", sandbox, "net9")])
 
 
@@ -162,10 +163,8 @@ def _link(name: str, **fields: Any) -> Callable[[list[SeenLink]], list[SeenLink]
 
 
 def machine(m: int, change: Callable[[Machine], Machine]) -> Change:
-    """A world with one machine changed."""
-    return lambda w: msgspec.structs.replace(
-        w, machines=tuple(change(x) if i == m else x for i, x in enumerate(w.machines))
-    )
+    """A world with one machine changed; the controller keeps the ladder in step, whatever its objects come to."""
+    return ladder_changes.machine_alone(m, lambda x: projected(change(x)))
 
 
 def inside(m: int, change: Callable[[Any], Inside]) -> Change:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.ladder import Entry, Kept, News, Reached
 from schemas.names import interface_hash, pod_interface
 from schemas.networks import (
     NETWORK_STATUS,
@@ -19,7 +20,7 @@ from schemas.networks import (
     encode_networks,
 )
 from schemas.operations import NIC_SLOTS, NicSlots, Operation, PodNic, encode, operation_key, pod_nic_key
-from schemas.stages import Kind
+from schemas.stages import Kind, Stage
 from services.common.domain.invariants.world import (
     Attached,
     Card,
@@ -32,10 +33,15 @@ from services.common.domain.invariants.world import (
     SeenLink,
     World,
 )
+from services.common.domain.ladder import fold
+from services.common.domain.news import told
+from services.common.domain.operations import acting_pod
 
 NODE = "node1"
 NAD = "bridge-net"
 NODE_BRIDGE = "br1"
+
+PLUGGED = News({Stage.GUEST_ATTACHED: Reached("2026-01-01T00:00:01.000Z")})
 
 Names = Sequence[Sequence[str]]
 """The interfaces of each machine."""
@@ -73,6 +79,22 @@ def world(names: Names) -> World:
     sandboxes = frozenset(record.sandbox for record in records)
     node = Node(NODE, sandboxes, sandboxes, tuple(records), tuple(host), tuple(leases), tuple(namespaces))
     return World(tuple(machines), node)
+
+
+def projected(machine: Machine) -> Machine:
+    """The machine with the ladder that the controller keeps of these objects, as far as they can be read."""
+    assert machine.vmi is not None
+    assert machine.vm is None or isinstance(machine.vm, VirtualMachine)
+    pod = acting_pod(machine.vmi, machine.pods)
+    try:
+        rungs = fold(machine.vmi, pod, machine.vm)
+    except ValueError:
+        return machine
+    vmi_uid, pod_uid = machine.vmi.metadata.uid, pod.metadata.uid if pod is not None else ""
+    kept = [
+        Kept(interface_hash(rung.interface), Entry(vmi_uid, pod_uid, told(rung, PLUGGED), PLUGGED)) for rung in rungs
+    ]
+    return msgspec.structs.replace(machine, ladder=tuple(kept))
 
 
 class _Machine:
@@ -156,13 +178,15 @@ class _Machine:
         taps = frozenset(f"tap{interface_hash(interface)}" for interface in interfaces)
         self.links = tuple(self._links)
         self.record = Record(self.sandbox, netns, f"default/virt-launcher-{name}-abcde", pod_uid, tuple(self._attached))
-        self.machine = Machine(
-            "default",
-            name,
-            msgspec.convert(vm, VirtualMachine),
-            msgspec.convert(vmi, VirtualMachineInstance),
-            (msgspec.convert(pod, Pod),),
-            {pod_uid: Inside(self.sandbox, netns, self.links, taps, tuple(cards))},
+        self.machine = projected(
+            Machine(
+                "default",
+                name,
+                msgspec.convert(vm, VirtualMachine),
+                msgspec.convert(vmi, VirtualMachineInstance),
+                (msgspec.convert(pod, Pod),),
+                {pod_uid: Inside(self.sandbox, netns, self.links, taps, tuple(cards))},
+            )
         )
 
     def _add(self, name: str, kind: str, **fields: Any) -> SeenLink:

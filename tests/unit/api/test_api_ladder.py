@@ -12,7 +12,7 @@ import pytest
 
 from schemas.encoding import OperationKey
 from schemas.kube import Pod, VirtualMachineInstance
-from schemas.ladder import BUCKET, Entry, Ladder, LadderEvent, News, Reached, Trouble, encode
+from schemas.ladder import BUCKET, Entry, Ladder, LadderEvent, News, Reached, Trouble, encode, entry_of
 from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.domain.ladder import fold
@@ -104,6 +104,49 @@ async def test_an_entry_of_somebody_elses_is_not_believed(api: Served, fields: d
     assert (rung.since, rung.reason) == (None, "WaitingForMultusAttached")
     await api.bus.kv(BUCKET).put(KEY, b"garbage")
     assert (await read(api)).items == (rung,)
+
+
+async def kept(api: Served, **query: str) -> Ladder:
+    async with api.session.get(PATH, params={"kept": "true", **query}) as answer:
+        assert answer.status == 200, await answer.text()
+        return msgspec.json.decode(await answer.read(), type=Ladder)
+
+
+async def test_whoever_asks_sees_all_that_the_bucket_holds_for_the_vm(api: Served) -> None:
+    assert (await kept(api)).kept == ()
+    await told(api, Stage.GUEST_ATTACHED)
+    bucket = api.bus.kv(BUCKET)
+    left = await bucket.get(KEY)
+    assert left is not None
+    assert left.value is not None
+    await bucket.put(str(OperationKey("default", "vm1", interface_hash("gone"))), left.value)
+    await bucket.put(str(OperationKey("default", "vm1", interface_hash("broken"))), b"garbage")
+    await bucket.put(str(OperationKey("default", "vm10", interface_hash("gone"))), left.value)
+    await bucket.put(str(OperationKey("default", "vm1", interface_hash("deleted"))), left.value)
+    await bucket.delete(str(OperationKey("default", "vm1", interface_hash("deleted"))))
+    found = await kept(api)
+    assert found.kept is not None
+    assert {one.hash: one.entry for one in found.kept} == {
+        interface_hash("iface1"): entry_of(left.value),
+        interface_hash("gone"): entry_of(left.value),
+        interface_hash("broken"): None,
+    }
+    # The ladder itself is the same, and who does not ask is shown nothing more.
+    assert found.items == (await read(api)).items
+    assert (await read(api)).kept is None
+    assert (await kept(api, kept="0")).kept is None
+
+
+async def test_without_the_bus_nobody_knows_what_the_bucket_holds(api: Served) -> None:
+    await told(api, Stage.POD_ANNOTATED)
+    api.bus.broker.stop()
+    found = await kept(api)
+    assert (found.degraded, found.kept, len(found.items)) == ("bus", None, 1)
+
+
+async def test_a_flag_that_is_neither_true_nor_false_is_refused(api: Served) -> None:
+    async with api.session.get(PATH, params={"kept": "perhaps"}) as answer:
+        assert (answer.status, "perhaps" in (await answer.json())["message"]) == (400, True)
 
 
 async def test_without_the_bus_it_answers_from_objects_and_says_so(api: Served) -> None:

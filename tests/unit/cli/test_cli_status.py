@@ -8,12 +8,14 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from schemas.ladder import Ladder, LadderEvent, Rung, as_json, ladder
+from schemas.ladder import Kept, Ladder, LadderEvent, Rung, as_json, ladder
 from schemas.stages import ROWS, Kind, Stage
+from services.cli.collect import AT_ONCE, with_ladders
 from services.cli.ladders import Shown, follow, read
 from services.cli.output import UNKNOWN
 from services.cli.status import COLUMNS, Lines
 from services.cli.tracing import NoTraces
+from services.common.domain.invariants.world import Machine, Unknown
 from services.common.kube.client import Kube
 from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.projecting import at_stage
@@ -36,6 +38,7 @@ class Cluster(FakeKube):
         self.says: Ladder | None = None
         self.streams: list[list[LadderEvent | None]] = []
         self.resumed: list[str] = []
+        self.ladders = 0
 
     def app(self) -> web.Application:
         app = super().app()
@@ -45,6 +48,7 @@ class Cluster(FakeKube):
 
     async def _interfaces(self, request: web.Request) -> web.StreamResponse:
         if "watch" not in request.query:
+            self.ladders += 1
             if self.says is None:
                 return web.json_response({"kind": "Status", "reason": "ServiceUnavailable"}, status=503)
             return web.Response(body=as_json(self.says))
@@ -88,6 +92,39 @@ async def test_the_api_is_asked_and_objects_where_it_does_not_answer(tmp_path: P
         shown = await read(kube, VMI)
         assert (shown.degraded, [rung.stage for rung in shown.rungs]) == ("api", [Stage.POD_ANNOTATED])
         assert shown.why
+
+
+async def machine(kube: Kube) -> Machine:
+    """The doctor's look at the one VM, from afar."""
+    (found,) = await with_ladders(kube, [Machine("default", "vm1", None, VMI)])
+    return found
+
+
+async def test_the_doctor_is_told_what_the_bus_keeps_or_why_not(tmp_path: Path) -> None:
+    held = (Kept("7e0055a6880"),)
+    async with cluster(tmp_path) as (made, kube):
+        made.says = msgspec.structs.replace(told(Stage.MULTUS_ATTACHED), kept=held)
+        assert (await machine(kube)).ladder == held
+        for says, why in (
+            (told(Stage.MULTUS_ATTACHED, degraded="bus"), "cannot reach the bus"),
+            (told(Stage.MULTUS_ATTACHED), "an earlier one"),
+            (None, "hotnic's api does not show it"),
+        ):
+            made.says = says
+            found = (await machine(kube)).ladder
+            assert isinstance(found, Unknown)
+            assert why in found.why
+
+
+async def test_an_api_that_is_away_is_not_asked_for_every_vm(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (made, kube):
+        machines = [Machine("default", "vm1", None, VMI)] * 100
+        found = await with_ladders(kube, machines)
+        assert all(isinstance(one.ladder, Unknown) for one in found)
+        assert 1 <= made.ladders <= AT_ONCE
+        assert (await with_ladders(kube, [Machine("default", "gone", None, None)]))[0].ladder == Unknown(
+            "not looked at"
+        )
 
 
 async def test_without_the_right_to_read_vms_it_still_answers(tmp_path: Path) -> None:

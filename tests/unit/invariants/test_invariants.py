@@ -12,7 +12,7 @@ from schemas.operations import Operation, encode, operation_key
 from schemas.stages import Kind
 from services.common.domain.invariants import confirmed, examine
 from services.common.domain.invariants.world import Inside, Machine, Report, Unknown, World
-from tests.support import world_changes, worlds
+from tests.support import ladder_changes, world_changes, worlds
 
 TWO = (("blue", "green"), ("red",))
 
@@ -69,6 +69,10 @@ def test_every_single_change_of_every_world_is_found(found: list[list[str]], dat
         ("vm0: record gone", "RecordMissing"),
         ("vm0: operation left over on the VM", "OperationLeftOver"),
         ("vm0: networks annotation malformed", "Malformed"),
+        ("vm0/blue: kept rung gone", "RungMissing"),
+        ("vm0/blue: kept rung unreadable", "RungDiffers"),
+        ("vm0/blue: kept rung with another stage", "RungDiffers"),
+        ("vm0: kept rung left over", "RungLeftOver"),
         ("record orphaned", "RecordOrphaned"),
         ("lease orphaned", "LeaseOrphaned"),
         ("namespace orphaned", "NamespaceOrphaned"),
@@ -86,6 +90,28 @@ def test_a_disagreement_names_the_interface() -> None:
     (one,) = examine(change(worlds.world(TWO))).disagreements
     assert one.subject == "default/vm0/green"
     assert "hotnic removeinterface vm0 --name green -n default" in one.repair
+
+
+def test_a_rung_that_differs_says_in_what_and_who_writes_it() -> None:
+    (change,) = [c for what, c in world_changes.changes(TWO) if what == "vm0/blue: kept rung with another stage"]
+    (one,) = examine(change(worlds.world(TWO))).disagreements
+    assert (one.subject, one.what) == (
+        "default/vm0/blue",
+        "its stage is guest-attached by objects, multus-attached in the kept ladder",
+    )
+    assert "controller" in one.repair
+
+
+def test_what_a_restart_brings_is_judged_only_by_who_may_read_the_vm() -> None:
+    (change,) = [c for what, c in world_changes.changes(TWO) if what == "vm0/blue: kept rung with another at_restart"]
+
+    def forbidden(machine: Machine) -> Machine:
+        return msgspec.structs.replace(machine, vm=Unknown("forbidden"))
+
+    world = ladder_changes.machine_alone(0, forbidden)(change(worlds.world(TWO)))
+    assert examine(world).disagreements == ()
+    # A rung of an interface that only the template wishes for may be right.
+    assert examine(ladder_changes.left_over(0)(world)).disagreements == ()
 
 
 def under_way(kind: str) -> world_changes.Change:
@@ -153,6 +179,12 @@ def test_parts_that_nobody_could_look_at_are_named_and_judged_by_nobody() -> Non
         "the taps that the guest holds",
         "the cards in the domain",
     }
+    apiless = ladder_changes.machine_alone(1, lambda x: msgspec.structs.replace(x, ladder=Unknown("no api")))
+    report = examine(apiless(worlds.world(TWO)))
+    assert report.disagreements == ()
+    assert [(part.subject, part.part, part.why) for part in report.not_seen] == [
+        ("default/vm1", "the kept ladder", "no api")
+    ]
     report = examine(msgspec.structs.replace(worlds.world(TWO), node=Unknown("not root")))
     assert report.disagreements == ()
     assert [(part.subject, part.why) for part in report.not_seen] == [("node", "not root")]

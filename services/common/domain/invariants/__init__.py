@@ -1,4 +1,4 @@
-"""The invariants: what specs, annotations, status, records, links, leases and the domain have to say of one another.
+"""The invariants: what specs, annotations, status, ladder, records, links, leases and domain have to say of another.
 
 Pure. :func:`examine` takes a snapshot and names every disagreement with what repairs it; what is under way is listed
 as such, and what could not be looked at, too. Start with :mod:`services.common.domain.invariants.world`, the snapshot.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from schemas.kube import Pod, VirtualMachineInstance
-from services.common.domain.invariants import leftovers, objects, wiring
+from services.common.domain.invariants import kept, leftovers, objects, wiring
 from services.common.domain.invariants.nics import FINAL_PHASES, Case, case_of, progress, under_way
 from services.common.domain.invariants.world import (
     Disagreement,
@@ -32,6 +32,8 @@ MACHINE_CHECKS: tuple[Callable[[Case], Iterator[Disagreement]], ...] = (
     objects.vmi_status,
     objects.operations,
     objects.slots,
+    kept.rungs,
+    kept.left_over,
     wiring.sandbox,
     wiring.record,
     wiring.links,
@@ -109,6 +111,8 @@ def _running(
 def _not_seen(case: Case) -> Iterator[NotSeen]:
     if isinstance(case.machine.vm, Unknown):
         yield NotSeen(case.machine.subject, "the VM", case.machine.vm.why)
+    if isinstance(case.machine.ladder, Unknown):
+        yield NotSeen(case.machine.subject, "the kept ladder", case.machine.ladder.why)
     if isinstance(case.node, Unknown):
         return
     if isinstance(case.inside, Unknown):

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.ladder import Kept
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -128,7 +129,10 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """One VM. ``inside``: by the UID of a pod."""
+    """One VM.
+
+    :ivar inside: by the UID of a pod. :ivar ladder: what the bus keeps of its ladder, by hotnic's api.
+    """
 
     namespace: str
     name: str
@@ -136,6 +140,7 @@ class Machine(msgspec.Struct, frozen=True):
     vmi: VirtualMachineInstance | None
     pods: tuple[Pod, ...] = ()
     inside: dict[str, Inside | Unknown] = {}
+    ladder: tuple[Kept, ...] | Unknown = Unknown("not looked at")
 
     @property
     def subject(self) -> str:

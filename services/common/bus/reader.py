@@ -1,15 +1,19 @@
 """The streams as a person's tool sees them: dead letters to read and replay, one VM's events to read and follow.
 
-One connection for one command; no role uses this. What a letter is: :mod:`services.common.bus.letters`.
+One connection for one command; no role uses this. A history is sent by the server in one go, as fast as it is taken:
+one question for each message would cost a round trip each, and people read from afar.
+What a letter is: :mod:`services.common.bus.letters`.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from uuid import uuid4
 
 import msgspec
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
@@ -68,15 +72,50 @@ class Reader:
         async for stored in self._stored(self._settings.stream, subjects):
             yield stored
 
-    async def news(self, subjects: str, after: int) -> AsyncIterator[Stored]:
+    async def news(self, subjects: str, after: int) -> AsyncGenerator[Stored, None]:
         """Those that come after a sequence, until cancelled."""
         with _classified():
-            subscription = await self._session.js.subscribe(
-                subjects,
-                stream=self._settings.stream,
-                ordered_consumer=True,
-                config=ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1),
-            )
+            subscription = await self._subscribed(self._settings.stream, subjects, after)
+        async with contextlib.aclosing(self._delivered(subscription)) as delivered:
+            async for found in delivered:
+                yield _stored(found)
+
+    async def _stored(self, stream: str, subjects: str) -> AsyncIterator[Stored]:
+        """What is stored at this moment: the server sends it all, as fast as it is taken."""
+        try:
+            with _classified():
+                subscription = await self._subscribed(stream, subjects, 0)
+        except NotFoundError:
+            return
+        async with contextlib.aclosing(self._delivered(subscription)) as delivered:
+            with _classified():
+                info = await subscription.consumer_info()
+            # Some are on their way already.
+            left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
+            while left > 0:
+                try:
+                    async with asyncio.timeout(self._settings.api_timeout):
+                        found = await anext(delivered)
+                except TimeoutError as error:
+                    raise BusUnavailable("it does not send what it has") from error
+                yield _stored(found)
+                # The oldest may be removed while we read.
+                left = min(left - 1, found.metadata.num_pending)
+
+    async def _subscribed(self, stream: str, subjects: str, after: int) -> JetStreamContext.PushSubscription:
+        """Everything after a sequence, in the stream's order: begun again by the client where something was missed."""
+        return await self._session.js.subscribe(
+            subjects,
+            stream=stream,
+            ordered_consumer=True,
+            config=ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1),
+        )
+
+    async def _delivered(self, subscription: JetStreamContext.PushSubscription) -> AsyncGenerator[Msg, None]:
+        """Its messages, until the caller stops.
+
+        :raises BusUnavailable: the connection went away.
+        """
         lost = asyncio.ensure_future(self._session.lost.wait())
         following = asyncio.ensure_future(subscription.next_msg(timeout=None))
         try:
@@ -86,9 +125,8 @@ class Reader:
                     raise BusUnavailable("the connection went away")
                 with _classified():
                     found = following.result()
-                message = Message(found.subject, found.data, dict(found.headers or {}))
                 following = asyncio.ensure_future(subscription.next_msg(timeout=None))
-                yield Stored(found.metadata.sequence.stream, message)
+                yield found
         finally:
             lost.cancel()
             following.cancel()
@@ -96,17 +134,6 @@ class Reader:
             if not self._session.client.is_closed:
                 with contextlib.suppress(NatsError):
                     await subscription.unsubscribe()
-
-    async def _stored(self, stream: str, subjects: str) -> AsyncIterator[Stored]:
-        sequence = 0
-        while True:
-            try:
-                with _classified():
-                    found = await self._session.js.get_msg(stream, seq=sequence + 1, subject=subjects, next=True)
-            except NotFoundError:
-                return
-            sequence = found.seq or sequence + 1
-            yield Stored(sequence, _message(found))
 
 
 @contextlib.asynccontextmanager
@@ -139,3 +166,7 @@ def _classified() -> Iterator[None]:
 
 def _message(found: RawStreamMsg) -> Message:
     return Message(found.subject or "", found.data or b"", dict(found.headers or {}))
+
+
+def _stored(found: Msg) -> Stored:
+    return Stored(found.metadata.sequence.stream, Message(found.subject, found.data, dict(found.headers or {})))

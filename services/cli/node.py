@@ -17,7 +17,7 @@ from services.common.cri.errors import CriError, SandboxMissing
 from services.common.cri.sandbox import Known
 from services.common.domain.invariants.world import Inside, Machine, Namespace, Node, SeenLink, Unknown, World
 from services.common.netlink.errors import NetlinkFailure
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 
 HOST_NETNS = "/proc/1/ns/net"
 

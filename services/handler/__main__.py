@@ -12,7 +12,7 @@ from services.common.domain.kubevirt import OwnerSetting
 from services.common.kube.client import Kube
 from services.common.kube.events import Events
 from services.common.kube.owner import Owner
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.runtime import Runtime
 from services.common.runtime import main as run
 from services.common.settings import Common

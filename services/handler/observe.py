@@ -17,7 +17,8 @@ from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
 from services.common.kube.fresh import Fresh
 from services.common.netlink.errors import NetnsGone
-from services.common.netlink.netns import Netns, NetnsPool
+from services.common.netlink.netns import Netns
+from services.common.netlink.pool import NetnsPool
 from services.common.reconcile import Retry
 from services.handler.addresses.offer import NO_RESOLVER, Resolver
 from services.handler.addresses.resolv import read

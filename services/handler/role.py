@@ -28,7 +28,7 @@ from services.common.kube.fresh import Fresh
 from services.common.kube.reflector import Reflector
 from services.common.logs import Log
 from services.common.netlink.errors import NetlinkFailure, NetnsGone
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.reconcile import FIRST_BACKOFF, MAX_BACKOFF, Attempt, Reconciler, Reject, Retry
 from services.common.telemetry import Telemetry
 from services.handler.apply import Applier, Failure

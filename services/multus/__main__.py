@@ -14,7 +14,7 @@ from services.common import runtime as role
 from services.common.http.server import serve
 from services.common.kube.client import Kube
 from services.common.logs import Log
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.runtime import Runtime
 from services.multus import logs, shim
 from services.multus.autoconfig import Autoconfig, install_shim

@@ -15,7 +15,7 @@ from schemas import cni
 from services.common import faults
 from services.common.netlink.errors import LinkMissing, NetlinkFailure, NetnsGone
 from services.common.netlink.links import Link
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.multus import network, results
 from services.multus.call import PodId
 from services.multus.devices import CAPABILITY, DeviceInfo

@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from services.common.kube.client import Kube
 from services.common.kube.events import Events
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.telemetry import Telemetry
 from services.multus.adoption import Adoption
 from services.multus.apply import Apply

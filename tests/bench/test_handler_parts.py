@@ -13,7 +13,8 @@ from typing import Any
 from opentelemetry.trace import INVALID_SPAN
 
 from schemas.operations import PodNic, Route
-from services.common.netlink.netns import Netns, NetnsPool
+from services.common.netlink.netns import Netns
+from services.common.netlink.pool import NetnsPool
 from services.handler.guest.port import NewCard
 from services.handler.guest.qmp import QmpGuest
 from services.handler.releasing import release_steps

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from services.common.netlink.access import Access
-from services.common.netlink.netns import Netns, NetnsPool
+from services.common.netlink.netns import Netns, Node
+from services.common.netlink.pool import NetnsPool
 
 T = TypeVar("T")
 
@@ -50,9 +51,9 @@ class _Mortal:
 class MortalNetns(Netns):
     """A namespace that can be told when to end."""
 
-    def __init__(self, access: Access, pool: NetnsPool) -> None:
+    def __init__(self, access: Access, node: Node) -> None:
         self.mortal = _Mortal(access)
-        super().__init__(self.mortal, pool)  # type: ignore[arg-type]
+        super().__init__(self.mortal, node)  # type: ignore[arg-type]
 
     def die_after(self, calls: int | None) -> None:
         """End after that many calls that change something, counted from now; ``None``: never."""
@@ -61,4 +62,5 @@ class MortalNetns(Netns):
 
 async def mortal(pool: NetnsPool, path: str) -> MortalNetns:
     """The namespace at a path, mortal."""
-    return MortalNetns((await pool.open(path))._access, pool)
+    opened = await pool.open(path)
+    return MortalNetns(opened._access, opened._node)

@@ -13,7 +13,7 @@ from typing import Protocol
 import pytest
 
 from schemas.names import device_alias
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.telemetry import Telemetry
 from services.handler.guest.port import Card, CardMissing, Guest, GuestNotReachable, GuestRefused, NewCard
 from tests.support.spans import recording_telemetry

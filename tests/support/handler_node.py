@@ -22,7 +22,7 @@ from services.common.announce import Announcing
 from services.common.cri.client import Cri
 from services.common.kube.client import Kube
 from services.common.kube.events import Events
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.reconcile import Attempt
 from services.handler.guest.drivers import DriverSetting, drivers
 from services.handler.role import Handler

@@ -20,7 +20,7 @@ from schemas.multus import SOCKET_NAME, InterfaceAttributes, delegate_request
 from services.common.http.client import UnixHttp
 from services.common.http.server import serve
 from services.common.kube.client import Kube
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.telemetry import Telemetry
 from services.multus.adoption import Adoption
 from services.multus.parts import Parts, assembled

@@ -1,8 +1,7 @@
 """One rtnetlink conversation with one namespace: requests, answers, deadlines and classified errors over pyroute2.
 
-pyroute2's socket is handed one that was opened inside the namespace (its own ``netns=`` forks); requests are plain
-``ifinfmsg``/``ifaddrmsg``/``rtmsg`` messages, because one message can do what its ``link()`` needs several for.
-Next: :mod:`services.common.netlink.netns`, the operations.
+pyroute2's socket is handed one that was opened inside the namespace (its own ``netns=`` forks).
+Next: :mod:`services.common.netlink.requests`, what is asked; :mod:`services.common.netlink.netns`, the operations.
 """
 
 import asyncio

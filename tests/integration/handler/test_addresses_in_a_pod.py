@@ -21,8 +21,9 @@ from opentelemetry.trace import INVALID_SPAN
 from schemas.names import pod_interface
 from schemas.operations import PodNic, Route
 from services.common.netlink.errors import LinkMissing
-from services.common.netlink.netns import Netns, NetnsPool
+from services.common.netlink.netns import Netns
 from services.common.netlink.packets import packet_socket
+from services.common.netlink.pool import NetnsPool
 from services.handler.addresses import dhcp4, filter
 from services.handler.addresses.frames import BROADCAST, Datagram, Icmp6, build
 from services.handler.addresses.neighbours import (

@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.trace import INVALID_SPAN
 
 from schemas.operations import PodNic, Route
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.handler.releasing import release_steps
 from services.handler.steps import Seen
 from services.handler.walk import walk

@@ -13,7 +13,8 @@ import pytest
 from services.common.netlink import inside
 from services.common.netlink.errors import LinkExists, LinkMissing, NetlinkFailure, NetnsGone
 from services.common.netlink.links import Address, Route
-from services.common.netlink.netns import Netns, NetnsPool
+from services.common.netlink.netns import Netns
+from services.common.netlink.pool import NetnsPool
 from services.common.netlink.taps import Labels
 from tests.support import netns as testbed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.handler.guest.port import GuestNotReachable, GuestRefused, NewCard
 from services.handler.guest.qmp import QmpGuest
 from tests.support import netns as testbed

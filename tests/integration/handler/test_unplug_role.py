@@ -13,7 +13,7 @@ from schemas.events import Changed, Failed, GuestDetached, ObjectRef, Requested
 from schemas.names import pod_interface
 from schemas.operations import PodNic, encode, nic_slots_of, pod_nic_key
 from schemas.stages import Kind, Stage
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.common.telemetry.propagation import traceparent_of
 from services.handler.steps import Seen
 from services.handler.walk import walk

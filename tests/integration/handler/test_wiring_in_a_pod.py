@@ -13,7 +13,8 @@ import pytest
 from opentelemetry.trace import INVALID_SPAN
 
 from schemas.operations import PodNic
-from services.common.netlink.netns import Netns, NetnsPool
+from services.common.netlink.netns import Netns
+from services.common.netlink.pool import NetnsPool
 from services.handler.releasing import release_steps
 from services.handler.steps import Seen, Step
 from services.handler.walk import walk

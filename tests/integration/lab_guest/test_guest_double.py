@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.netlink.netns import NetnsPool
+from services.common.netlink.pool import NetnsPool
 from services.handler.guest.agent import Agent, GuestNic
 from services.handler.guest.port import Change, GuestEvent, NewCard
 from services.handler.guest.qmp import QmpGuest

@@ -76,6 +76,13 @@ class NodePaths(click.ParamType[dict[str, str]]):
     default={},
     help="Where cri-socket, cni-state-dir, qmp-socket or host-root are (default: as the services' settings say).",
 )
+@click.option(
+    "--guest-driver",
+    type=click.Choice(["auto", "qmp", "libvirt"]),
+    envvar="HOTNIC_GUEST_DRIVER",
+    default="auto",
+    help="How guests are asked (HOTNIC_GUEST_DRIVER; default: as the handler does it).",
+)
 @cluster_options
 def doctor(
     vm: str | None,
@@ -83,6 +90,7 @@ def doctor(
     output: str,
     node: str | None,
     node_paths: dict[str, str],
+    guest_driver: str,
     namespace: str | None,
     context: str | None,
     kubeconfig: str | None,
@@ -96,7 +104,9 @@ def doctor(
         raise click.UsageError("name one VM, or all with --all-namespaces")
 
     async def work(kube: Kube, default: str) -> Report:
-        return await _examine(kube, None if all_namespaces else default, vm, _paths(node_paths), node)
+        return await _examine(
+            kube, None if all_namespaces else default, vm, _paths(node_paths | {"guest_driver": guest_driver}), node
+        )
 
     report: Report = call(Where(namespace, context, kubeconfig), work)
     if output == "json":
@@ -126,10 +136,12 @@ async def _examine(kube: Kube, namespace: str | None, vm: str | None, paths: Pat
 
 
 def _paths(chosen: dict[str, str]) -> Paths:
+    import msgspec
+
     from services.cli.node_files import Paths
 
     found = {name: os.environ[variable] for name, variable in _SETTINGS.items() if os.environ.get(variable)}
-    return Paths(**(found | chosen))
+    return msgspec.convert(found | chosen, Paths)
 
 
 def lines(report: Report) -> list[str]:

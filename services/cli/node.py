@@ -1,7 +1,7 @@
 """What a node knows of its pods, looked at from the node as root: sandboxes, links, taps that guests hold.
 
-Only reads. Files (multus' records, ``host-local``'s leases) are read by :mod:`services.cli.node_files`, a guest's
-monitor by :mod:`services.cli.monitor`.
+Only reads. Files (multus' records, ``host-local``'s leases) are read by :mod:`services.cli.node_files`, guests are
+asked by :mod:`services.cli.guest`.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from services.cli import monitor, node_files
+from services.cli import guest, node_files
 from services.cli.node_files import Paths
 from services.cli.tracing import NoTraces
 from services.common.cri.client import Cri
@@ -63,11 +63,10 @@ class _Looker:
 
     async def machine(self, machine: Machine) -> Machine:
         """The machine with the inside of those of its pods that run here."""
-        uid = machine.vmi.metadata.uid if machine.vmi else ""
         inside: dict[str, Inside | Unknown] = {}
         for pod in machine.pods:
             if pod.spec.node_name == self._node:
-                inside[pod.metadata.uid] = await self._inside(pod.metadata.uid, uid)
+                inside[pod.metadata.uid] = await self._inside(pod.metadata.uid, machine)
             else:
                 inside[pod.metadata.uid] = Unknown(f"it runs on node {pod.spec.node_name}, this is {self._node}")
         return msgspec.structs.replace(machine, inside=inside)
@@ -86,7 +85,7 @@ class _Looker:
             namespaces=await self._namespaces([(one.record.sandbox, one.record.netns) for one in configs]),
         )
 
-    async def _inside(self, pod_uid: str, vmi_uid: str) -> Inside | Unknown:
+    async def _inside(self, pod_uid: str, machine: Machine) -> Inside | Unknown:
         try:
             sandbox = await self._cri.sandbox_of(pod_uid)
         except SandboxMissing:
@@ -99,7 +98,7 @@ class _Looker:
             sandbox.netns,
             await self._links(sandbox.netns),
             processes if isinstance(processes, Unknown) else node_files.taps_held(self._paths, processes),
-            await monitor.cards(self._paths, vmi_uid),
+            await guest.cards(self._paths, self._cri, machine, pod_uid),
         )
 
     async def _links(self, netns: str) -> tuple[SeenLink, ...] | Unknown:

@@ -17,6 +17,7 @@ from services.common.domain.invariants.world import Attached, Lease, Record, Unk
 from services.common.domain.pod_nic import network_status
 from services.common.netlink.access import under
 from services.common.netlink.errors import NetnsGone
+from services.handler.guest.drivers import DriverSetting
 
 LEASES = "/var/lib/cni/networks"
 """``host-local``'s directory where a network names no other."""
@@ -26,12 +27,13 @@ _MADE_BY_A_RUNTIME = "cni-"
 
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True):
-    """Where things are on the node; named as the services' settings."""
+    """Where things are on the node, and how its guests are reached; named as the services' settings."""
 
     cri_socket: str = "/run/containerd/containerd.sock"
     cni_state_dir: str = "/var/lib/cni/multus"
     qmp_socket: str = "/run/hotnic/guests/{uid}/qmp.sock"
     host_root: str = "/"
+    guest_driver: DriverSetting = "auto"
 
     def host(self, path: str) -> Path:
         """A path of the node as seen from here."""

@@ -56,15 +56,20 @@ def drivers(
 
     def drive(uid: str, key: tuple[str, str], pod_uid: str) -> tuple[Guest, GuestAgent]:
         monitor = qmp_socket.replace("{uid}", uid)
-        if choice == "qmp" or not bound or (choice == "auto" and os.path.isdir(os.path.dirname(monitor))):
+        if asks_monitor(choice, monitor, bound=bound):
             return QmpGuest(monitor, tracer), Agent(agent_socket.replace("{uid}", uid))
         # Only where it is used: the binding is an extra.
         from services.handler.guest.libvirt import LibvirtAgent, LibvirtGuest
 
-        guest = LibvirtGuest(domain_name(*key), _finder(cri, pod_uid, Path(host_root)), tracer)
+        guest = LibvirtGuest(domain_name(*key), finder(cri, pod_uid, Path(host_root)), tracer)
         return guest, LibvirtAgent(guest)
 
     return drive
+
+
+def asks_monitor(choice: DriverSetting, monitor: str, *, bound: bool) -> bool:
+    """Whether a guest is reached by its monitor, and not by libvirt; see :func:`drivers`."""
+    return choice == "qmp" or not bound or (choice == "auto" and os.path.isdir(os.path.dirname(monitor)))
 
 
 def domain_name(namespace: str, name: str) -> str:
@@ -72,7 +77,12 @@ def domain_name(namespace: str, name: str) -> str:
     return f"{namespace}_{name}"
 
 
-def _finder(cri: Cri, pod_uid: str, host_root: Path) -> Callable[[], Awaitable[AbstractContextManager[str]]]:
+def finder(cri: Cri, pod_uid: str, host_root: Path) -> Callable[[], Awaitable[AbstractContextManager[str]]]:
+    """What finds the socket of libvirt in a pod's launcher; its path is good inside the context.
+
+    Raises :class:`GuestNotReachable` when called: there is no such container, or no socket in it.
+    """
+
     async def find() -> AbstractContextManager[str]:
         try:
             pid = await cri.container_pid(pod_uid, CONTAINER)

@@ -185,6 +185,32 @@ class Domain:
             queue.put_nowait(None)
 
 
+async def description(name: str, socket: _Socket, *, deadline: float) -> str:
+    """A running domain's description, over a connection of its own that may change nothing: for who only looks.
+
+    :param deadline: seconds for all of it.
+    :raises GuestNotReachable: no answer in time, or none at all.
+    """
+    _serve_events()
+
+    def look(found: AbstractContextManager[str]) -> str:
+        with found as path:
+            connection = libvirt.openReadOnly(f"qemu+unix:///session?socket={path}")
+        try:
+            return str(connection.lookupByName(name).XMLDesc(0))
+        finally:
+            connection.close()
+
+    try:
+        async with asyncio.timeout(deadline):
+            found = await socket()
+            return await asyncio.shield(_thread(lambda: look(found)))
+    except TimeoutError as error:
+        raise GuestNotReachable(f"libvirt of {name}: not answered within {deadline:g} s") from error
+    except libvirt.libvirtError as error:
+        raise GuestNotReachable(f"libvirt of {name}: {error}") from error
+
+
 def _used(link: _Link | None, use: Callable[[Any], _Result]) -> _Result:
     assert link is not None
     try:

@@ -4,19 +4,28 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from schemas.events import Event, Failed, GuestDetached
 from schemas.names import pod_interface
 from schemas.operations import nic_slots_of
 from schemas.stages import Kind
+from services.cli import guest
+from services.cli.node_files import Paths
+from services.common.cri.client import Cri
+from services.common.domain.invariants.world import Card as SeenCard
+from services.common.domain.invariants.world import Machine as SeenMachine
+from services.common.domain.invariants.world import Unknown
 from services.handler.guest.libvirt import LibvirtGuest
 from services.handler.guest.port import GuestView
 from services.handler.wiring import link_names
 from services.lab.guest.console import ConsoleFollower
-from tests.support.handler_node import IP, MAC, VMIS, Machine, handler_node, operation
-from tests.support.libvirtd import NAME, Libvirtd, domain_xml, running_libvirtd
+from tests.support.handler_node import IP, MAC, VMIS, Machine, Node, handler_node, operation
+from tests.support.libvirtd import NAME, PRIMARY_MAC, Libvirtd, domain_xml, running_libvirtd
+from tests.support.objects import vmi
 from tests.support.spans import recording_telemetry
 
 NAMES = link_names(pod_interface("iface1"))
@@ -54,6 +63,48 @@ class Launcher:
                     yield self.daemon.pid
 
         return machine
+
+
+async def looked(node: Node, *, bound: bool | None = None, **paths: Any) -> tuple[SeenCard, ...] | Unknown:
+    """The cards that the doctor sees on this node."""
+    cri = Cri(str(node.folder / "cri.sock"), recording_telemetry()[0])
+    try:
+        found = msgspec.convert({"guest_driver": "libvirt"} | paths, Paths)
+        machine = SeenMachine("default", "vm1", None, vmi())
+        return await guest.cards(found, cri, machine, node.pod_uid, bound=bound)
+    finally:
+        await cri.close()
+
+
+async def test_the_doctor_sees_libvirts_cards_and_says_why_when_it_cannot() -> None:
+    launcher = Launcher()
+    async with handler_node(launcher.paused(), driver="libvirt") as node:
+        node.attach_pod_nic("iface1", IP)
+        node.wish("iface1", operations=(operation("iface1"),))
+        node.show_network_status("iface1")
+        await node.until_status("iface1", "domain")
+        cards = (SeenCard("default", PRIMARY_MAC), SeenCard("iface1", MAC))
+        assert await looked(node) == cards
+        # A guest without the folder of a monitor is asked so by itself; one that has it, by its monitor.
+        nowhere = {"guest_driver": "auto", "qmp_socket": str(node.folder / "nowhere/{uid}/qmp.sock")}
+        assert await looked(node, **nowhere) == cards
+        for reason, found in (
+            ("there is no monitor", await looked(node, guest_driver="qmp")),
+            ("hotnic[libvirt]", await looked(node, bound=False)),
+            ("hotnic[libvirt]", await looked(node, bound=False, **nowhere)),
+        ):
+            assert isinstance(found, Unknown)
+            assert reason in found.why
+        with launcher.daemon.hanging():
+            found = await looked(node)
+            assert isinstance(found, Unknown)
+            assert "not answered within" in found.why
+        with launcher.daemon.away():
+            assert isinstance(await looked(node), Unknown)
+        node.cri.sandboxes[0].containers.clear()
+        found = await looked(node)
+        assert isinstance(found, Unknown)
+        assert "no running container compute" in found.why
 
 
 def failures(events: list[Event], reason: str) -> list[Failed]:

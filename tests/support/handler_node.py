@@ -25,6 +25,7 @@ from services.common.kube.events import Events
 from services.common.netlink.pool import NetnsPool
 from services.common.reconcile import Attempt
 from services.handler.guest.drivers import DriverSetting, drivers
+from services.handler.guest.qmp import DEADLINE
 from services.handler.role import Handler
 from services.handler.sessions import Key
 from tests.support import netns as testbed
@@ -211,11 +212,12 @@ async def handler_node(
     kube: FakeKube | None = None,
     name: str = NODE,
     pod_uid: str = POD_UID,
+    monitor_deadline: float = DEADLINE,
 ) -> AsyncIterator[Node]:
     """The node, with the role running on it.
 
     :param kube: one that is served already, and holds what it is to hold: for a node beside others.
-    :param pod_uid: of the launcher pod that runs on it.
+    :param pod_uid: of the launcher pod that runs on it. :param monitor_deadline: seconds for an answer of QEMU's.
     """
     owner = ["hotnic"]
     telemetry, spans = recording_telemetry("handler")
@@ -264,6 +266,7 @@ async def handler_node(
                 cri=cri,
                 host_root="/",
                 tracer=telemetry.tracer,
+                deadline=monitor_deadline,
             ),
             tap_owner=0,
             acting=lambda: owner[0] == "hotnic",

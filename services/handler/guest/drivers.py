@@ -18,7 +18,7 @@ from services.common.settings import SettingsError
 from services.handler.guest.agent import Agent, GuestAgent
 from services.handler.guest.launcher import CONTAINER, libvirt_socket
 from services.handler.guest.port import Guest, GuestNotReachable
-from services.handler.guest.qmp import QmpGuest
+from services.handler.guest.qmp import DEADLINE, QmpGuest
 
 DriverSetting = Literal["auto", "qmp", "libvirt"]
 
@@ -40,6 +40,7 @@ def drivers(
     host_root: str,
     tracer: Tracer,
     bound: bool | None = None,
+    deadline: float = DEADLINE,
 ) -> Drive:
     """How guests are reached.
 
@@ -48,6 +49,7 @@ def drivers(
     :param qmp_socket: path of a guest's monitor, ``{uid}`` for the VMI's UID. :param agent_socket: of its agent.
     :param host_root: where the node's file system, ``/proc`` included, is seen from here.
     :param bound: whether libvirt's binding is installed; looked for by default.
+    :param deadline: seconds for an answer of a guest's monitor, and for its greeting.
     :raises SettingsError: libvirt is chosen, and its binding is not installed.
     """
     bound = binding_installed() if bound is None else bound
@@ -57,7 +59,7 @@ def drivers(
     def drive(uid: str, key: tuple[str, str], pod_uid: str) -> tuple[Guest, GuestAgent]:
         monitor = qmp_socket.replace("{uid}", uid)
         if asks_monitor(choice, monitor, bound=bound):
-            return QmpGuest(monitor, tracer), Agent(agent_socket.replace("{uid}", uid))
+            return QmpGuest(monitor, tracer, deadline=deadline), Agent(agent_socket.replace("{uid}", uid))
         # Only where it is used: the binding is an extra.
         from services.handler.guest.libvirt import LibvirtAgent, LibvirtGuest
 

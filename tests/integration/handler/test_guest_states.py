@@ -147,7 +147,7 @@ async def test_a_monitor_that_somebody_else_holds_is_waited_for() -> None:
             await other.connect(str(folder / VMI_UID / "qmp.sock"))
             yield
 
-    async with handler_node(machine) as node:
+    async with handler_node(machine, monitor_deadline=0.5) as node:
         plug(node)
         events = await node.until_published(lambda found: bool(failures(found)))
         failed = failures(events)[0]

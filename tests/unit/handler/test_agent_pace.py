@@ -71,18 +71,18 @@ async def test_a_card_that_a_slow_guest_shows_late_is_confirmed_soon_after() -> 
 
 
 async def test_guests_without_an_agent_are_left_alone_after_the_series() -> None:
-    watches = [Watched(ScriptedAgent(silent=True)) for _ in range(25)]
-    agents = [watched.watch._agent for watched in watches]
+    agents = [ScriptedAgent(silent=True) for _ in range(25)]
+    watches = [Watched(agent) for agent in agents]
     for watched in watches:
         watched.watch.expect({MAC})
         watched.watch.ask(SERIES)
     await asyncio.sleep(HOUR)
-    assert [len(agent.asked) for agent in agents if isinstance(agent, ScriptedAgent)] == [len(SERIES)] * 25
+    assert [len(agent.asked) for agent in agents] == [len(SERIES)] * 25
     for watched in watches:
         # A resync asks once, and that is all.
         watched.watch.ask()
     await asyncio.sleep(HOUR)
-    assert [len(agent.asked) for agent in agents if isinstance(agent, ScriptedAgent)] == [len(SERIES) + 1] * 25
+    assert [len(agent.asked) for agent in agents] == [len(SERIES) + 1] * 25
     for watched in watches:
         await watched.watch.close()
 

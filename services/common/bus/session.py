@@ -16,6 +16,9 @@ from structlog.typing import FilteringBoundLogger
 
 from services.common.bus.settings import BusSettings
 
+LOOK = 0.25
+"""Seconds between two looks at whether the client has closed without a word."""
+
 
 class Endpoint(msgspec.Struct, frozen=True):
     """Where NATS is and how to be let in; files are PEM (and NATS' own format for ``creds``).
@@ -64,6 +67,7 @@ class Session:
         self.js = js
         self.lost = lost
         self._close_timeout = close_timeout
+        self._looking = asyncio.create_task(self._look(), name="bus-session")
 
     @classmethod
     async def open(
@@ -102,14 +106,23 @@ class Session:
         except BaseException:
             await _close(client, settings.close_timeout)
             raise
-        if client.is_closed:
-            lost.set()
         return cls(client, client.jetstream(timeout=settings.api_timeout), lost, settings.close_timeout)
 
     async def close(self) -> None:
         """Leave; what the client wrote is flushed first, within the time for closing."""
         self.lost.set()
+        self._looking.cancel()
         await _close(self.client, self._close_timeout)
+
+    async def _look(self) -> None:
+        """Notice what the client does not tell.
+
+        When a connection breaks while something waits to be written, nats-py (2.16) tries to write that first; the
+        error of this attempt ends its closing before anyone is called back.
+        """
+        while not self.client.is_closed:
+            await asyncio.sleep(LOOK)
+        self.lost.set()
 
 
 async def _close(client: Client, timeout: float) -> None:

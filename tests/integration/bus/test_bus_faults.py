@@ -7,12 +7,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import structlog
+from nats.errors import ConnectionClosedError
 from nats.js.api import StreamConfig
 
 from schemas.events import Failed
 from services.common.bus import spans
 from services.common.bus.jetstream import JetStreamBus
 from services.common.bus.protocol import BusUnavailable
+from services.common.bus.session import Endpoint, Session
 from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming, operation
 from tests.support.jetstream import QUICK, Buses, JetStreamHarness, jetstream
 from tests.support.nats import NatsServer
@@ -230,3 +233,25 @@ async def test_a_server_that_hangs_holds_up_nobody(harness: JetStreamHarness) ->
         assert loop.time() - started < 5
         harness.server.thaw()
         assert await inbox.wait(10) == [annotated(number) for number in range(10)]
+
+
+async def test_a_connection_that_breaks_while_something_waits_to_be_written_is_lost(server: NatsServer) -> None:
+    """nats-py tries to write it first, and tells nobody of the loss when that fails."""
+    session = await Session.open(Endpoint((server.url,)), name="test", settings=QUICK, log=structlog.get_logger())
+
+    async def fill() -> None:
+        with contextlib.suppress(ConnectionClosedError):
+            while True:
+                await session.client.publish("filling", bytes(256 * 1024))
+
+    server.freeze()
+    filling = asyncio.create_task(fill())
+    await asyncio.wait([filling], timeout=0.5)
+    assert not filling.done()
+    # The sockets are full, and the client's writer waits for them: this waits behind it.
+    await session.client.publish("waiting", b"")
+    await server.stop()
+    async with asyncio.timeout(5):
+        await session.lost.wait()
+    await session.close()
+    await filling

@@ -1,10 +1,8 @@
 """What every tier needs: no event loop before a test makes its own, and no deadline on generated examples."""
 
 import asyncio
-import gc
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -22,20 +20,6 @@ def pytest_configure() -> None:
     # What a shell starts in the background ignores SIGINT, and so would every program that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """Collect tests without collecting garbage.
-
-    CPython 3.11 can take a finalizer that runs in the middle of ``ast.parse`` for a bug of its own ("AST constructor
-    recursion depth mismatch"), and pytest parses every test file.
-    """
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

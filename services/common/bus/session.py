@@ -120,7 +120,7 @@ class Session:
         When a connection breaks while something waits to be written, nats-py (2.16) tries to write that first; the
         error of this attempt ends its closing before anyone is called back.
         """
-        while not self.client.is_closed:
+        while not self.client.is_closed:  # noqa: ASYNC110 - that no event is set is the fault
             await asyncio.sleep(LOOK)
         self.lost.set()
 

@@ -253,5 +253,6 @@ async def test_a_connection_that_breaks_while_something_waits_to_be_written_is_l
     await server.stop()
     async with asyncio.timeout(5):
         await session.lost.wait()
+    filling.cancel()
+    await asyncio.wait([filling])
     await session.close()
-    await filling

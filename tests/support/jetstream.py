@@ -26,6 +26,7 @@ QUICK = BusSettings(
     api_timeout=2.0,
     publish_timeout=1.0,
     close_timeout=0.3,
+    watch_threshold=0.2,
     max_bytes=16 * 1024 * 1024,
     dead_max_bytes=4 * 1024 * 1024,
     bucket_max_bytes=1024 * 1024,

@@ -72,7 +72,9 @@ class JetStreamKeyValue:
 
     async def watch(self, keys: str = ">") -> AsyncGenerator[Entry | None, None]:
         """See :class:`services.common.bus.protocol.KeyValue`."""
-        watcher = await self._do(lambda store: store.watch(keys))
+        # nats-py ends a watch without deleting its consumer.
+        threshold = self._settings.watch_threshold
+        watcher = await self._do(lambda store: store.watch(keys, inactive_threshold=threshold))
         assert self._opened is not None
         session = self._opened[0]
         lost = asyncio.ensure_future(session.lost.wait())

@@ -108,6 +108,7 @@ class Reader:
             subjects,
             stream=stream,
             ordered_consumer=True,
+            inactive_threshold=self._settings.watch_threshold,
             config=ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1),
         )
 

@@ -15,6 +15,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar publish_budget: how long a publish may hold up its caller.
     :ivar buffer_events: how many events wait for an absent bus before the oldest is dropped.
     :ivar inactive_threshold: how long the server keeps the consumer of a process that went away.
+    :ivar watch_threshold: how long it keeps the consumer of a watch that ended; a bucket has room for 1,000.
     :ivar pull_heartbeat: how often the server says that a pull still stands; two missing mean that it does not.
     :ivar reconnect_delay: the longest pause between two attempts to connect.
     """
@@ -39,6 +40,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait: float = 30.0
     max_ack_pending: int = 1_000
     inactive_threshold: float = 3600.0
+    watch_threshold: float = 5.0
     pull_batch: int = 256
     pull_expires: float = 30.0
     pull_heartbeat: float = 5.0

@@ -120,6 +120,22 @@ async def test_a_bucket_survives_a_wiped_server(harness: JetStreamHarness) -> No
     await bucket.create("a", b"2")
 
 
+async def test_a_watch_that_ended_leaves_no_consumer(harness: JetStreamHarness) -> None:
+    bucket = (await harness.bus("controller", "_")).kv("operations")
+    await bucket.put("a", b"1")
+
+    async def consumers() -> int:
+        return (await harness.js.stream_info("KV_operations")).state.consumer_count
+
+    for _ in range(3):
+        async with contextlib.aclosing(bucket.watch("a")) as watch:
+            assert await anext(watch) is not None
+            assert await consumers() > 0
+    async with asyncio.timeout(10):
+        while await consumers():
+            pass
+
+
 async def test_streams_that_vanish_are_made_again(harness: JetStreamHarness) -> None:
     bus, inbox = await harness.bus("controller", "_"), Inbox()
     async with consuming(harness, bus, inbox):

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from services.cli.collect import many
@@ -30,10 +31,12 @@ MONITOR = INSIDE_RUN / "guests" / "{uid}" / LAB_QMP_SOCKET
 
 
 class Inspector:
-    """The process inside a lab, as the tests outside use it. Synchronous."""
+    """The process inside a lab, as the tests outside use it. Synchronous; several threads may ask."""
 
     def __init__(self, lab: Lab) -> None:
         command = [sys.executable, "-m", "services.cli", "lab", "exec", "--"]
+        # Who gives up waiting for an answer leaves a thread behind that still reads it.
+        self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [*command, sys.executable, "-m", "tests.support.inspector"],
             env=lab.environment,
@@ -46,9 +49,10 @@ class Inspector:
         """Send a request and wait for its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        with self._lock:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
     def close(self) -> None:

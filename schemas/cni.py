@@ -43,11 +43,11 @@ class Code:
     INTERNAL = 999
 
 
-STILL_WIRED = "is still wired to a guest"
+STILL_IN_USE = "is still in use by a guest"
 """Part of the message of an error 11 by which our multus refuses a DEL under a guest's card."""
 
 
-class Interface(msgspec.Struct, frozen=True, omit_defaults=True):
+class CniInterface(msgspec.Struct, frozen=True, omit_defaults=True):
     """A link that a plugin made; one with ``sandbox`` stands in the container's network namespace."""
 
     name: str
@@ -68,7 +68,7 @@ class Ip(msgspec.Struct, frozen=True, omit_defaults=True):
     """``"4"`` or ``"6"``: 0.3.x and 0.4.0 only."""
 
 
-class Route(msgspec.Struct, frozen=True, omit_defaults=True):
+class CniRoute(msgspec.Struct, frozen=True, omit_defaults=True):
     """A route: destination in CIDR form, next hop, and what 1.1.0 added."""
 
     dst: str
@@ -84,17 +84,17 @@ NO_DNS: Final = Dns()
 """The one that is not written: an encoder leaves a default out by identity."""
 
 
-class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+class CniResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a successful ADD prints."""
 
     cni_version: str = msgspec.field(default="", name="cniVersion")
-    interfaces: list[Interface] = []
+    interfaces: list[CniInterface] = []
     ips: list[Ip] = []
-    routes: list[Route] = []
+    routes: list[CniRoute] = []
     dns: Dns = NO_DNS
 
 
-class Error(msgspec.Struct, frozen=True, omit_defaults=True):
+class CniErrorDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a failed plugin prints."""
 
     code: int
@@ -103,19 +103,19 @@ class Error(msgspec.Struct, frozen=True, omit_defaults=True):
     cni_version: str | None = msgspec.field(default=None, name="cniVersion")
 
 
-def up_convert(raw: bytes) -> Result:
+def up_convert(raw: bytes) -> CniResult:
     """Read a result of any version from 0.3.0 on as one of the newest version; ``null`` counts as absent anywhere.
 
     :raises ValueError: it is not a result, or one of its addresses is none.
     """
     document = msgspec.json.decode(raw or b"null")
-    result = checked(msgspec.convert(_without_nulls(document if document is not None else {}), Result))
+    result = checked(msgspec.convert(_without_nulls(document if document is not None else {}), CniResult))
     ips = [msgspec.structs.replace(ip, version=None) for ip in result.ips]
     dns = NO_DNS if result.dns == NO_DNS else result.dns
     return msgspec.structs.replace(result, cni_version=NEWEST_VERSION, ips=ips, dns=dns)
 
 
-def checked(result: Result) -> Result:
+def checked(result: CniResult) -> CniResult:
     """The same result, if every address of it is one: what follows relies on that.
 
     :raises ValueError: one is not.
@@ -136,7 +136,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def down_convert(result: Result, version: str) -> dict[str, Any]:
+def down_convert(result: CniResult, version: str) -> dict[str, Any]:
     """The result as a document of an older version.
 
     :raises ValueError: a version that is not supported.

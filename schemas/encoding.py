@@ -93,8 +93,8 @@ def node_consumer(role: str, node: str) -> str:
     return f"{role}_{hashlib.sha256(node.encode()).hexdigest()[:16]}"
 
 
-class OperationKey(NamedTuple):
-    """The parts of one key ``<namespace>.<vmi>.<h>`` of the bucket ``hotplug-operations``, decoded."""
+class StatusKey(NamedTuple):
+    """The parts of one key ``<namespace>.<vmi>.<h>`` of the bucket ``hotplug-status``, decoded."""
 
     namespace: str
     vmi: str
@@ -104,7 +104,7 @@ class OperationKey(NamedTuple):
         return ".".join(_escape(part, "=") for part in self)
 
 
-def parse_operation_key(key: str) -> OperationKey:
+def parse_status_key(key: str) -> StatusKey:
     """Decode a key of the ladder's bucket.
 
     :raises ValueError: it is not one of hotnic's keys.
@@ -112,4 +112,4 @@ def parse_operation_key(key: str) -> OperationKey:
     tokens = key.split(".")
     if len(tokens) != 3:
         raise ValueError(f"not an operation key: {key!r}")
-    return OperationKey(*(_unescape(token, "=", _KEY_TOKEN) for token in tokens))
+    return StatusKey(*(_unescape(token, "=", _KEY_TOKEN) for token in tokens))

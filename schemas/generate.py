@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from schemas import asyncapi, ladder, multus, networks, operations, options
+from schemas import asyncapi, hotplug_status, multus, networks, operations, options
 from schemas.describe import describe
 from schemas.events import Event
 
@@ -24,7 +24,7 @@ DOCUMENTS: dict[str, tuple[str, Any]] = {
     "event": ("Payload of a message on the bus", Event),
     "operation": (f"Annotation {operations.PREFIX}operation.<h>", operations.Operation),
     "pod-nic": (f"Annotation {operations.PREFIX}pod-nic.<h>", operations.PodNic),
-    "attached": (f"Annotation {operations.PREFIX}attached.<h>", operations.Attached),
+    "attached": (f"Annotation {operations.PREFIX}attached.<h>", operations.HotplugMark),
     "nic-slots": (f"Annotation {operations.NIC_SLOTS}", operations.NicSlots),
     "networks": (
         f"Annotation {networks.NETWORKS}, JSON form",
@@ -33,10 +33,13 @@ DOCUMENTS: dict[str, tuple[str, Any]] = {
     "network-status": (f"Annotation {networks.NETWORK_STATUS}", list[networks.NetworkStatus]),
     "add-interface-options": ("Body of PUT …/addinterface", options.AddInterfaceOptions),
     "remove-interface-options": ("Body of PUT …/removeinterface", options.RemoveInterfaceOptions),
-    "ladder": ("Answer of GET …/interfaces, and object of each line of its watch", ladder.Ladder),
-    "ladder-entry": (f"Value of a key of the bucket {ladder.BUCKET}", ladder.Entry),
-    "delegate-request": (f"Body of POST {multus.DELEGATE_PATH} and {multus.CNI_PATH}", multus.Request),
-    "delegate-response": (f"Answer of {multus.DELEGATE_PATH} and {multus.CNI_PATH} to ADD", multus.Response),
+    "hotplug-status": (
+        "Answer of GET …/interfaces, and object of each line of its watch",
+        hotplug_status.HotplugStatus,
+    ),
+    "hotplug-status-entry": (f"Value of a key of the bucket {hotplug_status.BUCKET}", hotplug_status.StatusEntry),
+    "delegate-request": (f"Body of POST {multus.DELEGATE_PATH} and {multus.CNI_PATH}", multus.CniRequest),
+    "delegate-response": (f"Answer of {multus.DELEGATE_PATH} and {multus.CNI_PATH} to ADD", multus.DelegateResponse),
 }
 """File name, title and type of every schema."""
 

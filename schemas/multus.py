@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.cni import Result
+from schemas.cni import CniResult
 
 SOCKET_NAME = "multus.sock"
 CNI_PATH = "/cni"
@@ -29,7 +29,7 @@ class InterfaceAttributes(msgspec.Struct, frozen=True):
     mac: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class Request(msgspec.Struct, frozen=True):
+class CniRequest(msgspec.Struct, frozen=True):
     """A CNI call: environment, configuration (base64 of the raw CNI JSON) and, on ``/delegate``, attributes."""
 
     env: dict[str, str] = {}
@@ -46,10 +46,10 @@ class Request(msgspec.Struct, frozen=True):
         return base64.b64decode(self.config, validate=True) if isinstance(self.config, str) else b""
 
 
-class Response(msgspec.Struct, frozen=True, omit_defaults=True):
+class DelegateResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer to ADD; every other verb answers with an empty body."""
 
-    result: Result | None = msgspec.field(default=None, name="Result")
+    result: CniResult | None = msgspec.field(default=None, name="Result")
 
 
 class RecordedAttachment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -94,9 +94,9 @@ def delegate_request(
     pod_uid: str,
     config: bytes,
     attributes: InterfaceAttributes | None = None,
-) -> Request:
+) -> CniRequest:
     """The request that the dynamic networks controller sends: exactly five ``CNI_*`` keys."""
-    return Request(
+    return CniRequest(
         env={
             "CNI_COMMAND": command.upper(),
             "CNI_CONTAINERID": sandbox_id,

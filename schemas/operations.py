@@ -11,7 +11,7 @@ from collections.abc import Container
 import msgspec
 
 from schemas.names import HASH_DIGITS, interface_hash
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 
 PREFIX = "hotnic.io/"
 NIC_SLOTS = PREFIX + "nic-slots"
@@ -24,7 +24,7 @@ _HASHED = re.compile(rf"pod[0-9a-f]{{{HASH_DIGITS}}}")
 _NAMESPACE = uuid.UUID("6f1c8f0a-7d0e-5f33-9c55-0b7a2e3f9d11")
 
 
-class TooLarge(ValueError):
+class AnnotationTooLarge(ValueError):
     """An annotation that nobody would read again is not written."""
 
 
@@ -43,7 +43,7 @@ class Operation(_Record, frozen=True):
     """
 
     id: str
-    kind: Kind
+    kind: OperationKind
     interface: str
     traceparent: str | None = None
     requested_at: str | None = None
@@ -51,7 +51,7 @@ class Operation(_Record, frozen=True):
     failed: str | None = None
 
 
-class Route(_Record, frozen=True):
+class RecordedRoute(_Record, frozen=True):
     """A route of a pod NIC: destination in CIDR form, next hop (``None``: on link), metric."""
 
     dst: str
@@ -74,14 +74,14 @@ class PodNic(_Record, frozen=True):
     mac: str
     mtu: int
     ips: tuple[str, ...] = ()
-    routes: tuple[Route, ...] = ()
+    routes: tuple[RecordedRoute, ...] = ()
     nameservers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     domain: str | None = None
     asked: str | None = None
 
 
-class Attached(_Record, frozen=True):
+class HotplugMark(_Record, frozen=True):
     """This link of this pod was attached at run time, so it may be detached at run time.
 
     Written where no :class:`PodNic` says so: links of ordinary pods, and those whose plugin told too little.
@@ -122,14 +122,14 @@ def is_hashed(pod_interface: str) -> bool:
     return _HASHED.fullmatch(pod_interface) is not None
 
 
-def attached_key(pod_interface: str) -> str:
+def hotplug_mark_key(pod_interface: str) -> str:
     """The pod annotation that marks an attachment made at run time, where no pod NIC record does."""
     return f"{PREFIX}attached.{interface_hash(pod_interface)}"
 
 
-def attached_of(annotations: dict[str, str], pod_interface: str) -> Attached | None:
+def hotplug_mark_of(annotations: dict[str, str], pod_interface: str) -> HotplugMark | None:
     """The mark of an attachment made at run time; ``None`` when absent, unreadable or another link's."""
-    text = annotations.get(attached_key(pod_interface))
+    text = annotations.get(hotplug_mark_key(pod_interface))
     if text is None or len(text) > MAX_OPERATION_BYTES:
         return None
     try:
@@ -152,7 +152,7 @@ def stale_operations(annotations: dict[str, str], hashes: Container[str]) -> lis
     return [key for key in annotations if is_operation_key(key) and key.removeprefix(_OPERATION) not in hashes]
 
 
-def derived_id(vmi_uid: str, interface: str, kind: Kind, generation: int) -> str:
+def derived_id(vmi_uid: str, interface: str, kind: OperationKind, generation: int) -> str:
     """The id of an operation nobody wrote down (an edit with kubectl): everyone derives the same."""
     return str(uuid.uuid5(_NAMESPACE, f"{vmi_uid}/{interface}/{kind}/{generation}"))
 
@@ -160,20 +160,20 @@ def derived_id(vmi_uid: str, interface: str, kind: Kind, generation: int) -> str
 _encoder = msgspec.json.Encoder()
 _operation = msgspec.json.Decoder(Operation)
 _pod_nic = msgspec.json.Decoder(PodNic)
-_attached = msgspec.json.Decoder(Attached)
+_attached = msgspec.json.Decoder(HotplugMark)
 _nic_slots = msgspec.json.Decoder(NicSlots)
 
 
-def encode(record: Operation | PodNic | Attached | NicSlots) -> str:
+def encode(record: Operation | PodNic | HotplugMark | NicSlots) -> str:
     """The annotation's text.
 
     :raises TooLarge: an operation or a pod NIC record beyond the limit of those who read it.
     """
     raw = _encoder.encode(record)
     if isinstance(record, Operation) and len(raw) > MAX_OPERATION_BYTES:
-        raise TooLarge(f"operation of {len(raw)} bytes; at most {MAX_OPERATION_BYTES} fit an annotation")
+        raise AnnotationTooLarge(f"operation of {len(raw)} bytes; at most {MAX_OPERATION_BYTES} fit an annotation")
     if isinstance(record, PodNic) and len(raw) > MAX_POD_NIC_BYTES:
-        raise TooLarge(
+        raise AnnotationTooLarge(
             f"record of {record.interface} with {len(record.ips)} addresses and {len(record.routes)} routes has "
             f"{len(raw)} bytes; at most {MAX_POD_NIC_BYTES} fit an annotation"
         )

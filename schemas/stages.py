@@ -21,7 +21,7 @@ class Stage(StrEnum):
     FAILED = "failed"
 
 
-class Kind(StrEnum):
+class OperationKind(StrEnum):
     """What an operation does to its interface."""
 
     PLUG = "plug"
@@ -39,7 +39,7 @@ class StageRow(msgspec.Struct, frozen=True):
     stage: Stage
     publishers: tuple[str, ...]
     after: str
-    next: dict[Kind, Stage] = {}
+    next: dict[OperationKind, Stage] = {}
 
 
 TABLE: tuple[StageRow, ...] = (
@@ -47,26 +47,26 @@ TABLE: tuple[StageRow, ...] = (
         Stage.REQUESTED,
         ("api", "controller"),
         "the wish stands in the spec",
-        {Kind.PLUG: Stage.POD_ANNOTATED, Kind.UNPLUG: Stage.GUEST_DETACHED},
+        {OperationKind.PLUG: Stage.POD_ANNOTATED, OperationKind.UNPLUG: Stage.GUEST_DETACHED},
     ),
     StageRow(
         Stage.POD_ANNOTATED,
         ("controller",),
         "the pod's networks annotation lists the attachment",
-        {Kind.PLUG: Stage.MULTUS_ATTACHED},
+        {OperationKind.PLUG: Stage.MULTUS_ATTACHED},
     ),
     StageRow(
         Stage.MULTUS_ATTACHED,
         ("networks",),
         "the CNI result stands in the pod's network status",
-        {Kind.PLUG: Stage.GUEST_ATTACHED},
+        {OperationKind.PLUG: Stage.GUEST_ATTACHED},
     ),
     StageRow(Stage.GUEST_ATTACHED, ("handler",), "the card is in the guest's domain"),
     StageRow(
         Stage.GUEST_DETACHED,
         ("handler",),
         "the card is gone from the domain and the wiring in the pod is undone",
-        {Kind.UNPLUG: Stage.MULTUS_DETACHED},
+        {OperationKind.UNPLUG: Stage.MULTUS_DETACHED},
     ),
     StageRow(Stage.MULTUS_DETACHED, ("networks",), "CNI DEL is done and the network status rewritten"),
     StageRow(
@@ -79,7 +79,7 @@ TABLE: tuple[StageRow, ...] = (
 ROWS: dict[Stage, StageRow] = {row.stage: row for row in TABLE}
 
 
-def path(kind: Kind) -> tuple[Stage, ...]:
+def stage_path(kind: OperationKind) -> tuple[Stage, ...]:
     """The stages of one kind of operation in order, read off the table."""
     stages = [Stage.REQUESTED]
     while (following := ROWS[stages[-1]].next.get(kind)) is not None:

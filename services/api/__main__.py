@@ -8,15 +8,15 @@ import msgspec
 from services.api import front_proxy
 from services.api.observe import Cluster
 from services.api.server import Api
-from services.common.announce import Announcing
 from services.common.bus.jetstream import connect
 from services.common.domain.kubevirt import acting_owner, default_binding, hotplug_enabled
 from services.common.http.server import serve
 from services.common.http.tls import server_context
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
+from services.common.kube.event_recorder import EventRecorder
 from services.common.kube.installations import Installations, OwnerSettings
-from services.common.runtime import Runtime
+from services.common.recording_bus import RecordingBus
+from services.common.runtime import RoleRuntime
 from services.common.runtime import main as run
 
 ROLE = "api"
@@ -30,13 +30,13 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
     tls_key: Annotated[str, msgspec.Meta(description="PEM file: its private key")]
 
 
-async def start(runtime: Runtime[Settings]) -> None:
+async def start(runtime: RoleRuntime[Settings]) -> None:
     """Wire the role and begin to serve."""
     settings = runtime.settings
     kube = await Kube.connect(kubeconfig=settings.kubeconfig, telemetry=runtime.telemetry, user_agent="hotnic-api")
     runtime.stack.push_async_callback(kube.close)
     plain = await connect(settings.nats_url, role=ROLE, node="_", telemetry=runtime.telemetry, log=runtime.log)
-    bus = Announcing(plain, Events(kube, ROLE, log=runtime.log))
+    bus = RecordingBus(plain, EventRecorder(kube, ROLE, log=runtime.log))
     runtime.stack.push_async_callback(bus.close)
     proxy = await front_proxy.load(kube)
     installations = Installations(kube, runtime.log)

@@ -11,12 +11,12 @@ from weakref import WeakValueDictionary
 import msgspec
 from aiohttp import web
 
-from schemas.ladder import as_json
+from schemas.hotplug_status import as_json
 from schemas.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import carry_out
 from services.api.discovery import GROUPS, HOTNIC_GROUP, document, paths
 from services.api.front_proxy import FrontProxy, Identity
-from services.api.ladder import read
+from services.api.hotplug_status import read
 from services.api.observe import Cluster, observe
 from services.api.plan import Target
 from services.api.plan.checks import GATE_CLOSED
@@ -79,8 +79,8 @@ class Api:
                         self.app.router.add_put(f"{base}/{verb}", partial(self._change, target, verb))
         self._streams = Streams(kube, bus, log, watchers)
         self.app.on_shutdown.append(self._streams.close)
-        ladder = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{Target.VMI}s/{{name}}/interfaces"
-        self.app.router.add_get(ladder, self._interfaces)
+        hotplug_status = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{Target.VMI}s/{{name}}/interfaces"
+        self.app.router.add_get(hotplug_status, self._interfaces)
 
     async def _discovery(self, request: web.Request) -> web.Response:
         return web.json_response(document(request.path))
@@ -104,11 +104,11 @@ class Api:
     async def _interfaces(self, request: web.Request) -> web.StreamResponse:
         self._identify(request)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
-        duration, kept = seconds(request.query), flag(request.query, "kept")
+        duration, stored = seconds(request.query), flag(request.query, "stored")
         try:
             if duration is not None:
                 return await self._streams.serve(request, namespace, name, duration)
-            found = await read(self._kube, self._bus, namespace, name, kept=kept)
+            found = await read(self._kube, self._bus, namespace, name, stored=stored)
         except KubeError as error:
             raise _passed_on(error) from error
         return web.Response(body=as_json(found), content_type="application/json")

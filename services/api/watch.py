@@ -2,7 +2,7 @@
 
 An API server cuts a subresource's call at 60 s, so a stream ends itself earlier, with a bookmark: whoever comes back
 with its ``resourceVersion`` gets a line only when something is different. Each stream watches for itself; their number
-is bounded. What a ladder is made of: :mod:`services.api.ladder`.
+is bounded. What a ladder is made of: :mod:`services.api.hotplug_status`.
 """
 
 import asyncio
@@ -12,13 +12,21 @@ from contextlib import aclosing, suppress
 import msgspec
 from aiohttp import web
 
+from schemas.hotplug_status import (
+    BUCKET,
+    HotplugStatus,
+    HotplugStatusEvent,
+    StatusEntry,
+    as_json,
+    entry_of,
+    hotplug_status,
+)
 from schemas.kube import ObjectMeta, StatusDetails
-from schemas.ladder import BUCKET, Entry, Ladder, LadderEvent, as_json, entry_of, ladder
-from services.api.ladder import BUS_DEADLINE, answer, folded, look, prefix_of
+from services.api.hotplug_status import BUS_DEADLINE, answer, folded, look, prefix_of
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.http.server import StatusError
 from services.common.kube.client import Kube
-from services.common.kube.watched import Watched, watching
+from services.common.kube.vmi_watch import VmiWatch, watch_vmi
 from services.common.logs import Log
 
 LONGEST = 50.0
@@ -105,12 +113,12 @@ class _Stream:
         self._bus = bus
         self._log = log
         self._meta = meta
-        self._last = ladder(meta.namespace, meta.name, "", (), None)
-        self._entries: dict[str, Entry] | None = None
+        self._last = hotplug_status(meta.namespace, meta.name, "", (), None)
+        self._entries: dict[str, StatusEntry] | None = None
         self._bucket_known = asyncio.Event()
 
     async def run(self, duration: float, version: str, closing: asyncio.Event) -> None:
-        async with watching(self._kube, self._meta, with_vm=True, log=self._log) as watched:
+        async with watch_vmi(self._kube, self._meta, with_vm=True, log=self._log) as watched:
             tasks = [
                 asyncio.create_task(self._tell(watched, version)),
                 asyncio.create_task(self._follow_bucket(watched)),
@@ -127,7 +135,7 @@ class _Stream:
         await self._write("BOOKMARK", msgspec.structs.replace(self._last, items=(), degraded=None))
         await self._response.write_eof()
 
-    async def _tell(self, watched: Watched, version: str) -> None:
+    async def _tell(self, watched: VmiWatch, version: str) -> None:
         """A line now, unless the client has just this, and with every change; returns when the VMI is gone."""
         await watched.synced()
         with suppress(TimeoutError):
@@ -147,12 +155,12 @@ class _Stream:
             await watched.changed.wait()
             await asyncio.sleep(SETTLE)
 
-    async def _follow_bucket(self, watched: Watched) -> None:
+    async def _follow_bucket(self, watched: VmiWatch) -> None:
         """Keep the VMI's part of the bucket; ``None`` while the bus is away."""
         keys = f"{prefix_of(self._meta.namespace, self._meta.name)}>"
         while True:
             try:
-                found: dict[str, Entry] = {}
+                found: dict[str, StatusEntry] = {}
                 async with aclosing(self._bus.kv(BUCKET).watch(keys)) as entries:
                     async for item in entries:
                         if item is None:
@@ -171,5 +179,5 @@ class _Stream:
                 watched.changed.set()
                 await asyncio.sleep(BUS_RETRY)
 
-    async def _write(self, type_: str, shown: Ladder) -> None:
-        await self._response.write(as_json(LadderEvent(type_, shown)) + b"\n")
+    async def _write(self, type_: str, shown: HotplugStatus) -> None:
+        await self._response.write(as_json(HotplugStatusEvent(type_, shown)) + b"\n")

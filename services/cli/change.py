@@ -21,7 +21,7 @@ from services.cli.output import Duration, as_json
 
 if TYPE_CHECKING:
     from schemas.kube import VirtualMachine, VirtualMachineInstance
-    from schemas.stages import Kind, Stage
+    from schemas.stages import OperationKind, Stage
     from services.cli.progress import Progress
     from services.common.kube.client import Kube
 
@@ -37,11 +37,11 @@ class Verb(StrEnum):
     REMOVE = "removeinterface"
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> OperationKind:
         """What it does to its interface."""
-        from schemas.stages import Kind
+        from schemas.stages import OperationKind
 
-        return Kind.PLUG if self is Verb.ADD else Kind.UNPLUG
+        return OperationKind.PLUG if self is Verb.ADD else OperationKind.UNPLUG
 
 
 def change_options(until: str) -> Callable[[F], F]:
@@ -155,7 +155,7 @@ class Change:
             with_vm=self.persist,
             timeout=timeout,
             reached=self._reached,
-            trouble=self._trouble,
+            last_failure=self._trouble,
         )
         if progress.outcome is None or progress.outcome.result is Result.FAILED:
             others = (vm.metadata.uid,) if vm is not None else ()
@@ -182,11 +182,11 @@ def perform(change: Change, where: Where, output: str | None) -> int:
         return INTERRUPTED
     from services.cli.outcome import complaint, document, success
 
-    trouble = complaint(change)
+    last_failure = complaint(change)
     if output == "json":
         click.echo(as_json(document(change)))
-    elif trouble is None:
+    elif last_failure is None:
         click.echo(success(change))
-    if trouble is not None:
-        raise trouble
+    if last_failure is not None:
+        raise last_failure
     return 0

@@ -1,6 +1,6 @@
 """``hotnic dead-letter``: the messages that no consumer could use; to list, to look at, to send again.
 
-They are kept in the stream HOTPLUG_DEAD for a week. What one is: :mod:`services.common.bus.letters`.
+They are kept in the stream HOTPLUG_DEAD for a week. What one is: :mod:`services.common.bus.dead_letters`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from services.cli.examples import examples
 from services.cli.output import NONE, as_json, table
 
 if TYPE_CHECKING:
-    from services.common.bus.letters import Letter
+    from services.common.bus.dead_letters import DeadLetter
     from services.common.bus.reader import Reader
 
 COLUMNS = ("SEQUENCE", "AT", "REASON", "SUBJECT")
@@ -87,11 +87,11 @@ def replay(sequences: tuple[int, ...], everything: bool, keep: bool, output: str
     return Refused.exit_code if refused else 0
 
 
-async def _all(reader: Reader) -> list[Letter]:
+async def _all(reader: Reader) -> list[DeadLetter]:
     return [letter async for letter in reader.letters()]
 
 
-async def _one(reader: Reader, sequence: int) -> Letter:
+async def _one(reader: Reader, sequence: int) -> DeadLetter:
     letter = await reader.letter(sequence)
     if letter is None:
         raise Refused(f"there is no dead letter {sequence} (see: hotnic dead-letter list)")
@@ -113,7 +113,7 @@ async def _replay(reader: Reader, sequences: tuple[int, ...], everything: bool, 
     return done
 
 
-def lines(letter: Letter) -> list[str]:
+def lines(letter: DeadLetter) -> list[str]:
     """A letter for people."""
     import msgspec
 
@@ -125,6 +125,6 @@ def lines(letter: Letter) -> list[str]:
     return [*said, f"payload ({len(letter.payload)} bytes):", *(f"  {line}" for line in text.splitlines())]
 
 
-def _cells(letter: Letter, *, wide: bool) -> list[str]:
+def _cells(letter: DeadLetter, *, wide: bool) -> list[str]:
     line = [str(letter.sequence), letter.at or NONE, letter.reason or NONE, letter.subject or NONE]
     return [*line, letter.consumer or NONE, letter.detail or NONE] if wide else line

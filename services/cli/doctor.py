@@ -17,7 +17,7 @@ from services.cli.output import UNKNOWN, as_json
 
 if TYPE_CHECKING:
     from services.cli.node_files import Paths
-    from services.common.domain.invariants.world import Report
+    from services.common.domain.invariants.world import DoctorReport
     from services.common.kube.client import Kube
 
 BETWEEN_LOOKS = 1.0
@@ -103,12 +103,12 @@ def doctor(
     if vm is not None and all_namespaces:
         raise click.UsageError("name one VM, or all with --all-namespaces")
 
-    async def work(kube: Kube, default: str) -> Report:
+    async def work(kube: Kube, default: str) -> DoctorReport:
         return await _examine(
             kube, None if all_namespaces else default, vm, _paths(node_paths | {"guest_driver": guest_driver}), node
         )
 
-    report: Report = call(Where(namespace, context, kubeconfig), work)
+    report: DoctorReport = call(Where(namespace, context, kubeconfig), work)
     if output == "json":
         click.echo(as_json(report))
     else:
@@ -117,13 +117,13 @@ def doctor(
     return 1 if report.disagreements else 0
 
 
-async def _examine(kube: Kube, namespace: str | None, vm: str | None, paths: Paths, node: str | None) -> Report:
+async def _examine(kube: Kube, namespace: str | None, vm: str | None, paths: Paths, node: str | None) -> DoctorReport:
     import asyncio
 
     from services.cli.collect import many, one
     from services.common.domain.invariants import confirmed, examine
 
-    async def look() -> Report:
+    async def look() -> DoctorReport:
         if vm is not None and namespace is not None:
             return examine(await one(kube, namespace, vm, paths, node), node=False)
         return examine(await many(kube, namespace, paths, node))
@@ -144,7 +144,7 @@ def _paths(chosen: dict[str, str]) -> Paths:
     return msgspec.convert(found | chosen, Paths)
 
 
-def lines(report: Report) -> list[str]:
+def lines(report: DoctorReport) -> list[str]:
     """The report for people."""
     said = []
     for one in report.disagreements:

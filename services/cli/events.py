@@ -90,8 +90,8 @@ class _Printer:
             self._widths = widths([COLUMNS, *rows])
             click.echo(table(COLUMNS, rows))
 
-    def news(self, line: Line | None) -> None:
-        """What has just come."""
+    def follow(self, line: Line | None) -> None:
+        """Print an event that has just arrived."""
         from services.cli.timeline import cells
 
         if line is None or self._interface not in (None, line.interface):
@@ -115,7 +115,7 @@ async def _from_bus(url: str, namespace: str, vm: str, said: _Printer, follow: b
             last = await _history(reader, namespace, vm, said)
             answered = True
             if follow:
-                await _news(reader, namespace, vm, said, last)
+                await _follow(reader, namespace, vm, said, last)
     except BusUnavailable as error:
         if answered:
             raise Unreachable(f"NATS at {shown(url)} went away: {error}\n{HOW_TO_POINT}") from error
@@ -132,12 +132,12 @@ async def _history(reader: Reader, namespace: str, vm: str, said: _Printer) -> i
     return found[-1].sequence if found else 0
 
 
-async def _news(reader: Reader, namespace: str, vm: str, said: _Printer, last: int) -> None:
+async def _follow(reader: Reader, namespace: str, vm: str, said: _Printer, last: int) -> None:
     from schemas.encoding import vmi_filter
     from services.cli.timeline import of_message
 
-    async for stored in reader.news(vmi_filter(namespace, vm), last):
-        said.news(of_message(stored.message))
+    async for stored in reader.follow(vmi_filter(namespace, vm), last):
+        said.follow(of_message(stored.message))
 
 
 async def _from_cluster(kube: Kube, namespace: str, vm: str, said: _Printer, follow: bool) -> None:
@@ -167,7 +167,7 @@ async def _from_cluster(kube: Kube, namespace: str, vm: str, said: _Printer, fol
         said.history(in_order(reflector.items()))
         shown_before = True
         while True:
-            said.news(await coming.get())
+            said.follow(await coming.get())
     finally:
         running.cancel()
         await asyncio.wait({running})

@@ -12,7 +12,7 @@ from schemas.kube import VirtualMachineInstance
 from schemas.stages import Stage
 from services.cli.progress import Progress
 from services.common.kube.client import Kube
-from services.common.kube.watched import watching
+from services.common.kube.vmi_watch import watch_vmi
 from services.common.logs import logger
 
 
@@ -24,23 +24,23 @@ async def follow(
     with_vm: bool,
     timeout: float,
     reached: Callable[[Stage], None],
-    trouble: Callable[[str], None],
+    last_failure: Callable[[str], None],
 ) -> None:
     """Return when ``progress`` has an outcome, or after ``timeout`` seconds.
 
     :param with_vm: look at the VM of the same name, too. :param reached: called for each stage, once.
-    :param trouble: called when the cluster cannot be watched, with why.
+    :param last_failure: called when the cluster cannot be watched, with why.
     """
     log = logger("cli", "critical")  # the state below tells the user all that the reflector would log
 
     def state(ok: bool, why: str) -> None:
         if not ok:
-            trouble(f"the cluster cannot be watched, trying again: {why}")
+            last_failure(f"the cluster cannot be watched, trying again: {why}")
 
     with suppress(TimeoutError):
         async with (
             asyncio.timeout(timeout),
-            watching(kube, vmi.metadata, with_vm=with_vm, log=log, on_state=state) as watched,
+            watch_vmi(kube, vmi.metadata, with_vm=with_vm, log=log, on_state=state) as watched,
         ):
             await watched.synced()
             while progress.outcome is None:

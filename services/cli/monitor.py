@@ -14,7 +14,7 @@ import msgspec
 
 from schemas.names import interface_of_alias
 from services.cli.node_files import Paths
-from services.common.domain.invariants.world import Card, Unknown
+from services.common.domain.invariants.world import GuestDevice, NotVisible
 
 DEADLINE = 2.0
 """Seconds for the whole conversation."""
@@ -27,18 +27,18 @@ class Refused(Exception):
     """The monitor answered with an error."""
 
 
-async def cards(paths: Paths, vmi_uid: str) -> tuple[Card, ...] | Unknown:
+async def cards(paths: Paths, vmi_uid: str) -> tuple[GuestDevice, ...] | NotVisible:
     """The cards of a domain that are named after interfaces of its spec."""
     socket = paths.qmp_socket.replace("{uid}", vmi_uid)
     try:
         if not paths.host(socket).exists():
-            return Unknown(f"there is no monitor at {socket}")
+            return NotVisible(f"there is no monitor at {socket}")
         if in_use(paths.host("/proc/1/net/unix").read_text(), socket):
-            return Unknown("the guest's monitor serves one client, and has one: the handler")
+            return NotVisible("the guest's monitor serves one client, and has one: the handler")
         async with asyncio.timeout(DEADLINE):
             return await _ask(str(paths.host(socket)))
     except (OSError, TimeoutError, EOFError, ValueError, Refused) as error:
-        return Unknown(f"the monitor at {socket} does not tell: {error or 'no answer in time'}")
+        return NotVisible(f"the monitor at {socket} does not tell: {error or 'no answer in time'}")
 
 
 def in_use(table: str, path: str) -> bool:
@@ -49,7 +49,7 @@ def in_use(table: str, path: str) -> bool:
     return any(line.split()[5] == _CONNECTED for line in table.splitlines() if line.endswith(f" {path}"))
 
 
-async def _ask(path: str) -> tuple[Card, ...]:
+async def _ask(path: str) -> tuple[GuestDevice, ...]:
     reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
     ids = itertools.count()
 
@@ -75,7 +75,7 @@ async def _ask(path: str) -> tuple[Card, ...]:
             interface = interface_of_alias(str(item["name"]))
             if interface is not None and "-net" in str(item["type"]):
                 mac = await execute("qom-get", path=f"{_DEVICES}/{item['name']}", property="mac")
-                found.append(Card(interface, str(mac).lower()))
+                found.append(GuestDevice(interface, str(mac).lower()))
         return tuple(found)
     finally:
         writer.close()

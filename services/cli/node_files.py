@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from schemas import cni
-from services.common.domain.invariants.world import Attached, Lease, Record, Unknown
+from services.common.domain.invariants.world import AttachmentRecord, IpamLease, NotVisible, SandboxRecords
 from services.common.domain.pod_nic import network_status
 from services.common.netlink.access import under
 from services.common.netlink.errors import NetnsGone
@@ -45,7 +45,7 @@ class _Attachment(msgspec.Struct, frozen=True, rename="camel"):
     network: str
     config: str = "{}"
     state: str = "adding"
-    result: cni.Result | None = None
+    result: cni.CniResult | None = None
     ifindex: int = 0
     kind: str | None = None
     mac: str | None = None
@@ -64,14 +64,14 @@ class _Sandbox(msgspec.Struct, frozen=True, rename="camel"):
 class Recorded(msgspec.Struct, frozen=True):
     """A record, and the directories other than the usual one in which its leases are."""
 
-    record: Record
+    record: SandboxRecords
     lease_dirs: frozenset[str]
 
 
 _sandbox = msgspec.json.Decoder(_Sandbox)
 
 
-def records(paths: Paths) -> tuple[Recorded, ...] | Unknown:
+def records(paths: Paths) -> tuple[Recorded, ...] | NotVisible:
     """The multus daemon's records: the unsettled one of a sandbox is the newer one."""
     folder = Path(paths.cni_state_dir) / "sandboxes"
     newest: dict[str, Path] = {}
@@ -86,7 +86,7 @@ def records(paths: Paths) -> tuple[Recorded, ...] | Unknown:
             except FileNotFoundError:
                 continue
     except (OSError, ValueError) as error:
-        return Unknown(f"multus' records in {folder} cannot be read: {error}")
+        return NotVisible(f"multus' records in {folder} cannot be read: {error}")
     return tuple(found)
 
 
@@ -95,7 +95,7 @@ def _recorded(sandbox: _Sandbox) -> Recorded:
     attached = (_attached(one, plugin) for one, plugin in zip(sandbox.attachments, plugins, strict=True))
     folders = {_ipam(plugin).get("dataDir") for plugin in plugins}
     return Recorded(
-        Record(
+        SandboxRecords(
             sandbox=sandbox.sandbox_id,
             netns=sandbox.netns,
             pod=f"{sandbox.namespace}/{sandbox.pod}",
@@ -107,9 +107,9 @@ def _recorded(sandbox: _Sandbox) -> Recorded:
     )
 
 
-def _attached(one: _Attachment, plugin: dict[str, Any]) -> Attached:
-    status = network_status(one.network, one.ifname, one.result or cni.Result())
-    return Attached(
+def _attached(one: _Attachment, plugin: dict[str, Any]) -> AttachmentRecord:
+    status = network_status(one.network, one.ifname, one.result or cni.CniResult())
+    return AttachmentRecord(
         link=one.ifname,
         network=one.network,
         finished=one.state == "added",
@@ -139,9 +139,9 @@ def _ipam(plugin: dict[str, Any]) -> dict[str, Any]:
     return ipam if isinstance(ipam, dict) else {}
 
 
-def leases(paths: Paths, further: Iterable[str]) -> tuple[Lease, ...] | Unknown:
+def leases(paths: Paths, further: Iterable[str]) -> tuple[IpamLease, ...] | NotVisible:
     """What ``host-local`` keeps, in its usual directory and in these."""
-    found: list[Lease] = []
+    found: list[IpamLease] = []
     for folder in sorted({LEASES, *further}):
         try:
             for network in paths.host(folder).iterdir():
@@ -149,18 +149,18 @@ def leases(paths: Paths, further: Iterable[str]) -> tuple[Lease, ...] | Unknown:
         except FileNotFoundError:
             continue
         except OSError as error:
-            return Unknown(f"host-local's leases in {folder} cannot be read: {error}")
+            return NotVisible(f"host-local's leases in {folder} cannot be read: {error}")
     return tuple(found)
 
 
-def _leases_of(network: Path) -> Iterator[Lease]:
+def _leases_of(network: Path) -> Iterator[IpamLease]:
     for file in sorted(network.iterdir()) if network.is_dir() else ():
         try:
             ip = str(ipaddress.ip_address(file.name))
             container, _, link = file.read_text().partition("\n")
         except (ValueError, FileNotFoundError):
             continue
-        yield Lease(network.name, ip, container.strip(), link.strip())
+        yield IpamLease(network.name, ip, container.strip(), link.strip())
 
 
 def namespace_paths(paths: Paths) -> list[str]:
@@ -181,11 +181,11 @@ def identity(paths: Paths, path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def processes_in(paths: Paths, netns: str) -> list[str] | Unknown:
+def processes_in(paths: Paths, netns: str) -> list[str] | NotVisible:
     """The processes in a network namespace."""
     wanted = identity(paths, netns)
     if wanted is None:
-        return Unknown(f"there is no network namespace at {netns}")
+        return NotVisible(f"there is no network namespace at {netns}")
     return [
         pid
         for pid in os.listdir(paths.host("/proc"))

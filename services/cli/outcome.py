@@ -24,8 +24,8 @@ def success(change: Change) -> str:
         return f"{change.interface} {done} the template of {name}, which does not run: {then}"
     if change.verb is Verb.REMOVE:
         return f"{change.interface} is unplugged from {name}{' and out of its template' if change.persist else ''}"
-    rung = progress.rung
-    card = ", ".join(part for part in (rung.mac, *rung.ips) if part) if rung is not None else ""
+    nic_status = progress.nic_status
+    card = ", ".join(part for part in (nic_status.mac, *nic_status.ips) if part) if nic_status is not None else ""
     return f"{change.interface} is attached to {name}{' and stands in its template' if change.persist else ''}: {card}"
 
 
@@ -33,10 +33,10 @@ def complaint(change: Change) -> Complaint | None:
     """Why the command does not end with 0; ``None`` when it does."""
     if change.progress is None:
         return None
-    outcome, rung = change.progress.outcome, change.progress.rung
+    outcome, nic_status = change.progress.outcome, change.progress.nic_status
     told = "".join(f"\n  {text}" for text in change.warnings)
     if outcome is None:
-        stage = standing(rung) if rung is not None else "nothing seen of it"
+        stage = standing(nic_status) if nic_status is not None else "nothing seen of it"
         return InProgress(
             f"still in progress after {change.timeout:g} s: {stage}{told}\nfollow it with: {change.status_command}"
         )
@@ -60,5 +60,5 @@ def document(change: Change) -> dict[str, Any]:
         answer["result"] = str(outcome.result) if outcome is not None else str(Result.IN_PROGRESS)
         answer["message"] = outcome.message if outcome is not None else ""
         answer["warnings"] = change.warnings
-        answer["rung"] = change.progress.rung
+        answer["rung"] = change.progress.nic_status
     return answer

@@ -8,11 +8,11 @@ from enum import StrEnum
 
 import msgspec
 
+from schemas.hotplug_status import InterfaceHotplugStatus
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.ladder import Rung
 from schemas.operations import operation_of
-from schemas.stages import ROWS, Kind, Stage, path
-from services.common.domain.ladder import fold
+from schemas.stages import ROWS, OperationKind, Stage, stage_path
+from services.common.domain.hotplug_status import fold
 from services.common.domain.operations import ABSENT, acting_pod
 from services.common.domain.status_interfaces import MULTUS_STATUS, tokens
 from services.common.domain.template import lives, owns
@@ -46,13 +46,17 @@ def runs(vm: VirtualMachine, vmi: VirtualMachineInstance | None) -> bool:
     return vmi is not None and owns(vm, vmi) and lives(vmi)
 
 
-def standing(rung: Rung) -> str:
+def standing(nic_status: InterfaceHotplugStatus) -> str:
     """Where a NIC stands, and whose turn it is."""
-    if rung.waiting_for is None:
-        lacks = "the VM's status does not say all of it yet" if rung.kind is Kind.PLUG else "the VM's spec lists it yet"
-        return f"reached {rung.stage}, {lacks}"
-    turn = " or ".join(ROWS[rung.waiting_for].publishers)
-    return f"reached {rung.stage}, {rung.reason}: it is the turn of {turn}"
+    if nic_status.waiting_for is None:
+        lacks = (
+            "the VM's status does not say all of it yet"
+            if nic_status.kind is OperationKind.PLUG
+            else "the VM's spec lists it yet"
+        )
+        return f"reached {nic_status.stage}, {lacks}"
+    turn = " or ".join(ROWS[nic_status.waiting_for].publishers)
+    return f"reached {nic_status.stage}, {nic_status.reason}: it is the turn of {turn}"
 
 
 class Progress:
@@ -62,16 +66,18 @@ class Progress:
     spec, and with ``persist`` the VM's template, too.
 
     :param persist: the VM's template was changed, which its VMI follows.
-    :ivar rung: as last seen. :ivar outcome: ``None`` while it goes on.
+    :ivar nic_status: as last seen. :ivar outcome: ``None`` while it goes on.
     """
 
-    def __init__(self, interface: str, operation: str, kind: Kind = Kind.PLUG, *, persist: bool = False) -> None:
+    def __init__(
+        self, interface: str, operation: str, kind: OperationKind = OperationKind.PLUG, *, persist: bool = False
+    ) -> None:
         self._interface = interface
         self._operation = operation
         self._kind = kind
         self._persist = persist
         self._shown = 0
-        self.rung: Rung | None = None
+        self.nic_status: InterfaceHotplugStatus | None = None
         self.outcome: Outcome | None = None
 
     def see(
@@ -91,37 +97,39 @@ class Progress:
             return self._end(f"the VM has stopped (phase {vmi.status.phase})")
         template = vm if self._persist else None
         try:
-            rungs = fold(vmi, acting_pod(vmi, pods), template)
-            rung = next((rung for rung in rungs if rung.interface == self._interface), None)
-            if self._kind is Kind.PLUG:
-                return self._plugging(vmi, rung)
-            return self._unplugging(template, rung)
+            nic_statuses = fold(vmi, acting_pod(vmi, pods), template)
+            nic_status = next(
+                (nic_status for nic_status in nic_statuses if nic_status.interface == self._interface), None
+            )
+            if self._kind is OperationKind.PLUG:
+                return self._plugging(vmi, nic_status)
+            return self._unplugging(template, nic_status)
         except ValueError as error:
             return self._end(f"the VM's objects cannot be read: {error}")
 
-    def _plugging(self, vmi: VirtualMachineInstance, rung: Rung | None) -> list[Stage]:
+    def _plugging(self, vmi: VirtualMachineInstance, nic_status: InterfaceHotplugStatus | None) -> list[Stage]:
         # An unplug that undoes a plug carries on why that failed.
         written = operation_of(vmi.metadata.annotations, self._interface)
         if written is not None and written.failed is not None:
             return self._end(f"{written.failed}; the interface is taken out of the VM's spec again")
-        if rung is None:
+        if nic_status is None:
             return self._end(f"interface {self._interface} was taken out of the VM's spec")
-        if rung.operation != self._operation:
-            return self._end(f"operation {rung.operation} took its place")
-        self.rung = rung
+        if nic_status.operation != self._operation:
+            return self._end(f"operation {nic_status.operation} took its place")
+        self.nic_status = nic_status
         # Both writers of the status have spoken, so that whatever the user asks next tells the same story.
-        if rung.complete and MULTUS_STATUS in tokens({"infoSource": rung.info_source}):
+        if nic_status.complete and MULTUS_STATUS in tokens({"infoSource": nic_status.info_source}):
             self.outcome = Outcome(Result.ATTACHED)
-        return self._fresh(rung.stage)
+        return self._fresh(nic_status.stage)
 
-    def _unplugging(self, vm: VirtualMachine | None, rung: Rung | None) -> list[Stage]:
+    def _unplugging(self, vm: VirtualMachine | None, nic_status: InterfaceHotplugStatus | None) -> list[Stage]:
         # An unplug is final: an interface that is being plugged is another one by the same name.
-        if rung is None or rung.kind is Kind.PLUG:
+        if nic_status is None or nic_status.kind is OperationKind.PLUG:
             if vm is None or _state_in(vm, self._interface) != ABSENT:
                 self.outcome = Outcome(Result.DETACHED)
-            return self._fresh(path(Kind.UNPLUG)[-1])
-        self.rung = rung
-        return self._fresh(rung.stage)
+            return self._fresh(stage_path(OperationKind.UNPLUG)[-1])
+        self.nic_status = nic_status
+        return self._fresh(nic_status.stage)
 
     def _stopped(self, vm: VirtualMachine) -> list[Stage]:
         try:
@@ -129,13 +137,13 @@ class Progress:
         except ValueError as error:
             return self._end(f"the VM's template cannot be read: {error}")
         wanted = state not in (None, ABSENT)
-        if wanted is not (self._kind is Kind.PLUG):
+        if wanted is not (self._kind is OperationKind.PLUG):
             return self._end(f"the VM's template was changed again: interface {self._interface} is {state or 'gone'}")
         self.outcome = Outcome(Result.TEMPLATE)
         return []
 
     def _fresh(self, stage: Stage) -> list[Stage]:
-        stages = path(self._kind)
+        stages = stage_path(self._kind)
         reached = stages.index(stage) + 1
         fresh = list(stages[self._shown : reached])
         self._shown = max(self._shown, reached)

@@ -1,7 +1,7 @@
 """``hotnic status``: how far each NIC of a VM has come, since when, and why it does not go on.
 
-By hotnic's api; where that does not answer, folded from objects (:mod:`services.cli.ladders`), with what only events
-know shown as unknown. For a NIC that is not done, why not follows on standard error.
+By hotnic's api; where that does not answer, folded from objects (:mod:`services.cli.hotplug_status`), with
+what only events know shown as unknown. For a NIC that is not done, why not follows on standard error.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from services.cli.examples import examples
 from services.cli.output import NONE, UNKNOWN, as_json, as_line, row, table, widths
 
 if TYPE_CHECKING:
+    from schemas.hotplug_status import InterfaceHotplugStatus
     from schemas.kube import VirtualMachineInstance
-    from schemas.ladder import Rung
-    from services.cli.ladders import Shown
+    from services.cli.hotplug_status import Shown
     from services.common.kube.client import Kube
 
 COLUMNS = ("INTERFACE", "NETWORK", "STAGE", "SINCE", "REASON", "ATTEMPTS", "OPERATION", "TRACE")
@@ -62,23 +62,31 @@ def status(
         click.echo(as_json(document(seen, shown, warnings)))
         return
     wide = output == "wide"
-    if shown.rungs:
-        click.echo(table(WIDE_COLUMNS if wide else COLUMNS, [cells(rung, wide=wide) for rung in shown.rungs]))
+    if shown.nic_statuses:
+        click.echo(
+            table(
+                WIDE_COLUMNS if wide else COLUMNS, [cells(nic_status, wide=wide) for nic_status in shown.nic_statuses]
+            )
+        )
     _explain(seen, shown, warnings)
 
 
 async def _look(kube: Kube, namespace: str, name: str) -> tuple[VirtualMachineInstance, Shown, Warnings]:
-    from services.cli.ladders import read
+    from services.cli.hotplug_status import read
     from services.cli.reports import warnings
 
     vmi = await find_vmi(kube, namespace, name)
     shown = await read(kube, vmi)
-    reported = {rung.interface: await warnings(kube, vmi, rung.interface) for rung in shown.rungs if not rung.complete}
+    reported = {
+        nic_status.interface: await warnings(kube, vmi, nic_status.interface)
+        for nic_status in shown.nic_statuses
+        if not nic_status.complete
+    }
     return vmi, shown, {interface: texts for interface, texts in reported.items() if texts}
 
 
 async def _follow(kube: Kube, namespace: str, name: str, output: str | None) -> None:
-    from services.cli.ladders import follow
+    from services.cli.hotplug_status import follow
 
     vmi = await find_vmi(kube, namespace, name)
     lines = Lines(wide=output == "wide")
@@ -89,7 +97,7 @@ async def _follow(kube: Kube, namespace: str, name: str, output: str | None) -> 
         if output == "json":
             click.echo(as_line(document(vmi, shown, {})))
             return
-        for line in lines.of(shown.rungs):
+        for line in lines.of(shown.nic_statuses):
             click.echo(line)
         if shown.degraded != degraded:
             degraded = shown.degraded
@@ -108,9 +116,9 @@ class Lines:
         self._widths: list[int] = []
         self._last: dict[str, list[str]] = {}
 
-    def of(self, rungs: Sequence[Rung]) -> list[str]:
+    def of(self, nic_statuses: Sequence[InterfaceHotplugStatus]) -> list[str]:
         """The lines to print."""
-        found = {rung.interface: cells(rung, wide=self._wide) for rung in rungs}
+        found = {nic_status.interface: cells(nic_status, wide=self._wide) for nic_status in nic_statuses}
         fresh = [line for name, line in found.items() if self._last.get(name) != line]
         rest = [NONE] * (len(self._columns) - 3)
         fresh += [[*line[:2], "gone", *rest] for name, line in self._last.items() if name not in found]
@@ -123,14 +131,18 @@ class Lines:
 
 def _explain(vmi: VirtualMachineInstance, shown: Shown, warnings: Warnings) -> None:
     meta = vmi.metadata
-    if not shown.rungs:
+    if not shown.nic_statuses:
         click.echo(f"{meta.namespace}/{meta.name} has no card but that of the pod network", err=True)
     if shown.degraded:
         click.echo(_degraded(shown), err=True)
-    for rung in shown.rungs:
-        told = [f"{rung.reason}: {rung.message}"] if rung.message else warnings.get(rung.interface, [])
+    for nic_status in shown.nic_statuses:
+        told = (
+            [f"{nic_status.reason}: {nic_status.message}"]
+            if nic_status.message
+            else warnings.get(nic_status.interface, [])
+        )
         for text in told:
-            click.echo(f"{rung.interface}: {text}", err=True)
+            click.echo(f"{nic_status.interface}: {text}", err=True)
 
 
 def _degraded(shown: Shown) -> str:
@@ -145,32 +157,32 @@ def document(vmi: VirtualMachineInstance, shown: Shown, warnings: Warnings) -> d
         "phase": vmi.status.phase,
         "node": vmi.status.node_name,
         "degraded": shown.degraded,
-        "interfaces": shown.rungs,
+        "interfaces": shown.nic_statuses,
         "warnings": warnings,
     }
 
 
-def cells(rung: Rung, *, wide: bool) -> list[str]:
+def cells(nic_status: InterfaceHotplugStatus, *, wide: bool) -> list[str]:
     """One line of the table."""
     line = [
-        rung.interface,
-        rung.network or NONE,
-        str(rung.stage),
-        rung.since or UNKNOWN,
-        rung.reason or NONE,
-        UNKNOWN if rung.attempts is None else str(rung.attempts),
-        rung.operation or NONE,
-        rung.trace_id or NONE,
+        nic_status.interface,
+        nic_status.network or NONE,
+        str(nic_status.stage),
+        nic_status.since or UNKNOWN,
+        nic_status.reason or NONE,
+        UNKNOWN if nic_status.attempts is None else str(nic_status.attempts),
+        nic_status.operation or NONE,
+        nic_status.trace_id or NONE,
     ]
     if wide:
         line += [
-            rung.requested_at or UNKNOWN,
-            rung.mac or NONE,
-            ",".join(rung.ips) or NONE,
-            rung.pod_interface or NONE,
-            rung.guest_interface or NONE,
-            rung.link or NONE,
-            (rung.info_source or NONE).replace(", ", ","),
-            rung.at_restart or NONE,
+            nic_status.requested_at or UNKNOWN,
+            nic_status.mac or NONE,
+            ",".join(nic_status.ips) or NONE,
+            nic_status.pod_interface or NONE,
+            nic_status.guest_interface or NONE,
+            nic_status.link or NONE,
+            (nic_status.info_source or NONE).replace(", ", ","),
+            nic_status.at_restart or NONE,
         ]
     return line

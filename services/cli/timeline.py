@@ -10,8 +10,8 @@ import msgspec
 
 from schemas.events import Failed, decode
 from services.cli.output import NONE
-from services.common.bus.envelope import Message
-from services.common.domain.notes import INTERFACE, KIND, OPERATION, STAGE, TRACE
+from services.common.bus.envelope import BusMessage
+from services.common.domain.kubernetes_events import INTERFACE, KIND, OPERATION, STAGE, TRACE
 
 COLUMNS = ("TIME", "INTERFACE", "KIND", "STAGE", "ATTEMPT", "BY", "OPERATION", "TRACE", "MESSAGE")
 _OURS = "hotnic-"
@@ -37,7 +37,7 @@ class Line(msgspec.Struct, frozen=True, rename="camel"):
     trace_id: str = ""
 
 
-def of_message(message: Message) -> Line | None:
+def of_message(message: BusMessage) -> Line | None:
     """The line of a message of the stream; ``None`` of one that cannot be read."""
     try:
         event = decode(message.payload)

@@ -160,23 +160,23 @@ def trace_id_of(vmi: VirtualMachineInstance, interface: str | None) -> str:
 
     :raises Failed: there is no such interface, or its operation carries no trace.
     """
-    from services.cli.ladders import folded
+    from services.cli.hotplug_status import folded
 
     meta = vmi.metadata
-    rungs = folded(vmi, None)
-    names = ", ".join(rung.interface for rung in rungs) or "none"
+    nic_statuses = folded(vmi, None)
+    names = ", ".join(nic_status.interface for nic_status in nic_statuses) or "none"
     if interface is not None:
-        rungs = [rung for rung in rungs if rung.interface == interface]
-        if not rungs:
+        nic_statuses = [nic_status for nic_status in nic_statuses if nic_status.interface == interface]
+        if not nic_statuses:
             raise Failed(f"{meta.namespace}/{meta.name} has no plugged interface {interface} (there are: {names})")
-    traced = [rung for rung in rungs if rung.trace_id is not None]
+    traced = [nic_status for nic_status in nic_statuses if nic_status.trace_id is not None]
     if not traced:
         raise Failed(f"no operation of {meta.namespace}/{meta.name} carries a trace (its plugged interfaces: {names})")
-    rung = max(traced, key=lambda rung: rung.requested_at or "")
+    nic_status = max(traced, key=lambda nic_status: nic_status.requested_at or "")
     if interface is None and len(traced) > 1:
-        click.echo(f"the latest operation is that of interface {rung.interface} (there are: {names})", err=True)
-    assert rung.trace_id is not None
-    return rung.trace_id
+        click.echo(f"the latest operation is that of interface {nic_status.interface} (there are: {names})", err=True)
+    assert nic_status.trace_id is not None
+    return nic_status.trace_id
 
 
 def _show(spans: list[Span], output: str) -> None:

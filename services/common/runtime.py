@@ -38,7 +38,7 @@ STARTED = "started"
 
 
 @dataclass(slots=True)
-class Runtime(Generic[S]):
+class RoleRuntime(Generic[S]):
     """What a role is handed.
 
     :ivar readiness: ``set(name, ok, why)``; shown by ``/readyz``.
@@ -65,7 +65,7 @@ class Runtime(Generic[S]):
 def main(
     role: str,
     settings: type[S],
-    start: Callable[[Runtime[S]], Awaitable[None]],
+    start: Callable[[RoleRuntime[S]], Awaitable[None]],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a role until SIGTERM or SIGINT; gives the exit code.
@@ -123,13 +123,15 @@ def _shown_default(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-async def _run(role: str, settings: S, start: Callable[[Runtime[S]], Awaitable[None]], log: Log) -> tuple[int, bool]:
+async def _run(
+    role: str, settings: S, start: Callable[[RoleRuntime[S]], Awaitable[None]], log: Log
+) -> tuple[int, bool]:
     telemetry = configure_telemetry(role, settings.node_name)
 
     def readiness_changed(name: str, ok: bool, why: str) -> None:
         log.info("condition met" if ok else "condition not met", condition=name, why=why)
 
-    runtime = Runtime(role, settings, telemetry, log, Readiness(readiness_changed), Tasks(log))
+    runtime = RoleRuntime(role, settings, telemetry, log, Readiness(readiness_changed), Tasks(log))
     runtime.readiness.set(STARTED, False, "starting")
     with _signals(runtime.stopping, log):
         health = contextlib.AsyncExitStack()
@@ -148,7 +150,7 @@ async def _run(role: str, settings: S, start: Callable[[Runtime[S]], Awaitable[N
         return await shutdown(runtime, health, code)
 
 
-async def _start(runtime: Runtime[S], start: Callable[[Runtime[S]], Awaitable[None]]) -> int:
+async def _start(runtime: RoleRuntime[S], start: Callable[[RoleRuntime[S]], Awaitable[None]]) -> int:
     """Run the role's start, until it is done or the process shall end."""
     starting = asyncio.ensure_future(start(runtime))
     stopping = asyncio.create_task(runtime.stopping.wait(), name="stopping")
@@ -170,7 +172,7 @@ async def _start(runtime: Runtime[S], start: Callable[[Runtime[S]], Awaitable[No
     return 1
 
 
-async def shutdown(runtime: Runtime[Any], health: contextlib.AsyncExitStack, code: int) -> tuple[int, bool]:
+async def shutdown(runtime: RoleRuntime[Any], health: contextlib.AsyncExitStack, code: int) -> tuple[int, bool]:
     """End what the role has opened, in order and in time; gives the exit code and whether something hangs.
 
     First the tasks, then the stack, then telemetry (so that their spans are exported), the health endpoints last.

@@ -1,7 +1,7 @@
 """Tasks that belong to a process: named, logged when they fail, restarted with backoff, reported when they hang.
 
 A bug in one of them never ends the process. Which tasks there are is the role's business
-(:meth:`services.common.runtime.Runtime.spawn`).
+(:meth:`services.common.runtime.RoleRuntime.spawn`).
 """
 
 import asyncio

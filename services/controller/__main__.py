@@ -6,15 +6,15 @@ from typing import Annotated
 
 import msgspec
 
-from services.common.announce import Announcing
 from services.common.bus.jetstream import connect
 from services.common.domain.kubevirt import hotplug_enabled
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
+from services.common.kube.event_recorder import EventRecorder
 from services.common.kube.installations import OwnerSettings
 from services.common.kube.leader import Leader
 from services.common.kube.owner import Owner
-from services.common.runtime import Runtime
+from services.common.recording_bus import RecordingBus
+from services.common.runtime import RoleRuntime
 from services.common.runtime import main as run
 from services.controller.role import Controller
 
@@ -31,7 +31,7 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
     ] = None
 
 
-async def start(runtime: Runtime[Settings]) -> None:
+async def start(runtime: RoleRuntime[Settings]) -> None:
     """Wire the role and start its tasks."""
     settings = runtime.settings
     kube = await Kube.connect(
@@ -39,7 +39,7 @@ async def start(runtime: Runtime[Settings]) -> None:
     )
     runtime.stack.push_async_callback(kube.close)
     plain = await connect(settings.nats_url, role=ROLE, node="_", telemetry=runtime.telemetry, log=runtime.log)
-    bus = Announcing(plain, Events(kube, ROLE, log=runtime.log))
+    bus = RecordingBus(plain, EventRecorder(kube, ROLE, log=runtime.log))
     runtime.stack.push_async_callback(bus.close)
     owner = Owner(
         kube,

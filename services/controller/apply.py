@@ -9,10 +9,10 @@ from typing import Any
 from schemas.kube import PODS, VMIS, VMS, Pod, Resource, VirtualMachine, VirtualMachineInstance
 from services.common import faults
 from services.common.bus.protocol import Bus
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
 from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
-from services.common.kube.events import Events
-from services.common.kube.fresh import Fresh
+from services.common.kube.event_recorder import EventRecorder
 from services.common.reconcile import Attempt, Retry
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import links, parent_of
@@ -28,17 +28,17 @@ class Applier:
         self,
         kube: Kube,
         bus: Bus,
-        events: Events,
+        events: EventRecorder,
         telemetry: Telemetry,
-        vms: Fresh[VirtualMachine],
-        vmis: Fresh[VirtualMachineInstance],
-        pods: Fresh[Pod],
+        vms: CachedReader[VirtualMachine],
+        vmis: CachedReader[VirtualMachineInstance],
+        pods: CachedReader[Pod],
     ) -> None:
         self._kube = kube
         self._bus = bus
         self._events = events
         self._tracer = telemetry.tracer
-        self._fresh: dict[Target, Fresh[Any]] = {Target.VM: vms, Target.VMI: vmis, Target.POD: pods}
+        self._fresh: dict[Target, CachedReader[Any]] = {Target.VM: vms, Target.VMI: vmis, Target.POD: pods}
 
     async def patch(self, action: Patch, seen: Observed, attempt: Attempt) -> None:
         """Patch an object and publish what the pod gained.

@@ -8,16 +8,16 @@ from collections.abc import Iterable
 
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
 from services.common.domain.operations import acting_pod
-from services.common.kube.fresh import Fresh
+from services.common.kube.cached_reader import CachedReader
 from services.controller.plan.actions import Observed
 
 
 async def observe(
     namespace: str,
     name: str,
-    vms: Fresh[VirtualMachine],
-    vmis: Fresh[VirtualMachineInstance],
-    pods: Fresh[Pod],
+    vms: CachedReader[VirtualMachine],
+    vmis: CachedReader[VirtualMachineInstance],
+    pods: CachedReader[Pod],
     cached_pods: Iterable[Pod],
     enabled: bool,
 ) -> Observed | None:

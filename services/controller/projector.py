@@ -1,8 +1,8 @@
 """The projector: keeps the ladder's bucket in step with objects and events. The leader's, and the only writer.
 
 Apart from the controller's own queue, so that no effect ever waits for the bus. It reads caches alone: what they lack
-the watch brings, and then it looks again. The folds: :mod:`services.common.domain.ladder` (objects),
-:mod:`services.common.domain.news` (events). Next: :mod:`services.controller.mirror`.
+the watch brings, and then it looks again. The folds: :mod:`services.common.domain.hotplug_status` (objects),
+:mod:`services.common.domain.stage_history` (events). Next: :mod:`services.controller.status_bucket`.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ from typing import Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from schemas.encoding import SUBJECT_ROOT, OperationKey, parse_operation_key
+from schemas.encoding import SUBJECT_ROOT, StatusKey, parse_status_key
+from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHistory, encode, entry_of
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.ladder import BUCKET, News, Rung, encode, entry_of
 from schemas.names import interface_hash
 from services.common.bus.protocol import Bus, BusUnavailable, Received, WrongRevision
-from services.common.domain.ladder import fold
-from services.common.domain.news import entry, join, news_of
+from services.common.domain.hotplug_status import fold
 from services.common.domain.operations import acting_pod
+from services.common.domain.stage_history import entry, history_of, merge
 from services.common.logs import Log
 from services.common.reconcile import Attempt, Reconciler, Reject, Retry
 from services.common.telemetry import Telemetry
-from services.controller.mirror import RELOAD, Mirror
+from services.controller.status_bucket import RELOAD, Mirror
 
 Key = tuple[str, str]
 T_co = TypeVar("T_co", covariant=True)
@@ -69,7 +69,7 @@ class Projector:
         self._vms = vms
         self._vmis = vmis
         self._pods = pods
-        self._heard: OrderedDict[tuple[str, str, str, str], News] = OrderedDict()
+        self._heard: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
         self._open: dict[Key, Counter[tuple[str, str]]] = {}
         self._mirror = Mirror(bus.kv(BUCKET), self._bucket_changed, log=log, reload=reload)
         self.queue: Reconciler[Key] = Reconciler(
@@ -104,7 +104,7 @@ class Projector:
             return
         key = (event.vmi.namespace, event.vmi.name)
         told = (*key, event.operation.id, event.pod.uid if event.pod is not None else "")
-        self._heard[told] = join(self._heard.pop(told, News()), news_of(event, received.time))
+        self._heard[told] = merge(self._heard.pop(told, StageHistory()), history_of(event, received.time))
         if len(self._heard) > REMEMBERED:
             self._heard.popitem(last=False)
         self.queue.add(key, source="bus")
@@ -123,43 +123,47 @@ class Projector:
         await asyncio.sleep(SETTLE)
         vmi = self._vmis.get(*key)
         pod = acting_pod(vmi, self._pods.items()) if vmi is not None else None
-        rungs: list[Rung] = []
+        nic_statuses: list[InterfaceHotplugStatus] = []
         if vmi is not None:
             try:
-                rungs = fold(vmi, pod, self._vms.get(*key))
+                nic_statuses = fold(vmi, pod, self._vms.get(*key))
             except ValueError as error:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
-        self._count(key, rungs)
+        self._count(key, nic_statuses)
         if not self._mirror.known:
             return  # it asks for all of them when it is
-        wanted = self._entries(key, vmi, pod, rungs) if vmi is not None else {}
+        wanted = self._entries(key, vmi, pod, nic_statuses) if vmi is not None else {}
         try:
             for text, value in wanted.items():
                 if self._mirror.get(text) != value:
                     await self._mirror.put(text, value)
-            mine = str(OperationKey(*key, "x")).removesuffix("x")
+            mine = str(StatusKey(*key, "x")).removesuffix("x")
             for text in self._mirror.held():
                 if text not in wanted and text.startswith(mine):
                     await self._mirror.remove(text)
         except BusUnavailable as error:
             raise Retry("BusUnavailable", str(error)) from error
         except WrongRevision as error:
-            raise Retry("LadderChanged", str(error), after=0.0) from error
+            raise Retry("HotplugStatusChanged", str(error), after=0.0) from error
 
-    def _entries(self, key: Key, vmi: VirtualMachineInstance, pod: Pod | None, rungs: list[Rung]) -> dict[str, bytes]:
+    def _entries(
+        self, key: Key, vmi: VirtualMachineInstance, pod: Pod | None, nic_statuses: list[InterfaceHotplugStatus]
+    ) -> dict[str, bytes]:
         pod_uid = pod.metadata.uid if pod is not None else ""
         entries = {}
-        for rung in rungs:
-            text = str(OperationKey(*key, interface_hash(rung.interface)))
-            heard = self._heard.get((*key, rung.operation, ""), News())
+        for nic_status in nic_statuses:
+            text = str(StatusKey(*key, interface_hash(nic_status.interface)))
+            heard = self._heard.get((*key, nic_status.operation, ""), StageHistory())
             if pod_uid:
-                heard = join(heard, self._heard.get((*key, rung.operation, pod_uid), News()))
+                heard = merge(heard, self._heard.get((*key, nic_status.operation, pod_uid), StageHistory()))
             before = entry_of(self._mirror.get(text))
-            entries[text] = encode(entry(rung, vmi.metadata.uid, pod_uid, before, heard))
+            entries[text] = encode(entry(nic_status, vmi.metadata.uid, pod_uid, before, heard))
         return entries
 
-    def _count(self, key: Key, rungs: list[Rung]) -> None:
-        found = Counter((str(rung.kind), str(rung.stage)) for rung in rungs if not rung.complete)
+    def _count(self, key: Key, nic_statuses: list[InterfaceHotplugStatus]) -> None:
+        found = Counter(
+            (str(nic_status.kind), str(nic_status.stage)) for nic_status in nic_statuses if not nic_status.complete
+        )
         if found:
             self._open[key] = found
         else:
@@ -174,7 +178,7 @@ class Projector:
 
 def _key_of(text: str) -> Key | None:
     try:
-        found = parse_operation_key(text)
+        found = parse_status_key(text)
     except ValueError:
         return None
     return (found.namespace, found.vmi)

@@ -12,9 +12,9 @@ from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine,
 from schemas.stages import Stage
 from services.common.bus.protocol import Bus, Received
 from services.common.domain.operations import vmi_name_of
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
-from services.common.kube.fresh import Fresh
+from services.common.kube.event_recorder import EventRecorder
 from services.common.kube.reflector import Reflector
 from services.common.logs import Log
 from services.common.reconcile import Attempt, Reconciler
@@ -60,10 +60,10 @@ class Controller:
         self.vms: Reflector[VirtualMachine] = Reflector(kube, VMS, on_change=self._changed, log=log)
         self.vmis: Reflector[VirtualMachineInstance] = Reflector(kube, VMIS, on_change=self._changed, log=log)
         self.pods: Reflector[Pod] = Reflector(kube, PODS, labels=CREATED_BY_LABEL, on_change=self._pod_changed, log=log)
-        self._fresh_vms = Fresh(kube, VMS, self.vms)
-        self._fresh_vmis = Fresh(kube, VMIS, self.vmis)
-        self._fresh_pods = Fresh(kube, PODS, self.pods)
-        events = Events(kube, "controller", log=log)
+        self._fresh_vms = CachedReader(kube, VMS, self.vms)
+        self._fresh_vmis = CachedReader(kube, VMIS, self.vmis)
+        self._fresh_pods = CachedReader(kube, PODS, self.pods)
+        events = EventRecorder(kube, "controller", log=log)
         self._apply = Applier(kube, bus, events, telemetry, self._fresh_vms, self._fresh_vmis, self._fresh_pods)
         self._start = Starter(kube, bus, telemetry, self._fresh_vms, self._fresh_vmis, self._apply)
         self.queue: Reconciler[Key] = Reconciler(

@@ -13,9 +13,9 @@ from schemas.kube import VMIS, VMS, VirtualMachine, VirtualMachineInstance
 from schemas.operations import Operation
 from services.common import faults
 from services.common.bus.protocol import Bus
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PatchTestFailed
-from services.common.kube.fresh import Fresh
 from services.common.reconcile import Attempt, Retry
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import links, parent_of, traceparent_of
@@ -31,8 +31,8 @@ class Starter:
         kube: Kube,
         bus: Bus,
         telemetry: Telemetry,
-        vms: Fresh[VirtualMachine],
-        vmis: Fresh[VirtualMachineInstance],
+        vms: CachedReader[VirtualMachine],
+        vmis: CachedReader[VirtualMachineInstance],
         applier: Applier,
     ) -> None:
         self._kube = kube

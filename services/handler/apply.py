@@ -17,27 +17,27 @@ from schemas.kube import PODS, VMIS, Pod, VirtualMachineInstance
 from services.common import faults
 from services.common.bus.protocol import Bus
 from services.common.domain.spec_patch import Op
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
 from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
-from services.common.kube.events import Events
-from services.common.kube.fresh import Fresh
+from services.common.kube.event_recorder import EventRecorder
 from services.common.netlink.errors import NetlinkFailure
 from services.common.netlink.netns import Netns
 from services.common.reconcile import Attempt, Retry
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import links, parent_of
 from services.handler import messages
-from services.handler.addresses.wishes import Wish
-from services.handler.asking import asked_again
+from services.handler.addresses.served import Wish
+from services.handler.apply_netlink import walk
 from services.handler.guest.port import CardMissing, GuestRefused
 from services.handler.link_state import SetLink
 from services.handler.nics import acts_here
+from services.handler.pending_unplug import asked_again
 from services.handler.plan import Observed, Plug
 from services.handler.records import Nic
 from services.handler.report import Report, report
 from services.handler.sessions import Leaving, Session
 from services.handler.unplug import LetGo, Release
-from services.handler.walk import walk
 
 REPORT_TRIES = 5
 """How often a report is worked out anew when others write the same VMI meanwhile."""
@@ -62,10 +62,10 @@ class Applier:
         self,
         kube: Kube,
         bus: Bus,
-        events: Events,
+        events: EventRecorder,
         telemetry: Telemetry,
-        vmis: Fresh[VirtualMachineInstance],
-        pods: Fresh[Pod],
+        vmis: CachedReader[VirtualMachineInstance],
+        pods: CachedReader[Pod],
         node: str,
     ) -> None:
         self._kube = kube

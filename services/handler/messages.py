@@ -2,7 +2,7 @@
 
 from schemas.events import Changed, ConfirmedBy, Failed, GuestAttached, GuestDetached, ObjectRef
 from schemas.kube import Pod, VirtualMachineInstance
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.domain.status_interfaces import entry_of
 from services.handler.records import Nic
 
@@ -47,7 +47,7 @@ def detached(vmi: VirtualMachineInstance, pod: Pod, sandbox_id: str, nic: Nic, a
 
 def goal(nic: Nic) -> Stage:
     """The stage that the handler is to bring a NIC to."""
-    return Stage.GUEST_DETACHED if nic.operation.kind is Kind.UNPLUG else Stage.GUEST_ATTACHED
+    return Stage.GUEST_DETACHED if nic.operation.kind is OperationKind.UNPLUG else Stage.GUEST_ATTACHED
 
 
 def failed(

@@ -9,13 +9,13 @@ import msgspec
 from schemas.kube import Pod, VirtualMachineInstance
 from schemas.names import device_alias, is_ordinal
 from schemas.networks import NETWORK_STATUS, NETWORKS, NetworkStatus, parse_network_status, parse_networks
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.attachments import pod_interface_names, secondary
 from services.common.domain.operations import migrating, operation_for
 from services.common.reconcile import Reject
 from services.handler.guest.port import GuestView
+from services.handler.pod_network import link_names
 from services.handler.records import Nic
-from services.handler.wiring import link_names
 
 
 def acts_here(vmi: VirtualMachineInstance, pod: Pod | None, node: str) -> bool:
@@ -45,7 +45,7 @@ def attached_nics(vmi: VirtualMachineInstance, pod: Pod) -> list[Nic]:
         for nic, reported in _secondary(vmi, pod)
         if reported
         and nic.interface.bridge is not None
-        and nic.operation.kind is Kind.PLUG
+        and nic.operation.kind is OperationKind.PLUG
         and nic.operation.failed is None
     ]
 
@@ -55,7 +55,7 @@ def leaving_nics(vmi: VirtualMachineInstance, pod: Pod) -> list[Nic]:
 
     :raises Reject: spec or annotations cannot be understood.
     """
-    return [nic for nic, _ in _secondary(vmi, pod) if nic.operation.kind is Kind.UNPLUG]
+    return [nic for nic, _ in _secondary(vmi, pod) if nic.operation.kind is OperationKind.UNPLUG]
 
 
 def cannot_leave(nic: Nic) -> tuple[str, str] | None:

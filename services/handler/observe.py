@@ -8,14 +8,14 @@ import errno
 from collections.abc import Iterable
 
 from schemas.kube import PODS, Pod, VirtualMachineInstance
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.cri.client import Cri
 from services.common.cri.sandbox import Sandbox
 from services.common.domain.operations import acting_pod
 from services.common.domain.status_interfaces import DOMAIN, entry_of, tokens
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
-from services.common.kube.fresh import Fresh
 from services.common.netlink.errors import NetnsGone
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
@@ -23,11 +23,11 @@ from services.common.reconcile import Retry
 from services.handler.addresses.offer import NO_RESOLVER, Resolver
 from services.handler.addresses.resolv import read
 from services.handler.guest.port import GuestView
+from services.handler.netlink_operations import Seen
 from services.handler.nics import attached_nics, cannot_leave, leaving_nics, missing
 from services.handler.plan import Observed
 from services.handler.records import Nic, record_of, stale
 from services.handler.sessions import Session
-from services.handler.steps import Seen
 
 
 class Observer:
@@ -36,8 +36,8 @@ class Observer:
     def __init__(
         self,
         kube: Kube,
-        vmis: Fresh[VirtualMachineInstance],
-        pods: Fresh[Pod],
+        vmis: CachedReader[VirtualMachineInstance],
+        pods: CachedReader[Pod],
         cri: Cri,
         netns: NetnsPool,
         *,
@@ -152,7 +152,7 @@ class Observer:
         links = await netns.links()
         addresses = await netns.addresses()
         recorded = all(record_of(pod, nic, sandbox.id) is not None for nic in nics)
-        going = any(nic.operation.kind is Kind.UNPLUG for nic in nics)
+        going = any(nic.operation.kind is OperationKind.UNPLUG for nic in nics)
         routes = tuple(await netns.routes()) if going or not recorded else ()
         return sandbox, Seen(tuple(links), tuple(addresses), routes)
 

@@ -7,25 +7,25 @@ Next: :mod:`services.handler.unplug`, the way out of the guest, and :mod:`servic
 import msgspec
 
 from schemas.kube import Pod, VirtualMachineInstance
-from schemas.operations import PodNic, TooLarge
+from schemas.operations import AnnotationTooLarge, PodNic
 from services.common.domain.spec_patch import Op
 from services.common.domain.status_interfaces import entry_of
 from services.handler.addresses.offer import NO_RESOLVER, Resolver
-from services.handler.addresses.wishes import Wish, wish_of
-from services.handler.asking import Asked
+from services.handler.addresses.served import Wish, wish_of
 from services.handler.guest.agent import GuestNic
 from services.handler.guest.port import GuestView, NewCard
 from services.handler.link_state import wants_link
+from services.handler.netlink_operations import Seen, Step
 from services.handler.nics import attached_nics, in_domain, leaving_nics, missing
-from services.handler.records import Nic, record_from_links, record_of, write_record
-from services.handler.steps import Seen, Step
-from services.handler.wiring import (
-    WiringConflict,
+from services.handler.pending_unplug import Asked
+from services.handler.pod_network import (
+    PodNetworkConflict,
     bridge_binding,
     cannot_be_bridged,
     pod_nic_link,
     steps,
 )
+from services.handler.records import Nic, record_from_links, record_of, write_record
 
 MAX_QUEUES = 256
 _MODELS = (None, "", "virtio")
@@ -144,9 +144,9 @@ def _plug_one(observed: Observed, seen: Seen, nic: Nic, slot: str | None) -> Plu
             label=observed.tap_label,
         )
         todo = steps(seen, binding)
-    except WiringConflict as conflict:
-        return Refuse(nic, "WiringConflict", str(conflict), final=False)
-    except TooLarge as error:
+    except PodNetworkConflict as conflict:
+        return Refuse(nic, "PodNetworkConflict", str(conflict), final=False)
+    except AnnotationTooLarge as error:
         return Refuse(nic, "PodNicRecordTooLarge", str(error))
     mac = guest_mac(observed.vmi, nic, record)
     return Plug(

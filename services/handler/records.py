@@ -1,7 +1,7 @@
 """The pod NIC record as the handler uses it: read from the pod, or made from the links where another attached.
 
 Pure. Nothing is wired before the record stands on the pod: taking a link down loses its routes, IPv6 and MAC for good.
-Next: :mod:`services.handler.wiring`, which builds on it.
+Next: :mod:`services.handler.pod_network`, which builds on it.
 """
 
 import ipaddress
@@ -11,11 +11,11 @@ import msgspec
 
 from schemas.kube import Interface, Pod
 from schemas.networks import NetworkStatus
-from schemas.operations import Operation, PodNic, Route, encode, pod_nic_key, pod_nic_of
+from schemas.operations import Operation, PodNic, RecordedRoute, encode, pod_nic_key, pod_nic_of
 from services.common.domain.spec_patch import Op, annotate
 from services.common.netlink.links import Link
-from services.handler.steps import Seen
-from services.handler.wiring import LinkNames, bridge_mac
+from services.handler.netlink_operations import Seen
+from services.handler.pod_network import LinkNames, bridge_mac
 
 
 class Nic(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ def record_from_links(pod: Pod, sandbox_id: str, seen: Seen, nic: Nic, link: Lin
         mtu=link.mtu,
         ips=ips,
         routes=tuple(
-            Route(route.dst, route.gw, route.priority)
+            RecordedRoute(route.dst, route.gw, route.priority)
             for route in seen.routes
             if route.index == source.index and not _implied(route.dst, ips)
         ),

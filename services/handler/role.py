@@ -15,16 +15,16 @@ from opentelemetry.trace import get_current_span
 
 from schemas.encoding import node_consumer, node_filter
 from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, Pod, VirtualMachineInstance
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.bus.protocol import Bus, Received
 from services.common.cri.client import Cri
 from services.common.cri.errors import CriError
 from services.common.domain.operations import vmi_name_of
 from services.common.domain.status_interfaces import DOMAIN, entry_of, tokens
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError, Unavailable
-from services.common.kube.events import Events
-from services.common.kube.fresh import Fresh
+from services.common.kube.event_recorder import EventRecorder
 from services.common.kube.reflector import Reflector
 from services.common.logs import Log
 from services.common.netlink.errors import NetlinkFailure, NetnsGone
@@ -81,11 +81,11 @@ class Handler:
             on_change=self._pod_changed,
             log=log,
         )
-        self._fresh_vmis = Fresh(kube, VMIS, self.vmis)
-        self._fresh_pods = Fresh(kube, PODS, self.pods)
+        self._fresh_vmis = CachedReader(kube, VMIS, self.vmis)
+        self._fresh_pods = CachedReader(kube, PODS, self.pods)
         self.sessions = Sessions(drive, log, self._look_again)
         self._observer = Observer(kube, self._fresh_vmis, self._fresh_pods, cri, netns, tap_owner=tap_owner)
-        events = Events(kube, ROLE, log=log, node=node)
+        events = EventRecorder(kube, ROLE, log=log, node=node)
         self._apply = Applier(kube, bus, events, telemetry, self._fresh_vmis, self._fresh_pods, node)
         self.queue: Reconciler[Key] = Reconciler(ROLE, self.reconcile, log=log, meter=telemetry.meter, keys=self._keys)
 
@@ -97,7 +97,7 @@ class Handler:
 
     def _heard(self, received: Received) -> None:
         event = received.event
-        unplug = event.stage is Stage.REQUESTED and event.operation.kind is Kind.UNPLUG
+        unplug = event.stage is Stage.REQUESTED and event.operation.kind is OperationKind.UNPLUG
         # The other stages of the node change nothing that the handler acts on.
         if event.vmi is None or not (unplug or event.stage is Stage.MULTUS_ATTACHED):
             return
@@ -196,7 +196,7 @@ class Handler:
             if DOMAIN not in tokens(entry_of(vmi.status.interfaces, nic.name) or {})
         ]
         waiting += [nic for nic in leaving_nics(vmi, pod) if nic.operation.released != pod.metadata.uid]
-        reason, after = reason_of(error, Kind.PLUG), backoff(attempt.number)
+        reason, after = reason_of(error, OperationKind.PLUG), backoff(attempt.number)
         for nic in waiting:
             await self._apply.failed(Failure(nic, reason, str(error)), vmi, pod, "", attempt, after)
         raise Retry(reason, str(error), after=after) from error

@@ -14,11 +14,11 @@ from opentelemetry.context import Context
 from schemas.names import interface_of_alias
 from services.common.logs import Log
 from services.handler.addresses.service import Addresses
-from services.handler.asking import Asked, stirred
 from services.handler.guest.agent import GuestAgent
 from services.handler.guest.drivers import Drive
 from services.handler.guest.port import Change, Guest, GuestEvent, GuestNotReachable
 from services.handler.guest.watch import AFTER_LEASE, SERIES, AgentWatch
+from services.handler.pending_unplug import Asked, stirred
 
 Key = tuple[str, str]
 Look = Callable[[Key, Context | None], None]

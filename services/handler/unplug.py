@@ -3,21 +3,21 @@
 The guest is asked to let go (:class:`LetGo`), again and again at growing intervals until the domain is seen without the
 card; only then backend and wiring are undone (:class:`Release`), and only then the VMI says ``released``. A NIC that
 has no card and no wiring is released at once: looking is all there is to do.
-Next: :mod:`services.handler.releasing`, the links; :mod:`services.handler.report`, what the VMI says afterwards.
+Next: :mod:`services.handler.teardown`, the links; :mod:`services.handler.report`, what the VMI says afterwards.
 """
 
 import contextlib
 
 import msgspec
 
-from schemas.operations import TooLarge
+from schemas.operations import AnnotationTooLarge
 from services.common.domain.spec_patch import Op
+from services.handler.netlink_operations import Seen, Step
 from services.handler.nics import cannot_leave, in_domain, leaving_nics
 from services.handler.plan import Observed, Refuse
+from services.handler.pod_network import PodNetworkConflict, pod_nic_link
 from services.handler.records import Nic, record_from_links, record_of, write_record
-from services.handler.releasing import is_wired, release_steps
-from services.handler.steps import Seen, Step
-from services.handler.wiring import WiringConflict, pod_nic_link
+from services.handler.teardown import is_wired, release_steps
 
 
 class LetGo(msgspec.Struct, frozen=True):
@@ -70,8 +70,8 @@ def _release(observed: Observed, seen: Seen, nic: Nic) -> Release | Refuse:
             link = pod_nic_link(seen, nic.names)
             record = record_from_links(observed.pod, observed.sandbox_id, seen, nic, link) if link else None
             # What is too much to be noted must not hold up an unplug: it is put back from what was seen now.
-            with contextlib.suppress(TooLarge):
+            with contextlib.suppress(AnnotationTooLarge):
                 ops = write_record(observed.pod, nic, record) if record else None
         return Release(nic, ops, release_steps(seen, nic.names, record, nic.status.mac))
-    except WiringConflict as conflict:
-        return Refuse(nic, "WiringConflict", str(conflict), final=False)
+    except PodNetworkConflict as conflict:
+        return Refuse(nic, "PodNetworkConflict", str(conflict), final=False)

@@ -7,16 +7,16 @@ Between the plans (:mod:`services.handler.plan`, :mod:`services.handler.unplug`)
 from collections.abc import Sequence
 
 from schemas.kube import Pod
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.cri.errors import CriError
 from services.common.netlink.errors import NetlinkFailure, NetnsGone
 from services.common.reconcile import Attempt
-from services.handler.addresses.wishes import Wish, wishes, with_addresses
+from services.handler.addresses.served import Wish, wishes, with_addresses
 from services.handler.apply import Applier, Failure
-from services.handler.asking import next_look, told
 from services.handler.guest.port import CardMissing, GuestNotReachable, GuestRefused
 from services.handler.link_state import SetLink
 from services.handler.observe import Observer
+from services.handler.pending_unplug import next_look, told
 from services.handler.plan import TERMINAL, Observed, Plug, Refuse
 from services.handler.records import Nic
 from services.handler.sessions import Session
@@ -173,7 +173,7 @@ class Work:
             waits.append(next_look(leaving.asked, now))
             if leaving.asked.late(now) and leaving.told != leaving.asked.times:
                 leaving.told = leaving.asked.times
-                late = Failure(action.nic, "GuestDoesNotLetGo", told(action.nic.name, leaving.asked, now))
+                late = Failure(action.nic, "UnplugTimeout", told(action.nic.name, leaving.asked, now))
                 await self._apply.failed(
                     late, observed.vmi, self.pod, observed.sandbox_id, self._attempt, waits[-1], leaving.asked.times
                 )
@@ -193,15 +193,15 @@ class Work:
         self.failures.append(Failure(action.nic, reason_of(error, action.nic.operation.kind), str(error)))
 
 
-def reason_of(error: Exception, kind: Kind) -> str:
+def reason_of(error: Exception, kind: OperationKind) -> str:
     """The reason that people and machines read."""
     match error:
         case NetnsGone():
             return "SandboxGone"
         case NetlinkFailure():
-            return "WiringFailed"
+            return "PodNetworkFailed"
         case GuestRefused():
-            return "AttachRefused" if kind is Kind.PLUG else "DetachRefused"
+            return "AttachRefused" if kind is OperationKind.PLUG else "DetachRefused"
         case GuestNotReachable():
             return "GuestNotReachable"
     return type(error).__name__

@@ -15,7 +15,7 @@ from services.common.http.server import serve
 from services.common.kube.client import Kube
 from services.common.logs import Log
 from services.common.netlink.pool import NetnsPool
-from services.common.runtime import Runtime
+from services.common.runtime import RoleRuntime
 from services.multus import logs, shim
 from services.multus.autoconfig import Autoconfig, install_shim
 from services.multus.parts import assembled
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CONDITION = "runtime-configuration"
 
 
-async def start(runtime: Runtime[Settings]) -> None:
+async def start(runtime: RoleRuntime[Settings]) -> None:
     """Open everything and serve; returns when the socket answers."""
     settings, log, telemetry = runtime.settings, runtime.log, runtime.telemetry
     config, said = read(settings)
@@ -71,7 +71,7 @@ async def start(runtime: Runtime[Settings]) -> None:
         await runtime.stack.enter_async_context(serve(app, f"0.0.0.0:{config.metrics_port}", shutdown=1.0))
 
 
-def _container_runtime(runtime: Runtime[Settings], log: Log) -> "CriRuntime | None":
+def _container_runtime(runtime: RoleRuntime[Settings], log: Log) -> "CriRuntime | None":
     if not runtime.settings.cri_socket:
         return None
     from services.multus.runtime import CriRuntime

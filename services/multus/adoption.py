@@ -8,10 +8,10 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from services.multus.apply import Apply
+from services.multus.attachment_link import original
 from services.multus.call import Call
 from services.multus.errors import CniError
 from services.multus.records import Records, Sandbox
-from services.multus.standing import original
 from services.multus.upstream import UpstreamCache
 
 

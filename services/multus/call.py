@@ -17,7 +17,7 @@ from schemas.networks import NetworkSelectionElement, valid_link_name
 from services.multus.conflist import Attributes, top_level
 from services.multus.errors import CniError
 
-_decoder = msgspec.json.Decoder(multus.Request | None)
+_decoder = msgspec.json.Decoder(multus.CniRequest | None)
 _WITHOUT_POD: Final = frozenset({cni.Command.STATUS, cni.Command.GC})
 _SANDBOX_ID: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 _MAX_SANDBOX_ID: Final = 128

@@ -58,7 +58,7 @@ class Calls:
         self._unrecorded = Unrecorded(observe, apply, log)
         self._log = log
 
-    async def on_cni(self, call: Call) -> cni.Result | None:
+    async def on_cni(self, call: Call) -> cni.CniResult | None:
         """A call of the container runtime, by the shim.
 
         :raises CniError: it failed.
@@ -77,7 +77,7 @@ class Calls:
                 await self._cni_gc(call)
         return None
 
-    async def on_delegate(self, call: Call) -> cni.Result | None:
+    async def on_delegate(self, call: Call) -> cni.CniResult | None:
         """A call for one attachment of a running pod.
 
         :raises CniError: it failed.
@@ -105,7 +105,7 @@ class Calls:
             raise CniError(cni.Code.UNKNOWN_CONTAINER, f"nothing is recorded of sandbox {sandbox_id}")
         return published(sandbox)
 
-    async def _cni_add(self, call: Call) -> cni.Result:
+    async def _cni_add(self, call: Call) -> cni.CniResult:
         asked = _pod_of(call)
         await self._observe.readiness_file()
         pod = await self._observe.pod(asked)
@@ -130,9 +130,9 @@ class Calls:
                 await self._apply.undo(sandbox, made)
                 raise
         self._reports.added(pod, call.sandbox_id, [one for one in attachments if one.ifname not in before])
-        return attachments[0].result or cni.Result(cni_version=cni.NEWEST_VERSION)
+        return attachments[0].result or cni.CniResult(cni_version=cni.NEWEST_VERSION)
 
-    async def _delegate_add(self, call: Call) -> cni.Result:
+    async def _delegate_add(self, call: Call) -> cni.CniResult:
         asked = _pod_of(call)
         wanted_network = conflist.parse(call.config, version=self._config.default_version)
         wanted = Wanted(call.ifname, wanted_network, wanted_network.name, Owner.DELEGATE, call.attributes)
@@ -143,7 +143,7 @@ class Calls:
             sandbox = await self._sandbox(call, asked, created=False)
             links = await self._links(call)
             _, attachments = await self._apply.add(sandbox, plan.adding(sandbox, [wanted], links))
-        return attachments[0].result or cni.Result(cni_version=cni.NEWEST_VERSION)
+        return attachments[0].result or cni.CniResult(cni_version=cni.NEWEST_VERSION)
 
     async def _cni_del(self, call: Call) -> None:
         async with self._records.locked(call.sandbox_id):

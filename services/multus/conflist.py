@@ -142,7 +142,7 @@ def stdin(
     index: int,
     attributes: Attributes,
     *,
-    previous: cni.Result | None = None,
+    previous: cni.CniResult | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> bytes:
     """What the plugin at ``index`` reads: its own object, name and version, ``prevResult`` and ``runtimeConfig``.

@@ -10,7 +10,7 @@ import msgspec
 
 from schemas import cni
 
-_decoder = msgspec.json.Decoder(cni.Error)
+_decoder = msgspec.json.Decoder(cni.CniErrorDocument)
 
 
 class CniError(Exception):
@@ -32,7 +32,7 @@ class CniError(Exception):
 
     def document(self) -> bytes:
         """The body of an error answer."""
-        return msgspec.json.encode(cni.Error(code=self.code, msg=self.msg, details=self.details))
+        return msgspec.json.encode(cni.CniErrorDocument(code=self.code, msg=self.msg, details=self.details))
 
 
 def together(failures: Sequence[CniError]) -> CniError:

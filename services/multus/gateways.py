@@ -65,11 +65,11 @@ def steering(asked: Sequence[tuple[str, Sequence[str] | None]]) -> list[Steer]:
     return steps
 
 
-def steered(result: cni.Result, step: Steer) -> cni.Result:
+def steered(result: cni.CniResult, step: Steer) -> cni.CniResult:
     """The result of an attachment after its default routes have been changed."""
     gone = {DEFAULTS[family] for family in step.drop}
     routes = [route for route in result.routes if route.dst not in gone]
-    routes += [cni.Route(dst=DEFAULTS[family], gw=gateway) for family, gateway in step.gateways]
+    routes += [cni.CniRoute(dst=DEFAULTS[family], gw=gateway) for family, gateway in step.gateways]
     return msgspec.structs.replace(result, routes=routes)
 
 

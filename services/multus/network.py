@@ -47,14 +47,14 @@ def look_up(run: Executor, network: Network) -> None:
         run.find(plugin)
 
 
-async def add(run: Executor, network: Network, place: Place, attributes: Attributes) -> cni.Result:
+async def add(run: Executor, network: Network, place: Place, attributes: Attributes) -> cni.CniResult:
     """ADD. What a failed chain has made stays; the caller sends DEL.
 
     :raises NotStartedError: the first plugin could not be started. :raises CniError: a plugin failed.
     """
     call = place.invocation(cni.Command.ADD, attributes)
     # Passthru's answer is what the next plugin finds as the one before it; without passthru there is none.
-    empty = cni.Result(cni_version=cni.NEWEST_VERSION)
+    empty = cni.CniResult(cni_version=cni.NEWEST_VERSION)
     result = empty if network.types[0] == PASSTHRU else None
     for number, (index, plugin) in enumerate(_steps(network)):
         try:
@@ -68,7 +68,7 @@ async def add(run: Executor, network: Network, place: Place, attributes: Attribu
 
 
 async def delete(
-    run: Executor, network: Network, place: Place, attributes: Attributes, previous: cni.Result | None
+    run: Executor, network: Network, place: Place, attributes: Attributes, previous: cni.CniResult | None
 ) -> None:
     """DEL, in reverse; the first failure ends it, and a later DEL begins again.
 
@@ -81,7 +81,7 @@ async def delete(
 
 
 async def check(
-    run: Executor, network: Network, place: Place, attributes: Attributes, previous: cni.Result | None
+    run: Executor, network: Network, place: Place, attributes: Attributes, previous: cni.CniResult | None
 ) -> None:
     """CHECK; does nothing for a configuration older than 0.4.0 or with ``disableCheck``.
 

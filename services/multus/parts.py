@@ -10,7 +10,7 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
+from services.common.kube.event_recorder import EventRecorder
 from services.common.netlink.pool import NetnsPool
 from services.common.telemetry import Telemetry
 from services.multus.adoption import Adoption
@@ -72,7 +72,7 @@ def assembled(
     devices = DeviceInfo(config.device_info_dir)
     apply = Apply(run=run, records=records, netns=netns, devices=devices, upstream=upstream, log=log)
     adoption = Adoption(upstream, records, apply, log)
-    reports = Reports(Events(kube, "multus", log=log, node=settings.node_name))
+    reports = Reports(EventRecorder(kube, "multus", log=log, node=settings.node_name))
     calls = Calls(
         config=config,
         kube=kube,

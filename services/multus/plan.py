@@ -11,10 +11,10 @@ from typing import Any
 
 from schemas import cni
 from services.common.netlink.links import Link
+from services.multus.attachment_link import Standing, standing
 from services.multus.conflist import Attributes, Network, fingerprint
 from services.multus.errors import CniError
 from services.multus.records import Attachment, Owner, Sandbox, State
-from services.multus.standing import Standing, standing
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def deleting(
 
     :param ifnames: which; ``None`` for all. :param links: ``None`` when the network namespace is gone.
     :param going: the sandbox itself is going away, so no guest can be using anything of it.
-    :raises CniError: code 11, one is still wired to a guest.
+    :raises CniError: code 11, one is still in use to a guest.
     """
     actions = []
     for attachment in reversed(sandbox.attachments):
@@ -226,7 +226,7 @@ def collections(
 
 def _detach(attachment: Attachment, found: Standing, *, going: bool) -> Detach:
     if found.wired and not going:
-        message = f"{attachment.ifname} of {attachment.network} {cni.STILL_WIRED} ({found.wired})"
+        message = f"{attachment.ifname} of {attachment.network} {cni.STILL_IN_USE} ({found.wired})"
         raise CniError(cni.Code.TRY_AGAIN_LATER, message)
     links: list[RemoveLink | RenameLink] = []
     foreign = found.under_name if found.renamed or found.link is None else None

@@ -12,7 +12,7 @@ import msgspec
 from schemas import cni
 from schemas.kube import Pod
 from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status, parse_network_status
-from schemas.operations import TooLarge, encode, pod_nic_key_of_link
+from schemas.operations import AnnotationTooLarge, encode, pod_nic_key_of_link
 from services.common.domain.pod_nic import network_statuses, pod_nic
 from services.multus.call import PodId
 from services.multus.errors import CniError
@@ -45,7 +45,7 @@ def pod_patch(sandbox: Sandbox, pod: Pod, attachments: Sequence[Attachment]) -> 
     for attachment in attachments:
         if attachment.owner is Owner.AUXILIARY:
             continue  # it changes the pod's other links and is no network of its own
-        result = attachment.result or cni.Result()
+        result = attachment.result or cni.CniResult()
         default = attachment.owner is Owner.CLUSTER
         made = network_statuses(attachment.network, attachment.ifname, result, default)
         statuses += [msgspec.structs.replace(status, device_info=attachment.device_info) for status in made]
@@ -55,7 +55,7 @@ def pod_patch(sandbox: Sandbox, pod: Pod, attachments: Sequence[Attachment]) -> 
         )
         if key and nic:
             # Without a record the handler looks for itself, and says what is the matter.
-            with contextlib.suppress(TooLarge):
+            with contextlib.suppress(AnnotationTooLarge):
                 annotations[key] = encode(nic)
     annotations[NETWORK_STATUS] = encode_network_status([*statuses, *_plugged(sandbox, pod)])
     meta = {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "annotations": annotations}

@@ -70,7 +70,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     state: State = State.ADDING
     runtime: dict[str, Any] = {}
     cni_args: dict[str, Any] = {}
-    result: cni.Result | None = None
+    result: cni.CniResult | None = None
     ifindex: int = 0
     kind: str | None = None
     mac: str | None = None

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from schemas.kube import Pod
-from services.common.kube.events import Events
+from services.common.kube.event_recorder import EventRecorder
 from services.multus.records import Attachment
 
 ADDED = "AddedInterface"
@@ -21,9 +21,9 @@ def added_text(attachment: Attachment) -> str:
 
 
 class Reports:
-    """The Events of ``/cni``."""
+    """The EventRecorder of ``/cni``."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: EventRecorder) -> None:
         self._events = events
         self._writing: set[asyncio.Task[None]] = set()
 

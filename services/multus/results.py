@@ -13,7 +13,7 @@ from services.common.domain.pod_nic import sandbox_interface
 from services.multus.errors import CniError
 
 
-def decode(raw: bytes, plugin: str) -> cni.Result:
+def decode(raw: bytes, plugin: str) -> cni.CniResult:
     """The result that a plugin printed; nothing at all or ``null`` is an empty one.
 
     :raises CniError: code 6, it is not a result.
@@ -27,14 +27,14 @@ def decode(raw: bytes, plugin: str) -> cni.Result:
         ) from error
 
 
-def down_convert(result: cni.Result, version: str) -> dict[str, Any]:
+def down_convert(result: cni.CniResult, version: str) -> dict[str, Any]:
     """The result as a document of that version; 0.3.0 and 0.3.1 have the same shape."""
     document = cni.down_convert(result, "0.3.1" if version == "0.3.0" else version)
     document["cniVersion"] = version
     return document
 
 
-def completed(result: cni.Result, interface: str, *, mac: str | None, mtu: int | None) -> cni.Result:
+def completed(result: cni.CniResult, interface: str, *, mac: str | None, mtu: int | None) -> cni.CniResult:
     """The result with MAC and MTU of the sandbox link filled in where the plugin (before 1.1.0) named none."""
     found = sandbox_interface(result, interface)
     if found is None or found[1].name != interface:

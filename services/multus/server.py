@@ -26,7 +26,7 @@ from services.multus.call import Call, MalformedError, decode
 from services.multus.calls import Calls
 from services.multus.errors import CniError
 
-Verb = Callable[[Call], Awaitable[cni.Result | None]]
+Verb = Callable[[Call], Awaitable[cni.CniResult | None]]
 
 _COUNTED: Final = {multus.CNI_PATH, multus.DELEGATE_PATH, multus.HEALTH_PATH, multus.READY_PATH}
 
@@ -114,7 +114,7 @@ def _handler(
             return _failed(CniError(cni.Code.INTERNAL, f"internal error: {error!r}"), call, log)
         if call.command is not cni.Command.ADD:
             return web.Response()
-        return web.Response(body=msgspec.json.encode(multus.Response(result)), content_type="text/plain")
+        return web.Response(body=msgspec.json.encode(multus.DelegateResponse(result)), content_type="text/plain")
 
     return handle
 

@@ -162,7 +162,7 @@ def _network(text: str, name: str | None) -> Network | None:
         return None
 
 
-def _result(cached: Cached | None) -> cni.Result | None:
+def _result(cached: Cached | None) -> cni.CniResult | None:
     if cached is None:
         return None
     try:

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import msgspec
 
-from services.common.announce import Announcing
 from services.common.bus.jetstream import connect
 from services.common.cri.client import Cri
 from services.common.http.client import UnixHttp
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
-from services.common.runtime import Runtime
+from services.common.kube.event_recorder import EventRecorder
+from services.common.recording_bus import RecordingBus
+from services.common.runtime import RoleRuntime
 from services.common.runtime import main as run
 from services.common.settings import Common
 from services.networks.delegate import Delegate
@@ -49,13 +49,13 @@ class Settings(Common, frozen=True, kw_only=True):
         return Isolation(self.namespace_isolation, frozenset(name for name in names if name))
 
 
-async def start(runtime: Runtime[Settings]) -> None:
+async def start(runtime: RoleRuntime[Settings]) -> None:
     """Wire the role and start its tasks."""
     settings, telemetry = runtime.settings, runtime.telemetry
     kube = await Kube.connect(kubeconfig=settings.kubeconfig, telemetry=telemetry, user_agent="hotnic-networks")
     runtime.stack.push_async_callback(kube.close)
     plain = await connect(settings.nats_url, role=ROLE, node=settings.node_name, telemetry=telemetry, log=runtime.log)
-    bus = Announcing(plain, Events(kube, ROLE, log=runtime.log, node=settings.node_name))
+    bus = RecordingBus(plain, EventRecorder(kube, ROLE, log=runtime.log, node=settings.node_name))
     runtime.stack.push_async_callback(bus.close)
     cri = Cri(settings.cri_socket, telemetry)
     runtime.stack.push_async_callback(cri.close)

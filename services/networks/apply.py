@@ -15,13 +15,13 @@ from schemas.operations import Operation
 from services.common.cri.sandbox import Sandbox
 from services.common.reconcile import FIRST_BACKOFF, MAX_BACKOFF, Attempt, Retry
 from services.common.telemetry.propagation import parent_of
-from services.networks import asked, messages, status
-from services.networks.delegate import STILL_WIRED
+from services.networks import attachment_settings, messages, status
+from services.networks.delegate import STILL_IN_USE
 from services.networks.delegate import Pod as CniPod
 from services.networks.failure import Failure
 from services.networks.lookup import sandbox_and_config
 from services.networks.plan import Action, Attach, Detach, Report
-from services.networks.tell import Teller
+from services.networks.reporter import Teller
 from services.networks.tools import Tools
 from services.networks.write import PodGone, write
 
@@ -123,7 +123,7 @@ class _Run:
         sandbox, plain = await sandbox_and_config(
             tools, pod, action.namespace, action.element.name, remembered=not action.anew
         )
-        config, unheard = asked.with_runtime(plain, action.element)
+        config, unheard = attachment_settings.with_runtime(plain, action.element)
         if action.anew:
             pod = await self._make_room(pod, action, sandbox, plain)
         key = (sandbox.id, action.network, action.link)
@@ -142,7 +142,7 @@ class _Run:
                 sandbox_id=sandbox.id,
                 network=action.network,
                 link=action.link,
-                asked=asked.of_element(action.element),
+                asked=attachment_settings.of_element(action.element),
                 result=result,
             )
             memory.unrecorded[key] = made
@@ -168,10 +168,10 @@ class _Run:
         try:
             await self._tools.multus.delete(_identity(pod), sandbox, action.link, config)
         except Failure as failure:
-            if failure.reason != STILL_WIRED:
+            if failure.reason != STILL_IN_USE:
                 raise
             message = messages.change_rejected(pod, action.element, action.link, failure.message)
-            about = f"{action.link} {asked.of_element(action.element)}"
+            about = f"{action.link} {attachment_settings.of_element(action.element)}"
             self.teller.report(pod, Report(messages.CHANGE_REJECTED, message, about))
             raise _Refused(failure.message) from failure
         return await self._strike(pod, action.network, action.link, sandbox)

@@ -10,8 +10,8 @@ from schemas.kube import Pod
 from schemas.multus import RecordedAttachment, SandboxRecord
 from schemas.names import is_ordinal
 from schemas.networks import NetworkSelectionElement, NetworkStatus
-from schemas.operations import attached_of, operation_of_link, pod_nic_key_of_link, pod_nic_of
-from services.networks import asked
+from schemas.operations import hotplug_mark_of, operation_of_link, pod_nic_key_of_link, pod_nic_of
+from services.networks import attachment_settings
 
 NAMED_BY_THE_POD = frozenset({"networks", "delegate"})
 """Owners, in the record, of what the networks annotation asked for; nothing else is ever detached."""
@@ -21,7 +21,7 @@ DEFAULT_NETWORK = "default"
 Place = tuple[NetworkSelectionElement, str, str]
 """An element, the namespace of its network, and its link."""
 
-asked_by = asked.of_element
+asked_by = attachment_settings.of_element
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -126,12 +126,12 @@ def asked_of(pod: Pod, link: str, known: Known) -> str | None:
     """The digest of what was asked when an attachment was made; ``None`` when nobody knows."""
     recorded = known.find(link)
     if recorded is not None:
-        return asked.of_record(recorded.requested) if recorded.owner in NAMED_BY_THE_POD else None
+        return attachment_settings.of_record(recorded.requested) if recorded.owner in NAMED_BY_THE_POD else None
     annotations, uid = pod.metadata.annotations, pod.metadata.uid
     nic = pod_nic_of(annotations, pod_nic_key_of_link(link))
     if nic is not None and nic.interface == link and nic.pod_uid == uid:
         return nic.asked
-    mark = attached_of(annotations, link)
+    mark = hotplug_mark_of(annotations, link)
     return mark.asked if mark is not None and mark.pod_uid == uid else None
 
 
@@ -161,7 +161,7 @@ def made_at_run_time(pod: Pod, link: str) -> bool:
     nic = pod_nic_of(annotations, pod_nic_key_of_link(link))
     if nic is not None and nic.interface == link and nic.pod_uid == uid:
         return True
-    mark = attached_of(annotations, link)
+    mark = hotplug_mark_of(annotations, link)
     if mark is not None and mark.pod_uid == uid:
         return True
     written = operation_of_link(annotations, link)

@@ -15,8 +15,8 @@ from schemas import cni
 from schemas.multus import (
     DELEGATE_PATH,
     SANDBOXES_PATH,
+    DelegateResponse,
     InterfaceAttributes,
-    Response,
     SandboxRecord,
     delegate_request,
 )
@@ -35,15 +35,15 @@ MAX_TEXT: Final = 1024
 
 UNAVAILABLE: Final = "MultusUnavailable"
 BUSY: Final = "TryAgainLater"
-STILL_WIRED: Final = "StillWired"
+STILL_IN_USE: Final = "StillInUse"
 """A guest uses the link: nothing can be undone before the handler has released it."""
 FAILED: Final = "CniFailed"
 
 _PLUGIN_FAILED: Final = "failed (add)"
 """What libcni says of a plugin that ran. Both daemons look whether the link name is free before they run one."""
 
-_response = msgspec.json.Decoder(Response)
-_error = msgspec.json.Decoder(cni.Error)
+_response = msgspec.json.Decoder(DelegateResponse)
+_error = msgspec.json.Decoder(cni.CniErrorDocument)
 _record = msgspec.json.Decoder(SandboxRecord)
 
 
@@ -65,7 +65,7 @@ class Delegate:
 
     async def add(
         self, pod: Pod, sandbox: Sandbox, link: str, config: bytes, element: NetworkSelectionElement
-    ) -> cni.Result:
+    ) -> cni.CniResult:
         """Attach a network under this link name.
 
         :raises Failure: of any kind; ``MultusUnavailable`` where nothing can have happened or nobody can know.
@@ -169,8 +169,8 @@ def failure_of(command: cni.Command, status: int, answer: bytes) -> Failure:
         return Failure(FAILED, f"CNI {command} (status {status}): {text}", half_made=half_made)
     details = f" ({error.details})" if error.details else ""
     reason = BUSY if error.code == cni.Code.TRY_AGAIN_LATER else FAILED
-    if reason == BUSY and cni.STILL_WIRED in error.msg:
-        reason = STILL_WIRED
+    if reason == BUSY and cni.STILL_IN_USE in error.msg:
+        reason = STILL_IN_USE
     return Failure(reason, f"CNI {command} (code {error.code}): {error.msg}{details}", half_made=half_made)
 
 

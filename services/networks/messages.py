@@ -16,7 +16,7 @@ REMOVED = "RemovedInterface"
 REMOVE_FAILED = "FailedRemovingInterface"
 REJECTED = "InterfaceAddRejected"
 CHANGE_REJECTED = "InterfaceChangeRejected"
-UNHEARD = "InterfaceWishIgnored"
+UNHEARD = "InterfaceSettingIgnored"
 UNREADABLE = "UnreadableNetworks"
 
 NO_RECORD = "the multus daemon keeps no record that would tell whether a guest is using it"

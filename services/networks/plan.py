@@ -19,7 +19,7 @@ from schemas.networks import (
     parse_networks,
 )
 from schemas.operations import Operation, derived_id, is_hashed, is_operation_key, operation_of_link
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.networks import current, messages
 from services.networks.current import Known, Match, match
 
@@ -170,7 +170,7 @@ def _difference(seen: Observed, found: Match) -> list[Action]:
             # Made, perhaps, and never written down; if so, from the same wishes or from others.
             before = current.asked_of(pod, link, known) if known.find(link) else None
             other = before is not None and before != current.asked_by(element)
-            missing.append(Attach(element, namespace, link, operation(pod, link, Kind.PLUG), anew=other))
+            missing.append(Attach(element, namespace, link, operation(pod, link, OperationKind.PLUG), anew=other))
         else:
             message = messages.isolated(pod, element, namespace, link)
             reports.append(Report(messages.REJECTED, message, f"{namespace}/{element.name}@{link}"))
@@ -184,7 +184,7 @@ def _difference(seen: Observed, found: Match) -> list[Action]:
             message = messages.change_rejected(pod, element, link, messages.NO_RECORD)
             reports.append(Report(messages.CHANGE_REJECTED, message, f"{link} {current.asked_by(element)}"))
         else:
-            anew.append(Attach(element, namespace, link, operation(pod, link, Kind.PLUG), anew=True))
+            anew.append(Attach(element, namespace, link, operation(pod, link, OperationKind.PLUG), anew=True))
     taken = {status.interface for status in found.present}
     taken |= {one.interface for one in known.attachments if one.owner not in current.NAMED_BY_THE_POD}
     return [*reports, *anew, *_ordered(pod, missing, _removable(pod, found, known), taken)]
@@ -192,13 +192,13 @@ def _difference(seen: Observed, found: Match) -> list[Action]:
 
 def _removable(pod: Pod, found: Match, known: Known) -> list[Detach]:
     going = [
-        Detach(namespace, name, status.interface, operation(pod, status.interface, Kind.UNPLUG))
+        Detach(namespace, name, status.interface, operation(pod, status.interface, OperationKind.UNPLUG))
         for status in found.unmatched
         if status.interface and current.detachable(pod, status, known)
         for namespace, _, name in [status.name.partition("/")]
     ]
     return going + [
-        Detach(namespace, name, link, operation(pod, link, Kind.UNPLUG))
+        Detach(namespace, name, link, operation(pod, link, OperationKind.UNPLUG))
         for network, link in current.never_written(found, known)
         for namespace, _, name in [network.rpartition("/")]
     ]
@@ -222,7 +222,7 @@ def _ordered(pod: Pod, missing: list[Attach], removable: list[Detach], taken: se
     return [*actions, *going.values()]
 
 
-def operation(pod: Pod, link: str, kind: Kind) -> Operation:
+def operation(pod: Pod, link: str, kind: OperationKind) -> Operation:
     """The operation that a link's change belongs to: the pod's annotation of it, else one that all derive alike."""
     written = operation_of_link(pod.metadata.annotations, link)
     if written is not None and written.kind == kind:

@@ -13,9 +13,9 @@ from schemas.stages import Stage
 from services.common.bus.protocol import Bus, Received
 from services.common.cri.client import Cri
 from services.common.cri.errors import CriError
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
-from services.common.kube.fresh import Fresh
+from services.common.kube.event_recorder import EventRecorder
 from services.common.kube.reflector import Reflector
 from services.common.logs import Log
 from services.common.reconcile import Attempt, Reconciler, Retry
@@ -63,7 +63,7 @@ class Networks:
         self.pods: Reflector[Pod] = Reflector(
             kube, PODS, fields=f"spec.nodeName={node}", on_change=self._pod_changed, log=log
         )
-        self._fresh = Fresh(kube, PODS, self.pods)
+        self._fresh = CachedReader(kube, PODS, self.pods)
         self.tools = Tools(
             node=node,
             kube=kube,
@@ -71,7 +71,7 @@ class Networks:
             cri=cri,
             multus=multus,
             bus=bus,
-            events=Events(kube, ROLE, log=log, node=node),
+            events=EventRecorder(kube, ROLE, log=log, node=node),
             telemetry=telemetry,
             log=log,
         )

@@ -11,11 +11,11 @@ import msgspec
 from schemas import cni
 from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status, parse_network_status
 from schemas.operations import (
-    Attached,
+    AnnotationTooLarge,
+    HotplugMark,
     Operation,
-    TooLarge,
-    attached_key,
     encode,
+    hotplug_mark_key,
     operation_key,
     operation_of_link,
     pod_nic_key_of_link,
@@ -33,7 +33,7 @@ class Outcome(msgspec.Struct, frozen=True):
     records: Annotations
 
 
-def outcome(*, pod_uid: str, sandbox_id: str, network: str, link: str, asked: str, result: cni.Result) -> Outcome:
+def outcome(*, pod_uid: str, sandbox_id: str, network: str, link: str, asked: str, result: cni.CniResult) -> Outcome:
     """Read a plugin's result. A link whose MAC or MTU it does not tell is only marked: the handler looks for itself.
 
     So is one with more addresses and routes than a record holds, and the handler says that.
@@ -44,10 +44,10 @@ def outcome(*, pod_uid: str, sandbox_id: str, network: str, link: str, asked: st
     key = pod_nic_key_of_link(link)
     record = pod_nic(pod_uid, sandbox_id, link, result) if key is not None else None
     if key is not None and record is not None:
-        with contextlib.suppress(TooLarge):
+        with contextlib.suppress(AnnotationTooLarge):
             return Outcome(entry, {key: encode(msgspec.structs.replace(record, asked=asked))})
-    mark = Attached(pod_uid=pod_uid, interface=link, asked=asked)
-    return Outcome(entry, {attached_key(link): encode(mark)})
+    mark = HotplugMark(pod_uid=pod_uid, interface=link, asked=asked)
+    return Outcome(entry, {hotplug_mark_key(link): encode(mark)})
 
 
 def attached(annotations: dict[str, str], made: Outcome) -> Annotations:
@@ -89,5 +89,5 @@ def detached(annotations: dict[str, str], network: str, link: str, operation: Op
 
 def _records(annotations: dict[str, str], link: str) -> Annotations:
     """The record and the mark of a link, to be taken away."""
-    keys = (pod_nic_key_of_link(link), attached_key(link))
+    keys = (pod_nic_key_of_link(link), hotplug_mark_key(link))
     return {key: None for key in keys if key is not None and key in annotations}

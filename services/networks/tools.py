@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from schemas.kube import Pod
 from services.common.bus.protocol import Bus
 from services.common.cri.client import Cri
+from services.common.kube.cached_reader import CachedReader
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
-from services.common.kube.fresh import Fresh
+from services.common.kube.event_recorder import EventRecorder
 from services.common.logs import Log
 from services.common.telemetry import Telemetry
 from services.networks.delegate import Delegate
-from services.networks.memory import Memory
+from services.networks.pod_cache import Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Tools:
 
     node: str
     kube: Kube
-    pods: Fresh[Pod]
+    pods: CachedReader[Pod]
     cri: Cri
     multus: Delegate
     bus: Bus
-    events: Events
+    events: EventRecorder
     telemetry: Telemetry
     log: Log
     memory: Memory = field(default_factory=Memory)

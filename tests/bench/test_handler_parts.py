@@ -12,15 +12,15 @@ from typing import Any
 
 from opentelemetry.trace import INVALID_SPAN
 
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
+from services.handler.apply_netlink import walk
 from services.handler.guest.port import NewCard
 from services.handler.guest.qmp import QmpGuest
-from services.handler.releasing import release_steps
-from services.handler.steps import Seen
-from services.handler.walk import walk
-from services.handler.wiring import bridge_binding, link_names, pod_nic_link, steps
+from services.handler.netlink_operations import Seen
+from services.handler.pod_network import bridge_binding, link_names, pod_nic_link, steps
+from services.handler.teardown import release_steps
 from tests.bench.measure import CpuIdle, percentile
 from tests.support import netns as testbed
 from tests.support.qemu import paused_qemu
@@ -34,7 +34,11 @@ RECORD = PodNic(
     mac="3e:89:92:5a:b5:a7",
     mtu=1450,
     ips=("10.0.0.2/24", "fd00::2/64"),
-    routes=(Route("0.0.0.0/0", "10.0.0.1"), Route("10.8.0.0/16", "10.0.0.9"), Route("::/0", "fd00::1")),
+    routes=(
+        RecordedRoute("0.0.0.0/0", "10.0.0.1"),
+        RecordedRoute("10.8.0.0/16", "10.0.0.9"),
+        RecordedRoute("::/0", "fd00::1"),
+    ),
 )
 WARM_UP, TIMED = 5, 60
 CARDS = 24

@@ -70,7 +70,9 @@ async def test_the_articles_vm_shows_its_second_nic_from_the_start(lab: Lab, run
     hops = {"send hotplug.requested", "netlink wire", "qmp device_add", "send hotplug.guest-attached"}
     lab.wait_for_spans(operation.traceparent.split("-")[1], hops)
     status = json.loads(lab.hotnic("status", VM, "-n", NAMESPACE, "-o", "json").stdout)
-    assert [(rung["interface"], rung["stage"]) for rung in status["interfaces"]] == [(NIC, "guest-attached")]
+    assert [(nic_status["interface"], nic_status["stage"]) for nic_status in status["interfaces"]] == [
+        (NIC, "guest-attached")
+    ]
 
     done = await asyncio.to_thread(
         lab.hotnic, "removeinterface", VM, "-n", NAMESPACE, "--name", NIC, "--persist", "--wait"

@@ -70,12 +70,12 @@ def test_time_and_patience_may_end_while_the_operation_goes_on(lab: Lab, vm: str
     assert done.returncode in (0, 3), done.stderr
     if done.returncode == 3:
         assert "taken" in done.stderr  # the handler was quicker than we were
-    (rung,) = [
-        rung
-        for rung in json.loads(lab.hotnic("status", vm, "-o", "json").stdout)["interfaces"]
-        if rung["interface"] == interface
+    (nic_status,) = [
+        nic_status
+        for nic_status in json.loads(lab.hotnic("status", vm, "-o", "json").stdout)["interfaces"]
+        if nic_status["interface"] == interface
     ]
-    assert rung["stage"] == "guest-attached"
+    assert nic_status["stage"] == "guest-attached"
 
 
 def test_the_command_line_joins_the_trace_where_it_is_told_to(lab: Lab, vm: str, interface: str) -> None:

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import structlog
 
-from schemas.encoding import OperationKey
-from schemas.ladder import BUCKET, Entry, encode, entry_of
+from schemas.encoding import StatusKey
+from schemas.hotplug_status import BUCKET, StatusEntry, encode, entry_of
 from schemas.names import interface_hash, pod_interface, tap
 from schemas.networks import NETWORK_STATUS
 from schemas.operations import pod_nic_key, pod_nic_of
@@ -28,8 +28,8 @@ VM = "patient"
 NIC = "blue"
 SUBJECT = f"default/{VM}/{NIC}"
 STRANGER = "10.77.0.250"
-RUNG = str(OperationKey("default", VM, interface_hash(NIC)))
-RUNG_OF_NOBODY = str(OperationKey("default", VM, interface_hash("nobody")))
+RUNG = str(StatusKey("default", VM, interface_hash(NIC)))
+RUNG_OF_NOBODY = str(StatusKey("default", VM, interface_hash("nobody")))
 
 
 def plug(lab: Lab, vm: str, interface: str) -> None:
@@ -187,17 +187,17 @@ async def the_bucket(lab: Lab) -> AsyncIterator[KeyValue]:
         await bus.close()
 
 
-async def kept(bucket: KeyValue, key: str = RUNG) -> Entry | None:
+async def stored(bucket: KeyValue, key: str = RUNG) -> StatusEntry | None:
     found = await bucket.get(key)
     return entry_of(found.value) if found is not None else None
 
 
-async def falsify(bucket: KeyValue) -> Entry:
+async def falsify(bucket: KeyValue) -> StatusEntry:
     """Have the kept rung say another stage; returns what it said."""
-    before = await kept(bucket)
+    before = await stored(bucket)
     assert before is not None
-    rung = msgspec.structs.replace(before.rung, stage=Stage.POD_ANNOTATED)
-    await bucket.put(RUNG, encode(msgspec.structs.replace(before, rung=rung)))
+    nic_status = msgspec.structs.replace(before.status, stage=Stage.POD_ANNOTATED)
+    await bucket.put(RUNG, encode(msgspec.structs.replace(before, status=nic_status)))
     await bucket.put(RUNG_OF_NOBODY, encode(before))
     return before
 
@@ -209,17 +209,19 @@ async def test_a_kept_ladder_that_is_wrong_is_named_until_a_controller_writes_it
             await falsify(bucket)
             report = await asyncio.to_thread(doctor, lab, VM)
             found = {(one["subject"], one["code"]): one for one in report["disagreements"]}
-            assert set(found) == {(SUBJECT, "RungDiffers"), (f"default/{VM}", "RungLeftOver")}, json.dumps(report)
-            assert "pod-annotated in the kept ladder" in found[SUBJECT, "RungDiffers"]["what"]
+            assert set(found) == {(SUBJECT, "HotplugStatusDiffers"), (f"default/{VM}", "HotplugStatusLeftOver")}, (
+                json.dumps(report)
+            )
+            assert "pod-annotated in the kept ladder" in found[SUBJECT, "HotplugStatusDiffers"]["what"]
             assert all("controller" in one["repair"] for one in found.values())
             await bucket.delete(RUNG)
             report = await asyncio.to_thread(doctor, lab, VM)
-            assert codes(report, SUBJECT) == {"RungMissing"}, json.dumps(report)
+            assert codes(report, SUBJECT) == {"HotplugStatusMissing"}, json.dumps(report)
         await asyncio.to_thread(assert_world_agrees, lab)
-        mended = await kept(bucket)
+        mended = await stored(bucket)
         assert mended is not None
-        assert mended.rung.stage is Stage.GUEST_ATTACHED
-        assert await kept(bucket, RUNG_OF_NOBODY) is None
+        assert mended.status.stage is Stage.GUEST_ATTACHED
+        assert await stored(bucket, RUNG_OF_NOBODY) is None
 
 
 async def test_a_controller_that_leads_mends_the_kept_ladder_at_once(patient: Patient) -> None:
@@ -227,7 +229,7 @@ async def test_a_controller_that_leads_mends_the_kept_ladder_at_once(patient: Pa
         before = await falsify(bucket)
         # Long before the resync.
         async with asyncio.timeout(10), contextlib.aclosing(bucket.watch()) as changes:
-            held: dict[str, Entry | None] = {}
+            held: dict[str, StatusEntry | None] = {}
             async for change in changes:
                 if change is not None:
                     held[change.key] = entry_of(change.value)

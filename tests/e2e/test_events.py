@@ -6,10 +6,10 @@ import subprocess
 import sys
 from typing import Any
 
-from schemas.stages import Kind, path
+from schemas.stages import OperationKind, stage_path
 from tests.support.lab import Lab, until
 
-WAY = [(str(kind), str(stage)) for kind in Kind for stage in path(kind)]
+WAY = [(str(kind), str(stage)) for kind in OperationKind for stage in stage_path(kind)]
 
 
 def nats(lab: Lab) -> str:

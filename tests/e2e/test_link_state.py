@@ -52,8 +52,8 @@ async def test_a_cable_is_pulled_and_plugged_while_the_vm_runs(lab: Lab, vm: str
         await carrier(console, mac, on=False, since=0)
         assert not any(isinstance(e, LinkEvent) and e.mac == mac and e.carrier for e in console.events)
         status = json.loads(lab.hotnic("status", vm, "-o", "json").stdout)
-        (rung,) = [rung for rung in status["interfaces"] if rung["interface"] == interface]
-        assert (rung["stage"], rung["link"]) == ("guest-attached", "down")
+        (nic_status,) = [nic_status for nic_status in status["interfaces"] if nic_status["interface"] == interface]
+        assert (nic_status["stage"], nic_status["link"]) == ("guest-attached", "down")
 
         since = len(console.events)
         states(lab, vm, **{interface: "up"}, default="down")

@@ -109,8 +109,10 @@ def test_status_shows_the_whole_ladder_and_status_agrees_with_the_trace(lab: Lab
     plug(lab, vm, interface)
     done = lab.hotnic("status", vm, "-o", "json")
     assert done.returncode == 0, done.stderr
-    (rung,) = [rung for rung in json.loads(done.stdout)["interfaces"] if rung["interface"] == interface]
-    assert rung["stage"] == "guest-attached"
+    (nic_status,) = [
+        nic_status for nic_status in json.loads(done.stdout)["interfaces"] if nic_status["interface"] == interface
+    ]
+    assert nic_status["stage"] == "guest-attached"
     drawn = lab.hotnic("trace", vm, "--interface", interface)
     assert drawn.returncode == 0, drawn.stderr
     for hop in ("requested", "pod-annotated", "/delegate", "cni ADD bridge", "device_add"):

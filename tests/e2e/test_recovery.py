@@ -73,7 +73,7 @@ def test_a_vm_that_starts_again_has_the_nics_of_its_template_and_no_others(
     assert mac is not None
     asyncio.run(cards(lab, own, 2))
     shown = json.loads(lab.hotnic("status", own, "-o", "json").stdout)["interfaces"]
-    assert [(rung["interface"], rung["stage"]) for rung in shown] == [(kept, "guest-attached")]
+    assert [(nic_status["interface"], nic_status["stage"]) for nic_status in shown] == [(kept, "guest-attached")]
     change(lab, "removeinterface", own, kept, "--persist")
 
 
@@ -102,7 +102,7 @@ def uid(lab: Lab, vm: str) -> str:
 
 def reached(lab: Lab, vm: str, interface: str) -> str:
     shown: dict[str, Any] = json.loads(lab.hotnic("status", vm, "-o", "json").stdout)
-    return next((rung["stage"] for rung in shown["interfaces"] if rung["interface"] == interface), "")
+    return next((nic_status["stage"] for nic_status in shown["interfaces"] if nic_status["interface"] == interface), "")
 
 
 def retries(lab: Lab, vm: str) -> int:

@@ -73,4 +73,7 @@ async def test_ten_cards_at_once_into_eight_slots(lab: Lab) -> None:
     await asyncio.to_thread(until, lambda: in_domain(lab, vm) == {*accepted[3:], *others}, 40)
     await in_guest(lab, vm, [*accepted, *others][3:])
     done = json.loads(lab.hotnic("status", vm, "-o", "json").stdout)["interfaces"]
-    assert {rung["interface"] for rung in done if rung["stage"] == "guest-attached"} == {*accepted[3:], *others}
+    assert {nic_status["interface"] for nic_status in done if nic_status["stage"] == "guest-attached"} == {
+        *accepted[3:],
+        *others,
+    }

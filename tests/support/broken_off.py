@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from services.common.netlink.access import Access
-from services.common.netlink.netns import Netns, Node
+from services.common.netlink.access import NetnsAccess
+from services.common.netlink.netns import Netns, NodeNetns
 from services.common.netlink.pool import NetnsPool
 
 T = TypeVar("T")
@@ -15,12 +15,12 @@ class BrokenOffError(Exception):
 
 
 class _Mortal:
-    """Access to a namespace that ends after so many calls that change something.
+    """NetnsAccess to a namespace that ends after so many calls that change something.
 
     :ivar left: calls until then; ``None`` for ever. :ivar done: calls made.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: NetnsAccess) -> None:
         self._access = access
         self.left: int | None = None
         self.done = 0
@@ -51,7 +51,7 @@ class _Mortal:
 class MortalNetns(Netns):
     """A namespace that can be told when to end."""
 
-    def __init__(self, access: Access, node: Node) -> None:
+    def __init__(self, access: NetnsAccess, node: NodeNetns) -> None:
         self.mortal = _Mortal(access)
         super().__init__(self.mortal, node)  # type: ignore[arg-type]
 

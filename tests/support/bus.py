@@ -15,8 +15,16 @@ from schemas.events import Event
 from schemas.stages import ROWS
 from services.common.bus import spans
 from services.common.bus.delivery import deliver
-from services.common.bus.envelope import Message, incoming, outgoing
-from services.common.bus.protocol import Bus, BusUnavailable, Entry, Handler, KeyValue, Received, WrongRevision
+from services.common.bus.envelope import BusMessage, incoming, outgoing
+from services.common.bus.protocol import (
+    Bus,
+    BusUnavailable,
+    EventHandler,
+    KeyValue,
+    KeyValueEntry,
+    Received,
+    WrongRevision,
+)
 from services.common.telemetry import Telemetry
 from tests.support.spans import recording_telemetry
 
@@ -37,7 +45,7 @@ def matches(pattern: str, subject: str) -> bool:
 @dataclass
 class _Consumer:
     filters: Sequence[str]
-    waiting: deque[tuple[int, Message]] = field(default_factory=deque)
+    waiting: deque[tuple[int, BusMessage]] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -47,12 +55,12 @@ class Broker:
     def __init__(self) -> None:
         self.up = asyncio.Event()
         self.up.set()
-        self.messages: list[Message] = []
-        self.dead: list[Message] = []
+        self.messages: list[BusMessage] = []
+        self.dead: list[BusMessage] = []
         self.buckets: dict[str, MemoryKeyValue] = {}
         self.consumers: dict[str, _Consumer] = {}
         self._seen: set[str] = set()
-        self._delayed: list[Message] = []
+        self._delayed: list[BusMessage] = []
         self._changed = asyncio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -76,7 +84,7 @@ class Broker:
         for message in delayed:
             self.accept(message)
 
-    def accept(self, message: Message) -> None:
+    def accept(self, message: BusMessage) -> None:
         """Store a message (once per id) for every consumer that filters for it."""
         if not self.up.is_set():
             self._delayed.append(message)
@@ -140,7 +148,7 @@ class MemoryBus:
             self.broker.accept(message)
         self.published.append(incoming(message.subject, message.headers, message.payload)[0])
 
-    async def consume(self, *, consumer: str, filters: Sequence[str], handler: Handler) -> None:
+    async def consume(self, *, consumer: str, filters: Sequence[str], handler: EventHandler) -> None:
         """Deliver until cancelled."""
         mine = self.broker.consumer(consumer, filters)
         while True:
@@ -177,20 +185,20 @@ class MemoryKeyValue:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, KeyValueEntry] = {}
         self._revision = 0
-        self._watchers: list[tuple[str, asyncio.Queue[Entry | None]]] = []
+        self._watchers: list[tuple[str, asyncio.Queue[KeyValueEntry | None]]] = []
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[KeyValueEntry]:
         """All that is there."""
         return list(self._entries.values())
 
     def restore(self, values: dict[str, bytes]) -> None:
         """Set back to a copy; nobody is told, as when a server's data is replaced."""
         self._revision += 1
-        self._entries = {key: Entry(key, value, self._revision) for key, value in values.items()}
+        self._entries = {key: KeyValueEntry(key, value, self._revision) for key, value in values.items()}
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> KeyValueEntry | None:
         """The value of a key."""
         self._check(key)
         return self._entries.get(key)
@@ -220,16 +228,16 @@ class MemoryKeyValue:
         self._check(key)
         self._revision += 1
         self._entries.pop(key, None)
-        self._tell(Entry(key, None, self._revision))
+        self._tell(KeyValueEntry(key, None, self._revision))
 
     async def forget(self, key: str) -> None:
         """No mark was left."""
         self._check(key)
 
-    async def watch(self, keys: str = ">") -> AsyncGenerator[Entry | None, None]:
+    async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
         """What is there, ``None``, then every change."""
         self._check("x")
-        updates: asyncio.Queue[Entry | None] = asyncio.Queue()
+        updates: asyncio.Queue[KeyValueEntry | None] = asyncio.Queue()
         for entry in list(self._entries.values()):
             if matches(keys, entry.key):
                 updates.put_nowait(entry)
@@ -244,11 +252,11 @@ class MemoryKeyValue:
 
     def _set(self, key: str, value: bytes) -> int:
         self._revision += 1
-        self._entries[key] = Entry(key, value, self._revision)
+        self._entries[key] = KeyValueEntry(key, value, self._revision)
         self._tell(self._entries[key])
         return self._revision
 
-    def _tell(self, entry: Entry) -> None:
+    def _tell(self, entry: KeyValueEntry) -> None:
         for keys, updates in self._watchers:
             if matches(keys, entry.key):
                 updates.put_nowait(entry)
@@ -278,7 +286,7 @@ class FaultyBus:
         self._inner = inner
         self._faults = faults or Faults()
         self._random = random.Random(seed)
-        self._held: list[tuple[Handler, Received]] = []
+        self._held: list[tuple[EventHandler, Received]] = []
         self.dropped = 0
         self.duplicated = 0
 
@@ -291,7 +299,7 @@ class FaultyBus:
         """Passed on."""
         await self._inner.publish(event)
 
-    async def consume(self, *, consumer: str, filters: Sequence[str], handler: Handler) -> None:
+    async def consume(self, *, consumer: str, filters: Sequence[str], handler: EventHandler) -> None:
         """Deliver with faults."""
         await self._inner.consume(
             consumer=consumer, filters=filters, handler=lambda received: self._deliver(handler, received)
@@ -313,7 +321,7 @@ class FaultyBus:
         for handler, received in held:
             handler(received)
 
-    def _deliver(self, handler: Handler, received: Received) -> None:
+    def _deliver(self, handler: EventHandler, received: Received) -> None:
         if self._random.random() < self._faults.drop:
             self.dropped += 1
             return
@@ -322,7 +330,7 @@ class FaultyBus:
             self._pass(handler, received)
         self._pass(handler, received)
 
-    def _pass(self, handler: Handler, received: Received) -> None:
+    def _pass(self, handler: EventHandler, received: Received) -> None:
         if self._random.random() < self._faults.reorder:
             self._held.append((handler, received))
             return

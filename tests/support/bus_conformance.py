@@ -11,13 +11,13 @@ from opentelemetry.trace import SpanKind
 from schemas.encoding import node_consumer, node_filter, stage_filter
 from schemas.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
 from schemas.operations import Operation
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.bus.envelope import (
     DEAD_CONSUMER,
     DEAD_REASON,
     DEAD_SUBJECT,
     MSG_ID,
-    Message,
+    BusMessage,
     outgoing,
 )
 from services.common.bus.protocol import Bus, Received, WrongRevision
@@ -41,11 +41,11 @@ class Harness(Protocol):
         """Wait until the server knows the consumer."""
         ...
 
-    async def raw(self, message: Message) -> None:
+    async def raw(self, message: BusMessage) -> None:
         """Publish whatever bytes."""
         ...
 
-    async def dead(self, count: int) -> Sequence[Message]:
+    async def dead(self, count: int) -> Sequence[BusMessage]:
         """The dead letters, once there are this many."""
         ...
 
@@ -91,7 +91,7 @@ async def consuming(
             await task
 
 
-def operation(number: int = 1, kind: Kind = Kind.PLUG) -> Operation:
+def operation(number: int = 1, kind: OperationKind = OperationKind.PLUG) -> Operation:
     """An operation with an id of its own."""
     return Operation(f"operation-{number}", kind, "iface1", None, "2026-11-23T10:00:00Z")
 
@@ -214,12 +214,14 @@ class BusConformance:
         good = outgoing(annotated(), role="controller", node="_", start_id="test")
         subject, headers = good.subject, {k: v for k, v in good.headers.items() if k != MSG_ID}
         bad = {
-            "Undecodable": Message(subject, b"{", headers),
-            "Oversized": Message(subject, b" " * 70_000, headers),
-            "BadHeaders": Message(subject, good.payload, {}),
-            "SubjectMismatch": Message(subject.replace("vm-1", "vm-2"), good.payload, headers),
-            "BadSubject": Message(subject + ".more", good.payload, headers),
-            "ForbiddenPublisher": Message(subject, good.payload, {**headers, "ce-source": "/hotnic/networks/node-1"}),
+            "Undecodable": BusMessage(subject, b"{", headers),
+            "Oversized": BusMessage(subject, b" " * 70_000, headers),
+            "BadHeaders": BusMessage(subject, good.payload, {}),
+            "SubjectMismatch": BusMessage(subject.replace("vm-1", "vm-2"), good.payload, headers),
+            "BadSubject": BusMessage(subject + ".more", good.payload, headers),
+            "ForbiddenPublisher": BusMessage(
+                subject, good.payload, {**headers, "ce-source": "/hotnic/networks/node-1"}
+            ),
         }
         async with consuming(harness, bus, inbox):
             for message in bad.values():

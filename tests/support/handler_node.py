@@ -17,13 +17,13 @@ from schemas.events import Event
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
 from schemas.operations import Operation, encode, operation_key, operation_of
-from schemas.stages import Kind
-from services.common.announce import Announcing
+from schemas.stages import OperationKind
 from services.common.cri.client import Cri
 from services.common.kube.client import Kube
-from services.common.kube.events import Events
+from services.common.kube.event_recorder import EventRecorder
 from services.common.netlink.pool import NetnsPool
 from services.common.reconcile import Attempt
+from services.common.recording_bus import RecordingBus
 from services.handler.guest.drivers import DriverSetting, drivers
 from services.handler.guest.qmp import DEADLINE
 from services.handler.role import Handler
@@ -185,7 +185,7 @@ class Node:
             await self.until(lambda before=before: self.role.looks > before)  # type: ignore[misc]
 
 
-def operation(interface: str, traceparent: str | None = None, kind: Kind = Kind.PLUG) -> Operation:
+def operation(interface: str, traceparent: str | None = None, kind: OperationKind = OperationKind.PLUG) -> Operation:
     """An operation as the api writes it."""
     return Operation(id=f"op-{kind}-{interface}", kind=kind, interface=interface, traceparent=traceparent)
 
@@ -249,7 +249,7 @@ async def handler_node(
         pool = NetnsPool()
         stack.callback(pool.close)
         bus = MemoryBus(role="handler", node=name, telemetry=telemetry, log=log)
-        announcing = Announcing(bus, Events(client, "handler", log=log, node=name))
+        announcing = RecordingBus(bus, EventRecorder(client, "handler", log=log, node=name))
         stack.push_async_callback(announcing.drain)
         role = CountedHandler(
             client,

@@ -18,7 +18,7 @@ from services.cli.collect import many
 from services.cli.node_files import Paths
 from services.cli.tracing import NoTraces
 from services.common.domain.invariants import examine
-from services.common.domain.invariants.world import Inside, Node, Unknown, World
+from services.common.domain.invariants.world import NodeSnapshot, NotVisible, PodOnNode, Snapshot
 from services.common.domain.operations import acting_pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError
@@ -62,24 +62,24 @@ class Inspector:
             process.stdin.close()
 
 
-def shown(world: World) -> dict[str, Any]:
+def shown(world: Snapshot) -> dict[str, Any]:
     """What the invariants say of a world, and the numbers that have to be right besides."""
     report = examine(world)
     cards: dict[str, list[str] | str] = {}
     for machine in world.machines:
         pod = acting_pod(machine.vmi, machine.pods) if machine.vmi is not None else None
         inside = machine.inside.get(pod.metadata.uid) if pod is not None else None
-        if isinstance(inside, Inside) and not isinstance(inside.cards, Unknown):
+        if isinstance(inside, PodOnNode) and not isinstance(inside.cards, NotVisible):
             cards[machine.name] = [card.interface for card in inside.cards]
-    counted = world.node if isinstance(world.node, Node) else None
+    counted = world.node if isinstance(world.node, NodeSnapshot) else None
     return {
         "busy": [str(one) for one in report.in_progress],
         "disagreements": [str(one) for one in report.disagreements],
         "notSeen": [str(one) for one in report.not_seen],
         "cards": cards,
-        "leases": -1 if counted is None or isinstance(counted.leases, Unknown) else len(counted.leases),
+        "leases": -1 if counted is None or isinstance(counted.leases, NotVisible) else len(counted.leases),
         "veths": -1
-        if counted is None or isinstance(counted.links, Unknown)
+        if counted is None or isinstance(counted.links, NotVisible)
         else sum(link.kind == "veth" for link in counted.links),
     }
 

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from services.common.bus.envelope import Message
+from services.common.bus.envelope import BusMessage
 from services.common.bus.jetstream import JetStreamBus, connect
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
@@ -91,11 +91,11 @@ class JetStreamHarness(Buses):
                 if (await self.js.consumer_info("HOTPLUG", consumer)).num_waiting:
                     return
 
-    async def raw(self, message: Message) -> None:
+    async def raw(self, message: BusMessage) -> None:
         """Publish whatever bytes."""
         await self.js.publish(message.subject, message.payload, headers=dict(message.headers) or None)
 
-    async def dead(self, count: int) -> Sequence[Message]:
+    async def dead(self, count: int) -> Sequence[BusMessage]:
         """The dead letters, once there are this many."""
         async with asyncio.timeout(10):
             while (state := (await self.js.stream_info("HOTPLUG_DEAD")).state).messages < count:
@@ -104,7 +104,7 @@ class JetStreamHarness(Buses):
             await self.js.get_msg("HOTPLUG_DEAD", seq=sequence)
             for sequence in range(state.first_seq, state.last_seq + 1)
         ]
-        return [Message(letter.subject or "", letter.data or b"", dict(letter.headers or {})) for letter in found]
+        return [BusMessage(letter.subject or "", letter.data or b"", dict(letter.headers or {})) for letter in found]
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ import ipaddress
 import msgspec
 
 from services.common.netlink.links import Address, Link, Route
-from services.handler.steps import (
+from services.handler.netlink_operations import (
     AddAddress,
     AddLink,
     AddRoute,

@@ -8,7 +8,7 @@ import msgspec
 from schemas.kube import Pod
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import Attached, PodNic, attached_key, encode, pod_nic_key
+from schemas.operations import HotplugMark, PodNic, encode, hotplug_mark_key, pod_nic_key
 from services.networks.plan import Attach, Detach, Observed, Report, plan
 
 NODE, UID = "node1", "22222222-2222-4222-8222-222222222222"
@@ -28,7 +28,7 @@ def entry(name: str, interface: str, **fields: Any) -> dict[str, Any]:
 
 def mark(link: str, uid: str = UID) -> dict[str, str]:
     """The mark of a link attached at run time."""
-    return {attached_key(link): encode(Attached(pod_uid=uid, interface=link))}
+    return {hotplug_mark_key(link): encode(HotplugMark(pod_uid=uid, interface=link))}
 
 
 def nic_record(vmi_interface: str, uid: str = UID) -> dict[str, str]:

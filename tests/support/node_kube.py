@@ -173,8 +173,8 @@ class FakeKube:
         await response.prepare(request)
         seen = int(request.query.get("resourceVersion") or 0)
         while not self._closed:
-            news, until = self._history[:], self._version
-            for version, type_, kind, found in news:
+            history, until = self._history[:], self._version
+            for version, type_, kind, found in history:
                 if version > seen and kind == plural and selected(found):
                     await response.write(json.dumps({"type": type_, "object": found}).encode() + b"\n")
             seen = until

@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
-from schemas.encoding import OperationKey
+from schemas.encoding import StatusKey
+from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StatusEntry, entry_of
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.ladder import BUCKET, Entry, Rung, entry_of
 from schemas.names import interface_hash, pod_interface
 from schemas.networks import (
     NETWORK_STATUS,
@@ -21,7 +21,7 @@ from schemas.networks import (
     encode_networks,
 )
 from schemas.operations import Operation, encode, operation_key
-from schemas.stages import Kind, Stage, path
+from schemas.stages import OperationKind, Stage, stage_path
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.controller.projector import Projector
 from tests.support import objects
@@ -30,7 +30,7 @@ from tests.support.spans import recording_telemetry
 Key = tuple[str, str]
 T = TypeVar("T", Pod, VirtualMachine, VirtualMachineInstance)
 VM1 = ("default", "vm1")
-PLUG = Operation("op", Kind.PLUG, "iface1", requested_at="2026-01-01T00:00:00.000Z")
+PLUG = Operation("op", OperationKind.PLUG, "iface1", requested_at="2026-01-01T00:00:00.000Z")
 
 
 class Store(Generic[T]):
@@ -54,7 +54,7 @@ class Store(Generic[T]):
 
 def at_stage(stage: Stage, operation: Operation = PLUG) -> tuple[VirtualMachineInstance, Pod]:
     """A VMI and its pod where one plug has come to a stage."""
-    reached = path(Kind.PLUG).index(stage)
+    reached = stage_path(OperationKind.PLUG).index(stage)
     link, name = pod_interface(operation.interface), operation.interface
     annotations = {}
     if reached >= 1:
@@ -93,20 +93,22 @@ class Projecting:
         """The interface has left the spec."""
         self.see(objects.vmi(), objects.pod())
 
-    async def entry(self, interface: str = "iface1") -> Entry | None:
+    async def entry(self, interface: str = "iface1") -> StatusEntry | None:
         """What the bucket holds for an interface."""
-        found = await self.bus.kv(BUCKET).get(str(OperationKey(*VM1, interface_hash(interface))))
+        found = await self.bus.kv(BUCKET).get(str(StatusKey(*VM1, interface_hash(interface))))
         return entry_of(found.value) if found is not None else None
 
-    async def rung(self, true: Callable[[Rung | None], bool], timeout: float = 10.0) -> Rung | None:
+    async def nic_status(
+        self, true: Callable[[InterfaceHotplugStatus | None], bool], timeout: float = 10.0
+    ) -> InterfaceHotplugStatus | None:
         """The rung in the bucket, once it is as wanted."""
-        found: Rung | None = None
+        found: InterfaceHotplugStatus | None = None
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     with contextlib.suppress(BusUnavailable):
                         held = await self.entry()
-                        found = held.rung if held is not None else None
+                        found = held.status if held is not None else None
                         if true(found):
                             return found
                     await asyncio.sleep(0.01)

@@ -1,6 +1,6 @@
 """Every single way in which one witness of a consistent world can say something else, and how to bring it about.
 
-The world itself is `tests.support.worlds`, the kept ladder's part `tests.support.ladder_changes`.
+The world itself is `tests.support.worlds`, the kept ladder's part `tests.support.hotplug_status_changes`.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,21 +20,21 @@ from schemas.networks import (
     parse_networks,
 )
 from schemas.operations import NIC_SLOTS, NicSlots, Operation, PodNic, encode, operation_key, pod_nic_key
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.invariants.world import (
-    Attached,
-    Card,
-    Inside,
-    Lease,
-    Machine,
-    Namespace,
-    Record,
+    AttachmentRecord,
+    GuestDevice,
+    IpamLease,
+    NetnsPath,
+    NotVisible,
+    PodOnNode,
+    SandboxRecords,
     SeenLink,
-    Unknown,
-    World,
+    Snapshot,
+    VmSnapshot,
 )
-from tests.support import ladder_changes
-from tests.support.ladder_changes import Change
+from tests.support import hotplug_status_changes
+from tests.support.hotplug_status_changes import Change
 from tests.support.worlds import NAD, Names, mac, projected
 
 
@@ -73,7 +73,7 @@ def _of_nic(m: int, interface: str) -> Iterator[tuple[str, Change]]:
     )
     yield told(
         "another operation on the pod",
-        pod_note(m, operation_key(interface), encode(Operation("other", Kind.PLUG, interface))),
+        pod_note(m, operation_key(interface), encode(Operation("other", OperationKind.PLUG, interface))),
     )
     yield told("status.interfaces without multus-status", entry(m, interface, infoSource="domain, guest-agent"))
     yield told("status.interfaces with another link", entry(m, interface, podInterfaceName="net1"))
@@ -96,7 +96,7 @@ def _of_nic(m: int, interface: str) -> Iterator[tuple[str, Change]]:
     yield told("recorded attachment gone", attached(m, lambda a: [x for x in a if x.link != link]))
     yield told("recorded attachment unfinished", attached(m, _on(link, key="link", finished=False)))
     yield told("recorded attachment with another address", attached(m, _on(link, key="link", ips=("192.0.2.1",))))
-    yield from (told(*change) for change in ladder_changes.of_nic(m, interface))
+    yield from (told(*change) for change in hotplug_status_changes.of_nic(m, interface))
     mine = (f"sandbox-of-vm{m}", link)
     yield told("lease gone", node_part("leases", lambda ls: [x for x in ls if (x.container, x.link) != mine]))
     yield told("node's end of the veth down", _host_end(m, link, up=False))
@@ -109,7 +109,7 @@ def _of_machine(m: int) -> Iterator[tuple[str, Change]]:
     sandbox = f"sandbox-of-{where}"
     element = NetworkSelectionElement(name=NAD, namespace="default", interface=other)
     status = NetworkStatus(name=f"default/{NAD}", interface=other)
-    operation = encode(Operation("x", Kind.PLUG, "stranger"))
+    operation = encode(Operation("x", OperationKind.PLUG, "stranger"))
     yield f"{where}: element left over", elements(m, lambda e: [*e, element])
     yield f"{where}: status left over", statuses(m, lambda s: [*s, status])
     yield f"{where}: cluster network's status gone", statuses(m, lambda s: s[1:])
@@ -123,24 +123,30 @@ def _of_machine(m: int) -> Iterator[tuple[str, Change]]:
     yield f"{where}: slots of too many NICs", vmi_note(m, NIC_SLOTS, encode(NicSlots(1, 77, f"pod-uid-{where}")))
     yield f"{where}: status.interfaces of a stranger", entry(m, "stranger", infoSource="domain")
     yield f"{where}: no acting pod", machine(m, lambda x: msgspec.structs.replace(x, pods=()))
-    yield f"{where}: no sandbox", inside(m, lambda i: Inside(None))
+    yield f"{where}: no sandbox", inside(m, lambda i: PodOnNode(None))
     yield f"{where}: link left over", links(m, lambda ls: [*ls, SeenLink(99, tap, "tun")])
     yield f"{where}: pod's own link gone", links(m, lambda ls: [x for x in ls if x.name != "eth0"])
     yield f"{where}: tap of a stranger held", taps(m, lambda held: held | {tap})
-    yield f"{where}: card of a stranger", cards(m, lambda cs: [*cs, Card("stranger", mac(9))])
+    yield f"{where}: card of a stranger", cards(m, lambda cs: [*cs, GuestDevice("stranger", mac(9))])
     yield f"{where}: record gone", node_part("records", lambda rs: [x for x in rs if x.sandbox != sandbox])
     yield f"{where}: record of another pod", _record(sandbox, pod_uid="other")
     yield f"{where}: record with another namespace", _record(sandbox, netns="/var/run/netns/cni-other")
     yield f"{where}: record released", _record(sandbox, released=True)
-    yield f"{where}: recorded attachment left over", attached(m, lambda a: [*a, Attached("net9", "other")])
-    yield f"{where}: kept rung left over", ladder_changes.left_over(m)
-    yield f"{where}: lease left over", node_part("leases", lambda ls: [*ls, Lease(NAD, "10.9.9.9", sandbox, "net9")])
+    yield f"{where}: recorded attachment left over", attached(m, lambda a: [*a, AttachmentRecord("net9", "other")])
+    yield f"{where}: kept rung left over", hotplug_status_changes.left_over(m)
+    yield (
+        f"{where}: lease left over",
+        node_part("leases", lambda ls: [*ls, IpamLease(NAD, "10.9.9.9", sandbox, "net9")]),
+    )
 
 
 def _of_node() -> Iterator[tuple[str, Change]]:
-    yield "record orphaned", node_part("records", lambda rs: [*rs, Record("gone", "/run/netns/cni-gone", "x/y", "u")])
-    yield "lease orphaned", node_part("leases", lambda ls: [*ls, Lease(NAD, "10.9.9.9", "gone", "net1")])
-    yield "namespace orphaned", node_part("namespaces", lambda ns: [*ns, Namespace("/run/netns/cni-gone", None, ())])
+    yield (
+        "record orphaned",
+        node_part("records", lambda rs: [*rs, SandboxRecords("gone", "/run/netns/cni-gone", "x/y", "u")]),
+    )
+    yield "lease orphaned", node_part("leases", lambda ls: [*ls, IpamLease(NAD, "10.9.9.9", "gone", "net1")])
+    yield "namespace orphaned", node_part("namespaces", lambda ns: [*ns, NetnsPath("/run/netns/cni-gone", None, ())])
     veth = SeenLink(index=9000, name="veth0badcafe", kind="veth", up=True, master=2, peer=2)
     yield "veth orphaned", node_part("links", lambda ls: [*ls, veth])
 
@@ -162,12 +168,12 @@ def _link(name: str, **fields: Any) -> Callable[[list[SeenLink]], list[SeenLink]
     return _on(name, key="name", **fields)
 
 
-def machine(m: int, change: Callable[[Machine], Machine]) -> Change:
+def machine(m: int, change: Callable[[VmSnapshot], VmSnapshot]) -> Change:
     """A world with one machine changed; the controller keeps the ladder in step, whatever its objects come to."""
-    return ladder_changes.machine_alone(m, lambda x: projected(change(x)))
+    return hotplug_status_changes.machine_alone(m, lambda x: projected(change(x)))
 
 
-def inside(m: int, change: Callable[[Any], Inside]) -> Change:
+def inside(m: int, change: Callable[[Any], PodOnNode]) -> Change:
     """… with the inside of its pod changed."""
     return machine(
         m, lambda x: msgspec.structs.replace(x, inside={uid: change(seen) for uid, seen in x.inside.items()})
@@ -184,7 +190,7 @@ def taps(m: int, change: Callable[[frozenset[str]], frozenset[str]]) -> Change:
     return inside(m, lambda i: msgspec.structs.replace(i, taps=change(i.taps)))
 
 
-def cards(m: int, change: Callable[[list[Card]], list[Card]]) -> Change:
+def cards(m: int, change: Callable[[list[GuestDevice]], list[GuestDevice]]) -> Change:
     """… with the cards of its domain changed."""
     return inside(m, lambda i: msgspec.structs.replace(i, cards=tuple(change(list(i.cards)))))
 
@@ -207,7 +213,7 @@ def vm_note(m: int, key: str, text: str | None) -> Change:
 def elements(m: int, change: Callable[[list[NetworkSelectionElement]], list[NetworkSelectionElement]]) -> Change:
     """… with the networks annotation of its pod changed."""
 
-    def on(w: World) -> World:
+    def on(w: Snapshot) -> Snapshot:
         before = parse_networks(w.machines[m].pods[0].metadata.annotations.get(NETWORKS))
         return pod_note(m, NETWORKS, encode_networks(change(before)))(w)
 
@@ -217,7 +223,7 @@ def elements(m: int, change: Callable[[list[NetworkSelectionElement]], list[Netw
 def statuses(m: int, change: Callable[[list[NetworkStatus]], list[NetworkStatus]]) -> Change:
     """… with the network status of its pod changed."""
 
-    def on(w: World) -> World:
+    def on(w: Snapshot) -> Snapshot:
         before = parse_network_status(w.machines[m].pods[0].metadata.annotations.get(NETWORK_STATUS))
         return pod_note(m, NETWORK_STATUS, encode_network_status(change(before)))(w)
 
@@ -227,7 +233,7 @@ def statuses(m: int, change: Callable[[list[NetworkStatus]], list[NetworkStatus]
 def entry(m: int, interface: str, **fields: Any) -> Change:
     """… with an entry of the VMI's ``status.interfaces`` changed, or added."""
 
-    def on(x: Machine) -> Machine:
+    def on(x: VmSnapshot) -> VmSnapshot:
         assert x.vmi is not None
         before = x.vmi.status.interfaces or []
         after = [{**e, **fields} if e["name"] == interface else e for e in before]
@@ -242,7 +248,7 @@ def entry(m: int, interface: str, **fields: Any) -> Change:
 def out_of_spec(m: int, interface: str) -> Change:
     """… with an interface taken out of the VMI's spec behind everybody's back."""
 
-    def on(x: Machine) -> Machine:
+    def on(x: VmSnapshot) -> VmSnapshot:
         assert x.vmi is not None
         spec = x.vmi.spec
         left = [i for i in spec.domain.devices.interfaces or () if i["name"] != interface]
@@ -264,7 +270,7 @@ def node_part(part: str, change: Callable[[list[Any]], list[Any]]) -> Change:
     )
 
 
-def attached(m: int, change: Callable[[list[Attached]], list[Attached]]) -> Change:
+def attached(m: int, change: Callable[[list[AttachmentRecord]], list[AttachmentRecord]]) -> Change:
     """A world with the recorded attachments of one machine's sandbox changed."""
     sandbox = f"sandbox-of-vm{m}"
     return node_part(
@@ -281,10 +287,10 @@ def _record(sandbox: str, **fields: Any) -> Change:
 
 
 def _host_end(m: int, link: str, *, gone: bool = False, **fields: Any) -> Change:
-    def on(w: World) -> World:
+    def on(w: Snapshot) -> Snapshot:
         (seen,) = w.machines[m].inside.values()
-        assert isinstance(seen, Inside)
-        assert not isinstance(seen.links, Unknown)
+        assert isinstance(seen, PodOnNode)
+        assert not isinstance(seen.links, NotVisible)
         peer = next(x.peer for x in seen.links if x.name in {link, f"{link[3:]}-nic"} and x.kind == "veth")
         if gone:
             return node_part("links", lambda ls: [x for x in ls if x.index != peer])(w)

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from schemas.hotplug_status import StageHistory, StageReached, StatusEntry, StoredEntry
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.ladder import Entry, Kept, News, Reached
 from schemas.names import interface_hash, pod_interface
 from schemas.networks import (
     NETWORK_STATUS,
@@ -20,28 +20,28 @@ from schemas.networks import (
     encode_networks,
 )
 from schemas.operations import NIC_SLOTS, NicSlots, Operation, PodNic, encode, operation_key, pod_nic_key
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
+from services.common.domain.hotplug_status import fold
 from services.common.domain.invariants.world import (
-    Attached,
-    Card,
-    Inside,
-    Lease,
-    Machine,
-    Namespace,
-    Node,
-    Record,
+    AttachmentRecord,
+    GuestDevice,
+    IpamLease,
+    NetnsPath,
+    NodeSnapshot,
+    PodOnNode,
+    SandboxRecords,
     SeenLink,
-    World,
+    Snapshot,
+    VmSnapshot,
 )
-from services.common.domain.ladder import fold
-from services.common.domain.news import told
 from services.common.domain.operations import acting_pod
+from services.common.domain.stage_history import with_history
 
 NODE = "node1"
 NAD = "bridge-net"
 NODE_BRIDGE = "br1"
 
-PLUGGED = News({Stage.GUEST_ATTACHED: Reached("2026-01-01T00:00:01.000Z")})
+PLUGGED = StageHistory({Stage.GUEST_ATTACHED: StageReached("2026-01-01T00:00:01.000Z")})
 
 Names = Sequence[Sequence[str]]
 """The interfaces of each machine."""
@@ -63,7 +63,7 @@ def mac(number: int) -> str:
     return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
 
 
-def world(names: Names) -> World:
+def world(names: Names) -> Snapshot:
     """A node with these machines on it, all at rest."""
     count = _Counter()
     bridge = SeenLink(index=2, name=NODE_BRIDGE, kind="bridge", mac=mac(2), up=True)
@@ -75,26 +75,30 @@ def world(names: Names) -> World:
         records.append(built.record)
         leases += built.leases
         host += built.host
-        namespaces.append(Namespace(f"/run/netns/cni-{position}", built.sandbox, built.links))
+        namespaces.append(NetnsPath(f"/run/netns/cni-{position}", built.sandbox, built.links))
     sandboxes = frozenset(record.sandbox for record in records)
-    node = Node(NODE, sandboxes, sandboxes, tuple(records), tuple(host), tuple(leases), tuple(namespaces))
-    return World(tuple(machines), node)
+    node = NodeSnapshot(NODE, sandboxes, sandboxes, tuple(records), tuple(host), tuple(leases), tuple(namespaces))
+    return Snapshot(tuple(machines), node)
 
 
-def projected(machine: Machine) -> Machine:
+def projected(machine: VmSnapshot) -> VmSnapshot:
     """The machine with the ladder that the controller keeps of these objects, as far as they can be read."""
     assert machine.vmi is not None
     assert machine.vm is None or isinstance(machine.vm, VirtualMachine)
     pod = acting_pod(machine.vmi, machine.pods)
     try:
-        rungs = fold(machine.vmi, pod, machine.vm)
+        nic_statuses = fold(machine.vmi, pod, machine.vm)
     except ValueError:
         return machine
     vmi_uid, pod_uid = machine.vmi.metadata.uid, pod.metadata.uid if pod is not None else ""
     kept = [
-        Kept(interface_hash(rung.interface), Entry(vmi_uid, pod_uid, told(rung, PLUGGED), PLUGGED)) for rung in rungs
+        StoredEntry(
+            interface_hash(nic_status.interface),
+            StatusEntry(vmi_uid, pod_uid, with_history(nic_status, PLUGGED), PLUGGED),
+        )
+        for nic_status in nic_statuses
     ]
-    return msgspec.structs.replace(machine, ladder=tuple(kept))
+    return msgspec.structs.replace(machine, hotplug_status=tuple(kept))
 
 
 class _Machine:
@@ -102,11 +106,11 @@ class _Machine:
 
     def __init__(self, name: str, interfaces: list[str], count: _Counter) -> None:
         self.sandbox = f"sandbox-of-{name}"
-        self.leases: list[Lease] = []
+        self.leases: list[IpamLease] = []
         self.host: list[SeenLink] = []
         self._links: list[SeenLink] = [SeenLink(index=1, name="lo", up=True)]
         self._index = 1
-        self._attached: list[Attached] = []
+        self._attached: list[AttachmentRecord] = []
         self._statuses: list[NetworkStatus] = []
         self._elements: list[NetworkSelectionElement] = []
         pod_uid, vmi_uid = f"pod-uid-{name}", f"vmi-uid-{name}"
@@ -115,7 +119,7 @@ class _Machine:
         entries: list[dict[str, Any]] = [
             {"name": "default", "mac": mac(count()), "infoSource": "domain, guest-agent"},
         ]
-        cards = [Card("default", entries[0]["mac"])]
+        cards = [GuestDevice("default", entries[0]["mac"])]
         self._attach("eth0", "cluster", count, default=True)
         for interface in interfaces:
             link = pod_interface(interface)
@@ -124,7 +128,9 @@ class _Machine:
             assert status.mac is not None
             assert status.ips is not None
             self._wire(interface, status)
-            operation = Operation(f"op-{name}-{interface}", Kind.PLUG, interface, requested_at="2026-01-01T00:00:00Z")
+            operation = Operation(
+                f"op-{name}-{interface}", OperationKind.PLUG, interface, requested_at="2026-01-01T00:00:00Z"
+            )
             record = PodNic(pod_uid, self.sandbox, link, status.mac, 1500, tuple(f"{ip}/24" for ip in status.ips))
             vmi_notes[operation_key(interface)] = pod_notes[operation_key(interface)] = encode(operation)
             pod_notes[pod_nic_key(interface)] = encode(record)
@@ -136,7 +142,7 @@ class _Machine:
                     "infoSource": "domain, guest-agent, multus-status",
                 }
             )
-            cards.append(Card(interface, status.mac))
+            cards.append(GuestDevice(interface, status.mac))
         pod_notes[NETWORKS] = encode_networks(self._elements)
         pod_notes[NETWORK_STATUS] = encode_network_status(self._statuses)
         vmi_notes[NIC_SLOTS] = encode(NicSlots(free=3, nics=len(cards), pod_uid=pod_uid))
@@ -177,15 +183,17 @@ class _Machine:
         netns = f"/var/run/netns/cni-{name}"
         taps = frozenset(f"tap{interface_hash(interface)}" for interface in interfaces)
         self.links = tuple(self._links)
-        self.record = Record(self.sandbox, netns, f"default/virt-launcher-{name}-abcde", pod_uid, tuple(self._attached))
+        self.record = SandboxRecords(
+            self.sandbox, netns, f"default/virt-launcher-{name}-abcde", pod_uid, tuple(self._attached)
+        )
         self.machine = projected(
-            Machine(
+            VmSnapshot(
                 "default",
                 name,
                 msgspec.convert(vm, VirtualMachine),
                 msgspec.convert(vmi, VirtualMachineInstance),
                 (msgspec.convert(pod, Pod),),
-                {pod_uid: Inside(self.sandbox, netns, self.links, taps, tuple(cards))},
+                {pod_uid: PodOnNode(self.sandbox, netns, self.links, taps, tuple(cards))},
             )
         )
 
@@ -201,9 +209,9 @@ class _Machine:
         outer = SeenLink(index=number, name=f"veth{number:08x}", kind="veth", up=True, master=2, peer=self._index + 1)
         inner = self._add(link, "veth", mac=address, up=True, peer=number, addresses=(f"{ip}/24",))
         self.host.append(outer)
-        self.leases.append(Lease(network.rpartition("/")[2], ip, self.sandbox, link))
+        self.leases.append(IpamLease(network.rpartition("/")[2], ip, self.sandbox, link))
         self._attached.append(
-            Attached(link, network, True, (ip,), address, inner.index, "veth", bridge=NODE_BRIDGE, leased=True)
+            AttachmentRecord(link, network, True, (ip,), address, inner.index, "veth", bridge=NODE_BRIDGE, leased=True)
         )
         status = NetworkStatus(name=network, interface=link, ips=[ip], mac=address, default=default)
         self._statuses.append(status)

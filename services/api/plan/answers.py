@@ -11,7 +11,7 @@ from schemas.events import Changed, ObjectRef, Requested
 from schemas.kube import NetworkAttachmentDefinition, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.operations import Operation
 from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.spec_patch import Op
 
 
@@ -49,7 +49,7 @@ class Observed(msgspec.Struct, frozen=True):
     now: str = ""
     traceparent: str | None = None
 
-    def operation(self, kind: Kind) -> Operation:
+    def operation(self, kind: OperationKind) -> Operation:
         """A new operation of this request."""
         return Operation(self.fresh_id, kind, self.options.name, self.traceparent, self.now)
 

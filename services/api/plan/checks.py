@@ -12,7 +12,7 @@ from schemas.operations import nic_slots_of, operation_of
 from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.plan.answers import Observed, Refuse, conflict, invalid
 from services.common.domain.attachments import nad_reference, secondary
-from services.common.domain.fitness import ORDINAL, namesake, ordinal, why_fixed
+from services.common.domain.eligibility import ORDINAL, hash_collision, ordinal, why_fixed
 from services.common.domain.kubevirt import GATE
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN, entry_of, tokens
@@ -48,7 +48,7 @@ def taken(seen: Observed, interface: Interface, network: Network | None, state: 
 def collision(seen: Observed, spec: VmiSpec) -> Refuse | None:
     """The name is free, but something else stands in its way."""
     name = seen.options.name
-    if (other := namesake(spec, name)) is not None:
+    if (other := hash_collision(spec, name)) is not None:
         return conflict(seen, f"interface name {name!r} has the same link names as {other!r}; choose another")
     interfaces = {interface.name for interface in spec.interface_items()}
     if name not in interfaces and any(network.name == name for network in spec.network_items()):

@@ -8,7 +8,7 @@ import msgspec
 from schemas.kube import Interface, Network, VirtualMachine, VirtualMachineInstance
 from schemas.operations import Operation, derived_id, operation_of
 from schemas.options import AddInterfaceOptions
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.api.plan.answers import Answer, Change, Joined, Observed, Refuse, Target, conflict, not_found
 from services.api.plan.checks import (
     collision,
@@ -20,10 +20,10 @@ from services.api.plan.checks import (
     unfit_network,
     unknown,
 )
-from services.common.domain.ladder import fold, reached
+from services.common.domain.hotplug_status import fold, reached
 from services.common.domain.operations import ABSENT, operation_for
 from services.common.domain.spec_patch import Item, Lists, change, notes, of_vm
-from services.common.domain.template import edit_id, lives, owns, taken_out, wished_operation, wishes
+from services.common.domain.template import desired_interfaces, edit_id, lives, owns, taken_out, wished_operation
 
 
 def add(seen: Observed) -> Answer:
@@ -44,10 +44,12 @@ def add(seen: Observed) -> Answer:
         refusal, operation = _beside(seen, vmi)
     refusal = refusal or unfit_network(seen)
     if refusal is None and vmi is not None and operation is None:
-        refusal = no_slot(seen, vmi, coming=sum(wish.kind is Kind.PLUG for wish in wishes(vm, vmi)))
+        refusal = no_slot(
+            seen, vmi, coming=sum(wish.kind is OperationKind.PLUG for wish in desired_interfaces(vm, vmi))
+        )
     if refusal is not None:
         return refusal
-    operation = operation or seen.operation(Kind.PLUG)
+    operation = operation or seen.operation(OperationKind.PLUG)
     holder = of_vm(vm)
     lists = _with_primary(seen, vm, vmi, holder.lists)
     multus = {"networkName": options.network_attachment_definition_name}
@@ -73,7 +75,7 @@ def remove(seen: Observed) -> Answer:
         return refusal
     if interface.state == ABSENT:
         return Joined(_running_unplug(vm, vmi, interface))
-    operation, holder = seen.operation(Kind.UNPLUG), of_vm(vm)
+    operation, holder = seen.operation(OperationKind.UNPLUG), of_vm(vm)
     if here is not None and here.state == ABSENT and vmi is not None:
         # The running VM loses it already; the same operation now says so of the template, too.
         operation = operation_for(vmi, here)
@@ -89,13 +91,19 @@ def _existing(
 ) -> Joined | Refuse:
     if interface.state == ABSENT:
         return taken(seen, interface, network, " and is being unplugged")
-    operation = wished_operation(vm, interface.name, Kind.PLUG)
+    operation = wished_operation(vm, interface.name, OperationKind.PLUG)
     if operation is not None and vmi is not None and same_network(seen, network):
         here = _of(vmi, interface.name)
         if here is None and not taken_out(vmi, interface.name):
             return Joined(operation)
-        rung = next((rung for rung in fold(vmi, seen.pod) if rung.interface == interface.name), None)
-        if rung is not None and rung.operation == operation.id and not reached(rung, Stage.GUEST_ATTACHED):
+        nic_status = next(
+            (nic_status for nic_status in fold(vmi, seen.pod) if nic_status.interface == interface.name), None
+        )
+        if (
+            nic_status is not None
+            and nic_status.operation == operation.id
+            and not reached(nic_status, Stage.GUEST_ATTACHED)
+        ):
             return Joined(operation)
     return taken(seen, interface, network, "")
 
@@ -120,13 +128,13 @@ def _beside(seen: Observed, vmi: VirtualMachineInstance) -> tuple[Refuse | None,
 
 def _running_unplug(vm: VirtualMachine, vmi: VirtualMachineInstance | None, interface: Interface) -> Operation:
     written = operation_of(vm.metadata.annotations, interface.name)
-    if written is not None and written.kind is Kind.UNPLUG:
+    if written is not None and written.kind is OperationKind.UNPLUG:
         return written
     here = _of(vmi, interface.name)
     if vmi is not None and here is not None and here.state == ABSENT:
         return operation_for(vmi, here)
     # An edit that the controller has not written down yet, or (with nothing running) never will.
-    name, kind = interface.name, Kind.UNPLUG
+    name, kind = interface.name, OperationKind.UNPLUG
     fresh = derived_id(vm.metadata.uid, name, kind, vm.metadata.generation)
     return Operation(edit_id(vm, vmi, name, kind) if vmi is not None else fresh, kind, name)
 

@@ -6,7 +6,7 @@ Pure. Next: :mod:`services.api.plan.vm`.
 from schemas.kube import Interface, Network, VirtualMachineInstance
 from schemas.operations import NIC_SLOTS, operation_of
 from schemas.options import AddInterfaceOptions
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.api.plan.answers import Answer, Change, Joined, Observed, Refuse, Target, conflict, not_found
 from services.api.plan.checks import (
     collision,
@@ -18,7 +18,7 @@ from services.api.plan.checks import (
     unfit_network,
     unknown,
 )
-from services.common.domain.ladder import fold, reached
+from services.common.domain.hotplug_status import fold, reached
 from services.common.domain.operations import ABSENT, operation_for
 from services.common.domain.spec_patch import annotation_path, change, notes, of_vmi
 from services.common.domain.template import owns
@@ -46,7 +46,7 @@ def add(seen: Observed) -> Answer:
     refusal = collision(seen, vmi.spec) or unfit_network(seen) or no_slot(seen, vmi)
     if refusal is not None:
         return refusal
-    operation, holder = seen.operation(Kind.PLUG), of_vmi(vmi)
+    operation, holder = seen.operation(OperationKind.PLUG), of_vmi(vmi)
     multus = {"networkName": options.network_attachment_definition_name}
     lists = holder.lists.plus({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
     ops = change(holder, lists, notes([operation]))
@@ -70,7 +70,7 @@ def remove(seen: Observed) -> Answer:
         return refusal
     if interface.state == ABSENT:
         return Joined(operation_for(vmi, interface))
-    operation, holder = seen.operation(Kind.UNPLUG), of_vmi(vmi)
+    operation, holder = seen.operation(OperationKind.UNPLUG), of_vmi(vmi)
     return Change(Target.VMI, operation, change(holder, holder.lists.absent([interface.name]), notes([operation])))
 
 
@@ -89,9 +89,11 @@ def _existing(
     operation = operation_of(vmi.metadata.annotations, interface.name)
     if operation is not None and operation.failed is not None:
         return taken(seen, interface, network, f", could not be plugged ({operation.failed}) and is being taken out")
-    rung = next((rung for rung in fold(vmi, seen.pod) if rung.interface == interface.name), None)
-    running = rung is not None and not reached(rung, Stage.GUEST_ATTACHED)
-    if same_network(seen, network) and running and operation is not None and operation.kind is Kind.PLUG:
+    nic_status = next(
+        (nic_status for nic_status in fold(vmi, seen.pod) if nic_status.interface == interface.name), None
+    )
+    running = nic_status is not None and not reached(nic_status, Stage.GUEST_ATTACHED)
+    if same_network(seen, network) and running and operation is not None and operation.kind is OperationKind.PLUG:
         return Joined(operation)
     return taken(seen, interface, network, "")
 

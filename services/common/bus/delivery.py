@@ -9,14 +9,14 @@ from structlog.typing import FilteringBoundLogger
 from schemas.encoding import SUBJECT_ROOT
 from schemas.stages import Stage
 from services.common.bus import spans
-from services.common.bus.envelope import Message, Unusable, dead_letter, incoming
-from services.common.bus.protocol import Handler, Received
+from services.common.bus.envelope import BusMessage, Unusable, dead_letter, incoming
+from services.common.bus.protocol import EventHandler, Received
 from services.common.telemetry import Telemetry
 
 
 def deliver(
-    message: Message,
-    handler: Handler,
+    message: BusMessage,
+    handler: EventHandler,
     *,
     telemetry: Telemetry,
     log: FilteringBoundLogger,
@@ -24,7 +24,7 @@ def deliver(
     stream: str,
     sequence: int,
     deliveries: int = 1,
-) -> Message | None:
+) -> BusMessage | None:
     """Hand a message to the handler.
 
     A handler that raises is a bug of its role; the message is put aside, never retried: resync covers the work.

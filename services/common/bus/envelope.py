@@ -26,7 +26,7 @@ MAX_MESSAGE_CHARS = 4096
 """Longer failure messages are cut: an event over the size limit would be refused by every consumer."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class BusMessage(msgspec.Struct, frozen=True):
     """What goes over the wire."""
 
     subject: str
@@ -78,7 +78,7 @@ def message_id(event: Event, start_id: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def outgoing(event: Event, *, role: str, node: str, start_id: str, now: datetime | None = None) -> Message:
+def outgoing(event: Event, *, role: str, node: str, start_id: str, now: datetime | None = None) -> BusMessage:
     """The message of an event, still without trace context.
 
     :raises ValueError: the role may not publish this stage, a name is empty, or the event is too large.
@@ -99,7 +99,7 @@ def outgoing(event: Event, *, role: str, node: str, start_id: str, now: datetime
         time=(now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     )
     headers[MSG_ID] = event_id
-    return Message(str(event.subject), payload, headers)
+    return BusMessage(str(event.subject), payload, headers)
 
 
 def incoming(subject: str, headers: Mapping[str, str] | None, payload: bytes) -> tuple[Event, Subject]:
@@ -137,8 +137,8 @@ def _wrong_subject(subject: str, expected: Subject) -> Unusable:
 
 
 def dead_letter(
-    message: Message, error: Unusable, *, consumer: str, sequence: int, now: datetime | None = None
-) -> Message:
+    message: BusMessage, error: Unusable, *, consumer: str, sequence: int, now: datetime | None = None
+) -> BusMessage:
     """The letter that keeps an unusable message: its payload and headers, and why it could not be used.
 
     Its id depends on the message alone, so several consumers that refuse one message keep one letter.
@@ -156,7 +156,7 @@ def dead_letter(
     }
     seed = f"{message.subject}\0{sequence}\0{message.id}".encode() + b"\0" + message.payload
     headers[MSG_ID] = "dead-" + hashlib.sha256(seed).hexdigest()[:32]
-    return Message(DEAD_ROOT + message.subject.removeprefix(SUBJECT_ROOT), message.payload, headers)
+    return BusMessage(DEAD_ROOT + message.subject.removeprefix(SUBJECT_ROOT), message.payload, headers)
 
 
 def _one_line(text: str) -> str:

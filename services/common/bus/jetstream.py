@@ -1,7 +1,7 @@
 """The bus on NATS JetStream: keeps connected, publishes within a budget, consumes over lost connections.
 
 Nothing here may hold up a role: :func:`connect` returns at once, a publish gives up its caller after the budget.
-The pieces: :mod:`services.common.bus.session` (one connection), :mod:`services.common.bus.puller` (one consumer),
+The pieces: :mod:`services.common.bus.connection` (one connection), :mod:`services.common.bus.consumer` (one consumer),
 :mod:`services.common.bus.outbox` (what waits), :mod:`services.common.bus.delivery` (one message).
 """
 
@@ -20,13 +20,13 @@ from structlog.typing import FilteringBoundLogger
 from schemas.events import Event
 from services.common import faults
 from services.common.bus import spans, streams
+from services.common.bus.connection import BusConnection, Endpoint
+from services.common.bus.consumer import ConsumerLost, PullConsumer
 from services.common.bus.delivery import deliver
-from services.common.bus.envelope import Message, outgoing
+from services.common.bus.envelope import BusMessage, outgoing
 from services.common.bus.keyvalue import JetStreamKeyValue
 from services.common.bus.outbox import Outbox
-from services.common.bus.protocol import Handler, KeyValue
-from services.common.bus.puller import ConsumerLost, Puller
-from services.common.bus.session import Endpoint, Session
+from services.common.bus.protocol import EventHandler, KeyValue
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
 
@@ -75,7 +75,7 @@ class JetStreamBus:
         self._log = log
         self._settings = settings
         self._start_id = uuid4().hex
-        self._session: Session | None = None
+        self._session: BusConnection | None = None
         self._up = asyncio.Event()
         self._down = asyncio.Event()
         self._down.set()
@@ -121,10 +121,10 @@ class JetStreamBus:
                 self._put(message)
         self._telemetry.metrics.published(event)
 
-    async def consume(self, *, consumer: str, filters: Sequence[str], handler: Handler) -> None:
+    async def consume(self, *, consumer: str, filters: Sequence[str], handler: EventHandler) -> None:
         """See :meth:`services.common.bus.protocol.Bus.consume`."""
 
-        def on_message(message: Message, sequence: int, deliveries: int) -> None:
+        def on_message(message: BusMessage, sequence: int, deliveries: int) -> None:
             for _ in range(faults.deliveries()):
                 dead = deliver(
                     message,
@@ -139,7 +139,7 @@ class JetStreamBus:
                 if dead is not None:
                     self._put(dead)
 
-        puller = Puller(consumer, filters, settings=self._settings, log=self._log, on_message=on_message)
+        puller = PullConsumer(consumer, filters, settings=self._settings, log=self._log, on_message=on_message)
         if self._session is None:
             # Publishers may be quicker to come back to the server than we are.
             puller.resume = datetime.now(UTC)
@@ -186,7 +186,7 @@ class JetStreamBus:
         failures = 0
         while True:
             try:
-                session = await Session.open(
+                session = await BusConnection.open(
                     endpoint, name=f"hotnic-{self._role}-{self._node}", settings=self._settings, log=self._log
                 )
             except Exception as error:
@@ -206,7 +206,7 @@ class JetStreamBus:
             await asyncio.sleep(self._delay(failures))
             failures += 1
 
-    async def _ready(self, session: Session) -> bool:
+    async def _ready(self, session: BusConnection) -> bool:
         """Whether the streams stand; a server whose JetStream is not up yet is left and tried again."""
         try:
             await streams.ensure(session.js, self._settings, self._log)
@@ -215,7 +215,7 @@ class JetStreamBus:
             return False
         return not session.lost.is_set()
 
-    async def _hold(self, session: Session) -> None:
+    async def _hold(self, session: BusConnection) -> None:
         """Offer the session to everyone until it is lost."""
         self._session = session
         self._up.set()
@@ -233,13 +233,13 @@ class JetStreamBus:
             self._down.set()
             self._telemetry.metrics.bus_up(False)
 
-    async def _restore_streams(self, session: Session) -> None:
+    async def _restore_streams(self, session: BusConnection) -> None:
         try:
             await streams.ensure(session.js, self._settings, self._log)
         except _TRANSIENT as error:
             self._log.debug("the streams could not be restored", error=repr(error))
 
-    async def _try(self, session: Session, message: Message) -> bool:
+    async def _try(self, session: BusConnection, message: BusMessage) -> bool:
         """Publish within the budget; ``False`` leaves it to the background (the id absorbs a second arrival)."""
         try:
             async with asyncio.timeout(self._settings.publish_budget):
@@ -249,7 +249,7 @@ class JetStreamBus:
             return False
         return True
 
-    def _put(self, message: Message) -> None:
+    def _put(self, message: BusMessage) -> None:
         dropped = self._outbox.put(message)
         if dropped is not None:
             self._telemetry.metrics.dropped()

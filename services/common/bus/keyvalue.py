@@ -16,8 +16,8 @@ from nats.js.errors import (
 )
 from nats.js.kv import KeyValue as NatsKeyValue
 
-from services.common.bus.protocol import BusUnavailable, Entry, WrongRevision
-from services.common.bus.session import Session
+from services.common.bus.connection import BusConnection
+from services.common.bus.protocol import BusUnavailable, KeyValueEntry, WrongRevision
 from services.common.bus.settings import BusSettings
 
 T = TypeVar("T")
@@ -26,21 +26,21 @@ T = TypeVar("T")
 class JetStreamKeyValue:
     """A bucket by name, over whatever session stands."""
 
-    def __init__(self, bucket: str, session: Callable[[], Session | None], settings: BusSettings) -> None:
+    def __init__(self, bucket: str, session: Callable[[], BusConnection | None], settings: BusSettings) -> None:
         self._bucket = bucket
         self._session = session
         self._settings = settings
-        self._opened: tuple[Session, NatsKeyValue] | None = None
+        self._opened: tuple[BusConnection, NatsKeyValue] | None = None
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> KeyValueEntry | None:
         """See :class:`services.common.bus.protocol.KeyValue`."""
 
-        async def call(store: NatsKeyValue) -> Entry | None:
+        async def call(store: NatsKeyValue) -> KeyValueEntry | None:
             try:
                 found = await store.get(key)
             except KeyNotFoundError:
                 return None
-            return Entry(key, found.value or b"", found.revision or 0)
+            return KeyValueEntry(key, found.value or b"", found.revision or 0)
 
         return await self._do(call)
 
@@ -70,7 +70,7 @@ class JetStreamKeyValue:
 
         await self._do(call)
 
-    async def watch(self, keys: str = ">") -> AsyncGenerator[Entry | None, None]:
+    async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
         """See :class:`services.common.bus.protocol.KeyValue`."""
         # nats-py ends a watch without deleting its consumer.
         threshold = self._settings.watch_threshold
@@ -94,7 +94,7 @@ class JetStreamKeyValue:
                     yield None
                 else:
                     gone = found.operation in ("DEL", "PURGE")
-                    yield Entry(found.key, None if gone else found.value or b"", found.revision or 0)
+                    yield KeyValueEntry(found.key, None if gone else found.value or b"", found.revision or 0)
         finally:
             lost.cancel()
             if not session.client.is_closed:
@@ -121,7 +121,7 @@ class JetStreamKeyValue:
             self._opened = (session, await self._make(session))
         return self._opened[1]
 
-    async def _make(self, session: Session) -> NatsKeyValue:
+    async def _make(self, session: BusConnection) -> NatsKeyValue:
         try:
             return await session.js.key_value(self._bucket)
         except (BucketNotFoundError, NotFoundError):

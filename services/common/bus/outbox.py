@@ -3,14 +3,14 @@
 import asyncio
 from collections import deque
 
-from services.common.bus.envelope import Message
+from services.common.bus.envelope import BusMessage
 
 
 class Outbox:
     """A bounded queue whose head stays until it is really sent."""
 
     def __init__(self, limit: int) -> None:
-        self._items: deque[Message] = deque()
+        self._items: deque[BusMessage] = deque()
         self._limit = limit
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
@@ -19,7 +19,7 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, message: Message) -> Message | None:
+    def put(self, message: BusMessage) -> BusMessage | None:
         """Append; returns the oldest message when it had to go for this one."""
         dropped = self._items.popleft() if len(self._items) >= self._limit else None
         self._items.append(message)
@@ -27,12 +27,12 @@ class Outbox:
         self._drained.clear()
         return dropped
 
-    async def head(self) -> Message:
+    async def head(self) -> BusMessage:
         """The oldest message, once there is one. It stays."""
         await self._filled.wait()
         return self._items[0]
 
-    def done(self, message: Message) -> None:
+    def done(self, message: BusMessage) -> None:
         """Take this message off, if it is still the oldest (it may have been dropped meanwhile)."""
         if self._items and self._items[0] is message:
             self._items.popleft()

@@ -29,7 +29,7 @@ class Received(msgspec.Struct, frozen=True):
     time: str = ""
 
 
-Handler = Callable[[Received], None]
+EventHandler = Callable[[Received], None]
 """Puts the event's key into a queue. Must not block and should not raise."""
 
 
@@ -45,7 +45,7 @@ class WrongRevision(BusError):
     """The key changed since the revision that was named (or exists, for ``create``)."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class KeyValueEntry(msgspec.Struct, frozen=True):
     """A value of a bucket. ``value`` is ``None`` for a key that was deleted (in a watch only).
 
     :ivar revision: grows with every change of the bucket; compare for equality only.
@@ -59,7 +59,7 @@ class Entry(msgspec.Struct, frozen=True):
 class KeyValue(Protocol):
     """A bucket. Every call raises :class:`BusUnavailable` when the bus is away; the bucket is made when missing."""
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> KeyValueEntry | None:
         """The value of a key, ``None`` when there is none."""
         ...
 
@@ -89,7 +89,7 @@ class KeyValue(Protocol):
         """Remove what is left of a deleted key: the mark by which watches learn of it, which takes room for ever."""
         ...
 
-    def watch(self, keys: str = ">") -> AsyncGenerator[Entry | None, None]:
+    def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
         """What the matching keys hold now, then ``None`` once, then every change, until the caller stops.
 
         Marks of keys deleted earlier may be among what they hold.
@@ -114,7 +114,7 @@ class Bus(Protocol):
         """
         ...
 
-    async def consume(self, *, consumer: str, filters: Sequence[str], handler: Handler) -> None:
+    async def consume(self, *, consumer: str, filters: Sequence[str], handler: EventHandler) -> None:
         """Hand every new event that matches one of the filters to the handler, until cancelled.
 
         :param consumer: a name without dots, unique per role and node (:func:`schemas.encoding.node_consumer`).

@@ -2,7 +2,7 @@
 
 One connection for one command; no role uses this. A history is sent by the server in one go, as fast as it is taken:
 one question for each message would cost a round trip each, and people read from afar.
-What a letter is: :mod:`services.common.bus.letters`.
+What a letter is: :mod:`services.common.bus.dead_letters`.
 """
 
 import asyncio
@@ -18,41 +18,41 @@ from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from schemas.encoding import DEAD_ROOT
-from services.common.bus.envelope import Message
-from services.common.bus.letters import Letter, again, letter_of
+from services.common.bus.connection import BusConnection, Endpoint
+from services.common.bus.dead_letters import DeadLetter, again, dead_letter_of
+from services.common.bus.envelope import BusMessage
 from services.common.bus.protocol import BusUnavailable
-from services.common.bus.session import Endpoint, Session
 from services.common.bus.settings import BusSettings
 from services.common.logs import Log
 
 
-class Stored(msgspec.Struct, frozen=True):
+class StoredMessage(msgspec.Struct, frozen=True):
     """A message of a stream."""
 
     sequence: int
-    message: Message
+    message: BusMessage
 
 
 class Reader:
     """See the module; made by :func:`reading`. Every call raises :class:`BusUnavailable` when NATS does not answer."""
 
-    def __init__(self, session: Session, settings: BusSettings) -> None:
+    def __init__(self, session: BusConnection, settings: BusSettings) -> None:
         self._session = session
         self._settings = settings
 
-    async def letters(self) -> AsyncIterator[Letter]:
+    async def letters(self) -> AsyncIterator[DeadLetter]:
         """All dead letters, the oldest first."""
         async for stored in self._stored(self._settings.dead_stream, f"{DEAD_ROOT}.>"):
-            yield letter_of(stored.sequence, stored.message)
+            yield dead_letter_of(stored.sequence, stored.message)
 
-    async def letter(self, sequence: int) -> Letter | None:
+    async def letter(self, sequence: int) -> DeadLetter | None:
         """One dead letter."""
         with _classified(), contextlib.suppress(NotFoundError):
             found = await self._session.js.get_msg(self._settings.dead_stream, seq=sequence)
-            return letter_of(sequence, _message(found))
+            return dead_letter_of(sequence, _message(found))
         return None
 
-    async def replay(self, letter: Letter, *, keep: bool) -> str:
+    async def replay(self, letter: DeadLetter, *, keep: bool) -> str:
         """Publish a letter's message again, then remove the letter unless it is to be kept; gives the new id.
 
         :raises Unusable: it would only become a dead letter again; nothing was done.
@@ -67,12 +67,12 @@ class Reader:
                     await self._session.js.delete_msg(self._settings.dead_stream, letter.sequence)
         return message.id
 
-    async def events(self, subjects: str) -> AsyncIterator[Stored]:
+    async def events(self, subjects: str) -> AsyncIterator[StoredMessage]:
         """The stored messages of some subjects, the oldest first."""
         async for stored in self._stored(self._settings.stream, subjects):
             yield stored
 
-    async def news(self, subjects: str, after: int) -> AsyncGenerator[Stored, None]:
+    async def follow(self, subjects: str, after: int) -> AsyncGenerator[StoredMessage, None]:
         """Those that come after a sequence, until cancelled."""
         with _classified():
             subscription = await self._subscribed(self._settings.stream, subjects, after)
@@ -80,7 +80,7 @@ class Reader:
             async for found in delivered:
                 yield _stored(found)
 
-    async def _stored(self, stream: str, subjects: str) -> AsyncIterator[Stored]:
+    async def _stored(self, stream: str, subjects: str) -> AsyncIterator[StoredMessage]:
         """What is stored at this moment: the server sends it all, as fast as it is taken."""
         try:
             with _classified():
@@ -148,7 +148,7 @@ async def reading(
     """
     limits = settings or BusSettings()
     with _classified():
-        session = await Session.open(Endpoint.of(url, environ), name="hotnic-cli", settings=limits, log=log)
+        session = await BusConnection.open(Endpoint.of(url, environ), name="hotnic-cli", settings=limits, log=log)
     try:
         yield Reader(session, limits)
     finally:
@@ -165,9 +165,11 @@ def _classified() -> Iterator[None]:
         raise BusUnavailable(str(error) or type(error).__name__) from error
 
 
-def _message(found: RawStreamMsg) -> Message:
-    return Message(found.subject or "", found.data or b"", dict(found.headers or {}))
+def _message(found: RawStreamMsg) -> BusMessage:
+    return BusMessage(found.subject or "", found.data or b"", dict(found.headers or {}))
 
 
-def _stored(found: Msg) -> Stored:
-    return Stored(found.metadata.sequence.stream, Message(found.subject, found.data, dict(found.headers or {})))
+def _stored(found: Msg) -> StoredMessage:
+    return StoredMessage(
+        found.metadata.sequence.stream, BusMessage(found.subject, found.data, dict(found.headers or {}))
+    )

@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from schemas.encoding import SUBJECT_ROOT
-from services.common.bus.envelope import Message
+from services.common.bus.envelope import BusMessage
 from services.common.telemetry.propagation import TRACEPARENT, context_of, inject, links
 
 BUFFERED = "hotnic.bus.buffered"
@@ -31,7 +31,7 @@ def template(stage: str) -> str:
 
 
 @contextmanager
-def send(tracer: Tracer, message: Message, *, stage: str, operation: str) -> Iterator[Span]:
+def send(tracer: Tracer, message: BusMessage, *, stage: str, operation: str) -> Iterator[Span]:
     """The PRODUCER span ``send hotplug.<stage>``; puts its context into the message's headers."""
     with tracer.start_as_current_span(
         f"send {destination(stage)}", kind=SpanKind.PRODUCER, attributes=_for_sampling("send", message)
@@ -45,7 +45,7 @@ def send(tracer: Tracer, message: Message, *, stage: str, operation: str) -> Ite
 
 @contextmanager
 def process(
-    tracer: Tracer, message: Message, *, stage: str, consumer: str, stream: str, deliveries: int = 1
+    tracer: Tracer, message: BusMessage, *, stage: str, consumer: str, stream: str, deliveries: int = 1
 ) -> Iterator[Span]:
     """The CONSUMER span ``process hotplug.<stage>``, child of the message's context."""
     parent = context_of(message.headers.get(TRACEPARENT))
@@ -78,7 +78,7 @@ def refuse(span: Span, reason: str, detail: str) -> None:
     span.set_status(Status(StatusCode.ERROR, detail))
 
 
-def _for_sampling(name: str, message: Message) -> dict[str, str | int | bool]:
+def _for_sampling(name: str, message: BusMessage) -> dict[str, str | int | bool]:
     """What a sampler wants at a span's start. The rest follows at its end: here every microsecond delays a NIC."""
     return {
         "messaging.system": "nats",
@@ -88,7 +88,7 @@ def _for_sampling(name: str, message: Message) -> dict[str, str | int | bool]:
     }
 
 
-def _rest(message: Message, stage: str) -> dict[str, str | int | bool]:
+def _rest(message: BusMessage, stage: str) -> dict[str, str | int | bool]:
     return {
         "messaging.destination.template": template(stage),
         "messaging.message.id": message.id,

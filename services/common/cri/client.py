@@ -16,7 +16,7 @@ from schemas.cri import runtime_pb2 as pb
 from schemas.cri import runtime_pb2_grpc as stubs
 from services.common.cri.container import CONTAINER_LABEL, choose_container, pid_of
 from services.common.cri.errors import ContainerMissing, CriError, CriUnavailable, SandboxMissing
-from services.common.cri.sandbox import NAME_LABEL, NAMESPACE_LABEL, UID_LABEL, Known, Sandbox, choose, read
+from services.common.cri.sandbox import NAME_LABEL, NAMESPACE_LABEL, UID_LABEL, ListedSandbox, Sandbox, choose, read
 from services.common.telemetry.propagation import HasTracer
 
 DEADLINE: Final = 5.0
@@ -88,12 +88,14 @@ class Cri:
         request = pb.ContainerStatusRequest(container_id=container, verbose=True)
         return pid_of(await self._call(stub.ContainerStatus, request, "ContainerStatus"))
 
-    async def known(self) -> list[Known]:
+    async def known(self) -> list[ListedSandbox]:
         """Every sandbox that the runtime knows, ready or not.
 
         :raises CriUnavailable: the runtime did not answer.
         """
-        return [Known(item.id, item.metadata.uid, item.state == pb.SANDBOX_READY) for item in await self._list({})]
+        return [
+            ListedSandbox(item.id, item.metadata.uid, item.state == pb.SANDBOX_READY) for item in await self._list({})
+        ]
 
     async def version(self) -> str:
         """Name and version of the runtime, such as ``containerd 1.6.20``; a cheap sign of life, without a span.

@@ -33,7 +33,7 @@ class Sandbox(msgspec.Struct, frozen=True):
     state: str = "ready"
 
 
-class Known(msgspec.Struct, frozen=True):
+class ListedSandbox(msgspec.Struct, frozen=True):
     """A sandbox in the runtime's list, whatever its state."""
 
     id: str

@@ -2,5 +2,5 @@
 
 Start with :mod:`services.common.domain.operations` (which operation, which pod), then
 :mod:`services.common.domain.attachments` (which attachments a pod should have) and
-:mod:`services.common.domain.ladder` (what the user sees of it).
+:mod:`services.common.domain.hotplug_status` (what the user sees of it).
 """

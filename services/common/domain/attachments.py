@@ -1,7 +1,8 @@
 """Which attachments the pod of a VMI should have: the VMI's spec against the pod's networks annotation.
 
 Names follow the pod: hashed, unless the pod was made with ordinal names, which it keeps.
-Not here: what the pod really has (its network status), and who attaches. Next: :mod:`services.common.domain.ladder`.
+Not here: what the pod really has (its network status), and who attaches. Next:
+:mod:`services.common.domain.hotplug_status`.
 """
 
 from schemas.kube import Interface, Network, VmiSpec

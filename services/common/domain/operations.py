@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 from schemas.kube import CREATED_BY_LABEL, Interface, Pod, VirtualMachineInstance
 from schemas.operations import Operation, derived_id, operation_of
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 
 ABSENT = "absent"
 
 
-def kind_of(interface: Interface) -> Kind:
+def kind_of(interface: Interface) -> OperationKind:
     """What the spec wishes for an interface: ``state: absent`` unplugs, anything else plugs."""
-    return Kind.UNPLUG if interface.state == ABSENT else Kind.PLUG
+    return OperationKind.UNPLUG if interface.state == ABSENT else OperationKind.PLUG
 
 
 def operation_for(vmi: VirtualMachineInstance, interface: Interface) -> Operation:

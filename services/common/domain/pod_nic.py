@@ -9,12 +9,12 @@ import ipaddress
 
 from schemas import cni
 from schemas.networks import NetworkStatus
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 
 _DEFAULT_DESTINATIONS = frozenset({"0.0.0.0/0", "::/0"})
 
 
-def sandbox_interface(result: cni.Result, interface: str) -> tuple[int, cni.Interface] | None:
+def sandbox_interface(result: cni.CniResult, interface: str) -> tuple[int, cni.CniInterface] | None:
     """The result's link inside the sandbox and its index: the one of that name, else the last with a sandbox."""
     inside = [(index, link) for index, link in enumerate(result.interfaces) if link.sandbox]
     named = [pair for pair in inside if pair[1].name == interface]
@@ -23,7 +23,7 @@ def sandbox_interface(result: cni.Result, interface: str) -> tuple[int, cni.Inte
     return inside[-1] if inside else None
 
 
-def network_status(name: str, interface: str, result: cni.Result, default: bool = False) -> NetworkStatus:
+def network_status(name: str, interface: str, result: cni.CniResult, default: bool = False) -> NetworkStatus:
     """The network-status entry of an attachment.
 
     :param name: ``namespace/nad``, or the CNI network's name for one that comes from a file.
@@ -36,7 +36,7 @@ def network_status(name: str, interface: str, result: cni.Result, default: bool 
     return _entry(name, interface, result, link, _addresses(result, link), default)
 
 
-def network_statuses(name: str, interface: str, result: cni.Result, default: bool = False) -> list[NetworkStatus]:
+def network_statuses(name: str, interface: str, result: cni.CniResult, default: bool = False) -> list[NetworkStatus]:
     """The entries of an attachment that a pod was made with: one for each of its links inside the sandbox.
 
     A plugin that makes several names the link of each address; what it names none of is the last one's. The default is
@@ -58,8 +58,8 @@ def network_statuses(name: str, interface: str, result: cni.Result, default: boo
 def _entry(
     name: str,
     interface: str,
-    result: cni.Result,
-    link: tuple[int, cni.Interface] | None,
+    result: cni.CniResult,
+    link: tuple[int, cni.CniInterface] | None,
     addresses: list[cni.Ip],
     default: bool,
 ) -> NetworkStatus:
@@ -80,7 +80,7 @@ def pod_nic(
     pod_uid: str,
     sandbox_id: str,
     interface: str,
-    result: cni.Result,
+    result: cni.CniResult,
     *,
     mac: str | None = None,
     mtu: int | None = None,
@@ -113,18 +113,18 @@ def pod_nic(
     )
 
 
-def _addresses(result: cni.Result, link: tuple[int, cni.Interface] | None) -> list[cni.Ip]:
+def _addresses(result: cni.CniResult, link: tuple[int, cni.CniInterface] | None) -> list[cni.Ip]:
     """The addresses on that link; one without an interface index belongs to the only link there is."""
     return [ip for ip in result.ips if ip.interface is None or link is None or ip.interface == link[0]]
 
 
-def _route(route: cni.Route, addresses: list[cni.Ip]) -> Route:
+def _route(route: cni.CniRoute, addresses: list[cni.Ip]) -> RecordedRoute:
     """A route without a next hop takes the gateway of its family's address, as the CNI specification says."""
     gateway = route.gw or None
     if gateway is None:
         version = _version(route.dst)
         gateway = next((ip.gateway for ip in addresses if ip.gateway and _version(ip.address) == version), None)
-    return Route(dst=route.dst, gw=gateway, priority=route.priority)
+    return RecordedRoute(dst=route.dst, gw=gateway, priority=route.priority)
 
 
 def _version(address: str) -> int:

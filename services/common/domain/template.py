@@ -2,7 +2,7 @@
 
 The template says which NICs the VM has after a restart, the VMI which it has now. A wish is copied once, with its
 operation; ``state: absent`` on the VMI is final; what is merely missing from the template is left alone.
-Next: :mod:`services.common.domain.fitness`, whether a wish can be granted.
+Next: :mod:`services.common.domain.eligibility`, whether a wish can be granted.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import msgspec
 
 from schemas.kube import Interface, Network, VirtualMachine, VirtualMachineInstance
 from schemas.operations import Operation, derived_id, operation_of
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.operations import ABSENT
 from services.common.domain.spec_patch import Item
 
@@ -19,13 +19,13 @@ FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 """Phases of a VMI that runs no more."""
 
 
-class Wish(msgspec.Struct, frozen=True):
+class DesiredInterface(msgspec.Struct, frozen=True):
     """One NIC on which template and VMI differ so that the VMI has to follow.
 
     :ivar item: the template's interface as written. :ivar network_item: its network; ``None`` where there is none.
     """
 
-    kind: Kind
+    kind: OperationKind
     interface: Interface
     network: Network | None
     item: Item
@@ -47,7 +47,7 @@ def lives(vmi: VirtualMachineInstance) -> bool:
     return vmi.metadata.deletion_timestamp is None and vmi.status.phase not in FINAL_PHASES
 
 
-def wishes(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[Wish]:
+def desired_interfaces(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[DesiredInterface]:
     """What the VMI has to follow, in the template's order; not judged yet.
 
     :raises msgspec.ValidationError: an item of either spec is malformed.
@@ -57,9 +57,9 @@ def wishes(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[Wish]:
     for wish in _template(vm):
         present = here.get(wish.name)
         if present is None:
-            if wish.kind is Kind.PLUG and not taken_out(vmi, wish.name):
+            if wish.kind is OperationKind.PLUG and not taken_out(vmi, wish.name):
                 found.append(wish)
-        elif wish.kind is Kind.UNPLUG and present.state != ABSENT:
+        elif wish.kind is OperationKind.UNPLUG and present.state != ABSENT:
             found.append(wish)
     return found
 
@@ -83,7 +83,7 @@ def asks_otherwise(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -
     )
 
 
-def revived(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[Wish]:
+def revived(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[DesiredInterface]:
     """Interfaces that the template itself asked to unplug and wants back before they are gone.
 
     An unplug asked of the VMI alone is no such case: the template keeps its NIC for the next start.
@@ -92,7 +92,7 @@ def revived(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[Wish]:
     found = []
     for wish in _template(vm):
         present = here.get(wish.name)
-        wanted_back = wish.kind is Kind.PLUG and present is not None and present.state == ABSENT
+        wanted_back = wish.kind is OperationKind.PLUG and present is not None and present.state == ABSENT
         if wanted_back and asked_by_template(vm, vmi, wish.name):
             found.append(wish)
     return found
@@ -117,7 +117,9 @@ def asked_by_template(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str
     """Whether the running unplug of an interface came from the template: VM and VMI carry the same operation."""
     wished = operation_of(vm.metadata.annotations, name)
     running = operation_of(vmi.metadata.annotations, name)
-    return wished is not None and running is not None and wished.id == running.id and wished.kind is Kind.UNPLUG
+    return (
+        wished is not None and running is not None and wished.id == running.id and wished.kind is OperationKind.UNPLUG
+    )
 
 
 def taken_out(vmi: VirtualMachineInstance, name: str) -> bool:
@@ -127,7 +129,7 @@ def taken_out(vmi: VirtualMachineInstance, name: str) -> bool:
     """
     operation = operation_of(vmi.metadata.annotations, name)
     gone = all(item.get("name") != name for item in vmi.spec.domain.devices.interfaces or ())
-    return gone and operation is not None and operation.kind is Kind.UNPLUG
+    return gone and operation is not None and operation.kind is OperationKind.UNPLUG
 
 
 def keeps_mark(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> bool:
@@ -138,13 +140,13 @@ def keeps_mark(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> bo
     return any(item.get("name") == name and item.get("state") != ABSENT for item in items)
 
 
-def wished_operation(vm: VirtualMachine, name: str, kind: Kind) -> Operation | None:
+def wished_operation(vm: VirtualMachine, name: str, kind: OperationKind) -> Operation | None:
     """The operation that was written down with a wish of the template; ``None`` for an edit with kubectl."""
     written = operation_of(vm.metadata.annotations, name)
     return written if written is not None and written.kind is kind and written.failed is None else None
 
 
-def edit_id(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str, kind: Kind) -> str:
+def edit_id(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str, kind: OperationKind) -> str:
     """The id of a wish that an edit of the template brought and nobody wrote an operation for.
 
     By the VM's generation, told apart from the VMI's own, which counts something else.
@@ -156,10 +158,10 @@ def _named(items: list[Item] | None, name: str) -> Item:
     return next((item for item in items or () if item.get("name") == name), {})
 
 
-def _template(vm: VirtualMachine) -> Iterator[Wish]:
+def _template(vm: VirtualMachine) -> Iterator[DesiredInterface]:
     spec = vm.spec.template.spec
     networks = {network.name: network for network in spec.network_items()}
     items = {str(item.get("name")): item for item in spec.networks or ()}
     for item, interface in zip(spec.domain.devices.interfaces or (), spec.interface_items(), strict=True):
-        kind = Kind.UNPLUG if interface.state == ABSENT else Kind.PLUG
-        yield Wish(kind, interface, networks.get(interface.name), item, items.get(interface.name))
+        kind = OperationKind.UNPLUG if interface.state == ABSENT else OperationKind.PLUG
+        yield DesiredInterface(kind, interface, networks.get(interface.name), item, items.get(interface.name))

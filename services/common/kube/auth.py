@@ -31,7 +31,7 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _log = logging.getLogger("hotnic.kube")
 
 
-class Access:
+class ClusterAccess:
     """A cluster's address and our credentials, kept fresh.
 
     :param kubeconfig: path(s) as in ``KUBECONFIG``; ``None``: ``~/.kube/config``, else the pod's service account.

@@ -14,9 +14,9 @@ import msgspec
 
 from schemas.kube import Resource
 from services.common.kube import patch as json_patches
-from services.common.kube.auth import Access
-from services.common.kube.errors import BadAnswer
-from services.common.kube.transport import DEADLINE, JSON, Response, Transport
+from services.common.kube.auth import ClusterAccess
+from services.common.kube.errors import BadApiAnswer
+from services.common.kube.transport import DEADLINE, JSON, KubeResponse, Transport
 from services.common.telemetry.propagation import HasTracer
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Kube:
         self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
     @property
-    def access(self) -> Access:
+    def access(self) -> ClusterAccess:
         """Address and credentials: ``server``, ``context``, ``namespace``."""
         return self._transport.access
 
@@ -80,7 +80,7 @@ class Kube:
         :param context: of the kubeconfig; ``None``: its current one.
         :raises KubeconfigError: there is no usable configuration.
         """
-        access = Access(kubeconfig, context)
+        access = ClusterAccess(kubeconfig, context)
         await access.load()
         return cls(Transport.open(access, telemetry, user_agent))
 
@@ -119,7 +119,7 @@ class Kube:
         for item in raw.items:
             try:
                 items.append(self.decode(resource, item))
-            except BadAnswer:
+            except BadApiAnswer:
                 continue
         return Listing(items, raw.resource_version, skipped=len(raw.items) - len(items))
 
@@ -140,7 +140,7 @@ class Kube:
             try:
                 page = _list_decoder.decode(answer.body)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise BadAnswer(f"list of {resource.plural}: {error}", status=answer.status) from error
+                raise BadApiAnswer(f"list of {resource.plural}: {error}", status=answer.status) from error
             items += page.items or []
             if not page.metadata.continue_:
                 return RawListing(items, page.metadata.resource_version)
@@ -229,7 +229,7 @@ class Kube:
         headers: Mapping[str, str] | None = None,
         timeout: float = DEADLINE,
         span: str | None = None,
-    ) -> Response:
+    ) -> KubeResponse:
         """Send any request.
 
         :param body: bytes as they are, anything else as JSON. :param content_type: of the body, JSON if not given.
@@ -297,7 +297,7 @@ class Kube:
         try:
             decoded: T = decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadAnswer(f"not a usable {resource.kind}: {error}") from error
+            raise BadApiAnswer(f"not a usable {resource.kind}: {error}") from error
         return decoded
 
     async def _call(
@@ -313,7 +313,7 @@ class Kube:
         body: Any = None,
         content_type: str | None = None,
         timeout: float = DEADLINE,
-    ) -> Response:
+    ) -> KubeResponse:
         what = f"{resource.plural}/{subresource}" if subresource else resource.plural
         return await self.request(
             method,

@@ -3,14 +3,14 @@
 ::
 
     KubeError
-      BadRequest, Unauthorized, Forbidden, NotFound, TooLarge
+      BadRequest, Unauthorized, Forbidden, NotFound, ObjectTooLarge
       Conflict            the object has changed since it was read
       AlreadyExists       the name is taken
       Gone                a resource version is too old: list again
       Invalid             refused by the object's schema or rules
         PatchTestFailed   a JSON patch whose ``test`` (or path) no longer fits the object: read again
       Unavailable         no answer, or one that says "later": try again
-        BadAnswer         an answer that is not the API's
+        BadApiAnswer         an answer that is not the API's
       KubeconfigError     no usable configuration; no request was made
 
 The reasons are those of ``k8s.io/apimachinery/pkg/apis/meta/v1`` (``StatusReason``).
@@ -88,7 +88,7 @@ class Gone(KubeError):
     """410: the resource version or the continue token is too old."""
 
 
-class TooLarge(KubeError):
+class ObjectTooLarge(KubeError):
     """413."""
 
     transient = False
@@ -110,7 +110,7 @@ class Unavailable(KubeError):
     """No answer (refused, reset, deadline), or 429 or 5xx: later it may go."""
 
 
-class BadAnswer(Unavailable):
+class BadApiAnswer(Unavailable):
     """An answer that is not the API's: no JSON, or not of the expected shape."""
 
 
@@ -124,7 +124,7 @@ _BY_REASON: dict[str, type[KubeError]] = {
     "Expired": Gone,
     "Gone": Gone,
     "Invalid": Invalid,
-    "RequestEntityTooLarge": TooLarge,
+    "RequestEntityTooLarge": ObjectTooLarge,
 }
 _BY_STATUS: dict[int, type[KubeError]] = {
     400: BadRequest,
@@ -133,7 +133,7 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     404: NotFound,
     409: Conflict,
     410: Gone,
-    413: TooLarge,
+    413: ObjectTooLarge,
     422: Invalid,
     429: Unavailable,
 }

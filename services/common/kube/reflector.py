@@ -15,7 +15,7 @@ import msgspec
 
 from schemas.kube import Resource, Status
 from services.common.kube.client import Kube
-from services.common.kube.errors import BadAnswer, Gone, KubeError, of_status
+from services.common.kube.errors import BadApiAnswer, Gone, KubeError, of_status
 from services.common.logs import Log
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class Reflector(Generic[T]):
                 self._handle(line)
                 fruitful, self._failures, self._expired = True, 0, False
         if not fruitful and not self._was_steady():
-            raise BadAnswer("the watch ended as soon as it was opened")
+            raise BadApiAnswer("the watch ended as soon as it was opened")
         self._failures = 0
 
     def _handle(self, line: bytes) -> None:
@@ -171,7 +171,7 @@ class Reflector(Generic[T]):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # Something between us and the API speaks; how much was lost is unknown.
             self._version = ""
-            raise BadAnswer(f"not a watch event: {error}: {line[:200]!r}") from error
+            raise BadApiAnswer(f"not a watch event: {error}: {line[:200]!r}") from error
         if event.type == "ERROR":
             self._version = ""
             raise _error_of(event.object)
@@ -198,7 +198,7 @@ class Reflector(Generic[T]):
             return
         try:
             value = self._kube.decode(self._resource, raw)
-        except BadAnswer as error:
+        except BadApiAnswer as error:
             self._log.error("object cannot be decoded", namespace=key[0], object=key[1], error=str(error))
             return
         if before is not None and before.uid != identity.uid:
@@ -249,7 +249,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if b"\n" not in chunk:
             rest += chunk
             if len(rest) > MAX_LINE:
-                raise BadAnswer(f"a watch event larger than {MAX_LINE} bytes")
+                raise BadApiAnswer(f"a watch event larger than {MAX_LINE} bytes")
             continue
         first, *others = chunk.split(b"\n")
         rest += first
@@ -269,4 +269,4 @@ def _error_of(raw: msgspec.Raw) -> KubeError:
     try:
         return of_status(_status.decode(raw))
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return BadAnswer(f"an error event without a status: {bytes(raw)[:200]!r}")
+        return BadApiAnswer(f"an error event without a status: {bytes(raw)[:200]!r}")

@@ -15,7 +15,7 @@ import msgspec
 from opentelemetry.trace import Span, SpanKind, StatusCode
 from yarl import URL
 
-from services.common.kube.auth import Access
+from services.common.kube.auth import ClusterAccess
 from services.common.kube.errors import KubeError, PatchTestFailed, Unavailable, classify
 from services.common.telemetry.propagation import HasTracer, inject
 
@@ -28,7 +28,7 @@ MAX_CONNECTIONS = 100
 JSON = "application/json"
 
 
-class Response(msgspec.Struct, frozen=True):
+class KubeResponse(msgspec.Struct, frozen=True):
     """A whole answer of less than 400; header names in any case."""
 
     status: int
@@ -42,14 +42,16 @@ class Transport:
     :ivar access: address and credentials.
     """
 
-    def __init__(self, access: Access, session: aiohttp.ClientSession, telemetry: HasTracer, user_agent: str) -> None:
+    def __init__(
+        self, access: ClusterAccess, session: aiohttp.ClientSession, telemetry: HasTracer, user_agent: str
+    ) -> None:
         self.access = access
         self._session = session
         self._tracer = telemetry.tracer
         self._user_agent = user_agent
 
     @classmethod
-    def open(cls, access: Access, telemetry: HasTracer, user_agent: str) -> "Transport":
+    def open(cls, access: ClusterAccess, telemetry: HasTracer, user_agent: str) -> "Transport":
         """Make the session; nothing is sent yet."""
         connector = aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE, socket_factory=_keep_alive_socket
@@ -73,7 +75,7 @@ class Transport:
         timeout: float,
         span: str,
         guarded: bool = False,
-    ) -> Response:
+    ) -> KubeResponse:
         """Send a request and read its whole answer.
 
         :param span: name of the CLIENT span. :param guarded: it is a JSON patch with ``test`` operations.
@@ -125,14 +127,14 @@ class Transport:
         content_type: str | None,
         headers: Mapping[str, str] | None,
         limits: aiohttp.ClientTimeout,
-    ) -> Response:
+    ) -> KubeResponse:
         try:
             async with await self._send(method, path, query, body, content_type, headers, limits) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, f"{method} {path}") from error
         span.set_attribute("http.response.status_code", response.status)
-        return Response(response.status, response.headers, answer)
+        return KubeResponse(response.status, response.headers, answer)
 
     async def _send(
         self,

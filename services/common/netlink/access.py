@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.common.netlink import inside
+from services.common.netlink.connection import ConnectionClosed, NetlinkConnection
 from services.common.netlink.errors import NetlinkFailure, NetnsGone, classified
-from services.common.netlink.wire import Wire, WireClosed
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ _NAMESPACE_LINK = re.compile(r"\w+:\[\d+\]")
 _MAX_LINKS = 40
 
 
-class Access:
+class NetnsAccess:
     """A network namespace that can be reached.
 
     :param real: where its path is seen from this process. :param identity: device and inode: a namespace made anew at
@@ -46,25 +46,25 @@ class Access:
         self._timeout = timeout
         self._idle = idle
         self._on_idle = on_idle
-        self._wire: Wire | None = None
+        self._wire: NetlinkConnection | None = None
         self._opening = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
 
     async def ask(
         self, message: object, type_: int, flags: int, doing: str, read: Callable[[bytes], T] | None = None
     ) -> list[T]:
-        """One rtnetlink request (:meth:`services.common.netlink.wire.Wire.ask`)."""
+        """One rtnetlink request (:meth:`services.common.netlink.connection.NetlinkConnection.ask`)."""
         while True:
             wire = await self.connected()
             try:
                 return await wire.ask(message, type_, flags, f"{doing} in {self.path}", read)
-            except WireClosed:
+            except ConnectionClosed:
                 continue
             finally:
                 if wire.broken and self._wire is wire:
                     self.close()
 
-    async def connected(self) -> Wire:
+    async def connected(self) -> NetlinkConnection:
         """The conversation, opened if need be.
 
         :raises NetnsGone: the namespace is not there any more.
@@ -72,7 +72,7 @@ class Access:
         async with self._opening:
             if self._wire is None:
                 sock = await self.inside(inside.route_socket, "opening netlink")
-                self._wire = Wire(sock, timeout=self._timeout)
+                self._wire = NetlinkConnection(sock, timeout=self._timeout)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._idle, self._rest)

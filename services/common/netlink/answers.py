@@ -2,7 +2,7 @@
 
 A bridge's link carries some eighty attributes; decoding them all, as pyroute2 does, costs milliseconds for each link
 and each look. Pure. Layouts: linux/if_link.h, if_addr.h, rtnetlink.h.
-Next: :mod:`services.common.netlink.wire`, which gets the bytes.
+Next: :mod:`services.common.netlink.connection`, which gets the bytes.
 """
 
 import ipaddress

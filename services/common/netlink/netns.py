@@ -25,19 +25,19 @@ from pyroute2.netlink.rtnl import (
 )
 
 from services.common.netlink import inside, requests
-from services.common.netlink.access import Access
+from services.common.netlink.access import NetnsAccess
 from services.common.netlink.answers import address_of, link_of, routes_of
+from services.common.netlink.connection import Attributes
 from services.common.netlink.errors import LinkExists, LinkMissing, NetlinkFailure
 from services.common.netlink.links import Address, Link, Route
 from services.common.netlink.packets import Instruction, packet_socket
 from services.common.netlink.requests import CREATE, DO, DUMP
 from services.common.netlink.taps import Labels, make_tap
-from services.common.netlink.wire import Attributes
 
 _OUR_GROUPS = 1 << 30
 
 
-class Node:
+class NodeNetns:
     """What the namespaces of one node have in common.
 
     :ivar labels: SELinux' of its processes. :ivar has_dummy: whether its kernel makes dummies, as far as is known.
@@ -51,7 +51,7 @@ class Node:
 class Netns:
     """One network namespace. Every operation has a deadline and fails with a :class:`NetlinkFailure`."""
 
-    def __init__(self, access: Access, node: Node) -> None:
+    def __init__(self, access: NetnsAccess, node: NodeNetns) -> None:
         self._access = access
         self._node = node
 

@@ -9,9 +9,9 @@ import stat
 from functools import partial
 from pathlib import Path
 
-from services.common.netlink.access import Access, under
+from services.common.netlink.access import NetnsAccess, under
 from services.common.netlink.errors import NetnsGone
-from services.common.netlink.netns import Netns, Node
+from services.common.netlink.netns import Netns, NodeNetns
 from services.common.netlink.taps import Labels
 
 
@@ -29,8 +29,8 @@ class NetnsPool:
         self._timeout = timeout
         self._idle = idle
         self.labels = labels or Labels(self.root)
-        self._node = Node(self.labels)
-        self._open: dict[tuple[int, int], tuple[Access, Netns]] = {}
+        self._node = NodeNetns(self.labels)
+        self._open: dict[tuple[int, int], tuple[NetnsAccess, Netns]] = {}
 
     async def open(self, path: str) -> Netns:
         """The namespace at a path, ready to be asked.
@@ -42,7 +42,7 @@ class NetnsPool:
         if access is None or netns is None or access.path != path:
             self.drop(path)
             self._forget(identity)
-            access = Access(
+            access = NetnsAccess(
                 path, real, identity, timeout=self._timeout, idle=self._idle, on_idle=partial(self._forget, identity)
             )
             netns = Netns(access, self._node)

@@ -11,8 +11,8 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from services.common.netlink.answers import IFF_UP
+from services.common.netlink.connection import Attributes
 from services.common.netlink.links import Route, is_ipv4
-from services.common.netlink.wire import Attributes
 
 DO = NLM_F_REQUEST | NLM_F_ACK
 CREATE = DO | NLM_F_CREATE | NLM_F_EXCL

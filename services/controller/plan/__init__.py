@@ -1,6 +1,6 @@
 """What the controller does for one VM and its VMI: pure, from both and the acting pod.
 
-Three subjects, each a module: :mod:`~services.controller.plan.wishes` (operations get going),
+Three subjects, each a module: :mod:`~services.controller.plan.operations` (operations get going),
 :mod:`~services.controller.plan.attachments` (the pod and what it tells), :mod:`~services.controller.plan.removal`
 (what is gone leaves the specs). Next: :mod:`services.controller.apply`.
 """
@@ -12,8 +12,8 @@ from services.common.domain.template import lives, owns
 from services.common.reconcile import Reject
 from services.controller.plan.actions import Action, Complain, Observed, Patch, Start, Target
 from services.controller.plan.attachments import acts, annotate_pod, write_status
+from services.controller.plan.operations import adopt, adopt_at_start, copy_link_states, copy_template, undo_failed
 from services.controller.plan.removal import clear_vm, clear_vmi
-from services.controller.plan.wishes import adopt, adopt_at_start, copy_link_states, copy_template, undo_failed
 
 __all__ = ["Action", "Complain", "Observed", "Patch", "Start", "Target", "plan"]
 

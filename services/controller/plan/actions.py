@@ -1,6 +1,6 @@
 """What the controller looked at and what it can do: the words of its plan, without decisions.
 
-Next: :mod:`services.controller.plan.wishes`.
+Next: :mod:`services.controller.plan.operations`.
 """
 
 from enum import StrEnum

@@ -9,7 +9,7 @@ from schemas.kube import Pod, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.networks import NETWORK_STATUS, NETWORKS, encode_networks, parse_network_status, parse_networks
 from schemas.operations import Operation, encode, is_hashed, operation_key, stale_operations
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.attachments import desired, pod_interface_names, secondary
 from services.common.domain.operations import migrating, operation_for
 from services.common.domain.spec_patch import Op, annotate, annotation_path
@@ -54,7 +54,7 @@ def annotate_pod(vmi: VirtualMachineInstance, pod: Pod) -> Patch | None:
     released = frozenset(
         name
         for name, operation in operations.items()
-        if operation.kind is Kind.UNPLUG and operation.released == pod.metadata.uid
+        if operation.kind is OperationKind.UNPLUG and operation.released == pod.metadata.uid
     )
     wanted = desired(vmi.spec, vmi.metadata.namespace, elements, statuses, released)
     links = {e.requested_interface for e in [*elements, *wanted]} | {status.interface for status in statuses}

@@ -8,7 +8,7 @@ from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
 from schemas.operations import Operation, operation_key, operation_of, operation_under, stale_operations
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.attachments import pod_interface_names, secondary
 from services.common.domain.operations import ABSENT, operation_for
 from services.common.domain.spec_patch import change, of_vm, of_vmi
@@ -89,7 +89,7 @@ def _noted(vmi: VirtualMachineInstance | None, name: str) -> bool:
 def _marked(vm: VirtualMachine | None, vmi: VirtualMachineInstance) -> set[str]:
     """The interfaces whose unplug has to be remembered; all of them where the owning VM cannot be seen."""
     found = (operation_under(vmi.metadata.annotations, key) for key in vmi.metadata.annotations)
-    unplugs = {o.interface for o in found if o is not None and o.kind is Kind.UNPLUG}
+    unplugs = {o.interface for o in found if o is not None and o.kind is OperationKind.UNPLUG}
     if vm is None:
         owned = any(owner.kind == "VirtualMachine" for owner in vmi.metadata.owner_references)
         return unplugs if owned else set()

@@ -1,7 +1,7 @@
 """DHCPv4 messages (RFC 2131), read and built. Pure.
 
 Options that are longer than 255 bytes are split and joined (RFC 3396). What a client might put into the fields
-``sname`` and ``file`` is not read. Next: :mod:`services.handler.addresses.answer4`, which answers them.
+``sname`` and ``file`` is not read. Next: :mod:`services.handler.addresses.dhcp4_replies`, which answers them.
 """
 
 import struct

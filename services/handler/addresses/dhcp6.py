@@ -1,4 +1,4 @@
-"""DHCPv6 messages (RFC 8415), read and built. Pure. Next: :mod:`services.handler.addresses.answer6`."""
+"""DHCPv6 messages (RFC 8415), read and built. Pure. Next: :mod:`services.handler.addresses.dhcp6_replies`."""
 
 import struct
 from enum import IntEnum

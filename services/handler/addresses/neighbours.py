@@ -3,7 +3,7 @@
 Router advertisements say what is on link, who is the router, and that addresses come by DHCPv6 (flag M; no prefix is
 offered for addresses of the guest's own making). A router has to speak with a link-local address of its own; where
 IPAM names a global one, an alias stands for it, and who asks for the alias is told the router's MAC.
-Next: :mod:`services.handler.addresses.answer6`.
+Next: :mod:`services.handler.addresses.dhcp6_replies`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What a guest is told of the address that IPAM chose for its NIC: from the pod NIC's record. Pure.
 
 One IPv4 address, as DHCPv4 can lease one to a link; every IPv6 address. Link-local ones are no one's to give.
-Next: :mod:`services.handler.addresses.answer4`, which puts it into messages.
+Next: :mod:`services.handler.addresses.dhcp4_replies`, which puts it into messages.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 
 LEASE_SECONDS = 999 * 24 * 3600
 """As KubeVirt: the address belongs to the card for as long as there is a card, whether or not a handler runs."""
@@ -125,7 +125,7 @@ def offer_of(
     )
 
 
-def _routes(recorded: Iterable[Route]) -> list[tuple[_Network, _Address | None]]:
+def _routes(recorded: Iterable[RecordedRoute]) -> list[tuple[_Network, _Address | None]]:
     """The routes that can be read, whose network and next hop are of one family."""
     found: list[tuple[_Network, _Address | None]] = []
     for route in recorded:

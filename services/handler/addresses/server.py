@@ -9,9 +9,9 @@ import socket
 from collections.abc import Callable
 
 from services.common.logs import Log
-from services.handler.addresses.ear import AT_ONCE, PER_SECOND, Ear
 from services.handler.addresses.frames import Malformed
-from services.handler.addresses.talk import Said, Talk
+from services.handler.addresses.listener import AT_ONCE, PER_SECOND, Ear
+from services.handler.addresses.responder import Said, Talk
 
 ADVERTISE_EVERY = 600.0
 """Seconds between two router advertisements that nobody asked for."""

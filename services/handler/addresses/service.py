@@ -12,9 +12,9 @@ from functools import partial
 from services.common.logs import Log
 from services.common.netlink.netns import Netns
 from services.handler.addresses.filter import of_guest, of_network
+from services.handler.addresses.responder import Said, Talk
+from services.handler.addresses.served import Wish
 from services.handler.addresses.server import Server
-from services.handler.addresses.talk import Said, Talk
-from services.handler.addresses.wishes import Wish
 
 Identity = tuple[int, int]
 

@@ -19,7 +19,7 @@ from schemas.kube import PODS, VMIS, VMS, Pod, Resource, VirtualMachineInstance
 from services.common.kube.client import Kube
 from services.common.kube.reflector import Reflector
 from services.common.reconcile import Reconciler
-from services.common.runtime import Runtime
+from services.common.runtime import RoleRuntime
 from services.common.runtime import main as run
 from services.common.settings import Common
 from services.lab.layout import Guests
@@ -52,7 +52,7 @@ class Settings(Common, frozen=True, kw_only=True):
     tools: Annotated[str | None, msgspec.Meta(description="folder of kernel, image and binaries")] = None
 
 
-async def start(runtime: Runtime[Settings]) -> None:
+async def start(runtime: RoleRuntime[Settings]) -> None:
     """Wire the node's loops and start them."""
     settings, log = runtime.settings, runtime.log
     tools = Tools.find(Path(settings.tools) if settings.tools else None)
@@ -74,7 +74,7 @@ async def start(runtime: Runtime[Settings]) -> None:
 class Loops:
     """Scheduler, kubelet, VM and VMI loop with the caches that drive them."""
 
-    def __init__(self, runtime: Runtime[Settings], kube: Kube, cri: PodRuntime, tools: Tools) -> None:
+    def __init__(self, runtime: RoleRuntime[Settings], kube: Kube, cri: PodRuntime, tools: Tools) -> None:
         node, log = runtime.settings.node_name, runtime.log
         self._runtime = runtime
         self._kube = kube
@@ -162,7 +162,7 @@ def _vmi_view(vmi: VirtualMachineInstance | None) -> object:
     return meta.uid, meta.deletion_timestamp, status.phase, status.node_name, status.active_pods, status.conditions
 
 
-async def network_ready(cri: PodRuntime, then: Callable[[], Any], runtime: Runtime[Settings]) -> None:
+async def network_ready(cri: PodRuntime, then: Callable[[], Any], runtime: RoleRuntime[Settings]) -> None:
     """Start the kubelet once the runtime takes pods: the CNI configuration comes from multus."""
     while True:
         try:

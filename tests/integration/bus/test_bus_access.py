@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.common.bus.session import Endpoint, Session
+from services.common.bus.connection import BusConnection, Endpoint
 from tests.support.jetstream import QUICK, Buses
 from tests.support.nats import nats_server
 
@@ -64,8 +64,8 @@ async def test_tls_with_an_authority_of_our_own(tmp_path: Path) -> None:
     async with nats_server(tmp_path / "nats", *options) as server:
         url = server.url.replace("nats://", "tls://")
         log = structlog.get_logger()
-        session = await Session.open(Endpoint((url,), ca=str(cert)), name="test", settings=QUICK, log=log)
+        session = await BusConnection.open(Endpoint((url,), ca=str(cert)), name="test", settings=QUICK, log=log)
         assert session.client.is_connected
         await session.close()
         with pytest.raises(ssl.SSLCertVerificationError):
-            await Session.open(Endpoint((url,)), name="test", settings=QUICK, log=log)
+            await BusConnection.open(Endpoint((url,)), name="test", settings=QUICK, log=log)

@@ -13,9 +13,9 @@ from nats.js.api import StreamConfig
 
 from schemas.events import Failed
 from services.common.bus import spans
+from services.common.bus.connection import BusConnection, Endpoint
 from services.common.bus.jetstream import JetStreamBus
 from services.common.bus.protocol import BusUnavailable
-from services.common.bus.session import Endpoint, Session
 from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming, operation
 from tests.support.jetstream import QUICK, Buses, JetStreamHarness, jetstream
 from tests.support.nats import NatsServer
@@ -253,7 +253,7 @@ async def test_a_server_that_hangs_holds_up_nobody(harness: JetStreamHarness) ->
 
 async def test_a_connection_that_breaks_while_something_waits_to_be_written_is_lost(server: NatsServer) -> None:
     """nats-py tries to write it first, and tells nobody of the loss when that fails."""
-    session = await Session.open(Endpoint((server.url,)), name="test", settings=QUICK, log=structlog.get_logger())
+    session = await BusConnection.open(Endpoint((server.url,)), name="test", settings=QUICK, log=structlog.get_logger())
 
     async def fill() -> None:
         with contextlib.suppress(ConnectionClosedError):

@@ -10,13 +10,13 @@ import pytest
 
 from schemas.events import Event
 from services.cli.__main__ import main
-from services.common.bus.envelope import MSG_ID, Message, outgoing
+from services.common.bus.envelope import MSG_ID, BusMessage, outgoing
 from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming
 from tests.support.jetstream import jetstream
 from tests.support.nats import NatsServer
 
 GOOD = outgoing(annotated(), role="controller", node="_", start_id="start")
-BROKEN = Message(GOOD.subject, b"{", {MSG_ID: "broken"})
+BROKEN = BusMessage(GOOD.subject, b"{", {MSG_ID: "broken"})
 DOCUMENT = re.compile(r"^[\[{].*", re.MULTILINE | re.DOTALL)
 
 

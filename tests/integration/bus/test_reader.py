@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import structlog
 
-from services.common.bus.envelope import MSG_ID, Message, outgoing
+from services.common.bus.envelope import MSG_ID, BusMessage, outgoing
 from services.common.bus.protocol import BusUnavailable
 from services.common.bus.reader import Reader, reading
 from tests.support.bus_conformance import annotated
@@ -36,8 +36,8 @@ async def reader(harness: JetStreamHarness) -> AsyncIterator[Reader]:
 async def publish(harness: JetStreamHarness, count: int, first: int = 0) -> None:
     """That many of one VM's, each followed by one of another VM's."""
     for number in range(first, first + count):
-        await harness.raw(Message(GOOD.subject, b"%d" % number, {MSG_ID: f"mine {number}"}))
-        await harness.raw(Message(OTHERS, b"not mine", {MSG_ID: f"other {number}"}))
+        await harness.raw(BusMessage(GOOD.subject, b"%d" % number, {MSG_ID: f"mine {number}"}))
+        await harness.raw(BusMessage(OTHERS, b"not mine", {MSG_ID: f"other {number}"}))
 
 
 async def payloads(reader: Reader) -> list[bytes]:
@@ -61,9 +61,9 @@ async def test_the_history_ends_where_it_ended_when_it_was_asked_for(harness: Je
     await publish(harness, 2, first=3)
     found += [stored async for stored in history]
     assert [stored.message.payload for stored in found] == [b"0", b"1", b"2"]
-    news = reader.news(GOOD.subject, found[-1].sequence)
-    async with asyncio.timeout(10), contextlib.aclosing(news):
-        assert [(await anext(news)).message.payload for _ in range(2)] == [b"3", b"4"]
+    history = reader.follow(GOOD.subject, found[-1].sequence)
+    async with asyncio.timeout(10), contextlib.aclosing(history):
+        assert [(await anext(history)).message.payload for _ in range(2)] == [b"3", b"4"]
 
 
 async def test_what_is_not_there_is_an_empty_history(harness: JetStreamHarness, reader: Reader) -> None:

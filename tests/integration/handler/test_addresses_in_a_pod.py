@@ -19,7 +19,7 @@ import structlog
 from opentelemetry.trace import INVALID_SPAN
 
 from schemas.names import pod_interface
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 from services.common.netlink.errors import LinkMissing
 from services.common.netlink.netns import Netns
 from services.common.netlink.packets import packet_socket
@@ -33,14 +33,13 @@ from services.handler.addresses.neighbours import (
     told_neighbour,
 )
 from services.handler.addresses.offer import offer_of
+from services.handler.addresses.responder import Said, Talk
+from services.handler.addresses.served import Wish
 from services.handler.addresses.server import Server
 from services.handler.addresses.service import Addresses
-from services.handler.addresses.talk import Said, Talk
-from services.handler.addresses.wishes import Wish
-from services.handler.releasing import release_steps
-from services.handler.steps import Seen
-from services.handler.walk import walk
-from services.handler.wiring import (
+from services.handler.apply_netlink import walk
+from services.handler.netlink_operations import Seen
+from services.handler.pod_network import (
     LinkNames,
     bridge_address,
     bridge_binding,
@@ -49,6 +48,7 @@ from services.handler.wiring import (
     pod_nic_link,
     steps,
 )
+from services.handler.teardown import release_steps
 from tests.support import netns as testbed
 from tests.support.tap_guest import EVERYWHERE, NOWHERE, TapGuest
 
@@ -113,7 +113,7 @@ class Pod:
         self.given = asyncio.Semaphore(0)
         self.addresses = Addresses(self.looks.release, self.given.release, structlog.get_logger())
 
-    async def nic(self, number: int, *ips: str, routes: tuple[Route, ...] = (), mtu: int = 1500) -> Nic:
+    async def nic(self, number: int, *ips: str, routes: tuple[RecordedRoute, ...] = (), mtu: int = 1500) -> Nic:
         """Another NIC, wired and not served yet."""
         name = pod_interface(f"nic{number}")
         testbed.veth(self.path, name, self.node, f"veth{number}")
@@ -150,7 +150,7 @@ async def lease4(nic: Nic) -> dhcp4.Message:
         return await asyncio.to_thread(guest.lease4)
 
 
-ROUTES = (Route("0.0.0.0/0", "10.0.0.1"), Route("10.1.0.0/16", "10.0.0.9"))
+ROUTES = (RecordedRoute("0.0.0.0/0", "10.0.0.1"), RecordedRoute("10.1.0.0/16", "10.0.0.9"))
 
 
 async def test_a_client_gets_address_and_routes(pod: Pod) -> None:
@@ -243,7 +243,7 @@ async def test_the_network_behind_the_bridge_neither_asks_nor_hears(pod: Pod) ->
 
 
 async def test_a_router_with_a_global_address_is_found_by_its_alias(pod: Pod) -> None:
-    nic = await pod.served(0, "fd00::2/64", routes=(Route("::/0", "fd00::1"),))
+    nic = await pod.served(0, "fd00::2/64", routes=(RecordedRoute("::/0", "fd00::1"),))
     testbed.ip(pod.node, "address", "add", "fd00::1/64", "dev", nic.outer, "nodad")
     shown = json.loads(testbed.ip(pod.node, "-json", "link", "show", nic.outer))
     router_mac = bytes.fromhex(shown[0]["address"].replace(":", ""))
@@ -307,7 +307,7 @@ async def test_a_tap_that_goes_ends_its_server_and_is_told(pod: Pod) -> None:
 
 
 async def test_a_server_that_cannot_be_started_whole_leaves_nothing_open(pod: Pod) -> None:
-    nic = await pod.nic(0, "fd00::2/64", routes=(Route("::/0", "fd00::1"),))
+    nic = await pod.nic(0, "fd00::2/64", routes=(RecordedRoute("::/0", "fd00::1"),))
     testbed.ip(pod.path, "link", "delete", nic.names.tap)
     with pytest.raises(LinkMissing):
         await pod.addresses.serve(nic.wish, pod.netns)

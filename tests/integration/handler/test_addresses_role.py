@@ -7,7 +7,7 @@ import pytest
 
 from schemas.events import Failed
 from schemas.names import tap
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from tests.support import netns as testbed
 from tests.support.handler_node import IP, Node, handler_node, operation
 from tests.support.objects import POD_UID, VMI_UID
@@ -31,7 +31,7 @@ async def plugged(node: Node, *interfaces: str, ips: tuple[str, ...] = (IP,)) ->
 async def test_a_nic_with_addresses_is_served_for_as_long_as_the_guest_has_the_card(node: Node) -> None:
     await plugged(node, "blue")
     assert node.served() == {tap("blue")}
-    node.wish(absent=("blue",), operations=(operation("blue", kind=Kind.UNPLUG),))
+    node.wish(absent=("blue",), operations=(operation("blue", kind=OperationKind.UNPLUG),))
     await node.settled()
     assert node.served() == {tap("blue")}, "a paused guest does not let go"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from schemas.names import pod_interface
 from schemas.operations import PodNic, encode, pod_nic_key
-from services.handler.wiring import link_names
+from services.handler.pod_network import link_names
 from services.lab.guest.console import ConsoleFollower
 from services.lab.guest.qemu import BootNic, Guest, GuestSpec
 from services.lab.tools import Tools

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 from services.common.netlink.pool import NetnsPool
-from services.handler.releasing import release_steps
-from services.handler.steps import Seen
-from services.handler.walk import walk
-from services.handler.wiring import bridge_address, bridge_binding, bridge_mac, link_names, pod_nic_link, steps
+from services.handler.apply_netlink import walk
+from services.handler.netlink_operations import Seen
+from services.handler.pod_network import bridge_address, bridge_binding, bridge_mac, link_names, pod_nic_link, steps
+from services.handler.teardown import release_steps
 from tests.support import netns as testbed
 from tests.support.broken_off import BrokenOffError, MortalNetns, mortal
 
@@ -27,9 +27,13 @@ ARP_IGNORE = "net/ipv4/conf/all/arp_ignore"
 ALL = 1000
 """More calls than any way takes."""
 
-IPV4_ROUTES = (Route("0.0.0.0/0", "10.0.0.1"), Route("10.9.0.0/16"), Route("10.8.0.0/16", "10.9.0.1", 50))
-IPV6_ROUTES = (Route("::/0", "fd00::1"), Route("fd09::/64"))
-SHAPES: dict[str, tuple[tuple[str, ...], tuple[Route, ...], int]] = {
+IPV4_ROUTES = (
+    RecordedRoute("0.0.0.0/0", "10.0.0.1"),
+    RecordedRoute("10.9.0.0/16"),
+    RecordedRoute("10.8.0.0/16", "10.9.0.1", 50),
+)
+IPV6_ROUTES = (RecordedRoute("::/0", "fd00::1"), RecordedRoute("fd09::/64"))
+SHAPES: dict[str, tuple[tuple[str, ...], tuple[RecordedRoute, ...], int]] = {
     "bare": ((), (), 1500),
     "ipv4": (("10.0.0.2/24",), IPV4_ROUTES[:1], 1500),
     "ipv6": (("fd00::2/64",), IPV6_ROUTES, 1400),

@@ -12,8 +12,8 @@ from qemu.qmp import QMPClient
 
 from schemas.events import ConfirmedBy, Event, Failed, GuestAttached
 from schemas.names import pod_interface
-from schemas.stages import Kind
-from services.handler.wiring import link_names
+from schemas.stages import OperationKind
+from services.handler.pod_network import link_names
 from services.lab.guest.qemu import AGENT_SOCKET, LAB_QMP_SOCKET, BootNic, Guest, GuestSpec
 from services.lab.tools import Tools
 from tests.support.handler_node import IP, Node, handler_node, operation
@@ -68,7 +68,7 @@ def plug(node: Node) -> None:
 
 def unplug(node: Node) -> None:
     """The user does not want it any more."""
-    node.wish(absent=("iface1",), operations=(operation("iface1", kind=Kind.UNPLUG),))
+    node.wish(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
 
 
 @pytest.mark.guest
@@ -86,7 +86,7 @@ async def test_a_guest_that_boots_is_no_failure_and_one_that_is_paused_lets_go_w
         unplug(node)
         events = await node.until_published(lambda found: bool(failures(found)))
         late = failures(events)[0]
-        assert (late.reason, late.operation.kind) == ("GuestDoesNotLetGo", Kind.UNPLUG)
+        assert (late.reason, late.operation.kind) == ("UnplugTimeout", OperationKind.UNPLUG)
         assert late.retry_after is not None
         assert {NAMES.bridged, NAMES.bridge, NAMES.tap} <= node.links()
         await real.do("cont")
@@ -111,7 +111,7 @@ async def test_a_guest_without_an_agent_is_confirmed_by_its_driver_and_lets_go_o
         unplug(node)
         await node.until_released("iface1", timeout=40)
         assert node.links() == {"lo", NAMES.nic}
-        assert {failed.reason for failed in failures(node.bus.published)} <= {"GuestDoesNotLetGo"}
+        assert {failed.reason for failed in failures(node.bus.published)} <= {"UnplugTimeout"}
 
 
 async def test_a_machine_that_is_gone_is_told_of_and_its_wiring_stays() -> None:

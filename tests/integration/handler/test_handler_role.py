@@ -9,7 +9,7 @@ from schemas.events import Changed, ConfirmedBy, Failed, GuestAttached, MultusAt
 from schemas.names import pod_interface
 from schemas.operations import PodNic, encode, nic_slots_of, pod_nic_key, pod_nic_of
 from services.common.telemetry.propagation import traceparent_of
-from services.handler.wiring import link_names
+from services.handler.pod_network import link_names
 from tests.support import netns as testbed
 from tests.support.bus import MemoryBus
 from tests.support.handler_node import IP, MAC, POD, SANDBOX, VMIS, Node, handler_node, operation, parts

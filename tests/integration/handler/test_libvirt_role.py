@@ -12,16 +12,16 @@ import pytest
 from schemas.events import Event, Failed, GuestDetached
 from schemas.names import pod_interface
 from schemas.operations import nic_slots_of
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.cli import guest
 from services.cli.node_files import Paths
 from services.common.cri.client import Cri
-from services.common.domain.invariants.world import Card as SeenCard
-from services.common.domain.invariants.world import Machine as SeenMachine
-from services.common.domain.invariants.world import Unknown
+from services.common.domain.invariants.world import GuestDevice as SeenCard
+from services.common.domain.invariants.world import NotVisible
+from services.common.domain.invariants.world import VmSnapshot as SeenMachine
 from services.handler.guest.libvirt import LibvirtGuest
 from services.handler.guest.port import GuestView
-from services.handler.wiring import link_names
+from services.handler.pod_network import link_names
 from services.lab.guest.console import ConsoleFollower
 from tests.support.handler_node import IP, MAC, VMIS, Machine, Node, handler_node, operation
 from tests.support.libvirtd import NAME, PRIMARY_MAC, Libvirtd, domain_xml, running_libvirtd
@@ -65,7 +65,7 @@ class Launcher:
         return machine
 
 
-async def looked(node: Node, *, bound: bool | None = None, **paths: Any) -> tuple[SeenCard, ...] | Unknown:
+async def looked(node: Node, *, bound: bool | None = None, **paths: Any) -> tuple[SeenCard, ...] | NotVisible:
     """The cards that the doctor sees on this node."""
     cri = Cri(str(node.folder / "cri.sock"), recording_telemetry()[0])
     try:
@@ -93,17 +93,17 @@ async def test_the_doctor_sees_libvirts_cards_and_says_why_when_it_cannot() -> N
             ("hotnic[libvirt]", await looked(node, bound=False)),
             ("hotnic[libvirt]", await looked(node, bound=False, **nowhere)),
         ):
-            assert isinstance(found, Unknown)
+            assert isinstance(found, NotVisible)
             assert reason in found.why
         with launcher.daemon.hanging():
             found = await looked(node)
-            assert isinstance(found, Unknown)
+            assert isinstance(found, NotVisible)
             assert "not answered within" in found.why
         with launcher.daemon.away():
-            assert isinstance(await looked(node), Unknown)
+            assert isinstance(await looked(node), NotVisible)
         node.cri.sandboxes[0].containers.clear()
         found = await looked(node)
-        assert isinstance(found, Unknown)
+        assert isinstance(found, NotVisible)
         assert "no running container compute" in found.why
 
 
@@ -132,7 +132,7 @@ async def test_a_guest_of_libvirts_takes_a_card_and_lets_it_go() -> None:
 
         # Its libvirtd is replaced in between: the next look finds the new one, and the guest runs on.
         launcher.daemon.restart()
-        node.wish(absent=("iface1",), operations=(operation("iface1", kind=Kind.UNPLUG),))
+        node.wish(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
         await node.until_released("iface1")
         assert node.links() == {"lo", NAMES.nic}
         events = await node.until_published(lambda found: isinstance(found[-1], GuestDetached))
@@ -180,13 +180,13 @@ async def test_a_machine_that_ends_while_it_is_asked_is_told_of_and_keeps_its_wi
         node.wish("iface1", operations=(operation("iface1"),))
         node.show_network_status("iface1")
         await node.until_status("iface1", "domain")
-        node.wish(absent=("iface1",), operations=(operation("iface1", kind=Kind.UNPLUG),))
+        node.wish(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
         async with asyncio.timeout(10):
             # The guest is paused: it was asked and does not answer.
             await node.until(lambda: any(s.name == "handler unplug iface1" for s in node.spans.get_finished_spans()))
         launcher.daemon.kill_domain()
         events = await node.until_published(lambda found: bool(failures(found, "GuestNotReachable")))
-        assert failures(events, "GuestNotReachable")[0].operation.kind is Kind.UNPLUG
+        assert failures(events, "GuestNotReachable")[0].operation.kind is OperationKind.UNPLUG
         found = node.operation("iface1")
         assert found is not None
         assert found.released is None

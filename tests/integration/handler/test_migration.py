@@ -20,12 +20,12 @@ from schemas.kube import Pod, VirtualMachineInstance
 from schemas.names import pod_interface
 from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks, parse_networks
 from schemas.operations import operation_of
-from schemas.stages import Kind
-from services.common.domain.ladder import fold
+from schemas.stages import OperationKind
+from services.common.domain.hotplug_status import fold
 from services.common.domain.operations import acting_pod
 from services.common.kube.client import Kube
 from services.controller.role import Controller
-from services.handler.wiring import link_names
+from services.handler.pod_network import link_names
 from tests.support.bus import MemoryBus
 from tests.support.handler_node import IP, VMIS, Node, handler_node, operation
 from tests.support.node_kube import PODS, FakeKube, serving_kube, write_kubeconfig
@@ -67,8 +67,8 @@ class Cluster:
     def reason(self) -> str | None:
         """Why the NIC is where it is, as the user reads it."""
         vmi, pods = self.vmi(), [msgspec.convert(found, Pod) for found in self.kube.of(PODS)]
-        (rung,) = fold(vmi, acting_pod(vmi, pods))
-        return rung.reason
+        (nic_status,) = fold(vmi, acting_pod(vmi, pods))
+        return nic_status.reason
 
     def launch(self, node: Node, **annotations: str) -> None:
         """The launcher pod of a node."""
@@ -223,7 +223,7 @@ async def test_an_unplug_that_a_migration_overtakes_is_finished_on_the_target(
     await kube.until(lambda: cluster.links(source) == [NAMES.nic])
     cluster.attach(source)
     await kube.until(lambda: "domain" in source.status("iface1").get("infoSource", ""))
-    unplug = operation("iface1", kind=Kind.UNPLUG)
+    unplug = operation("iface1", kind=OperationKind.UNPLUG)
     if released:
         # The source's handler had just said so when the migration began.
         cluster.begin(with_nic=with_nic)

@@ -11,7 +11,7 @@ from schemas.events import Failed
 from schemas.names import pod_interface
 from schemas.operations import nic_slots_of
 from services.handler.guest.qmp import QmpGuest
-from services.handler.wiring import link_names
+from services.handler.pod_network import link_names
 from tests.support import netns as testbed
 from tests.support.handler_node import IP, MAC, VMIS, Node, handler_node, operation
 from tests.support.objects import VMI_UID

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
-from services.handler.releasing import release_steps
-from services.handler.steps import AddRoute, Seen, Step
-from services.handler.walk import walk
-from services.handler.wiring import bridge_binding, link_names, pod_nic_link, steps
+from services.handler.apply_netlink import walk
+from services.handler.netlink_operations import AddRoute, Seen, Step
+from services.handler.pod_network import bridge_binding, link_names, pod_nic_link, steps
+from services.handler.teardown import release_steps
 from tests.support import netns as testbed
 from tests.support.cni import bridge_config, leases, real_plugins
 from tests.support.spans import recording_telemetry
@@ -26,7 +26,11 @@ POD = "22222222-2222-4222-8222-222222222222"
 MAC = "3e:89:92:5a:b5:a7"
 ARP_IGNORE = "net/ipv4/conf/all/arp_ignore"
 DUAL = ("10.0.0.2/24", "fd00::2/64")
-ROUTES = (Route("0.0.0.0/0", "10.0.0.1"), Route("10.9.0.0/16"), Route("10.8.0.0/16", "10.9.0.1", 50))
+ROUTES = (
+    RecordedRoute("0.0.0.0/0", "10.0.0.1"),
+    RecordedRoute("10.9.0.0/16"),
+    RecordedRoute("10.8.0.0/16", "10.9.0.1", 50),
+)
 RECORD = PodNic(pod_uid=POD, sandbox_id="s", interface=NAMES.nic, mac=MAC, mtu=1400, ips=DUAL, routes=ROUTES)
 
 
@@ -139,7 +143,7 @@ async def test_a_next_hop_that_is_not_there_any_more_holds_nothing_up(pod: Path,
         mac=MAC,
         mtu=1500,
         ips=("10.0.0.2/24",),
-        routes=(Route("10.8.0.0/16", "192.168.77.1"), Route("0.0.0.0/0", "10.0.0.1")),
+        routes=(RecordedRoute("10.8.0.0/16", "192.168.77.1"), RecordedRoute("0.0.0.0/0", "10.0.0.1")),
     )
     await wire(netns, record)
     telemetry, spans = recording_telemetry()

@@ -12,12 +12,12 @@ from opentelemetry.trace import INVALID_SPAN
 from schemas.events import Changed, Failed, GuestDetached, ObjectRef, Requested
 from schemas.names import pod_interface
 from schemas.operations import PodNic, encode, nic_slots_of, pod_nic_key
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.netlink.pool import NetnsPool
 from services.common.telemetry.propagation import traceparent_of
-from services.handler.steps import Seen
-from services.handler.walk import walk
-from services.handler.wiring import bridge_binding, link_names, pod_nic_link, steps
+from services.handler.apply_netlink import walk
+from services.handler.netlink_operations import Seen
+from services.handler.pod_network import bridge_binding, link_names, pod_nic_link, steps
 from services.lab.guest.qemu import BootNic, Guest, GuestSpec
 from services.lab.tools import Tools
 from tests.support import netns as testbed
@@ -69,7 +69,7 @@ async def test_a_real_guest_lets_go_and_gets_the_card_again() -> None:
         assert node.served() == {NAMES.tap}
 
         with node.telemetry.tracer.start_as_current_span("request") as request:
-            unplug = operation("iface1", traceparent_of(), Kind.UNPLUG)
+            unplug = operation("iface1", traceparent_of(), OperationKind.UNPLUG)
         node.wish(absent=("iface1",), operations=(unplug,))
         released = await node.until_released("iface1")
         assert released.id == unplug.id
@@ -125,16 +125,16 @@ async def test_a_guest_that_keeps_its_card_keeps_its_wiring_and_people_hear_of_i
     node.wish("iface1")
     node.show_network_status("iface1")
     await node.until_status("iface1", "domain")
-    node.wish(absent=("iface1",), operations=(operation("iface1", kind=Kind.UNPLUG),))
+    node.wish(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
     events = await node.until_published(lambda found: any(isinstance(event, Failed) for event in found))
     late = events[-1]
     assert isinstance(late, Failed)
-    assert (late.at, late.reason, late.operation.kind) == (Stage.GUEST_DETACHED, "GuestDoesNotLetGo", Kind.UNPLUG)
+    assert (late.at, late.reason, late.operation.kind) == (Stage.GUEST_DETACHED, "UnplugTimeout", OperationKind.UNPLUG)
     assert late.attempt > 1
     assert late.retry_after is not None
     assert math.isclose(late.retry_after, 2.0, abs_tol=1.0)
     assert "already in the process of unplug" in late.message
-    await node.kube.until(lambda: node.warnings() == ["GuestDoesNotLetGo"])
+    await node.kube.until(lambda: node.warnings() == ["UnplugTimeout"])
     assert {NAMES.bridged, NAMES.bridge, NAMES.tap} <= node.links()
     found = node.operation("iface1")
     assert found is not None
@@ -145,7 +145,7 @@ async def test_a_guest_that_keeps_its_card_keeps_its_wiring_and_people_hear_of_i
 async def test_an_attached_nic_that_was_never_wired_is_released_as_it_is(node: Node) -> None:
     node.attach_pod_nic("iface1", IP)
     node.show_network_status("iface1")
-    node.wish(absent=("iface1",), operations=(operation("iface1", kind=Kind.UNPLUG),))
+    node.wish(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
     await node.until_released("iface1")
     assert plain_nic(node) == (NAMES.nic, MAC, True, [IP])
     (gone,) = await node.until_published(lambda found: len(found) == 1)
@@ -155,7 +155,7 @@ async def test_an_attached_nic_that_was_never_wired_is_released_as_it_is(node: N
 async def test_a_wish_by_kubectl_edit_is_released_under_the_id_that_all_derive(node: Node) -> None:
     node.wish(absent=("iface1",))
     released = await node.until_released("iface1")
-    assert released.kind is Kind.UNPLUG
+    assert released.kind is OperationKind.UNPLUG
     (gone,) = await node.until_published(lambda found: len(found) == 1)
     assert gone.operation == released
 
@@ -174,7 +174,7 @@ async def test_a_plug_that_was_cut_off_is_undone(node: Node, stop: int | None) -
     await walk(netns, todo[:stop], INVALID_SPAN)
     pool.close()
     node.show_network_status("iface1", **{pod_nic_key("iface1"): encode(record)})
-    node.wish(absent=("iface1",), operations=(operation("iface1", kind=Kind.UNPLUG),))
+    node.wish(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
     await node.until_released("iface1")
     assert node.links() == {"lo", NAMES.nic}
     assert plain_nic(node) == (NAMES.nic, MAC, True, [IP])
@@ -185,7 +185,7 @@ async def test_a_request_on_the_bus_is_heard(node: Node) -> None:
     node.wish("iface1")
     await node.until_status("default", "domain")
     await node.settled()
-    unplug = operation("iface1", kind=Kind.UNPLUG)
+    unplug = operation("iface1", kind=OperationKind.UNPLUG)
     node.watch_of_vmis.cancel()
     node.wish(absent=("iface1",), operations=(unplug,))
     version = node.kube.objects[VMIS, "default", "vm1"]["metadata"]["resourceVersion"]

@@ -15,10 +15,9 @@ from opentelemetry.trace import INVALID_SPAN
 from schemas.operations import PodNic
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
-from services.handler.releasing import release_steps
-from services.handler.steps import Seen, Step
-from services.handler.walk import walk
-from services.handler.wiring import (
+from services.handler.apply_netlink import walk
+from services.handler.netlink_operations import Seen, Step
+from services.handler.pod_network import (
     LinkNames,
     bridge_address,
     bridge_binding,
@@ -28,6 +27,7 @@ from services.handler.wiring import (
     pod_nic_link,
     steps,
 )
+from services.handler.teardown import release_steps
 from tests.support import netns as testbed
 
 NAMES = link_names("pod7e0055a6880")

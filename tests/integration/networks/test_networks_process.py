@@ -19,7 +19,7 @@ from schemas.encoding import stage_filter
 from schemas.events import Changed, Event, MultusAttached, ObjectRef, PodAnnotated
 from schemas.networks import NETWORK_STATUS, NETWORKS
 from schemas.operations import Operation
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.bus.jetstream import connect
 from services.common.bus.protocol import Bus, Received
 from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
@@ -42,7 +42,7 @@ class Process:
     nats: NatsServer
     health: int
     heard: list[Event] = field(default_factory=list)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    history: asyncio.Event = field(default_factory=asyncio.Event)
     child: asyncio.subprocess.Process | None = None
 
     async def start(self, *, until: str = "readyz check passed") -> None:
@@ -88,7 +88,7 @@ class Process:
     def hear(self, received: Received) -> None:
         """Note an event."""
         self.heard.append(received.event)
-        self.news.set()
+        self.history.set()
 
     def links(self) -> list[str]:
         """What network-status lists."""
@@ -148,7 +148,7 @@ async def test_a_message_on_the_bus_is_enough_to_be_told(process: Process) -> No
     version = process.kube.objects[PODS, "default", "p1"]["metadata"]["resourceVersion"]
     await process.bus.publish(
         PodAnnotated(
-            operation=Operation(id="op1", kind=Kind.PLUG, interface="ens58"),
+            operation=Operation(id="op1", kind=OperationKind.PLUG, interface="ens58"),
             pod=ObjectRef("default", "p1", "uid-p1"),
             node="node1",
             changed=Changed("Pod", "uid-p1", version),
@@ -157,7 +157,7 @@ async def test_a_message_on_the_bus_is_enough_to_be_told(process: Process) -> No
     )
     await process.kube.until(lambda: process.links() == ["eth0", "ens58"])
     async with asyncio.timeout(5):
-        await process.news.wait()
+        await process.history.wait()
     (event,) = process.heard
     assert isinstance(event, MultusAttached)
     assert (event.sandbox_id, event.pod_interface) == ("s1", "ens58")

@@ -8,7 +8,7 @@ from schemas.kube import NetworkAttachmentDefinition, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.operations import NIC_SLOTS, NicSlots, Operation, encode, operation_key, operation_of
 from schemas.options import AddInterfaceOptions
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.api.plan import Change, Joined, Observed, Refuse, Target, plan
 from services.api.plan.checks import unbridgeable
 from tests.support import objects
@@ -48,7 +48,7 @@ def noted(*operations: Operation) -> dict[str, str]:
 
 OTHER = objects.nic("other")
 LEFT = [{"name": "other", "infoSource": "domain, multus-status"}]
-FAILED = Operation("failed", Kind.PLUG, "other", failed="NoFreeSlot")
+FAILED = Operation("failed", OperationKind.PLUG, "other", failed="NoFreeSlot")
 
 REFUSALS = [
     ("unknown VMI", seen(None), 404, "not found"),
@@ -80,7 +80,8 @@ REFUSALS = [
         "failed for good",
         seen(
             objects.vmi(
-                objects.nic("iface1"), annotations=noted(Operation("p", Kind.PLUG, "iface1", failed="NoFreeSlot"))
+                objects.nic("iface1"),
+                annotations=noted(Operation("p", OperationKind.PLUG, "iface1", failed="NoFreeSlot")),
             )
         ),
         409,
@@ -147,7 +148,7 @@ def test_the_event_names_the_object_as_patched() -> None:
 
 
 def test_an_identical_request_whose_operation_runs_joins_it() -> None:
-    operation = Operation("op1", Kind.PLUG, "iface1")
+    operation = Operation("op1", OperationKind.PLUG, "iface1")
     vmi = objects.vmi(objects.nic("iface1"), annotations={operation_key("iface1"): encode(operation)})
     for network in ("net1", "default/net1"):
         assert plan(seen(vmi, network=network)) == Joined(operation)

@@ -9,12 +9,12 @@ from schemas.names import pod_interface
 from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
 from schemas.operations import Operation, derived_id, encode, operation_key, operation_of
 from schemas.options import RemoveInterfaceOptions
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.api.plan import Change, Joined, Observed, Refuse, Target, plan
 from tests.support import objects
 
 LINK = pod_interface("iface1")
-PLUGGED = Operation("plug", Kind.PLUG, "iface1")
+PLUGGED = Operation("plug", OperationKind.PLUG, "iface1")
 HASHED = objects.pod({NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])})
 ORDINAL = objects.pod({NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface="net1")])})
 SRIOV = ({"name": "fast", "sriov": {}}, {"name": "fast", "multus": {"networkName": "net1"}})
@@ -90,7 +90,7 @@ def test_removing_sets_absent_and_a_fresh_operation_in_one_guarded_patch() -> No
     assert answer.ops[3]["value"] == [objects.PRIMARY, {"name": "iface1", "bridge": {}, "state": "absent"}]
     written = operation_of({operation_key("iface1"): answer.ops[4]["value"]}, "iface1")
     assert written == answer.operation
-    assert (written.kind, written.released) == (Kind.UNPLUG, None)
+    assert (written.kind, written.released) == (OperationKind.UNPLUG, None)
     event = answer.event(vmi)
     assert (event.stage, event.node, event.network) == (Stage.REQUESTED, objects.NODE, "")
 
@@ -100,10 +100,10 @@ def test_a_plug_that_still_runs_can_be_removed() -> None:
 
 
 def test_the_same_removal_again_is_the_same_operation() -> None:
-    unplug = Operation("unplug", Kind.UNPLUG, "iface1")
+    unplug = Operation("unplug", OperationKind.UNPLUG, "iface1")
     gone = objects.nic("iface1", state="absent")
     vmi = objects.vmi(gone, annotations={operation_key("iface1"): encode(unplug)})
     assert plan(seen(vmi)) == Joined(unplug)
     edited = plan(seen(objects.vmi(gone)))
     assert isinstance(edited, Joined)
-    assert edited.operation.id == derived_id(objects.VMI_UID, "iface1", Kind.UNPLUG, 1)
+    assert edited.operation.id == derived_id(objects.VMI_UID, "iface1", OperationKind.UNPLUG, 1)

@@ -8,13 +8,13 @@ from schemas.kube import VirtualMachine, VirtualMachineInstance
 from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
 from schemas.operations import NIC_SLOTS, NicSlots, Operation, derived_id, encode, operation_key
 from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.api.plan import Change, Joined, Observed, Refuse, Target, plan
 from tests.support import objects
 
 IFACE = objects.nic("iface1")
 GONE = objects.nic("iface1", state="absent")
-PLUG, UNPLUG = Operation("plug", Kind.PLUG, "iface1"), Operation("unplug", Kind.UNPLUG, "iface1")
+PLUG, UNPLUG = Operation("plug", OperationKind.PLUG, "iface1"), Operation("unplug", OperationKind.UNPLUG, "iface1")
 NO_SLOT = {NIC_SLOTS: encode(NicSlots(free=0, nics=8, pod_uid=objects.POD_UID))}
 LAST_SLOT = {NIC_SLOTS: encode(NicSlots(free=1, nics=7, pod_uid=objects.POD_UID))}
 ORDINAL = objects.pod({NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface="net1")])})
@@ -199,7 +199,7 @@ def test_removing_marks_the_template_whether_the_vm_runs_or_not() -> None:
     for vmi in (None, objects.vmi(IFACE, owned=True), objects.vmi(owned=True)):
         answer = plan(removing(objects.vm(IFACE, annotations=noted(PLUG)), vmi))
         assert isinstance(answer, Change)
-        assert (answer.target, answer.operation.kind) == (Target.VM, Kind.UNPLUG)
+        assert (answer.target, answer.operation.kind) == (Target.VM, OperationKind.UNPLUG)
         values = {op["path"]: op["value"] for op in answer.ops if op["op"] == "add"}
         assert values["/spec/template/spec/domain/devices/interfaces"] == [objects.PRIMARY, GONE[0]]
         assert "/spec/template/spec/networks" not in values
@@ -225,7 +225,7 @@ def test_removing_what_the_running_vm_loses_already_is_the_same_operation() -> N
         (
             objects.vm(GONE, generation=7),
             objects.vmi(IFACE, owned=True, annotations=noted(PLUG)),
-            derived_id(f"{objects.VMI_UID}/{objects.VM_UID}", "iface1", Kind.UNPLUG, 7),
+            derived_id(f"{objects.VMI_UID}/{objects.VM_UID}", "iface1", OperationKind.UNPLUG, 7),
         ),
     ],
 )
@@ -235,5 +235,5 @@ def test_the_same_removal_again_is_the_same_operation(
     first, second = plan(removing(vm, vmi)), plan(removing(vm, vmi))
     assert isinstance(first, Joined)
     assert first == second
-    assert first.operation.kind is Kind.UNPLUG
+    assert first.operation.kind is OperationKind.UNPLUG
     assert operation is None or first.operation.id == operation

@@ -14,13 +14,13 @@ from services.cli.collect import machines
 from services.cli.doctor import NodePaths, lines
 from services.cli.node_files import Paths
 from services.common.domain.invariants.world import (
-    Card,
-    Disagreement,
-    InProgress,
-    Lease,
-    NotSeen,
-    Report,
-    Unknown,
+    DoctorReport,
+    Finding,
+    GuestDevice,
+    IpamLease,
+    NotChecked,
+    NotVisible,
+    OperationInProgress,
 )
 from tests.support import objects
 
@@ -48,7 +48,7 @@ def write_record(folder: Path, suffix: str, *attachments: dict[str, Any]) -> Non
 
 def records(folder: Path) -> tuple[node_files.Recorded, ...]:
     found = node_files.records(Paths(cni_state_dir=str(folder)))
-    assert not isinstance(found, Unknown), found
+    assert not isinstance(found, NotVisible), found
     return found
 
 
@@ -84,10 +84,10 @@ def test_the_unsettled_record_is_the_newer_one(tmp_path: Path) -> None:
 
 
 def test_records_that_cannot_be_read_are_unknown(tmp_path: Path) -> None:
-    assert isinstance(node_files.records(Paths(cni_state_dir=str(tmp_path))), Unknown)
+    assert isinstance(node_files.records(Paths(cni_state_dir=str(tmp_path))), NotVisible)
     (tmp_path / "sandboxes").mkdir()
     (tmp_path / "sandboxes" / "x.json").write_text("{")
-    assert isinstance(node_files.records(Paths(cni_state_dir=str(tmp_path))), Unknown)
+    assert isinstance(node_files.records(Paths(cni_state_dir=str(tmp_path))), NotVisible)
 
 
 def test_leases_are_read_under_the_hosts_root(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_leases_are_read_under_the_hosts_root(tmp_path: Path) -> None:
     (further / "fd00::5").write_text(f"{SANDBOX}\nnet2")
     paths = Paths(host_root=str(tmp_path))
     assert node_files.leases(paths, {"/var/leases", "/nowhere"}) == (
-        Lease("red", "fd00::5", SANDBOX, "net2"),
-        Lease("blue", "10.0.0.5", SANDBOX, "pod1"),
+        IpamLease("red", "fd00::5", SANDBOX, "net2"),
+        IpamLease("blue", "10.0.0.5", SANDBOX, "pod1"),
     )
     assert node_files.leases(Paths(host_root=str(tmp_path / "var")), ()) == ()
 
@@ -118,9 +118,9 @@ def test_a_tap_is_held_by_whom_the_kernel_says(tmp_path: Path) -> None:
 
 def test_this_process_is_found_in_its_own_network_namespace() -> None:
     here = node_files.processes_in(Paths(), f"/proc/{os.getpid()}/ns/net")
-    assert not isinstance(here, Unknown)
+    assert not isinstance(here, NotVisible)
     assert str(os.getpid()) in here
-    assert isinstance(node_files.processes_in(Paths(), "/run/netns/no-such-namespace"), Unknown)
+    assert isinstance(node_files.processes_in(Paths(), "/run/netns/no-such-namespace"), NotVisible)
 
 
 TABLE = """Num       RefCount Protocol Flags    Type St Inode Path
@@ -158,7 +158,7 @@ class Monitor:
         self.left.set()
 
 
-async def ask(directory: Path, served: Monitor) -> tuple[Card, ...] | Unknown:
+async def ask(directory: Path, served: Monitor) -> tuple[GuestDevice, ...] | NotVisible:
     socket = directory / "qmp.sock"
     async with await asyncio.start_unix_server(served.serve, socket):
         found = await monitor.cards(Paths(qmp_socket=str(directory / "{uid}.sock")), "qmp")
@@ -179,17 +179,17 @@ async def test_a_monitor_tells_the_cards_of_the_spec(tmp_path: Path) -> None:
             "qom-get /machine/peripheral/ua-blue": {"return": "02:00:00:00:00:AA"},
         }
     )
-    assert await ask(tmp_path, served) == (Card("blue", "02:00:00:00:00:aa"),)
+    assert await ask(tmp_path, served) == (GuestDevice("blue", "02:00:00:00:00:aa"),)
     assert served.asked[0] == "qmp_capabilities"
 
 
 async def test_a_monitor_that_refuses_or_is_not_there_is_unknown(tmp_path: Path) -> None:
     refusal = {"error": {"class": "GenericError", "desc": "not now"}}
     found = await ask(tmp_path, Monitor({"qom-list /machine/peripheral": refusal}))
-    assert isinstance(found, Unknown)
+    assert isinstance(found, NotVisible)
     assert "not now" in found.why
     found = await monitor.cards(Paths(qmp_socket=str(tmp_path / "{uid}.sock")), "nobody")
-    assert isinstance(found, Unknown)
+    assert isinstance(found, NotVisible)
     assert "there is no monitor" in found.why
 
 
@@ -200,8 +200,8 @@ def test_pods_whose_vmi_is_gone_are_there_for_their_own_sake() -> None:
         labels={},
         ownerReferences=[{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm2", "uid": "z"}],
     )
-    one, two = machines([objects.vmi()], [objects.pod(), lonely], Unknown("forbidden"))
-    assert (one.subject, len(one.pods), one.vm) == ("default/vm1", 1, Unknown("forbidden"))
+    one, two = machines([objects.vmi()], [objects.pod(), lonely], NotVisible("forbidden"))
+    assert (one.subject, len(one.pods), one.vm) == ("default/vm1", 1, NotVisible("forbidden"))
     assert (two.subject, two.vmi, [pod.metadata.uid for pod in two.pods]) == ("default/vm2", None, ["other"])
 
 
@@ -214,10 +214,10 @@ def test_paths_are_given_by_the_names_of_the_settings() -> None:
 
 
 def test_the_report_names_everything_with_its_repair() -> None:
-    report = Report(
-        (Disagreement("TapMissing", "default/vm/blue", "link tap1 is not in the pod", "plug it again"),),
-        (InProgress("default/vm/red", "its plug has reached requested", None, "WaitingForPodAnnotated"),),
-        (NotSeen("node", "links, records and leases", "only root of the node can look at it"),),
+    report = DoctorReport(
+        (Finding("TapMissing", "default/vm/blue", "link tap1 is not in the pod", "plug it again"),),
+        (OperationInProgress("default/vm/red", "its plug has reached requested", None, "WaitingForPodAnnotated"),),
+        (NotChecked("node", "links, records and leases", "only root of the node can look at it"),),
         1,
     )
     assert lines(report) == [
@@ -227,4 +227,4 @@ def test_the_report_names_everything_with_its_repair() -> None:
         "node: not looked at: links, records and leases: only root of the node can look at it",
         "1 disagreement; 1 network card compared",
     ]
-    assert lines(Report((), (), (), 2)) == ["no disagreement; 2 network cards compared"]
+    assert lines(DoctorReport((), (), (), 2)) == ["no disagreement; 2 network cards compared"]

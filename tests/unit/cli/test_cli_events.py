@@ -4,25 +4,25 @@ import pytest
 
 from schemas.events import Event, Failed, GuestAttached, ObjectRef, Requested
 from schemas.operations import Operation
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.cli.bus import shown
 from services.cli.output import NONE
 from services.cli.timeline import COLUMNS, cells, of_event, of_message
-from services.common.bus.envelope import Message, outgoing
-from services.common.domain.notes import note
+from services.common.bus.envelope import BusMessage, outgoing
+from services.common.domain.kubernetes_events import kubernetes_event
 
 TRACE = "a" * 32
 VMI = ObjectRef("default", "vm1", "uid")
-PLUG = Operation("op", Kind.PLUG, "blue", traceparent=f"00-{TRACE}-{'b' * 16}-01")
+PLUG = Operation("op", OperationKind.PLUG, "blue", traceparent=f"00-{TRACE}-{'b' * 16}-01")
 LOST = Failed(PLUG, VMI, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="no\nlease", attempt=3, retry_after=0.4)
 
 
-def from_bus(event: Event, role: str, node: str) -> Message:
+def from_bus(event: Event, role: str, node: str) -> BusMessage:
     return outgoing(event, role=role, node=node, start_id="s")
 
 
 def from_cluster(event: Event, role: str, host: str | None) -> dict[str, object]:
-    said = note(event)
+    said = kubernetes_event(event)
     assert said is not None
     return {
         "metadata": {"annotations": said.annotations},
@@ -59,7 +59,7 @@ def test_a_failed_attempt_says_at_what_why_and_when_it_is_tried_again() -> None:
 
 
 def test_what_cannot_be_read_and_what_others_wrote_is_no_line() -> None:
-    assert of_message(Message("hotplug.requested._.default.vm1", b"{", {})) is None
+    assert of_message(BusMessage("hotplug.requested._.default.vm1", b"{", {})) is None
     assert of_event({"source": {"component": "kubelet"}, "metadata": {}}) is None
     assert of_event({"metadata": {}}) is None
 

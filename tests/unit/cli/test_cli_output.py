@@ -9,7 +9,7 @@ from services.cli.errors import Failed, Refused, Unreachable
 from services.cli.output import parse_duration, table
 from services.common.kube.errors import (
     AlreadyExists,
-    BadAnswer,
+    BadApiAnswer,
     Forbidden,
     KubeconfigError,
     KubeError,
@@ -67,7 +67,7 @@ def test_columns_begin_below_each_other(rows: list[list[str]]) -> None:
         (KubeconfigError("no KUBECONFIG"), Unreachable, 5, "--kubeconfig"),
         (Unavailable("GET /: refused"), Unreachable, 5, "--kubeconfig"),
         (Unavailable("overloaded", status=503), Unreachable, 5, "try again"),
-        (BadAnswer("<html>", status=200), Unreachable, 5, "<html>"),
+        (BadApiAnswer("<html>", status=200), Unreachable, 5, "<html>"),
         (Unauthorized("who are you", status=401), Refused, 3, "credentials"),
         (Forbidden("not you", status=403, reason="Forbidden"), Refused, 3, "403 Forbidden"),
         (AlreadyExists("name taken", status=409), Refused, 3, "name taken"),

@@ -17,8 +17,8 @@ from schemas.networks import (
     encode_networks,
 )
 from schemas.operations import Operation, encode, operation_key
-from schemas.stages import Kind, Stage, path
-from services.cli.ladders import Shown, folded
+from schemas.stages import OperationKind, Stage, stage_path
+from services.cli.hotplug_status import Shown, folded
 from services.cli.progress import Progress, Result, standing
 from services.cli.reports import SHOWN, told
 from services.cli.status import COLUMNS, WIDE_COLUMNS, cells, document
@@ -27,7 +27,7 @@ from tests.support import objects
 LINK = pod_interface("iface1")
 ANNOTATED = {NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])}
 ATTACHED = ANNOTATED | {NETWORK_STATUS: encode_network_status([NetworkStatus("default/net1", LINK, mac="02:01")])}
-OPERATION = {operation_key("iface1"): encode(Operation("op", Kind.PLUG, "iface1"))}
+OPERATION = {operation_key("iface1"): encode(Operation("op", OperationKind.PLUG, "iface1"))}
 STATES: list[tuple[dict[str, str], str | None]] = [
     ({}, None),
     (ANNOTATED, None),
@@ -47,7 +47,7 @@ def state(step: int, **fields: Any) -> tuple[VirtualMachineInstance, list[Pod]]:
 def test_every_stage_is_told_once_and_in_order(steps: list[int]) -> None:
     progress = Progress("iface1", "op")
     told = [stage for step in steps for stage in progress.see(*state(step))]
-    assert told == list(path(Kind.PLUG))[: max(steps) + 1]
+    assert told == list(stage_path(OperationKind.PLUG))[: max(steps) + 1]
     assert (progress.outcome is not None) == (3 in steps)
 
 
@@ -56,8 +56,8 @@ def test_the_end_waits_for_both_writers_of_the_status() -> None:
     vmi = objects.vmi(objects.nic("iface1"), status=[{"name": "iface1", "infoSource": "domain"}], annotations=OPERATION)
     assert progress.see(vmi, [objects.pod(ATTACHED)])[-1] is Stage.GUEST_ATTACHED
     assert progress.outcome is None
-    assert progress.rung is not None
-    assert "status" in standing(progress.rung)
+    assert progress.nic_status is not None
+    assert "status" in standing(progress.nic_status)
     progress.see(*state(3))
     assert progress.outcome is not None
     assert progress.outcome.result is Result.ATTACHED
@@ -84,12 +84,14 @@ def test_what_cannot_come_any_more_is_a_failure(vmi: VirtualMachineInstance | No
 def test_who_is_waited_for_is_named() -> None:
     progress = Progress("iface1", "op")
     progress.see(*state(2))
-    assert progress.rung is not None
-    assert standing(progress.rung) == "reached multus-attached, WaitingForGuestAttached: it is the turn of handler"
+    assert progress.nic_status is not None
+    assert (
+        standing(progress.nic_status) == "reached multus-attached, WaitingForGuestAttached: it is the turn of handler"
+    )
 
 
-FAILED = {operation_key("iface1"): encode(Operation("op", Kind.PLUG, "iface1", failed="NoFreeSlot"))}
-UNDONE = {operation_key("iface1"): encode(Operation("undo", Kind.UNPLUG, "iface1", failed="NoFreeSlot"))}
+FAILED = {operation_key("iface1"): encode(Operation("op", OperationKind.PLUG, "iface1", failed="NoFreeSlot"))}
+UNDONE = {operation_key("iface1"): encode(Operation("undo", OperationKind.UNPLUG, "iface1", failed="NoFreeSlot"))}
 
 
 @pytest.mark.parametrize(
@@ -111,11 +113,11 @@ def test_a_plug_that_ended_for_good_says_why(vmi: VirtualMachineInstance) -> Non
 @pytest.mark.parametrize("step", range(4))
 def test_status_has_a_cell_for_every_column(step: int) -> None:
     vmi, (pod,) = state(step)
-    (rung,) = folded(vmi, pod)
-    assert len(cells(rung, wide=False)) == len(COLUMNS)
-    assert len(cells(rung, wide=True)) == len(WIDE_COLUMNS)
-    assert all(cells(rung, wide=True))
-    assert document(vmi, Shown((rung,)), {})["interfaces"] == (rung,)
+    (nic_status,) = folded(vmi, pod)
+    assert len(cells(nic_status, wide=False)) == len(COLUMNS)
+    assert len(cells(nic_status, wide=True)) == len(WIDE_COLUMNS)
+    assert all(cells(nic_status, wide=True))
+    assert document(vmi, Shown((nic_status,)), {})["interfaces"] == (nic_status,)
 
 
 def test_only_what_was_reported_about_the_interface_is_told_latest_last() -> None:

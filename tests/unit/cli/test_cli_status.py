@@ -8,14 +8,21 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from schemas.ladder import Kept, Ladder, LadderEvent, Rung, as_json, ladder
-from schemas.stages import ROWS, Kind, Stage
+from schemas.hotplug_status import (
+    HotplugStatus,
+    HotplugStatusEvent,
+    InterfaceHotplugStatus,
+    StoredEntry,
+    as_json,
+    hotplug_status,
+)
+from schemas.stages import ROWS, OperationKind, Stage
 from services.cli.collect import AT_ONCE, with_ladders
-from services.cli.ladders import Shown, follow, read
+from services.cli.hotplug_status import Shown, follow, read
 from services.cli.output import UNKNOWN
 from services.cli.status import COLUMNS, Lines
 from services.cli.tracing import NoTraces
-from services.common.domain.invariants.world import Machine, Unknown
+from services.common.domain.invariants.world import NotVisible, VmSnapshot
 from services.common.kube.client import Kube
 from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.projecting import at_stage
@@ -24,10 +31,12 @@ VMIS = "virtualmachineinstances"
 THEN = "2026-01-01T00:00:01.000Z"
 
 
-def told(stage: Stage, since: str | None = THEN, degraded: str | None = None, version: str = "v") -> Ladder:
+def told(stage: Stage, since: str | None = THEN, degraded: str | None = None, version: str = "v") -> HotplugStatus:
     """What the api says."""
-    rung = Rung("iface1", "net1", Kind.PLUG, stage, "op", ROWS[stage].next.get(Kind.PLUG), since=since)
-    return ladder("default", "vm1", version, (rung,), degraded)
+    nic_status = InterfaceHotplugStatus(
+        "iface1", "net1", OperationKind.PLUG, stage, "op", ROWS[stage].next.get(OperationKind.PLUG), since=since
+    )
+    return hotplug_status("default", "vm1", version, (nic_status,), degraded)
 
 
 class Cluster(FakeKube):
@@ -35,10 +44,10 @@ class Cluster(FakeKube):
 
     def __init__(self) -> None:
         super().__init__()
-        self.says: Ladder | None = None
-        self.streams: list[list[LadderEvent | None]] = []
+        self.says: HotplugStatus | None = None
+        self.streams: list[list[HotplugStatusEvent | None]] = []
         self.resumed: list[str] = []
-        self.ladders = 0
+        self.hotplug_statuses = 0
 
     def app(self) -> web.Application:
         app = super().app()
@@ -48,7 +57,7 @@ class Cluster(FakeKube):
 
     async def _interfaces(self, request: web.Request) -> web.StreamResponse:
         if "watch" not in request.query:
-            self.ladders += 1
+            self.hotplug_statuses += 1
             if self.says is None:
                 return web.json_response({"kind": "Status", "reason": "ServiceUnavailable"}, status=503)
             return web.Response(body=as_json(self.says))
@@ -90,39 +99,42 @@ async def test_the_api_is_asked_and_objects_where_it_does_not_answer(tmp_path: P
         assert (await read(kube, VMI)).degraded == "bus"
         made.says = None
         shown = await read(kube, VMI)
-        assert (shown.degraded, [rung.stage for rung in shown.rungs]) == ("api", [Stage.POD_ANNOTATED])
+        assert (shown.degraded, [nic_status.stage for nic_status in shown.nic_statuses]) == (
+            "api",
+            [Stage.POD_ANNOTATED],
+        )
         assert shown.why
 
 
-async def machine(kube: Kube) -> Machine:
+async def machine(kube: Kube) -> VmSnapshot:
     """The doctor's look at the one VM, from afar."""
-    (found,) = await with_ladders(kube, [Machine("default", "vm1", None, VMI)])
+    (found,) = await with_ladders(kube, [VmSnapshot("default", "vm1", None, VMI)])
     return found
 
 
 async def test_the_doctor_is_told_what_the_bus_keeps_or_why_not(tmp_path: Path) -> None:
-    held = (Kept("7e0055a6880"),)
+    held = (StoredEntry("7e0055a6880"),)
     async with cluster(tmp_path) as (made, kube):
         made.says = msgspec.structs.replace(told(Stage.MULTUS_ATTACHED), kept=held)
-        assert (await machine(kube)).ladder == held
+        assert (await machine(kube)).hotplug_status == held
         for says, why in (
             (told(Stage.MULTUS_ATTACHED, degraded="bus"), "cannot reach the bus"),
             (told(Stage.MULTUS_ATTACHED), "an earlier one"),
             (None, "hotnic's api does not show it"),
         ):
             made.says = says
-            found = (await machine(kube)).ladder
-            assert isinstance(found, Unknown)
+            found = (await machine(kube)).hotplug_status
+            assert isinstance(found, NotVisible)
             assert why in found.why
 
 
 async def test_an_api_that_is_away_is_not_asked_for_every_vm(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (made, kube):
-        machines = [Machine("default", "vm1", None, VMI)] * 100
+        machines = [VmSnapshot("default", "vm1", None, VMI)] * 100
         found = await with_ladders(kube, machines)
-        assert all(isinstance(one.ladder, Unknown) for one in found)
-        assert 1 <= made.ladders <= AT_ONCE
-        assert (await with_ladders(kube, [Machine("default", "gone", None, None)]))[0].ladder == Unknown(
+        assert all(isinstance(one.hotplug_status, NotVisible) for one in found)
+        assert 1 <= made.hotplug_statuses <= AT_ONCE
+        assert (await with_ladders(kube, [VmSnapshot("default", "gone", None, None)]))[0].hotplug_status == NotVisible(
             "not looked at"
         )
 
@@ -141,31 +153,35 @@ async def test_a_watch_goes_on_after_its_end_and_shows_each_change_once(tmp_path
     async with cluster(tmp_path) as (made, kube):
         first, second = told(Stage.POD_ANNOTATED, version="1"), told(Stage.GUEST_ATTACHED, version="2")
         made.streams = [
-            [LadderEvent("ADDED", first), LadderEvent("BOOKMARK", first)],
-            [LadderEvent("MODIFIED", first), LadderEvent("MODIFIED", second), LadderEvent("BOOKMARK", second)],
-            [LadderEvent("DELETED", second), LadderEvent("BOOKMARK", second)],
+            [HotplugStatusEvent("ADDED", first), HotplugStatusEvent("BOOKMARK", first)],
+            [
+                HotplugStatusEvent("MODIFIED", first),
+                HotplugStatusEvent("MODIFIED", second),
+                HotplugStatusEvent("BOOKMARK", second),
+            ],
+            [HotplugStatusEvent("DELETED", second), HotplugStatusEvent("BOOKMARK", second)],
         ]
         shown: list[Shown] = []
         async with asyncio.timeout(5):
             await follow(kube, VMI, shown.append)
-        assert [one.rungs for one in shown] == [first.items, second.items]
+        assert [one.nic_statuses for one in shown] == [first.items, second.items]
         assert made.resumed == ["", "1", "2"]
 
 
 async def test_a_watch_that_is_cut_off_goes_on_with_objects_and_returns_to_the_api(tmp_path: Path) -> None:
     async with cluster(tmp_path) as (made, kube):
         first, back = told(Stage.POD_ANNOTATED), told(Stage.GUEST_ATTACHED)
-        made.streams = [[LadderEvent("ADDED", first), None]]
+        made.streams = [[HotplugStatusEvent("ADDED", first), None]]
         shown: list[Shown] = []
 
         def show(found: Shown) -> None:
             shown.append(found)
             if found.degraded == "api":
-                made.streams = [[LadderEvent("ADDED", back), LadderEvent("DELETED", back)]]
+                made.streams = [[HotplugStatusEvent("ADDED", back), HotplugStatusEvent("DELETED", back)]]
 
         async with asyncio.timeout(5):
             await follow(kube, VMI, show, again=0.2)
-        assert [(one.degraded, one.rungs[0].stage) for one in shown] == [
+        assert [(one.degraded, one.nic_statuses[0].stage) for one in shown] == [
             (None, Stage.POD_ANNOTATED),
             ("api", Stage.POD_ANNOTATED),
             (None, Stage.GUEST_ATTACHED),

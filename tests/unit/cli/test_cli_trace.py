@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.operations import Operation, encode, operation_key
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.cli.__main__ import main
 from services.cli.errors import Failed
 from services.cli.spans import Span, gaps, parse, parse_line, tree, window
@@ -198,7 +198,9 @@ def test_no_cluster_is_asked_for_an_id(
 
 def test_the_latest_operation_of_a_vm_is_meant_unless_named() -> None:
     def operation(interface: str, trace: str, at: str) -> dict[str, str]:
-        written = Operation(interface, Kind.PLUG, interface, traceparent=f"00-{trace}-{'1' * 16}-01", requested_at=at)
+        written = Operation(
+            interface, OperationKind.PLUG, interface, traceparent=f"00-{trace}-{'1' * 16}-01", requested_at=at
+        )
         return {operation_key(interface): encode(written)}
 
     vmi = objects.vmi(

@@ -17,7 +17,7 @@ from schemas.networks import (
     encode_networks,
 )
 from schemas.operations import Operation, encode, operation_key
-from schemas.stages import Kind, Stage, path
+from schemas.stages import OperationKind, Stage, stage_path
 from services.cli.change import Change, Verb
 from services.cli.errors import Failed, InProgress
 from services.cli.outcome import complaint, document, success
@@ -28,19 +28,19 @@ NIC = "iface1"
 LINK = pod_interface(NIC)
 ELEMENT = {NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])}
 STATUS = {NETWORK_STATUS: encode_network_status([NetworkStatus("default/net1", LINK, mac="02:01")])}
-ALL = list(path(Kind.UNPLUG))
+ALL = list(stage_path(OperationKind.UNPLUG))
 ABSENT = objects.nic(NIC, state="absent")
 PLUGGED = [{"name": NIC, "infoSource": "domain, multus-status", "mac": "02:01"}]
 
 
-def noted(kind: Kind, operation: str = "op", **fields: Any) -> dict[str, str]:
+def noted(kind: OperationKind, operation: str = "op", **fields: Any) -> dict[str, str]:
     return {operation_key(NIC): encode(Operation(operation, kind, NIC, **fields))}
 
 
-RELEASED = noted(Kind.UNPLUG, released=objects.POD_UID)
+RELEASED = noted(OperationKind.UNPLUG, released=objects.POD_UID)
 WAY: list[tuple[VirtualMachineInstance, Pod]] = [
     (
-        objects.vmi(ABSENT, status=PLUGGED, annotations=noted(Kind.UNPLUG)),
+        objects.vmi(ABSENT, status=PLUGGED, annotations=noted(OperationKind.UNPLUG)),
         objects.pod(ELEMENT | STATUS),
     ),
     (objects.vmi(ABSENT, annotations=RELEASED), objects.pod(STATUS)),
@@ -51,7 +51,7 @@ WAY: list[tuple[VirtualMachineInstance, Pod]] = [
 
 @given(st.lists(st.integers(0, 3), min_size=1))
 def test_every_stage_is_told_once_and_the_end_is_when_the_spec_has_lost_it(steps: list[int]) -> None:
-    progress = Progress(NIC, "op", Kind.UNPLUG)
+    progress = Progress(NIC, "op", OperationKind.UNPLUG)
     told: list[Stage] = []
     for step in steps:
         vmi, pod = WAY[step]
@@ -69,24 +69,24 @@ def test_every_stage_is_told_once_and_the_end_is_when_the_spec_has_lost_it(steps
     ],
 )
 def test_who_is_waited_for_is_named(step: int, said: str) -> None:
-    progress = Progress(NIC, "op", Kind.UNPLUG)
+    progress = Progress(NIC, "op", OperationKind.UNPLUG)
     vmi, pod = WAY[step]
     progress.see(vmi, [pod])
-    assert progress.rung is not None
-    assert standing(progress.rung) == said
+    assert progress.nic_status is not None
+    assert standing(progress.nic_status) == said
 
 
 def test_another_card_by_the_same_name_means_that_the_first_is_gone() -> None:
-    progress = Progress(NIC, "op", Kind.UNPLUG)
-    again = objects.vmi(objects.nic(NIC), annotations=noted(Kind.PLUG, "next"))
+    progress = Progress(NIC, "op", OperationKind.UNPLUG)
+    again = objects.vmi(objects.nic(NIC), annotations=noted(OperationKind.PLUG, "next"))
     assert progress.see(again, [objects.pod()]) == ALL
     assert progress.outcome == Outcome(Result.DETACHED)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", OperationKind)
 @pytest.mark.parametrize(("vmi", "said"), [(None, "deleted or stopped"), (objects.vmi(phase="Failed"), "phase Failed")])
 def test_a_running_vm_that_ends_takes_the_operation_along(
-    kind: Kind, vmi: VirtualMachineInstance | None, said: str
+    kind: OperationKind, vmi: VirtualMachineInstance | None, said: str
 ) -> None:
     progress = Progress(NIC, "op", kind)
     progress.see(vmi, [])
@@ -97,19 +97,19 @@ def test_a_running_vm_that_ends_takes_the_operation_along(
 
 def test_a_plug_through_the_template_is_awaited_until_the_running_vm_has_it() -> None:
     progress = Progress(NIC, "op", persist=True)
-    vm = objects.vm(objects.nic(NIC), annotations=noted(Kind.PLUG))
+    vm = objects.vm(objects.nic(NIC), annotations=noted(OperationKind.PLUG))
     assert progress.see(objects.vmi(owned=True), [objects.pod()], vm) == [Stage.REQUESTED]
-    assert progress.rung is not None
-    assert progress.rung.reason == "WaitingForController"
-    vmi = objects.vmi(objects.nic(NIC), status=PLUGGED, annotations=noted(Kind.PLUG), owned=True)
-    assert progress.see(vmi, [objects.pod(ELEMENT | STATUS)], vm) == list(path(Kind.PLUG))[1:]
+    assert progress.nic_status is not None
+    assert progress.nic_status.reason == "WaitingForController"
+    vmi = objects.vmi(objects.nic(NIC), status=PLUGGED, annotations=noted(OperationKind.PLUG), owned=True)
+    assert progress.see(vmi, [objects.pod(ELEMENT | STATUS)], vm) == list(stage_path(OperationKind.PLUG))[1:]
     assert progress.outcome == Outcome(Result.ATTACHED)
 
 
 def test_an_unplug_through_the_template_is_over_when_both_have_lost_it() -> None:
-    progress = Progress(NIC, "op", Kind.UNPLUG, persist=True)
-    absent = objects.vm(ABSENT, annotations=noted(Kind.UNPLUG))
-    before = objects.vmi(objects.nic(NIC), status=PLUGGED, annotations=noted(Kind.PLUG, "old"), owned=True)
+    progress = Progress(NIC, "op", OperationKind.UNPLUG, persist=True)
+    absent = objects.vm(ABSENT, annotations=noted(OperationKind.UNPLUG))
+    before = objects.vmi(objects.nic(NIC), status=PLUGGED, annotations=noted(OperationKind.PLUG, "old"), owned=True)
     assert progress.see(before, [objects.pod(ELEMENT | STATUS)], absent) == [Stage.REQUESTED]
     assert progress.see(objects.vmi(owned=True), [objects.pod()], absent) == ALL[1:]
     assert progress.outcome is None
@@ -124,11 +124,15 @@ def test_an_unplug_through_the_template_is_over_when_both_have_lost_it() -> None
 )
 @pytest.mark.parametrize(
     ("kind", "vm"),
-    [(Kind.PLUG, objects.vm(objects.nic(NIC))), (Kind.UNPLUG, objects.vm(ABSENT)), (Kind.UNPLUG, objects.vm())],
+    [
+        (OperationKind.PLUG, objects.vm(objects.nic(NIC))),
+        (OperationKind.UNPLUG, objects.vm(ABSENT)),
+        (OperationKind.UNPLUG, objects.vm()),
+    ],
     ids=["plug", "unplug", "unplug that is cleared already"],
 )
 def test_a_vm_that_does_not_run_changes_its_template_alone(
-    kind: Kind, vm: VirtualMachine, vmi: VirtualMachineInstance | None
+    kind: OperationKind, vm: VirtualMachine, vmi: VirtualMachineInstance | None
 ) -> None:
     progress = Progress(NIC, "op", kind, persist=True)
     assert progress.see(vmi, [], vm) == []
@@ -138,14 +142,16 @@ def test_a_vm_that_does_not_run_changes_its_template_alone(
 @pytest.mark.parametrize(
     ("kind", "vm", "said"),
     [
-        (Kind.PLUG, None, "deleted"),
-        (Kind.UNPLUG, objects.vm(deletionTimestamp="2026-01-01T00:00:00Z"), "deleted"),
-        (Kind.PLUG, objects.vm(), "is gone"),
-        (Kind.PLUG, objects.vm(ABSENT), "is absent"),
-        (Kind.UNPLUG, objects.vm(objects.nic(NIC)), "is wanted"),
+        (OperationKind.PLUG, None, "deleted"),
+        (OperationKind.UNPLUG, objects.vm(deletionTimestamp="2026-01-01T00:00:00Z"), "deleted"),
+        (OperationKind.PLUG, objects.vm(), "is gone"),
+        (OperationKind.PLUG, objects.vm(ABSENT), "is absent"),
+        (OperationKind.UNPLUG, objects.vm(objects.nic(NIC)), "is wanted"),
     ],
 )
-def test_a_template_that_another_changed_is_a_failure(kind: Kind, vm: VirtualMachine | None, said: str) -> None:
+def test_a_template_that_another_changed_is_a_failure(
+    kind: OperationKind, vm: VirtualMachine | None, said: str
+) -> None:
     progress = Progress(NIC, "op", kind, persist=True)
     progress.see(None, [], vm)
     assert progress.outcome is not None
@@ -190,12 +196,12 @@ def test_success_says_what_is_so_now(change: Change, said: str) -> None:
 def test_trouble_has_its_exit_code_and_what_was_reported(verb: Verb) -> None:
     failed, open_ = changed(verb, result=Result.FAILED, message="why"), changed(verb, result=None)
     failed.warnings = open_.warnings = ["Reason: told"]
-    trouble = complaint(failed)
-    assert isinstance(trouble, Failed)
-    assert trouble.message == "operation op failed: why\n  Reason: told"
-    trouble = complaint(open_)
-    assert isinstance(trouble, InProgress)
-    assert "hotnic status vm1 -n default" in trouble.message
+    last_failure = complaint(failed)
+    assert isinstance(last_failure, Failed)
+    assert last_failure.message == "operation op failed: why\n  Reason: told"
+    last_failure = complaint(open_)
+    assert isinstance(last_failure, InProgress)
+    assert "hotnic status vm1 -n default" in last_failure.message
     assert document(open_)["result"] == "in-progress"
 
 

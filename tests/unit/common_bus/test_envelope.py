@@ -18,14 +18,14 @@ from schemas.events import (
     PodAnnotated,
 )
 from schemas.operations import Operation
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.bus.envelope import (
     DEAD_DETAIL,
     DEAD_REASON,
     DEAD_SEQUENCE,
     DEAD_SUBJECT,
     MSG_ID,
-    Message,
+    BusMessage,
     Unusable,
     dead_letter,
     incoming,
@@ -41,7 +41,10 @@ NOW = datetime(2026, 11, 23, 10, 0, 0, 1234, tzinfo=UTC)
 @given(NAMES, NAMES, NAMES, st.integers(1, 99))
 def test_round_trip(node: str, namespace: str, vmi: str, attempt: int) -> None:
     event = PodAnnotated(
-        operation=Operation("1", Kind.PLUG, "a"), vmi=ObjectRef(namespace, vmi, "u"), node=node, attempt=attempt
+        operation=Operation("1", OperationKind.PLUG, "a"),
+        vmi=ObjectRef(namespace, vmi, "u"),
+        node=node,
+        attempt=attempt,
     )
     message = outgoing(event, role="controller", node=node, start_id="s")
     assert incoming(message.subject, message.headers, message.payload) == (event, event.subject)
@@ -73,11 +76,11 @@ def test_headers() -> None:
 
 def test_the_id_is_the_same_for_a_retry_only() -> None:
     base = MultusAttached(
-        operation=Operation("1", Kind.PLUG, "a"), pod=ObjectRef("n", "p", "u"), node="x", sandbox_id="s"
+        operation=Operation("1", OperationKind.PLUG, "a"), pod=ObjectRef("n", "p", "u"), node="x", sandbox_id="s"
     )
     replace = msgspec.structs.replace
     others: list[Event] = [
-        replace(base, operation=Operation("2", Kind.PLUG, "a")),
+        replace(base, operation=Operation("2", OperationKind.PLUG, "a")),
         replace(base, node="y"),
         replace(base, pod=ObjectRef("n", "p", "u2")),
         replace(base, sandbox_id="s2"),
@@ -96,7 +99,7 @@ def test_the_id_is_the_same_for_a_retry_only() -> None:
 
 
 def test_a_long_failure_is_cut() -> None:
-    failed = Failed(operation=Operation("1", Kind.PLUG, "a"), reason="X", message="é" * 100_000)
+    failed = Failed(operation=Operation("1", OperationKind.PLUG, "a"), reason="X", message="é" * 100_000)
     message = outgoing(failed, role="handler", node="n", start_id="s")
     event, _ = incoming(message.subject, message.headers, message.payload)
     assert isinstance(event, Failed)
@@ -107,7 +110,7 @@ def test_a_long_failure_is_cut() -> None:
 def test_an_event_that_nobody_would_read_is_not_sent() -> None:
     with pytest.raises(ValueError, match="at most 65536"):
         outgoing(
-            MultusAttached(operation=Operation("1", Kind.PLUG, "a"), ips=("x" * 70_000,)),
+            MultusAttached(operation=Operation("1", OperationKind.PLUG, "a"), ips=("x" * 70_000,)),
             role="networks",
             node="n",
             start_id="s",
@@ -115,7 +118,7 @@ def test_an_event_that_nobody_would_read_is_not_sent() -> None:
 
 
 def test_a_dead_letter_keeps_the_message_and_says_why() -> None:
-    message = Message("hotplug.a.b.c.d", b"\xff", {"ce-id": "1", MSG_ID: "x", "Nats-Expected-Stream": "HOTPLUG"})
+    message = BusMessage("hotplug.a.b.c.d", b"\xff", {"ce-id": "1", MSG_ID: "x", "Nats-Expected-Stream": "HOTPLUG"})
     letter = dead_letter(message, Unusable("Undecodable", "line\r\nNats-Evil: 1 ü"), consumer="c", sequence=7, now=NOW)
     assert letter.subject == "hotplug-dead.a.b.c.d"
     assert letter.payload == b"\xff"
@@ -128,7 +131,7 @@ def test_a_dead_letter_keeps_the_message_and_says_why() -> None:
 
 
 def test_one_message_has_one_letter_whoever_refuses_it() -> None:
-    message = Message("hotplug.a.b.c.d", b"x", {})
+    message = BusMessage("hotplug.a.b.c.d", b"x", {})
     error = Unusable("Undecodable", "")
     one = dead_letter(message, error, consumer="a", sequence=7, now=NOW)
     assert one.id == dead_letter(message, error, consumer="b", sequence=7).id

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from services.common.bus.envelope import Message
+from services.common.bus.envelope import BusMessage
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.telemetry import Telemetry
 from tests.support.bus import Broker, Faults, FaultyBus, MemoryBus, matches
@@ -25,10 +25,10 @@ class MemoryHarness:
     async def stands(self, consumer: str) -> None:
         await self.broker.until(lambda: consumer in self.broker.consumers)
 
-    async def raw(self, message: Message) -> None:
+    async def raw(self, message: BusMessage) -> None:
         self.broker.accept(message)
 
-    async def dead(self, count: int) -> Sequence[Message]:
+    async def dead(self, count: int) -> Sequence[BusMessage]:
         await self.broker.until(lambda: len(self.broker.dead) >= count)
         return self.broker.dead
 

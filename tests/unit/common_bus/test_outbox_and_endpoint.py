@@ -7,9 +7,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.common.bus.envelope import Message
+from services.common.bus.connection import Endpoint
+from services.common.bus.envelope import BusMessage
 from services.common.bus.outbox import Outbox
-from services.common.bus.session import Endpoint
 from services.common.bus.settings import BusSettings
 from services.common.bus.streams import wanted
 
@@ -22,14 +22,14 @@ class OutboxMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.outbox = Outbox(LIMIT)
-        self.model: list[Message] = []
+        self.model: list[BusMessage] = []
         self.count = 0
-        self.gone: Message | None = None
+        self.gone: BusMessage | None = None
 
     @rule()
     def put(self) -> None:
         self.count += 1
-        message = Message(f"s.{self.count}", b"", {})
+        message = BusMessage(f"s.{self.count}", b"", {})
         dropped = self.outbox.put(message)
         assert dropped is (self.model.pop(0) if len(self.model) == LIMIT else None)
         self.gone = dropped or self.gone
@@ -52,7 +52,7 @@ TestOutbox = OutboxMachine.TestCase
 
 
 async def test_the_head_is_waited_for_and_stays() -> None:
-    outbox, message = Outbox(LIMIT), Message("s", b"", {})
+    outbox, message = Outbox(LIMIT), BusMessage("s", b"", {})
     waiting = asyncio.create_task(outbox.head())
     await asyncio.sleep(0)
     assert not waiting.done()

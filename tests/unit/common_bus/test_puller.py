@@ -15,9 +15,9 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
-from services.common.bus.envelope import Message
-from services.common.bus.puller import ConsumerLost, Puller
-from services.common.bus.session import Session
+from services.common.bus.connection import BusConnection
+from services.common.bus.consumer import ConsumerLost, PullConsumer
+from services.common.bus.envelope import BusMessage
 from services.common.bus.settings import BusSettings
 
 SETTINGS = BusSettings(pull_batch=2, pull_heartbeat=5.0)
@@ -37,8 +37,8 @@ class Server:
     pulled: asyncio.Event = field(default_factory=asyncio.Event)
     _deliver: Callable[[Msg], Awaitable[None]] | None = None
 
-    def session(self) -> Session:
-        return Session(cast("Any", self), cast("Any", self), asyncio.Event(), 1.0)
+    def session(self) -> BusConnection:
+        return BusConnection(cast("Any", self), cast("Any", self), asyncio.Event(), 1.0)
 
     def new_inbox(self) -> str:
         return "_INBOX.x"
@@ -93,16 +93,16 @@ class Server:
         await self._deliver(msg)
 
 
-def puller(got: list[int] | None = None, filters: tuple[str, ...] = ("hotplug.>",)) -> Puller:
-    def on_message(_message: Message, sequence: int, _deliveries: int) -> None:
+def puller(got: list[int] | None = None, filters: tuple[str, ...] = ("hotplug.>",)) -> PullConsumer:
+    def on_message(_message: BusMessage, sequence: int, _deliveries: int) -> None:
         if got is not None:
             got.append(sequence)
 
-    return Puller("c", filters, settings=SETTINGS, log=structlog.get_logger(), on_message=on_message)
+    return PullConsumer("c", filters, settings=SETTINGS, log=structlog.get_logger(), on_message=on_message)
 
 
 @contextlib.asynccontextmanager
-async def running(server: Server, one: Puller) -> AsyncIterator[asyncio.Task[None]]:
+async def running(server: Server, one: PullConsumer) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(one.run(server.session()))
     try:
         await server.pull(1)

@@ -14,7 +14,7 @@ from aiohttp import web
 from schemas.kube import PODS
 from services.common.http.server import make_app, serve
 from services.common.http.tls import peer_common_name, server_context
-from services.common.kube.auth import Access
+from services.common.kube.auth import ClusterAccess
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeconfigError, Unauthorized, Unavailable
 from services.common.kube.transport import Transport
@@ -84,7 +84,7 @@ async def test_a_token_file_is_read_anew_every_minute(tmp_path: Path, make_kubec
     token.write_text("one\n")
     path, clock = tmp_path / "config", Clock()
     path.write_bytes(make_kubeconfig("http://127.0.0.1:1", {"tokenFile": str(token)}))
-    access = Access(str(path), environ=HOME, clock=clock)
+    access = ClusterAccess(str(path), environ=HOME, clock=clock)
     await access.load()
     assert await access.headers() == {"Authorization": "Bearer one"}
     token.write_text("two\n")
@@ -101,7 +101,7 @@ async def test_credentials_that_cannot_be_read_anew_stay_in_use(
     token.write_text("one")
     path, clock = tmp_path / "config", Clock()
     path.write_bytes(make_kubeconfig("http://127.0.0.1:1", {"tokenFile": str(token)}))
-    access = Access(str(path), environ=HOME, clock=clock)
+    access = ClusterAccess(str(path), environ=HOME, clock=clock)
     await access.load()
     path.unlink()
     clock.now = 100
@@ -127,7 +127,7 @@ async def test_an_exec_plugin_runs_again_when_its_token_expires(
 ) -> None:
     path, clock = tmp_path / "config", Clock()
     path.write_bytes(make_kubeconfig("http://127.0.0.1:1", plugin(tmp_path, {"token": "runRUN", **extra})))
-    access = Access(str(path), environ=HOME, clock=clock)
+    access = ClusterAccess(str(path), environ=HOME, clock=clock)
     await access.load()
     assert await access.headers() == {"Authorization": "Bearer run1"}
     clock.now = 100
@@ -139,7 +139,7 @@ async def test_a_401_is_tried_once_more_with_fresh_credentials(
 ) -> None:
     path, clock = tmp_path / "config", Clock()
     path.write_bytes(make_kubeconfig(script.url, {"token": "old"}))
-    access = Access(str(path), environ=HOME, clock=clock)
+    access = ClusterAccess(str(path), environ=HOME, clock=clock)
     await access.load()
     kube = Kube(Transport.open(access, recorded[0], "t"))
     async with kube:
@@ -162,7 +162,7 @@ async def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
     (tmp_path / "namespace").write_text("hotnic")
     environ = {**HOME, "KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
     clock = Clock()
-    access = Access(None, environ=environ, service_account=str(tmp_path), clock=clock)
+    access = ClusterAccess(None, environ=environ, service_account=str(tmp_path), clock=clock)
     await access.load()
     assert (access.server, access.namespace, access.context) == ("https://[fd00::1]:443", "hotnic", None)
     assert access.ssl is not None
@@ -182,14 +182,14 @@ async def test_what_is_no_kubeconfig_is_refused_with_its_path(tmp_path: Path, co
     path = tmp_path / "broken"
     path.write_bytes(content)
     with pytest.raises(KubeconfigError, match="broken"):
-        await Access(str(path), environ=HOME).load()
+        await ClusterAccess(str(path), environ=HOME).load()
 
 
 async def test_no_configuration_at_all_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(KubeconfigError, match=r"no KUBECONFIG, no ~/\.kube/config, and not in a pod"):
-        await Access(None, environ=HOME).load()
+        await ClusterAccess(None, environ=HOME).load()
     with pytest.raises(KubeconfigError, match="no such kubeconfig"):
-        await Access(str(tmp_path / "absent"), environ=HOME).load()
+        await ClusterAccess(str(tmp_path / "absent"), environ=HOME).load()
 
 
 async def test_another_context_can_be_asked_for(tmp_path: Path, make_kubeconfig: Any) -> None:
@@ -197,9 +197,9 @@ async def test_another_context_can_be_asked_for(tmp_path: Path, make_kubeconfig:
     first.write_bytes(make_kubeconfig("http://127.0.0.1:1"))
     second.write_bytes(make_kubeconfig("http://127.0.0.1:2").replace(b"test", b"other").replace(b": c\n", b": d\n"))
     paths = f"{first}:{second}"
-    access = Access(paths, environ=HOME)
+    access = ClusterAccess(paths, environ=HOME)
     await access.load()
-    other = Access(paths, "other", environ=HOME)
+    other = ClusterAccess(paths, "other", environ=HOME)
     await other.load()
     assert (access.server, access.context) == ("http://127.0.0.1:1", "test")
     assert (other.server, other.context) == ("http://127.0.0.1:2", "other")

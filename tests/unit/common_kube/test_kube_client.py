@@ -79,7 +79,7 @@ async def test_create_and_delete(kube: Kube, script: Any, make_pod: Any) -> None
         (409, "AlreadyExists", errors.AlreadyExists),
         (410, "Expired", errors.Gone),
         (410, "Gone", errors.Gone),
-        (413, "RequestEntityTooLarge", errors.TooLarge),
+        (413, "RequestEntityTooLarge", errors.ObjectTooLarge),
         (422, "Invalid", errors.Invalid),
         (429, "TooManyRequests", errors.Unavailable),
         (500, "InternalError", errors.Unavailable),
@@ -136,7 +136,7 @@ async def test_a_failed_test_is_told_from_an_invalid_object(
 
 async def test_an_answer_of_another_shape_is_bad(kube: Kube, script: Any) -> None:
     script.answer({"metadata": []})
-    with pytest.raises(errors.BadAnswer):
+    with pytest.raises(errors.BadApiAnswer):
         await kube.get(NADS, "ns", "a")
 
 

@@ -37,9 +37,9 @@ def test_the_generated_models_are_not_imported() -> None:
 def test_our_client_does_not_import_them_either() -> None:
     names = run(
         "import json, sys\n"
-        "import services.common.kube.client, services.common.kube.reflector, services.common.kube.events\n"
-        "from services.common.kube.auth import Access\n"
-        "Access(None)\n"
+        "import services.common.kube.client, services.common.kube.reflector, services.common.kube.event_recorder\n"
+        "from services.common.kube.auth import ClusterAccess\n"
+        "ClusterAccess(None)\n"
         "print(json.dumps([n for n in sys.modules if n.startswith('kubernetes_asyncio.client.models')]))\n"
     )
     assert names == []

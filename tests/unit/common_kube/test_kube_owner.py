@@ -37,14 +37,14 @@ class Watched:
     kube: FakeKube
     owner: Owner
     told: list[tuple[bool, str]] = field(default_factory=list)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    history: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until(self, acts: bool) -> None:
         """Wait until it acts, or no longer does."""
         async with asyncio.timeout(5):
             while self.owner.acts() is not acts:
-                await self.news.wait()
-                self.news.clear()
+                await self.history.wait()
+                self.history.clear()
 
 
 @asynccontextmanager
@@ -61,7 +61,7 @@ async def watching(
                 structlog.get_logger(),
                 setting,
                 node=node,
-                changed=lambda: watched.news.set(),
+                changed=lambda: watched.history.set(),
                 tell=lambda name, ok, why: watched.told.append((ok, why)) if name == CONDITION else None,
             )
             watched = Watched(kube, owner)

@@ -8,16 +8,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from services.common.health import Readiness
 from services.common.logs import logger
-from services.common.runtime import Runtime, shutdown
+from services.common.runtime import RoleRuntime, shutdown
 from services.common.settings import Common
 from services.common.tasks import Tasks
 from tests.support.spans import recording_telemetry
 
 
-def made() -> tuple[Runtime[Common], InMemorySpanExporter]:
+def made() -> tuple[RoleRuntime[Common], InMemorySpanExporter]:
     telemetry, spans = recording_telemetry()
     log = logger("test")
-    return Runtime("test", Common(), telemetry, log, Readiness(), Tasks(log)), spans
+    return RoleRuntime("test", Common(), telemetry, log, Readiness(), Tasks(log)), spans
 
 
 async def test_the_order_is_tasks_then_the_stack_then_telemetry() -> None:

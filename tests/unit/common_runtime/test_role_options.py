@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 import pytest
 
-from services.common.runtime import Runtime, main
+from services.common.runtime import RoleRuntime, main
 from services.common.settings import Common
 
 
@@ -17,7 +17,7 @@ class Settings(Common, frozen=True, kw_only=True):
     token: Annotated[str | None, msgspec.Meta(description="not for eyes", extra={"secret": True})] = None
 
 
-async def never(_runtime: Runtime[Settings]) -> None:
+async def never(_runtime: RoleRuntime[Settings]) -> None:
     raise AssertionError("started")
 
 

@@ -17,7 +17,7 @@ ROLE = '''
 import asyncio, contextlib, sys, time
 from typing import Annotated
 import msgspec
-from services.common.runtime import Runtime, main
+from services.common.runtime import RoleRuntime, main
 from services.common.settings import Common, SettingsError
 
 class Settings(Common, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ async def works(runtime):
     finally:
         print("task ended; stopping", runtime.stopping.is_set(), flush=True)
 
-async def start(runtime: Runtime[Settings]) -> None:
+async def start(runtime: RoleRuntime[Settings]) -> None:
     await runtime.stack.enter_async_context(resource("first"))
     await runtime.stack.enter_async_context(resource("second"))
     runtime.readiness.set("kube", False, "no list yet")

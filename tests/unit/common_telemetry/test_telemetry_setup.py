@@ -15,7 +15,7 @@ from opentelemetry import metrics, trace
 
 from schemas.events import Failed, GuestAttached
 from schemas.operations import Operation
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.telemetry import configure
 from tests.support.spans import recording_telemetry
 
@@ -108,7 +108,7 @@ def test_metrics_of_two_processes_keep_apart() -> None:
 )
 def test_stage_latency_counts_from_the_request(requested_at: str, expected: str) -> None:
     telemetry, _ = recording_telemetry()
-    event = GuestAttached(operation=Operation("1", Kind.PLUG, "a", None, requested_at))
+    event = GuestAttached(operation=Operation("1", OperationKind.PLUG, "a", None, requested_at))
     telemetry.metrics.published(event, now=datetime(2026, 11, 23, 10, 0, 0, 250_000, tzinfo=UTC))
     line = f'hotnic_stage_seconds_sum{{kind="plug",stage="guest-attached"}} {expected}'
     assert line in telemetry.metrics_text().decode()
@@ -117,13 +117,13 @@ def test_stage_latency_counts_from_the_request(requested_at: str, expected: str)
 @pytest.mark.parametrize("requested_at", [None, "", "yesterday", "2026-11-23T10:00:00"])
 def test_an_operation_without_a_time_has_no_latency(requested_at: str | None) -> None:
     telemetry, _ = recording_telemetry()
-    telemetry.metrics.published(GuestAttached(operation=Operation("1", Kind.PLUG, "a", None, requested_at)))
+    telemetry.metrics.published(GuestAttached(operation=Operation("1", OperationKind.PLUG, "a", None, requested_at)))
     assert b"hotnic_stage_seconds" not in telemetry.metrics_text()
 
 
 def test_failures_count_by_stage_and_reason() -> None:
     telemetry, _ = recording_telemetry()
-    operation = Operation("1", Kind.PLUG, "a")
+    operation = Operation("1", OperationKind.PLUG, "a")
     for _ in range(2):
         telemetry.metrics.published(Failed(operation=operation, at=Stage.MULTUS_ATTACHED, reason="CniFailed"))
     assert b'hotnic_failures_total{reason="CniFailed",stage="multus-attached"} 2.0' in telemetry.metrics_text()

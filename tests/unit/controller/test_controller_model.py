@@ -24,7 +24,7 @@ from schemas.networks import (
 )
 from schemas.operations import Operation, encode, is_operation_key, operation_key, operation_of
 from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.api import plan as api
 from services.common.domain.operations import ABSENT, kind_of, operation_for
 from services.common.domain.status_interfaces import DOMAIN, with_token, without_token
@@ -110,7 +110,7 @@ class Machine(RuleBasedStateMachine):
         )
         if isinstance(answer, api.Change):
             self.alone.discard(name)
-            if answer.target is api.Target.VMI and answer.operation.kind is Kind.UNPLUG:
+            if answer.target is api.Target.VMI and answer.operation.kind is OperationKind.UNPLUG:
                 self.alone.add(name)
             self._patch("vm" if answer.target is api.Target.VM else "vmi", answer.ops)
 
@@ -223,13 +223,13 @@ class Machine(RuleBasedStateMachine):
             name, operation = interface.name, operation_for(vmi, interface)
             if name not in NAMES:
                 continue
-            if kind_of(interface) is Kind.UNPLUG:
+            if kind_of(interface) is OperationKind.UNPLUG:
                 self.guest.discard(name)
                 entries = without_token(entries, name, DOMAIN)
                 self._note(msgspec.structs.replace(operation, released=pod.metadata.uid))
             elif name in self.guest:
                 entries = with_token(entries, name, DOMAIN)
-            elif pod_interface(name) in present and operation.kind is Kind.PLUG and operation.failed is None:
+            elif pod_interface(name) in present and operation.kind is OperationKind.PLUG and operation.failed is None:
                 if len(self.guest) < self.slots:
                     self.guest.add(name)
                     entries = with_token(entries, name, DOMAIN)
@@ -262,11 +262,11 @@ class Machine(RuleBasedStateMachine):
             raise AssertionError("no rest")
         vmi, vm = self._vmi(), self._vm()
         if vmi is None:
-            assert all(kind_of(i) is Kind.PLUG for i in vm.spec.template.spec.interface_items())
+            assert all(kind_of(i) is OperationKind.PLUG for i in vm.spec.template.spec.interface_items())
             return
         wished = {i.name for i in vmi.spec.interface_items()} & set(NAMES)
         assert not self.alone & wished, "unplugged from the running VM alone, and not brought back by the template"
-        assert all(kind_of(i) is Kind.PLUG for i in vmi.spec.interface_items()), "absent is gone in the end"
+        assert all(kind_of(i) is OperationKind.PLUG for i in vmi.spec.interface_items()), "absent is gone in the end"
         assert self.guest == wished
         annotations = self.pod["metadata"]["annotations"]
         links = {pod_interface(name) for name in wished}
@@ -274,10 +274,10 @@ class Machine(RuleBasedStateMachine):
         assert {s.interface for s in parse_network_status(annotations.get(NETWORK_STATUS))} == links
         assert {e["name"] for e in vmi.status.interfaces or ()} == wished
         template = {i.name for i in vm.spec.template.spec.interface_items()}
-        assert all(kind_of(i) is Kind.PLUG for i in vm.spec.template.spec.interface_items())
+        assert all(kind_of(i) is OperationKind.PLUG for i in vm.spec.template.spec.interface_items())
         for name in NAMES:
             marked = operation_of(vmi.metadata.annotations, name)
-            unplugged_alone = marked is not None and marked.kind is Kind.UNPLUG
+            unplugged_alone = marked is not None and marked.kind is OperationKind.UNPLUG
             # Whatever the template lists runs, unless it was unplugged from the running VM alone, which is remembered.
             assert name not in template or name in wished or unplugged_alone
             assert not (unplugged_alone and name in wished)

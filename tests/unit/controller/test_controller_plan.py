@@ -13,7 +13,7 @@ from schemas.networks import (
     parse_networks,
 )
 from schemas.operations import Operation, encode, operation_key
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.reconcile import Reject
 from services.controller.plan import Observed, Patch, plan
 from services.controller.plan.actions import pod_annotated
@@ -22,7 +22,7 @@ from tests.support import objects
 LINK = pod_interface("iface1")
 ELEMENT = NetworkSelectionElement(name="net1", namespace="default", interface=LINK)
 ATTACHED = NetworkStatus(name="default/net1", interface=LINK, mac="02:00:00:00:00:01")
-OPERATION = Operation("op1", Kind.PLUG, "iface1")
+OPERATION = Operation("op1", OperationKind.PLUG, "iface1")
 
 
 def noted(*operations: Operation) -> dict[str, str]:
@@ -51,7 +51,7 @@ def test_a_plugged_interface_is_annotated_with_its_operation_and_published() -> 
 
 
 def test_several_nics_on_one_network_are_several_elements() -> None:
-    operations = (Operation("one", Kind.PLUG, "a"), Operation("two", Kind.PLUG, "b"))
+    operations = (Operation("one", OperationKind.PLUG, "a"), Operation("two", OperationKind.PLUG, "b"))
     vmi = objects.vmi(objects.nic("a"), objects.nic("b"), annotations=noted(*operations))
     (action,) = plan(Observed(vmi, objects.pod(annotations([ELEMENT]))))
     assert isinstance(action, Patch)
@@ -115,14 +115,14 @@ def test_an_absent_interface_keeps_its_element_until_this_pod_has_released_it() 
     gone = objects.nic("iface1", state="absent")
     pod = objects.pod(annotations([ELEMENT]))
     for uid, actions in ((None, 0), ("another pod", 0), (objects.POD_UID, 1)):
-        released = Operation("op2", Kind.UNPLUG, "iface1", released=uid)
+        released = Operation("op2", OperationKind.UNPLUG, "iface1", released=uid)
         vmi = objects.vmi(gone, annotations=noted(released))
         assert len(plan(Observed(vmi, pod))) == actions
 
 
 def test_a_pod_with_ordinal_names_goes_on_with_ordinals() -> None:
     first = NetworkSelectionElement(name="net1", namespace="default", interface="net1")
-    plugs = noted(Operation("a1", Kind.PLUG, "a"), Operation("b1", Kind.PLUG, "b"))
+    plugs = noted(Operation("a1", OperationKind.PLUG, "a"), Operation("b1", OperationKind.PLUG, "b"))
     vmi = objects.vmi(objects.nic("a"), objects.nic("b"), annotations=plugs)
     pod = objects.pod(annotations([first]))
     (action,) = plan(Observed(vmi, pod))

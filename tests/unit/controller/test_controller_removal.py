@@ -15,14 +15,14 @@ from schemas.networks import (
     encode_networks,
 )
 from schemas.operations import Operation, encode, operation_key
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.controller.plan import Observed, Patch, Target, plan
 from tests.support import objects
 
 LINK = pod_interface("iface1")
 KEY = f"/metadata/annotations/hotnic.io~1operation.{interface_hash('iface1')}"
 IFACE, GONE = objects.nic("iface1"), objects.nic("iface1", state="absent")
-RELEASED = Operation("unplug", Kind.UNPLUG, "iface1", released=objects.POD_UID)
+RELEASED = Operation("unplug", OperationKind.UNPLUG, "iface1", released=objects.POD_UID)
 LISTED = {NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])}
 ATTACHED = {NETWORK_STATUS: encode_network_status([NetworkStatus("default/net1", LINK)])}
 ENTRY = {"name": "iface1", "infoSource": "domain"}
@@ -59,8 +59,8 @@ def test_an_interface_of_which_nothing_is_left_goes_with_its_network_and_operati
 @pytest.mark.parametrize(
     ("vmi", "pod", "left"),
     [
-        (unplugged(annotations=noted(Operation("u", Kind.UNPLUG, "iface1"))), {}, set()),
-        (unplugged(annotations=noted(Operation("u", Kind.UNPLUG, "iface1", released="earlier"))), {}, set()),
+        (unplugged(annotations=noted(Operation("u", OperationKind.UNPLUG, "iface1"))), {}, set()),
+        (unplugged(annotations=noted(Operation("u", OperationKind.UNPLUG, "iface1", released="earlier"))), {}, set()),
         (unplugged(), LISTED, {Target.POD}),
         (unplugged(), ATTACHED, {Target.VMI}),
         (unplugged(status=[ENTRY]), {}, set()),
@@ -97,12 +97,12 @@ def test_the_template_is_cleared_once_the_vmi_knows_the_interface_no_more() -> N
 
 
 def test_a_stopped_vm_keeps_what_is_not_absent() -> None:
-    assert changes(objects.vm(IFACE, annotations=noted(Operation("p", Kind.PLUG, "iface1"))), None) == {}
+    assert changes(objects.vm(IFACE, annotations=noted(Operation("p", OperationKind.PLUG, "iface1"))), None) == {}
     assert changes(None, None) == {}
 
 
 def test_operations_without_an_interface_go() -> None:
-    stale = noted(Operation("p", Kind.PLUG, "iface1"))
+    stale = noted(Operation("p", OperationKind.PLUG, "iface1"))
     assert changes(objects.vm(annotations=stale), None) == {Target.VM: {KEY: None}}
     assert changes(objects.vm(), objects.vmi(owned=True, annotations=stale)) == {Target.VMI: {KEY: None}}
     assert changes(objects.vm(), objects.vmi(owned=True), stale) == {Target.POD: {KEY: None}}

@@ -12,13 +12,13 @@ import pytest
 import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from schemas.encoding import OperationKey
+from schemas.encoding import StatusKey
+from schemas.hotplug_status import BUCKET, StatusEntry, entry_of
 from schemas.kube import VirtualMachine, VirtualMachineInstance
-from schemas.ladder import BUCKET, Entry, entry_of
 from schemas.names import interface_hash
 from schemas.networks import NETWORKS, parse_networks
 from schemas.operations import Operation, encode, operation_key, operation_of
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 from services.common.kube.client import Kube
 from services.common.kube.installations import Installations
 from services.controller.role import Controller
@@ -29,7 +29,7 @@ from tests.support.spans import named, recording_telemetry
 
 VMS, VMIS, KUBEVIRTS = "virtualmachines", "virtualmachineinstances", "kubevirts"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-PLUG = Operation("plug", Kind.PLUG, "iface1", traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
+PLUG = Operation("plug", OperationKind.PLUG, "iface1", traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
 
 
 class Webhook(FakeKube):
@@ -175,7 +175,7 @@ async def test_what_cannot_be_done_is_said_once_on_the_vm(cluster: Cluster) -> N
 
 
 async def test_an_unplug_leaves_pod_vmi_and_vm_as_if_the_nic_had_never_been(cluster: Cluster) -> None:
-    unplug = Operation("unplug", Kind.UNPLUG, "iface1", released=objects.POD_UID)
+    unplug = Operation("unplug", OperationKind.UNPLUG, "iface1", released=objects.POD_UID)
     gone, kept = objects.nic("iface1", state="absent"), objects.nic("iface2")
     noted = {operation_key("iface1"): encode(unplug), "some": "thing"}
     cluster.put(VMS, objects.vm(gone, kept, annotations=noted))
@@ -239,10 +239,10 @@ async def test_the_controller_that_leads_keeps_the_ladder(cluster: Cluster) -> N
     cluster.put(VMIS, objects.vmi(objects.nic("iface1"), annotations={operation_key("iface1"): encode(PLUG)}))
     await cluster.kube.until(lambda: len(cluster.links()) == 1)
     bucket = cluster.bus.kv(BUCKET)
-    found: Entry | None = None
+    found: StatusEntry | None = None
     async with asyncio.timeout(5):
-        while found is None or found.rung.stage is not Stage.POD_ANNOTATED or found.rung.since is None:
-            held = await bucket.get(str(OperationKey("default", "vm1", interface_hash("iface1"))))
+        while found is None or found.status.stage is not Stage.POD_ANNOTATED or found.status.since is None:
+            held = await bucket.get(str(StatusKey("default", "vm1", interface_hash("iface1"))))
             found = entry_of(held.value) if held is not None else None
             await asyncio.sleep(0.005)
-    assert (found.rung.operation, found.rung.trace_id) == ("plug", TRACE)
+    assert (found.status.operation, found.status.trace_id) == ("plug", TRACE)

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 import structlog
 
-from schemas.encoding import OperationKey
+from schemas.encoding import StatusKey
 from schemas.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
-from schemas.ladder import BUCKET, Rung
+from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus
 from schemas.names import interface_hash
 from schemas.stages import Stage
-from services.common.bus.protocol import Entry
-from services.controller.mirror import RELOAD
+from services.common.bus.protocol import KeyValueEntry
 from services.controller.projector import CONSUMER
+from services.controller.status_bucket import RELOAD
 from tests.support import objects
 from tests.support.bus import Broker, MemoryBus, MemoryKeyValue
 from tests.support.projecting import PLUG, VM1, Projecting, other, projecting
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.looptime
 
 VMI = ObjectRef("default", "vm1", objects.VMI_UID)
 POD = ObjectRef("default", "virt-launcher-vm1-abcde", objects.POD_UID)
-KEY = str(OperationKey(*VM1, interface_hash("iface1")))
+KEY = str(StatusKey(*VM1, interface_hash("iface1")))
 EVENTS = {
     Stage.REQUESTED: Requested(PLUG, VMI),
     Stage.POD_ANNOTATED: PodAnnotated(PLUG, VMI, POD),
@@ -46,9 +46,9 @@ class Cluster:
         for stage in stages:
             await self.made.bus.publish(EVENTS[stage])
 
-    async def stage(self, stage: Stage, *, timed: bool = True) -> Rung:
-        found = await self.made.rung(
-            lambda rung: rung is not None and rung.stage is stage and bool(rung.since) is timed
+    async def stage(self, stage: Stage, *, timed: bool = True) -> InterfaceHotplugStatus:
+        found = await self.made.nic_status(
+            lambda nic_status: nic_status is not None and nic_status.stage is stage and bool(nic_status.since) is timed
         )
         assert found is not None
         return found
@@ -67,11 +67,11 @@ async def test_the_bucket_follows_a_plug_from_stage_to_stage() -> None:
         for stage in EVENTS:
             await cluster.publish(stage)
             cluster.made.climb(stage)
-            rung = await cluster.stage(stage)
-            assert (rung.operation, rung.interface) == ("op", "iface1")
-        assert rung.complete
+            nic_status = await cluster.stage(stage)
+            assert (nic_status.operation, nic_status.interface) == ("op", "iface1")
+        assert nic_status.complete
         cluster.made.gone()
-        await cluster.made.rung(lambda rung: rung is None)
+        await cluster.made.nic_status(lambda nic_status: nic_status is None)
 
 
 async def test_events_that_come_first_or_never_change_no_stage() -> None:
@@ -91,10 +91,16 @@ async def test_a_failure_is_told_with_its_attempts() -> None:
                 PLUG, VMI, POD, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="no lease", attempt=attempt
             )
             await cluster.made.bus.publish(failed)
-        rung = await cluster.made.rung(lambda rung: rung is not None and rung.attempts == 2)
-        assert rung is not None
-        assert (rung.reason, rung.message, rung.stage) == ("CniFailed", "no lease", Stage.POD_ANNOTATED)
-        assert rung.last_attempt
+        nic_status = await cluster.made.nic_status(
+            lambda nic_status: nic_status is not None and nic_status.attempts == 2
+        )
+        assert nic_status is not None
+        assert (nic_status.reason, nic_status.message, nic_status.stage) == (
+            "CniFailed",
+            "no lease",
+            Stage.POD_ANNOTATED,
+        )
+        assert nic_status.last_attempt
 
 
 async def test_a_new_operation_takes_the_entry_over() -> None:
@@ -103,8 +109,8 @@ async def test_a_new_operation_takes_the_entry_over() -> None:
         cluster.made.climb(Stage.POD_ANNOTATED)
         await cluster.stage(Stage.POD_ANNOTATED)
         cluster.made.climb(Stage.POD_ANNOTATED, other())
-        rung = await cluster.stage(Stage.POD_ANNOTATED, timed=False)
-        assert rung.operation == "op2"
+        nic_status = await cluster.stage(Stage.POD_ANNOTATED, timed=False)
+        assert nic_status.operation == "op2"
 
 
 async def test_without_the_bus_nothing_is_lost_but_time() -> None:
@@ -137,7 +143,7 @@ async def test_whatever_happens_to_the_bucket_is_mended(how: str) -> None:
         if how == "wiped":
             cluster.bucket.restore({})
         elif how == "older":
-            cluster.bucket.restore({KEY: older.value, str(OperationKey("gone", "vm", "0" * 11)): b"{}"})
+            cluster.bucket.restore({KEY: older.value, str(StatusKey("gone", "vm", "0" * 11)): b"{}"})
         elif how == "foreign":
             await cluster.bucket.put(KEY, b"not ours")
         else:
@@ -154,12 +160,12 @@ async def test_a_restarted_projector_keeps_what_the_bucket_knows_and_drops_what_
         await broker.until(lambda: CONSUMER in broker.consumers)
         await bus.publish(EVENTS[Stage.POD_ANNOTATED])
         first.climb(Stage.POD_ANNOTATED)
-        before = await first.rung(lambda rung: rung is not None and rung.since is not None)
-    await bus.kv(BUCKET).put(str(OperationKey("default", "vm9", "0" * 11)), b"{}")
+        before = await first.nic_status(lambda nic_status: nic_status is not None and nic_status.since is not None)
+    await bus.kv(BUCKET).put(str(StatusKey("default", "vm9", "0" * 11)), b"{}")
     async with projecting(bus) as second:
         second.climb(Stage.POD_ANNOTATED)
         await asyncio.sleep(1)
-        assert await second.rung(lambda rung: rung is not None) == before
+        assert await second.nic_status(lambda nic_status: nic_status is not None) == before
         assert [entry.key for entry in broker.buckets[BUCKET].entries()] == [KEY]
 
 
@@ -172,14 +178,16 @@ async def test_two_writers_end_with_what_objects_say() -> None:
         for stage in EVENTS:
             for made in both:
                 made.climb(stage)
-            await both[0].rung(lambda rung, stage=stage: rung is not None and rung.stage is stage)  # type: ignore[misc]
+            await both[0].nic_status(
+                lambda nic_status, stage=stage: nic_status is not None and nic_status.stage is stage
+            )  # type: ignore[misc]
 
 
 async def test_a_projector_writes_nothing_when_nothing_is_new() -> None:
     async with running() as cluster:
         cluster.made.climb(Stage.POD_ANNOTATED)
         await cluster.stage(Stage.POD_ANNOTATED, timed=False)
-        found: Entry | None = await cluster.bucket.get(KEY)
+        found: KeyValueEntry | None = await cluster.bucket.get(KEY)
         for _ in range(3):
             cluster.made.climb(Stage.POD_ANNOTATED)
             await asyncio.sleep(1)

@@ -6,19 +6,19 @@ from hypothesis import strategies as st
 
 from schemas.kube import Interface
 from schemas.operations import Operation, derived_id, encode, operation_key
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.operations import acting_pod, operation_for
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, tokens, with_token, without_token
 from tests.support import objects
 
 
 def test_an_operation_written_for_the_same_wish_is_kept_and_another_is_derived() -> None:
-    written = Operation("op", Kind.PLUG, "iface1")
+    written = Operation("op", OperationKind.PLUG, "iface1")
     vmi = objects.vmi(objects.nic("iface1"), annotations={operation_key("iface1"): encode(written)})
     assert operation_for(vmi, Interface("iface1")) == written
     derived = operation_for(vmi, Interface("iface1", state="absent"))
-    assert derived.id == derived_id(objects.VMI_UID, "iface1", Kind.UNPLUG, 1)
-    assert operation_for(objects.vmi(annotations={operation_key("x"): "{"}), Interface("x")).kind is Kind.PLUG
+    assert derived.id == derived_id(objects.VMI_UID, "iface1", OperationKind.UNPLUG, 1)
+    assert operation_for(objects.vmi(annotations={operation_key("x"): "{"}), Interface("x")).kind is OperationKind.PLUG
 
 
 def test_the_acting_pod_is_the_active_one_on_the_vmis_node() -> None:

@@ -9,15 +9,15 @@ from schemas.kube import Interface, Network
 from schemas.names import interface_hash
 from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
 from schemas.operations import Operation, encode, operation_key, operation_of, operation_under, stale_operations
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.attachments import secondary
-from services.common.domain.fitness import namesake, ordinal, why_fixed, why_not_pluggable
+from services.common.domain.eligibility import hash_collision, ordinal, why_fixed, why_not_pluggable
 from services.common.domain.spec_patch import change, notes, of_vm, of_vmi
 from services.common.domain.template import lives, owns
 from services.lab.apiserver.patch import PatchFailed, apply_json_patch
 from tests.support import objects
 
-PLUG = Operation("plug", Kind.PLUG, "iface1")
+PLUG = Operation("plug", OperationKind.PLUG, "iface1")
 
 
 def test_a_change_applies_to_what_was_seen_and_to_nothing_else() -> None:
@@ -87,8 +87,8 @@ def test_of_two_names_with_the_same_links_the_first_one_counts() -> None:
     assert interface_hash(first) == interface_hash(second)
     vmi = objects.vmi(objects.nic(first), objects.nic(second))
     assert [interface.name for interface, _ in secondary(vmi.spec)] == [first]
-    assert namesake(vmi.spec, second) == first
-    assert namesake(vmi.spec, "other") is None
+    assert hash_collision(vmi.spec, second) == first
+    assert hash_collision(vmi.spec, "other") is None
 
 
 def test_a_pod_with_one_ordinal_name_is_ordinal() -> None:

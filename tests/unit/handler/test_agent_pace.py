@@ -42,11 +42,11 @@ class Watched:
     """A watch over such an agent, and when it had news."""
 
     def __init__(self, agent: ScriptedAgent) -> None:
-        self.news: list[float] = []
+        self.history: list[float] = []
         self.watch = AgentWatch(agent, self._changed, structlog.get_logger())
 
     def _changed(self) -> None:
-        self.news.append(asyncio.get_running_loop().time())
+        self.history.append(asyncio.get_running_loop().time())
 
 
 async def test_a_card_that_a_slow_guest_shows_late_is_confirmed_soon_after() -> None:
@@ -63,7 +63,7 @@ async def test_a_card_that_a_slow_guest_shows_late_is_confirmed_soon_after() -> 
     agent.nics = (ETH0, ETH1)
     await asyncio.sleep(SLOWEST)
     assert watched.watch.nics == (ETH0, ETH1)
-    assert len(watched.news) == 2
+    assert len(watched.history) == 2
     asked = len(agent.asked)
     await asyncio.sleep(HOUR)
     assert len(agent.asked) == asked
@@ -124,10 +124,10 @@ async def test_an_agent_that_has_just_come_is_waited_for() -> None:
     watched.watch.expect({MAC})
     watched.watch.came()
     await asyncio.sleep(0.1)
-    assert (len(agent.asked), watched.news) == (1, [])
+    assert (len(agent.asked), watched.history) == (1, [])
     agent.silent = False
     await asyncio.sleep(SLOWEST)
-    assert len(watched.news) == 1
+    assert len(watched.history) == 1
     await watched.watch.close()
 
 
@@ -141,7 +141,7 @@ async def test_news_from_the_guest_are_not_kept_waiting_by_a_pause() -> None:
     agent.nics = (ETH0, ETH1)
     watched.watch.ask()
     await asyncio.sleep(0.01)
-    assert (len(agent.asked), len(watched.news)) == (asked + 1, 2)
+    assert (len(agent.asked), len(watched.history)) == (asked + 1, 2)
     await watched.watch.close()
 
 

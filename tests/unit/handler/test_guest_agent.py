@@ -79,12 +79,12 @@ class Watched:
     """A watch over a scripted agent that tells how often its news came."""
 
     def __init__(self, agent: Agent) -> None:
-        self.news = 0
+        self.history = 0
         self.came = asyncio.Event()
         self.watch = AgentWatch(agent, self._changed, structlog.get_logger(), timeout=0.05)
 
     def _changed(self) -> None:
-        self.news += 1
+        self.history += 1
         self.came.set()
 
     async def finished(self, series: Sequence[float]) -> None:
@@ -98,10 +98,10 @@ async def test_news_come_once_for_each_different_answer(fake: tuple[FakeAgent, A
     scripted, agent = fake
     watched = Watched(agent)
     await watched.finished((0.0, 0.0, 0.0))
-    assert (watched.news, watched.watch.nics) == (1, ())
+    assert (watched.history, watched.watch.nics) == (1, ())
     scripted.shows("eth1", MAC)
     await watched.finished((0.0, 0.0))
-    assert (watched.news, watched.watch.nics) == (2, (GuestNic("eth1", MAC),))
+    assert (watched.history, watched.watch.nics) == (2, (GuestNic("eth1", MAC),))
 
 
 async def test_silence_is_no_news_and_ends_no_series(fake: tuple[FakeAgent, Agent]) -> None:

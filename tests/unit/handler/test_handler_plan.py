@@ -15,23 +15,23 @@ from schemas.operations import (
     NicSlots,
     Operation,
     PodNic,
-    Route,
+    RecordedRoute,
     encode,
     operation_key,
     pod_nic_key,
     pod_nic_of,
 )
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.netlink.links import Address, Link
 from services.common.netlink.links import Route as SeenRoute
 from services.common.reconcile import Reject
 from services.handler.guest.agent import GuestNic
 from services.handler.guest.port import Card, GuestView
+from services.handler.netlink_operations import AddLink, Seen
 from services.handler.nics import acts_here, attached_nics
 from services.handler.plan import TERMINAL, Observed, Plug, Refuse, plug
+from services.handler.pod_network import bridge_mac, link_names
 from services.handler.report import report
-from services.handler.steps import AddLink, Seen
-from services.handler.wiring import bridge_mac, link_names
 from tests.support.objects import NODE, POD_UID, nic, pod, vmi
 
 SANDBOX = "sandbox-1"
@@ -212,7 +212,7 @@ def test_a_leftover_link_is_a_conflict_that_may_pass() -> None:
     seen = links("iface1")
     left = Link(index=9, name=link_names(pod_interface("iface1")).bridged, kind="veth")
     action = refused(plug(observed(vmi(nic("iface1")), attached_pod("iface1"), seen=Seen((*seen.links, left)))))
-    assert (action.reason, action.final) == ("WiringConflict", False)
+    assert (action.reason, action.final) == ("PodNetworkConflict", False)
 
 
 def written(action: Plug) -> PodNic:
@@ -239,7 +239,7 @@ def test_a_missing_record_is_made_from_the_link_before_the_first_step() -> None:
     assert action.record[0] == {"op": "test", "path": "/metadata/uid", "value": POD_UID}
     made = written(action)
     assert (made.mac, made.mtu, made.ips, made.sandbox_id) == (MAC, 1500, (IP,), SANDBOX)
-    assert made.routes == (Route("0.0.0.0/0", "10.0.0.1", 5),)
+    assert made.routes == (RecordedRoute("0.0.0.0/0", "10.0.0.1", 5),)
 
 
 @pytest.mark.parametrize("change", [{"pod_uid": "other"}, {"sandbox_id": "other"}])
@@ -448,7 +448,7 @@ def test_free_slots_are_counted_for_this_pod() -> None:
 
 def test_the_operation_of_the_annotation_is_carried_on() -> None:
     operation = Operation(
-        id="op-1", kind=Kind.PLUG, interface="iface1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+        id="op-1", kind=OperationKind.PLUG, interface="iface1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"
     )
     machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(operation)})
     assert plugged(plug(observed(machine, attached_pod("iface1")))).nic.operation == operation

@@ -7,10 +7,10 @@ import pytest
 import structlog
 from opentelemetry.context import Context
 
-from services.handler.asking import Asked
 from services.handler.guest.agent import AgentSilent, GuestNic
 from services.handler.guest.port import Change, GuestEvent, GuestNotReachable, GuestView, NewCard
 from services.handler.guest.watch import GIVE_UP
+from services.handler.pending_unplug import Asked
 from services.handler.sessions import Key, Leaving, Plugged, Session
 
 KEY = ("default", "vm1")

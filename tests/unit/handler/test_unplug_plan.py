@@ -21,23 +21,23 @@ from schemas.operations import (
     pod_nic_key,
     pod_nic_of,
 )
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.netlink.links import Address, Link
-from services.handler.asking import MAX_AGAIN, PATIENCE, Asked, asked_again, next_look, stirred, told
 from services.handler.guest.port import Card, GuestView
+from services.handler.netlink_operations import AddAddress, ChangeLink, DeleteLinks, Seen
 from services.handler.nics import attached_nics
+from services.handler.pending_unplug import MAX_AGAIN, PATIENCE, Asked, asked_again, next_look, stirred, told
 from services.handler.plan import Observed, Plug, Refuse, plug
+from services.handler.pod_network import bridge_mac, link_names
 from services.handler.records import stale
 from services.handler.report import Report, report
-from services.handler.steps import AddAddress, ChangeLink, DeleteLinks, Seen
 from services.handler.unplug import LetGo, Release, Wait, unplug
-from services.handler.wiring import bridge_mac, link_names
 from tests.support.objects import POD_UID, nic, pod, vmi
 
 SANDBOX, MAC, IP = "sandbox-1", "3e:89:92:5a:b5:a7", "10.0.0.2/24"
 NAMES = link_names(pod_interface("iface1"))
 UNPLUG = Operation(
-    id="op-u", kind=Kind.UNPLUG, interface="iface1", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    id="op-u", kind=OperationKind.UNPLUG, interface="iface1", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 )
 LO = Link(index=1, name="lo")
 PLAIN = Link(index=2, name=NAMES.nic, kind="veth", mac=MAC, mtu=1500, up=True)
@@ -221,7 +221,7 @@ def test_a_stranger_in_the_way_is_told_and_waited_for() -> None:
     seen = Seen((*WIRED[:3], Link(index=4, name=NAMES.tap, kind="veth")))
     action = one(unplug(observed(leaving(), launcher("iface1"), seen=seen)))
     assert isinstance(action, Refuse)
-    assert (action.reason, action.final) == ("WiringConflict", False)
+    assert (action.reason, action.final) == ("PodNetworkConflict", False)
 
 
 def test_each_absent_nic_is_decided_on_its_own() -> None:
@@ -284,7 +284,7 @@ def test_an_operation_nobody_wrote_down_is_written_with_what_was_done() -> None:
         found = reported(observed(machine, launcher()), ("iface1",))
         operation = written(found)
         assert operation is not None
-        assert (operation.kind, operation.released) == (Kind.UNPLUG, POD_UID)
+        assert (operation.kind, operation.released) == (OperationKind.UNPLUG, POD_UID)
         assert {"op": "test", "path": "/metadata/resourceVersion", "value": "100"} in found.ops
 
 
@@ -297,7 +297,7 @@ def test_what_is_released_already_is_not_said_again() -> None:
 
 
 def test_an_interface_that_is_wished_for_again_meanwhile_is_not_called_released() -> None:
-    plugging = Operation(id="op-p", kind=Kind.PLUG, interface="iface1")
+    plugging = Operation(id="op-p", kind=OperationKind.PLUG, interface="iface1")
     machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(plugging)})
     found = reported(observed(machine, launcher()), ("iface1",))
     assert (written(found), found.released) == (None, [])
@@ -336,13 +336,13 @@ def test_a_slot_that_a_card_is_leaving_is_waited_for() -> None:
 
 
 def test_a_plug_that_ended_for_good_is_written_down_and_not_tried_again() -> None:
-    plugging = Operation(id="op-p", kind=Kind.PLUG, interface="iface1")
+    plugging = Operation(id="op-p", kind=OperationKind.PLUG, interface="iface1")
     machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(plugging)})
     seen = observed(machine, launcher("iface1"), seen=Seen((LO, PLAIN)), guest=guest(free=()))
     found = reported(seen, failed={"iface1": "NoFreeSlot"})
     operation = written(found)
     assert operation is not None
-    assert (operation.id, operation.failed, operation.kind) == ("op-p", "NoFreeSlot", Kind.PLUG)
+    assert (operation.id, operation.failed, operation.kind) == ("op-p", "NoFreeSlot", OperationKind.PLUG)
     after = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(operation)})
     assert attached_nics(after, launcher("iface1")) == []
     assert plug(msgspec.structs.replace(seen, vmi=after)) == []

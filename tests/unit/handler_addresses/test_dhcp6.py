@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.handler.addresses.answer6 import answer, declined, server_id
 from services.handler.addresses.dhcp6 import (
     MAX_OPTIONS,
     Kind,
@@ -23,6 +22,7 @@ from services.handler.addresses.dhcp6 import (
     encode,
     encode_options,
 )
+from services.handler.addresses.dhcp6_replies import answer, declined, server_id
 from services.handler.addresses.frames import Datagram, Malformed, read
 from services.handler.addresses.neighbours import link_local
 from services.handler.addresses.offer import LEASE_SECONDS, Ipv6, Offer

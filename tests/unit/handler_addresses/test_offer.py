@@ -4,13 +4,13 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 from services.handler.addresses.offer import MAX_HOPS, NO_RESOLVER, Hop, Ipv6, Offer, Resolver, offer_of
 
 MAC, SERVER_MAC = "3e:89:92:5a:b5:a7", "02:11:22:33:44:55"
 
 
-def record(*ips: str, routes: tuple[Route, ...] = (), mtu: int = 1500, **more: object) -> PodNic:
+def record(*ips: str, routes: tuple[RecordedRoute, ...] = (), mtu: int = 1500, **more: object) -> PodNic:
     return PodNic(pod_uid="p", sandbox_id="s", interface="podx", mac=MAC, mtu=mtu, ips=ips, routes=routes, **more)  # type: ignore[arg-type]
 
 
@@ -24,7 +24,7 @@ def offered(nic: PodNic, resolver: Resolver = NO_RESOLVER) -> Offer:
     return found
 
 
-def routes_of(*routes: Route, ip: str = "10.0.0.2/24") -> tuple[str | None, list[str]]:
+def routes_of(*routes: RecordedRoute, ip: str = "10.0.0.2/24") -> tuple[str | None, list[str]]:
     ipv4 = offered(record(ip, routes=routes)).ipv4
     assert ipv4 is not None
     return (str(ipv4.router) if ipv4.router else None), [f"{network} {hop}" for network, hop in ipv4.routes]
@@ -45,16 +45,20 @@ def test_the_first_ipv4_address_and_every_ipv6_address_are_offered() -> None:
 
 
 def test_a_default_route_alone_is_told_by_the_router() -> None:
-    assert routes_of(Route("0.0.0.0/0", "10.0.0.1")) == ("10.0.0.1", [])
+    assert routes_of(RecordedRoute("0.0.0.0/0", "10.0.0.1")) == ("10.0.0.1", [])
 
 
-@pytest.mark.parametrize("routes", [(), (Route("10.0.0.0/24"),)])
-def test_what_comes_with_the_address_is_not_told_again(routes: tuple[Route, ...]) -> None:
+@pytest.mark.parametrize("routes", [(), (RecordedRoute("10.0.0.0/24"),)])
+def test_what_comes_with_the_address_is_not_told_again(routes: tuple[RecordedRoute, ...]) -> None:
     assert routes_of(*routes) == (None, [])
 
 
 def test_static_routes_are_told_with_the_default_route_last() -> None:
-    routes = (Route("0.0.0.0/0", "10.0.0.1"), Route("10.1.0.0/16", "10.0.0.9"), Route("10.1.2.0/24", "10.0.0.8"))
+    routes = (
+        RecordedRoute("0.0.0.0/0", "10.0.0.1"),
+        RecordedRoute("10.1.0.0/16", "10.0.0.9"),
+        RecordedRoute("10.1.2.0/24", "10.0.0.8"),
+    )
     assert routes_of(*routes) == (
         "10.0.0.1",
         ["10.1.2.0/24 10.0.0.8", "10.1.0.0/16 10.0.0.9", "0.0.0.0/0 10.0.0.1"],
@@ -63,23 +67,24 @@ def test_static_routes_are_told_with_the_default_route_last() -> None:
 
 def test_a_next_hop_outside_of_the_subnet_is_put_on_link_first() -> None:
     told = ["169.254.1.1/32 0.0.0.0", "0.0.0.0/0 169.254.1.1"]
-    default = Route("0.0.0.0/0", "169.254.1.1")
+    default = RecordedRoute("0.0.0.0/0", "169.254.1.1")
     assert routes_of(default, ip="10.0.0.2/32") == ("169.254.1.1", told)
-    assert routes_of(default, Route("169.254.1.1/32"), ip="10.0.0.2/32") == ("169.254.1.1", told)
+    assert routes_of(default, RecordedRoute("169.254.1.1/32"), ip="10.0.0.2/32") == ("169.254.1.1", told)
 
 
 def test_a_default_route_without_a_next_hop_is_on_link() -> None:
-    assert routes_of(Route("0.0.0.0/0")) == (None, ["0.0.0.0/0 0.0.0.0"])
+    assert routes_of(RecordedRoute("0.0.0.0/0")) == (None, ["0.0.0.0/0 0.0.0.0"])
 
 
 @pytest.mark.parametrize(
-    "odd", [Route("nonsense", "10.0.0.1"), Route("10.2.0.0/16", "fd00::1"), Route("10.2.0.0/16", "?")]
+    "odd",
+    [RecordedRoute("nonsense", "10.0.0.1"), RecordedRoute("10.2.0.0/16", "fd00::1"), RecordedRoute("10.2.0.0/16", "?")],
 )
-def test_a_route_that_cannot_be_read_is_left_out(odd: Route) -> None:
-    assert routes_of(odd, Route("0.0.0.0/0", "10.0.0.1")) == ("10.0.0.1", [])
+def test_a_route_that_cannot_be_read_is_left_out(odd: RecordedRoute) -> None:
+    assert routes_of(odd, RecordedRoute("0.0.0.0/0", "10.0.0.1")) == ("10.0.0.1", [])
 
 
-def ipv6_of(*routes: Route, ips: tuple[str, ...] = ("fd00::2/64",)) -> Ipv6:
+def ipv6_of(*routes: RecordedRoute, ips: tuple[str, ...] = ("fd00::2/64",)) -> Ipv6:
     found = offered(record(*ips, routes=routes)).ipv6
     assert found is not None
     return found
@@ -87,10 +92,10 @@ def ipv6_of(*routes: Route, ips: tuple[str, ...] = ("fd00::2/64",)) -> Ipv6:
 
 def test_ipv6_routes_are_told_by_their_next_hop() -> None:
     found = ipv6_of(
-        Route("0.0.0.0/0", "10.0.0.1"),
-        Route("fd05::/64", "fd00::9"),
-        Route("::/0", "fd00::1"),
-        Route("fd06::/48", "fd00::1"),
+        RecordedRoute("0.0.0.0/0", "10.0.0.1"),
+        RecordedRoute("fd05::/64", "fd00::9"),
+        RecordedRoute("::/0", "fd00::1"),
+        RecordedRoute("fd06::/48", "fd00::1"),
     )
     assert found.hops == (
         Hop(IPv6Address("fd00::1"), default=True, routes=(IPv6Network("fd06::/48"),)),
@@ -100,15 +105,18 @@ def test_ipv6_routes_are_told_by_their_next_hop() -> None:
 
 def test_what_is_on_link_are_the_addresses_own_networks_and_routes_without_a_next_hop() -> None:
     found = ipv6_of(
-        Route("fd00::/64"), Route("fd07::/64"), Route("::/0"), ips=("fd00::2/64", "fd00::3/64", "fd02::2/128")
+        RecordedRoute("fd00::/64"),
+        RecordedRoute("fd07::/64"),
+        RecordedRoute("::/0"),
+        ips=("fd00::2/64", "fd00::3/64", "fd02::2/128"),
     )
     assert found.on_link == (IPv6Network("fd00::/64"), IPv6Network("fd07::/64"))
     assert found.hops == ()
 
 
 def test_of_many_next_hops_the_default_one_is_kept() -> None:
-    routes = [Route(f"fd05:{number}::/64", f"fd00::{number}") for number in range(1, 30)]
-    found = ipv6_of(*routes, Route("::/0", "fd00::99"))
+    routes = [RecordedRoute(f"fd05:{number}::/64", f"fd00::{number}") for number in range(1, 30)]
+    found = ipv6_of(*routes, RecordedRoute("::/0", "fd00::99"))
     assert len(found.hops) == MAX_HOPS
     assert found.hops[0] == Hop(IPv6Address("fd00::99"), default=True)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from schemas.names import colliding
 from schemas.operations import Operation, encode, operation_key
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.invariants import confirmed, examine
-from services.common.domain.invariants.world import Inside, Machine, Report, Unknown, World
-from tests.support import ladder_changes, world_changes, worlds
+from services.common.domain.invariants.world import DoctorReport, NotVisible, PodOnNode, Snapshot, VmSnapshot
+from tests.support import hotplug_status_changes, world_changes, worlds
 
 TWO = (("blue", "green"), ("red",))
 
@@ -24,18 +24,18 @@ names = st.lists(
 )
 
 
-def codes(report: Report) -> set[str]:
+def codes(report: DoctorReport) -> set[str]:
     return {one.code for one in report.disagreements}
 
 
 def test_a_world_at_rest_agrees() -> None:
     report = examine(worlds.world(TWO))
-    assert report == Report((), (), (), 3)
+    assert report == DoctorReport((), (), (), 3)
 
 
 @given(names)
 def test_every_world_at_rest_agrees(found: list[list[str]]) -> None:
-    assert examine(worlds.world(found)) == Report((), (), (), sum(map(len, found)))
+    assert examine(worlds.world(found)) == DoctorReport((), (), (), sum(map(len, found)))
 
 
 @pytest.mark.parametrize(("what", "change"), [pytest.param(w, c, id=w) for w, c in world_changes.changes(TWO)])
@@ -60,7 +60,7 @@ def test_every_single_change_of_every_world_is_found(found: list[list[str]], dat
         ("vm0/blue: recorded attachment gone", "AttachmentMissing"),
         ("vm0/blue: record of the pod NIC taken out", "PodNicRecordMissing"),
         ("vm0/blue: tap not held", "TapNotHeld"),
-        ("vm0/blue: card gone", "CardMissing"),
+        ("vm0/blue: card gone", "GuestDeviceMissing"),
         ("vm0/blue: lease gone", "LeaseMissing"),
         ("vm0/blue: node's end of the veth off", "HostVethOffBridge"),
         ("vm0/blue: veth with another peer", "HostVethMissing"),
@@ -69,10 +69,10 @@ def test_every_single_change_of_every_world_is_found(found: list[list[str]], dat
         ("vm0: record gone", "RecordMissing"),
         ("vm0: operation left over on the VM", "OperationLeftOver"),
         ("vm0: networks annotation malformed", "Malformed"),
-        ("vm0/blue: kept rung gone", "RungMissing"),
-        ("vm0/blue: kept rung unreadable", "RungDiffers"),
-        ("vm0/blue: kept rung with another stage", "RungDiffers"),
-        ("vm0: kept rung left over", "RungLeftOver"),
+        ("vm0/blue: kept rung gone", "HotplugStatusMissing"),
+        ("vm0/blue: kept rung unreadable", "HotplugStatusDiffers"),
+        ("vm0/blue: kept rung with another stage", "HotplugStatusDiffers"),
+        ("vm0: kept rung left over", "HotplugStatusLeftOver"),
         ("record orphaned", "RecordOrphaned"),
         ("lease orphaned", "LeaseOrphaned"),
         ("namespace orphaned", "NamespaceOrphaned"),
@@ -105,23 +105,23 @@ def test_a_rung_that_differs_says_in_what_and_who_writes_it() -> None:
 def test_what_a_restart_brings_is_judged_only_by_who_may_read_the_vm() -> None:
     (change,) = [c for what, c in world_changes.changes(TWO) if what == "vm0/blue: kept rung with another at_restart"]
 
-    def forbidden(machine: Machine) -> Machine:
-        return msgspec.structs.replace(machine, vm=Unknown("forbidden"))
+    def forbidden(machine: VmSnapshot) -> VmSnapshot:
+        return msgspec.structs.replace(machine, vm=NotVisible("forbidden"))
 
-    world = ladder_changes.machine_alone(0, forbidden)(change(worlds.world(TWO)))
+    world = hotplug_status_changes.machine_alone(0, forbidden)(change(worlds.world(TWO)))
     assert examine(world).disagreements == ()
     # A rung of an interface that only the template wishes for may be right.
-    assert examine(ladder_changes.left_over(0)(world)).disagreements == ()
+    assert examine(hotplug_status_changes.left_over(0)(world)).disagreements == ()
 
 
 def under_way(kind: str) -> world_changes.Change:
     """The NIC ``blue`` of vm0 half-way in, or on its way out."""
 
-    def plug(world: World) -> World:
+    def plug(world: Snapshot) -> Snapshot:
         return world_changes.entry(0, "blue", infoSource="multus-status")(world)
 
-    def unplug(world: World) -> World:
-        def ask(machine: Machine) -> Machine:
+    def unplug(world: Snapshot) -> Snapshot:
+        def ask(machine: VmSnapshot) -> VmSnapshot:
             document = msgspec.to_builtins(machine.vmi)
             for interface in document["spec"]["domain"]["devices"]["interfaces"]:
                 if interface["name"] == "blue":
@@ -161,7 +161,7 @@ def test_a_machine_that_starts_stops_or_migrates_is_not_judged() -> None:
         {"migrationState": {"targetNode": "other"}},
     ):
 
-        def change(machine: Machine, fields: dict[str, Any] = fields) -> Machine:
+        def change(machine: VmSnapshot, fields: dict[str, Any] = fields) -> VmSnapshot:
             document = msgspec.to_builtins(machine.vmi)
             document["status"] |= fields
             return msgspec.structs.replace(machine, vmi=msgspec.convert(document, type(machine.vmi)))
@@ -171,7 +171,7 @@ def test_a_machine_that_starts_stops_or_migrates_is_not_judged() -> None:
 
 
 def test_parts_that_nobody_could_look_at_are_named_and_judged_by_nobody() -> None:
-    blind = world_changes.inside(0, lambda _: Inside("sandbox-of-vm0", "/var/run/netns/cni-vm0"))(worlds.world(TWO))
+    blind = world_changes.inside(0, lambda _: PodOnNode("sandbox-of-vm0", "/var/run/netns/cni-vm0"))(worlds.world(TWO))
     report = examine(blind)
     assert report.disagreements == ()
     assert {part.part for part in report.not_seen} == {
@@ -179,13 +179,15 @@ def test_parts_that_nobody_could_look_at_are_named_and_judged_by_nobody() -> Non
         "the taps that the guest holds",
         "the cards in the domain",
     }
-    apiless = ladder_changes.machine_alone(1, lambda x: msgspec.structs.replace(x, ladder=Unknown("no api")))
+    apiless = hotplug_status_changes.machine_alone(
+        1, lambda x: msgspec.structs.replace(x, hotplug_status=NotVisible("no api"))
+    )
     report = examine(apiless(worlds.world(TWO)))
     assert report.disagreements == ()
     assert [(part.subject, part.part, part.why) for part in report.not_seen] == [
         ("default/vm1", "the kept ladder", "no api")
     ]
-    report = examine(msgspec.structs.replace(worlds.world(TWO), node=Unknown("not root")))
+    report = examine(msgspec.structs.replace(worlds.world(TWO), node=NotVisible("not root")))
     assert report.disagreements == ()
     assert [(part.subject, part.why) for part in report.not_seen] == [("node", "not root")]
 
@@ -205,22 +207,22 @@ def test_only_what_two_looks_have_seen_counts() -> None:
 
 def test_the_mark_of_an_unplug_from_the_running_vm_alone_is_no_leftover() -> None:
     # The template lists the NIC for the next start; the operation keeps it from coming back before that.
-    def template_only(machine: Machine) -> Machine:
+    def template_only(machine: VmSnapshot) -> VmSnapshot:
         document = msgspec.to_builtins(machine.vm)
         spec = document["spec"]["template"]["spec"]
         spec["domain"]["devices"]["interfaces"].append({"name": "stranger", "bridge": {}})
         spec["networks"].append({"name": "stranger", "multus": {"networkName": worlds.NAD}})
         return msgspec.structs.replace(machine, vm=msgspec.convert(document, type(machine.vm)))
 
-    mark = encode(Operation("x", Kind.UNPLUG, "stranger"))
+    mark = encode(Operation("x", OperationKind.UNPLUG, "stranger"))
     world = world_changes.vmi_note(0, operation_key("stranger"), mark)(
         world_changes.machine(0, template_only)(worlds.world(TWO))
     )
-    assert examine(world) == Report((), (), (), 3)
+    assert examine(world) == DoctorReport((), (), (), 3)
 
 
 def test_an_unplug_is_under_way_until_the_template_has_lost_the_interface_too() -> None:
-    def absent(machine: Machine) -> Machine:
+    def absent(machine: VmSnapshot) -> VmSnapshot:
         document = msgspec.to_builtins(machine.vm)
         spec = document["spec"]["template"]["spec"]
         spec["domain"]["devices"]["interfaces"].append({"name": "stranger", "bridge": {}, "state": "absent"})

@@ -75,7 +75,7 @@ def test_a_plugin_reads_its_own_object_and_only_declared_capabilities() -> None:
         "runtimeConfig": {"mac": "02:00:00:00:00:01"},
         "args": {"cni": {"a": 2, "b": 3}},
     }
-    result = cni.Result(cni_version="1.1.0", interfaces=[cni.Interface("net1", mtu=1400, sandbox="/ns")])
+    result = cni.CniResult(cni_version="1.1.0", interfaces=[cni.CniInterface("net1", mtu=1400, sandbox="/ns")])
     second = json.loads(stdin(network, 1, attributes, previous=result))
     assert second["args"] == {"cni": {"a": 2, "b": 3}}
     assert second["prevResult"] == {"cniVersion": "1.0.0", "interfaces": [{"name": "net1", "sandbox": "/ns"}]}
@@ -84,7 +84,7 @@ def test_a_plugin_reads_its_own_object_and_only_declared_capabilities() -> None:
 
 def test_the_configuration_is_not_changed_by_what_a_plugin_reads() -> None:
     network = parse(text())
-    stdin(network, 1, Attributes({}, {"a": 2}), previous=cni.Result())
+    stdin(network, 1, Attributes({}, {"a": 2}), previous=cni.CniResult())
     assert json.loads(json.dumps(network.plugins[1])) == LIST["plugins"][1]
 
 
@@ -135,7 +135,7 @@ def test_any_document_is_read_or_refused_and_what_is_read_can_be_run(document: o
         return
     attributes = Attributes({"mac": "02:00:00:00:00:01"}, {"k": "v"})
     for index in range(len(network.plugins)):
-        read = json.loads(stdin(network, index, attributes, previous=cni.Result()))
+        read = json.loads(stdin(network, index, attributes, previous=cni.CniResult()))
         assert read["name"] == network.name
         assert read["args"]["cni"]["k"] == "v"
     assert fingerprint(network, attributes) == fingerprint(parse(network.text), attributes)

@@ -224,7 +224,7 @@ async def test_what_a_version_or_a_switch_forbids_is_not_run(tmp_path: Path) -> 
     await network.check(run, switched, PLACE, Attributes(), None)
     await network.collect(run, switched, [])
     assert plugin.commands == []
-    await network.delete(run, old, PLACE, Attributes(), cni.Result())
+    await network.delete(run, old, PLACE, Attributes(), cni.CniResult())
     assert "prevResult" not in plugin.stdin(0)
     await network.status(run, switched)
     assert plugin.commands == ["DEL net1", "STATUS"]

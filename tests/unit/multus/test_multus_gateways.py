@@ -66,10 +66,14 @@ def test_any_text_is_addresses_or_an_error(texts: list[str]) -> None:
 
 
 def test_the_result_says_what_the_kernel_has() -> None:
-    routes = [cni.Route("0.0.0.0/0", "10.0.0.1"), cni.Route("::/0", "fd00::1"), cni.Route("10.9.0.0/16", "10.0.0.2")]
+    routes = [
+        cni.CniRoute("0.0.0.0/0", "10.0.0.1"),
+        cni.CniRoute("::/0", "fd00::1"),
+        cni.CniRoute("10.9.0.0/16", "10.0.0.2"),
+    ]
     step = Steer("net1", frozenset({4}), ((4, "10.0.0.9"),))
-    assert steered(cni.Result(routes=routes), step).routes == [
-        cni.Route("::/0", "fd00::1"),
-        cni.Route("10.9.0.0/16", "10.0.0.2"),
-        cni.Route("0.0.0.0/0", "10.0.0.9"),
+    assert steered(cni.CniResult(routes=routes), step).routes == [
+        cni.CniRoute("::/0", "fd00::1"),
+        cni.CniRoute("10.9.0.0/16", "10.0.0.2"),
+        cni.CniRoute("0.0.0.0/0", "10.0.0.9"),
     ]

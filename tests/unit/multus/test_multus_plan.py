@@ -110,7 +110,7 @@ WIRED = {
 
 @pytest.mark.parametrize("links", WIRED.values(), ids=WIRED.keys())
 def test_a_link_that_a_guest_uses_is_not_undone(links: list[Link]) -> None:
-    with pytest.raises(CniError, match="still wired to a guest") as caught:
+    with pytest.raises(CniError, match="still in use to a guest") as caught:
         plan.deleting(sandbox(added()), [POD_LINK], [LO, *links], going=False)
     assert caught.value.code == cni.Code.TRY_AGAIN_LATER
 
@@ -145,7 +145,7 @@ def test_a_link_used_by_the_workload_itself_is_undone() -> None:
 
 def test_ordinal_names_are_guarded_too() -> None:
     links = [veth("net1-nic", master=9), Link(9, "k6t-net1", "bridge"), Link(10, "net1", "dummy")]
-    with pytest.raises(CniError, match="still wired"):
+    with pytest.raises(CniError, match="still in use"):
         plan.deleting(sandbox(added("net1")), ["net1"], [LO, *links], going=False)
 
 
@@ -204,11 +204,11 @@ def test_check_asks_the_plugin_only_about_links_that_stand_as_it_left_them() -> 
 
 
 def test_the_pod_is_told_everything_in_order() -> None:
-    result = cni.Result(
+    result = cni.CniResult(
         "1.1.0",
-        [cni.Interface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")],
+        [cni.CniInterface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")],
         [cni.Ip("10.0.0.5/24", "10.0.0.1", 0)],
-        [cni.Route("0.0.0.0/0")],
+        [cni.CniRoute("0.0.0.0/0")],
     )
     attachments = [added("eth0", owner=Owner.CLUSTER, network="pods"), added(result=result)]
     annotations = pod_patch(sandbox(), POD, attachments)["metadata"]["annotations"]
@@ -236,9 +236,9 @@ def test_the_pod_is_told_everything_in_order() -> None:
 
 
 def test_a_record_that_nobody_would_read_is_not_written() -> None:
-    routes = [cni.Route(f"172.16.{i}.0/24", "10.0.0.1") for i in range(250)]
-    result = cni.Result(
-        "1.1.0", [cni.Interface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")], [cni.Ip("10.0.0.5/24")], routes
+    routes = [cni.CniRoute(f"172.16.{i}.0/24", "10.0.0.1") for i in range(250)]
+    result = cni.CniResult(
+        "1.1.0", [cni.CniInterface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")], [cni.Ip("10.0.0.5/24")], routes
     )
     annotations = pod_patch(sandbox(), POD, [added(result=result)])["metadata"]["annotations"]
     assert list(annotations) == ["k8s.v1.cni.cncf.io/network-status"]

@@ -7,24 +7,24 @@ from hypothesis import strategies as st
 
 from schemas import cni
 from schemas.networks import Dns, NetworkStatus
-from schemas.operations import PodNic, Route
+from schemas.operations import PodNic, RecordedRoute
 from services.common.domain.pod_nic import network_status, network_statuses, pod_nic
 from services.multus import results
 from services.multus.errors import CniError
 
-RESULT = cni.Result(
+RESULT = cni.CniResult(
     "1.1.0",
     [
-        cni.Interface("br0", "02:00:00:00:00:10"),
-        cni.Interface("vethx", "02:00:00:00:00:11"),
-        cni.Interface("net1", "0A:00:00:00:00:01", 1400, "/ns"),
+        cni.CniInterface("br0", "02:00:00:00:00:10"),
+        cni.CniInterface("vethx", "02:00:00:00:00:11"),
+        cni.CniInterface("net1", "0A:00:00:00:00:01", 1400, "/ns"),
     ],
     [
         cni.Ip("10.0.0.5/24", "10.0.0.1", 2),
         cni.Ip("fd00::5/64", None, 2),
         cni.Ip("10.9.9.9/32", None, 0),
     ],
-    [cni.Route("0.0.0.0/0"), cni.Route("10.8.0.0/16", "10.0.0.9", priority=5), cni.Route("::/0", "fd00::1")],
+    [cni.CniRoute("0.0.0.0/0"), cni.CniRoute("10.8.0.0/16", "10.0.0.9", priority=5), cni.CniRoute("::/0", "fd00::1")],
     Dns(nameservers=["10.0.0.2"], domain="example", search=["a.example"]),
 )
 
@@ -39,22 +39,22 @@ def test_network_status_has_the_sandbox_link_and_its_addresses() -> None:
         dns=RESULT.dns,
         gateway=["10.0.0.1", "fd00::1"],
     )
-    bare = network_status("pods", "eth0", cni.Result(), default=True)
+    bare = network_status("pods", "eth0", cni.CniResult(), default=True)
     assert bare == NetworkStatus(name="pods", interface="eth0", default=True)
 
 
 def test_a_plugin_that_makes_several_links_has_an_entry_for_each() -> None:
     """As upstream's plural builder: addresses by index, those without one on the last, one default."""
     assert network_statuses("pods", "eth0", RESULT, True) == [network_status("pods", "eth0", RESULT, True)]
-    several = cni.Result(
+    several = cni.CniResult(
         "1.1.0",
         [
-            cni.Interface("eth0", "02:00:00:00:00:01", sandbox="/ns"),
-            cni.Interface("host0", "02:00:00:00:00:02"),
-            cni.Interface("udn1", "02:00:00:00:00:03", 1400, "/ns"),
+            cni.CniInterface("eth0", "02:00:00:00:00:01", sandbox="/ns"),
+            cni.CniInterface("host0", "02:00:00:00:00:02"),
+            cni.CniInterface("udn1", "02:00:00:00:00:03", 1400, "/ns"),
         ],
         [cni.Ip("10.0.0.5/24", None, 0), cni.Ip("10.1.0.5/24", "10.1.0.1", 2), cni.Ip("fd00::5/64")],
-        [cni.Route("0.0.0.0/0", "10.1.0.1")],
+        [cni.CniRoute("0.0.0.0/0", "10.1.0.1")],
     )
     gateway = ["10.1.0.1"]
     assert network_statuses("pods", "eth0", several, True) == [
@@ -78,9 +78,9 @@ def test_the_record_keeps_what_taking_the_link_down_loses() -> None:
         mtu=1400,
         ips=("10.0.0.5/24", "fd00::5/64"),
         routes=(
-            Route("0.0.0.0/0", "10.0.0.1"),
-            Route("10.8.0.0/16", "10.0.0.9", 5),
-            Route("::/0", "fd00::1"),
+            RecordedRoute("0.0.0.0/0", "10.0.0.1"),
+            RecordedRoute("10.8.0.0/16", "10.0.0.9", 5),
+            RecordedRoute("::/0", "fd00::1"),
         ),
         nameservers=("10.0.0.2",),
         search=("a.example",),
@@ -89,10 +89,10 @@ def test_the_record_keeps_what_taking_the_link_down_loses() -> None:
 
 
 def test_the_link_itself_stands_in_for_what_the_result_does_not_say() -> None:
-    silent = cni.Result("1.1.0", [cni.Interface("net1", sandbox="/ns")])
+    silent = cni.CniResult("1.1.0", [cni.CniInterface("net1", sandbox="/ns")])
     assert pod_nic("uid", "abc", "net1", silent) is None
     assert pod_nic("uid", "abc", "net1", silent, mac="02:00:00:00:00:01") is None
-    record = pod_nic("uid", "abc", "net1", cni.Result(), mac="02:00:00:00:00:01", mtu=9000)
+    record = pod_nic("uid", "abc", "net1", cni.CniResult(), mac="02:00:00:00:00:01", mtu=9000)
     assert record is not None
     assert (record.mac, record.mtu, record.ips) == ("02:00:00:00:00:01", 9000, ())
     named = pod_nic("uid", "abc", "net1", RESULT, mac="02:00:00:00:00:01", mtu=9000)
@@ -103,25 +103,25 @@ def test_the_link_itself_stands_in_for_what_the_result_does_not_say() -> None:
 def test_an_old_plugins_result_is_completed_from_the_link() -> None:
     old = results.decode(b'{"cniVersion":"0.3.1","interfaces":[{"name":"net1","sandbox":"/ns"}]}', "p")
     done = results.completed(old, "net1", mac="02:00:00:00:00:01", mtu=1450)
-    assert done.interfaces == [cni.Interface("net1", "02:00:00:00:00:01", 1450, "/ns")]
+    assert done.interfaces == [cni.CniInterface("net1", "02:00:00:00:00:01", 1450, "/ns")]
     assert results.completed(RESULT, "net1", mac="x", mtu=1) == RESULT
-    assert results.completed(cni.Result(), "net1", mac="x", mtu=1) == cni.Result()
+    assert results.completed(cni.CniResult(), "net1", mac="x", mtu=1) == cni.CniResult()
 
 
 def test_null_is_nothing_wherever_it_stands() -> None:
     """Plugins that are not written with libcni's types print it."""
-    empty = cni.Result("1.1.0")
+    empty = cni.CniResult("1.1.0")
     assert results.decode(b'{"cniVersion":"1.0.0","interfaces":null,"ips":null,"routes":null,"dns":null}', "p") == empty
     raw = (
         b'{"interfaces":[{"name":"a","mac":null}],"ips":[{"address":"10.0.0.1/24","gateway":""}],"dns":{"search":null}}'
     )
     found = results.decode(raw, "p")
-    assert found == cni.Result("1.1.0", [cni.Interface("a")], [cni.Ip("10.0.0.1/24", "")])
+    assert found == cni.CniResult("1.1.0", [cni.CniInterface("a")], [cni.Ip("10.0.0.1/24", "")])
     assert network_status("n", "a", found).gateway is None
 
 
 interfaces = st.builds(
-    cni.Interface,
+    cni.CniInterface,
     st.text(min_size=1, max_size=5),
     mtu=st.none() | st.integers(68, 9000),
     sandbox=st.none() | st.just("/ns"),
@@ -134,8 +134,8 @@ ips = st.builds(
 )
 
 
-@given(st.builds(cni.Result, st.just("1.1.0"), st.lists(interfaces, max_size=3), st.lists(ips, max_size=3)))
-def test_results_survive_every_version(result: cni.Result) -> None:
+@given(st.builds(cni.CniResult, st.just("1.1.0"), st.lists(interfaces, max_size=3), st.lists(ips, max_size=3)))
+def test_results_survive_every_version(result: cni.CniResult) -> None:
     for version in ("0.3.0", *cni.SUPPORTED_VERSIONS):
         document = results.down_convert(result, version)
         assert document["cniVersion"] == version

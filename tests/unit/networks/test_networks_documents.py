@@ -13,7 +13,7 @@ from schemas import cni
 from schemas.kube import NetworkAttachmentDefinition
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NetworkSelectionElement, parse_network_status
-from schemas.operations import attached_key, attached_of, operation_of_link, pod_nic_key, pod_nic_of
+from schemas.operations import hotplug_mark_key, hotplug_mark_of, operation_of_link, pod_nic_key, pod_nic_of
 from services.networks import messages, status
 from services.networks.delegate import attributes_of, failure_of
 from services.networks.failure import Failure
@@ -113,7 +113,7 @@ def test_event_texts_have_upstreams_form() -> None:
 
 
 def outcome(link: str, ips: Sequence[cni.Ip] = (), **interface: Any) -> status.Outcome:
-    result = cni.Result(interfaces=[cni.Interface(link, sandbox="/run/netns/x", **interface)], ips=list(ips))
+    result = cni.CniResult(interfaces=[cni.CniInterface(link, sandbox="/run/netns/x", **interface)], ips=list(ips))
     return status.outcome(
         pod_uid="u", sandbox_id="s", network="default/blue", link=link, asked="0123456789abcdef", result=result
     )
@@ -130,8 +130,8 @@ def test_a_guests_nic_is_recorded() -> None:
 @pytest.mark.parametrize("link", [BLUE, "ens58"])
 def test_where_no_record_can_be_made_a_mark_stands(link: str) -> None:
     annotations = status.attached({}, outcome(link, mac="02:00:00:00:00:01"))
-    assert set(annotations) == {NETWORK_STATUS, attached_key(link)}
-    mark = attached_of({k: v for k, v in annotations.items() if v}, link)
+    assert set(annotations) == {NETWORK_STATUS, hotplug_mark_key(link)}
+    mark = hotplug_mark_of({k: v for k, v in annotations.items() if v}, link)
     assert mark is not None
     assert (mark.pod_uid, mark.asked) == ("u", "0123456789abcdef")
 
@@ -139,7 +139,7 @@ def test_where_no_record_can_be_made_a_mark_stands(link: str) -> None:
 def test_a_record_that_nobody_would_read_is_not_written() -> None:
     ips = [cni.Ip(f"10.0.{i // 250}.{i % 250}/16", interface=0) for i in range(600)]
     found = outcome(BLUE, ips, mac="02:00:00:00:00:01", mtu=1500)
-    assert set(found.records) == {attached_key(BLUE)}
+    assert set(found.records) == {hotplug_mark_key(BLUE)}
     assert len(found.entry.ips or ()) == 600
 
 

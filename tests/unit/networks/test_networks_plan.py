@@ -13,7 +13,7 @@ from schemas.operations import (
     encode,
     operation_key,
 )
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.networks.plan import Attach, Detach, Observed, plan
 from tests.support.networks_pods import BLUE, ETH0, NODE, UID, decided, element, entry, mark, nic_record, pod
 
@@ -164,7 +164,7 @@ def test_decisions(of: Pod, expected: list[str]) -> None:
 
 def test_operation_of_a_guests_nic_is_the_annotated_one() -> None:
     written = Operation(
-        id="op1", kind=Kind.PLUG, interface="blue", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+        id="op1", kind=OperationKind.PLUG, interface="blue", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"
     )
     (action,) = plan(
         Observed(pod=pod([element("net", BLUE)], [], annotations={operation_key("blue"): encode(written)}), node=NODE)
@@ -179,21 +179,24 @@ def test_operation_of_a_guests_nic_is_the_annotated_one() -> None:
         pytest.param({}, id="absent"),
         pytest.param({operation_key("blue"): "{"}, id="unreadable"),
         pytest.param(
-            {operation_key("blue"): encode(Operation(id="x", kind=Kind.UNPLUG, interface="blue"))}, id="other kind"
+            {operation_key("blue"): encode(Operation(id="x", kind=OperationKind.UNPLUG, interface="blue"))},
+            id="other kind",
         ),
         pytest.param(
-            {operation_key("blue"): encode(Operation(id="x", kind=Kind.PLUG, interface="red"))}, id="other NIC"
+            {operation_key("blue"): encode(Operation(id="x", kind=OperationKind.PLUG, interface="red"))}, id="other NIC"
         ),
     ],
 )
 def test_without_an_operation_everyone_derives_the_same(annotation: dict[str, str]) -> None:
     (action,) = plan(Observed(pod=pod([element("net", BLUE)], [], annotations=annotation), node=NODE))
     assert isinstance(action, Attach)
-    assert action.operation == Operation(id=derived_id(UID, BLUE, Kind.PLUG, 0), kind=Kind.PLUG, interface=BLUE)
+    assert action.operation == Operation(
+        id=derived_id(UID, BLUE, OperationKind.PLUG, 0), kind=OperationKind.PLUG, interface=BLUE
+    )
 
 
 def test_released_unplug_is_carried_out_as_its_operation() -> None:
-    written = Operation(id="op2", kind=Kind.UNPLUG, interface="blue", released=UID)
+    written = Operation(id="op2", kind=OperationKind.UNPLUG, interface="blue", released=UID)
     of = pod("[]", [entry("net", BLUE)], annotations={operation_key("blue"): encode(written)})
     (action,) = plan(Observed(pod=of, node=NODE))
     assert isinstance(action, Detach)

@@ -8,8 +8,8 @@ import pytest
 from schemas.kube import Pod
 from schemas.multus import RecordedAttachment, SandboxRecord
 from schemas.networks import NetworkSelectionElement
-from schemas.operations import Attached, attached_key, encode
-from services.networks.asked import of_element
+from schemas.operations import HotplugMark, encode, hotplug_mark_key
+from services.networks.attachment_settings import of_element
 from services.networks.current import Known
 from services.networks.plan import Isolation, Observed, Report, asks_for_record, plan
 from tests.support.fake_multus import recorded
@@ -22,7 +22,7 @@ MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 def asked(link: str, **wish: Any) -> dict[str, str]:
     """A mark that says what was asked."""
     digest = of_element(NetworkSelectionElement("net", **wish))
-    return {attached_key(link): encode(Attached(pod_uid=UID, interface=link, asked=digest))}
+    return {hotplug_mark_key(link): encode(HotplugMark(pod_uid=UID, interface=link, asked=digest))}
 
 
 @pytest.mark.parametrize(

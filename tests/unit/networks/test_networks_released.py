@@ -9,8 +9,17 @@ from schemas import cni
 from schemas.events import Failed, MultusDetached
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import Attached, Operation, PodNic, attached_key, encode, operation_key, pod_nic_key, pod_nic_of
-from schemas.stages import Kind
+from schemas.operations import (
+    HotplugMark,
+    Operation,
+    PodNic,
+    encode,
+    hotplug_mark_key,
+    operation_key,
+    pod_nic_key,
+    pod_nic_of,
+)
+from schemas.stages import OperationKind
 from services.networks import status
 from services.networks.delegate import failure_of
 from services.networks.plan import Observed, asks_for_record
@@ -21,10 +30,10 @@ from tests.support.objects import pod
 
 BLUE = pod_interface("blue")
 ENTRY = {"name": "default/blue", "interface": BLUE, "dns": {}}
-PLUG = Operation(id="op-plug", kind=Kind.PLUG, interface="blue")
-UNPLUG = Operation(id="op-unplug", kind=Kind.UNPLUG, interface="blue", released="uid-p1")
+PLUG = Operation(id="op-plug", kind=OperationKind.PLUG, interface="blue")
+UNPLUG = Operation(id="op-unplug", kind=OperationKind.UNPLUG, interface="blue", released="uid-p1")
 RECORD = PodNic(pod_uid="uid-p1", sandbox_id="s", interface=BLUE, mac="02:00:00:00:00:01", mtu=1500)
-STILL_WIRED = cni_error(11, f"{BLUE} of default/blue {cni.STILL_WIRED} (bridge k6t-{BLUE[3:]} stands)")
+STILL_IN_USE = cni_error(11, f"{BLUE} of default/blue {cni.STILL_IN_USE} (bridge k6t-{BLUE[3:]} stands)")
 
 
 def annotations(operation: Operation | None) -> dict[str, str]:
@@ -37,38 +46,38 @@ def test_entry_record_and_its_own_operation_go_in_one_patch() -> None:
     assert changed == {NETWORK_STATUS: "[]", pod_nic_key("blue"): None, operation_key("blue"): None}
 
 
-@pytest.mark.parametrize("written", [None, PLUG, Operation(id="op-next", kind=Kind.UNPLUG, interface="blue")])
+@pytest.mark.parametrize("written", [None, PLUG, Operation(id="op-next", kind=OperationKind.UNPLUG, interface="blue")])
 def test_an_operation_that_came_after_stays(written: Operation | None) -> None:
     assert operation_key("blue") not in status.detached(annotations(written), "default/blue", BLUE, UNPLUG)
 
 
 def test_a_link_attached_again_has_no_record_of_its_earlier_life() -> None:
     """Its plugin tells too little for a record this time: the handler looks at the link itself."""
-    result = cni.Result(interfaces=[cni.Interface(BLUE, sandbox="/run/netns/x")])
+    result = cni.CniResult(interfaces=[cni.CniInterface(BLUE, sandbox="/run/netns/x")])
     made = status.outcome(pod_uid="u", sandbox_id="s", network="default/blue", link=BLUE, asked="0" * 16, result=result)
     changed = status.attached(annotations(PLUG), made)
     assert changed[pod_nic_key("blue")] is None
-    assert changed[attached_key(BLUE)] is not None
-    told = cni.Interface(BLUE, mac="02:00:00:00:00:02", mtu=1400, sandbox="/run/netns/x")
+    assert changed[hotplug_mark_key(BLUE)] is not None
+    told = cni.CniInterface(BLUE, mac="02:00:00:00:00:02", mtu=1400, sandbox="/run/netns/x")
     made = status.outcome(
         pod_uid="u",
         sandbox_id="s",
         network="default/blue",
         link=BLUE,
         asked="0" * 16,
-        result=cni.Result(interfaces=[told]),
+        result=cni.CniResult(interfaces=[told]),
     )
-    held = {**annotations(PLUG), attached_key(BLUE): encode(Attached(pod_uid="u", interface=BLUE))}
+    held = {**annotations(PLUG), hotplug_mark_key(BLUE): encode(HotplugMark(pod_uid="u", interface=BLUE))}
     changed = status.attached(held, made)
-    assert changed[attached_key(BLUE)] is None
+    assert changed[hotplug_mark_key(BLUE)] is None
     record = pod_nic_of({pod_nic_key("blue"): changed[pod_nic_key("blue")] or ""}, pod_nic_key("blue"))
     assert record is not None
     assert record.mac == "02:00:00:00:00:02"
 
 
 def test_a_link_under_a_guest_is_a_reason_of_its_own() -> None:
-    code, answer = STILL_WIRED
-    assert failure_of(cni.Command.DEL, code, json.dumps(answer).encode()).reason == "StillWired"
+    code, answer = STILL_IN_USE
+    assert failure_of(cni.Command.DEL, code, json.dumps(answer).encode()).reason == "StillInUse"
 
 
 @pytest.mark.parametrize(("operation", "asks"), [(UNPLUG, True), (None, False)])
@@ -91,15 +100,15 @@ async def attached(node: Node) -> None:
 
 async def test_a_guest_that_still_uses_the_link_is_waited_for_and_told_once(node: Node) -> None:
     await attached(node)
-    node.multus.script = [STILL_WIRED] * 3
+    node.multus.script = [STILL_IN_USE] * 3
     node.want([], **{operation_key("blue"): encode(UNPLUG)})
     await node.until_links("eth0")
     published = await node.until_published(lambda events: isinstance(events[-1], MultusDetached))
     failures = [event for event in published if isinstance(event, Failed)]
     assert [(event.reason, event.attempt, event.operation) for event in failures] == [
-        ("StillWired", 1, UNPLUG),
-        ("StillWired", 2, UNPLUG),
-        ("StillWired", 3, UNPLUG),
+        ("StillInUse", 1, UNPLUG),
+        ("StillInUse", 2, UNPLUG),
+        ("StillInUse", 3, UNPLUG),
     ]
     assert all(event.retry_after for event in failures)
     events = await node.until_event(3)

@@ -8,8 +8,8 @@ from typing import Any
 from schemas.events import Changed, Failed, MultusAttached, MultusDetached, ObjectRef, PodAnnotated
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS
-from schemas.operations import Operation, attached_key, encode, operation_key, pod_nic_key, pod_nic_of
-from schemas.stages import Kind, Stage
+from schemas.operations import Operation, encode, hotplug_mark_key, operation_key, pod_nic_key, pod_nic_of
+from schemas.stages import OperationKind, Stage
 from services.common.telemetry.propagation import traceparent_of
 from tests.support.bus import MemoryBus
 from tests.support.fake_multus import Call, cni_error
@@ -66,7 +66,7 @@ async def test_a_guests_nic_joins_its_operation_and_trace(node: Node) -> None:
     await node.idle()
     node.spans.clear()
     with telemetry.tracer.start_as_current_span("PUT addinterface"):
-        operation = Operation(id="op1", kind=Kind.PLUG, interface="blue", traceparent=traceparent_of())
+        operation = Operation(id="op1", kind=OperationKind.PLUG, interface="blue", traceparent=traceparent_of())
         node.want([element(BLUE)], **{operation_key("blue"): encode(operation)})
         meta = node.kube.objects[PODS, "default", "p1"]["metadata"]
         await controller.publish(
@@ -167,7 +167,10 @@ async def test_a_status_that_cannot_be_written_is_written_later(node: Node) -> N
 async def test_a_failed_add_is_told_and_tried_again(node: Node) -> None:
     node.nad()
     node.pod()
-    node.multus.script = [cni_error(11, "still wired to a guest", "pod7e"), (400, 'ContainerID:"x" ERRORED: no veth\n')]
+    node.multus.script = [
+        cni_error(11, "still in use to a guest", "pod7e"),
+        (400, 'ContainerID:"x" ERRORED: no veth\n'),
+    ]
     node.want([element("ens58")])
     await node.until_links("eth0", "ens58")
     events = await node.until_event(3)
@@ -183,7 +186,7 @@ async def test_a_failed_add_is_told_and_tried_again(node: Node) -> None:
     assert [event["reason"] for event in events] == ["FailedAddingInterface", "FailedAddingInterface", "AddedInterface"]
     assert events[0]["message"] == (
         "pod [default/p1]: failed adding interface ens58 to network: blue: "
-        "CNI ADD (code 11): still wired to a guest (pod7e)"
+        "CNI ADD (code 11): still in use to a guest (pod7e)"
     )
     # A failed ADD may mean another sandbox, so the runtime is asked anew; nothing is deleted.
     assert node.cri.asked["PodSandboxStatus"] == 3
@@ -250,17 +253,17 @@ async def test_what_was_attached_is_detached(node: Node) -> None:
     node.pod()
     node.want([element("ens58"), element("ens59")])
     await node.until_links("eth0", "ens58", "ens59")
-    assert attached_key("ens58") in node.kube.annotations(PODS, "default", "p1")
+    assert hotplug_mark_key("ens58") in node.kube.annotations(PODS, "default", "p1")
     node.want([element("ens59")])
     await node.until_links("eth0", "ens59")
     assert node.multus.verbs == ["ADD ens58", "ADD ens59", "DEL ens58"]
     assert node.multus.calls[-1].config == CONFIG.encode()
-    assert attached_key("ens58") not in node.kube.annotations(PODS, "default", "p1")
+    assert hotplug_mark_key("ens58") not in node.kube.annotations(PODS, "default", "p1")
     events = await node.until_event(3)
     assert events[-1]["message"] == "pod [default/p1]: removed interface ens58 from network: blue"
     published = await node.until_published(lambda events: len(events) == 3)
     assert isinstance(published[-1], MultusDetached)
-    assert published[-1].operation.kind == Kind.UNPLUG
+    assert published[-1].operation.kind == OperationKind.UNPLUG
 
 
 async def test_one_edit_that_adds_and_removes(node: Node) -> None:
@@ -289,7 +292,7 @@ async def test_a_del_that_fails_leaves_the_status(node: Node) -> None:
     node.pod()
     node.want([element("ens58")])
     await node.until_links("eth0", "ens58")
-    node.multus.script = [cni_error(11, "still wired to a guest")]
+    node.multus.script = [cni_error(11, "still in use to a guest")]
     node.want([])
     await node.until_published(lambda events: any(isinstance(event, Failed) for event in events))
     assert node.links() == ["eth0", "ens58"]
@@ -358,7 +361,7 @@ async def test_an_event_about_a_pod_of_another_node_is_dropped(node: Node) -> No
     meta = node.kube.objects[PODS, "default", "p1"]["metadata"]
     await controller.publish(
         PodAnnotated(
-            operation=Operation(id="op1", kind=Kind.PLUG, interface="blue"),
+            operation=Operation(id="op1", kind=OperationKind.PLUG, interface="blue"),
             vmi=ObjectRef("default", "vm1", "vmi-uid"),
             pod=ObjectRef("default", "p1", "uid-p1"),
             node=NODE,

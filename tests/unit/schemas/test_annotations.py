@@ -18,8 +18,8 @@ from schemas.networks import (
     parse_network_status,
     parse_networks,
 )
-from schemas.operations import Attached, NicSlots, Operation, PodNic, Route
-from schemas.stages import Kind
+from schemas.operations import HotplugMark, NicSlots, Operation, PodNic, RecordedRoute
+from schemas.stages import OperationKind
 
 LABEL = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)
 LINK = st.from_regex(r"[a-z][a-z0-9.-]{0,14}", fullmatch=True)
@@ -37,7 +37,7 @@ ELEMENTS = st.builds(
 
 
 def operation(**more: Any) -> Operation:
-    return Operation("4a7c", Kind.PLUG, "iface1", **more)
+    return Operation("4a7c", OperationKind.PLUG, "iface1", **more)
 
 
 def test_operation_round_trip() -> None:
@@ -57,8 +57,8 @@ def test_an_operation_is_at_most_512_bytes() -> None:
 
 def test_the_largest_real_operation_fits() -> None:
     wish = Operation(
-        operations.derived_id("f" * 36, "x" * 63, Kind.UNPLUG, 2**63),
-        Kind.UNPLUG,
+        operations.derived_id("f" * 36, "x" * 63, OperationKind.UNPLUG, 2**63),
+        OperationKind.UNPLUG,
         "x" * 63,
         "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         "2026-11-23T10:00:00.123456+00:00",
@@ -76,18 +76,18 @@ def test_an_operation_edited_beyond_reading_counts_as_absent(text: str) -> None:
 
 
 def test_an_operation_of_another_interface_counts_as_absent() -> None:
-    text = operations.encode(Operation("1", Kind.PLUG, "other"))
+    text = operations.encode(Operation("1", OperationKind.PLUG, "other"))
     assert operations.operation_of({operations.operation_key("iface1"): text}, "iface1") is None
 
 
 def test_derived_ids_are_the_same_for_everyone() -> None:
-    one = operations.derived_id("uid", "iface1", Kind.PLUG, 3)
-    assert one == operations.derived_id("uid", "iface1", Kind.PLUG, 3)
+    one = operations.derived_id("uid", "iface1", OperationKind.PLUG, 3)
+    assert one == operations.derived_id("uid", "iface1", OperationKind.PLUG, 3)
     others = {
-        operations.derived_id("uid2", "iface1", Kind.PLUG, 3),
-        operations.derived_id("uid", "iface2", Kind.PLUG, 3),
-        operations.derived_id("uid", "iface1", Kind.UNPLUG, 3),
-        operations.derived_id("uid", "iface1", Kind.PLUG, 4),
+        operations.derived_id("uid2", "iface1", OperationKind.PLUG, 3),
+        operations.derived_id("uid", "iface2", OperationKind.PLUG, 3),
+        operations.derived_id("uid", "iface1", OperationKind.UNPLUG, 3),
+        operations.derived_id("uid", "iface1", OperationKind.PLUG, 4),
     }
     assert len(others | {one}) == 5
 
@@ -100,7 +100,7 @@ def test_pod_nic_round_trip() -> None:
         mac="02:00:00:00:00:01",
         mtu=1450,
         ips=("10.0.0.5/24", "fd00::5/64"),
-        routes=(Route("0.0.0.0/0", "10.0.0.1"), Route("10.1.0.0/16")),
+        routes=(RecordedRoute("0.0.0.0/0", "10.0.0.1"), RecordedRoute("10.1.0.0/16")),
     )
     key = operations.pod_nic_key("iface1")
     assert key == operations.pod_nic_key_of_link(pod_interface("iface1"))
@@ -115,7 +115,7 @@ def test_no_pod_nic_is_written_that_would_not_be_read(filler: str) -> None:
     size = len(operations.encode(msgspec.structs.replace(bare, domain=filler)).encode())
     full = msgspec.structs.replace(bare, domain=filler + "x" * (operations.MAX_POD_NIC_BYTES - size))
     assert operations.pod_nic_of({"k": operations.encode(full)}, "k") == full
-    with pytest.raises(operations.TooLarge, match=r"8193 bytes; at most 8192"):
+    with pytest.raises(operations.AnnotationTooLarge, match=r"8193 bytes; at most 8192"):
         operations.encode(msgspec.structs.replace(full, domain=f"{full.domain}x"))
 
 
@@ -130,10 +130,10 @@ def test_small_records() -> None:
     assert operations.nic_slots_of({operations.NIC_SLOTS: operations.encode(slots)}) == slots
     assert operations.nic_slots_of({}) is None
     assert operations.nic_slots_of({operations.NIC_SLOTS: "many"}) is None
-    mark = Attached(pod_uid="u", interface="net1")
-    annotations = {operations.attached_key("net1"): operations.encode(mark)}
-    assert operations.attached_of(annotations, "net1") == mark
-    assert operations.attached_of(annotations, "net2") is None
+    mark = HotplugMark(pod_uid="u", interface="net1")
+    annotations = {operations.hotplug_mark_key("net1"): operations.encode(mark)}
+    assert operations.hotplug_mark_of(annotations, "net1") == mark
+    assert operations.hotplug_mark_of(annotations, "net2") is None
 
 
 @given(st.lists(ELEMENTS, max_size=4))

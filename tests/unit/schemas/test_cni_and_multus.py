@@ -7,15 +7,24 @@ import msgspec
 import pytest
 
 from schemas import kube
-from schemas.cni import NEWEST_VERSION, SUPPORTED_VERSIONS, Interface, Ip, Result, Route, down_convert, up_convert
-from schemas.multus import InterfaceAttributes, Request, Response, delegate_request
+from schemas.cni import (
+    NEWEST_VERSION,
+    SUPPORTED_VERSIONS,
+    CniInterface,
+    CniResult,
+    CniRoute,
+    Ip,
+    down_convert,
+    up_convert,
+)
+from schemas.multus import CniRequest, DelegateResponse, InterfaceAttributes, delegate_request
 from schemas.options import AddInterfaceOptions
 
-RESULT = Result(
+RESULT = CniResult(
     cni_version=NEWEST_VERSION,
-    interfaces=[Interface("br0", mac="02:00:00:00:00:01", mtu=1500), Interface("net1", sandbox="/run/netns/a")],
+    interfaces=[CniInterface("br0", mac="02:00:00:00:00:01", mtu=1500), CniInterface("net1", sandbox="/run/netns/a")],
     ips=[Ip("10.0.0.5/24", gateway="10.0.0.1", interface=1), Ip("fd00::5/64", interface=1)],
-    routes=[Route("0.0.0.0/0", gw="10.0.0.1", mtu=1400, priority=100)],
+    routes=[CniRoute("0.0.0.0/0", gw="10.0.0.1", mtu=1400, priority=100)],
 )
 
 
@@ -54,7 +63,7 @@ def test_other_versions_are_refused(version: str) -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"{}"])
 def test_an_empty_answer_is_an_empty_result(raw: bytes) -> None:
-    assert up_convert(raw) == Result(cni_version=NEWEST_VERSION)
+    assert up_convert(raw) == CniResult(cni_version=NEWEST_VERSION)
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"ips":[{}]}', b'{"interfaces":{}}'])
@@ -87,25 +96,25 @@ def test_the_delegate_request_has_five_variables() -> None:
         "config": base64.b64encode(b'{"type":"bridge"}').decode(),
         "interfaceAttributes": {"cni-args": None, "mac": "02:00:00:00:00:01"},
     }
-    assert msgspec.json.decode(msgspec.json.encode(request), type=Request) == request
+    assert msgspec.json.decode(msgspec.json.encode(request), type=CniRequest) == request
     assert request.config_bytes() == b'{"type":"bridge"}'
 
 
 def test_a_request_without_attributes_says_nothing_of_them() -> None:
-    assert json.loads(msgspec.json.encode(Request(env={"A": "b"}))) == {"env": {"A": "b"}}
-    assert Request().config_bytes() == b""
+    assert json.loads(msgspec.json.encode(CniRequest(env={"A": "b"}))) == {"env": {"A": "b"}}
+    assert CniRequest().config_bytes() == b""
 
 
 def test_a_configuration_that_is_not_base64_is_refused() -> None:
     with pytest.raises(ValueError, match=r".+"):
-        Request(config="{}").config_bytes()
+        CniRequest(config="{}").config_bytes()
 
 
 def test_the_answer_capitalises_its_result() -> None:
-    assert json.loads(msgspec.json.encode(Response(result=Result(cni_version="1.1.0")))) == {
+    assert json.loads(msgspec.json.encode(DelegateResponse(result=CniResult(cni_version="1.1.0")))) == {
         "Result": {"cniVersion": "1.1.0"}
     }
-    assert msgspec.json.encode(Response()) == b"{}"
+    assert msgspec.json.encode(DelegateResponse()) == b"{}"
 
 
 def test_options_ignore_what_they_do_not_know() -> None:

@@ -26,13 +26,13 @@ from schemas.events import (
     encode,
 )
 from schemas.operations import Operation
-from schemas.stages import Kind, Stage
+from schemas.stages import OperationKind, Stage
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SOME = TEXT.filter(bool)
 REFS = st.builds(ObjectRef, SOME, SOME, TEXT)
 COMMON = {
-    "operation": st.builds(Operation, TEXT, st.sampled_from(Kind), TEXT, st.none() | TEXT, st.none() | TEXT),
+    "operation": st.builds(Operation, TEXT, st.sampled_from(OperationKind), TEXT, st.none() | TEXT, st.none() | TEXT),
     "vmi": st.none() | REFS,
     "pod": st.none() | REFS,
     "sandbox_id": st.none() | TEXT,
@@ -56,7 +56,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
         retry_after=st.none() | st.floats(0, 30),
     ),
 )
-OPERATION = Operation("id", Kind.PLUG, "iface1")
+OPERATION = Operation("id", OperationKind.PLUG, "iface1")
 
 
 @given(EVENTS)
@@ -135,17 +135,17 @@ def test_every_stage_has_one_event_and_one_row() -> None:
 
 
 def test_the_way_of_a_plug_and_of_an_unplug() -> None:
-    assert stages.path(Kind.PLUG) == (
+    assert stages.stage_path(OperationKind.PLUG) == (
         Stage.REQUESTED,
         Stage.POD_ANNOTATED,
         Stage.MULTUS_ATTACHED,
         Stage.GUEST_ATTACHED,
     )
-    assert stages.path(Kind.UNPLUG) == (Stage.REQUESTED, Stage.GUEST_DETACHED, Stage.MULTUS_DETACHED)
+    assert stages.stage_path(OperationKind.UNPLUG) == (Stage.REQUESTED, Stage.GUEST_DETACHED, Stage.MULTUS_DETACHED)
 
 
 def test_every_stage_but_failed_lies_on_a_way() -> None:
-    assert {stage for kind in Kind for stage in stages.path(kind)} == set(Stage) - {Stage.FAILED}
+    assert {stage for kind in OperationKind for stage in stages.stage_path(kind)} == set(Stage) - {Stage.FAILED}
 
 
 def test_nobody_but_the_handler_removes_wiring() -> None:

@@ -11,12 +11,12 @@ from schemas import cloudevents, generate
 from schemas.encoding import parse_subject
 from schemas.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, Requested, encode
 from schemas.operations import Operation
-from schemas.stages import TABLE, Kind, Stage
+from schemas.stages import TABLE, OperationKind, Stage
 
 DOCUMENTS = {name: json.loads(text) for name, text in generate.documents().items()}
 ASYNCAPI = DOCUMENTS["asyncapi.json"]
 SCHEMAS = {name: body for name, body in DOCUMENTS.items() if name.endswith(".schema.json")}
-OPERATION = Operation("1", Kind.PLUG, "iface1")
+OPERATION = Operation("1", OperationKind.PLUG, "iface1")
 
 
 def test_the_committed_files_are_up_to_date() -> None:

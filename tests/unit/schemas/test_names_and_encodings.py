@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from schemas import names
 from schemas.encoding import (
-    OperationKey,
+    StatusKey,
     Subject,
     node_consumer,
     node_filter,
-    parse_operation_key,
+    parse_status_key,
     parse_subject,
     stage_filter,
 )
@@ -98,12 +98,12 @@ def test_subject_round_trip(subject: Subject) -> None:
     assert not set(text) & set("*> \t\r\n")
 
 
-@given(st.builds(OperationKey, TEXT, TEXT, TEXT))
-@example(OperationKey("default", "vm.1", "7e0055a6880"))
-@example(OperationKey("=", "%", "-"))
-def test_operation_key_round_trip(key: OperationKey) -> None:
+@given(st.builds(StatusKey, TEXT, TEXT, TEXT))
+@example(StatusKey("default", "vm.1", "7e0055a6880"))
+@example(StatusKey("=", "%", "-"))
+def test_operation_key_round_trip(key: StatusKey) -> None:
     text = str(key)
-    assert parse_operation_key(text) == key
+    assert parse_status_key(text) == key
     # What a NATS bucket takes for a key; a leading or trailing dot would make it invalid.
     assert all(c.isascii() and (c.isalnum() or c in "-_=.") for c in text)
     assert "%" not in text
@@ -140,7 +140,7 @@ def test_foreign_subjects_are_refused(subject: str) -> None:
 @pytest.mark.parametrize("key", ["", "a.b", "a.b.c.d", "a.b.%20", "a..c", "a.b.=zz"])
 def test_foreign_keys_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        parse_operation_key(key)
+        parse_status_key(key)
 
 
 def test_an_empty_name_has_no_token() -> None:

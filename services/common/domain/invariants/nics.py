@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from schemas.hotplug_status import InterfaceHotplugStatus
 from schemas.kube import Interface, Network, Pod, VirtualMachine, VirtualMachineInstance
-from schemas.ladder import Rung
 from schemas.names import interface_hash, is_ordinal
 from schemas.networks import (
     NETWORK_STATUS,
@@ -20,17 +20,24 @@ from schemas.networks import (
     parse_networks,
 )
 from schemas.operations import PodNic, is_hashed, operation_of, pod_nic_key, pod_nic_of
-from schemas.stages import Kind
+from schemas.stages import OperationKind
 from services.common.domain.attachments import nad_reference, pod_interface_names, secondary
-from services.common.domain.invariants.world import InProgress, Inside, Machine, Node, Record, Unknown
-from services.common.domain.ladder import fold
+from services.common.domain.hotplug_status import fold
+from services.common.domain.invariants.world import (
+    NodeSnapshot,
+    NotVisible,
+    OperationInProgress,
+    PodOnNode,
+    SandboxRecords,
+    VmSnapshot,
+)
 from services.common.domain.operations import ABSENT, acting_pod, migrating
 from services.common.domain.status_interfaces import Entry, entry_of
 
 FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 
-class Names(msgspec.Struct, frozen=True):
+class BridgedLinkNames(msgspec.Struct, frozen=True):
     """What the links of a bridged NIC are called: the stand-in bears the pod interface's name."""
 
     stand_in: str
@@ -39,14 +46,14 @@ class Names(msgspec.Struct, frozen=True):
     tap: str
 
 
-class Nic(msgspec.Struct, frozen=True):
+class CheckedNic(msgspec.Struct, frozen=True):
     """One NIC of a VMI's spec that has come to rest: plugged, and in the guest as far as the VMI's status tells."""
 
     subject: str
     interface: Interface
     network: Network
-    rung: Rung
-    names: Names
+    nic_status: InterfaceHotplugStatus
+    names: BridgedLinkNames
     element: NetworkSelectionElement | None
     status: NetworkStatus | None
     record: PodNic | None
@@ -58,22 +65,22 @@ class Nic(msgspec.Struct, frozen=True):
         return self.interface.name
 
 
-class Case(msgspec.Struct, frozen=True):
+class CheckedVmi(msgspec.Struct, frozen=True):
     """A running machine, ready to be checked.
 
     :ivar elements: of the networks annotation, by link, those without a name numbered as multus does it.
     :ivar busy: links of NICs that are under way. :ivar inside: of the acting pod.
     """
 
-    machine: Machine
+    machine: VmSnapshot
     vmi: VirtualMachineInstance
     pod: Pod
-    nics: tuple[Nic, ...]
+    nics: tuple[CheckedNic, ...]
     elements: dict[str, NetworkSelectionElement]
     statuses: dict[str, NetworkStatus]
     busy: frozenset[str]
-    inside: Inside | Unknown
-    node: Node | Unknown
+    inside: PodOnNode | NotVisible
+    node: NodeSnapshot | NotVisible
 
     @property
     def pod_subject(self) -> str:
@@ -81,13 +88,13 @@ class Case(msgspec.Struct, frozen=True):
         return f"{self.pod.metadata.namespace}/{self.pod.metadata.name}"
 
     @property
-    def sandbox_record(self) -> Record | Unknown | None:
+    def sandbox_record(self) -> SandboxRecords | NotVisible | None:
         """The multus daemon's record of the pod's sandbox."""
-        if isinstance(self.inside, Unknown):
+        if isinstance(self.inside, NotVisible):
             return self.inside
-        if isinstance(self.node, Unknown):
+        if isinstance(self.node, NotVisible):
             return self.node
-        if isinstance(self.node.records, Unknown):
+        if isinstance(self.node.records, NotVisible):
             return self.node.records
         return next((record for record in self.node.records if record.sandbox == self.inside.sandbox), None)
 
@@ -97,12 +104,14 @@ class Case(msgspec.Struct, frozen=True):
         return digits in here or any(link == f"pod{digits}" for link in (*self.elements, *self.statuses))
 
 
-def link_names(pod_interface: str) -> Names:
+def link_names(pod_interface: str) -> BridgedLinkNames:
     """The links that go with a pod interface, hashed (``pod<h>``) or ordinal (``net<i>``)."""
     if is_ordinal(pod_interface):
-        return Names(pod_interface, f"{pod_interface}-nic", f"k6t-{pod_interface}", f"tap{pod_interface[3:]}")
+        return BridgedLinkNames(
+            pod_interface, f"{pod_interface}-nic", f"k6t-{pod_interface}", f"tap{pod_interface[3:]}"
+        )
     digits = pod_interface.removeprefix("pod")
-    return Names(pod_interface, f"{digits}-nic", f"k6t-{digits}", f"tap{digits}")
+    return BridgedLinkNames(pod_interface, f"{digits}-nic", f"k6t-{digits}", f"tap{digits}")
 
 
 def hash_of(link: str) -> str | None:
@@ -113,28 +122,30 @@ def hash_of(link: str) -> str | None:
     return None
 
 
-def under_way(machine: Machine) -> InProgress | None:
+def under_way(machine: VmSnapshot) -> OperationInProgress | None:
     """Why a machine as a whole cannot be judged now; ``None`` when it runs."""
     vmi = machine.vmi
     if vmi is None:
         going = [pod for pod in machine.pods if pod.metadata.deletion_timestamp is not None]
         if going:
-            return InProgress(machine.subject, "its pod is being deleted", going[0].metadata.deletion_timestamp)
+            return OperationInProgress(
+                machine.subject, "its pod is being deleted", going[0].metadata.deletion_timestamp
+            )
         return None
     if vmi.metadata.deletion_timestamp is not None:
-        return InProgress(machine.subject, "it is being stopped", vmi.metadata.deletion_timestamp)
+        return OperationInProgress(machine.subject, "it is being stopped", vmi.metadata.deletion_timestamp)
     if vmi.status.phase not in {"Running", *FINAL_PHASES}:
         what = f"it is being started (phase {vmi.status.phase or 'unset'})"
-        return InProgress(machine.subject, what, vmi.metadata.creation_timestamp)
+        return OperationInProgress(machine.subject, what, vmi.metadata.creation_timestamp)
     if migrating(vmi):
-        return InProgress(machine.subject, "a live migration is under way", reason="Migrating")
+        return OperationInProgress(machine.subject, "a live migration is under way", reason="Migrating")
     pod = acting_pod(vmi, machine.pods)
     if pod is not None and pod.metadata.deletion_timestamp is not None:
-        return InProgress(machine.subject, "its pod is being deleted", pod.metadata.deletion_timestamp)
+        return OperationInProgress(machine.subject, "its pod is being deleted", pod.metadata.deletion_timestamp)
     return None
 
 
-def rungs_of(machine: Machine, vmi: VirtualMachineInstance, pod: Pod) -> list[Rung]:
+def hotplug_status_of(machine: VmSnapshot, vmi: VirtualMachineInstance, pod: Pod) -> list[InterfaceHotplugStatus]:
     """The ladder.
 
     :raises ValueError: a spec or an annotation is malformed.
@@ -142,12 +153,19 @@ def rungs_of(machine: Machine, vmi: VirtualMachineInstance, pod: Pod) -> list[Ru
     return fold(vmi, pod, machine.vm if isinstance(machine.vm, VirtualMachine) else None)
 
 
-def at_rest(rung: Rung, interface: Interface | None) -> bool:
+def at_rest(nic_status: InterfaceHotplugStatus, interface: Interface | None) -> bool:
     """Whether a NIC is plugged and nothing more is to come for it."""
-    return interface is not None and rung.kind is Kind.PLUG and rung.complete and rung.failed is None
+    return (
+        interface is not None
+        and nic_status.kind is OperationKind.PLUG
+        and nic_status.complete
+        and nic_status.failed is None
+    )
 
 
-def case_of(machine: Machine, vmi: VirtualMachineInstance, pod: Pod, node: Node | Unknown) -> Case:
+def checked_vmi(
+    machine: VmSnapshot, vmi: VirtualMachineInstance, pod: Pod, node: NodeSnapshot | NotVisible
+) -> CheckedVmi:
     """A running machine with its acting pod, by NIC.
 
     :raises ValueError: a spec or an annotation is malformed.
@@ -162,18 +180,18 @@ def case_of(machine: Machine, vmi: VirtualMachineInstance, pod: Pod, node: Node 
     statuses = {status.interface: status for status in reported if status.interface is not None}
     nics = []
     busy = set()
-    for rung in rungs_of(machine, vmi, pod):
-        interface, network = pairs.get(rung.interface, (None, None))
-        link = names.get(rung.interface, rung.pod_interface or "")
-        if interface is None or network is None or not at_rest(rung, interface) or interface.bridge is None:
+    for nic_status in hotplug_status_of(machine, vmi, pod):
+        interface, network = pairs.get(nic_status.interface, (None, None))
+        link = names.get(nic_status.interface, nic_status.pod_interface or "")
+        if interface is None or network is None or not at_rest(nic_status, interface) or interface.bridge is None:
             busy.add(link)
             continue
         nics.append(
-            Nic(
+            CheckedNic(
                 subject=f"{machine.subject}/{interface.name}",
                 interface=interface,
                 network=network,
-                rung=rung,
+                nic_status=nic_status,
                 names=link_names(link),
                 element=elements.get(link),
                 status=statuses.get(link),
@@ -181,31 +199,37 @@ def case_of(machine: Machine, vmi: VirtualMachineInstance, pod: Pod, node: Node 
                 entry=entry_of(vmi.status.interfaces, interface.name) or {},
             )
         )
-    inside = machine.inside.get(pod.metadata.uid, Unknown("nobody looked into the pod"))
-    return Case(machine, vmi, pod, tuple(nics), elements, statuses, frozenset(busy), inside, node)
+    inside = machine.inside.get(pod.metadata.uid, NotVisible("nobody looked into the pod"))
+    return CheckedVmi(machine, vmi, pod, tuple(nics), elements, statuses, frozenset(busy), inside, node)
 
 
-def progress(machine: Machine, vmi: VirtualMachineInstance, pod: Pod) -> Iterator[InProgress]:
+def progress(machine: VmSnapshot, vmi: VirtualMachineInstance, pod: Pod) -> Iterator[OperationInProgress]:
     """The operations that are not over.
 
     :raises ValueError: a spec or an annotation is malformed.
     """
     interfaces = {interface.name: interface for interface in vmi.spec.interface_items()}
-    for rung in rungs_of(machine, vmi, pod):
-        interface = interfaces.get(rung.interface)
-        if at_rest(rung, interface) or (interface is not None and interface.bridge is None and rung.kind is Kind.PLUG):
+    for nic_status in hotplug_status_of(machine, vmi, pod):
+        interface = interfaces.get(nic_status.interface)
+        if at_rest(nic_status, interface) or (
+            interface is not None and interface.bridge is None and nic_status.kind is OperationKind.PLUG
+        ):
             continue
-        what = f"its {rung.kind} has reached {rung.stage}"
-        yield InProgress(f"{machine.subject}/{rung.interface}", what, rung.requested_at, rung.reason)
+        what = f"its {nic_status.kind} has reached {nic_status.stage}"
+        yield OperationInProgress(
+            f"{machine.subject}/{nic_status.interface}", what, nic_status.requested_at, nic_status.reason
+        )
     if isinstance(machine.vm, VirtualMachine):
         for item in machine.vm.spec.template.spec.interface_items():
             if item.state == ABSENT and item.name not in interfaces:
                 wished = operation_of(machine.vm.metadata.annotations, item.name)
                 what = "its unplug has left the running VM, and not the VM's template yet"
-                yield InProgress(f"{machine.subject}/{item.name}", what, wished.requested_at if wished else None)
+                yield OperationInProgress(
+                    f"{machine.subject}/{item.name}", what, wished.requested_at if wished else None
+                )
 
 
-def wanted_network(nic: Nic, namespace: str) -> str:
+def wanted_network(nic: CheckedNic, namespace: str) -> str:
     """The NAD of the spec as ``namespace/name``."""
     assert nic.network.multus is not None
     return "/".join(nad_reference(nic.network.multus.network_name, namespace))

@@ -1,6 +1,6 @@
 """What one look at VMs, their pods and their node has shown, as frozen values, and what can be said about it.
 
-Every part that could not be looked at is :class:`Unknown` and says why; a check that needs it then says nothing.
+Every part that could not be looked at is :class:`NotVisible` and says why; a check that needs it then says nothing.
 No I/O and no judgement here. Next: :mod:`services.common.domain.invariants.nics`, the same by NIC.
 """
 
@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 import msgspec
 
+from schemas.hotplug_status import StoredEntry
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.ladder import Kept
 
 
-class Unknown(msgspec.Struct, frozen=True):
+class NotVisible(msgspec.Struct, frozen=True):
     """A part that could not be looked at from here, and why."""
 
     why: str
@@ -36,7 +36,7 @@ class SeenLink(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
-class Lease(msgspec.Struct, frozen=True):
+class IpamLease(msgspec.Struct, frozen=True):
     """An address that the ``host-local`` plugin keeps for a link of a sandbox.
 
     :ivar network: the name in its CNI configuration. :ivar container: sandbox id.
@@ -48,14 +48,14 @@ class Lease(msgspec.Struct, frozen=True):
     link: str
 
 
-class Card(msgspec.Struct, frozen=True):
+class GuestDevice(msgspec.Struct, frozen=True):
     """A NIC in a guest's domain; ``mac`` in lower case."""
 
     interface: str
     mac: str
 
 
-class Attached(msgspec.Struct, frozen=True):
+class AttachmentRecord(msgspec.Struct, frozen=True):
     """One attachment in the multus daemon's record of a sandbox.
 
     :ivar finished: its CNI ADD is done. :ivar ips: without prefix length, as the plugin gave them.
@@ -74,22 +74,22 @@ class Attached(msgspec.Struct, frozen=True):
     leased: bool = False
 
 
-class Record(msgspec.Struct, frozen=True):
+class SandboxRecords(msgspec.Struct, frozen=True):
     """The multus daemon's record of a sandbox. ``released``: the runtime has asked to undo the whole sandbox."""
 
     sandbox: str
     netns: str
     pod: str
     pod_uid: str
-    attached: tuple[Attached, ...] = ()
+    attached: tuple[AttachmentRecord, ...] = ()
     released: bool = False
 
-    def find(self, link: str) -> Attached | None:
+    def find(self, link: str) -> AttachmentRecord | None:
         """The attachment under a link's name."""
         return next((one for one in self.attached if one.link == link), None)
 
 
-class Inside(msgspec.Struct, frozen=True):
+class PodOnNode(msgspec.Struct, frozen=True):
     """What the pod's own node knows of a pod.
 
     :ivar sandbox: id; ``None`` when the runtime has no ready one. :ivar netns: path of its network namespace.
@@ -99,20 +99,20 @@ class Inside(msgspec.Struct, frozen=True):
 
     sandbox: str | None
     netns: str = ""
-    links: tuple[SeenLink, ...] | Unknown = Unknown("not looked at")
-    taps: frozenset[str] | Unknown = Unknown("not looked at")
-    cards: tuple[Card, ...] | Unknown = Unknown("not looked at")
+    links: tuple[SeenLink, ...] | NotVisible = NotVisible("not looked at")
+    taps: frozenset[str] | NotVisible = NotVisible("not looked at")
+    cards: tuple[GuestDevice, ...] | NotVisible = NotVisible("not looked at")
 
 
-class Namespace(msgspec.Struct, frozen=True):
+class NetnsPath(msgspec.Struct, frozen=True):
     """A network namespace that stands under a path. ``sandbox``: whose it is; ``None`` when nobody's."""
 
     path: str
     sandbox: str | None
-    links: tuple[SeenLink, ...] | Unknown = Unknown("not looked at")
+    links: tuple[SeenLink, ...] | NotVisible = NotVisible("not looked at")
 
 
-class Node(msgspec.Struct, frozen=True):
+class NodeSnapshot(msgspec.Struct, frozen=True):
     """What belongs to a node as a whole.
 
     :ivar sandboxes: ids of all that the runtime knows; :ivar ready: of those that run.
@@ -120,27 +120,27 @@ class Node(msgspec.Struct, frozen=True):
     """
 
     name: str
-    sandboxes: frozenset[str] | Unknown
-    ready: frozenset[str] | Unknown
-    records: tuple[Record, ...] | Unknown
-    links: tuple[SeenLink, ...] | Unknown
-    leases: tuple[Lease, ...] | Unknown
-    namespaces: tuple[Namespace, ...] | Unknown
+    sandboxes: frozenset[str] | NotVisible
+    ready: frozenset[str] | NotVisible
+    records: tuple[SandboxRecords, ...] | NotVisible
+    links: tuple[SeenLink, ...] | NotVisible
+    leases: tuple[IpamLease, ...] | NotVisible
+    namespaces: tuple[NetnsPath, ...] | NotVisible
 
 
-class Machine(msgspec.Struct, frozen=True):
+class VmSnapshot(msgspec.Struct, frozen=True):
     """One VM.
 
-    :ivar inside: by the UID of a pod. :ivar ladder: what the bus keeps of its ladder, by hotnic's api.
+    :ivar inside: by the UID of a pod. :ivar hotplug_status: what the bus keeps of its ladder, by hotnic's api.
     """
 
     namespace: str
     name: str
-    vm: VirtualMachine | Unknown | None
+    vm: VirtualMachine | NotVisible | None
     vmi: VirtualMachineInstance | None
     pods: tuple[Pod, ...] = ()
-    inside: dict[str, Inside | Unknown] = {}
-    ladder: tuple[Kept, ...] | Unknown = Unknown("not looked at")
+    inside: dict[str, PodOnNode | NotVisible] = {}
+    hotplug_status: tuple[StoredEntry, ...] | NotVisible = NotVisible("not looked at")
 
     @property
     def subject(self) -> str:
@@ -148,14 +148,14 @@ class Machine(msgspec.Struct, frozen=True):
         return f"{self.namespace}/{self.name}"
 
 
-class World(msgspec.Struct, frozen=True):
+class Snapshot(msgspec.Struct, frozen=True):
     """One snapshot."""
 
-    machines: tuple[Machine, ...]
-    node: Node | Unknown = Unknown("not looked at")
+    machines: tuple[VmSnapshot, ...]
+    node: NodeSnapshot | NotVisible = NotVisible("not looked at")
 
 
-class Disagreement(msgspec.Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True):
     """Two witnesses that contradict each other.
 
     :ivar code: CamelCase, stable. :ivar subject: what it is about: ``namespace/vm``, ``…/interface``, or a node.
@@ -168,7 +168,7 @@ class Disagreement(msgspec.Struct, frozen=True):
     repair: str
 
 
-class InProgress(msgspec.Struct, frozen=True):
+class OperationInProgress(msgspec.Struct, frozen=True):
     """Something under way: what is said about it is expected to differ until it is over.
 
     :ivar since: RFC 3339; ``None`` when objects do not tell. :ivar reason: CamelCase; what it waits for.
@@ -180,7 +180,7 @@ class InProgress(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-class NotSeen(msgspec.Struct, frozen=True):
+class NotChecked(msgspec.Struct, frozen=True):
     """A part that no check could use."""
 
     subject: str
@@ -188,13 +188,13 @@ class NotSeen(msgspec.Struct, frozen=True):
     why: str
 
 
-Finding: TypeAlias = Disagreement | InProgress | NotSeen
+CheckResult: TypeAlias = Finding | OperationInProgress | NotChecked
 
 
-class Report(msgspec.Struct, frozen=True, rename="camel"):
+class DoctorReport(msgspec.Struct, frozen=True, rename="camel"):
     """What the checks found; ``looked_at`` counts the NICs that they compared to the end."""
 
-    disagreements: tuple[Disagreement, ...]
-    in_progress: tuple[InProgress, ...]
-    not_seen: tuple[NotSeen, ...]
+    disagreements: tuple[Finding, ...]
+    in_progress: tuple[OperationInProgress, ...]
+    not_seen: tuple[NotChecked, ...]
     looked_at: int

@@ -146,7 +146,7 @@ def deleting(
 
     :param ifnames: which; ``None`` for all. :param links: ``None`` when the network namespace is gone.
     :param going: the sandbox itself is going away, so no guest can be using anything of it.
-    :raises CniError: code 11, one is still in use to a guest.
+    :raises CniError: code 11, one is still in use by a guest.
     """
     actions = []
     for attachment in reversed(sandbox.attachments):

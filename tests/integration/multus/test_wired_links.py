@@ -52,7 +52,7 @@ async def test_del_of_a_wired_link_is_refused_and_changes_nothing(
     before = identities(sandbox_netns)
     status, error = await daemon.delegate("DEL", sandbox_netns, POD_LINK, config)
     assert (status, error["code"]) == (400, 11)
-    assert "still in use to a guest" in error["msg"]
+    assert "still in use by a guest" in error["msg"]
     assert identities(sandbox_netns) == before
     assert len(leases(daemon.folder)) == 1
     assert daemon.record() is not None

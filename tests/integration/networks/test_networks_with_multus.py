@@ -125,7 +125,7 @@ async def test_a_wired_nic_is_detached_once_it_is_released(both: Both) -> None:
     namespaces.ip(both.netns, "link", "set", LINK, "master", bridge("blue"))
     both.node.want([])
     events = await both.node.until_event(2)
-    assert "still in use to a guest" in events[1]["message"]
+    assert "still in use by a guest" in events[1]["message"]
     assert both.node.links() == ["eth0", LINK]
     assert LINK in both.links()
     namespaces.ip(both.netns, "link", "del", bridge("blue"))
@@ -143,7 +143,7 @@ async def test_a_changed_wish_is_followed_unless_a_guest_uses_the_link(both: Bot
     both.node.want([wish], **{pod_nic_key("blue"): None})
     rejected = [event for event in await both.node.until_event(2) if event["reason"] == "InterfaceChangeRejected"]
     assert len(rejected) == 1
-    assert "still in use to a guest" in rejected[0]["message"]
+    assert "still in use by a guest" in rejected[0]["message"]
     assert LINK in both.links()
 
     namespaces.ip(both.netns, "link", "del", bridge("blue"))

@@ -115,7 +115,7 @@ async def machine(kube: Kube) -> VmSnapshot:
 async def test_the_doctor_is_told_what_the_bus_keeps_or_why_not(tmp_path: Path) -> None:
     held = (StoredEntry("7e0055a6880"),)
     async with cluster(tmp_path) as (made, kube):
-        made.says = msgspec.structs.replace(told(Stage.MULTUS_ATTACHED), kept=held)
+        made.says = msgspec.structs.replace(told(Stage.MULTUS_ATTACHED), stored=held)
         assert (await machine(kube)).hotplug_status == held
         for says, why in (
             (told(Stage.MULTUS_ATTACHED, degraded="bus"), "cannot reach the bus"),

@@ -110,7 +110,7 @@ WIRED = {
 
 @pytest.mark.parametrize("links", WIRED.values(), ids=WIRED.keys())
 def test_a_link_that_a_guest_uses_is_not_undone(links: list[Link]) -> None:
-    with pytest.raises(CniError, match="still in use to a guest") as caught:
+    with pytest.raises(CniError, match="still in use by a guest") as caught:
         plan.deleting(sandbox(added()), [POD_LINK], [LO, *links], going=False)
     assert caught.value.code == cni.Code.TRY_AGAIN_LATER
 

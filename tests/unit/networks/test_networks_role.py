@@ -168,7 +168,7 @@ async def test_a_failed_add_is_told_and_tried_again(node: Node) -> None:
     node.nad()
     node.pod()
     node.multus.script = [
-        cni_error(11, "still in use to a guest", "pod7e"),
+        cni_error(11, "still in use by a guest", "pod7e"),
         (400, 'ContainerID:"x" ERRORED: no veth\n'),
     ]
     node.want([element("ens58")])
@@ -186,7 +186,7 @@ async def test_a_failed_add_is_told_and_tried_again(node: Node) -> None:
     assert [event["reason"] for event in events] == ["FailedAddingInterface", "FailedAddingInterface", "AddedInterface"]
     assert events[0]["message"] == (
         "pod [default/p1]: failed adding interface ens58 to network: blue: "
-        "CNI ADD (code 11): still in use to a guest (pod7e)"
+        "CNI ADD (code 11): still in use by a guest (pod7e)"
     )
     # A failed ADD may mean another sandbox, so the runtime is asked anew; nothing is deleted.
     assert node.cri.asked["PodSandboxStatus"] == 3
@@ -292,7 +292,7 @@ async def test_a_del_that_fails_leaves_the_status(node: Node) -> None:
     node.pod()
     node.want([element("ens58")])
     await node.until_links("eth0", "ens58")
-    node.multus.script = [cni_error(11, "still in use to a guest")]
+    node.multus.script = [cni_error(11, "still in use by a guest")]
     node.want([])
     await node.until_published(lambda events: any(isinstance(event, Failed) for event in events))
     assert node.links() == ["eth0", "ens58"]

@@ -355,12 +355,12 @@ async def test_a_change_under_a_guest_waits_and_says_so_once(node: Node) -> None
     node.multus.record("sandbox-p1", "uid-p1", CLUSTER, recorded(BLUE, "blue-net", "delegate"))
     node.pod(networks=[element(BLUE)], status=[ETH0, entry(BLUE)])
     await node.idle()
-    node.multus.script = [cni_error(11, f"{BLUE} of blue-net is still in use to a guest (bridge k6t-x stands)")] * 2
+    node.multus.script = [cni_error(11, f"{BLUE} of blue-net is still in use by a guest (bridge k6t-x stands)")] * 2
     node.want([element(BLUE, mac="02:03:04:05:06:07")])
     (event,) = await node.until_event()
     assert event["reason"] == "InterfaceChangeRejected"
     assert f"will not change interface {BLUE} of network: blue(ips: [], mac: 02:03:04:05:06:07" in event["message"]
-    assert "still in use to a guest" in event["message"]
+    assert "still in use by a guest" in event["message"]
     await node.idle()
     assert node.multus.verbs == [f"DEL {BLUE}"] * 2
     await node.idle()

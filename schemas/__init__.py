@@ -1,5 +1,5 @@
-"""What travels between the parts of hotnic: events, Kubernetes objects, CNI documents, names and encodings.
+"""Types and encodings of what hotnic's roles exchange: events, Kubernetes objects, CNI documents and names.
 
-Types and pure encodings only: no decision is taken here and nothing of ``services`` is imported.
-Start with :mod:`schemas.stages` (the way of one NIC), then :mod:`schemas.events` (what is published on it).
+This package takes no decisions and imports nothing of ``services``.
+Start with :mod:`schemas.stages` (the stages of an operation), then :mod:`schemas.events` (one event per stage).
 """

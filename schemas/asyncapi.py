@@ -1,6 +1,7 @@
-"""The bus as an AsyncAPI 3.0 document: one channel per stage, who sends on it, headers and payloads.
+"""The AsyncAPI 3.0 document of the bus: one channel per stage with its publishers, headers and payloads.
 
-Source: the AsyncAPI specification 3.0.0. All facts come from the stage table, the encodings and the events.
+Source: AsyncAPI specification 3.0.0. The document repeats no fact by hand: it is built from the stage table,
+the encodings and the event structs. Next: :mod:`schemas.cloudevents`, the message headers.
 """
 
 from typing import Any
@@ -14,11 +15,11 @@ from schemas.events import MAX_EVENT_BYTES, Event
 from schemas.stages import TABLE, StageRow
 
 VERSION = "1.0.0"
-"""Of the messages: the ``v1`` of their ``ce-type``."""
+"""Version of the messages: the ``v1`` in their ``ce-type``."""
 
 
-def document() -> dict[str, Any]:
-    """The document."""
+def build_document() -> dict[str, Any]:
+    """Return the AsyncAPI document."""
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -26,10 +27,10 @@ def document() -> dict[str, Any]:
             "version": VERSION,
             "description": (
                 "Stages of NIC hot-plug operations on running virtual machines. An event is a hint that something "
-                "changed and carries the trace of the request; the truth stands in Kubernetes objects. "
-                f"JetStream keeps the events in the stream {STREAM} (subjects {SUBJECT_ROOT}.>) and messages that "
-                f"could not be used in {DEAD_STREAM} (subjects {DEAD_ROOT}.>). Fields are only ever added, and only "
-                f"optional ones. A payload has at most {MAX_EVENT_BYTES} bytes."
+                "changed and carries the trace of the request; Kubernetes objects hold the truth. "
+                f"The stream {STREAM} (subjects {SUBJECT_ROOT}.>) stores the events, the stream {DEAD_STREAM} "
+                f"(subjects {DEAD_ROOT}.>) the dead letters. Later versions only add optional fields. "
+                f"A payload has at most {MAX_EVENT_BYTES} bytes."
             ),
             "license": {"name": "Apache-2.0"},
         },
@@ -39,7 +40,7 @@ def document() -> dict[str, Any]:
             f"{role}-{_key(row)}": {
                 "action": "send",
                 "channel": {"$ref": f"#/channels/{_key(row)}"},
-                "summary": f"{role} publishes when {row.after}",
+                "summary": f"{role} publishes after: {row.fact}",
             }
             for row in TABLE
             for role in row.publishers
@@ -48,8 +49,8 @@ def document() -> dict[str, Any]:
             "messages": {_key(row): _message(row) for row in TABLE},
             "schemas": _schemas(),
             "parameters": {
-                "node": {"description": f"Kubernetes node the event is about; `{NO_NODE}` while none is known."},
-                "namespace": {"description": "Namespace of the VMI (of the pod, for an ordinary pod)."},
+                "node": {"description": f"Kubernetes node of the pod; `{NO_NODE}` while unknown."},
+                "namespace": {"description": "Namespace of the VMI, or of an ordinary pod."},
                 "vmi": {"description": f"Name of the VMI; `{NO_VMI}` for an ordinary pod."},
             },
         },
@@ -57,7 +58,7 @@ def document() -> dict[str, Any]:
 
 
 def _key(row: StageRow) -> str:
-    """Name of a stage's channel, message and payload."""
+    """Return the name of a stage's channel, message and payload."""
     return "".join(part.capitalize() for part in row.stage.split("-"))
 
 
@@ -66,8 +67,8 @@ def _channel(row: StageRow) -> dict[str, Any]:
     return {
         "address": f"{SUBJECT_ROOT}.{row.stage}.{{node}}.{{namespace}}.{{vmi}}",
         "description": (
-            f"Published after: {row.after}. Followed by: {following or 'nothing'}. "
-            "In every token each byte outside of [A-Za-z0-9_-] is written as %XX."
+            f"Published after: {row.fact}. Followed by: {following or 'nothing'}. "
+            "Each byte of a token outside [A-Za-z0-9_-] is encoded as %XX."
         ),
         "messages": {_key(row): {"$ref": f"#/components/messages/{_key(row)}"}},
         "parameters": _parameters(),
@@ -77,8 +78,8 @@ def _channel(row: StageRow) -> dict[str, Any]:
 def _dead_letters() -> dict[str, Any]:
     return {
         "address": f"{DEAD_ROOT}.{{stage}}.{{node}}.{{namespace}}.{{vmi}}",
-        "description": "Messages that no consumer could use, as they came, with the reason in `Hotnic-Dead-*` headers.",
-        "parameters": {"stage": {"description": "The stage token of the original subject."}, **_parameters()},
+        "description": "Dead letters: unusable messages, unchanged, with the reason in `Hotnic-Dead-*` headers.",
+        "parameters": {"stage": {"description": "Stage token of the original subject."}, **_parameters()},
     }
 
 
@@ -89,7 +90,7 @@ def _parameters() -> dict[str, Any]:
 def _message(row: StageRow) -> dict[str, Any]:
     return {
         "name": cloudevents.event_type(row.stage),
-        "title": f"{row.stage}: {row.after}",
+        "title": f"{row.stage}: {row.fact}",
         "contentType": cloudevents.CONTENT_TYPE,
         "headers": _headers(row),
         "payload": {"$ref": f"#/components/schemas/{_key(row)}"},
@@ -97,7 +98,7 @@ def _message(row: StageRow) -> dict[str, Any]:
 
 
 def _headers(row: StageRow) -> dict[str, Any]:
-    sample = cloudevents.headers(event_id="", stage=row.stage, role="", node="", time="")
+    sample = cloudevents.build_headers(event_id="", stage=row.stage, role="", node="", time="")
     meaning: dict[str, dict[str, Any]] = {
         "ce-specversion": {"const": sample["ce-specversion"]},
         "ce-id": {"description": "The same as Nats-Msg-Id."},
@@ -109,11 +110,12 @@ def _headers(row: StageRow) -> dict[str, Any]:
         "ce-time": {"format": "date-time"},
         "content-type": {"const": sample["content-type"]},
         "traceparent": {"description": "W3C trace context of the publisher's span."},
-        "Nats-Msg-Id": {"description": "Absorbs retries of one publish; nothing else may depend on it."},
+        "Nats-Msg-Id": {"description": "Deduplicates retries of one publish; nothing else may depend on it."},
     }
     return {
         "type": "object",
         "properties": {name: {"type": "string", **rest} for name, rest in meaning.items()},
+        # Those that `cloudevents.check_headers` requires.
         "required": ["ce-specversion", "ce-id", "ce-type", "ce-source"],
     }
 

@@ -1,6 +1,7 @@
-"""CloudEvents 1.0 in NATS' binary mode: an event's metadata as message headers, next to the W3C trace context.
+"""CloudEvents 1.0 in the binary content mode of NATS: an event's metadata as message headers.
 
-Source: CloudEvents NATS protocol binding 1.0.2 (headers ``ce-*``). The payload itself is :mod:`schemas.events`.
+Source: CloudEvents NATS protocol binding 1.0.2 (headers ``ce-*``). The W3C trace context uses headers of its own.
+The payload is :mod:`schemas.events`.
 """
 
 from collections.abc import Mapping
@@ -13,14 +14,14 @@ _TYPE_SUFFIX = ".v1"
 
 
 def event_type(stage: Stage) -> str:
-    """``ce-type`` of a stage: ``io.hotnic.hotplug.<stage>.v1``."""
+    """Return the ``ce-type`` of a stage: ``io.hotnic.hotplug.<stage>.v1``."""
     return f"{_TYPE_PREFIX}{stage}{_TYPE_SUFFIX}"
 
 
 def stage_of_type(ce_type: str) -> Stage:
-    """The stage behind a ``ce-type``.
+    """Return the stage that a ``ce-type`` names.
 
-    :raises ValueError: another type, version or stage.
+    :raises ValueError: the type, its version or its stage is unknown.
     """
     if not (ce_type.startswith(_TYPE_PREFIX) and ce_type.endswith(_TYPE_SUFFIX)):
         raise ValueError(f"not a hotplug event type: {ce_type!r}")
@@ -28,12 +29,12 @@ def stage_of_type(ce_type: str) -> Stage:
 
 
 def source(role: str, node: str) -> str:
-    """``ce-source``: ``/hotnic/<role>/<node>``."""
+    """Return the ``ce-source`` of a publisher: ``/hotnic/<role>/<node>``."""
     return f"/hotnic/{role}/{node}"
 
 
-def headers(*, event_id: str, stage: Stage, role: str, node: str, time: str) -> dict[str, str]:
-    """The headers of one event.
+def build_headers(*, event_id: str, stage: Stage, role: str, node: str, time: str) -> dict[str, str]:
+    """Return the headers of one event.
 
     :param time: RFC 3339, UTC.
     """
@@ -47,15 +48,16 @@ def headers(*, event_id: str, stage: Stage, role: str, node: str, time: str) -> 
     }
 
 
-def check(found: Mapping[str, str], stage: Stage) -> None:
-    """Check that the headers speak of the payload's stage.
+def check_headers(headers: Mapping[str, str], stage: Stage) -> None:
+    """Check that the headers are complete and name the stage of the payload.
 
     :raises ValueError: a header is missing or contradicts the payload.
     """
+    # `ce-time` is optional in CloudEvents 1.0.
     for name in ("ce-specversion", "ce-id", "ce-type", "ce-source"):
-        if not found.get(name):
+        if not headers.get(name):
             raise ValueError(f"header {name} is missing")
-    if found["ce-specversion"] != "1.0":
-        raise ValueError(f"CloudEvents {found['ce-specversion']!r} is not 1.0")
-    if stage_of_type(found["ce-type"]) != stage:
-        raise ValueError(f"header ce-type {found['ce-type']!r} contradicts the payload's stage {stage}")
+    if headers["ce-specversion"] != "1.0":
+        raise ValueError(f"CloudEvents {headers['ce-specversion']!r} is not 1.0")
+    if stage_of_type(headers["ce-type"]) != stage:
+        raise ValueError(f"header ce-type {headers['ce-type']!r} contradicts the payload's stage {stage}")

@@ -1,7 +1,7 @@
-"""CNI documents: results, errors and the environment of a plugin.
+"""CNI documents: results, errors and the commands of a plugin.
 
-Source: CNI specification 1.1.0 (results since 0.3.0 are read; 0.3.1-1.1.0 are written).
-Next: :mod:`schemas.multus`, which carries them over a unix socket.
+Source: CNI specification 1.1.0. Results since 0.3.0 are read; versions 0.3.1 to 1.1.0 are written.
+Next: :mod:`schemas.multus`, which carries these documents over a unix socket.
 """
 
 import ipaddress
@@ -16,8 +16,8 @@ SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
 
 
-class Command(StrEnum):
-    """``CNI_COMMAND``."""
+class CniCommand(StrEnum):
+    """The value of ``CNI_COMMAND``."""
 
     ADD = "ADD"
     DEL = "DEL"
@@ -27,8 +27,8 @@ class Command(StrEnum):
     VERSION = "VERSION"
 
 
-class Code:
-    """Error codes that the specification reserves (and libcni's 999)."""
+class CniErrorCode:
+    """Error codes that the CNI specification reserves, and 999, which libcni uses for internal errors."""
 
     INCOMPATIBLE_VERSION = 1
     UNSUPPORTED_FIELD = 2
@@ -44,11 +44,11 @@ class Code:
 
 
 STILL_IN_USE = "is still in use by a guest"
-"""Part of the message of an error 11 by which our multus refuses a DEL under a guest's card."""
+"""Text in the message of error 11, with which hotnic's multus refuses the DEL of a link that a guest still uses."""
 
 
 class CniInterface(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A link that a plugin made; one with ``sandbox`` stands in the container's network namespace."""
+    """A link that a plugin created; a link with ``sandbox`` is in the container's network namespace."""
 
     name: str
     mac: str | None = None
@@ -58,18 +58,18 @@ class CniInterface(msgspec.Struct, frozen=True, omit_defaults=True):
     pci_id: str | None = msgspec.field(default=None, name="pciID")
 
 
-class Ip(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An address in CIDR form; ``interface`` is an index into the result's interfaces."""
+class CniIp(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An address in CIDR form; ``interface`` is an index into the interfaces of the result."""
 
     address: str
     gateway: str | None = None
     interface: int | None = None
     version: str | None = None
-    """``"4"`` or ``"6"``: 0.3.x and 0.4.0 only."""
+    """``"4"`` or ``"6"``; only CNI 0.3.x and 0.4.0 have this field."""
 
 
 class CniRoute(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A route: destination in CIDR form, next hop, and what 1.1.0 added."""
+    """A route: destination in CIDR form, next hop, and the fields added by CNI 1.1.0."""
 
     dst: str
     gw: str | None = None
@@ -81,21 +81,21 @@ class CniRoute(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 NO_DNS: Final = Dns()
-"""The one that is not written: an encoder leaves a default out by identity."""
+"""The one ``Dns`` that is left out of the JSON: msgspec omits a mutable default by identity, not by equality."""
 
 
 class CniResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a successful ADD prints."""
+    """The output of a successful ADD."""
 
     cni_version: str = msgspec.field(default="", name="cniVersion")
     interfaces: list[CniInterface] = []
-    ips: list[Ip] = []
+    ips: list[CniIp] = []
     routes: list[CniRoute] = []
     dns: Dns = NO_DNS
 
 
 class CniErrorDocument(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a failed plugin prints."""
+    """The output of a failed plugin."""
 
     code: int
     msg: str
@@ -104,25 +104,26 @@ class CniErrorDocument(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def up_convert(raw: bytes) -> CniResult:
-    """Read a result of any version from 0.3.0 on as one of the newest version; ``null`` counts as absent anywhere.
+    """Decode a result of CNI 0.3.0 or later into the newest version; ``null`` counts as absent everywhere.
 
-    :raises ValueError: it is not a result, or one of its addresses is none.
+    :raises ValueError: the document is not a result, or an address in it is malformed.
     """
     document = msgspec.json.decode(raw or b"null")
-    result = checked(msgspec.convert(_without_nulls(document if document is not None else {}), CniResult))
+    result = validate_addresses(msgspec.convert(_without_nulls(document if document is not None else {}), CniResult))
     ips = [msgspec.structs.replace(ip, version=None) for ip in result.ips]
     dns = NO_DNS if result.dns == NO_DNS else result.dns
     return msgspec.structs.replace(result, cni_version=NEWEST_VERSION, ips=ips, dns=dns)
 
 
-def checked(result: CniResult) -> CniResult:
-    """The same result, if every address of it is one: what follows relies on that.
+def validate_addresses(result: CniResult) -> CniResult:
+    """Return the result unchanged if all its addresses, routes and gateways are well-formed.
 
-    :raises ValueError: one is not.
+    :raises ValueError: one of them is malformed.
     """
     for ip in result.ips:
         ipaddress.ip_interface(ip.address)
     for route in result.routes:
+        # Plugins may write a destination with host bits, which Go's net.ParseCIDR accepts.
         ipaddress.ip_network(route.dst, strict=False)
     for gateway in (*(ip.gateway for ip in result.ips), *(route.gw for route in result.routes)):
         if gateway:
@@ -131,22 +132,24 @@ def checked(result: CniResult) -> CniResult:
 
 
 def _without_nulls(value: Any) -> Any:
+    # Plugins in Go write `null` for an empty slice or map.
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def down_convert(result: CniResult, version: str) -> dict[str, Any]:
-    """The result as a document of an older version.
+    """Return the result as a document of an older CNI version.
 
-    :raises ValueError: a version that is not supported.
+    :raises ValueError: the version is not supported.
     """
     if version not in SUPPORTED_VERSIONS:
-        raise ValueError(f"CNI version {version!r} is not supported; {', '.join(SUPPORTED_VERSIONS)} are")
+        raise ValueError(f"CNI version {version!r} is not supported; use one of {', '.join(SUPPORTED_VERSIONS)}")
     document: dict[str, Any] = msgspec.to_builtins(result)
     document["cniVersion"] = version
     if not document.get("dns"):
         document.pop("dns", None)
+    # Fields that CNI 1.1.0 added; older runtimes do not know them.
     if version != "1.1.0":
         for interface in document.get("interfaces", ()):
             for key in ("mtu", "socketPath", "pciID"):
@@ -154,6 +157,7 @@ def down_convert(result: CniResult, version: str) -> dict[str, Any]:
         for route in document.get("routes", ()):
             for key in ("mtu", "advmss", "priority", "table", "scope"):
                 route.pop(key, None)
+    # CNI 1.0.0 removed `version`.
     if version.startswith("0."):
         for ip in document.get("ips", ()):
             ip["version"] = "6" if ":" in ip["address"] else "4"

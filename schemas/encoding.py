@@ -1,8 +1,8 @@
-"""How names are put into NATS subjects, key-value keys and consumer names.
+"""Encoding of names into NATS subjects, key-value keys and consumer names.
 
-NATS gives ``.``, ``*``, ``>`` and white space a meaning in subjects and refuses ``%`` in key-value keys, so every
-byte outside ``[A-Za-z0-9_-]`` of a token is written as ``%XX`` in a subject and as ``=XX`` in a key.
-Next: :mod:`schemas.stages`, the first token of every subject.
+NATS gives ``.``, ``*``, ``>`` and white space a meaning in subjects and rejects ``%`` in key-value keys.
+So every byte of a token outside ``[A-Za-z0-9_-]`` is encoded as ``%XX`` in a subject and as ``=XX`` in a key.
+Next: :mod:`schemas.stages`, the first token after ``hotplug`` in every subject.
 """
 
 import hashlib
@@ -11,28 +11,30 @@ from typing import NamedTuple
 
 SUBJECT_ROOT = "hotplug"
 STREAM = "HOTPLUG"
-"""The stream that keeps the events."""
+"""The stream that stores the events."""
+# Not below `hotplug`: NATS refuses two streams whose subjects overlap.
 DEAD_ROOT = "hotplug-dead"
-"""First token of a dead letter's subject, in place of the original's."""
+"""First token of a dead letter's subject; it replaces ``hotplug``."""
 DEAD_STREAM = "HOTPLUG_DEAD"
-"""The stream that keeps messages no consumer could use."""
+"""The stream that stores the dead letters."""
 NO_NODE = "_"
-"""Node token of an event that no node is known for (yet)."""
+"""Node token of an event while its node is unknown."""
 NO_VMI = "_"
 """VMI token of an event about an ordinary pod."""
 
-_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_PLAIN_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_-]+")
 _SUBJECT_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9A-F]{2})+")
 _KEY_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 
 
 def _escape(text: str, mark: str) -> str:
+    # NATS has no empty tokens.
     if not text:
         raise ValueError("an empty name cannot be a token")
     if _PLAIN_TEXT.fullmatch(text):
         return text
-    return "".join(chr(b) if b in _PLAIN else f"{mark}{b:02X}" for b in text.encode())
+    return "".join(chr(b) if b in _PLAIN_BYTES else f"{mark}{b:02X}" for b in text.encode())
 
 
 def _unescape(token: str, mark: str, form: re.Pattern[str]) -> str:
@@ -50,7 +52,7 @@ def _unescape(token: str, mark: str, form: re.Pattern[str]) -> str:
 
 
 class Subject(NamedTuple):
-    """The parts of one subject ``hotplug.<stage>.<node>.<namespace>.<vmi>``, decoded."""
+    """The decoded tokens of a subject ``hotplug.<stage>.<node>.<namespace>.<vmi>``."""
 
     stage: str
     node: str
@@ -65,7 +67,7 @@ class Subject(NamedTuple):
 def parse_subject(subject: str) -> Subject:
     """Decode a subject.
 
-    :raises ValueError: it is not one of hotnic's subjects.
+    :raises ValueError: it is not a subject of hotnic.
     """
     root, *tokens = subject.split(".")
     if root != SUBJECT_ROOT or len(tokens) != 4:
@@ -74,27 +76,30 @@ def parse_subject(subject: str) -> Subject:
 
 
 def node_filter(node: str) -> str:
-    """The one filter of a node role's consumer: everything that concerns its node."""
+    """Return the subject filter of a node role's consumer: all events of its node."""
     return f"{SUBJECT_ROOT}.*.{_escape(node, '%')}.>"
 
 
 def stage_filter(stage: str) -> str:
-    """Everything of one stage, of all nodes."""
+    """Return the subject filter for all events of one stage, on any node."""
     return f"{SUBJECT_ROOT}.{_escape(stage, '%')}.>"
 
 
 def vmi_filter(namespace: str, vmi: str) -> str:
-    """Everything about one VMI, of whatever stage and node."""
+    """Return the subject filter for all events of one VMI, of any stage and node."""
     return f"{SUBJECT_ROOT}.*.*.{_escape(namespace, '%')}.{_escape(vmi, '%')}"
 
 
 def node_consumer(role: str, node: str) -> str:
-    """The name of a node role's consumer: ``<role>_<16 hex of SHA-256(node)>`` (no dots: nats-py refuses them)."""
+    """Return the name of a node role's consumer: ``<role>_<16 hex digits of SHA-256(node)>``.
+
+    The node name is hashed because nats-py rejects dots in consumer names.
+    """
     return f"{role}_{hashlib.sha256(node.encode()).hexdigest()[:16]}"
 
 
 class StatusKey(NamedTuple):
-    """The parts of one key ``<namespace>.<vmi>.<h>`` of the bucket ``hotplug-status``, decoded."""
+    """The decoded tokens of a key ``<namespace>.<vmi>.<h>`` of the bucket ``hotplug-status``."""
 
     namespace: str
     vmi: str
@@ -105,11 +110,11 @@ class StatusKey(NamedTuple):
 
 
 def parse_status_key(key: str) -> StatusKey:
-    """Decode a key of the ladder's bucket.
+    """Decode a key of the hot-plug status bucket.
 
-    :raises ValueError: it is not one of hotnic's keys.
+    :raises ValueError: it is not a key of hotnic.
     """
     tokens = key.split(".")
     if len(tokens) != 3:
-        raise ValueError(f"not an operation key: {key!r}")
+        raise ValueError(f"not a hot-plug status key: {key!r}")
     return StatusKey(*(_unescape(token, "=", _KEY_TOKEN) for token in tokens))

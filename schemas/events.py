@@ -1,7 +1,7 @@
-"""The events that roles publish when a stage is reached: one frozen struct per stage, a tagged union together.
+"""The events that roles publish when a stage is reached: one frozen struct per stage, joined in a tagged union.
 
-An event says "look again, this happened, and this is the trace"; it is never the truth (Kubernetes objects are).
-Fields are only ever added, and only optional ones. :mod:`schemas.cloudevents` puts an event's metadata into headers.
+An event is a hint to reconcile and carries the trace of the request; Kubernetes objects hold the truth.
+Later versions only add optional fields. :mod:`schemas.cloudevents` encodes an event's metadata as headers.
 """
 
 from enum import StrEnum
@@ -13,33 +13,37 @@ from schemas.operations import Operation
 from schemas.stages import Stage
 
 MAX_EVENT_BYTES = 64 * 1024
-"""A larger payload is not decoded but refused (it goes to the dead letters)."""
+"""Larger payloads are not decoded; they are dead-lettered."""
 
 
 class ConfirmedBy(StrEnum):
-    """How sure it is that the guest has the card; each value includes the ones before it."""
+    """The observation that confirms a plug, from the weakest to the strongest.
+
+    ``device``: the domain has the device. ``driver``: a driver in the guest uses it. ``guest-agent``: the guest agent
+    lists it.
+    """
 
     DEVICE = "device"
     DRIVER = "driver"
     GUEST_AGENT = "guest-agent"
 
 
-class _Wire(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class _Payload(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     pass
 
 
-class ObjectRef(_Wire, frozen=True):
-    """A Kubernetes object by name and UID (a name alone may since have been given to another)."""
+class ObjectRef(_Payload, frozen=True):
+    """A Kubernetes object by name and UID; a later object of the same name has another UID."""
 
     namespace: str
     name: str
     uid: str
 
 
-class Changed(_Wire, frozen=True):
-    """The object an effect changed and the version it got: a cache holding exactly this version is fresh enough.
+class ChangedObject(_Payload, frozen=True):
+    """The object that was changed and the version it got: a cache that holds exactly this version is up to date.
 
-    Versions are compared for equality only (Kubernetes API conventions: opaque).
+    Versions are compared for equality only (Kubernetes API conventions: resource versions are opaque).
     """
 
     kind: str
@@ -47,36 +51,48 @@ class Changed(_Wire, frozen=True):
     resource_version: str
 
 
-class _Event(_Wire, frozen=True, tag_field="stage"):
+class _Event(_Payload, frozen=True, tag_field="stage"):
+    """What all events have.
+
+    :ivar vmi: ``None`` for an ordinary pod.
+    :ivar pod: the acting pod, or the ordinary pod; ``None`` in ``requested``.
+    :ivar sandbox_id: the pod's sandbox; ``None`` if unknown to the publisher.
+    :ivar node: the pod's node; ``_`` while unknown.
+    :ivar changed: the object with which the stage was reached; ``None`` if none was changed.
+    :ivar attempt: number of the publisher's attempt, from 1; for ``UnplugTimeout``, number of requests to the guest.
+    """
+
     operation: Operation
     vmi: ObjectRef | None = None
-    """Absent for an ordinary pod."""
     pod: ObjectRef | None = None
     sandbox_id: str | None = None
     node: str = NO_NODE
-    changed: Changed | None = None
+    changed: ChangedObject | None = None
     attempt: int = 1
 
     @property
     def stage(self) -> Stage:
-        """The stage this event reports."""
+        """The stage that this event reports."""
         return Stage(str(self.__struct_config__.tag))
 
     @property
     def subject(self) -> Subject:
-        """The subject the event is published on."""
-        namespace = (self.vmi or self.pod or _NOWHERE).namespace
+        """The subject on which the event is published."""
+        namespace = (self.vmi or self.pod or _NO_OBJECT).namespace
         return Subject(self.stage, self.node or NO_NODE, namespace, self.vmi.name if self.vmi else NO_VMI)
 
 
-_NOWHERE = ObjectRef("_", "_", "")
+# An event that names no object still needs a namespace token in its subject.
+_NO_OBJECT = ObjectRef("_", "_", "")
 
 
 class Requested(_Event, frozen=True, tag="requested"):
-    """The wish stands in the spec."""
+    """The spec contains the desired state of the interface.
+
+    :ivar network: the NetworkAttachmentDefinition as ``namespace/name``; empty for an unplug.
+    """
 
     network: str = ""
-    """The NetworkAttachmentDefinition as ``namespace/name``; empty for an unplug."""
 
 
 class PodAnnotated(_Event, frozen=True, tag="pod-annotated"):
@@ -86,7 +102,11 @@ class PodAnnotated(_Event, frozen=True, tag="pod-annotated"):
 
 
 class MultusAttached(_Event, frozen=True, tag="multus-attached"):
-    """The attachment stands in the pod's network status."""
+    """The pod's network-status annotation lists the attachment.
+
+    :ivar mac: MAC of the pod interface; the guest NIC gets the same.
+    :ivar ips: addresses that IPAM assigned.
+    """
 
     pod_interface: str = ""
     mac: str | None = None
@@ -94,13 +114,18 @@ class MultusAttached(_Event, frozen=True, tag="multus-attached"):
 
 
 class MultusDetached(_Event, frozen=True, tag="multus-detached"):
-    """CNI DEL is done and the network status rewritten."""
+    """CNI DEL succeeded and the pod's network-status annotation is updated."""
 
     pod_interface: str = ""
 
 
 class GuestAttached(_Event, frozen=True, tag="guest-attached"):
-    """The card is in the guest's domain."""
+    """The device is in the guest's domain.
+
+    Published again with a stronger confirmation, under the same operation.
+
+    :ivar guest_interface: name of the link in the guest; ``None`` before the guest agent has listed it.
+    """
 
     mac: str | None = None
     confirmed_by: ConfirmedBy = ConfirmedBy.DEVICE
@@ -108,15 +133,16 @@ class GuestAttached(_Event, frozen=True, tag="guest-attached"):
 
 
 class GuestDetached(_Event, frozen=True, tag="guest-detached"):
-    """The card is gone from the domain and the wiring in the pod is undone."""
+    """The device is gone from the guest's domain and the pod network is torn down."""
 
 
 class Failed(_Event, frozen=True, tag="failed"):
     """An attempt failed.
 
-    :ivar at: the stage that was to be reached.
-    :ivar reason: CamelCase, stable, for machines; :ivar message: for people, names the object and the way out.
-    :ivar retry_after: seconds until the next attempt; ``None`` when there will be none.
+    :ivar at: the stage that the attempt was to reach.
+    :ivar reason: CamelCase, stable, for machines.
+    :ivar message: text for users; names the object and what to do.
+    :ivar retry_after: seconds until the next attempt; ``None`` when the failure is final.
     """
 
     at: Stage = Stage.REQUESTED
@@ -132,16 +158,16 @@ _decoder = msgspec.json.Decoder(Event)
 
 
 def encode(event: Event) -> bytes:
-    """The JSON payload of an event."""
+    """Return the JSON payload of an event."""
     return _encoder.encode(event)
 
 
 def decode(payload: bytes) -> Event:
-    """Read a payload; unknown fields are tolerated, so that newer publishers can be understood.
+    """Decode a payload; unknown fields of newer publishers are ignored.
 
     :raises ValueError: it is not an event, or too large (``msgspec.ValidationError`` is a ``ValueError``).
     """
     if len(payload) > MAX_EVENT_BYTES:
-        raise ValueError(f"event of {len(payload)} bytes; at most {MAX_EVENT_BYTES} are read")
+        raise ValueError(f"event has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
     event: Event = _decoder.decode(payload)
     return event

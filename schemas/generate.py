@@ -1,7 +1,7 @@
-"""Writes ``schemas/generated/``: JSON Schemas of what travels and an AsyncAPI document of the bus.
+"""Writes ``schemas/generated/``: JSON Schemas of the exchanged documents and the AsyncAPI document of the bus.
 
-Run ``python -m schemas.generate``; with ``--check`` nothing is written and drift is an error. The types are the
-source, nothing here is described twice. Next: :mod:`schemas.asyncapi`, the document's shape.
+Run ``python -m schemas.generate``. With ``--check`` it writes nothing and fails on drift. The Python types are the
+only source. Next: :mod:`schemas.asyncapi`, the structure of the AsyncAPI document.
 """
 
 import argparse
@@ -34,20 +34,20 @@ DOCUMENTS: dict[str, tuple[str, Any]] = {
     "add-interface-options": ("Body of PUT …/addinterface", options.AddInterfaceOptions),
     "remove-interface-options": ("Body of PUT …/removeinterface", options.RemoveInterfaceOptions),
     "hotplug-status": (
-        "Answer of GET …/interfaces, and object of each line of its watch",
+        "Response of GET …/interfaces, and object of each line of its watch",
         hotplug_status.HotplugStatus,
     ),
     "hotplug-status-entry": (f"Value of a key of the bucket {hotplug_status.BUCKET}", hotplug_status.StatusEntry),
     "delegate-request": (f"Body of POST {multus.DELEGATE_PATH} and {multus.CNI_PATH}", multus.CniRequest),
-    "delegate-response": (f"Answer of {multus.DELEGATE_PATH} and {multus.CNI_PATH} to ADD", multus.DelegateResponse),
+    "delegate-response": (f"Response of {multus.DELEGATE_PATH} and {multus.CNI_PATH} to ADD", multus.DelegateResponse),
 }
-"""File name, title and type of every schema."""
+"""Title and type of every schema, by file name."""
 
 
-def documents() -> dict[str, str]:
-    """Every generated file by name, as text."""
+def build_documents() -> dict[str, str]:
+    """Return the text of every generated file, by file name."""
     found = {f"{name}.schema.json": _schema(name, title, kind) for name, (title, kind) in DOCUMENTS.items()}
-    found["asyncapi.json"] = asyncapi.document()
+    found["asyncapi.json"] = asyncapi.build_document()
     return {name: json.dumps(body, indent=2, ensure_ascii=False) + "\n" for name, body in found.items()}
 
 
@@ -57,36 +57,36 @@ def _schema(name: str, title: str, kind: Any) -> dict[str, Any]:
     return {"$schema": DIALECT, "$id": f"urn:hotnic:schema:{name}", "title": title, **root, "$defs": definitions}
 
 
-def drift(directory: Path = GENERATED) -> list[str]:
-    """The names of files that are missing, stale or superfluous."""
-    wanted = documents()
+def find_drift(directory: Path = GENERATED) -> list[str]:
+    """Return the names of files that are missing, outdated or superfluous."""
+    expected = build_documents()
     present = {path.name: path.read_text(encoding="utf-8") for path in directory.glob("*") if path.is_file()}
-    return sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
+    return sorted(name for name in expected.keys() | present.keys() if expected.get(name) != present.get(name))
 
 
-def write(directory: Path = GENERATED) -> None:
+def write_documents(directory: Path = GENERATED) -> None:
     """Write every file and remove those that are no longer generated."""
     directory.mkdir(parents=True, exist_ok=True)
-    wanted = documents()
+    expected = build_documents()
     for path in directory.glob("*"):
-        if path.is_file() and path.name not in wanted:
+        if path.is_file() and path.name not in expected:
             path.unlink()
-    for name, text in wanted.items():
+    for name, text in expected.items():
         (directory / name).write_text(text, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the files, or with ``--check`` say which ones drifted (exit status 1)."""
+    """Write the files, or with ``--check`` report drift with exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m schemas.generate", description="Write schemas/generated/.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is not up to date")
-    parser.add_argument("--to", type=Path, default=GENERATED, metavar="DIR", help="another directory")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is outdated")
+    parser.add_argument("--to", type=Path, default=GENERATED, metavar="DIR", help="directory to write to or to check")
     arguments = parser.parse_args(argv)
     if not arguments.check:
-        write(arguments.to)
+        write_documents(arguments.to)
         return 0
-    stale = drift(arguments.to)
+    stale = find_drift(arguments.to)
     if stale:
-        sys.stderr.write(f"not up to date: {', '.join(stale)}; run python -m schemas.generate\n")
+        sys.stderr.write(f"outdated: {', '.join(stale)}; run python -m schemas.generate\n")
     return 1 if stale else 0
 
 

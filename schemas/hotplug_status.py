@@ -1,7 +1,7 @@
-"""The ladder: where each NIC stands, as the key-value bucket keeps it and the api serves it. Types, no decisions.
+"""The hot-plug status of a VM's interfaces, as the key-value bucket stores it and the api serves it. Types only.
 
-How a rung is folded from objects: :mod:`services.common.domain.hotplug_status`; what events add to it:
-:mod:`services.common.domain.stage_history`.
+Stages are derived from objects in :mod:`services.common.domain.status.hotplug_status`; events add times and failures in
+:mod:`services.common.domain.status.stage_history`.
 """
 
 from typing import Any
@@ -11,30 +11,40 @@ import msgspec
 from schemas.stages import OperationKind, Stage
 
 BUCKET = "hotplug-status"
-"""The bucket; its keys are :class:`schemas.encoding.StatusKey`."""
+"""Name of the bucket; its keys are :class:`schemas.encoding.StatusKey`."""
 MAX_ENTRY_BYTES = 16 * 1024
-"""A larger value is not read: nobody of ours wrote it."""
+"""Larger values are ignored; hotnic writes none."""
 
 LIST_KIND = "HotplugStatus"
 LIST_VERSION = "subresources.hotnic.io/v1"
+"""``apiVersion`` of the api's response."""
 
 
-class _Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class _Document(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     pass
 
 
-class InterfaceHotplugStatus(_Record, frozen=True):
-    """Where one NIC stands.
+class InterfaceHotplugStatus(_Document, frozen=True):
+    """The hot-plug status of one interface.
 
+    :ivar network: the NAD as the spec names it, with or without its namespace.
+    :ivar kind: whether the interface is being plugged or unplugged, or was.
+    :ivar stage: the last stage that the operation has reached.
+    :ivar operation: id of the operation; empty for a change of the template that has none yet.
     :ivar waiting_for: the next stage; ``None`` when the operation is complete.
-    :ivar since: RFC 3339; when the stage was reached; ``None`` is unknown.
-    :ivar reason: CamelCase; why the next stage is not reached; :ivar message: the same for people.
-    :ivar attempts: failed ones at the next stage, else how many the stage reached took; ``None`` is unknown.
-    :ivar last_attempt: RFC 3339; when the last failed one was.
-    :ivar link: ``up`` or ``down``: whether the card's cable is plugged.
-    :ivar failed: CamelCase; why the plug ended for good (then the rung may be of the unplug that undoes it).
-    :ivar at_restart: what the VM's template will do at the next start to a NIC it differs on: ``gone``, ``back``
-        or ``changed``.
+    :ivar since: when the stage was reached, RFC 3339; ``None`` if unknown.
+    :ivar reason: CamelCase; why the next stage is not reached.
+    :ivar message: the same as text for users.
+    :ivar attempts: if attempts at the next stage have failed, their number; otherwise the number of the attempt that
+        reached the stage. ``None`` if unknown.
+    :ivar last_attempt: time of the last failed attempt at the next stage, RFC 3339.
+    :ivar guest_interface: name of the link in the guest, from the guest agent.
+    :ivar info_source: the tokens of ``infoSource`` in the VMI's status, separated by commas.
+    :ivar link_state: link state of the guest NIC, ``up`` or ``down``.
+    :ivar failed: CamelCase; the final failure of the plug. The status may then describe the unplug that undoes it.
+    :ivar at_restart: how the next start of the VM changes the interface, if the VM's template differs from the VMI:
+        ``gone`` (the template does not have it), ``back`` (it is unplugged until then) or ``changed`` (it gets other
+        settings). ``None`` if the start changes nothing.
     """
 
     interface: str
@@ -55,25 +65,34 @@ class InterfaceHotplugStatus(_Record, frozen=True):
     ips: tuple[str, ...] = ()
     guest_interface: str | None = None
     info_source: str | None = None
-    link: str | None = None
+    link_state: str | None = None
     failed: str | None = None
     at_restart: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more is to come."""
+        """Whether the operation has reached its last stage."""
         return self.waiting_for is None
 
 
-class StageReached(_Record, frozen=True, order=True):
-    """A stage was reached: when (RFC 3339, UTC) and at which attempt."""
+class StageReached(_Document, frozen=True, order=True):
+    """A stage that was reached.
+
+    :ivar time: RFC 3339, UTC.
+    :ivar attempt: number of the attempt that reached it.
+    """
 
     time: str
     attempt: int = 1
 
 
-class LastFailure(_Record, frozen=True, order=True):
-    """An attempt that failed: when, its number, the stage that was to be reached, why."""
+class LastFailure(_Document, frozen=True, order=True):
+    """The last failed attempt of an operation.
+
+    :ivar time: RFC 3339, UTC; empty if unknown.
+    :ivar attempt: number of the attempt.
+    :ivar at: the stage that the attempt was to reach.
+    """
 
     time: str
     attempt: int
@@ -82,17 +101,22 @@ class LastFailure(_Record, frozen=True, order=True):
     message: str = ""
 
 
-class StageHistory(_Record, frozen=True):
-    """What events have told of one operation on one pod. :ivar last_failure: the last attempt that failed."""
+class StageHistory(_Document, frozen=True):
+    """What events report about one operation on one pod.
+
+    :ivar reached: the stages that were reached.
+    :ivar last_failure: the last failed attempt.
+    """
 
     reached: dict[Stage, StageReached] = {}
     last_failure: LastFailure | None = None
 
 
-class StatusEntry(_Record, frozen=True):
-    """The value of one key.
+class StatusEntry(_Document, frozen=True):
+    """The value of one key of the bucket.
 
-    :ivar vmi_uid: of the VMI, whose name may since be another's. :ivar pod_uid: of the pod the news are of.
+    :ivar vmi_uid: UID of the VMI; a later VMI of the same name has another one.
+    :ivar pod_uid: UID of the pod that the history is about.
     """
 
     vmi_uid: str = msgspec.field(name="vmiUID")
@@ -101,19 +125,23 @@ class StatusEntry(_Record, frozen=True):
     history: StageHistory = StageHistory()
 
 
-class StoredEntry(_Record, frozen=True):
-    """One key of the bucket as it stands there. :ivar hash: its last part; :ivar entry: ``None`` when unreadable."""
+class StoredEntry(_Document, frozen=True):
+    """One key of the bucket with its value.
+
+    :ivar hash: last token of the key.
+    :ivar entry: ``None`` when the value cannot be decoded.
+    """
 
     hash: str
     entry: StatusEntry | None = None
 
 
-class HotplugStatus(_Record, frozen=True):
-    """The answer of the api.
+class HotplugStatus(_Document, frozen=True):
+    """The response of the api: the hot-plug status of all interfaces of a VMI.
 
-    :ivar metadata: ``namespace``, ``name`` of the VMI, and ``resourceVersion``, by which a watch goes on.
-    :ivar degraded: what could not be asked, so that times and reasons may be missing (``bus``).
-    :ivar stored: all that the bucket holds for this VMI, where ``?stored=true`` asks for it and the bus answers.
+    :ivar metadata: ``namespace`` and ``name`` of the VMI, and ``resourceVersion``, from which a watch resumes.
+    :ivar degraded: the source that was unavailable (``bus``); times and reasons may then be missing.
+    :ivar stored: all entries of the bucket for this VMI; present with ``?stored=true`` while the bus is available.
     """
 
     kind: str
@@ -124,40 +152,43 @@ class HotplugStatus(_Record, frozen=True):
     stored: tuple[StoredEntry, ...] | None = None
 
 
-class HotplugStatusEvent(_Record, frozen=True):
-    """One line of a watch: ``ADDED``, ``MODIFIED``, ``DELETED`` with the whole ladder, or ``BOOKMARK``, the last."""
+class HotplugStatusEvent(_Document, frozen=True):
+    """One line of a watch.
+
+    :ivar type: ``ADDED``, ``MODIFIED`` or ``DELETED``; the last line is ``BOOKMARK``.
+    """
 
     type: str
     object: HotplugStatus
 
 
 _encode = msgspec.json.Encoder().encode
-_entry = msgspec.json.Decoder(StatusEntry)
+_entry_decoder = msgspec.json.Decoder(StatusEntry)
 
 
-def encode(entry: StatusEntry) -> bytes:
-    """The value of an entry."""
+def encode_entry(entry: StatusEntry) -> bytes:
+    """Return the encoded value of an entry."""
     return _encode(entry)
 
 
-def entry_of(value: bytes | None) -> StatusEntry | None:
-    """The entry in a value; ``None`` when it cannot be read: it is then written anew."""
+def decode_entry(value: bytes | None) -> StatusEntry | None:
+    """Decode a value of the bucket; return ``None`` when it is not an entry, so that the caller overwrites it."""
     if value is None or len(value) > MAX_ENTRY_BYTES:
         return None
     try:
-        return _entry.decode(value)
+        return _entry_decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def hotplug_status(
+def new_hotplug_status(
     namespace: str, name: str, version: str, nic_statuses: tuple[InterfaceHotplugStatus, ...], degraded: str | None
 ) -> HotplugStatus:
-    """The answer about one VMI."""
+    """Return the response for one VMI."""
     metadata = {"namespace": namespace, "name": name, "resourceVersion": version}
     return HotplugStatus(LIST_KIND, LIST_VERSION, metadata, nic_statuses, degraded)
 
 
-def as_json(value: Any) -> bytes:
-    """Any of these as JSON."""
+def encode_json(value: Any) -> bytes:
+    """Return a hot-plug status, or one line of its watch, as JSON."""
     return _encode(value)

@@ -1,8 +1,8 @@
-"""The used parts of Kubernetes objects, as partial structs, and the resources they come from.
+"""The fields of Kubernetes objects that hotnic reads, as partial structs, and the resources that serve them.
 
-Unknown fields are dropped at decoding, so none of these structs may be written back whole: roles change objects by
-JSON or merge patch. Interfaces and networks of a spec stay decoded JSON, because a
-guarded patch has to repeat them to the letter.
+Decoding drops unknown fields, so roles never write a struct back: they change objects by JSON patch or merge patch.
+Interfaces and networks of a spec stay decoded JSON, because a guarded patch must repeat them exactly.
+Next: :mod:`schemas.operations`, hotnic's own annotations on these objects.
 """
 
 from typing import Any, Generic, TypeVar
@@ -12,12 +12,12 @@ import msgspec
 T = TypeVar("T")
 
 
-class _Kube(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class _KubePart(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     pass
 
 
-class OwnerReference(_Kube, frozen=True):
-    """An owner of an object."""
+class OwnerReference(_KubePart, frozen=True):
+    """An owner reference in an object's metadata."""
 
     api_version: str
     kind: str
@@ -26,8 +26,8 @@ class OwnerReference(_Kube, frozen=True):
     controller: bool = False
 
 
-class ObjectMeta(_Kube, frozen=True):
-    """The used metadata of every object."""
+class ObjectMeta(_KubePart, frozen=True):
+    """Metadata of an object."""
 
     name: str = ""
     namespace: str = ""
@@ -41,7 +41,7 @@ class ObjectMeta(_Kube, frozen=True):
     deletion_timestamp: str | None = None
 
 
-class Condition(_Kube, frozen=True):
+class Condition(_KubePart, frozen=True):
     """A status condition."""
 
     type: str
@@ -51,35 +51,36 @@ class Condition(_Kube, frozen=True):
     last_transition_time: str | None = None
 
 
-class MultusNetwork(_Kube, frozen=True):
-    """The NAD behind a network: ``name`` or ``namespace/name``; ``default`` makes it the pod's primary one."""
+class MultusNetwork(_KubePart, frozen=True):
+    """The NAD of a network: ``name`` or ``namespace/name``; ``default`` makes it the pod's primary network."""
 
     network_name: str = ""
     default: bool = False
 
 
-class Network(_Kube, frozen=True):
-    """A network of a VM's spec, paired by name with an interface."""
+class Network(_KubePart, frozen=True):
+    """A network of a VM's spec; the interface of the same name uses it."""
 
     name: str
     multus: MultusNetwork | None = None
     pod: dict[str, Any] | None = None
 
 
-class Interface(_Kube, frozen=True):
-    """A NIC of a VM's spec. Exactly one binding is set; ``state`` is ``""``, ``absent``, ``up`` or ``down``."""
+class Interface(_KubePart, frozen=True):
+    """An interface of a VM's spec. Exactly one binding is set; ``state`` is ``""``, ``absent``, ``up`` or ``down``."""
 
     name: str
     mac_address: str | None = None
     model: str | None = None
+    # KubeVirt has `up` and `down` since 1.5.
     state: str = ""
     bridge: dict[str, Any] | None = None
     masquerade: dict[str, Any] | None = None
     sriov: dict[str, Any] | None = None
 
 
-class InterfaceStatus(_Kube, frozen=True):
-    """A NIC as the VMI's status shows it (KubeVirt's fields only: its CRD prunes any other)."""
+class InterfaceStatus(_KubePart, frozen=True):
+    """An interface in the VMI's status. Only KubeVirt's fields: its CRD prunes all others."""
 
     name: str | None = None
     mac: str | None = None
@@ -88,48 +89,49 @@ class InterfaceStatus(_Kube, frozen=True):
     interface_name: str | None = None
     info_source: str | None = None
     queue_count: int | None = None
+    # Since KubeVirt 1.4; the next field since 1.5.
     pod_interface_name: str | None = None
     link_state: str | None = None
 
 
-class Devices(_Kube, frozen=True):
-    """Devices of a domain. ``interfaces`` as decoded JSON, so that nothing of an item is lost."""
+class Devices(_KubePart, frozen=True):
+    """Devices of a domain. ``interfaces`` is decoded JSON, so that no field of an item is lost."""
 
     interfaces: list[dict[str, Any]] | None = None
     network_interface_multiqueue: bool = False
     autoattach_pod_interface: bool | None = None
 
 
-class Domain(_Kube, frozen=True):
+class Domain(_KubePart, frozen=True):
     """The domain of a VM's spec."""
 
     devices: Devices = Devices()
 
 
-class VmiSpec(_Kube, frozen=True):
-    """Spec of a VMI, and of a VM's template. ``networks`` as decoded JSON, so that nothing of an item is lost."""
+class VmiSpec(_KubePart, frozen=True):
+    """Spec of a VMI or of a VM's template. ``networks`` is decoded JSON, so that no field of an item is lost."""
 
     domain: Domain = Domain()
     hostname: str | None = None
     networks: list[dict[str, Any]] | None = None
 
     def interface_items(self) -> list[Interface]:
-        """The interfaces, typed.
+        """Return the interfaces as structs.
 
         :raises msgspec.ValidationError: an item is malformed.
         """
         return msgspec.convert(self.domain.devices.interfaces or [], list[Interface])
 
     def network_items(self) -> list[Network]:
-        """The networks, typed.
+        """Return the networks as structs.
 
         :raises msgspec.ValidationError: an item is malformed.
         """
         return msgspec.convert(self.networks or [], list[Network])
 
 
-class MigrationState(_Kube, frozen=True):
-    """The last or current live migration."""
+class MigrationState(_KubePart, frozen=True):
+    """The current or last live migration."""
 
     completed: bool = False
     failed: bool = False
@@ -138,14 +140,15 @@ class MigrationState(_Kube, frozen=True):
     migration_uid: str | None = msgspec.field(default=None, name="migrationUid")
 
 
-class VmiStatus(_Kube, frozen=True):
-    """Status of a VMI. ``interfaces`` as decoded JSON for guarded patches; see :meth:`interface_items`.
+class VmiStatus(_KubePart, frozen=True):
+    """Status of a VMI. ``interfaces`` is decoded JSON for guarded patches; see :meth:`interface_items`.
 
-    :ivar runtime_user: user id of the guest's process; 0 is root, ``None`` where nobody says.
+    :ivar runtime_user: user id of the QEMU process; 0 is root, ``None`` if the status has none.
     """
 
     phase: str = ""
     node_name: str = ""
+    # KubeVirt does not remove finished pods, such as the source of a migration.
     active_pods: dict[str, str] = {}
     interfaces: list[dict[str, Any]] | None = None
     conditions: list[Condition] = []
@@ -153,14 +156,14 @@ class VmiStatus(_Kube, frozen=True):
     runtime_user: int | None = None
 
     def interface_items(self) -> list[InterfaceStatus]:
-        """The interfaces, typed.
+        """Return the interfaces as structs.
 
         :raises msgspec.ValidationError: an item is malformed.
         """
         return msgspec.convert(self.interfaces or [], list[InterfaceStatus])
 
 
-class VirtualMachineInstance(_Kube, frozen=True):
+class VirtualMachineInstance(_KubePart, frozen=True):
     """A running VM."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -168,13 +171,13 @@ class VirtualMachineInstance(_Kube, frozen=True):
     status: VmiStatus = VmiStatus()
 
 
-class VmTemplate(_Kube, frozen=True):
-    """The template a VM makes its VMI from."""
+class VmTemplate(_KubePart, frozen=True):
+    """The template from which a VM creates its VMI."""
 
     spec: VmiSpec = VmiSpec()
 
 
-class VmSpec(_Kube, frozen=True):
+class VmSpec(_KubePart, frozen=True):
     """Spec of a VM."""
 
     running: bool | None = None
@@ -182,7 +185,7 @@ class VmSpec(_Kube, frozen=True):
     template: VmTemplate = VmTemplate()
 
 
-class VmStatus(_Kube, frozen=True):
+class VmStatus(_KubePart, frozen=True):
     """Status of a VM."""
 
     ready: bool = False
@@ -190,7 +193,7 @@ class VmStatus(_Kube, frozen=True):
     printable_status: str = ""
 
 
-class VirtualMachine(_Kube, frozen=True):
+class VirtualMachine(_KubePart, frozen=True):
     """A VM, running or not."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -198,22 +201,22 @@ class VirtualMachine(_Kube, frozen=True):
     status: VmStatus = VmStatus()
 
 
-class ContainerStatus(_Kube, frozen=True):
-    """A container of a pod; ``container_id`` as ``<runtime>://<id>``."""
+class ContainerStatus(_KubePart, frozen=True):
+    """Status of a container; ``container_id`` has the form ``<runtime>://<id>``."""
 
     name: str = ""
     container_id: str | None = msgspec.field(default=None, name="containerID")
     ready: bool = False
 
 
-class PodSpec(_Kube, frozen=True):
+class PodSpec(_KubePart, frozen=True):
     """Spec of a pod."""
 
     node_name: str = ""
     host_network: bool = False
 
 
-class PodStatus(_Kube, frozen=True):
+class PodStatus(_KubePart, frozen=True):
     """Status of a pod."""
 
     phase: str = ""
@@ -221,7 +224,7 @@ class PodStatus(_Kube, frozen=True):
     container_statuses: list[ContainerStatus] = []
 
 
-class Pod(_Kube, frozen=True):
+class Pod(_KubePart, frozen=True):
     """A pod."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -229,28 +232,28 @@ class Pod(_Kube, frozen=True):
     status: PodStatus = PodStatus()
 
 
-class NadSpec(_Kube, frozen=True):
-    """Spec of a NetworkAttachmentDefinition: a CNI configuration as text."""
+class NadSpec(_KubePart, frozen=True):
+    """Spec of a NetworkAttachmentDefinition: a CNI configuration as JSON text."""
 
     config: str = ""
 
 
-class NetworkAttachmentDefinition(_Kube, frozen=True):
-    """A NAD."""
+class NetworkAttachmentDefinition(_KubePart, frozen=True):
+    """A NetworkAttachmentDefinition (NAD)."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: NadSpec = NadSpec()
 
 
-class ConfigMap(_Kube, frozen=True):
-    """A config map."""
+class ConfigMap(_KubePart, frozen=True):
+    """A ConfigMap."""
 
     metadata: ObjectMeta = ObjectMeta()
     data: dict[str, str] = {}
 
 
-class LeaseSpec(_Kube, frozen=True):
-    """Who holds a lease and since when; times are RFC 3339 with microseconds."""
+class LeaseSpec(_KubePart, frozen=True):
+    """Holder and times of a Lease; times are RFC 3339 with microseconds."""
 
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
@@ -259,14 +262,14 @@ class LeaseSpec(_Kube, frozen=True):
     lease_transitions: int | None = None
 
 
-class Lease(_Kube, frozen=True):
-    """A lease."""
+class Lease(_KubePart, frozen=True):
+    """A Lease."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: LeaseSpec = LeaseSpec()
 
 
-class StatusCause(_Kube, frozen=True):
+class StatusCause(_KubePart, frozen=True):
     """One cause of an error."""
 
     reason: str | None = None
@@ -274,8 +277,8 @@ class StatusCause(_Kube, frozen=True):
     field: str | None = None
 
 
-class StatusDetails(_Kube, frozen=True):
-    """What an error is about."""
+class StatusDetails(_KubePart, frozen=True):
+    """The object and the causes of an error."""
 
     name: str | None = None
     group: str | None = None
@@ -285,8 +288,8 @@ class StatusDetails(_Kube, frozen=True):
     retry_after_seconds: int | None = None
 
 
-class Status(_Kube, frozen=True):
-    """The answer of an API server that is not an object (Kubernetes ``meta/v1`` Status)."""
+class Status(_KubePart, frozen=True):
+    """The API server's response when it returns no object (Kubernetes ``meta/v1`` Status)."""
 
     kind: str = "Status"
     api_version: str = "v1"
@@ -299,7 +302,7 @@ class Status(_Kube, frozen=True):
 
 
 class Resource(msgspec.Struct, Generic[T], frozen=True):
-    """Where objects of one kind are served, and the struct to decode them into."""
+    """An API resource and the struct into which its objects are decoded."""
 
     group: str
     version: str
@@ -314,7 +317,7 @@ class Resource(msgspec.Struct, Generic[T], frozen=True):
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """The URL path of the collection, an object, or a subresource of it."""
+        """Return the URL path of the collection, of an object, or of a subresource of an object."""
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
         if self.namespaced and namespace:
             parts += ["namespaces", namespace]
@@ -338,4 +341,4 @@ NADS = Resource(
 )
 
 CREATED_BY_LABEL = "kubevirt.io/created-by"
-"""On a launcher pod: the UID of its VMI."""
+"""Label of a launcher pod: the UID of its VMI."""

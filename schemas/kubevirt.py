@@ -1,6 +1,7 @@
-"""The used parts of a KubeVirt installation's own object: whether hot-plug is on, and that KubeVirt is there at all.
+"""The fields of a KubeVirt installation's ``KubeVirt`` object that hotnic reads.
 
-Its presence, not its content, says who owns the VMs. Next: :mod:`schemas.kube`, the objects of VMs themselves.
+The presence of the object, not its content, decides which controller owns the VMs.
+Next: :mod:`schemas.kube`, the VM objects.
 """
 
 import msgspec
@@ -8,43 +9,43 @@ import msgspec
 from schemas.kube import ObjectMeta, Resource
 
 
-class _Part(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class _KubeVirtPart(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     pass
 
 
-class DeveloperConfiguration(_Part, frozen=True):
-    """KubeVirt's switches."""
+class DeveloperConfiguration(_KubeVirtPart, frozen=True):
+    """Developer settings: the feature gates."""
 
     feature_gates: list[str] | None = None
 
 
-class NetworkConfiguration(_Part, frozen=True):
-    """KubeVirt's defaults for networks."""
+class NetworkConfiguration(_KubeVirtPart, frozen=True):
+    """Network defaults."""
 
     default_network_interface: str = ""
 
 
-class KubeVirtConfiguration(_Part, frozen=True):
-    """KubeVirt's configuration."""
+class KubeVirtConfiguration(_KubeVirtPart, frozen=True):
+    """Configuration of a KubeVirt installation."""
 
     developer_configuration: DeveloperConfiguration | None = None
     network: NetworkConfiguration | None = None
 
 
-class KubeVirtSpec(_Part, frozen=True):
+class KubeVirtSpec(_KubeVirtPart, frozen=True):
     """Spec of a KubeVirt installation."""
 
     configuration: KubeVirtConfiguration | None = None
 
 
-class KubeVirtStatus(_Part, frozen=True):
-    """Status of a KubeVirt installation; ``observed_kube_virt_version`` as ``v1.3.0``."""
+class KubeVirtStatus(_KubeVirtPart, frozen=True):
+    """Status of a KubeVirt installation; ``observed_kube_virt_version`` has the form ``v1.3.0``."""
 
     observed_kube_virt_version: str = msgspec.field(default="", name="observedKubeVirtVersion")
 
 
-class KubeVirt(_Part, frozen=True):
-    """A KubeVirt installation: where there is one, KubeVirt owns the VMs unless it is said otherwise."""
+class KubeVirt(_KubeVirtPart, frozen=True):
+    """A KubeVirt installation; by default it owns the VMs of its cluster."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: KubeVirtSpec = KubeVirtSpec()

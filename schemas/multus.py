@@ -1,8 +1,8 @@
-"""Bodies on the multus daemon's unix socket: ``/cni`` and ``/delegate``.
+"""Bodies of the multus daemon's HTTP API on its unix socket: ``/cni``, ``/delegate`` and ``/sandboxes/<id>``.
 
-Source: multus-cni v4 ``pkg/server/api``. Wire-compatible both ways;
-the trace travels in the W3C header ``traceparent``. ``GET /sandboxes/<id>`` is this project's own: upstream's daemon
-answers it with 404, as ours does for a sandbox that it does not know.
+Source: multus-cni v4 ``pkg/server/api``; requests and responses are compatible in both directions.
+The W3C header ``traceparent`` carries the trace. ``GET /sandboxes/<id>`` exists in hotnic only: upstream's daemon
+answers 404, as hotnic's daemon does for an unknown sandbox. Next: :mod:`schemas.options`, the bodies of the api.
 """
 
 import base64
@@ -22,7 +22,10 @@ MAX_BODY_BYTES = 4 * 1024 * 1024
 
 
 class InterfaceAttributes(msgspec.Struct, frozen=True):
-    """What of a selection element ``/delegate`` carries. ``cni-args`` is ``null`` when unset, as upstream sends it."""
+    """The fields of a network selection element that ``/delegate`` carries.
+
+    ``cni-args`` is ``null`` when unset, as upstream sends it.
+    """
 
     cni_args: dict[str, Any] | None = msgspec.field(default=None, name="cni-args")
     ips: list[str] | msgspec.UnsetType | None = msgspec.UNSET
@@ -30,16 +33,22 @@ class InterfaceAttributes(msgspec.Struct, frozen=True):
 
 
 class CniRequest(msgspec.Struct, frozen=True):
-    """A CNI call: environment, configuration (base64 of the raw CNI JSON) and, on ``/delegate``, attributes."""
+    """A CNI call.
+
+    :ivar env: the plugin's environment.
+    :ivar config: the CNI configuration, base64 of its JSON.
+    :ivar interface_attributes: attributes of the attachment; only on ``/delegate``.
+    """
 
     env: dict[str, str] = {}
+    # A byte slice in Go: omitted or null when it is empty.
     config: str | msgspec.UnsetType | None = msgspec.UNSET
     interface_attributes: InterfaceAttributes | msgspec.UnsetType | None = msgspec.field(
         default=msgspec.UNSET, name="interfaceAttributes"
     )
 
     def config_bytes(self) -> bytes:
-        """The CNI configuration; empty when none was sent.
+        """Return the CNI configuration; empty when the request has none.
 
         :raises ValueError: it is not standard base64.
         """
@@ -47,20 +56,25 @@ class CniRequest(msgspec.Struct, frozen=True):
 
 
 class DelegateResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer to ADD; every other verb answers with an empty body."""
+    """The response to ADD; the response to every other command has an empty body."""
 
     result: CniResult | None = msgspec.field(default=None, name="Result")
 
 
 class RecordedAttachment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One attachment as the daemon's record of a sandbox has it.
+    """One attachment in the daemon's record of a sandbox.
 
-    :ivar owner: by what it came: ``cluster``, ``default`` (``defaultNetworks``), ``auxiliary`` (the chain of that
-        name), ``networks`` (annotation at sandbox creation), ``delegate`` (hot-plug).
-    :ivar config_digest: of CNI configuration and attributes; equal for two requests for the same attachment.
-    :ivar ifindex: of the link in the sandbox; ``0`` when it made none, or while it is being made.
-    :ivar added: ``False`` while its ADD runs, or after one that was cut off.
-    :ivar requested: what was asked beside the configuration, as ``interfaceAttributes`` carries it.
+    :ivar interface: name of the link in the sandbox.
+    :ivar network: name of the network in network-status.
+    :ivar owner: origin of the attachment: ``cluster``, ``default`` (``defaultNetworks``), ``auxiliary`` (auxiliary CNI
+        chain), ``networks`` (annotation at sandbox creation) or ``delegate`` (hot-plug).
+    :ivar hot_plugged: whether ``owner`` is ``delegate``.
+    :ivar config_digest: digest of CNI configuration and attributes; equal for two requests for the same attachment.
+    :ivar mac: MAC of the link as the plugin left it; ``None`` if it has none.
+    :ivar ifindex: index of the link in the sandbox; ``0`` when there is no link, or before ADD has created it.
+    :ivar kind: kind of the link (``veth``, …); ``None`` if there is no link.
+    :ivar added: ``False`` while ADD runs and after an interrupted ADD.
+    :ivar requested: the attributes of the request, as in ``interfaceAttributes``.
     """
 
     interface: str
@@ -76,14 +90,14 @@ class RecordedAttachment(msgspec.Struct, frozen=True, kw_only=True, rename="came
 
 
 class SandboxRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The answer to ``GET /sandboxes/<id>``: what the daemon has attached to a sandbox, in the order it was made."""
+    """The response to ``GET /sandboxes/<id>``: the attachments of a sandbox in the order of their ADD."""
 
     sandbox_id: str = msgspec.field(name="sandboxID")
     pod_uid: str = msgspec.field(name="podUID")
     attachments: list[RecordedAttachment] = []
 
 
-def delegate_request(
+def build_delegate_request(
     *,
     command: str,
     sandbox_id: str,
@@ -95,7 +109,10 @@ def delegate_request(
     config: bytes,
     attributes: InterfaceAttributes | None = None,
 ) -> CniRequest:
-    """The request that the dynamic networks controller sends: exactly five ``CNI_*`` keys."""
+    """Return the request that the dynamic networks controller sends.
+
+    Upstream sends exactly these five ``CNI_*`` variables, and so does hotnic.
+    """
     return CniRequest(
         env={
             "CNI_COMMAND": command.upper(),

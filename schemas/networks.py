@@ -1,8 +1,8 @@
-"""Multus' two pod annotations: the networks a pod should have, and the ones it has.
+"""The two pod annotations of Multus: ``networks`` (desired attachments) and ``network-status`` (actual attachments).
 
-Source: the Network Plumbing Working Group's multi-network specification 1.x and multus' reading of it.
-The keys and their order are what KubeVirt and the dynamic networks controller write.
-Next: :mod:`schemas.cni`, what a plugin answers.
+Source: the Network Plumbing Working Group's multi-network specification 1.x and multus' parser of it.
+The keys and their order are those of KubeVirt and of the dynamic networks controller.
+Next: :mod:`schemas.cni`, the results of plugins.
 """
 
 import re
@@ -16,14 +16,15 @@ DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
 RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
 
 MAX_ANNOTATION_BYTES = 256 * 1024
-"""Kubernetes' limit on all annotations of an object."""
+"""Kubernetes' limit for all annotations of an object together."""
 
+# A namespace is an RFC 1123 label; a NAD's name is a subdomain and may have dots.
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
 
 
 class Bandwidth(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Shaping of one attachment: rates in bits per second, bursts in bits."""
+    """Traffic shaping of one attachment: rates in bits per second, bursts in bits."""
 
     ingress_rate: int | None = msgspec.field(default=None, name="ingressRate")
     ingress_burst: int | None = msgspec.field(default=None, name="ingressBurst")
@@ -32,7 +33,7 @@ class Bandwidth(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PortMapping(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A host port forwarded to the attachment."""
+    """A host port that is forwarded to the attachment."""
 
     host_port: int = msgspec.field(name="hostPort")
     container_port: int = msgspec.field(name="containerPort")
@@ -41,9 +42,10 @@ class PortMapping(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NetworkSelectionElement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attachment that a pod asks for.
+    """One attachment that a pod requests.
 
-    ``namespace`` absent means the pod's; ``interface`` absent leaves the name to multus (``net<i>``).
+    :ivar namespace: namespace of the NAD; ``None`` means the pod's namespace.
+    :ivar interface: name of the link; ``None`` lets multus choose it (``net<i>``).
     """
 
     name: str
@@ -62,12 +64,12 @@ class NetworkSelectionElement(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def requested_interface(self) -> str | None:
-        """The interface name asked for, under its present or its deprecated key."""
+        """The requested interface name, from the current or the deprecated key."""
         return self.interface or self.deprecated_interface_request
 
 
 class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Name service that comes with an attachment."""
+    """DNS settings of an attachment."""
 
     nameservers: list[str] | None = None
     domain: str | None = None
@@ -76,7 +78,7 @@ class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NetworkStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attachment that a pod has. ``ips`` carry no prefix length (as multus writes them)."""
+    """One attachment that a pod has. ``ips`` have no prefix length, as multus writes them."""
 
     name: str
     interface: str | None = None
@@ -89,29 +91,30 @@ class NetworkStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     gateway: list[str] | None = None
 
 
-_elements = msgspec.json.Decoder(list[NetworkSelectionElement])
-_statuses = msgspec.json.Decoder(list[NetworkStatus])
+_elements_decoder = msgspec.json.Decoder(list[NetworkSelectionElement])
+_statuses_decoder = msgspec.json.Decoder(list[NetworkStatus])
 _encoder = msgspec.json.Encoder()
 
 
 def parse_networks(text: str | None) -> list[NetworkSelectionElement]:
-    """Read the networks annotation in its short (``ns/name@if,…``) or JSON form; nothing is ``[]``.
+    """Parse the networks annotation in its short form (``ns/name@if,…``) or as JSON; return ``[]`` if it is absent.
 
-    :raises ValueError: it is malformed; the message names the element.
+    :raises ValueError: the annotation is malformed; the message names the element.
     """
     if text is None or not text.strip():
         return []
     if len(text) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"networks annotation of {len(text)} bytes; at most {MAX_ANNOTATION_BYTES} are read")
+        raise ValueError(f"networks annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}")
+    # Multus' own rule: any of these characters makes it JSON.
     if any(mark in text for mark in '[{"'):
-        elements = _elements.decode(text)
+        elements = _elements_decoder.decode(text)
         for element in elements:
-            _check(element)
+            _check_element(element)
         return elements
-    return [_short_form(item.strip()) for item in text.split(",")]
+    return [_parse_short_form(item.strip()) for item in text.split(",")]
 
 
-def _short_form(item: str) -> NetworkSelectionElement:
+def _parse_short_form(item: str) -> NetworkSelectionElement:
     network, at, interface = item.partition("@")
     namespace, slash, name = network.partition("/")
     if not slash:
@@ -119,11 +122,11 @@ def _short_form(item: str) -> NetworkSelectionElement:
     if "@" in interface or "/" in name or (slash and not namespace) or (at and not interface):
         raise ValueError(f"network {item!r} is not of the form [namespace/]name[@interface]")
     element = NetworkSelectionElement(name=name, namespace=namespace or None, interface=interface or None)
-    _check(element)
+    _check_element(element)
     return element
 
 
-def _check(element: NetworkSelectionElement) -> None:
+def _check_element(element: NetworkSelectionElement) -> None:
     if not _NAME.fullmatch(element.name):
         raise ValueError(f"network name {element.name!r} is not a Kubernetes object name")
     if element.namespace and not _LABEL.fullmatch(element.namespace):
@@ -131,34 +134,44 @@ def _check(element: NetworkSelectionElement) -> None:
             f"namespace {element.namespace!r} of network {element.name!r} is not a Kubernetes namespace name"
         )
     interface = element.requested_interface
-    if interface is not None and not valid_link_name(interface):
+    if interface is not None and not is_valid_link_name(interface):
         raise ValueError(f"interface {interface!r} of network {element.name!r} is not a link name of 1 to 15 bytes")
 
 
-def valid_link_name(name: str) -> bool:
-    """Whether the kernel takes this name for a link (CNI specification: 1-15 bytes, no ``/``, ``:`` or space)."""
+def is_valid_link_name(name: str) -> bool:
+    """Return whether the kernel accepts a link name.
+
+    The rule is that of the CNI specification: 1 to 15 bytes, no ``/``, ``:`` or white space.
+    """
+    # The kernel's IFNAMSIZ is 16, with the terminating zero.
     return 0 < len(name.encode()) <= 15 and name not in {".", ".."} and not re.search(r"[/:\s]", name)
 
 
 def encode_networks(elements: list[NetworkSelectionElement]) -> str:
-    """The networks annotation as KubeVirt writes it: compact JSON; ``""`` for no attachment (the key is kept)."""
+    """Return the networks annotation as KubeVirt writes it.
+
+    It is compact JSON, or ``""`` for no attachment, because the key remains.
+    """
     return _encoder.encode(elements).decode() if elements else ""
 
 
 def parse_network_status(text: str | None) -> list[NetworkStatus]:
-    """Read the network-status annotation; absent is ``[]``.
+    """Parse the network-status annotation; return ``[]`` if it is absent.
 
-    :raises ValueError: it is malformed.
+    :raises ValueError: the annotation is malformed.
     """
     if text is None or not text.strip():
         return []
     if len(text) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"network-status of {len(text)} bytes; at most {MAX_ANNOTATION_BYTES} are read")
-    return _statuses.decode(text)
+        raise ValueError(f"network-status annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}")
+    return _statuses_decoder.decode(text)
 
 
 def encode_network_status(statuses: list[NetworkStatus]) -> str:
-    """The annotation's text: a JSON array, each entry indented by 4 as multus writes it, ``dns`` always present."""
+    """Return the network-status annotation as multus writes it.
+
+    It is a JSON array whose entries are indented by 4 spaces and always contain ``dns``.
+    """
     entries = []
     for status in statuses:
         fields: dict[str, Any] = msgspec.to_builtins(status)
@@ -169,3 +182,4 @@ def encode_network_status(statuses: list[NetworkStatus]) -> str:
 
 
 _STATUS_KEYS = ("name", "interface", "ips", "mac", "mtu", "default", "dns", "device-info", "gateway")
+"""The keys of an entry in the order in which multus writes them."""

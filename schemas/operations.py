@@ -1,7 +1,7 @@
-"""hotnic's own annotations: the operation, the pod NIC record and the count of free slots.
+"""hotnic's own annotations: the operation, the pod NIC record, the hot-plug mark and the number of free NIC slots.
 
-They are how a role that learns of work by watch, not by bus, joins the same operation and trace.
-Next: :mod:`schemas.networks`, the annotations that are Multus'.
+Through them a role that learns of work by watch, not by bus, joins the same operation and trace.
+Next: :mod:`schemas.networks`, the annotations of Multus.
 """
 
 import re
@@ -17,29 +17,35 @@ PREFIX = "hotnic.io/"
 NIC_SLOTS = PREFIX + "nic-slots"
 _OPERATION = PREFIX + "operation."
 MAX_OPERATION_BYTES = 512
+"""Limit of an operation, and of a hot-plug mark."""
 MAX_POD_NIC_BYTES = 8 * 1024
-"""Some 190 routes. Kubernetes takes 256 KiB of annotations for a whole pod, and a guest has up to some 25 NICs."""
+"""Room for about 190 routes.
+
+Kubernetes limits all annotations of a pod to 256 KiB together, and a guest has up to about 25 NICs.
+"""
 
 _HASHED = re.compile(rf"pod[0-9a-f]{{{HASH_DIGITS}}}")
 _NAMESPACE = uuid.UUID("6f1c8f0a-7d0e-5f33-9c55-0b7a2e3f9d11")
+"""Namespace of derived ids (UUID version 5). It must not change: all roles have to derive the same ids."""
 
 
 class AnnotationTooLarge(ValueError):
-    """An annotation that nobody would read again is not written."""
+    """An annotation exceeds the limit of its readers and is not written."""
 
 
-class _Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class _Annotation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     pass
 
 
-class Operation(_Record, frozen=True):
-    """One plug or unplug of one interface of one VMI.
+class Operation(_Annotation, frozen=True):
+    """One plug or unplug of one interface of one VMI, or of one link of an ordinary pod.
 
-    :ivar id: a UUID; derived (:func:`derived_id`) where nobody wrote one.
-    :ivar traceparent: W3C trace context of the request; ``None`` when it was not traced.
+    :ivar id: a UUID; :func:`derive_operation_id` derives it for a change without an annotation.
+    :ivar interface: name of the interface in the VMI's spec; for an ordinary pod, name of the link.
+    :ivar traceparent: W3C trace context of the request; ``None`` when the request was not traced.
     :ivar requested_at: RFC 3339, UTC.
-    :ivar released: UID of the pod whose wiring the handler has undone (unplug only).
-    :ivar failed: CamelCase; why a plug ended for good. The unplug that undoes such a plug carries it on.
+    :ivar released: UID of the pod in which the handler has torn down the NIC's pod network (unplug only).
+    :ivar failed: CamelCase; the final failure of a plug. The unplug that undoes the plug has the same value.
     """
 
     id: str
@@ -51,21 +57,28 @@ class Operation(_Record, frozen=True):
     failed: str | None = None
 
 
-class RecordedRoute(_Record, frozen=True):
-    """A route of a pod NIC: destination in CIDR form, next hop (``None``: on link), metric."""
+class RecordedRoute(_Annotation, frozen=True):
+    """A route of a pod NIC: destination in CIDR form, next hop (``None``: on link) and metric."""
 
     dst: str
     gw: str | None = None
     priority: int | None = None
 
 
-class PodNic(_Record, frozen=True):
-    """What a pod NIC was before it was wired to a guest; taking a link down loses routes, IPv6 and the MAC for good.
+class PodNic(_Annotation, frozen=True):
+    """State of a pod interface before its pod network was set up.
 
-    Valid only for the pod and sandbox it names.
+    Setting a link down loses its routes, IPv6 addresses and MAC, so they are recorded first. The record is valid only
+    for the pod and sandbox that it names.
 
-    :ivar ips: addresses with prefix length. :ivar mtu: bytes.
-    :ivar asked: digest of what its element asked for; ``None`` where whoever made the record did not know.
+    :ivar pod_uid: the pod.
+    :ivar sandbox_id: the pod's sandbox; a new sandbox has new links.
+    :ivar interface: name of the pod interface, not of the interface in the VMI's spec.
+    :ivar mtu: bytes.
+    :ivar ips: addresses with prefix length.
+    :ivar nameservers: DNS servers of the CNI result, as ``search`` and ``domain``.
+    :ivar settings_digest: digest of the settings in the network selection element with which the link was attached, to
+        detect that they have changed since; ``None`` if unknown to the writer.
     """
 
     pod_uid: str = msgspec.field(name="podUID")
@@ -78,24 +91,33 @@ class PodNic(_Record, frozen=True):
     nameservers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     domain: str | None = None
-    asked: str | None = None
+    # Named `asked` in the annotation.
+    settings_digest: str | None = msgspec.field(default=None, name="asked")
 
 
-class HotplugMark(_Record, frozen=True):
-    """This link of this pod was attached at run time, so it may be detached at run time.
+class HotplugMark(_Annotation, frozen=True):
+    """Mark of a link that was attached at run time and may therefore be detached at run time.
 
-    Written where no :class:`PodNic` says so: links of ordinary pods, and those whose plugin told too little.
+    It is written where there is no :class:`PodNic`: for links of ordinary pods, and if the CNI result is incomplete.
 
-    :ivar asked: as in :class:`PodNic`.
+    :ivar pod_uid: the pod.
+    :ivar interface: name of the pod interface.
+    :ivar settings_digest: as in :class:`PodNic`.
     """
 
     pod_uid: str = msgspec.field(name="podUID")
     interface: str
-    asked: str | None = None
+    # Named `asked` in the annotation.
+    settings_digest: str | None = msgspec.field(default=None, name="asked")
 
 
-class NicSlots(_Record, frozen=True):
-    """How many NICs still fit into the domain, counted by the handler for the pod it names."""
+class NicSlots(_Annotation, frozen=True):
+    """Number of NICs that still fit into the domain, counted by the handler.
+
+    :ivar free: number of slots without a device.
+    :ivar nics: number of NICs in the domain.
+    :ivar pod_uid: the pod of that domain; another pod's domain has other slots.
+    """
 
     free: int
     nics: int
@@ -103,123 +125,141 @@ class NicSlots(_Record, frozen=True):
 
 
 def operation_key(interface: str) -> str:
-    """The annotation that holds the operation of an interface."""
+    """Return the key of the annotation with an interface's operation."""
     return f"{_OPERATION}{interface_hash(interface)}"
 
 
 def pod_nic_key(interface: str) -> str:
-    """The pod annotation that holds the record of an interface's pod NIC."""
+    """Return the key of the pod annotation with an interface's pod NIC record."""
     return f"{PREFIX}pod-nic.{interface_hash(interface)}"
 
 
 def pod_nic_key_of_link(pod_interface: str) -> str | None:
-    """The same key, from a hashed pod interface name; ``None`` for a name that is not hashed."""
+    """Return the key of the pod NIC record of a pod interface; ``None`` if its name is not hashed."""
     return f"{PREFIX}pod-nic.{pod_interface[3:]}" if is_hashed(pod_interface) else None
 
 
 def is_hashed(pod_interface: str) -> bool:
-    """Whether a pod interface has a name of the hashed scheme (``pod<h>``)."""
+    """Return whether a pod interface has a hashed name (``pod<h>``)."""
     return _HASHED.fullmatch(pod_interface) is not None
 
 
 def hotplug_mark_key(pod_interface: str) -> str:
-    """The pod annotation that marks an attachment made at run time, where no pod NIC record does."""
+    """Return the key of the pod annotation with the hot-plug mark of a pod interface.
+
+    It contains the hash of the link's own name, because the links of ordinary pods belong to no interface of a VMI.
+    """
     return f"{PREFIX}attached.{interface_hash(pod_interface)}"
 
 
-def hotplug_mark_of(annotations: dict[str, str], pod_interface: str) -> HotplugMark | None:
-    """The mark of an attachment made at run time; ``None`` when absent, unreadable or another link's."""
+def read_hotplug_mark(annotations: dict[str, str], pod_interface: str) -> HotplugMark | None:
+    """Return the hot-plug mark of a pod interface; ``None`` when it is absent, malformed or another link's."""
     text = annotations.get(hotplug_mark_key(pod_interface))
     if text is None or len(text) > MAX_OPERATION_BYTES:
         return None
     try:
-        mark = _attached.decode(text)
+        mark = _mark_decoder.decode(text)
     except msgspec.DecodeError:
         return None
     return mark if mark.interface == pod_interface else None
 
 
 def is_operation_key(key: str) -> bool:
-    """Whether an annotation holds an operation, of whatever interface."""
+    """Return whether an annotation key is that of an operation."""
     return key.startswith(_OPERATION)
 
 
-def stale_operations(annotations: dict[str, str], hashes: Container[str]) -> list[str]:
-    """The keys of operations whose interface is none of these.
+def stale_operation_keys(annotations: dict[str, str], hashes: Container[str]) -> list[str]:
+    """Return the keys of operations whose interface is not in use any more.
 
-    :param hashes: :func:`~schemas.names.interface_hash` of the interfaces that still mean something.
+    :param hashes: :func:`~schemas.names.interface_hash` of the interfaces in use.
     """
     return [key for key in annotations if is_operation_key(key) and key.removeprefix(_OPERATION) not in hashes]
 
 
-def derived_id(vmi_uid: str, interface: str, kind: OperationKind, generation: int) -> str:
-    """The id of an operation nobody wrote down (an edit with kubectl): everyone derives the same."""
-    return str(uuid.uuid5(_NAMESPACE, f"{vmi_uid}/{interface}/{kind}/{generation}"))
+def derive_operation_id(uid: str, interface: str, kind: OperationKind, generation: int) -> str:
+    """Return the id of an operation that has no annotation, for example after an edit with kubectl.
+
+    Every role derives the same id.
+
+    :param uid: UID of the object whose change it is: a VMI, a VM or a pod. An edit of a VM's template that applies to a
+        running VMI has both UIDs, separated by a slash.
+    :param interface: the interface; the pod interface where ``uid`` is that of a pod.
+    :param generation: generation of the object; 0 for a pod.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{uid}/{interface}/{kind}/{generation}"))
 
 
 _encoder = msgspec.json.Encoder()
-_operation = msgspec.json.Decoder(Operation)
-_pod_nic = msgspec.json.Decoder(PodNic)
-_attached = msgspec.json.Decoder(HotplugMark)
-_nic_slots = msgspec.json.Decoder(NicSlots)
+_operation_decoder = msgspec.json.Decoder(Operation)
+_pod_nic_decoder = msgspec.json.Decoder(PodNic)
+_mark_decoder = msgspec.json.Decoder(HotplugMark)
+_nic_slots_decoder = msgspec.json.Decoder(NicSlots)
 
 
-def encode(record: Operation | PodNic | HotplugMark | NicSlots) -> str:
-    """The annotation's text.
+def encode_annotation(record: Operation | PodNic | HotplugMark | NicSlots) -> str:
+    """Return the value of an annotation.
 
-    :raises TooLarge: an operation or a pod NIC record beyond the limit of those who read it.
+    :raises AnnotationTooLarge: an operation or a pod NIC record exceeds the limit of its readers.
     """
     raw = _encoder.encode(record)
     if isinstance(record, Operation) and len(raw) > MAX_OPERATION_BYTES:
-        raise AnnotationTooLarge(f"operation of {len(raw)} bytes; at most {MAX_OPERATION_BYTES} fit an annotation")
+        raise AnnotationTooLarge(f"operation annotation has {len(raw)} bytes; the limit is {MAX_OPERATION_BYTES}")
     if isinstance(record, PodNic) and len(raw) > MAX_POD_NIC_BYTES:
         raise AnnotationTooLarge(
-            f"record of {record.interface} with {len(record.ips)} addresses and {len(record.routes)} routes has "
-            f"{len(raw)} bytes; at most {MAX_POD_NIC_BYTES} fit an annotation"
+            f"pod NIC record of {record.interface} with {len(record.ips)} addresses and {len(record.routes)} routes "
+            f"has {len(raw)} bytes; the limit is {MAX_POD_NIC_BYTES}"
         )
     return raw.decode()
 
 
-def operation_of(annotations: dict[str, str], interface: str) -> Operation | None:
-    """The operation of an interface as its object carries it; ``None`` when absent or unreadable.
+def read_operation(annotations: dict[str, str], interface: str) -> Operation | None:
+    """Return the operation of an interface from an object's annotations; ``None`` when it is absent or malformed.
 
-    An unreadable one (edited by hand) counts as absent: the derived id then stands in.
+    A malformed annotation, for example after an edit by hand, counts as absent: callers then use the derived id.
     """
-    operation = operation_under(annotations, operation_key(interface))
+    operation = read_operation_at(annotations, operation_key(interface))
     return operation if operation is not None and operation.interface == interface else None
 
 
-def operation_of_link(annotations: dict[str, str], pod_interface: str) -> Operation | None:
-    """The operation behind a hashed pod interface name, read off the pod; ``None`` as for :func:`operation_of`."""
-    return operation_under(annotations, f"{_OPERATION}{pod_interface[3:]}") if is_hashed(pod_interface) else None
+def read_operation_of_link(annotations: dict[str, str], pod_interface: str) -> Operation | None:
+    """Return the operation of a pod interface from the pod's annotations.
+
+    ``None`` when its name is not hashed, and as in :func:`read_operation`.
+    """
+    return read_operation_at(annotations, f"{_OPERATION}{pod_interface[3:]}") if is_hashed(pod_interface) else None
 
 
-def operation_under(annotations: dict[str, str], key: str) -> Operation | None:
-    """The operation that an annotation holds; ``None`` when it holds none, or one of another interface."""
+def read_operation_at(annotations: dict[str, str], key: str) -> Operation | None:
+    """Return the operation in the annotation with this key.
+
+    ``None`` when it is absent, malformed, or names an interface with another hash.
+    """
     text = annotations.get(key)
+    # Users can write the annotation, so its size is checked before it is decoded.
     if text is None or not is_operation_key(key) or len(text) > MAX_OPERATION_BYTES:
         return None
     try:
-        operation = _operation.decode(text)
+        operation = _operation_decoder.decode(text)
     except msgspec.DecodeError:
         return None
     return operation if operation_key(operation.interface) == key else None
 
 
-def pod_nic_of(annotations: dict[str, str], key: str | None) -> PodNic | None:
-    """The pod NIC record under a key; ``None`` when absent or unreadable."""
+def read_pod_nic(annotations: dict[str, str], key: str | None) -> PodNic | None:
+    """Return the pod NIC record in the annotation with this key; ``None`` when it is absent or malformed."""
     text = annotations.get(key) if key else None
     if text is None or len(text) > MAX_POD_NIC_BYTES:
         return None
     try:
-        return _pod_nic.decode(text)
+        return _pod_nic_decoder.decode(text)
     except msgspec.DecodeError:
         return None
 
 
-def nic_slots_of(annotations: dict[str, str]) -> NicSlots | None:
-    """The count of free slots; ``None`` when the handler has not written one."""
+def read_nic_slots(annotations: dict[str, str]) -> NicSlots | None:
+    """Return the number of free slots; ``None`` when it is absent or malformed."""
     try:
-        return _nic_slots.decode(annotations[NIC_SLOTS]) if NIC_SLOTS in annotations else None
+        return _nic_slots_decoder.decode(annotations[NIC_SLOTS]) if NIC_SLOTS in annotations else None
     except msgspec.DecodeError:
         return None

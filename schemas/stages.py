@@ -1,7 +1,8 @@
-"""The stage table: the way of one NIC, as data.
+"""The stage table: the stages of plug and unplug operations, as data.
 
-Every walk over the stages (the ladder, the documentation's diagram, the tests) reads this one table.
-Next: :mod:`schemas.events`, what is published when a stage is reached.
+All code that depends on the order of stages, or on who may publish one, reads this table: the hot-plug status, the bus,
+the AsyncAPI document, the diagram in the documentation and the tests.
+Next: :mod:`schemas.events`, the event that is published at each stage.
 """
 
 from enum import StrEnum
@@ -10,7 +11,10 @@ import msgspec
 
 
 class Stage(StrEnum):
-    """A published stage; the value is the subject's stage token."""
+    """A stage of an operation, and the type of the event that reports it. The value is the stage token of the subject.
+
+    ``failed`` is the exception: the type of the event that reports a failed attempt. No operation reaches it.
+    """
 
     REQUESTED = "requested"
     POD_ANNOTATED = "pod-annotated"
@@ -31,14 +35,15 @@ class OperationKind(StrEnum):
 class StageRow(msgspec.Struct, frozen=True):
     """One row of the table.
 
+    :ivar stage: the stage.
     :ivar publishers: the roles that may publish the stage.
-    :ivar after: what has been done, for certain, when it is published.
-    :ivar next: the stage that follows, per kind; absent where the operation is complete.
+    :ivar fact: what holds once the stage is published.
+    :ivar next: the next stage by kind of operation; without the kinds that end at the stage or do not have it.
     """
 
     stage: Stage
     publishers: tuple[str, ...]
-    after: str
+    fact: str
     next: dict[OperationKind, Stage] = {}
 
 
@@ -46,7 +51,7 @@ TABLE: tuple[StageRow, ...] = (
     StageRow(
         Stage.REQUESTED,
         ("api", "controller"),
-        "the wish stands in the spec",
+        "the spec contains the desired state of the interface",
         {OperationKind.PLUG: Stage.POD_ANNOTATED, OperationKind.UNPLUG: Stage.GUEST_DETACHED},
     ),
     StageRow(
@@ -58,21 +63,27 @@ TABLE: tuple[StageRow, ...] = (
     StageRow(
         Stage.MULTUS_ATTACHED,
         ("networks",),
-        "the CNI result stands in the pod's network status",
+        "the pod's network-status annotation lists the attachment",
         {OperationKind.PLUG: Stage.GUEST_ATTACHED},
     ),
-    StageRow(Stage.GUEST_ATTACHED, ("handler",), "the card is in the guest's domain"),
+    StageRow(Stage.GUEST_ATTACHED, ("handler",), "the device is in the guest's domain"),
     StageRow(
         Stage.GUEST_DETACHED,
         ("handler",),
-        "the card is gone from the domain and the wiring in the pod is undone",
+        "the device is gone from the guest's domain and the pod network is torn down",
         {OperationKind.UNPLUG: Stage.MULTUS_DETACHED},
     ),
-    StageRow(Stage.MULTUS_DETACHED, ("networks",), "CNI DEL is done and the network status rewritten"),
+    StageRow(
+        Stage.MULTUS_DETACHED,
+        ("networks",),
+        "CNI DEL succeeded and the pod's network-status annotation is updated",
+    ),
+    # The controller does not publish it yet: a change that it rejects has no operation, so it records a Kubernetes
+    # Event about the change instead.
     StageRow(
         Stage.FAILED,
-        ("api", "controller", "networks", "multus", "handler"),
-        "an attempt failed; it says whether and when it will be retried",
+        ("controller", "networks", "handler"),
+        "an attempt failed; the event contains the reason and the time of the next attempt",
     ),
 )
 
@@ -80,7 +91,7 @@ ROWS: dict[Stage, StageRow] = {row.stage: row for row in TABLE}
 
 
 def stage_path(kind: OperationKind) -> tuple[Stage, ...]:
-    """The stages of one kind of operation in order, read off the table."""
+    """Return the stages of one kind of operation in order."""
     stages = [Stage.REQUESTED]
     while (following := ROWS[stages[-1]].next.get(kind)) is not None:
         stages.append(following)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Find words that hotnic's glossary replaces, in names, comments, messages and documents.
 
-One name for one thing: whoever knows Kubernetes, KubeVirt and Linux networking reads hotnic without a dictionary of
-its own. Identifiers are split into their words, so ``card_xml`` and ``CardMissing`` are found too.
+The code uses one name for one thing, and that is the name in Kubernetes, KubeVirt and Linux networking. Identifiers are
+split into their words, so that ``card_xml`` and ``CardMissing`` are found, too.
 """
 
 import re
@@ -26,7 +26,7 @@ REPLACED = {
     "overheard": "observed",
     "hearsay": "reported state",
 }
-"""Each word that is not used, and what is said in its place."""
+"""Each replaced word, and what to write instead."""
 
 PATHS = (
     "*.py",
@@ -41,14 +41,14 @@ PATHS = (
     "scripts/*",
     ".importlinter",
 )
-EXCEPTED = {"scripts/check_words.py"}
-"""Files that may use such a word: this one."""
+EXCEPTED = {"scripts/check_words.py", "CHANGELOG.md"}
+"""Files that may contain replaced words: this one, and the changelog, whose tables name what was renamed."""
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def replaced_words(line: str) -> list[str]:
-    """Return the replaced words of a line, in its order, plurals included."""
+    """Return the replaced words in a line, including plurals."""
     found = (word.lower() for word in _WORDS.findall(line))
     return [word for word in found if word in REPLACED or _singular(word) in REPLACED]
 
@@ -58,7 +58,7 @@ def _singular(word: str) -> str:
 
 
 def main() -> int:
-    """Print each finding as ``file:line: word: what to say``; return 1 when there are any, otherwise 0."""
+    """Print each finding as ``file:line: word: replacement``; return 1 if there are any, otherwise 0."""
     only = sys.argv[1:]
     listed = subprocess.run(["git", "ls-files", "-z", *(only or PATHS)], check=True, capture_output=True, text=True)
     findings = 0
@@ -69,7 +69,7 @@ def main() -> int:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             for word in replaced_words(line):
                 findings += 1
-                print(f"{name}:{number}: {word}: say {REPLACED.get(word) or REPLACED[_singular(word)]}")
+                print(f"{name}:{number}: {word}: write {REPLACED.get(word) or REPLACED[_singular(word)]}")
     return 1 if findings else 0
 
 

@@ -1,9 +1,9 @@
-"""Downloads the lab's tools with apt and unpacks them below the tools folder; it installs nothing.
+"""Download the lab's tools with apt and unpack them below the tools folder; nothing is installed.
 
-Standard library only: it runs before the virtual environment is filled, and needs no root. It neither builds the
-guest image nor boots anything (`services.lab.guest.prepare` does), and no service is started or replaced, since a
-package that is only unpacked runs no maintainer script.
-Called by `scripts/setup`; the paths that result are described by `services/lab/tools.py`.
+It uses the standard library only, because it runs before the virtual environment is filled, and needs no root. No
+service is started or replaced, because a package that is only unpacked runs no maintainer script. The guest image is
+built by `lab.guest.prepare`.
+Called by `scripts/setup`; `lab/tools.py` has the resulting paths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from threading import Lock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from services.lab.tools import default_root
+from lab.tools import default_root
 
 APT_OPTIONS = (
     "-qq",
@@ -39,16 +39,20 @@ GUEST_MODULES = (
     "kernel/drivers/char/virtio_console.ko",
     "kernel/net/core/failover.ko",
 )
-"""What is kept of the kernel package besides the kernel, relative to `lib/modules/<release>/`."""
+"""Files of the kernel package that are unpacked besides the kernel, relative to `lib/modules/<release>/`."""
 
 
 class MissingError(Exception):
-    """Something could not be fetched; the arguments name each thing."""
+    """Something could not be fetched; each argument is one missing thing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Debian packages that are unpacked together into `unpacked/<name>/`."""
+    """Debian packages that are unpacked together into `unpacked/<name>/`.
+
+    :ivar library_closure: whether to add the libraries that the packages depend on.
+    :ivar keep: files to unpack; all if empty.
+    """
 
     name: str
     packages: tuple[str, ...]
@@ -67,17 +71,20 @@ BUNDLES = (
 )
 
 LIBVIRT = Bundle("libvirt", ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-dev"), library_closure=True)
-"""For the tests of the libvirt driver only: the daemon, and what its Python binding is built from."""
+"""For the tests of the libvirt driver only: the daemon, and the sources for building its Python binding."""
 
 
-def say(text: str) -> None:
-    """Print one step, flushed, so that a slow one is seen before it is done."""
-    sys.stdout.write(f"setup: {text}\n")  # one write: several bundles speak at once
+def report(text: str) -> None:
+    """Print a progress message, flushed, so that it appears before a slow step is done."""
+    sys.stdout.write(f"setup: {text}\n")  # one write, because bundles are fetched in parallel
     sys.stdout.flush()
 
 
 def run(*command: str, cwd: Path | None = None, timeout: float = 300) -> str:
-    """Run `command` and return its output; raises CalledProcessError or TimeoutExpired."""
+    """Run a command and return its output.
+
+    :raises subprocess.SubprocessError: it failed or took too long.
+    """
     environment = {
         **os.environ,
         "LC_ALL": "C",
@@ -91,26 +98,26 @@ def run(*command: str, cwd: Path | None = None, timeout: float = 300) -> str:
 
 
 def which(command: str) -> str | None:
-    """Find a command, also in the sbin folders that a plain user's PATH lacks."""
+    """Return the path of a command, searched in the sbin folders, too, which are not in the PATH of plain users."""
     return shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
 
 
 class Apt:
-    """apt as a downloader: refreshes its package lists at most once, and only when something was not found."""
+    """Downloads by apt. The package lists are refreshed at most once, and only if a package was not found."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._refreshed: bool | None = None
 
     def refresh(self) -> bool:
-        """Run `apt-get update` unless that was done before; say whether the lists are fresh now."""
+        """Run `apt-get update` unless it ran before; return whether the lists are up to date."""
         with self._lock:
             if self._refreshed is None:
                 self._refreshed = os.geteuid() == 0 and self._update()
             return self._refreshed
 
     def _update(self) -> bool:
-        say("refreshing the package lists (apt-get update)")
+        report("refreshing the package lists (apt-get update)")
         try:
             run("apt-get", *APT_OPTIONS, "update")
         except (subprocess.SubprocessError, OSError):
@@ -130,7 +137,10 @@ class Apt:
         return graph
 
     def resolve(self, bundle: Bundle) -> list[str]:
-        """Return the packages to download for `bundle`: a meta package's real one, and libraries of libraries."""
+        """Return the packages to download for a bundle.
+
+        A meta package is replaced by the real one. With `library_closure`, libraries are added recursively.
+        """
         names: list[str] = []
         for package in bundle.packages:
             if package.startswith("linux-image-"):
@@ -147,7 +157,10 @@ class Apt:
         return names
 
     def download(self, bundle: Bundle, into: Path) -> list[Path]:
-        """Download the packages of `bundle` into the folder `into`; raises MissingError."""
+        """Download the packages of a bundle into a folder and return their files.
+
+        :raises MissingError: a package cannot be downloaded.
+        """
         for _ in range(2):
             try:
                 run("apt-get", *APT_OPTIONS, "download", *self.resolve(bundle), cwd=into)
@@ -159,7 +172,11 @@ class Apt:
 
 
 def unpack(deb: Path, into: Path, keep: tuple[str, ...]) -> None:
-    """Unpack a package; with `keep`, only the kernel and those modules (the rest is most of its size)."""
+    """Unpack a package.
+
+    :param keep: modules to unpack besides the kernel; everything if empty. The rest is most of the kernel package.
+    :raises MissingError: the package contains no kernel.
+    """
     if not keep:
         run("dpkg", "-x", str(deb), str(into))
         return
@@ -167,7 +184,7 @@ def unpack(deb: Path, into: Path, keep: tuple[str, ...]) -> None:
     for base in ("./lib/modules/*/", "./usr/lib/modules/*/"):
         patterns += [base + part + "*" for part in keep]
     stream = subprocess.Popen(["dpkg", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE)
-    # tar exits 2 for a pattern that matches nothing, which is so for one of the two bases: look at the result
+    # tar exits with 2 for a pattern without a match, and one of the two bases never matches, so the result is checked.
     subprocess.run(
         ["tar", "-x", "-C", str(into), "--wildcards", *patterns],
         stdin=stream.stdout, stderr=subprocess.DEVNULL, check=False, timeout=120,
@@ -177,12 +194,15 @@ def unpack(deb: Path, into: Path, keep: tuple[str, ...]) -> None:
 
 
 def fetch(apt: Apt, bundle: Bundle, unpacked: Path) -> None:
-    """Bring one bundle into `unpacked/<name>`, whole or not at all; raises MissingError."""
+    """Download and unpack a bundle into `unpacked/<name>`, atomically.
+
+    :raises MissingError: a package cannot be downloaded.
+    """
     target = unpacked / bundle.name
     recipe = target / ".bundle"
     if recipe.is_file() and recipe.read_text() == repr(bundle):
         return
-    say(f"downloading {', '.join(bundle.packages)}")
+    report(f"downloading {', '.join(bundle.packages)}")
     with tempfile.TemporaryDirectory(dir=unpacked, prefix=f".{bundle.name}-") as scratch:
         debs, tree = Path(scratch, "debs"), Path(scratch, "tree")
         debs.mkdir()
@@ -196,7 +216,7 @@ def fetch(apt: Apt, bundle: Bundle, unpacked: Path) -> None:
 
 
 def link(path: Path, target: Path) -> None:
-    """Make `path` a symbolic link to `target`, replacing what stands there."""
+    """Make `path` a symbolic link to `target`, replacing an existing file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink() or path.exists():
         path.unlink()
@@ -204,7 +224,10 @@ def link(path: Path, target: Path) -> None:
 
 
 def find_in(tree: Path, name: str) -> Path:
-    """Return the one file of that name in an unpacked tree; raises MissingError."""
+    """Return the file of that name in an unpacked tree.
+
+    :raises MissingError: there is none.
+    """
     for path in sorted(tree.rglob(name)):
         if path.is_file():
             return path
@@ -212,7 +235,7 @@ def find_in(tree: Path, name: str) -> Path:
 
 
 def fetch_runc_library(tools: Path) -> None:
-    """Put a wrapper in front of runc when the machine has no libseccomp of its own."""
+    """Link runc, or write a wrapper with the unpacked libseccomp if the machine has none."""
     runc = find_in(tools / "unpacked" / "runc", "runc")
     target = tools / "bin" / "runc"
     if not any(Path(base).rglob("libseccomp.so.2") for base in ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")):
@@ -249,18 +272,18 @@ def missing_libraries(files: list[Path], library_path: Path) -> set[str]:
 
 
 def install_libvirt(tools: Path) -> None:
-    """Fill `libvirt/`: daemon, driver, libraries that the machine lacks, and what the binding is built with."""
+    """Fill `libvirt/`: daemon, driver, libraries that the machine lacks, and the files for building the binding."""
     tree, home = tools / "unpacked" / LIBVIRT.name, tools / "libvirt"
     shutil.rmtree(home, ignore_errors=True)
     link(home / "libvirtd", find_in(tree / "usr" / "sbin", "libvirtd"))
-    # the one driver that is needed: the others want firewalls, bridges and udev
+    # The QEMU driver alone: the other drivers need firewalls, bridges and udev.
     link(home / "drivers" / "libvirt_driver_qemu.so", find_in(tree, "libvirt_driver_qemu.so"))
     link(home / "share", tree / "usr" / "share" / "libvirt")
     own = find_in(tree, "libvirt.so.0").parent
     for library in own.glob("libvirt*.so*"):
         link(home / "lib" / library.name, library)
     files = [home / "libvirtd", *(home / "drivers").iterdir(), *(home / "lib").iterdir()]
-    # only what the machine has not: its own C library would not bear another one beside it
+    # Only libraries that the machine lacks: a second C library beside the machine's own does not work.
     while names := missing_libraries(files, home / "lib"):
         files = []
         for name in names:
@@ -273,7 +296,7 @@ def install_libvirt(tools: Path) -> None:
 
 
 def fetch_all(apt: Apt, tools: Path, bundles: tuple[Bundle, ...]) -> list[str]:
-    """Fetch these bundles, three at a time (the work is mostly decompressing); return what is missing."""
+    """Fetch bundles, three at a time because most of the work is decompression; return what is missing."""
     missing: list[str] = []
     with ThreadPoolExecutor(max_workers=3) as pool:
         for done in [pool.submit(fetch, apt, bundle, tools / "unpacked") for bundle in bundles]:
@@ -285,10 +308,12 @@ def fetch_all(apt: Apt, tools: Path, bundles: tuple[Bundle, ...]) -> list[str]:
 
 
 def main() -> int:
-    """Fetch and link everything; append each missing thing to the file `--missing` and return 1 if any is."""
+    """Fetch and link everything. Write what is missing to the file `--missing`, and return 1 if that is anything."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--missing", type=Path, required=True, help="file that collects what is missing")
-    parser.add_argument("--libvirt", action="store_true", help="libvirt, too, for the tests of its driver")
+    parser.add_argument(
+        "--missing", type=Path, required=True, help="file to which the names of missing things are appended"
+    )
+    parser.add_argument("--libvirt", action="store_true", help="fetch libvirt, too, for the tests of its driver")
     arguments = parser.parse_args()
     tools = default_root()
     (tools / "unpacked").mkdir(parents=True, exist_ok=True)

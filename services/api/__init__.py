@@ -1,5 +1,5 @@
-"""The api role: the aggregated API server behind ``addinterface`` and ``removeinterface``.
+"""The api role: the aggregated API server of ``addinterface`` and ``removeinterface``.
 
-A request goes :mod:`~services.api.server` → :mod:`~services.api.request` → :mod:`~services.api.observe` →
-:mod:`~services.api.plan` → :mod:`~services.api.apply` → answer.
+A request passes :mod:`~services.api.server` → :mod:`~services.api.request` → :mod:`~services.api.observe` →
+:mod:`~services.api.plan` → :mod:`~services.api.apply` → response.
 """

@@ -1,4 +1,4 @@
-"""``hotnic run api``: settings and wiring of the api role. Next: :mod:`services.api.server`."""
+"""``hotnic run api``: settings and assembly of the api role. Next: :mod:`services.api.server`."""
 
 import sys
 from typing import Annotated
@@ -6,18 +6,15 @@ from typing import Annotated
 import msgspec
 
 from services.api import front_proxy
-from services.api.observe import Cluster
+from services.api.observe import ClusterSettings
 from services.api.server import Api
-from services.common.bus.jetstream import connect
-from services.common.domain.kubevirt import acting_owner, default_binding, hotplug_enabled
+from services.common.domain.kubevirt import acting_owner, default_binding, is_hotplug_enabled
 from services.common.http.server import serve
 from services.common.http.tls import server_context
-from services.common.kube.client import Kube
-from services.common.kube.event_recorder import EventRecorder
-from services.common.kube.installations import Installations, OwnerSettings
-from services.common.recording_bus import RecordingBus
-from services.common.runtime import RoleRuntime
-from services.common.runtime import main as run
+from services.common.runtime.context import open_context
+from services.common.runtime.installations import Installations, OwnerSettings
+from services.common.runtime.process import Instrument, RoleRuntime
+from services.common.runtime.process import main as run
 
 ROLE = "api"
 
@@ -31,37 +28,32 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
-    """Wire the role and begin to serve."""
+    """Assemble the role and start to serve."""
     settings = runtime.settings
-    kube = await Kube.connect(kubeconfig=settings.kubeconfig, telemetry=runtime.telemetry, user_agent="hotnic-api")
-    runtime.stack.push_async_callback(kube.close)
-    plain = await connect(settings.nats_url, role=ROLE, node="_", telemetry=runtime.telemetry, log=runtime.log)
-    bus = RecordingBus(plain, EventRecorder(kube, ROLE, log=runtime.log))
-    runtime.stack.push_async_callback(bus.close)
+    context = await open_context(runtime)
+    kube = context.kube
     proxy = await front_proxy.load(kube)
     installations = Installations(kube, runtime.log)
     runtime.spawn("watch kubevirts", installations.run)
-    await installations.known.wait()
+    # The feature gate and the owner of the VMs are read from KubeVirt's objects, so they must be listed first.
+    await installations.synced.wait()
     api = Api(
-        kube,
-        bus,
-        runtime.telemetry,
+        context,
         proxy,
-        runtime.log,
-        cluster=lambda: Cluster(
-            owned=acting_owner(settings.vm_owner, installations.items()) == "hotnic",
+        cluster=lambda: ClusterSettings(
+            owned_by_hotnic=acting_owner(settings.vm_owner, installations.items()) == "hotnic",
             default_binding=default_binding(installations.items()),
         ),
-        enabled=lambda: hotplug_enabled(settings.hotplug_gate, installations.items()),
+        enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, installations.items()),
     )
     tls = server_context(settings.tls_cert, settings.tls_key, client_ca=proxy.ca)
     await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls))
     runtime.readiness.set("serving", True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the role until it is told to stop; returns the exit code."""
-    return run(ROLE, Settings, start, argv)
+def main(argv: list[str] | None = None, *, instrument: Instrument | None = None) -> int:
+    """Run the role until it receives a signal to stop; return the exit code."""
+    return run(ROLE, Settings, start, argv, instrument=instrument)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The discovery documents of the aggregated API: what kubectl and the aggregation layer ask first.
+"""The discovery documents of the aggregated API, which kubectl and the aggregation layer request first.
 
-Source: Kubernetes ``meta/v1`` APIGroup and APIResourceList. A resource list must be served, or kubectl's short names
-break for the whole cluster.
+Source: Kubernetes ``meta/v1`` APIGroup and APIResourceList. Every group must serve its resource list; without one
+kubectl's short names break for the whole cluster. Next: :mod:`services.api.front_proxy`.
 """
 
 import importlib.metadata
@@ -15,23 +15,22 @@ KUBEVIRT_GROUP = "subresources.kubevirt.io"
 GROUPS: dict[str, tuple[str, ...]] = {HOTNIC_GROUP: ("v1",), KUBEVIRT_GROUP: ("v1", "v1alpha3")}
 """The served versions of each group, the preferred one first."""
 
-RESOURCES: dict[str, str] = {
+CHANGE_RESOURCES: dict[str, str] = {
     f"{resource}/{verb}": kind
     for resource in ("virtualmachines", "virtualmachineinstances")
     for verb, kind in (("addinterface", "AddInterfaceOptions"), ("removeinterface", "RemoveInterfaceOptions"))
 }
-"""The subresources that change something, and the kind of their bodies."""
+"""The subresources that change an object, and the kind of their bodies."""
 
-LADDER = "virtualmachineinstances/interfaces"
-"""The one that is read; of :data:`HOTNIC_GROUP` alone, for KubeVirt has none."""
+STATUS_RESOURCE = "virtualmachineinstances/interfaces"
+"""The subresource of the hot-plug status; in :data:`HOTNIC_GROUP` only, because KubeVirt has none."""
+
+KUBEVIRT_VERSION = "1.0.0-rc.0"
+"""The version of KubeVirt whose requests are served; virtctl compares it with its own after a refused request."""
 
 
-SPOKEN = "1.0.0-rc.0"
-"""The version of KubeVirt whose requests are served. virtctl compares it with its own when a request was refused."""
-
-
-def paths() -> list[str]:
-    """Every document's path; all may be read without a user."""
+def discovery_paths() -> list[str]:
+    """Return the paths of all documents; they are served without authentication."""
     found = ["/", "/apis"]
     for group, versions in GROUPS.items():
         found.append(f"/apis/{group}")
@@ -40,12 +39,12 @@ def paths() -> list[str]:
     return found
 
 
-def document(path: str) -> dict[str, Any] | None:
-    """The document at a path; ``None`` where there is none."""
+def discovery_document(path: str) -> dict[str, Any] | None:
+    """Return the document at a path; ``None`` when there is none."""
     parts = path.strip("/").split("/") if path != "/" else []
     match parts:
         case []:
-            return {"paths": [*paths(), "/healthz", "/livez", "/openapi/v2", "/readyz"]}
+            return {"paths": [*discovery_paths(), "/healthz", "/livez", "/openapi/v2", "/readyz"]}
         case ["apis"]:
             return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(group) for group in GROUPS]}
         case ["apis", group] if group in GROUPS:
@@ -56,19 +55,21 @@ def document(path: str) -> dict[str, Any] | None:
                 "apiVersion": "v1",
                 "groupVersion": f"{group}/{version}",
                 "resources": [
-                    *(_resource(name, kind, "update") for name, kind in RESOURCES.items()),
-                    *([_resource(LADDER, LIST_KIND, "get")] if group == HOTNIC_GROUP else []),
+                    *(_resource(name, kind, "update") for name, kind in CHANGE_RESOURCES.items()),
+                    *([_resource(STATUS_RESOURCE, LIST_KIND, "get")] if group == HOTNIC_GROUP else []),
                 ],
             }
         case ["apis", group, version, "version"] if version in GROUPS.get(group, ()):
             return _version(group)
         case ["openapi", "v2"]:
+            # The aggregation layer downloads this document from every server.
             return {"swagger": "2.0", "info": {"title": "hotnic", "version": "v1"}, "paths": {}}
     return None
 
 
 def _group(group: str) -> dict[str, Any]:
     versions = [{"groupVersion": f"{group}/{version}", "version": version} for version in GROUPS[group]]
+    # KubeVirt's own document has the misspelt name `subresource.kubevirt.io`.
     return {"name": group, "versions": versions, "preferredVersion": versions[0]}
 
 
@@ -79,7 +80,7 @@ def _resource(name: str, kind: str, verb: str) -> dict[str, Any]:
 def _version(group: str) -> dict[str, str]:
     own = importlib.metadata.version("hotnic")
     return {
-        "gitVersion": f"v{own}" if group == HOTNIC_GROUP else f"v{SPOKEN}+hotnic.{own}",
+        "gitVersion": f"v{own}" if group == HOTNIC_GROUP else f"v{KUBEVIRT_VERSION}+hotnic.{own}",
         "gitCommit": "",
         "gitTreeState": "",
         "buildDate": "",

@@ -1,7 +1,8 @@
-"""Who calls: the aggregation layer proves itself by its client certificate and names the user in headers.
+"""Identify the caller: the aggregation layer authenticates with a client certificate and names the user in headers.
 
 Source: Kubernetes "Configure the aggregation layer": ConfigMap ``kube-system/extension-apiserver-authentication``.
-A certificate cannot be demanded of everyone, because the aggregator's availability probe comes without one.
+The TLS server cannot require a certificate, because the aggregator's availability probe has none.
+Next: :mod:`services.api.request`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ from services.common.kube.client import Kube
 NAMESPACE, NAME = "kube-system", "extension-apiserver-authentication"
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """The user behind a request, as the aggregation layer authenticated them.
+class UserIdentity(msgspec.Struct, frozen=True):
+    """The user of a request, as the aggregation layer has authenticated them.
 
-    :ivar extra: what the authenticator said of them besides, for the authorizer.
+    :ivar user: the user's name.
+    :ivar groups: the user's groups.
+    :ivar extra: further fields of the authenticator, for the authorizer.
     """
 
     user: str
@@ -28,9 +31,13 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class FrontProxy(msgspec.Struct, frozen=True):
-    """What makes a caller the aggregation layer.
+    """The cluster's settings by which the aggregation layer authenticates.
 
-    :ivar ca: PEM bundle that its certificate must chain to. :ivar names: allowed common names; empty allows all.
+    :ivar ca: PEM bundle of the CA that signs its client certificate.
+    :ivar names: the allowed common names of the certificate; empty allows all.
+    :ivar user_headers: the headers that may name the user, in order of preference.
+    :ivar group_headers: the headers that name the user's groups.
+    :ivar extra_prefixes: the prefixes of the headers with the extra fields.
     """
 
     ca: str
@@ -39,47 +46,51 @@ class FrontProxy(msgspec.Struct, frozen=True):
     group_headers: tuple[str, ...]
     extra_prefixes: tuple[str, ...] = ("X-Remote-Extra-",)
 
-    def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> Identity:
-        """The user of a request.
+    def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> UserIdentity:
+        """Return the user of a request.
 
-        :param peer_name: common name of the verified peer certificate; ``None`` when none was shown.
+        :param peer_name: common name of the verified client certificate; ``None`` without a certificate.
+        :param headers: the headers of the request.
         :param groups: the values of the group headers, in order.
-        :raises StatusError: 401; the caller is not the aggregation layer, or names no user.
+        :raises StatusError: 401; the caller is not the aggregation layer, or it names no user or group.
         """
         if peer_name is None:
             raise StatusError(
-                401, "Unauthorized", "no verified client certificate: call through the Kubernetes API server"
+                401, "Unauthorized", "no verified client certificate; send the request to the Kubernetes API server"
             )
+        # virt-api omits this check, so that any certificate of the CA may name any user.
         if self.names and peer_name not in self.names:
             raise StatusError(
-                401, "Unauthorized", f"client certificate of {peer_name!r} is not the aggregation layer's"
+                401, "Unauthorized", f"the client certificate of {peer_name!r} is not the aggregation layer's"
             )
         user = next((headers[name] for name in self.user_headers if headers.get(name)), None)
+        # As virt-api: a user without a group is not authenticated.
         if user is None or not groups:
             raise StatusError(401, "Unauthorized", "the aggregation layer named no user or no group")
-        return Identity(user, tuple(groups), self._extra(headers))
+        return UserIdentity(user, tuple(groups), self._extra(headers))
 
     def _extra(self, headers: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         found: dict[str, tuple[str, ...]] = {}
         for header, value in headers.items():
             for prefix in self.extra_prefixes:
                 if header.lower().startswith(prefix.lower()):
-                    # Header names have no case; bytes that a name cannot have are escaped.
+                    # Header names are case-insensitive; bytes that a header name cannot have are percent-encoded.
                     key = unquote(header[len(prefix) :].lower())
                     found[key] = (*found.get(key, ()), value)
         return found
 
 
 async def load(kube: Kube) -> FrontProxy:
-    """Read the cluster's settings.
+    """Return the cluster's settings of the aggregation layer.
 
-    :raises KubeError: the ConfigMap cannot be read. :raises ValueError: it lacks the CA.
+    :raises KubeError: the ConfigMap cannot be read.
+    :raises ValueError: the ConfigMap has no CA.
     """
     data = (await kube.get(CONFIG_MAPS, NAMESPACE, NAME)).data
     ca = data.get("requestheader-client-ca-file", "")
     if not ca:
         raise ValueError(
-            f"ConfigMap {NAMESPACE}/{NAME} has no requestheader-client-ca-file: is the aggregation layer on?"
+            f"ConfigMap {NAMESPACE}/{NAME} has no requestheader-client-ca-file; enable the aggregation layer"
         )
     return FrontProxy(
         ca=ca,

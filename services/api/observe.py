@@ -1,12 +1,14 @@
-"""What the api looks at before it decides: the VM or VMI, the NAD and the acting pod, live.
+"""Observe the objects of one request, live: VM, VMI, NAD and acting pod. Nothing is cached.
 
+A SubjectAccessReview shows whether the user may use a NAD of another namespace. Whether the user may change the VM is
+not checked: the Kubernetes API server has authorized that before it forwards the request.
 Next: :mod:`services.api.plan`.
 """
 
 import asyncio
 import datetime
 import uuid
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,47 +25,62 @@ from schemas.kube import (
     VirtualMachineInstance,
 )
 from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
-from services.api.access import may_use
-from services.api.front_proxy import Identity
-from services.api.plan import Observed, Target
-from services.common.domain.attachments import nad_reference
-from services.common.domain.operations import acting_pod
+from services.api.front_proxy import UserIdentity
+from services.api.plan import Observed, RequestTarget
+from services.common.domain.nic import qualified_nad
+from services.common.domain.operations import find_acting_pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
 from services.common.telemetry.propagation import traceparent_of
 
 T = TypeVar("T")
 
+REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 
-class Cluster(msgspec.Struct, frozen=True):
-    """What holds for the whole cluster while one request is answered.
 
-    :ivar owned: whether hotnic, not KubeVirt, drives the NICs. :ivar default_binding: of an unsaid pod network.
+class _ReviewStatus(msgspec.Struct, frozen=True):
+    allowed: bool = False
+    denied: bool = False
+
+
+class _Review(msgspec.Struct, frozen=True):
+    status: _ReviewStatus = _ReviewStatus()
+
+
+class ClusterSettings(msgspec.Struct, frozen=True):
+    """The settings of the whole cluster that the answer to a request depends on.
+
+    :ivar owned_by_hotnic: whether hotnic, not KubeVirt, owns the VMs.
+    :ivar default_binding: the binding of the primary network (KubeVirt's ``pod: {}``) of a VM that lists no interface.
     """
 
-    owned: bool = True
-    default_binding: str = "masquerade"
+    owned_by_hotnic: bool
+    default_binding: str
 
 
 async def observe(
     kube: Kube,
-    cluster: Cluster,
-    target: Target,
+    cluster: ClusterSettings,
+    target: RequestTarget,
     namespace: str,
     name: str,
     options: AddInterfaceOptions | RemoveInterfaceOptions,
-    caller: Identity,
+    caller: UserIdentity,
 ) -> Observed:
-    """Look at everything that a request touches; what does not exist is ``None``.
+    """Return the objects that the answer to a request depends on; ``None`` for an object that does not exist.
 
-    :param caller: who asks.
-    :raises KubeError: the API server does not answer, or refuses.
+    :param cluster: the cluster's current settings.
+    :param target: the kind of object that the request changes.
+    :param options: the body of the request.
+    :param caller: the user of the request.
+    :raises KubeError: the API server does not answer, or it refuses a call.
     """
-    vm, vmi, nad, usable = await asyncio.gather(
-        _vm(kube, target, namespace, name, options),
-        _vmi(kube, namespace, name),
-        _nad(kube, namespace, options),
-        _usable(kube, namespace, options, caller),
+    # In parallel, so that they take the time of one read (ADR 17).
+    vm, vmi, nad, nad_allowed = await asyncio.gather(
+        _get_vm(kube, target, namespace, name, options),
+        _get_vmi(kube, namespace, name),
+        _get_nad(kube, namespace, options),
+        _is_nad_allowed(kube, namespace, options, caller),
     )
     return Observed(
         target=target,
@@ -72,62 +89,82 @@ async def observe(
         options=options,
         vm=vm,
         vmi=vmi,
-        pod=await _pod(kube, vmi) if vmi is not None and _named(vmi, options.name) else None,
+        pod=await _find_pod(kube, vmi) if vmi is not None and _has_interface(vmi, options.name) else None,
         nad=nad,
-        usable=usable,
+        nad_allowed=nad_allowed,
         user=caller.user,
-        owned=cluster.owned,
+        owned_by_hotnic=cluster.owned_by_hotnic,
         default_binding=cluster.default_binding,
-        fresh_id=str(uuid.uuid4()),
+        new_id=str(uuid.uuid4()),
         now=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         traceparent=traceparent_of(),
     )
 
 
-async def _found(kube: Kube, resource: Resource[T], namespace: str, name: str) -> T | None:
+async def _get(kube: Kube, resource: Resource[T], namespace: str, name: str) -> T | None:
     try:
         return await kube.get(resource, namespace, name)
     except NotFound:
         return None
 
 
-async def _vm(
-    kube: Kube, target: Target, namespace: str, name: str, options: AddInterfaceOptions | RemoveInterfaceOptions
+async def _get_vm(
+    kube: Kube, target: RequestTarget, namespace: str, name: str, options: AddInterfaceOptions | RemoveInterfaceOptions
 ) -> VirtualMachine | None:
-    # To a VMI a NIC is added only while its VM is not about to unplug one of that name.
-    if target is not Target.VM and not isinstance(options, AddInterfaceOptions):
+    # A request to add an interface to a VMI needs the VM, too: it is refused while the VM's template unplugs that name.
+    if target is not RequestTarget.VM and not isinstance(options, AddInterfaceOptions):
         return None
-    return await _found(kube, VMS, namespace, name)
+    return await _get(kube, VMS, namespace, name)
 
 
-async def _vmi(kube: Kube, namespace: str, name: str) -> VirtualMachineInstance | None:
-    return await _found(kube, VMIS, namespace, name)
+async def _get_vmi(kube: Kube, namespace: str, name: str) -> VirtualMachineInstance | None:
+    return await _get(kube, VMIS, namespace, name)
 
 
-async def _nad(
+async def _get_nad(
     kube: Kube, namespace: str, options: AddInterfaceOptions | RemoveInterfaceOptions
 ) -> NetworkAttachmentDefinition | None:
     if not isinstance(options, AddInterfaceOptions):
         return None
-    nad_namespace, nad_name = nad_reference(options.network_attachment_definition_name, namespace)
-    return await _found(kube, NADS, nad_namespace, nad_name)
+    nad_namespace, _, nad_name = qualified_nad(options.network_attachment_definition_name, namespace).partition("/")
+    return await _get(kube, NADS, nad_namespace, nad_name)
 
 
-async def _usable(
-    kube: Kube, namespace: str, options: AddInterfaceOptions | RemoveInterfaceOptions, caller: Identity
+async def _is_nad_allowed(
+    kube: Kube, namespace: str, options: AddInterfaceOptions | RemoveInterfaceOptions, caller: UserIdentity
 ) -> bool:
-    """Who may change a VM may use the networks beside it; any other has its own guard."""
+    """Return whether the user may use the NAD: any in the VM's namespace, and others that they may read."""
     if not isinstance(options, AddInterfaceOptions):
         return True
-    nad_namespace, nad_name = nad_reference(options.network_attachment_definition_name, namespace)
-    return nad_namespace == namespace or await may_use(kube, caller, nad_namespace, nad_name)
+    nad_namespace, _, nad_name = qualified_nad(options.network_attachment_definition_name, namespace).partition("/")
+    return nad_namespace == namespace or await may_read_nad(kube, caller, nad_namespace, nad_name)
 
 
-def _named(vmi: VirtualMachineInstance, name: str) -> bool:
-    """Only a request for a NIC that is there needs the pod, so only that one pays for it."""
+async def may_read_nad(kube: Kube, caller: UserIdentity, namespace: str, name: str) -> bool:
+    """Return whether the user may read a NAD, which is the permission to use it.
+
+    :param caller: the user of the request.
+    :raises KubeError: the API server does not answer, or the api may not create reviews.
+    """
+    attributes = {"verb": "get", "group": NADS.group, "version": NADS.version, "resource": NADS.plural}
+    spec: dict[str, Any] = {
+        "user": caller.user,
+        "groups": list(caller.groups),
+        "extra": {key: list(values) for key, values in caller.extra.items()},
+        "resourceAttributes": {**attributes, "namespace": namespace, "name": name},
+    }
+    body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
+    # A review that fails raises: that is an error, not a permission (ADR 26).
+    answer = await kube.request("POST", REVIEWS, body=body, span="kube create subjectaccessreviews")
+    status = msgspec.json.decode(answer.body, type=_Review).status
+    return status.allowed and not status.denied
+
+
+def _has_interface(vmi: VirtualMachineInstance, name: str) -> bool:
+    """Return whether the VMI has an interface of that name; only then the answer depends on the pod."""
     return any(item.get("name") == name for item in vmi.spec.domain.devices.interfaces or ())
 
 
-async def _pod(kube: Kube, vmi: VirtualMachineInstance) -> Pod | None:
+async def _find_pod(kube: Kube, vmi: VirtualMachineInstance) -> Pod | None:
     pods = await kube.list(PODS, vmi.metadata.namespace, labels=f"{CREATED_BY_LABEL}={vmi.metadata.uid}")
-    return acting_pod(vmi, pods.items)
+    return find_acting_pod(vmi, pods.items)

@@ -1,6 +1,7 @@
-"""Reading the body of an interface subresource: JSON or YAML, with or without a Content-Type.
+"""Decode the body of an interface subresource: JSON or YAML, with or without a Content-Type.
 
-Pure: bytes in, options out. What the options may *mean* is decided in :mod:`services.api.plan`.
+Pure: bytes in, options out. Not whether the request can be fulfilled: :mod:`services.api.plan`.
+Next: :mod:`services.api.observe`.
 """
 
 from typing import Any, TypeVar
@@ -14,13 +15,13 @@ T = TypeVar("T")
 
 
 class BadBody(ValueError):
-    """The body cannot be read, or a field is missing or malformed; the message is for the user."""
+    """The body cannot be decoded, or a field is missing or malformed; the message is for the user."""
 
 
 def decode_add(body: bytes) -> AddInterfaceOptions:
-    """Read the body of ``addinterface``.
+    """Return the options in the body of ``addinterface``.
 
-    :raises BadBody: with KubeVirt's wording where KubeVirt has one.
+    :raises BadBody: the body is refused; in KubeVirt's words where KubeVirt has them.
     """
     options = _decode(body, AddInterfaceOptions)
     if not options.network_attachment_definition_name:
@@ -29,15 +30,17 @@ def decode_add(body: bytes) -> AddInterfaceOptions:
         raise BadBody("AddInterfaceOptions requires `name` to be set")
     if not NEW_INTERFACE_NAME.fullmatch(options.name):
         raise BadBody(
-            f"interface name {options.name!r} is malformed: 1 to 63 letters, digits, '-' or '_', "
+            f"interface name {options.name!r} is malformed: use 1 to 63 letters, digits, '-' or '_', "
             "beginning with a letter or digit"
         )
-    _check_nad(options.network_attachment_definition_name)
+    _check_nad_reference(options.network_attachment_definition_name)
     return options
 
 
 def decode_remove(body: bytes) -> RemoveInterfaceOptions:
-    """Read the body of ``removeinterface``. Any name may stand in a spec already, so none is malformed here.
+    """Return the options in the body of ``removeinterface``.
+
+    Every name passes: a spec may have interfaces whose name :func:`decode_add` would refuse.
 
     :raises BadBody: as for :func:`decode_add`.
     """
@@ -51,18 +54,19 @@ def _decode(body: bytes, kind: type[T]) -> T:
     if not body.strip():
         raise BadBody("no request body, unable to decode options")
     try:
-        return msgspec.convert(_document(body), kind)
+        return msgspec.convert(_decode_document(body), kind)
     except BadBody:
         raise
+    # A deeply nested document exhausts the parser's stack.
     except (ValueError, RecursionError) as error:
         raise BadBody(f"cannot unmarshal Request body to struct, error: {error}") from error
 
 
-def _check_nad(reference: str) -> None:
+def _check_nad_reference(reference: str) -> None:
     parts = reference.split("/")
     if len(parts) > 2 or not all(_is_object_name(part) for part in parts):
         raise BadBody(
-            f"networkAttachmentDefinitionName {reference!r} is malformed: it is `name` or `namespace/name`, "
+            f"networkAttachmentDefinitionName {reference!r} is malformed: use `name` or `namespace/name`, "
             "each a Kubernetes object name"
         )
 
@@ -72,24 +76,24 @@ def _is_object_name(text: str) -> bool:
     return 0 < len(text) <= 253 and set(text) <= allowed and text[0] not in "-." and text[-1] not in "-."
 
 
-def _document(body: bytes) -> dict[str, Any]:
+def _decode_document(body: bytes) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(body)
     except msgspec.DecodeError:
-        document = _yaml(body)
+        document = _decode_yaml(body)
     if document is None:
         raise BadBody("no request body, unable to decode options")
     if not isinstance(document, dict):
-        raise BadBody(f"cannot unmarshal Request body to struct, error: expected an object, got {_kind(document)}")
+        raise BadBody(f"cannot unmarshal Request body to struct, error: expected an object, got {_json_type(document)}")
     return document
 
 
-def _kind(document: object) -> str:
+def _json_type(document: object) -> str:
     return {list: "an array", str: "a string", bool: "a boolean"}.get(type(document), "a scalar")
 
 
-def _yaml(body: bytes) -> Any:
-    import yaml  # only a body that is not JSON needs it
+def _decode_yaml(body: bytes) -> Any:
+    import yaml  # imported here because only a body that is not JSON needs it
 
     try:
         return yaml.safe_load(body.decode())

@@ -1,6 +1,6 @@
-"""The api's routes: discovery without a user, subresources only through the aggregation layer.
+"""The routes of the aggregated API server: discovery for everyone, subresources through the aggregation layer only.
 
-Every error is a Kubernetes ``Status`` (the shared middleware sees to that). Next: :mod:`services.api.request`.
+The shared middleware turns every error into a Kubernetes ``Status``. Next: :mod:`services.api.request`.
 """
 
 import asyncio
@@ -11,137 +11,138 @@ from weakref import WeakValueDictionary
 import msgspec
 from aiohttp import web
 
-from schemas.hotplug_status import as_json
+from schemas.hotplug_status import encode_json
 from schemas.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
-from services.api.apply import carry_out
-from services.api.discovery import GROUPS, HOTNIC_GROUP, document, paths
-from services.api.front_proxy import FrontProxy, Identity
-from services.api.hotplug_status import read
-from services.api.observe import Cluster, observe
-from services.api.plan import Target
-from services.api.plan.checks import GATE_CLOSED
+from services.api.apply import apply_request
+from services.api.discovery import GROUPS, HOTNIC_GROUP, discovery_document, discovery_paths
+from services.api.front_proxy import FrontProxy, UserIdentity
+from services.api.hotplug_status.read import read_hotplug_status
+from services.api.hotplug_status.watch import MAX_WATCHERS, StatusStreams, parse_duration, parse_flag
+from services.api.observe import ClusterSettings, observe
+from services.api.plan import RequestTarget
+from services.api.plan.checks import GATE_DISABLED
 from services.api.request import BadBody, decode_add, decode_remove
-from services.api.watch import WATCHERS, Streams, flag, seconds
-from services.common.bus.protocol import Bus
 from services.common.http.server import StatusError, make_app
 from services.common.http.tls import peer_common_name
-from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError
-from services.common.logs import Log
-from services.common.telemetry import Telemetry
+from services.common.runtime.context import RoleContext
 
 Decode = Callable[[bytes], AddInterfaceOptions | RemoveInterfaceOptions]
 
 VERBS: dict[str, tuple[Decode, str]] = {
-    "addinterface": (decode_add, "interface requested"),
-    "removeinterface": (decode_remove, "removal of an interface requested"),
+    "addinterface": (decode_add, "plug requested"),
+    "removeinterface": (decode_remove, "unplug requested"),
 }
-"""How the body of each subresource is read, and what is logged of it."""
+"""Per subresource: the decoder of its body, and the log event of an accepted request."""
 
 
 class Api:
-    """The handlers and what they need.
+    """The HTTP application and its handlers.
 
-    :param cluster: what holds for the whole cluster now. :param enabled: whether NICs may be hot-plugged.
-    :param watchers: how many may watch ladders at once.
+    :param proxy: identifies the aggregation layer and the user.
+    :param cluster: returns the current settings of the cluster.
+    :param enabled: returns whether NICs may be hot-plugged.
+    :param watchers: the maximum number of open watches of hot-plug statuses.
+    :ivar app: the aiohttp application.
     """
 
     def __init__(
         self,
-        kube: Kube,
-        bus: Bus,
-        telemetry: Telemetry,
+        context: RoleContext,
         proxy: FrontProxy,
-        log: Log,
         *,
-        cluster: Callable[[], Cluster] = Cluster,
-        enabled: Callable[[], bool] = lambda: True,
-        watchers: int = WATCHERS,
+        cluster: Callable[[], ClusterSettings],
+        enabled: Callable[[], bool],
+        watchers: int = MAX_WATCHERS,
     ) -> None:
-        self._kube = kube
-        self._bus = bus
+        self._kube = context.kube
+        self._bus = context.bus
+        self._log = context.log
         self._proxy = proxy
-        self._log = log
         self._cluster = cluster
         self._enabled = enabled
-        self._turns: WeakValueDictionary[tuple[Target, str, str], asyncio.Lock] = WeakValueDictionary()
-        self.app = make_app(telemetry=telemetry, max_body=MAX_BODY_BYTES)
-        for path in [*paths(), "/openapi/v2"]:
-            self.app.router.add_get(path, self._discovery)
+        # A lock exists as long as a request uses it, so the dictionary does not grow with the objects.
+        self._locks: WeakValueDictionary[tuple[RequestTarget, str, str], asyncio.Lock] = WeakValueDictionary()
+        self.app = make_app(telemetry=context.telemetry, max_body=MAX_BODY_BYTES)
+        # Without authentication: the aggregator checks the availability without a client certificate.
+        for path in [*discovery_paths(), "/openapi/v2"]:
+            self.app.router.add_get(path, self._serve_discovery)
         for path in ("/healthz", "/livez", "/readyz"):
-            self.app.router.add_get(path, self._healthy)
+            self.app.router.add_get(path, self._serve_health)
         for group, versions in GROUPS.items():
             for version in versions:
-                self.app.router.add_get(f"/apis/{group}/{version}/healthz", self._connected)
-                for target in Target:
+                self.app.router.add_get(f"/apis/{group}/{version}/healthz", self._check_apiserver)
+                for target in RequestTarget:
                     base = f"/apis/{group}/{version}/namespaces/{{namespace}}/{target}s/{{name}}"
                     for verb in VERBS:
-                        self.app.router.add_put(f"{base}/{verb}", partial(self._change, target, verb))
-        self._streams = Streams(kube, bus, log, watchers)
+                        self.app.router.add_put(f"{base}/{verb}", partial(self._serve_change, target, verb))
+        self._streams = StatusStreams(context, watchers)
         self.app.on_shutdown.append(self._streams.close)
-        hotplug_status = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{Target.VMI}s/{{name}}/interfaces"
-        self.app.router.add_get(hotplug_status, self._interfaces)
+        hotplug_status = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{RequestTarget.VMI}s/{{name}}/interfaces"
+        self.app.router.add_get(hotplug_status, self._serve_status)
 
-    async def _discovery(self, request: web.Request) -> web.Response:
-        return web.json_response(document(request.path))
+    async def _serve_discovery(self, request: web.Request) -> web.Response:
+        return web.json_response(discovery_document(request.path))
 
-    async def _healthy(self, request: web.Request) -> web.Response:
+    async def _serve_health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")
 
-    async def _connected(self, _request: web.Request) -> web.Response:
-        """Whether the Kubernetes API server answers, as virt-api says it."""
+    async def _check_apiserver(self, _request: web.Request) -> web.Response:
+        """Return whether the Kubernetes API server answers, in virt-api's format."""
         try:
             answer = await self._kube.request("GET", "/version")
         except KubeError as error:
-            said = {"connectivity": "failed", "error": error.message}
-            return web.json_response({"apiserver": said}, status=500)
+            failure = {"connectivity": "failed", "error": error.message}
+            return web.json_response({"apiserver": failure}, status=500)
         return web.json_response({"apiserver": {"connectivity": "ok", "version": msgspec.json.decode(answer.body)}})
 
-    def _identify(self, request: web.Request) -> Identity:
+    def _identify(self, request: web.Request) -> UserIdentity:
         groups = [value for header in self._proxy.group_headers for value in request.headers.getall(header, [])]
         return self._proxy.identify(peer_common_name(request), request.headers, groups)
 
-    async def _interfaces(self, request: web.Request) -> web.StreamResponse:
+    async def _serve_status(self, request: web.Request) -> web.StreamResponse:
         self._identify(request)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
-        duration, stored = seconds(request.query), flag(request.query, "stored")
+        duration, stored = parse_duration(request.query), parse_flag(request.query, "stored")
         try:
             if duration is not None:
                 return await self._streams.serve(request, namespace, name, duration)
-            found = await read(self._kube, self._bus, namespace, name, stored=stored)
+            found = await read_hotplug_status(self._kube, self._bus, namespace, name, stored=stored)
         except KubeError as error:
-            raise _passed_on(error) from error
-        return web.Response(body=as_json(found), content_type="application/json")
+            raise _forwarded_error(error) from error
+        return web.Response(body=encode_json(found), content_type="application/json")
 
-    async def _change(self, target: Target, verb: str, request: web.Request) -> web.Response:
+    async def _serve_change(self, target: RequestTarget, verb: str, request: web.Request) -> web.Response:
         caller = self._identify(request)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
-        decode, said = VERBS[verb]
+        decode, log_event = VERBS[verb]
+        # As virt-api: the feature gate is checked before the body.
         if not self._enabled():
-            raise StatusError(400, "BadRequest", GATE_CLOSED)
+            raise StatusError(400, "BadRequest", GATE_DISABLED)
         try:
             options = decode(await request.read())
         except BadBody as error:
             raise StatusError(400, "BadRequest", str(error)) from error
-        look = partial(observe, self._kube, self._cluster(), target, namespace, name, options, caller)
-        # Requests for one object would only make each other's guards fail.
-        turn = self._turns.setdefault((target, namespace, name), asyncio.Lock())
+        observe_request = partial(observe, self._kube, self._cluster(), target, namespace, name, options, caller)
+        # Concurrent patches of one object make each other's guards fail, so its requests take turns.
+        lock = self._locks.setdefault((target, namespace, name), asyncio.Lock())
         try:
-            async with turn:
-                operation = await carry_out(look, self._kube, self._bus)
+            async with lock:
+                operation = await apply_request(observe_request, self._kube, self._bus)
         except KubeError as error:
-            raise _passed_on(error) from error
+            raise _forwarded_error(error) from error
         self._log.info(
-            said,
+            log_event,
             **{target.name.lower(): f"{namespace}/{name}"},
             interface=options.name,
             operation=operation.id,
             user=caller.user,
         )
+        # As virt-api: 202 with an empty body.
         return web.Response(status=202, headers={OPERATION_HEADER: operation.id})
 
 
-def _passed_on(error: KubeError) -> StatusError:
-    """The cluster's own answer (a webhook's refusal, say) is the user's answer."""
+def _forwarded_error(error: KubeError) -> StatusError:
+    """Return an error of the Kubernetes API server, such as a webhook's refusal, as the user's own answer."""
     details = error.status_body.details if error.status_body is not None else None
     return StatusError(error.status or 500, error.reason or "InternalError", error.message, details)

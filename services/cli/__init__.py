@@ -1,4 +1,4 @@
-"""The command line: ``hotnic …``, also as ``kubectl hotnic …``.
+"""The command line ``hotnic``, also available as ``kubectl hotnic``.
 
-A thin client: it decides nothing that an API server or a role could decide. Begin at :mod:`services.cli.__main__`.
+A thin client: every decision is left to the API server and the roles. Start with :mod:`services.cli.__main__`.
 """

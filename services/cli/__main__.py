@@ -1,7 +1,7 @@
-"""``hotnic``: the entry point. Finds the command, turns every outcome into an exit code, imports nothing else.
+"""The entry point of ``hotnic``: selects the command and returns the exit code.
 
-A command's module, and with it every heavy library, is imported when that command runs, never for a help text or a
-usage error. Next: :mod:`services.cli.lazy`, then one module per command.
+The module of a command, and with it every large library, is imported only when that command runs. The list of commands
+and usage errors therefore appear at once. Next: :mod:`services.cli.lazy`, then :mod:`services.cli.commands`.
 """
 
 import os
@@ -11,34 +11,41 @@ from pathlib import Path
 import click
 
 from services.cli.errors import INTERRUPTED
-from services.cli.lazy import Entry, LazyGroup
+from services.cli.lazy import CommandEntry, ExternalCommand, LazyGroup
 
 COMMANDS = {
-    "addinterface": Entry("services.cli.addinterface:addinterface", "Plug a network card into a running VM."),
-    "removeinterface": Entry(
-        "services.cli.removeinterface:removeinterface", "Unplug a network card from a running VM."
+    "addinterface": CommandEntry("services.cli.commands.change:addinterface", "Plug a network interface into a VM."),
+    "removeinterface": CommandEntry(
+        "services.cli.commands.change:removeinterface", "Unplug a network interface from a VM."
     ),
-    "status": Entry("services.cli.status:status", "Show how far each network card of a VM has come."),
-    "trace": Entry("services.cli.trace:trace", "Show every hop of an operation, with its milliseconds."),
-    "events": Entry("services.cli.events:events", "Show what happened to the network cards of a VM, and when."),
-    "dead-letter": Entry("services.cli.dead_letter:dead_letter", "Look at messages that no service could use."),
-    "doctor": Entry("services.cli.doctor:doctor", "Check that everything about the network cards of VMs agrees."),
-    "lab": Entry("services.cli.lab:lab", "Run a one-machine cluster for development."),
-    "run": Entry("services.cli.run:run", "Run one of hotnic's services."),
+    "status": CommandEntry(
+        "services.cli.commands.status:status", "Show the hot-plug status of a VM's network interfaces."
+    ),
+    "trace": CommandEntry("services.cli.commands.trace:trace", "Show the trace of an operation as a waterfall."),
+    "events": CommandEntry("services.cli.commands.events:events", "Show the events of a VM's network interfaces."),
+    "dead-letter": CommandEntry(
+        "services.cli.commands.dead_letter:dead_letter", "List, show and replay dead-lettered messages."
+    ),
+    "doctor": CommandEntry(
+        "services.cli.doctor.command:doctor", "Check the network interfaces of VMs for inconsistencies."
+    ),
+    "lab": ExternalCommand("hotnic-lab", "Run a development cluster (package hotnic-lab)."),
+    "run": CommandEntry("services.cli.commands.run:run", "Run one of hotnic's roles."),
 }
+"""All commands, in the order of ``hotnic --help``."""
 
 
 @click.group(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 def hotnic() -> None:
-    """Give a running virtual machine a network card, or take one away, without a restart.
+    """Plug network interfaces into running virtual machines and unplug them, without a restart.
 
-    Commands that talk to a cluster find it as kubectl does: --kubeconfig, $KUBECONFIG, ~/.kube/config.
-    Exit codes: 0 done, 1 failed, 2 usage, 3 refused by the server, 4 still in progress, 5 cluster unreachable.
+    Commands find the cluster as kubectl does: --kubeconfig, $KUBECONFIG, ~/.kube/config.
+    Exit codes: 0 done, 1 failed, 2 usage error, 3 refused by the server, 4 still in progress, 5 cluster unreachable.
     """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     try:
         code = hotnic.main(arguments, prog_name=program_name(sys.argv[0]), standalone_mode=False)
         sys.stdout.flush()
@@ -48,14 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
     except click.Abort:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output (head, a pager) has enough; the interpreter must not complain at its end.
+        # The reader of our output (head, a pager) has exited. The interpreter flushes stdout once more when it exits:
+        # without a valid descriptor there, it prints an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code if isinstance(code, int) else 0
 
 
 def program_name(argv0: str) -> str:
-    """What help texts call the program: kubectl runs its plugin ``kubectl-hotnic`` as ``kubectl hotnic``."""
+    """Return the program's name for help texts: kubectl runs its plugin ``kubectl-hotnic`` as ``kubectl hotnic``."""
     return "kubectl hotnic" if Path(argv0).name.startswith("kubectl-hotnic") else "hotnic"
 
 

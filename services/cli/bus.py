@@ -1,6 +1,6 @@
-"""Finding the bus as NATS' own tools do, for the few commands that read it, and saying what is wrong when it is away.
+"""The connection to NATS for commands that read it: address, credentials, and the error when NATS does not answer.
 
-Commands about a cluster find that by :mod:`services.cli.cluster`.
+The connection to a cluster is :mod:`services.cli.cluster`. Next: :mod:`services.common.bus.nats.reader`.
 """
 
 from __future__ import annotations
@@ -16,63 +16,69 @@ import click
 from services.cli.errors import Unreachable
 
 if TYPE_CHECKING:
-    from services.common.bus.reader import Reader
+    from services.common.bus.nats.reader import StreamReader
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-HOW_TO_POINT = (
-    "Name it with --nats-url URL or the variable NATS_URL (NATS_CREDS, NATS_CA, NATS_CERT and NATS_KEY name files);\n"
-    "the lab's is printed by: hotnic lab status"
+NATS_HINT = (
+    "Set --nats-url URL or NATS_URL; NATS_CREDS, NATS_CA, NATS_CERT and NATS_KEY name files.\n"
+    "The address of the lab's NATS server: hotnic lab status"
 )
 
 
 def bus_option(command: F) -> F:
     """Add ``--nats-url``."""
     option = click.option(
-        "--nats-url", metavar="URL", envvar="NATS_URL", help="Where NATS is (NATS_URL; several, parted by commas)."
+        "--nats-url",
+        metavar="URL",
+        envvar="NATS_URL",
+        help="Address of the NATS server; several are separated by commas (default: NATS_URL).",
     )
     return option(command)
 
 
-def ask(url: str | None, work: Callable[[Reader], Coroutine[Any, Any, T]]) -> T:
-    """Connect, run ``work(reader)`` and disconnect.
+def run_with_bus(url: str | None, work: Callable[[StreamReader], Coroutine[Any, Any, T]]) -> T:
+    """Connect to NATS, run ``work(reader)`` and disconnect.
 
-    :raises Unreachable: there is no bus, or it does not answer.
+    :param url: as the user gave it; ``None`` when there is none.
+    :raises Unreachable: no address is given, or NATS does not answer.
     """
+    from services.common.bus.nats.reader import open_reader
     from services.common.bus.protocol import BusUnavailable
-    from services.common.bus.reader import reading
-    from services.common.logs import logger
+    from services.common.telemetry.logs import logger
 
-    where = named(url)
+    address = required_url(url)
 
     async def connected() -> T:
-        async with reading(where, os.environ, log=logger("cli", "critical")) as reader:
+        async with open_reader(address, os.environ, log=logger("cli", "critical")) as reader:
             return await work(reader)
 
     try:
         return asyncio.run(connected())
     except BusUnavailable as error:
-        raise Unreachable(f"NATS at {shown(where)} does not answer: {error}\n{HOW_TO_POINT}") from error
+        raise Unreachable(f"NATS at {without_credentials(address)} does not answer: {error}\n{NATS_HINT}") from error
 
 
-def named(url: str | None) -> str:
-    """The address, which has to be named.
+def required_url(url: str | None) -> str:
+    """Return the address of NATS.
 
-    :raises Unreachable: it is not.
+    :param url: as the user gave it; ``None`` when there is none.
+    :raises Unreachable: no address is given.
     """
     if not url:
-        raise Unreachable(f"no bus is named.\n{HOW_TO_POINT}")
+        raise Unreachable(f"no NATS address is set\n{NATS_HINT}")
     return url
 
 
-def shown(url: str) -> str:
-    """An address without what lets one in."""
-    return ",".join(_shown(part.strip()) for part in url.split(","))
+def without_credentials(url: str) -> str:
+    """Return addresses without user, password and token."""
+    return ",".join(_without_userinfo(part.strip()) for part in url.split(","))
 
 
-def _shown(url: str) -> str:
+def _without_userinfo(url: str) -> str:
     if "@" not in url:
         return url
+    # An address of NATS may lack the scheme; without the slashes, urlsplit finds no host.
     parts = urlsplit(url if "//" in url else f"//{url}")
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -1,7 +1,6 @@
-"""Finding a cluster as kubectl does, and saying in one message what is wrong when it cannot be used.
+"""The connection to a cluster: options as kubectl has them, the client, and an exit code for each of its errors.
 
-The options every cluster command has, the connection, and the translation of the client's errors into exit codes.
-Next: :mod:`services.cli.status`, the simplest of its users.
+Next: :mod:`services.cli.commands.status`, the simplest command that uses it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from services.cli.errors import Failed, Refused, Unreachable
+from services.cli.errors import CommandFailed, RefusedByServer, Unreachable
 
 if TYPE_CHECKING:
     from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
@@ -28,8 +27,8 @@ USER_AGENT = "hotnic-cli"
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """Which cluster and namespace the user means; ``None`` is what the kubeconfig says."""
+class ClusterTarget:
+    """Cluster and namespace as the user selected them; ``None`` selects the default of the kubeconfig."""
 
     namespace: str | None
     context: str | None
@@ -39,92 +38,97 @@ class Where:
 def cluster_options(command: F) -> F:
     """Add ``--namespace``, ``--context`` and ``--kubeconfig``."""
     for option in (
-        click.option("--kubeconfig", metavar="FILE", help="Credentials file (default: as kubectl finds it)."),
-        click.option("--context", metavar="NAME", help="Context of the credentials file."),
-        click.option("-n", "--namespace", metavar="NAME", help="Namespace of the VM (default: the context's)."),
+        click.option("--kubeconfig", metavar="FILE", help="Path of the kubeconfig file (default: as for kubectl)."),
+        click.option("--context", metavar="NAME", help="Name of the kubeconfig context."),
+        click.option("-n", "--namespace", metavar="NAME", help="Namespace of the VM (default: that of the context)."),
     ):
         command = option(command)
     return command
 
 
-def call(where: Where, work: Callable[[Kube, str], Coroutine[Any, Any, T]], *, span: str | None = None) -> T:
-    """Connect, run ``work(kube, namespace)`` and disconnect.
+def run_with_cluster(
+    target: ClusterTarget, work: Callable[[Kube, str], Coroutine[Any, Any, T]], *, span: str | None = None
+) -> T:
+    """Connect to the cluster, run ``work(kube, namespace)`` and disconnect.
 
-    :param span: name of the span around it all, for commands that change something.
-    :raises Complaint: the cluster is not there, or says no.
+    :param span: name of a span around the work, for commands that change something; ``None`` creates no spans.
+    :raises CliError: the cluster does not answer or refuses a request.
     """
-    from services.cli import tracing
+    # Large libraries are imported where they are used, so that help texts and usage errors appear at once.
+    from services.cli.tracing import tracer
     from services.common.kube.client import Kube
     from services.common.kube.errors import KubeError
 
     async def connected() -> T:
-        kubeconfig = where.kubeconfig or os.environ.get("KUBECONFIG") or None
-        traces = tracing.telemetry() if span else tracing.NoTraces()
+        kubeconfig = target.kubeconfig or os.environ.get("KUBECONFIG") or None
+        traces = tracer.configure_tracing() if span else tracer.NoTraces()
         try:
             kube = await Kube.connect(
-                kubeconfig=kubeconfig, telemetry=traces, user_agent=USER_AGENT, context=where.context
+                kubeconfig=kubeconfig, telemetry=traces, user_agent=USER_AGENT, context=target.context
             )
             async with kube:
-                with traces.tracer.start_as_current_span(span or "", context=tracing.caller()):
-                    return await work(kube, where.namespace or kube.access.namespace)
+                with traces.tracer.start_as_current_span(span or "", context=tracer.caller_context()):
+                    return await work(kube, target.namespace or kube.access.namespace)
         finally:
             traces.shutdown()
 
     try:
         return asyncio.run(connected())
     except KubeError as error:
-        raise complaint(error) from error
+        raise cli_error(error) from error
 
 
-def complaint(error: KubeError) -> click.ClickException:
-    """What to tell the user about an error of the API server, or of the way to it."""
+def cli_error(error: KubeError) -> click.ClickException:
+    """Return the error with exit code and message for an error of the API server or of the connection to it."""
     from services.common.kube import errors
 
     if isinstance(error, errors.KubeconfigError):
-        return Unreachable(f"no cluster: {error.message}\n{HOW_TO_POINT}")
+        return Unreachable(f"cannot find a cluster: {error.message}\n{CLUSTER_HINT}")
+    # An error inside the server is no refusal of the request.
     if error.status == 500:
-        return Failed(f"the server failed (500 {error.reason}): {error.message}")
+        return CommandFailed(f"the server failed (500 {error.reason}): {error.message}")
     if isinstance(error, errors.Unavailable):
-        hint = HOW_TO_POINT if error.status == 0 else "hotnic's api or the API server is not available; try again"
+        # With a status it was the API server that answered: its address is right.
+        hint = CLUSTER_HINT if error.status == 0 else "hotnic's api or the API server is not available; try again later"
         return Unreachable(f"the cluster does not answer: {error.message}\n{hint}")
     if isinstance(error, errors.Unauthorized):
-        return Refused(f"the server does not accept these credentials: {error.message}")
-    return Refused(f"the server refused ({error.status} {error.reason}): {error.message}")
+        return RefusedByServer(f"the server rejected the credentials: {error.message}")
+    return RefusedByServer(f"the server refused ({error.status} {error.reason}): {error.message}")
 
 
-HOW_TO_POINT = (
-    "Name one with --kubeconfig FILE, --context NAME or the variable KUBECONFIG; "
-    'the lab\'s: export KUBECONFIG="$(hotnic lab kubeconfig)"'
+CLUSTER_HINT = (
+    "Select a cluster with --kubeconfig FILE, --context NAME or KUBECONFIG; "
+    'for the lab: export KUBECONFIG="$(hotnic lab kubeconfig)"'
 )
 
 
-def cluster_line(kube: Kube) -> str:
-    """What a command that changes something says first: which cluster it is about to change."""
+def cluster_message(kube: Kube) -> str:
+    """Return the line that names the cluster, which commands print before they change something."""
     return f"cluster {kube.access.server}, context {kube.access.context or '(in the pod)'}"
 
 
 async def find_vmi(kube: Kube, namespace: str, name: str) -> VirtualMachineInstance:
     """Read a VMI.
 
-    :raises Refused: there is none; says where it was looked for.
+    :raises RefusedByServer: there is none; the message names the namespace.
     """
     from schemas.kube import VMIS
 
-    return await or_unknown(kube.get(VMIS, namespace, name), namespace, name)
+    return await explain_not_found(kube.get(VMIS, namespace, name), namespace, name)
 
 
 async def find_vm(kube: Kube, namespace: str, name: str) -> VirtualMachine:
     """Read a VM.
 
-    :raises Refused: there is none; says where it was looked for.
+    :raises RefusedByServer: there is none; the message names the namespace.
     """
     from schemas.kube import VMS
 
-    return await or_unknown(kube.get(VMS, namespace, name), namespace, name)
+    return await explain_not_found(kube.get(VMS, namespace, name), namespace, name)
 
 
-async def or_none(answer: Awaitable[T]) -> T | None:
-    """Await a request; ``None`` where what it asks for is not there."""
+async def get_or_none(answer: Awaitable[T]) -> T | None:
+    """Await a request and return its answer; ``None`` when the object does not exist."""
     from services.common.kube.errors import NotFound
 
     try:
@@ -133,10 +137,11 @@ async def or_none(answer: Awaitable[T]) -> T | None:
         return None
 
 
-async def or_unknown(answer: Awaitable[T], namespace: str, name: str) -> T:
-    """Await a request about a VM or its VMI.
+async def explain_not_found(answer: Awaitable[T], namespace: str, name: str) -> T:
+    """Await a request about a VM or its VMI and explain a "not found".
 
-    :raises Refused: instead of "not found", where it is this VM that is not there.
+    :raises RefusedByServer: the VM or VMI does not exist, or the cluster does not serve hotnic's API.
+    :raises KubeError: any other error, also when another object does not exist.
     """
     from services.common.kube.errors import NotFound
 
@@ -150,25 +155,28 @@ async def or_unknown(answer: Awaitable[T], namespace: str, name: str) -> T:
             ("virtualmachine", "VM", "vm"),
         ):
             if kind.startswith(prefix):
-                raise Refused(
-                    f'there is no {what} "{name}" in namespace "{namespace}" (see: kubectl get {short} -n {namespace})'
+                raise RefusedByServer(
+                    f'no {what} "{name}" in namespace "{namespace}"; list them with: kubectl get {short} -n {namespace}'
                 ) from error
         if details is None or not details.name:
-            raise Refused(f"this cluster does not serve the request; is hotnic installed? ({error.message})") from error
+            # A 404 that names no object is about the path: the cluster does not serve this API.
+            raise RefusedByServer(
+                f"the cluster does not serve hotnic's API ({error.message}); check whether hotnic is installed"
+            ) from error
         raise
 
 
 async def find_pod(kube: Kube, vmi: VirtualMachineInstance) -> Pod | None:
-    """Read the pod that acts for a VMI; ``None`` when there is none."""
+    """Read the acting pod of a VMI; ``None`` when there is none."""
     from schemas.kube import PODS
-    from services.common.domain.operations import acting_pod
+    from services.common.domain.operations import find_acting_pod
 
     listing = await kube.list(PODS, vmi.metadata.namespace, labels=pod_selector(vmi))
-    return acting_pod(vmi, listing.items)
+    return find_acting_pod(vmi, listing.items)
 
 
 def pod_selector(vmi: VirtualMachineInstance) -> str:
-    """The label selector of a VMI's launcher pods."""
+    """Return the label selector of a VMI's launcher pods."""
     from schemas.kube import CREATED_BY_LABEL
 
     return f"{CREATED_BY_LABEL}={vmi.metadata.uid}"

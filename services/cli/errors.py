@@ -1,6 +1,6 @@
-"""What can go wrong for a user, each with its exit code: 1 failed, 3 refused, 4 still in progress, 5 unreachable.
+"""The errors of the command line with their exit codes: 1 failed, 3 refused, 4 still in progress, 5 unreachable.
 
-Usage errors are click's own (2). Next: :mod:`services.cli.cluster`, which meets most of these.
+Usage errors are click's own (2). Next: :mod:`services.cli.cluster`, which raises most of these.
 """
 
 from typing import ClassVar
@@ -8,32 +8,32 @@ from typing import ClassVar
 import click
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell gives it (128 + SIGINT)."""
+"""Exit code after Ctrl-C, by the convention of shells (128 + SIGINT)."""
 
 
-class Complaint(click.ClickException):
-    """A message for the user on standard error; ends the program."""
+class CliError(click.ClickException):
+    """An error whose message is printed on standard error; ends the program."""
 
     exit_code: ClassVar[int] = 1
 
 
-class Failed(Complaint):
-    """The operation ended without success."""
+class CommandFailed(CliError):
+    """The command or its operation failed."""
 
 
-class Refused(Complaint):
-    """The server understood and said no."""
+class RefusedByServer(CliError):
+    """The server refused the request, or the requested object does not exist."""
 
     exit_code = 3
 
 
-class InProgress(Complaint):
-    """The time is over, the operation is not."""
+class StillInProgress(CliError):
+    """The operation has not completed within ``--timeout``."""
 
     exit_code = 4
 
 
-class Unreachable(Complaint):
-    """There is no cluster, or it does not answer."""
+class Unreachable(CliError):
+    """There is no cluster or NATS server, or it does not answer."""
 
     exit_code = 5

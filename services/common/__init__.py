@@ -1,4 +1,7 @@
-"""What every role shares: edges to the outside (bus, kube, cri, http, netlink, telemetry), the loop and pure decisions.
+"""Packages that all roles share: clients, pure decisions, telemetry, the process frame and the reconcile queue.
 
-One subject per package; no role is imported from here.
+:mod:`~services.common.bus`, :mod:`~services.common.kube`, :mod:`~services.common.cri`, :mod:`~services.common.http`,
+:mod:`~services.common.netlink` and :mod:`~services.common.guest` are clients of one system each.
+:mod:`~services.common.domain` holds the pure decisions that several roles share. Nothing here imports a role.
+Start with :mod:`services.common.runtime`, then :mod:`services.common.reconcile`.
 """

@@ -1,9 +1,9 @@
-"""The keyed queue and the loop of every reconciler: ``add(key)`` -> ``reconcile(key, attempt)``.
+"""Keyed queue and loop of every reconciler: ``add(key)`` leads to ``reconcile(key, attempt)``.
 
-Per key in order and never twice at once, across keys in parallel up to a limit; a burst of adds is one run. An add says
-only "look again": what there is to do is read from live truth by the role, so an add may come too often but never
-too seldom. Not a work queue that survives a restart: the resync (at start, then every minute) is what makes up for one.
-Next: a role's ``role.py``, which feeds it, and its ``observe.py``, ``plan.py`` and ``apply.py``, which it calls.
+Runs of one key never overlap; runs of different keys are parallel up to a limit. Several adds before a run lead to one
+run. An add carries no work: the role reads the actual state, so an add too many is harmless and one too few is not. The
+queue does not survive a restart; the resync at start and every minute makes up for that.
+Next: a role's ``role.py``, which adds keys, and its ``observe``, ``plan`` and ``apply``.
 """
 
 import asyncio
@@ -11,39 +11,43 @@ import contextvars
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeAlias, TypeVar
 
+import msgspec
 from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
 
+from services.common.backoff import jittered
 from services.common.kube.errors import KubeError
-from services.common.logs import Log
+from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import span_context, trace_id_of
 
 K = TypeVar("K", bound=Hashable)
-Source: TypeAlias = Literal["bus", "watch", "resync", "retry"]
+Source: TypeAlias = Literal["bus", "watch", "resync", "retry", "effect"]
+"""What adds a key; ``watch`` also means the guest's events and timers, ``effect`` for a change made by a run."""
 
 FIRST_BACKOFF = 0.1
-"""Seconds before the second attempt; doubled with each further one."""
+"""Seconds before the second attempt; doubled for each further one."""
 MAX_BACKOFF = 30.0
 FIRST_BUG_BACKOFF = 5.0
-"""Seconds before a run that ended by a bug is tried again: it will rarely go better."""
+"""Seconds before the retry after an unexpected exception, which a retry rarely cures."""
 MAX_BUG_BACKOFF = 300.0
-PATIENT_FAILURES = 8
-"""After so many failures in a row an add waits until :data:`FAILING_INTERVAL` after the last run's end."""
+MAX_FAST_FAILURES = 8
+"""After more failures in a row than this, an add waits until :data:`FAILING_INTERVAL` after the end of the last run."""
 FAILING_INTERVAL = 1.0
-"""Seconds. A failing run that touches what it watches would otherwise start itself again without a pause."""
-MAX_CAUSES = 64
+"""Seconds. Without it, a failing run that changes an object it watches would trigger itself without a pause."""
+MAX_CAUSES = 64  # of one key, while its attempts fail; then the oldest is dropped
 RUN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Seconds: from a look that finds nothing to do to one that waits for every deadline."""
+"""Seconds: from a run with nothing to do to one that waits for every deadline."""
 
 
 class Retry(Exception):
-    """The world is not ready yet: try again.
+    """Raised by a role whose preconditions are not met yet: requeue the key.
 
     :ivar reason: CamelCase, for Events and metrics.
-    :ivar after: seconds until then; ``None``: exponential backoff with jitter, 0.1 s to 30 s, without a last attempt.
+    :ivar message: details for logs and users.
+    :ivar after: seconds until the next attempt; ``None`` for exponential backoff with jitter, 0.1 s to 30 s, without a
+        last attempt. 0.0 means a conflict: another writer changed an object after it was observed.
     """
 
     def __init__(self, reason: str, message: str = "", *, after: float | None = None) -> None:
@@ -52,11 +56,17 @@ class Retry(Exception):
         self.message = message
         self.after = after
 
+    @property
+    def conflict(self) -> bool:
+        """Whether to plan again at once, because of a conflict. Its span is then no error."""
+        return self.after == 0.0
+
 
 class Reject(Exception):
-    """It cannot be done as asked: no retry until something about the key changes (the resync looks again, too).
+    """Raised by a role that cannot do what is requested. The next add of the key, or the resync, runs it again.
 
     :ivar reason: CamelCase, for Events and metrics.
+    :ivar message: details for logs and users.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -65,63 +75,76 @@ class Reject(Exception):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a key is looked at, and the trace this belongs to (``None``: to none)."""
+class Cause(msgspec.Struct, frozen=True):
+    """The reason for a run.
+
+    :ivar source: what added the key.
+    :ivar context: trace context of the message or request; ``None`` if there is none.
+    """
 
     source: Source
     context: Context | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One run for a key.
 
-    :ivar number: 1 for the first after a success or a rejection, then counting up.
-    :ivar causes: oldest first; those of failed attempts stay until one succeeds, so that a retry finds its trace.
+    :ivar number: 1 for the first run after a success or a rejection, then counting up.
+    :ivar backoff: seconds until the next run if this one ends by a :class:`Retry` without ``after``. Known in advance,
+        because the event of a failure carries it.
+    :ivar causes: oldest first. Causes of failed attempts are passed again until one succeeds, so a retry has its trace.
     """
 
     number: int = 1
     causes: tuple[Cause, ...] = ()
+    backoff: float = FIRST_BACKOFF
 
 
-@dataclass(slots=True)
-class _Entry:
-    causes: dict[tuple[str, int], Cause] = field(default_factory=dict)
+class _QueueEntry(msgspec.Struct, eq=False):
+    """The state of one key from its first add until a run is done or rejected. Times are those of the event loop.
+
+    :ivar queued: whether the key waits for a free slot; a key in backoff has a timer instead.
+    :ivar requeue: whether the key was added during the run.
+    :ivar effect: whether an effect is to be observed, which ends the pause between failing runs.
+    """
+
+    causes: dict[tuple[str, int], Cause] = msgspec.field(default_factory=dict)
     failures: int = 0
     running: bool = False
     queued: bool = False
-    again: bool = False
+    requeue: bool = False
+    effect: bool = False
     attempt: Attempt = Attempt()
     started: float = 0.0
     ended: float = float("-inf")
     timer: asyncio.TimerHandle | None = None
     timer_due: float = 0.0
 
-    def note(self, cause: Cause) -> None:
-        # One per source and trace is enough to find the trace again, and keeps a burst small.
+    def add_cause(self, cause: Cause) -> None:
+        # One cause per source and trace is enough to find the trace, and bounds the memory of a burst.
         identity = (cause.source, span_context(cause.context).trace_id if cause.context is not None else 0)
         self.causes.pop(identity, None)
         self.causes[identity] = cause
         while len(self.causes) > MAX_CAUSES:
             del self.causes[next(iter(self.causes))]
 
-    def disarm(self) -> None:
+    def cancel_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 class Reconciler(Generic[K]):
-    """Runs ``reconcile(key, attempt)`` for the keys that were added.
+    """Queue that runs ``reconcile(key, attempt)`` for the added keys.
 
-    The outcome is the exception: none (done), :class:`Retry`, :class:`Reject`; a transient :class:`KubeError` that the
-    role lets through is a retry; any other is a bug, which is logged with its trace and retried slowly.
+    The exception of a run is its outcome: none (done), :class:`Retry` or :class:`Reject`. A transient
+    :class:`KubeError` counts as a retry. Any other exception is a bug, logged with its traceback and retried slowly.
     Metrics: ``hotnic_reconcile_seconds{role,outcome}``, ``hotnic_queue_depth{role}``, ``hotnic_in_flight{role}``.
 
-    :param name: of the role, for logs and metrics.
-    :param parallel: how many keys run at once.
-    :param resync: seconds between two looks at all ``keys()``.
+    :param name: name of the role, for logs and metrics.
+    :param parallel: maximum number of concurrent runs.
+    :param resync: seconds between two resyncs, plus or minus 10 %.
+    :param keys: returns all keys for a resync.
     """
 
     def __init__(
@@ -137,7 +160,7 @@ class Reconciler(Generic[K]):
         rng: random.Random | None = None,
     ) -> None:
         if parallel < 1:
-            raise ValueError("at least one key must be able to run")
+            raise ValueError("parallel must be at least 1")
         self._name = name
         self._reconcile = reconcile
         self._log = log
@@ -145,7 +168,7 @@ class Reconciler(Generic[K]):
         self._resync = resync
         self._keys = keys
         self._rng = rng or random.Random()
-        self._entries: dict[K, _Entry] = {}
+        self._entries: dict[K, _QueueEntry] = {}
         self._ready: deque[K] = deque()
         self._tasks: dict[asyncio.Task[None], K] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -158,48 +181,49 @@ class Reconciler(Generic[K]):
             explicit_bucket_boundaries_advisory=RUN_BUCKETS,
         )
         self._depth = meter.create_up_down_counter("hotnic_queue_depth", description="Keys waiting for their run")
-        self._in_flight = meter.create_up_down_counter("hotnic_in_flight", description="Keys being worked on")
+        self._in_flight = meter.create_up_down_counter("hotnic_in_flight", description="Keys running now")
 
     @property
     def depth(self) -> int:
-        """Keys that wait for a free place; those in backoff are not among them."""
+        """Number of keys that wait for a free slot, without those in backoff."""
         return len(self._ready)
 
     @property
     def in_flight(self) -> int:
-        """Keys that run now."""
+        """Number of keys that run now."""
         return len(self._tasks)
 
     def add(self, key: K, *, source: Source, context: Context | None = None) -> None:
-        """Have a key looked at: now, or, if it runs now, once more afterwards. Cheap; callable before :meth:`run`.
+        """Queue a key for a run, or for one more run after the current one; cheap, and allowed before :meth:`run`.
 
-        It cuts a backoff short (the attempts go on counting), except for a resync, which only waits along.
+        An add ends a backoff early, without resetting the attempt count. A resync does not end a backoff.
         """
-        entry = self._entries.setdefault(key, _Entry())
-        entry.note(Cause(source, context))
+        entry = self._entries.setdefault(key, _QueueEntry())
+        entry.add_cause(Cause(source, context))
+        entry.effect = entry.effect or source == "effect"
         if entry.running:
-            entry.again = entry.again or source != "resync"
+            entry.requeue = entry.requeue or source != "resync"
             return
         if entry.queued or (entry.timer is not None and source == "resync"):
             return
-        self._start_soon(key, entry)
+        self._queue_paced(key, entry)
 
     async def run(self) -> None:
-        """Work until cancelled; then the runs under way are cancelled, too, and waited for."""
+        """Run until cancelled. Then cancel the current runs, too, and wait for them."""
         if self._loop is not None:
-            raise RuntimeError(f"{self._name} runs already")
+            raise RuntimeError(f"reconciler {self._name} is running already")
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         try:
-            self._pump()
+            self._start_runs()
             while True:
-                self._add_all()
-                # Not in step with the other replicas and roles that were started together.
+                self._resync_keys()
+                # Jitter, so that replicas and roles that started together do not resync together.
                 await asyncio.sleep(self._resync * self._rng.uniform(0.9, 1.1))
         finally:
             await self._stop()
 
-    def _add_all(self) -> None:
+    def _resync_keys(self) -> None:
         try:
             for key in list(self._keys()):
                 self.add(key, source="resync")
@@ -209,115 +233,116 @@ class Reconciler(Generic[K]):
     async def _stop(self) -> None:
         self._loop = None
         for entry in self._entries.values():
-            entry.disarm()
+            entry.cancel_timer()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        # Should it be run again, nothing is lost.
+        # Queue all keys again, so that nothing is lost if run() is called again, as by a controller that leads again.
         self._depth.add(len(self._entries) - len(self._ready), self._labels)
         self._ready = deque(self._entries)
         for entry in self._entries.values():
             entry.queued, entry.running = True, False
 
-    def _start_soon(self, key: K, entry: _Entry) -> None:
+    def _queue_paced(self, key: K, entry: _QueueEntry) -> None:
         wait = 0.0
-        if self._loop is not None and entry.failures > PATIENT_FAILURES:
+        # A run that failed for one NIC may have attached another, whose report must not wait.
+        if self._loop is not None and entry.failures > MAX_FAST_FAILURES and not entry.effect:
             wait = entry.ended + FAILING_INTERVAL - self._loop.time()
         if wait <= 0:
             self._enqueue(key, entry)
+        # Bring a longer backoff forward, but never postpone the run by repeated adds.
         elif entry.timer is None or entry.timer_due > entry.ended + FAILING_INTERVAL:
-            self._arm(key, entry, wait)
+            self._start_timer(key, entry, wait)
 
-    def _enqueue(self, key: K, entry: _Entry) -> None:
-        entry.disarm()
+    def _enqueue(self, key: K, entry: _QueueEntry) -> None:
+        entry.cancel_timer()
         entry.queued = True
         self._ready.append(key)
         self._depth.add(1, self._labels)
-        self._pump()
+        self._start_runs()
 
-    def _arm(self, key: K, entry: _Entry, wait: float) -> None:
-        entry.disarm()
+    def _start_timer(self, key: K, entry: _QueueEntry, wait: float) -> None:
+        entry.cancel_timer()
         if self._loop is not None:
             entry.timer_due = self._loop.time() + wait
-            entry.timer = self._loop.call_later(wait, self._due, key, context=self._context)
+            entry.timer = self._loop.call_later(wait, self._on_timer, key, context=self._context)
 
-    def _due(self, key: K) -> None:
+    def _on_timer(self, key: K) -> None:
         entry = self._entries[key]
         entry.timer = None
         self._enqueue(key, entry)
 
-    def _pump(self) -> None:
+    def _start_runs(self) -> None:
         while self._loop is not None and self._ready and len(self._tasks) < self._parallel:
             key = self._ready.popleft()
             self._depth.add(-1, self._labels)
-            # In the loop's own context: whoever added the key must not become the parent of its spans by accident.
+            # In run()'s context: otherwise the current span of an add() would become the parent of the run's spans.
             task = self._loop.create_task(
-                self._attempt(key, self._entries[key]), name=f"{self._name} {key!r}", context=self._context.copy()
+                self._run_key(key, self._entries[key]), name=f"{self._name} {key!r}", context=self._context.copy()
             )
             self._tasks[task] = key
             self._in_flight.add(1, self._labels)
-            task.add_done_callback(self._finished)
+            task.add_done_callback(self._on_done)
 
-    async def _attempt(self, key: K, entry: _Entry) -> None:
-        # Only from here on an add means one more run: until now it belongs to the same burst.
-        entry.queued, entry.running, entry.again = False, True, False
-        entry.attempt = Attempt(entry.failures + 1, tuple(entry.causes.values()))
+    async def _run_key(self, key: K, entry: _QueueEntry) -> None:
+        # An add before this line belongs to the same burst. From here on it leads to another run.
+        entry.queued, entry.running, entry.requeue, entry.effect = False, True, False, False
+        number = entry.failures + 1
+        backoff = round(jittered(number, FIRST_BACKOFF, MAX_BACKOFF, self._rng), 3)
+        entry.attempt = Attempt(number, tuple(entry.causes.values()), backoff)
         entry.started = asyncio.get_running_loop().time()
         await self._reconcile(key, entry.attempt)
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         key = self._tasks.pop(task)
         self._in_flight.add(-1, self._labels)
         entry = self._entries[key]
         entry.running = False
         if self._loop is None:
             if not task.cancelled():
+                # Retrieve it: asyncio logs an exception that nobody retrieves.
                 task.exception()
             return
         entry.ended = self._loop.time()
-        outcome, wait = self._judge(key, task, entry)
+        outcome, wait = self._classify(key, task, entry)
         self._seconds.record(entry.ended - entry.started, {**self._labels, "outcome": outcome})
         if entry.failures == 0:
-            # What was added while it ran has not been looked at; only that goes on.
+            # Causes that were added during the run belong to the next run. The others are done.
             seen = set(map(id, entry.attempt.causes))
             entry.causes = {name: cause for name, cause in entry.causes.items() if id(cause) not in seen}
-        if entry.again:
-            self._start_soon(key, entry)
+        if entry.requeue:
+            self._queue_paced(key, entry)
         elif wait is not None:
-            entry.note(Cause("retry"))
-            self._arm(key, entry, wait)
+            entry.add_cause(Cause("retry"))
+            self._start_timer(key, entry, wait)
         else:
             del self._entries[key]
-        self._pump()
+        self._start_runs()
 
-    def _judge(self, key: K, task: asyncio.Task[None], entry: _Entry) -> tuple[str, float | None]:
-        """Name the outcome, count the failure, and say in how many seconds to retry (``None``: not at all)."""
-        error = asyncio.CancelledError("cancelled from inside") if task.cancelled() else task.exception()
+    def _classify(self, key: K, task: asyncio.Task[None], entry: _QueueEntry) -> tuple[str, float | None]:
+        """Return the outcome and the seconds until the retry (``None``: no retry), and count the failure."""
+        error = asyncio.CancelledError("the run cancelled itself") if task.cancelled() else task.exception()
         if error is None:
             entry.failures = 0
             return "done", None
-        about = {"key": str(key), "attempt": entry.attempt.number, "trace_id": _trace_id(entry.attempt)}
+        fields = {"key": str(key), "attempt": entry.attempt.number, "trace_id": _trace_id(entry.attempt)}
         if isinstance(error, Reject):
             entry.failures = 0
-            self._log.warning("rejected", reason=error.reason, detail=error.message, **about)
+            self._log.warning("reconcile rejected", reason=error.reason, detail=error.message, **fields)
             return "rejected", None
         entry.failures += 1
         if isinstance(error, KubeError) and error.transient:
             error = Retry(error.reason, error.message, after=error.retry_after)
         if isinstance(error, Retry):
-            wait = error.after if error.after is not None else self._backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
-            self._log.info("retry", reason=error.reason, detail=error.message, after=round(wait, 3), **about)
+            wait = error.after if error.after is not None else entry.attempt.backoff
+            fields |= {"reason": error.reason, "detail": error.message}
+            self._log.info("reconcile requeued", after=round(wait, 3), **fields)
             return "retry", max(0.0, wait)
-        wait = self._backoff(entry.failures, FIRST_BUG_BACKOFF, MAX_BUG_BACKOFF)
-        self._log.error("bug in a reconcile", after=round(wait, 3), exc_info=error, **about)
+        wait = jittered(entry.failures, FIRST_BUG_BACKOFF, MAX_BUG_BACKOFF, self._rng)
+        self._log.error("unexpected reconcile error", after=round(wait, 3), exc_info=error, **fields)
         return "bug", wait
-
-    def _backoff(self, failures: int, first: float, limit: float) -> float:
-        # Between half and all of the step: keys that failed together do not come back together.
-        step: float = min(limit, first * 2 ** min(failures - 1, 30))
-        return max(first, step * self._rng.uniform(0.5, 1.0))
 
 
 def _trace_id(attempt: Attempt) -> str | None:

@@ -1,5 +1,5 @@
-"""The controller role: from the VMI's spec to the pod's networks annotation, and from the pod's network status back.
+"""The controller role: copies interfaces from the VMI's spec to the pod, and the pod's network status to the VMI.
 
-A key goes :mod:`~services.controller.role` → :mod:`~services.controller.observe` →
+A key passes :mod:`~services.controller.role` → :mod:`~services.controller.observe` →
 :mod:`~services.controller.plan` → :mod:`~services.controller.apply`.
 """

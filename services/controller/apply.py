@@ -1,55 +1,53 @@
-"""Carrying out the controller's plan: guarded patches, then events, each in the trace of its operation.
+"""Apply the controller's plan: guarded patches, then bus events, each in the trace of its operation.
 
-A guard that fails means the object has changed since it was looked at: the key is looked at again at once.
-Next: :mod:`services.controller.starting`, for wishes that get going.
+A guard that fails means that the object has changed since it was observed; the key is then reconciled again at once.
+Next: :mod:`services.controller.starting`, which starts operations.
 """
 
 from typing import Any
 
 from schemas.kube import PODS, VMIS, VMS, Pod, Resource, VirtualMachine, VirtualMachineInstance
-from services.common import faults
-from services.common.bus.protocol import Bus
-from services.common.kube.cached_reader import CachedReader
-from services.common.kube.client import Kube
+from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
-from services.common.kube.event_recorder import EventRecorder
 from services.common.reconcile import Attempt, Retry
-from services.common.telemetry import Telemetry
+from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import links, parent_of
-from services.controller.plan.actions import Complain, Observed, Patch, Target, pod_annotated
+from services.controller.observe import Readers
+from services.controller.plan.actions import Observed, PatchObject, PatchTarget, WarnUser, pod_annotated_event
 
-RESOURCES: dict[Target, Resource[Any]] = {Target.VM: VMS, Target.VMI: VMIS, Target.POD: PODS}
+RESOURCES: dict[PatchTarget, Resource[Any]] = {PatchTarget.VM: VMS, PatchTarget.VMI: VMIS, PatchTarget.POD: PODS}
 
 
 class Applier:
-    """Applies actions for one VM at a time (the queue sees to the order)."""
+    """Applies patches and records warnings.
 
-    def __init__(
-        self,
-        kube: Kube,
-        bus: Bus,
-        events: EventRecorder,
-        telemetry: Telemetry,
-        vms: CachedReader[VirtualMachine],
-        vmis: CachedReader[VirtualMachineInstance],
-        pods: CachedReader[Pod],
-    ) -> None:
-        self._kube = kube
-        self._bus = bus
-        self._events = events
-        self._tracer = telemetry.tracer
-        self._fresh: dict[Target, CachedReader[Any]] = {Target.VM: vms, Target.VMI: vmis, Target.POD: pods}
+    It needs no lock: the queue never runs one VM's key twice at the same time.
 
-    async def patch(self, action: Patch, seen: Observed, attempt: Attempt) -> None:
-        """Patch an object and publish what the pod gained.
+    :param readers: the readers of objects, which must expect the versions that patches create.
+    """
 
-        One patch serves every operation in it: it is a span of the first one's trace, linked to the others'.
+    def __init__(self, context: RoleContext, readers: Readers) -> None:
+        self._kube = context.kube
+        self._bus = context.bus
+        self._events = context.events
+        self._tracer = context.telemetry.tracer
+        self._readers: dict[PatchTarget, CachedReader[Any]] = {
+            PatchTarget.VM: readers.vms,
+            PatchTarget.VMI: readers.vmis,
+            PatchTarget.POD: readers.pods,
+        }
 
-        :raises Retry: the object changed in between. :raises KubeError: the patch was refused.
+    async def patch(self, action: PatchObject, observed: Observed, attempt: Attempt) -> None:
+        """Patch an object, then publish ``pod-annotated`` for each attachment that the pod gains.
+
+        One patch may serve several operations: its span is in the trace of the first and links the others.
+
+        :raises Retry: the object has changed since it was observed.
+        :raises KubeError: the API server refuses the patch.
         """
-        found = _object(action.target, seen)
-        assert found is not None
-        meta = found.metadata
+        target = _target_object(action.target, observed)
+        assert target is not None
+        meta = target.metadata
         parents = [parent_of(operation.traceparent, attempt) for operation in action.operations]
         with self._tracer.start_as_current_span(
             f"controller {action.verb} {meta.name}",
@@ -59,29 +57,33 @@ class Applier:
         ):
             resource = RESOURCES[action.target]
             try:
-                with faults.step(f"controller.patch-{action.target}"):
-                    patched = await self._kube.json_patch(resource, meta.namespace, meta.name, action.ops)
+                patched = await self._kube.json_patch(resource, meta.namespace, meta.name, action.ops)
             except (PatchTestFailed, Conflict, NotFound) as error:
                 raise Retry(f"{resource.kind}Changed", str(error), after=0.0) from error
-            self._fresh[action.target].wrote(patched)
-            if not action.gained:
+            # The next run must not plan on a cache that is older than this patch (ADR 7).
+            self._readers[action.target].record_written(patched)
+            if not action.added_attachments:
                 return
-            assert seen.vmi is not None
-            await self._bus.publish(pod_annotated(action.gained[0], seen.vmi, patched, attempt.number))
-        for gained in action.gained[1:]:
+            assert observed.vmi is not None
+            await self._bus.publish(
+                pod_annotated_event(action.added_attachments[0], observed.vmi, patched, attempt.number)
+            )
+        # The first event is published inside the span of the patch; every further one needs a span in the trace of its
+        # own operation.
+        for added in action.added_attachments[1:]:
             with self._tracer.start_as_current_span(
                 f"controller {action.verb} {meta.name}",
-                context=parent_of(gained.operation.traceparent, attempt),
+                context=parent_of(added.operation.traceparent, attempt),
                 links=links(parents[0]),
             ):
-                await self._bus.publish(pod_annotated(gained, seen.vmi, patched, attempt.number))
+                await self._bus.publish(pod_annotated_event(added, observed.vmi, patched, attempt.number))
 
-    async def complain(self, action: Complain, seen: Observed) -> None:
-        """Say in a Kubernetes Event what is not done, once; never raises."""
-        found = _object(action.about, seen)
-        if found is None:
+    async def warn(self, action: WarnUser, observed: Observed) -> None:
+        """Record a Warning Event, once for each key; never raises."""
+        target = _target_object(action.target, observed)
+        if target is None:
             return
-        resource, meta = RESOURCES[action.about], found.metadata
+        resource, meta = RESOURCES[action.target], target.metadata
         about = {
             "kind": resource.kind,
             "api_version": resource.api_version,
@@ -89,10 +91,10 @@ class Applier:
             "name": meta.name,
             "uid": meta.uid,
         }
-        await self._events.emit(
+        await self._events.record(
             about=about, type="Warning", reason=action.reason, message=action.message, key=(meta.uid, *action.key)
         )
 
 
-def _object(target: Target, seen: Observed) -> VirtualMachine | VirtualMachineInstance | Pod | None:
-    return {Target.VM: seen.vm, Target.VMI: seen.vmi, Target.POD: seen.pod}[target]
+def _target_object(target: PatchTarget, observed: Observed) -> VirtualMachine | VirtualMachineInstance | Pod | None:
+    return {PatchTarget.VM: observed.vm, PatchTarget.VMI: observed.vmi, PatchTarget.POD: observed.pod}[target]

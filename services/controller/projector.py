@@ -1,8 +1,9 @@
-"""The projector: keeps the ladder's bucket in step with objects and events. The leader's, and the only writer.
+"""The projector: writes the hot-plug status of each VM, from objects and events, to its key-value bucket.
 
-Apart from the controller's own queue, so that no effect ever waits for the bus. It reads caches alone: what they lack
-the watch brings, and then it looks again. The folds: :mod:`services.common.domain.hotplug_status` (objects),
-:mod:`services.common.domain.stage_history` (events). Next: :mod:`services.controller.status_bucket`.
+It runs in the controller that leads and is the bucket's only writer. Its queue is not the controller's, so a reconcile
+never waits for the bus. It reads caches only: a change that a cache does not have yet requeues the key when the watch
+delivers it. Stages are derived in :mod:`services.common.domain.status.hotplug_status` (objects) and
+:mod:`services.common.domain.status.stage_history` (events). Next: :mod:`services.controller.status_bucket`.
 """
 
 import asyncio
@@ -13,165 +14,176 @@ from typing import Protocol, TypeVar
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from schemas.encoding import SUBJECT_ROOT, StatusKey, parse_status_key
-from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHistory, encode, entry_of
+from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHistory, decode_entry, encode_entry
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import interface_hash
-from services.common.bus.protocol import Bus, BusUnavailable, Received, WrongRevision
-from services.common.domain.hotplug_status import fold
-from services.common.domain.operations import acting_pod
-from services.common.domain.stage_history import entry, history_of, merge
-from services.common.logs import Log
+from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRevision
+from services.common.domain.nic import parse_nics
+from services.common.domain.operations import find_acting_pod
+from services.common.domain.status.hotplug_status import derive_statuses
+from services.common.domain.status.stage_history import build_entry, history_of, merge
+from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
 from services.common.reconcile import Attempt, Reconciler, Reject, Retry
-from services.common.telemetry import Telemetry
-from services.controller.status_bucket import RELOAD, Mirror
+from services.common.runtime.context import RoleContext
+from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
 
 Key = tuple[str, str]
-T_co = TypeVar("T_co", covariant=True)
+T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
 
 CONSUMER = "projector"
-SETTLE = 0.05
-"""Seconds that news are gathered for before the ladder is written: a plug is quicker than its story."""
-REMEMBERED = 8192
-"""Operations (on one pod each) whose events are remembered; what is forgotten becomes unknown."""
+DEBOUNCE = 0.05
+"""Seconds to collect changes before a write: the stages of a plug follow each other faster than writes would."""
+MAX_HISTORIES = 8192
+"""Number of stage histories in memory, one for each operation and pod; times of a dropped one become unknown."""
 
 
-class Cache(Protocol[T_co]):
-    """What a reflector offers."""
-
-    def get(self, namespace: str, name: str) -> T_co | None:
-        """An object as last seen."""
-        ...
+class ListableCache(ObjectCache[T_co], Protocol[T_co]):
+    """A cache whose objects can be listed, such as :class:`services.common.kube.cache.reflector.Reflector`."""
 
     def items(self) -> Iterable[T_co]:
-        """All of them."""
+        """Return all objects."""
         ...
 
     def keys(self) -> Iterable[Key]:
-        """Their keys."""
+        """Return the keys of all objects."""
         ...
 
 
 class Projector:
-    """See the module."""
+    """The writer of the hot-plug status bucket.
+
+    :param context: its bus has the events and the bucket.
+    :param vms: the cache of VMs.
+    :param vmis: the cache of VMIs.
+    :param pods: the cache of launcher pods.
+    :param reload: seconds after which the whole bucket is read again.
+    :ivar queue: the VMs whose status is to be written.
+    """
 
     def __init__(
         self,
-        bus: Bus,
-        vms: Cache[VirtualMachine],
-        vmis: Cache[VirtualMachineInstance],
-        pods: Cache[Pod],
-        telemetry: Telemetry,
-        log: Log,
+        context: RoleContext,
+        vms: ListableCache[VirtualMachine],
+        vmis: ListableCache[VirtualMachineInstance],
+        pods: ListableCache[Pod],
         *,
-        reload: float = RELOAD,
+        reload: float = RELOAD_INTERVAL,
     ) -> None:
+        bus, log, meter = context.bus, context.log, context.telemetry.meter
         self._bus = bus
         self._vms = vms
         self._vmis = vmis
         self._pods = pods
-        self._heard: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
-        self._open: dict[Key, Counter[tuple[str, str]]] = {}
-        self._mirror = Mirror(bus.kv(BUCKET), self._bucket_changed, log=log, reload=reload)
-        self.queue: Reconciler[Key] = Reconciler(
-            CONSUMER, self._project, log=log, meter=telemetry.meter, keys=self._keys
-        )
-        telemetry.meter.create_observable_gauge(
+        self._histories: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
+        self._in_flight: dict[Key, Counter[tuple[str, str]]] = {}
+        self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
+        self.queue: Reconciler[Key] = Reconciler(CONSUMER, self._project, log=log, meter=meter, keys=self._keys)
+        meter.create_observable_gauge(
             "hotnic_operations_in_flight",
-            callbacks=[self._observe],
+            callbacks=[self._observe_in_flight],
             description="Operations that are not complete, by kind and the stage they have reached",
         )
 
     async def run(self) -> None:
-        """Keep the bucket in step until cancelled."""
+        """Follow objects, events and the bucket until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.queue.run())
-                group.create_task(self._mirror.run())
-                group.create_task(self._listen())
+                group.create_task(self._bucket.run())
+                group.create_task(self._consume_events())
         finally:
-            self._open.clear()
+            # A controller that no longer leads reports no operations.
+            self._in_flight.clear()
 
-    def look(self, key: Key) -> None:
-        """An object of this VM has changed."""
+    def requeue(self, key: Key) -> None:
+        """Queue a VM: one of its objects has changed."""
         self.queue.add(key, source="watch")
 
-    async def _listen(self) -> None:
-        await self._bus.consume(consumer=CONSUMER, filters=[f"{SUBJECT_ROOT}.>"], handler=self._hear)
+    async def _consume_events(self) -> None:
+        await self._bus.consume(consumer=CONSUMER, filters=[f"{SUBJECT_ROOT}.>"], handler=self._on_event)
 
-    def _hear(self, received: Received) -> None:
+    def _on_event(self, received: ReceivedEvent) -> None:
         event = received.event
         if event.vmi is None:
             return
         key = (event.vmi.namespace, event.vmi.name)
-        told = (*key, event.operation.id, event.pod.uid if event.pod is not None else "")
-        self._heard[told] = merge(self._heard.pop(told, StageHistory()), history_of(event, received.time))
-        if len(self._heard) > REMEMBERED:
-            self._heard.popitem(last=False)
+        history_key = (*key, event.operation.id, event.pod.uid if event.pod is not None else "")
+        # Removed and set again, so that the history without an event for the longest time is dropped first.
+        self._histories[history_key] = merge(
+            self._histories.pop(history_key, StageHistory()), history_of(event, received.time)
+        )
+        if len(self._histories) > MAX_HISTORIES:
+            self._histories.popitem(last=False)
         self.queue.add(key, source="bus")
 
-    def _bucket_changed(self, changed: str | None) -> None:
+    def _on_bucket_change(self, changed: str | None) -> None:
         keys = self._keys() if changed is None else [_key_of(changed)]
         for key in keys:
             if key is not None:
                 self.queue.add(key, source="bus")
 
     def _keys(self) -> Iterable[Key]:
-        stored = (_key_of(text) for text in self._mirror.held())
+        # With the keys of the bucket, so that the entries of deleted VMIs are removed.
+        stored = (_key_of(text) for text in self._bucket.list_keys())
         return {*self._vmis.keys(), *(key for key in stored if key is not None)}
 
     async def _project(self, key: Key, _attempt: Attempt) -> None:
-        await asyncio.sleep(SETTLE)
+        await asyncio.sleep(DEBOUNCE)
         vmi = self._vmis.get(*key)
-        pod = acting_pod(vmi, self._pods.items()) if vmi is not None else None
+        pod = find_acting_pod(vmi, self._pods.items()) if vmi is not None else None
         nic_statuses: list[InterfaceHotplugStatus] = []
         if vmi is not None:
             try:
-                nic_statuses = fold(vmi, pod, self._vms.get(*key))
+                nic_statuses = derive_statuses(parse_nics(vmi, pod), self._vms.get(*key))
             except ValueError as error:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
-        self._count(key, nic_statuses)
-        if not self._mirror.known:
-            return  # it asks for all of them when it is
-        wanted = self._entries(key, vmi, pod, nic_statuses) if vmi is not None else {}
+        self._count_in_flight(key, nic_statuses)
+        if not self._bucket.loaded:
+            return  # loading the bucket queues every key
+        desired = self._build_entries(key, vmi, pod, nic_statuses) if vmi is not None else {}
         try:
-            for text, value in wanted.items():
-                if self._mirror.get(text) != value:
-                    await self._mirror.put(text, value)
-            mine = str(StatusKey(*key, "x")).removesuffix("x")
-            for text in self._mirror.held():
-                if text not in wanted and text.startswith(mine):
-                    await self._mirror.remove(text)
+            for text, value in desired.items():
+                if self._bucket.get(text) != value:
+                    await self._bucket.put(text, value)
+            # `x` replaces the hash, because a token must not be empty.
+            prefix = str(StatusKey(*key, "x")).removesuffix("x")
+            for text in self._bucket.list_keys():
+                if text not in desired and text.startswith(prefix):
+                    await self._bucket.remove(text)
         except BusUnavailable as error:
             raise Retry("BusUnavailable", str(error)) from error
+        # The bucket has read the entry again, so the next attempt writes over the current revision.
         except WrongRevision as error:
             raise Retry("HotplugStatusChanged", str(error), after=0.0) from error
 
-    def _entries(
+    def _build_entries(
         self, key: Key, vmi: VirtualMachineInstance, pod: Pod | None, nic_statuses: list[InterfaceHotplugStatus]
     ) -> dict[str, bytes]:
         pod_uid = pod.metadata.uid if pod is not None else ""
         entries = {}
         for nic_status in nic_statuses:
             text = str(StatusKey(*key, interface_hash(nic_status.interface)))
-            heard = self._heard.get((*key, nic_status.operation, ""), StageHistory())
+            history = self._histories.get((*key, nic_status.operation, ""), StageHistory())
+            # Events without a pod, such as `requested`, belong to the operation on whichever pod it acts.
             if pod_uid:
-                heard = merge(heard, self._heard.get((*key, nic_status.operation, pod_uid), StageHistory()))
-            before = entry_of(self._mirror.get(text))
-            entries[text] = encode(entry(nic_status, vmi.metadata.uid, pod_uid, before, heard))
+                history = merge(history, self._histories.get((*key, nic_status.operation, pod_uid), StageHistory()))
+            # Stage times from before this process started are in the stored entry only.
+            stored = decode_entry(self._bucket.get(text))
+            entries[text] = encode_entry(build_entry(nic_status, vmi.metadata.uid, pod_uid, stored, history))
         return entries
 
-    def _count(self, key: Key, nic_statuses: list[InterfaceHotplugStatus]) -> None:
+    def _count_in_flight(self, key: Key, nic_statuses: list[InterfaceHotplugStatus]) -> None:
         found = Counter(
             (str(nic_status.kind), str(nic_status.stage)) for nic_status in nic_statuses if not nic_status.complete
         )
         if found:
-            self._open[key] = found
+            self._in_flight[key] = found
         else:
-            self._open.pop(key, None)
+            self._in_flight.pop(key, None)
 
-    def _observe(self, _options: CallbackOptions) -> Iterable[Observation]:
+    def _observe_in_flight(self, _options: CallbackOptions) -> Iterable[Observation]:
         total: Counter[tuple[str, str]] = Counter()
-        for found in self._open.values():
+        for found in self._in_flight.values():
             total.update(found)
         return [Observation(count, {"kind": kind, "stage": stage}) for (kind, stage), count in total.items()]
 

@@ -1,6 +1,7 @@
-"""The controller's sources and its loop: bus hints, watches of VMs, VMIs and launcher pods, and the resync.
+"""The controller's sources and its reconcile loop: bus events, watches of VMs, VMIs and launcher pods, and the resync.
 
-A key is ``(namespace, name)`` of a VM and of its VMI, which are named alike. Next: :mod:`services.controller.observe`.
+A key is the ``(namespace, name)`` of a VM and of its VMI, which have the same name.
+Next: :mod:`services.controller.observe`.
 """
 
 import asyncio
@@ -10,132 +11,133 @@ from schemas.encoding import stage_filter
 from schemas.events import Event
 from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.stages import Stage
-from services.common.bus.protocol import Bus, Received
+from services.common.bus.protocol import ReceivedEvent
 from services.common.domain.operations import vmi_name_of
-from services.common.kube.cached_reader import CachedReader
-from services.common.kube.client import Kube
-from services.common.kube.event_recorder import EventRecorder
-from services.common.kube.reflector import Reflector
-from services.common.logs import Log
+from services.common.kube.cache.cached_reader import CachedReader
+from services.common.kube.cache.reflector import Reflector
 from services.common.reconcile import Attempt, Reconciler
-from services.common.telemetry import Telemetry
+from services.common.runtime.context import RoleContext
 from services.controller.apply import Applier
-from services.controller.observe import observe
+from services.controller.observe import Readers, observe
 from services.controller.plan import plan
-from services.controller.plan.actions import Complain, Observed, Start
+from services.controller.plan.actions import Observed, StartOperations, WarnUser
 from services.controller.projector import Projector
 from services.controller.starting import Starter
 
 Key = tuple[str, str]
 
-HEARD = (Stage.REQUESTED, Stage.MULTUS_ATTACHED, Stage.MULTUS_DETACHED, Stage.GUEST_DETACHED)
-"""The stages whose events ask for a look: what the controller writes depends on their effects."""
+CONSUMED_STAGES = (Stage.REQUESTED, Stage.MULTUS_ATTACHED, Stage.MULTUS_DETACHED, Stage.GUEST_DETACHED)
+"""The stages whose events trigger a reconcile: what the controller writes depends on what they change."""
 
 MAX_ROUNDS = 64
-"""How often one run plans anew after wishes got going; more than a VM has NICs."""
+"""Maximum number of plans in one reconcile, each after operations were started; more than a VM has interfaces."""
 
 
 class Controller:
-    """One controller: its caches, its queue and what it does with a key.
+    """The controller: its reflectors, its queue and the reconcile of a key.
 
-    :param acting: whether hotnic owns the VMs of this cluster; while it does not, nothing is written.
-    :param enabled: whether NICs may be hot-plugged.
+    :param is_owner: returns whether hotnic owns the VMs of this cluster; while it does not, nothing is written.
+    :param is_enabled: returns whether NICs may be hot-plugged.
+    :ivar vms: the reflector of VMs; its caller runs it.
+    :ivar vmis: the reflector of VMIs; its caller runs it.
+    :ivar pods: the reflector of launcher pods; its caller runs it.
+    :ivar queue: the keys to reconcile.
+    :ivar projector: the writer of the hot-plug status bucket.
     """
 
-    def __init__(
-        self,
-        kube: Kube,
-        bus: Bus,
-        telemetry: Telemetry,
-        log: Log,
-        *,
-        acting: Callable[[], bool] = lambda: True,
-        enabled: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self._bus = bus
+    def __init__(self, context: RoleContext, *, is_owner: Callable[[], bool], is_enabled: Callable[[], bool]) -> None:
+        kube, log = context.kube, context.log
+        self._bus = context.bus
         self._log = log
-        self._acting = acting
-        self._enabled = enabled
-        self._acted: bool | None = None
-        self.vms: Reflector[VirtualMachine] = Reflector(kube, VMS, on_change=self._changed, log=log)
-        self.vmis: Reflector[VirtualMachineInstance] = Reflector(kube, VMIS, on_change=self._changed, log=log)
-        self.pods: Reflector[Pod] = Reflector(kube, PODS, labels=CREATED_BY_LABEL, on_change=self._pod_changed, log=log)
-        self._fresh_vms = CachedReader(kube, VMS, self.vms)
-        self._fresh_vmis = CachedReader(kube, VMIS, self.vmis)
-        self._fresh_pods = CachedReader(kube, PODS, self.pods)
-        events = EventRecorder(kube, "controller", log=log)
-        self._apply = Applier(kube, bus, events, telemetry, self._fresh_vms, self._fresh_vmis, self._fresh_pods)
-        self._start = Starter(kube, bus, telemetry, self._fresh_vms, self._fresh_vmis, self._apply)
-        self.queue: Reconciler[Key] = Reconciler(
-            "controller", self._reconcile, log=log, meter=telemetry.meter, keys=self._keys
+        self._is_owner = is_owner
+        self._is_enabled = is_enabled
+        self._was_owner: bool | None = None
+        self.vms: Reflector[VirtualMachine] = Reflector(kube, VMS, on_change=self._on_change, log=log)
+        self.vmis: Reflector[VirtualMachineInstance] = Reflector(kube, VMIS, on_change=self._on_change, log=log)
+        # Launcher pods only: KubeVirt sets this label on them.
+        self.pods: Reflector[Pod] = Reflector(
+            kube, PODS, labels=CREATED_BY_LABEL, on_change=self._on_pod_change, log=log
         )
-        self.projector = Projector(bus, self.vms, self.vmis, self.pods, telemetry, log)
+        self._readers = Readers(
+            CachedReader(kube, VMS, self.vms), CachedReader(kube, VMIS, self.vmis), CachedReader(kube, PODS, self.pods)
+        )
+        self._applier = Applier(context, self._readers)
+        self._starter = Starter(context, self._readers, self._applier)
+        self.queue: Reconciler[Key] = Reconciler(
+            "controller", self._reconcile, log=log, meter=context.telemetry.meter, keys=self._keys
+        )
+        self.projector = Projector(context, self.vms, self.vmis, self.pods)
 
     async def lead(self) -> None:
-        """Do the controller's work until cancelled. Of several controllers one does; the others keep their caches."""
+        """Reconcile and project until cancelled; the controllers that do not lead only run their reflectors."""
         async with asyncio.TaskGroup() as group:
-            for work in (self.queue.run, self.listen, self.projector.run):
+            for work in (self.queue.run, self.consume_events, self.projector.run):
                 group.create_task(work())
 
-    async def listen(self) -> None:
-        """Take hints from the bus until cancelled."""
-        filters = [stage_filter(stage) for stage in HEARD]
-        await self._bus.consume(consumer="controller", filters=filters, handler=self._heard)
+    async def consume_events(self) -> None:
+        """Consume bus events until cancelled."""
+        filters = [stage_filter(stage) for stage in CONSUMED_STAGES]
+        await self._bus.consume(consumer="controller", filters=filters, handler=self._on_event)
 
-    def look_at_all(self) -> None:
-        """Look at everything again: what holds for the whole cluster has changed."""
+    def requeue_all(self) -> None:
+        """Queue every key: a setting of the whole cluster has changed."""
         for key in self._keys():
             self.queue.add(key, source="watch")
 
-    def _heard(self, received: Received) -> None:
+    def _on_event(self, received: ReceivedEvent) -> None:
         event: Event = received.event
         if event.vmi is None:
             return
-        self._fresh_vmis.expect(event.vmi.namespace, event.vmi.name, event.changed)
+        # The event may arrive before the watch delivers the object that it changed.
+        self._readers.vmis.expect(event.vmi.namespace, event.vmi.name, event.changed)
         if event.pod is not None:
-            self._fresh_pods.expect(event.pod.namespace, event.pod.name, event.changed)
+            self._readers.pods.expect(event.pod.namespace, event.pod.name, event.changed)
         self.queue.add((event.vmi.namespace, event.vmi.name), source="bus", context=received.context)
 
-    def _changed(self, key: Key, _found: VirtualMachine | VirtualMachineInstance | None) -> None:
+    def _on_change(self, key: Key, _object: VirtualMachine | VirtualMachineInstance | None) -> None:
         self.queue.add(key, source="watch")
-        self.projector.look(key)
+        self.projector.requeue(key)
 
-    def _pod_changed(self, key: Key, pod: Pod | None) -> None:
+    def _on_pod_change(self, key: Key, pod: Pod | None) -> None:
         name = vmi_name_of(pod) if pod is not None else None
         if name is not None:
             self.queue.add((key[0], name), source="watch")
-            self.projector.look((key[0], name))
+            self.projector.requeue((key[0], name))
 
     def _keys(self) -> Iterable[Key]:
+        # A VM that does not run is a key, too: its template may have absent interfaces to remove.
         return {*self.vms.keys(), *self.vmis.keys()}
 
-    def _acts(self) -> bool:
-        acting = self._acting()
-        if acting is not self._acted:
-            self._acted = acting
-            if not acting:
-                self._log.warning("KubeVirt owns the VMs of this cluster: nothing is written (HOTNIC_VM_OWNER)")
-        return acting
+    def _check_owner(self) -> bool:
+        """Return whether hotnic owns the VMs; log when it no longer does."""
+        is_owner = self._is_owner()
+        if is_owner is not self._was_owner:
+            self._was_owner = is_owner
+            if not is_owner:
+                self._log.warning(
+                    "reconciling paused", reason="KubeVirt owns the VMs of this cluster (HOTNIC_VM_OWNER)"
+                )
+        return is_owner
 
     async def _reconcile(self, key: Key, attempt: Attempt) -> None:
-        if not self._acts():
+        # KubeVirt's controllers may be started while this role runs (ADR 23).
+        if not self._check_owner():
             return
-        seen = await observe(
-            *key, self._fresh_vms, self._fresh_vmis, self._fresh_pods, self.pods.items(), self._enabled()
-        )
+        observed = await observe(*key, self._readers, self.pods.items(), self._is_enabled())
+        # A round that starts operations changes the objects that the patches of the next round depend on.
         for _ in range(MAX_ROUNDS):
-            if seen is None:
+            if observed is None:
                 return
-            seen = await self._round(seen, attempt)
+            observed = await self._apply_plan(observed, attempt)
 
-    async def _round(self, seen: Observed, attempt: Attempt) -> Observed | None:
-        """Carry out one plan; returns what to plan on next, ``None`` when nothing is left to do now."""
-        following: Observed | None = None
-        for action in plan(seen):
-            if isinstance(action, Start):
-                following = await self._start.start(action, seen, attempt)
-            elif isinstance(action, Complain):
-                await self._apply.complain(action, seen)
+    async def _apply_plan(self, observed: Observed, attempt: Attempt) -> Observed | None:
+        """Apply one plan; return the observation to plan with next, ``None`` when the reconcile is done."""
+        replan: Observed | None = None
+        for action in plan(observed):
+            if isinstance(action, StartOperations):
+                replan = await self._starter.start(action, observed, attempt)
+            elif isinstance(action, WarnUser):
+                await self._applier.warn(action, observed)
             else:
-                await self._apply.patch(action, seen, attempt)
-        return following
+                await self._applier.patch(action, observed, attempt)
+        return replan

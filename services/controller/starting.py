@@ -1,90 +1,92 @@
-"""Wishes that get going: their trace, the patches that write them down, and ``requested``.
+"""Start operations: create their traces, write them to the VM and the VMI, and publish ``requested``.
 
-A wish that the API server refuses (a webhook's word, say) never holds up the others: they are then tried one by one.
+An operation that the API server refuses, for example through a webhook, does not block the others: they are then
+started one at a time. Not the decision which operations start: :mod:`services.controller.plan.operations`.
+Next: :mod:`services.controller.projector`.
 """
 
 from contextlib import ExitStack
 
 import msgspec
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, set_span_in_context, use_span
+from opentelemetry.trace import Span, set_span_in_context
 
-from schemas.kube import VMIS, VMS, VirtualMachine, VirtualMachineInstance
+from schemas.kube import VMIS, VMS
 from schemas.operations import Operation
-from services.common import faults
-from services.common.bus.protocol import Bus
-from services.common.kube.cached_reader import CachedReader
-from services.common.kube.client import Kube
 from services.common.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PatchTestFailed
 from services.common.reconcile import Attempt, Retry
-from services.common.telemetry import Telemetry
+from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import links, parent_of, traceparent_of
+from services.common.telemetry.tracer import use_span
 from services.controller.apply import Applier
-from services.controller.plan.actions import Complain, Observed, Start, Target, requested
+from services.controller.observe import Readers, with_vm, with_vmi
+from services.controller.plan.actions import Observed, PatchTarget, StartOperations, WarnUser, requested_event
 
 
 class Starter:
-    """Writes wishes down."""
+    """Starts operations.
 
-    def __init__(
-        self,
-        kube: Kube,
-        bus: Bus,
-        telemetry: Telemetry,
-        vms: CachedReader[VirtualMachine],
-        vmis: CachedReader[VirtualMachineInstance],
-        applier: Applier,
-    ) -> None:
-        self._kube = kube
-        self._bus = bus
-        self._tracer = telemetry.tracer
-        self._vms = vms
-        self._vmis = vmis
+    :param readers: the readers of objects, which must expect the versions that patches create.
+    :param applier: records the warnings about refused operations.
+    """
+
+    def __init__(self, context: RoleContext, readers: Readers, applier: Applier) -> None:
+        self._kube = context.kube
+        self._bus = context.bus
+        self._tracer = context.telemetry.tracer
+        self._readers = readers
         self._applier = applier
 
-    async def start(self, action: Start, seen: Observed, attempt: Attempt) -> Observed:
-        """Write the wishes down and publish them; returns what is seen then.
+    async def start(self, action: StartOperations, observed: Observed, attempt: Attempt) -> Observed:
+        """Write and publish the operations of an action; an operation without a trace starts one.
 
-        A wish without a trace begins one here. One that is refused is complained of, and left out of what is planned
-        next; several that are refused together are planned one at a time.
+        When the API server refuses several operations together, they are not written, and the next plan starts one at
+        a time. When it refuses a single one, a warning is recorded, and the next plan leaves that operation out.
 
-        :raises Retry: an object changed in between. :raises KubeError: the API server does not answer.
+        :return: the observation to plan with next: the objects as patched, or the same ones and what was refused.
+        :raises Retry: an object has changed since it was observed.
+        :raises KubeError: the API server does not answer.
         """
         try:
-            return await self._start(action, seen, attempt)
+            return await self._start(action, observed, attempt)
         except (PatchTestFailed, Conflict, NotFound) as error:
             raise Retry("ObjectChanged", str(error), after=0.0) from error
         except (Invalid, BadRequest, Forbidden) as error:
-            if len(action.wishes) > 1 and not seen.singly:
-                return msgspec.structs.replace(seen, singly=True)
-            names = {wish.operation.interface for wish in action.wishes}
-            about = Target.VM if seen.vm is not None else Target.VMI
-            message = f"interface {', '.join(sorted(names))}: the API server refuses the change: {error.message}"
-            await self._applier.complain(Complain(about, error.reason, message, (*sorted(names), message)), seen)
-            return msgspec.structs.replace(seen, refused=seen.refused | names)
+            # The error does not name the interface that is refused, so each has to be tried on its own.
+            if len(action.started) > 1 and not observed.one_at_a_time:
+                return msgspec.structs.replace(observed, one_at_a_time=True)
+            names = {started.operation.interface for started in action.started}
+            target = PatchTarget.VM if observed.vm is not None else PatchTarget.VMI
+            message = f"cannot change interface {', '.join(sorted(names))}: the API server refuses: {error.message}"
+            await self._applier.warn(WarnUser(target, error.reason, message, (*sorted(names), message)), observed)
+            return msgspec.structs.replace(observed, refused_interfaces=observed.refused_interfaces | names)
 
-    async def _start(self, action: Start, seen: Observed, attempt: Attempt) -> Observed:
+    async def _start(self, action: StartOperations, observed: Observed, attempt: Attempt) -> Observed:
         with ExitStack() as stack:
             spans: list[Span] = []
             contexts: list[Context] = []
             operations: list[Operation] = []
-            for wish in action.wishes:
-                span, context, operation = self._traced(wish.operation, attempt, contexts[:1])
+            for started in action.started:
+                span, context, operation = self._start_span(started.operation, attempt, contexts[:1])
                 stack.callback(span.end)
                 spans.append(span)
                 contexts.append(context)
                 operations.append(operation)
+            # One patch writes all operations. Its span is in the trace of the first one, which the others link.
             with use_span(spans[0]):
-                seen = await self._written(action, seen, operations)
-            assert seen.vmi is not None
-            for wish, operation, span in zip(action.wishes, operations, spans, strict=True):
-                if wish.on_vmi:
+                observed = await self._patch_objects(action, observed, operations)
+            assert observed.vmi is not None
+            for started, operation, span in zip(action.started, operations, spans, strict=True):
+                if started.on_vmi:
                     with use_span(span):
-                        await self._bus.publish(requested(wish, operation, seen.vmi))
-        return seen
+                        await self._bus.publish(requested_event(started, operation, observed.vmi))
+        return observed
 
-    def _traced(self, operation: Operation, attempt: Attempt, first: list[Context]) -> tuple[Span, Context, Operation]:
-        # An operation's own trace, never that of whatever happened to ask for a look.
+    def _start_span(
+        self, operation: Operation, attempt: Attempt, first: list[Context]
+    ) -> tuple[Span, Context, Operation]:
+        # Without a traceparent the operation starts its own trace: the empty context keeps the span out of the trace
+        # of the message that triggered this run, which may belong to another operation.
         parent = parent_of(operation.traceparent, attempt) or Context()
         span = self._tracer.start_span(
             f"controller request {operation.interface}",
@@ -97,17 +99,17 @@ class Starter:
             operation = msgspec.structs.replace(operation, traceparent=traceparent_of(context))
         return span, context, operation
 
-    async def _written(self, action: Start, seen: Observed, operations: list[Operation]) -> Observed:
-        if seen.vm is not None and (ops := action.vm_ops(seen.vm, operations)):
-            meta = seen.vm.metadata
-            with faults.step("controller.start-vm"):
-                vm = await self._kube.json_patch(VMS, meta.namespace, meta.name, ops)
-            self._vms.wrote(vm)
-            seen = msgspec.structs.replace(seen, vm=vm)
-        if seen.vmi is not None and (ops := action.vmi_ops(seen.vmi, operations)):
-            meta = seen.vmi.metadata
-            with faults.step("controller.start-vmi"):
-                vmi = await self._kube.json_patch(VMIS, meta.namespace, meta.name, ops)
-            self._vmis.wrote(vmi)
-            seen = msgspec.structs.replace(seen, vmi=vmi)
-        return seen
+    async def _patch_objects(
+        self, action: StartOperations, observed: Observed, operations: list[Operation]
+    ) -> Observed:
+        if observed.vm is not None and (ops := action.vm_ops(observed.vm, operations)):
+            meta = observed.vm.metadata
+            vm = await self._kube.json_patch(VMS, meta.namespace, meta.name, ops)
+            self._readers.vms.record_written(vm)
+            observed = with_vm(observed, vm)
+        if observed.vmi is not None and (ops := action.vmi_ops(observed.vmi, operations)):
+            meta = observed.vmi.metadata
+            vmi = await self._kube.json_patch(VMIS, meta.namespace, meta.name, ops)
+            self._readers.vmis.record_written(vmi)
+            observed = with_vmi(observed, vmi)
+        return observed

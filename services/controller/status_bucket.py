@@ -1,7 +1,8 @@
-"""The ladder's bucket as the projector last saw it: read whole, followed, read whole again every minute.
+"""The store of the hot-plug status bucket: a copy of its entries, loaded by a watch and loaded again every minute.
 
-So whatever happens to the bucket (wiped, rolled back, deleted, written by another) is noticed; what to do about it is
-:mod:`services.controller.projector`'s to say.
+Loading again detects whatever happened to the bucket: wiped, rolled back, deleted, or written by another process. Not
+the decision what the entries should be: that is in :mod:`services.controller.projector`.
+Next: :mod:`services.common.bus.protocol`, the key-value store underneath.
 """
 
 import asyncio
@@ -9,116 +10,120 @@ from collections.abc import Callable
 from contextlib import aclosing
 
 from services.common.bus.protocol import BusUnavailable, KeyValue, KeyValueEntry, WrongRevision
-from services.common.logs import Log
+from services.common.telemetry.logs import Log
 
-RELOAD = 60.0
-"""Seconds between two whole readings."""
-RETRY = 1.0
-"""Seconds until the bucket is tried again while the bus is away."""
+RELOAD_INTERVAL = 60.0
+"""Seconds after which the whole bucket is loaded again."""
+RETRY_DELAY = 1.0
+"""Seconds between two attempts to load the bucket while the bus is unavailable."""
 
 
-class Mirror:
-    """What the bucket holds, and its only writer's hands.
+class StatusBucket:
+    """The entries of the bucket, and the writes of its only writer.
 
-    :param changed: called with a key that changed other than by us, with ``None`` after a whole reading.
+    :param bucket: the key-value bucket.
+    :param on_change: called with a key that another writer has changed, and with ``None`` when the bucket is loaded.
+    :param reload: seconds after which the whole bucket is loaded again.
     """
 
     def __init__(
-        self, bucket: KeyValue, changed: Callable[[str | None], None], *, log: Log, reload: float = RELOAD
+        self, bucket: KeyValue, on_change: Callable[[str | None], None], *, log: Log, reload: float = RELOAD_INTERVAL
     ) -> None:
         self._bucket = bucket
-        self._changed = changed
+        self._on_change = on_change
         self._log = log
         self._reload = reload
-        self._held: dict[str, KeyValueEntry] | None = None
+        self._entries: dict[str, KeyValueEntry] | None = None
 
     @property
-    def known(self) -> bool:
-        """Whether it is known what the bucket holds; not while the bus is away."""
-        return self._held is not None
+    def loaded(self) -> bool:
+        """Whether the entries are loaded; they are not while the bus is unavailable."""
+        return self._entries is not None
 
-    def held(self) -> list[str]:
-        """The keys it holds."""
-        return list(self._held or ())
+    def list_keys(self) -> list[str]:
+        """Return the keys of the bucket; none while it is not loaded."""
+        return list(self._entries or ())
 
     def get(self, key: str) -> bytes | None:
-        """What it holds under a key."""
-        found = (self._held or {}).get(key)
-        return found.value if found is not None else None
+        """Return the value of a key; ``None`` when the bucket has no such key or is not loaded."""
+        entry = (self._entries or {}).get(key)
+        return entry.value if entry is not None else None
 
     async def put(self, key: str, value: bytes) -> None:
-        """Set a key, over what is known of it.
+        """Set a key, provided that its revision in the bucket is the stored one.
 
-        :raises WrongRevision: somebody else changed it; it is known anew. :raises BusUnavailable: nothing happened, or
-            it is unknown what did.
+        :raises WrongRevision: another writer has changed the key; its entry is read again.
+        :raises BusUnavailable: the bus is unavailable; the write may have happened nevertheless.
         """
-        before = (self._held or {}).get(key)
+        stored = (self._entries or {}).get(key)
         try:
-            if before is None:
+            if stored is None:
                 revision = await self._bucket.create(key, value)
             else:
-                revision = await self._bucket.update(key, value, before.revision)
+                revision = await self._bucket.update(key, value, stored.revision)
         except WrongRevision:
-            self._keep(key, await self._bucket.get(key))
+            self._store(key, await self._bucket.get(key))
             raise
-        self._keep(key, KeyValueEntry(key, value, revision))
+        self._store(key, KeyValueEntry(key, value, revision))
 
     async def remove(self, key: str) -> None:
-        """Remove a key.
+        """Delete a key.
 
-        :raises BusUnavailable: it may still be there.
+        :raises BusUnavailable: the bus is unavailable; the key may still exist.
         """
         await self._bucket.delete(key)
-        self._keep(key, None)
+        self._store(key, None)
 
     async def run(self) -> None:
-        """Follow the bucket until cancelled."""
+        """Load and watch the bucket until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(self._reload):
-                    await self._follow()
+                    await self._watch()
+            # The interval of the regular reload is over; this is no failure.
             except TimeoutError:
                 continue
             except BusUnavailable as error:
-                if self._held is not None:
-                    self._log.info("the ladder's bucket is away", error=str(error))
-                self._held = None
-                await asyncio.sleep(RETRY)
+                if self._entries is not None:
+                    self._log.info("hot-plug status bucket unavailable", error=str(error))
+                self._entries = None
+                await asyncio.sleep(RETRY_DELAY)
 
-    async def _follow(self) -> None:
+    async def _watch(self) -> None:
         read: dict[str, KeyValueEntry] | None = {}
-        leftovers: list[str] = []
-        async with aclosing(self._bucket.watch()) as found:
-            async for entry in found:
+        deleted: list[str] = []
+        async with aclosing(self._bucket.watch()) as stream:
+            async for entry in stream:
+                # `None` follows the last entry that existed when the watch began.
                 if entry is None:
-                    self._held, read = read, None
-                    await self._forget(leftovers)
-                    self._changed(None)
+                    self._entries, read = read, None
+                    await self._purge_deleted(deleted)
+                    self._on_change(None)
                 elif read is None:
-                    self._see(entry)
+                    self._on_entry(entry)
                 elif entry.value is None:
-                    leftovers.append(entry.key)
+                    deleted.append(entry.key)
                 else:
                     read[entry.key] = entry
 
-    def _see(self, entry: KeyValueEntry) -> None:
-        known = (self._held or {}).get(entry.key)
-        if known is not None and entry.revision <= known.revision:
-            return  # our own change, or one before it
-        self._keep(entry.key, entry if entry.value is not None else None)
-        if entry.value != (known.value if known is not None else None):
-            self._changed(entry.key)
+    def _on_entry(self, entry: KeyValueEntry) -> None:
+        stored = (self._entries or {}).get(entry.key)
+        if stored is not None and entry.revision <= stored.revision:
+            return  # our own write, or an older one
+        self._store(entry.key, entry if entry.value is not None else None)
+        if entry.value != (stored.value if stored is not None else None):
+            self._on_change(entry.key)
 
-    async def _forget(self, keys: list[str]) -> None:
-        """Marks of deleted keys would fill the bucket in the end."""
+    async def _purge_deleted(self, keys: list[str]) -> None:
+        """Purge deleted keys: the server keeps a marker for each, and the markers would fill the bucket."""
         for key in keys:
-            if key not in (self._held or {}):
-                await self._bucket.forget(key)
+            if key not in (self._entries or {}):
+                await self._bucket.purge(key)
 
-    def _keep(self, key: str, entry: KeyValueEntry | None) -> None:
-        if self._held is None:
+    def _store(self, key: str, entry: KeyValueEntry | None) -> None:
+        if self._entries is None:
             return
         if entry is None:
-            self._held.pop(key, None)
+            self._entries.pop(key, None)
         else:
-            self._held[key] = entry
+            self._entries[key] = entry

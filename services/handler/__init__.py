@@ -1,5 +1,5 @@
-"""The node role that puts a pod's NIC into the guest: in-pod bridge and tap, then the card (upstream: virt-handler).
+"""The node role that attaches a pod's NIC to the guest (upstream: virt-handler).
 
-Start at :mod:`services.handler.role`; the decisions are in :mod:`services.handler.plan` and
-:mod:`services.handler.pod_network`.
+It sets up an in-pod bridge and a tap, then attaches the device. Start at :mod:`services.handler.role`; the decisions
+are in :mod:`services.handler.plan`, :mod:`services.handler.unplug` and :mod:`services.handler.pod_network.setup`.
 """

@@ -1,110 +1,101 @@
-"""``hotnic run handler``: settings and wiring of the handler role. Next: :mod:`services.handler.role`."""
+"""``hotnic run handler``: the settings and the assembly of the handler role. Next: :mod:`services.handler.role`."""
 
 import sys
 from typing import Annotated
 
 import msgspec
 
-from services.common.bus.jetstream import connect
-from services.common.cri.client import Cri
+from services.common.cri.client import CriClient
 from services.common.domain.kubevirt import OwnerSetting
-from services.common.kube.client import Kube
-from services.common.kube.event_recorder import EventRecorder
-from services.common.kube.owner import Owner
+from services.common.guest.drivers import DriverSetting, driver_factory
 from services.common.netlink.pool import NetnsPool
-from services.common.recording_bus import RecordingBus
-from services.common.runtime import RoleRuntime
-from services.common.runtime import main as run
-from services.common.settings import Common
-from services.handler.guest.drivers import DriverSetting, drivers
+from services.common.runtime.context import open_context
+from services.common.runtime.owner import VmOwner
+from services.common.runtime.process import Instrument, RoleRuntime
+from services.common.runtime.process import main as run
+from services.common.runtime.settings import CommonSettings
 from services.handler.role import ROLE, Handler
 
 
-class Settings(Common, frozen=True, kw_only=True):
-    """What the handler can be told."""
+class Settings(CommonSettings, frozen=True, kw_only=True):
+    """The settings of the handler."""
 
-    cri_socket: Annotated[str, msgspec.Meta(description="the container runtime's socket")] = (
+    cri_socket: Annotated[str, msgspec.Meta(description="unix socket of the container runtime (containerd, CRI-O)")] = (
         "/run/containerd/containerd.sock"
     )
-    host_root: Annotated[str, msgspec.Meta(description="where the node's file system is seen from here")] = "/"
+    host_root: Annotated[str, msgspec.Meta(description="where the node's file system is mounted")] = "/"
     guest_driver: Annotated[
         DriverSetting,
         msgspec.Meta(
-            description="how guests are reached: qmp, or libvirt in the launcher's container compute (needs"
-            " hotnic[libvirt]); auto: qmp where a guest has the folder of HOTNIC_QMP_SOCKET, else libvirt if installed"
+            description="driver of guests: qmp, or libvirt in the launcher's container compute (needs hotnic[libvirt]);"
+            " auto: qmp where the directory of HOTNIC_QMP_SOCKET exists for a guest, else libvirt if installed"
         ),
     ] = "auto"
-    qmp_socket: Annotated[
-        str, msgspec.Meta(description="QEMU's monitor of a guest; {uid} stands for the VMI's UID")
-    ] = "/run/hotnic/guests/{uid}/qmp.sock"
+    qmp_socket: Annotated[str, msgspec.Meta(description="QMP socket of a guest; {uid} stands for the VMI's UID")] = (
+        "/run/hotnic/guests/{uid}/qmp.sock"
+    )
     guest_agent_socket: Annotated[
-        str, msgspec.Meta(description="the guest agent's channel; {uid} stands for the VMI's UID")
+        str, msgspec.Meta(description="socket of the guest agent; {uid} stands for the VMI's UID")
     ] = "/run/hotnic/guests/{uid}/agent.sock"
     vm_owner: Annotated[
         OwnerSetting,
-        msgspec.Meta(description="who drives the NICs of VMs; auto: kubevirt where a KubeVirt object exists"),
+        msgspec.Meta(description="owner of the interfaces of VMs; auto: kubevirt where a KubeVirt object exists"),
     ] = "auto"
     tap_owner: Annotated[
-        int, msgspec.Meta(description="user id of guests' processes, unless the VMI's status says", ge=0)
+        int, msgspec.Meta(description="user id of guests' processes, unless the VMI's status has one", ge=0)
     ] = 0
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
-    """Wire the role and start its tasks."""
-    settings, telemetry, log = runtime.settings, runtime.telemetry, runtime.log
-    kube = await Kube.connect(kubeconfig=settings.kubeconfig, telemetry=telemetry, user_agent="hotnic-handler")
-    runtime.stack.push_async_callback(kube.close)
-    plain = await connect(settings.nats_url, role=ROLE, node=settings.node_name, telemetry=telemetry, log=log)
-    bus = RecordingBus(plain, EventRecorder(kube, ROLE, log=log, node=settings.node_name))
-    runtime.stack.push_async_callback(bus.close)
-    cri = Cri(settings.cri_socket, telemetry)
+    """Assemble the role and start its tasks."""
+    settings = runtime.settings
+    context = await open_context(runtime, node=settings.node_name)
+    cri = CriClient(settings.cri_socket, context.telemetry)
     runtime.stack.push_async_callback(cri.close)
-    drive = drivers(
+    make_driver = driver_factory(
         settings.guest_driver,
         qmp_socket=settings.qmp_socket,
         agent_socket=settings.guest_agent_socket,
         cri=cri,
         host_root=settings.host_root,
-        tracer=telemetry.tracer,
+        tracer=context.telemetry.tracer,
     )
     netns = NetnsPool(settings.host_root)
     runtime.stack.callback(netns.close)
-    owner = Owner(
-        kube,
-        log,
+    owner = VmOwner(
+        context.kube,
+        context.log,
         settings.vm_owner,
         node=settings.node_name,
-        changed=lambda: handler.look_at_all(),
-        tell=runtime.readiness.set,
+        on_change=lambda: handler.requeue_all(),
+        on_condition=runtime.readiness.set,
     )
     handler = Handler(
-        kube,
-        bus,
-        cri,
-        netns,
-        telemetry,
-        log,
-        node=settings.node_name,
-        drive=drive,
+        context,
+        cri=cri,
+        netns=netns,
+        make_driver=make_driver,
         tap_owner=settings.tap_owner,
-        acting=owner.acts,
+        is_owner=owner.is_hotnic,
     )
     runtime.stack.push_async_callback(handler.sessions.close)
-    runtime.readiness.set("watches", False, "the first lists are not here yet")
+    runtime.readiness.set("watches", False, "the first lists are not complete")
     runtime.spawn("watch kubevirt", owner.run)
     runtime.spawn("watch vmis", handler.vmis.run)
     runtime.spawn("watch pods", handler.pods.run)
-    await owner.known()
+    # ADR 23: raises while KubeVirt's controllers run, before the queue could change anything.
+    await owner.wait_synced()
+    # Without both lists a VMI has no acting pod, and its run would do nothing.
     for synced in (handler.vmis.synced, handler.pods.synced):
         await synced.wait()
     runtime.spawn("reconcile", handler.queue.run)
-    runtime.spawn("listen", handler.listen)
+    runtime.spawn("consume events", handler.consume_events)
     runtime.readiness.set("watches", True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the role until it is told to stop; returns the exit code."""
-    return run(ROLE, Settings, start, argv)
+def main(argv: list[str] | None = None, *, instrument: Instrument | None = None) -> int:
+    """Run the role until it is stopped; return the exit code."""
+    return run(ROLE, Settings, start, argv, instrument=instrument)
 
 
 if __name__ == "__main__":

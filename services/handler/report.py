@@ -1,111 +1,152 @@
-"""What the VMI does not say yet of its cards, its slots and its operations: one guarded patch. Pure.
+"""Report what a run observed: write the VMI's status, then publish and record events. Nothing is decided here.
 
-Domain and guest agent tokens follow the domain; in the same patch an unplug that is done gets ``released``, and a plug
-that has ended for good ``failed``. Next: :mod:`services.handler.apply`, which writes it and publishes what it says.
+The events of one operation are spans of its own trace.
+Next: :mod:`services.handler.plan.messages`, which builds the events.
 """
-
-from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
-from schemas.events import ConfirmedBy
-from schemas.kube import VirtualMachineInstance
-from schemas.names import device_alias
-from schemas.operations import NIC_SLOTS, NicSlots, Operation, encode, nic_slots_of, operation_key
-from services.common.domain.spec_patch import Op, annotate, annotation_path
-from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, Entry, tokens
-from services.handler.nics import attached_nics, leaving_nics
-from services.handler.plan import Observed, queues_of
-from services.handler.records import Nic
-from services.handler.status import entries, gained
+from schemas.kube import VMIS, VirtualMachineInstance
+from services.common.domain.nic import Nic
+from services.common.kube.cache.cached_reader import CachedReader
+from services.common.kube.errors import Conflict, PatchTestFailed
+from services.common.reconcile import Retry
+from services.common.runtime.context import RoleContext
+from services.common.telemetry.propagation import links, parent_of
+from services.handler.apply import Target, nic_attributes
+from services.handler.observe import parse
+from services.handler.plan import messages
+from services.handler.plan.actions import Observed, PublishFailure, RecordDeclined, ReportStatus, WarnOverdue
+from services.handler.plan.nics import is_eligible
+from services.handler.plan.report import plan_report
+from services.handler.unplug import UnplugEvent
 
-STATUS_PATH = "/status/interfaces"
+MAX_REPORT_ATTEMPTS = 5
+"""How often a report is planned again when others write the same VMI meanwhile."""
+
+MAX_REPORTED_FAILURES = 4096
+"""How many reported failures are remembered. Beyond that a failure may be reported again, which does no harm."""
+
+DECLINED = "AddressDeclined"
 
 
-class Report(msgspec.Struct, frozen=True):
-    """Patch the VMI, then publish ``guest-attached`` and ``guest-detached`` for the NICs it tells something new of.
+class StatusReporter:
+    """Writes VMIs, publishes events, and records Kubernetes Events that no published event leads to.
 
-    :ivar ops: empty where only a driver was seen: a VMI's status has no word for that.
+    :param vmis: the reader of VMIs, which is to expect the versions that patches create.
     """
 
-    ops: list[Op]
-    confirmed: list[tuple[Nic, ConfirmedBy]]
-    released: list[Nic]
+    def __init__(self, context: RoleContext, vmis: CachedReader[VirtualMachineInstance]) -> None:
+        self._kube = context.kube
+        self._bus = context.bus
+        self._events = context.events
+        self._tracer = context.telemetry.tracer
+        self._node = context.node
+        self._vmis = vmis
+        self._reported: set[tuple[str, str]] = set()
 
+    async def report(self, action: ReportStatus, target: Target) -> None:
+        """Write to the VMI what is new, and publish the NICs that are confirmed or released now.
 
-def report(
-    observed: Observed, released: Collection[str] = (), failed: Mapping[str, str] | None = None
-) -> Report | None:
-    """What the VMI does not say yet; ``None`` when it says all.
+        :raises Retry: others kept writing the VMI.
+        :raises KubeError: the patch was refused.
+        """
+        observed = target.observed
+        assert isinstance(observed, Observed), "a report is planned only of what was observed"
+        planned: ReportStatus | None = action
+        for _ in range(MAX_REPORT_ATTEMPTS):
+            if planned is None:
+                return
+            try:
+                await self._write_report(planned, observed, target)
+                return
+            except (PatchTestFailed, Conflict):
+                meta = observed.vmi.metadata
+                # Only the VMI: the patch tests nothing else. A migration may have begun meanwhile.
+                vmi = await self._kube.get(VMIS, meta.namespace, meta.name)
+                if vmi.metadata.uid != meta.uid or not is_eligible(vmi, observed.pod, self._node):
+                    return
+                observed = msgspec.structs.replace(observed, nics=parse(vmi, observed.pod))
+                planned = plan_report(observed, action.outcome)
+        raise Retry("VmiChanged", "the VMI's status kept changing while it was being written", after=0.1)
 
-    :param released: interfaces whose wiring has been undone just now.
-    :param failed: interfaces whose plug has ended for good, and the reason.
-    :raises Reject: spec or annotations cannot be understood.
-    """
-    vmi, pod, guest = observed.vmi, observed.pod, observed.guest
-    nics = {nic.name: nic for nic in attached_nics(vmi, pod)}
-    networks = {network.name: network for network in vmi.spec.network_items()}
-    names = [interface.name for interface in vmi.spec.interface_items()]
-    primary = next((name for name in names if name in networks and networks[name].pod is not None), None)
-    before = vmi.status.interfaces
-    pods = {name: nic.names.nic for name, nic in nics.items()}
-    after = entries(before, names, pods, guest, observed.agent, queues=queues_of(observed), primary=primary)
-    ops: list[Op] = []
-    if after != (before or []):
-        ops += [
-            {"op": "test", "path": STATUS_PATH, "value": before},
-            {"op": "add", "path": STATUS_PATH, "value": after},
-        ]
-    slots = NicSlots(free=len(guest.free_slots), nics=len(guest.cards), pod_uid=pod.metadata.uid)
-    let_go = [
-        _with(nic, released=pod.metadata.uid)
-        for nic in leaving_nics(vmi, pod)
-        if nic.name in released and nic.operation.released != pod.metadata.uid
-    ]
-    ended = [_with(nics[name], failed=reason) for name, reason in (failed or {}).items() if name in nics]
-    ops += _annotations(vmi, slots, [nic.operation for nic in (*let_go, *ended)])
-    confirmed = [(nics[name], by) for name, by in _confirmed(before, after, observed) if name in nics]
-    if ops:
-        ops.insert(0, {"op": "test", "path": "/metadata/uid", "value": vmi.metadata.uid})
-    return Report(ops, confirmed, let_go) if ops or confirmed else None
+    async def _write_report(self, action: ReportStatus, observed: Observed, target: Target) -> None:
+        meta, vmi = observed.vmi.metadata, observed.vmi
+        parents = [target.parent(nic) for nic in (*(nic for nic, _ in action.confirmed), *action.released)]
+        with self._tracer.start_as_current_span(
+            f"handler report {meta.name}", context=parents[0] if parents else None, links=links(*parents[1:])
+        ):
+            if action.ops:
+                vmi = await self._kube.json_patch(VMIS, meta.namespace, meta.name, action.ops)
+                self._vmis.record_written(vmi)
+        # Recorded before anything is published: publishing waits when the bus does not answer.
+        for nic in action.released:
+            target.session.unplugs[nic.name].advance(UnplugEvent.RELEASE_RECORDED)
+        pod, sandbox_id, attempt = observed.pod, observed.sandbox_id, target.attempt.number
+        # The parents of the released NICs follow those of the confirmed ones.
+        for (nic, confirmed_by), parent in zip(action.confirmed, parents, strict=False):
+            plugged = target.session.record_confirmed(nic.name, confirmed_by)
+            with self._tracer.start_as_current_span(
+                f"guest confirm {nic.name}",
+                context=parent,
+                start_time=plugged.attached_at if plugged else None,
+                attributes={"hotnic.interface": nic.name, "hotnic.confirmed_by": str(confirmed_by)},
+            ):
+                await self._bus.publish(messages.guest_attached(vmi, pod, sandbox_id, nic, confirmed_by, attempt))
+        for nic, parent in zip(action.released, parents[len(action.confirmed) :], strict=True):
+            with self._tracer.start_as_current_span(
+                f"handler released {nic.name}", context=parent, attributes=nic_attributes(nic)
+            ):
+                await self._bus.publish(messages.guest_detached(vmi, pod, sandbox_id, nic, attempt))
 
-
-def _confirmed(before: list[Entry] | None, after: list[Entry], observed: Observed) -> Iterator[tuple[str, ConfirmedBy]]:
-    """What is known of a card now and was not: of several things at once, only the surest."""
-    by_agent, by_device = gained(before, after, GUEST_AGENT), gained(before, after, DOMAIN)
-    for entry in after:
-        name = entry.get("name", "")
-        card = observed.guest.cards.get(device_alias(name)) if name else None
-        if name in by_agent:
-            yield name, ConfirmedBy.GUEST_AGENT
-        elif name in observed.unconfirmed and card is not None and card.driven and GUEST_AGENT not in tokens(entry):
-            yield name, ConfirmedBy.DRIVER
-        elif name in by_device:
-            yield name, ConfirmedBy.DEVICE
-
-
-def _with(nic: Nic, *, released: str | None = None, failed: str | None = None) -> Nic:
-    """The NIC with its operation as it will stand: the annotation's, or the derived one, which is written down then."""
-    operation = nic.operation
-    operation = msgspec.structs.replace(
-        operation, released=released or operation.released, failed=failed or operation.failed
-    )
-    return msgspec.structs.replace(nic, operation=operation)
-
-
-def _annotations(vmi: VirtualMachineInstance, slots: NicSlots, operations: list[Operation]) -> list[Op]:
-    """Only over the very operations that were observed: the wish may have changed meanwhile."""
-    annotations, version = vmi.metadata.annotations, vmi.metadata.resource_version
-    changes: dict[str, str | None] = {}
-    guards: list[Op] = []
-    if slots != nic_slots_of(annotations):
-        changes[NIC_SLOTS] = encode(slots)
-    for operation in operations:
-        key = operation_key(operation.interface)
-        changes[key] = encode(operation)
-        guards.append(
-            {"op": "test", "path": annotation_path(key), "value": annotations[key]}
-            if key in annotations
-            else {"op": "test", "path": "/metadata/resourceVersion", "value": version}
+    async def publish_failure(self, failure: PublishFailure, target: Target) -> None:
+        """Publish a NIC that was not plugged or unplugged. A final failure is published once, not at every resync."""
+        key = (failure.nic.operation.id, failure.reason)
+        if failure.final and key in self._reported:
+            return
+        if len(self._reported) >= MAX_REPORTED_FAILURES:
+            self._reported.clear()
+        self._reported.add(key)
+        retry_after = None if failure.final else target.attempt.backoff
+        await self._publish_failed(
+            failure.nic, failure.reason, failure.message, target.attempt.number, retry_after, target
         )
-    return guards + annotate(annotations, version, changes) if changes else []
+
+    async def warn_overdue(self, action: WarnOverdue, target: Target) -> None:
+        """Publish a pending unplug that is overdue."""
+        record = target.session.unplugs[action.nic.name]
+        record.advance(action.event)
+        record.record_warning()
+        await self._publish_failed(
+            action.nic, "UnplugTimeout", action.message, action.count, action.retry_after, target
+        )
+
+    async def _publish_failed(
+        self, nic: Nic, reason: str, message: str, count: int, retry_after: float | None, target: Target
+    ) -> None:
+        observed, parent = target.observed, parent_of(nic.operation.traceparent, target.attempt)
+        sandbox_id = observed.sandbox_id if isinstance(observed, Observed) else ""
+        event = messages.attempt_failed(
+            observed.vmi, observed.pod, sandbox_id, nic, reason, message, count, retry_after
+        )
+        with self._tracer.start_as_current_span(f"handler failed {nic.name}", context=parent) as span:
+            span.set_attribute("error.type", reason)
+            await self._bus.publish(event)
+
+    async def record_declined(self, action: RecordDeclined, target: Target) -> None:
+        """Record a Kubernetes Event: a guest declined its address. Once for each operation."""
+        nic, meta = action.nic, target.observed.vmi.metadata
+        target.session.addresses.declined.discard(nic.name)
+        await self._events.record(
+            about={
+                "kind": VMIS.kind,
+                "api_version": VMIS.api_version,
+                "namespace": meta.namespace,
+                "name": meta.name,
+                "uid": meta.uid,
+            },
+            type="Warning",
+            reason=DECLINED,
+            message=f"interface {nic.name}: the guest declined its address: another host uses it",
+            key=(nic.operation.id, str(messages.target_stage(nic)), DECLINED),
+        )

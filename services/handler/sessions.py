@@ -1,7 +1,7 @@
-"""What the handler keeps of each guest between two looks: the monitor's connection, the agent's watch, running traces.
+"""The state that the handler holds for each guest between two runs: connections, the agent poller, traces under way.
 
-All of it can be lost: a restarted handler finds the same by looking again.
-Next: :mod:`services.handler.observe`, which uses a session to look.
+All of it can be lost: a restarted handler rebuilds it by observing again.
+Next: :mod:`services.handler.observe`, which uses a session to observe the guest.
 """
 
 import asyncio
@@ -11,176 +11,305 @@ from collections.abc import Callable, Iterable
 import msgspec
 from opentelemetry.context import Context
 
+from schemas.events import ConfirmedBy
 from schemas.names import interface_of_alias
-from services.common.logs import Log
-from services.handler.addresses.service import Addresses
-from services.handler.guest.agent import GuestAgent
-from services.handler.guest.drivers import Drive
-from services.handler.guest.port import Change, Guest, GuestEvent, GuestNotReachable
-from services.handler.guest.watch import AFTER_LEASE, SERIES, AgentWatch
-from services.handler.pending_unplug import Asked, stirred
+from services.common.guest.agent import GuestAgent
+from services.common.guest.drivers import DriverFactory
+from services.common.guest.port import GuestChange, GuestDriver, GuestEvent, GuestNotReachable
+from services.common.reconcile import Source
+from services.common.telemetry.logs import Log
+from services.handler.addresses.service import AddressServers
+from services.handler.agent_poller import DELAYS_AFTER_LEASE, DELAYS_AFTER_PLUG, AgentPoller
+from services.handler.unplug import (
+    Unplug,
+    UnplugEvent,
+    UnplugRequests,
+    UnplugState,
+    after_guest_activity,
+    after_request,
+    after_warning,
+    initial_state,
+    transition,
+)
 
 Key = tuple[str, str]
-Look = Callable[[Key, Context | None], None]
+"""Namespace and name of a VMI."""
+
+Requeue = Callable[[Key, Context | None, Source], None]
+"""Adds a key to the queue, with the trace that the run belongs to."""
 
 
-class Plugged:
-    """A card this process attached: when (nanoseconds, wall clock), and the span it did it in.
+class PluggedDevice:
+    """A device that this process attached.
 
-    :ivar driven: whether it has been told that the guest's driver uses it.
+    :ivar attached_at: nanoseconds of the wall clock.
+    :ivar context: the span that attached it.
+    :ivar driver_reported: whether it is reported that a driver in the guest uses the device.
     """
 
     def __init__(self, context: Context) -> None:
-        self.at = time.time_ns()
+        self.attached_at = time.time_ns()
         self.context = context
-        self.driven = False
+        self.driver_reported = False
 
 
-class Leaving:
-    """A card that the guest was asked to let go of: the state of asking, and the span it was asked in.
+class UnplugRecord:
+    """The unplug of one device, with what its spans need. It is the only writer of the state.
 
-    :ivar at: wall clock of the first request, in nanoseconds; ``gone`` of the guest's answer, 0 before it.
-    :ivar told: the number of requests when people were told last.
+    :ivar requested_at: the time of the first request, in nanoseconds of the wall clock; 0 before it.
+    :ivar context: the span of the first request, or of the teardown where there was none; ``None`` before both.
+    :ivar deleted_at: the time of the domain's event that the device is gone, as ``requested_at``. 0 before the event;
+        -1 once the span from the request to this event is written, so that a repeated teardown writes no second one.
     """
 
-    def __init__(self, asked: Asked, context: Context) -> None:
-        self.at = time.time_ns()
-        self.asked = asked
-        self.context = context
-        self.gone = 0
-        self.told = 0
+    def __init__(self, state: UnplugState) -> None:
+        self._unplug = Unplug(state, None)
+        self.requested_at = 0
+        self.context: Context | None = None
+        self.deleted_at = 0
+
+    @property
+    def unplug(self) -> Unplug:
+        """The state of the unplug."""
+        return self._unplug
+
+    def advance(self, event: UnplugEvent) -> None:
+        """Change the state.
+
+        :raises IllegalTransition: the event cannot occur in the state, which is unchanged.
+        """
+        state, _ = transition(self._unplug.state, event)
+        self._unplug = msgspec.structs.replace(self._unplug, state=state)
+
+    def record_request(self, now: float, *, restart: bool) -> None:
+        """Record a request.
+
+        :param restart: whether the device is back, so that earlier requests do not count.
+        """
+        before = None if restart else self._unplug.requests
+        if before is None:
+            self.requested_at, self.deleted_at = time.time_ns(), 0
+        self._set(after_request(before, now))
+
+    def record_response(self, now: float, error: str) -> None:
+        """Record the domain's response to the last request.
+
+        :param error: empty when the domain accepted the request.
+        """
+        requests = self._unplug.requests
+        if requests is not None:
+            accepted_at = requests.accepted_at if error else now
+            self._set(msgspec.structs.replace(requests, accepted_at=accepted_at, last_error=error))
+
+    def record_refused(self) -> None:
+        """Record that the guest refused to give up the device."""
+        if self._unplug.requests is not None:
+            self._set(msgspec.structs.replace(self._unplug.requests, refused=True))
+
+    def record_warning(self) -> None:
+        """Record that the overdue unplug was reported."""
+        if self._unplug.requests is not None:
+            self._set(after_warning(self._unplug.requests))
+
+    def record_guest_activity(self, now: float) -> bool:
+        """Record that the guest runs; return whether the next request is due earlier."""
+        before = self._unplug.requests
+        if before is None:
+            return False
+        self._set(after_guest_activity(before, now))
+        return self._unplug.requests != before
+
+    def _set(self, requests: UnplugRequests) -> None:
+        self._unplug = msgspec.structs.replace(self._unplug, requests=requests)
 
 
-class Session:
-    """One guest that runs here. Made by :class:`Sessions`."""
+class GuestSession:
+    """The state of one guest that runs on this node. Created by :class:`GuestSessions`.
 
-    def __init__(self, key: Key, guest: Guest, agent: GuestAgent, look: Look, log: Log) -> None:
+    :ivar key: namespace and name of the VMI.
+    :ivar guest: the driver of its domain.
+    :ivar agent: polls its guest agent.
+    :ivar addresses: its address servers.
+    :ivar plugged_devices: devices attached by this process and not yet confirmed by the agent, by interface.
+    :ivar unplugs: the unplugs that this process has observed, by interface.
+    """
+
+    def __init__(self, key: Key, guest: GuestDriver, agent: GuestAgent, requeue: Requeue, log: Log) -> None:
         self.key = key
         self.guest = guest
-        self.agent = AgentWatch(agent, self._look_again, log, silent=self._look_for_drivers)
-        self.addresses = Addresses(self._look_again, self._given, log)
-        self.plugged: dict[str, Plugged] = {}
-        self.leaving: dict[str, Leaving] = {}
-        self._look = look
+        self.agent = AgentPoller(agent, self._requeue_latest, log, on_silence=self._check_drivers)
+        self.addresses = AddressServers(self._requeue_latest, self._poll_after_lease, log)
+        self.plugged_devices: dict[str, PluggedDevice] = {}
+        self.unplugs: dict[str, UnplugRecord] = {}
+        self._requeue = requeue
         self._timer: asyncio.TimerHandle | None = None
         self._log = log
-        self._listening: asyncio.Task[None] | None = None
+        self._events: asyncio.Task[None] | None = None
 
-    def listen(self) -> None:
-        """Follow the guest's events, unless that is being done already."""
-        if self._listening is None or self._listening.done():
-            self._listening = asyncio.create_task(self._listen(), name=f"guest-events {self.key}")
+    def watch_events(self) -> None:
+        """Start to watch the guest's events, unless they are being watched."""
+        if self._events is None or self._events.done():
+            self._events = asyncio.create_task(self._watch_events(), name=f"guest-events {self.key}")
 
-    def attached(self, interface: str, mac: str, context: Context) -> None:
-        """Note a card that was attached just now, and begin to ask the guest for it."""
-        self.plugged[interface] = Plugged(context)
-        self.leaving.pop(interface, None)
-        # What the agent said of an earlier card of this MAC is no word about this one.
+    def record_attached(self, interface: str, mac: str, context: Context) -> None:
+        """Record a device that was attached just now, and poll the agent for it.
+
+        :param context: the span that attached it.
+        """
+        self.plugged_devices[interface] = PluggedDevice(context)
+        # The device is a new one: an unplug of an earlier device of that interface has ended.
+        self.unplugs.pop(interface, None)
+        # The agent's last response may list an earlier device of the same MAC.
         self.agent.forget(mac)
-        self.agent.ask(SERIES)
+        self.agent.poll(DELAYS_AFTER_PLUG)
 
-    def _given(self) -> None:
-        self.agent.ask(AFTER_LEASE)
+    def record_confirmed(self, interface: str, confirmed_by: ConfirmedBy) -> PluggedDevice | None:
+        """Record that a device is confirmed; return it if this process attached it.
 
-    def look_in(self, seconds: float | None) -> None:
-        """Have the key looked at after that time; ``None`` takes the last wish back."""
+        A device that the agent has confirmed is not confirmed again.
+        """
+        plugged = self.plugged_devices.get(interface)
+        if plugged is not None and confirmed_by is ConfirmedBy.DRIVER:
+            plugged.driver_reported = True
+        if confirmed_by is ConfirmedBy.GUEST_AGENT:
+            self.plugged_devices.pop(interface, None)
+        return plugged
+
+    def _poll_after_lease(self) -> None:
+        self.agent.poll(DELAYS_AFTER_LEASE)
+
+    def requeue_after(self, seconds: float | None) -> None:
+        """Requeue the key after a time, which replaces the one of the last call; ``None`` cancels it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if seconds is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._look, self.key, None)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._requeue, self.key, None, "watch")
 
     async def close(self) -> None:
-        """Leave the guest alone."""
-        self.look_in(None)
+        """Stop everything and disconnect from the guest."""
+        self.requeue_after(None)
         self.addresses.close()
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait({self._listening})
+        if self._events is not None:
+            self._events.cancel()
+            # `wait`, unlike `await`, raises neither the cancellation nor the exception of the task.
+            await asyncio.wait({self._events})
         await self.agent.close()
         await self.guest.close()
 
-    async def _listen(self) -> None:
+    async def _watch_events(self) -> None:
         try:
             async for event in self.guest.events():
-                self._heard(event)
+                self._handle(event)
         except GuestNotReachable as exc:
-            self._log.debug("guest events ended", why=str(exc))
-        # What was not heard meanwhile is seen; and a guest that is gone is told of.
-        self._look(self.key, None)
+            self._log.debug("guest events ended", error=str(exc))
+        # The next run observes what happened without an event, and reports a guest that is gone.
+        self._requeue(self.key, None, "watch")
 
-    def _heard(self, event: GuestEvent) -> None:
-        if event.change in (Change.CARD_IN_USE, Change.AGENT_CAME):
-            if event.change is Change.AGENT_CAME:
-                self.agent.came()
+    def _handle(self, event: GuestEvent) -> None:
+        if event.change in (GuestChange.DEVICE_IN_USE, GuestChange.AGENT_CONNECTED):
+            if event.change is GuestChange.AGENT_CONNECTED:
+                self.agent.record_connected()
             else:
-                self.agent.ask()
-            self._stirred()
-        # One without an alias is about a part of a card that goes, a moment before the card itself.
-        elif event.change is not Change.OTHER and event.alias is not None:
-            leaving = self.leaving.get(interface_of_alias(event.alias) or "")
-            if leaving is not None and event.change is Change.CARD_GONE:
-                leaving.gone = time.time_ns()
-            elif leaving is not None:
-                leaving.asked = msgspec.structs.replace(leaving.asked, refused=True)
-            self._look(self.key, leaving.context if leaving is not None else None)
+                # A driver has set the receive filter, so the agent can list the NIC from now on (ADR 15).
+                self.agent.poll()
+            self._advance_requests()
+        # An event without an alias is about a part of a device, shortly before the event of the device itself.
+        elif event.change is not GuestChange.OTHER and event.alias is not None:
+            record = self.unplugs.get(interface_of_alias(event.alias) or "")
+            if record is not None and event.change is GuestChange.DEVICE_DELETED:
+                record.deleted_at = time.time_ns()
+            elif record is not None:
+                record.record_refused()
+            self._requeue(self.key, record.context if record is not None else None, "watch")
 
-    def _stirred(self) -> None:
+    def _advance_requests(self) -> None:
         now = asyncio.get_running_loop().time()
-        for leaving in self.leaving.values():
-            before, leaving.asked = leaving.asked, stirred(leaving.asked, now)
-            if leaving.asked != before:
-                self._look(self.key, leaving.context)
+        for record in self.unplugs.values():
+            if record.record_guest_activity(now):
+                self._requeue(self.key, record.context, "watch")
 
-    def look_again(self, context: Context | None) -> None:
-        """Have the key looked at once more."""
-        self._look(self.key, context)
+    def open_unplug(self, interface: str, *, in_domain: bool, released: bool) -> None:
+        """Record the unplug of an absent interface, unless it is under way.
+
+        :param in_domain: whether the domain has the device.
+        :param released: whether the VMI's operation says that this pod released the interface.
+        """
+        record = self.unplugs.get(interface)
+        if record is None or record.unplug.state is UnplugState.RELEASED:
+            self.unplugs[interface] = UnplugRecord(initial_state(in_domain=in_domain, released=released))
+
+    def retain_unplugs(self, interfaces: Iterable[str]) -> None:
+        """Drop the unplugs of all other interfaces: they are not absent any more."""
+        for name in self.unplugs.keys() - set(interfaces):
+            del self.unplugs[name]
+
+    def is_torn_down(self, interface: str) -> bool:
+        """Return whether the pod network of an absent interface is torn down and its release is not reported yet."""
+        record = self.unplugs.get(interface)
+        return record is not None and record.unplug.state is UnplugState.TORN_DOWN
+
+    def requeue(self, context: Context | None) -> None:
+        """Requeue the key now, because a run has changed the guest or the pod network.
+
+        :param context: the trace that the run belongs to.
+        """
+        self._requeue(self.key, context, "effect")
 
     def unconfirmed(self) -> frozenset[str]:
-        """The interfaces whose card was attached here, and is not known to be used by a driver."""
-        return frozenset(name for name, plugged in self.plugged.items() if not plugged.driven)
+        """Return the interfaces attached here for which no active driver is reported."""
+        return frozenset(name for name, plugged in self.plugged_devices.items() if not plugged.driver_reported)
 
-    def _look_for_drivers(self) -> None:
-        # With an agent that answers there is no need: it says more.
+    def _check_drivers(self) -> None:
+        # Without an agent, only the domain can show that a driver uses the device.
         if self.unconfirmed():
-            self._look_again()
+            self._requeue_latest()
 
-    def _look_again(self) -> None:
-        latest = max(self.plugged.values(), key=lambda plugged: plugged.at, default=None)
-        self._look(self.key, latest.context if latest is not None else None)
+    def _requeue_latest(self) -> None:
+        latest = max(self.plugged_devices.values(), key=lambda plugged: plugged.attached_at, default=None)
+        self._requeue(self.key, latest.context if latest is not None else None, "watch")
 
 
-class Sessions:
-    """The sessions of a node, by VMI UID.
+class GuestSessions:
+    """The sessions of a node's guests, by VMI UID."""
 
-    :param drive: how a guest is reached. :param look: has a key looked at again.
-    """
+    def __init__(self, make_driver: DriverFactory, log: Log, requeue: Requeue) -> None:
+        """Create the collection, without a session.
 
-    def __init__(self, drive: Drive, log: Log, look: Look) -> None:
-        self._drive = drive
+        :param make_driver: makes the driver and the agent client of a guest.
+        :param requeue: adds a key to the queue.
+        """
+        self._make_driver = make_driver
         self._log = log
-        self._look = look
-        self._open: dict[str, Session] = {}
+        self._requeue = requeue
+        self._open: dict[str, GuestSession] = {}
 
-    def of(self, uid: str, key: Key, pod_uid: str) -> Session:
-        """The session of a VMI that a pod runs; a new one begins by asking the guest's agent."""
+    def open(self, uid: str, key: Key, pod_uid: str) -> GuestSession:
+        """Return the session of a VMI; a new session starts by polling the guest's agent.
+
+        :param uid: of the VMI.
+        :param key: namespace and name of the VMI.
+        :param pod_uid: of the pod that runs the guest.
+        """
         session = self._open.get(uid)
         if session is None:
-            guest, agent = self._drive(uid, key, pod_uid)
-            session = self._open[uid] = Session(key, guest, agent, self._look, self._log.bind(vmi="/".join(key)))
-            session.agent.ask(SERIES)
+            guest, agent = self._make_driver(uid, key, pod_uid)
+            session = self._open[uid] = GuestSession(
+                key, guest, agent, self._requeue, self._log.bind(vmi="/".join(key))
+            )
+            session.agent.poll(DELAYS_AFTER_PLUG)
         return session
 
     def has(self, key: Key) -> bool:
-        """Whether a VMI of this name has a session."""
+        """Return whether a VMI of this name has a session."""
         return any(session.key == key for session in self._open.values())
 
     async def retain(self, uids: Iterable[str]) -> None:
-        """End every session but these VMIs'."""
+        """Close every session but those of the given VMIs."""
         gone = self._open.keys() - set(uids)
-        # All at once: each may take as long as a monitor that no longer answers.
+        # In parallel: closing may take until the deadline of a monitor that does not respond.
         await asyncio.gather(*(self._open.pop(uid).close() for uid in gone))
 
     async def close(self) -> None:
-        """End all."""
+        """Close all sessions."""
         await self.retain(())

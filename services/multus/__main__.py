@@ -1,8 +1,9 @@
-"""Starts the multus daemon of a node: ``hotnic run multus``, the same as ``python -m services.multus``.
+"""Entry point of the multus daemon: ``hotnic run multus``, the same as ``python -m services.multus``.
 
-Order of start: records, shim, socket, sweep, and last the configuration that makes the runtime call the shim. At the
-end the socket goes first and calls under way are drained; shim and configuration stay, so that pods made meanwhile
-wait for the daemon instead of losing their networks. Next: :mod:`services.multus.server`.
+The daemon starts in this order: records, shim, socket, sweep, and last the configuration that makes the runtime call
+the shim. At shutdown the socket closes first and running calls are drained. The shim and the configuration stay, so
+that pods created meanwhile wait for the daemon instead of losing their networks.
+Next: :mod:`services.multus.server`.
 """
 
 import sys
@@ -10,37 +11,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.multus import SOCKET_NAME
-from services.common import runtime as role
 from services.common.http.server import serve
 from services.common.kube.client import Kube
-from services.common.logs import Log
 from services.common.netlink.pool import NetnsPool
-from services.common.runtime import RoleRuntime
-from services.multus import logs, shim
-from services.multus.autoconfig import Autoconfig, install_shim
-from services.multus.parts import assembled
+from services.common.runtime import process as role
+from services.common.runtime.process import Instrument, RoleRuntime
+from services.common.telemetry.logs import Log
+from services.multus.assembly import assemble
+from services.multus.config import logs
+from services.multus.config.settings import Settings, read_config
+from services.multus.container_runtime import shim
+from services.multus.container_runtime.autoconfig import Autoconfig, install_shim
 from services.multus.server import DRAIN, metrics_app
-from services.multus.settings import Settings, read
 
 if TYPE_CHECKING:
-    from services.multus.runtime import CriRuntime
+    from services.multus.container_runtime.sandbox_list import CriRuntime
 
 CONDITION = "runtime-configuration"
+"""Name of the readiness condition."""
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
-    """Open everything and serve; returns when the socket answers."""
+    """Open all connections and serve; return when the socket accepts requests."""
     settings, log, telemetry = runtime.settings, runtime.log, runtime.telemetry
-    config, said = read(settings)
-    log = logs.applied(config, settings, log)
-    for sentence in said:
-        log.warning("daemon-config.json", what=sentence)
+    config, warnings = read_config(settings)
+    log = logs.configure_logs(config, settings, log)
+    for warning in warnings:
+        log.warning("daemon-config.json key without effect", warning=warning)
     kube = await Kube.connect(kubeconfig=config.kubeconfig, telemetry=telemetry, user_agent="hotnic-multus")
     runtime.stack.push_async_callback(kube.close)
     netns = NetnsPool(config.host_root)
     runtime.stack.callback(netns.close)
 
-    parts = assembled(
+    parts = assemble(
         settings,
         config,
         kube=kube,
@@ -50,40 +53,48 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         stopping=runtime.stopping.is_set,
         runtime=_container_runtime(runtime, log),
     )
-    runtime.stack.push_async_callback(parts.records.settled)
-    runtime.stack.push_async_callback(parts.reports.written)
+    # Pushed before the socket, so these run after it has closed: calls that are drained still write records and Events.
+    runtime.stack.push_async_callback(parts.records.flush)
+    runtime.stack.push_async_callback(parts.pod_events.flush)
 
     path = install_shim(Path(settings.shim or shim.__file__), config.bin_dir)
     log.info("shim installed", path=str(path))
+    # Not deleted and created again, as upstream does: the directory may be mounted into a networks controller
+    # (multus-dynamic-networks-controller#96).
     config.socket_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # `mkdir` does not change the mode of an existing directory, and only root may use the socket (as upstream).
     config.socket_dir.chmod(0o700)
-    runtime.stack_share = DRAIN + 0.5
+    # The stack closes the socket, which waits for running calls; the margin covers the rest of the stack.
+    runtime.stack_timeout = DRAIN + 0.5
     listen = f"unix:{config.socket_dir / SOCKET_NAME}"
     await runtime.stack.enter_async_context(serve(parts.app, listen, shutdown=DRAIN))
     log.info("serving", socket=str(config.socket_dir / SOCKET_NAME))
 
     runtime.spawn("sweep", parts.sweep.run)
+    # The configuration comes last: as soon as it names the shim, the runtime sends its calls to this socket.
     autoconfig = Autoconfig(config, log, lambda ok, why: runtime.readiness.set(CONDITION, ok, why))
-    runtime.readiness.set(CONDITION, False, "not looked yet")
+    runtime.readiness.set(CONDITION, False, "not checked yet")
     runtime.spawn("autoconfig", autoconfig.run)
     if config.metrics_port is not None:
         app = metrics_app(telemetry)
+        # As upstream: on every address, without TLS.
         await runtime.stack.enter_async_context(serve(app, f"0.0.0.0:{config.metrics_port}", shutdown=1.0))
 
 
 def _container_runtime(runtime: RoleRuntime[Settings], log: Log) -> "CriRuntime | None":
     if not runtime.settings.cri_socket:
         return None
-    from services.multus.runtime import CriRuntime
+    # Imported here because gRPC takes memory that daemons without a CRI socket do not need.
+    from services.multus.container_runtime.sandbox_list import CriRuntime
 
-    asked = CriRuntime(runtime.settings.cri_socket, runtime.telemetry, log)
-    runtime.stack.push_async_callback(asked.close)
-    return asked
+    client = CriRuntime(runtime.settings.cri_socket, runtime.telemetry, log)
+    runtime.stack.push_async_callback(client.close)
+    return client
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the daemon until SIGTERM; gives the exit code."""
-    return role.main("multus", Settings, start, argv)
+def main(argv: list[str] | None = None, *, instrument: Instrument | None = None) -> int:
+    """Run the daemon until SIGTERM and return the exit code."""
+    return role.main("multus", Settings, start, argv, instrument=instrument)
 
 
 if __name__ == "__main__":

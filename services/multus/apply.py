@@ -1,7 +1,8 @@
-"""Carries out what was planned: plugins, links of the sandbox, and the record, in the order that survives a crash.
+"""Applies a plan: CNI plugins, links of the sandbox, and the record, in an order that survives a crash.
 
-ADD: record (``adding``), plugins, record (``added``). DEL: links, plugins, record. Each can be repeated from wherever
-it stopped. Which of them are done is decided in :mod:`services.multus.plan`.
+ADD writes the record (``adding``), runs the plugins and writes the record again (``added``). DEL restores the links,
+runs the plugins and then changes the record. Each sequence can be repeated from any point where it stopped. This module
+decides nothing; see :mod:`services.multus.plan`. Next: :mod:`services.multus.cni.network`.
 """
 
 import errno
@@ -9,50 +10,61 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from structlog.typing import FilteringBoundLogger
 
 from schemas import cni
-from services.common import faults
 from services.common.netlink.errors import LinkMissing, NetlinkFailure, NetnsGone
 from services.common.netlink.links import Link
 from services.common.netlink.pool import NetnsPool
-from services.multus import network, results
-from services.multus.call import PodId
-from services.multus.devices import CAPABILITY, DeviceInfo
-from services.multus.errors import CniError, NotStartedError
-from services.multus.executor import Executor
-from services.multus.gateways import DEFAULTS, Steer, steered
-from services.multus.network import Place
-from services.multus.plan import Attach, Detach, Keep, Release, RemoveLink, RenameLink, Wanted
-from services.multus.records import Attachment, Records, Sandbox, State
-from services.multus.upstream import UpstreamCache
+from services.common.telemetry.logs import Log
+from services.multus.cni import network, results
+from services.multus.cni.call import PodId
+from services.multus.cni.default_routes import DEFAULT_DESTINATIONS, DefaultRouteChange, result_with_default_routes
+from services.multus.cni.device_info import DEVICE_INFO_CAPABILITY, DeviceInfoFiles
+from services.multus.cni.errors import CniError, NotStartedError
+from services.multus.cni.executor import Executor
+from services.multus.cni.network import AttachmentTarget
+from services.multus.plan import (
+    AddAttachment,
+    DeleteAttachment,
+    DeleteUnrecorded,
+    DesiredAttachment,
+    KeepAttachment,
+    RemoveLink,
+    RenameLink,
+)
+from services.multus.records.sandbox import Attachment, AttachmentState, SandboxState
+from services.multus.records.store import Records
+from services.multus.records.upstream import UpstreamCache
 
 
-class Apply:
-    """The effects of multus on one node."""
+class Applier:
+    """Runs plugins, changes links and writes records on one node."""
 
     def __init__(
         self,
         *,
-        run: Executor,
+        executor: Executor,
         records: Records,
         netns: NetnsPool,
-        devices: DeviceInfo,
+        devices: DeviceInfoFiles,
         upstream: UpstreamCache,
-        log: FilteringBoundLogger,
+        log: Log,
     ) -> None:
-        self._run = run
+        self._executor = executor
         self._devices = devices
         self._upstream = upstream
         self._records = records
         self._netns = netns
         self._log = log
 
-    async def links(self, path: str) -> list[Link] | None:
-        """The links of a sandbox; ``None`` when its network namespace is gone.
+    async def list_links(self, path: str) -> list[Link] | None:
+        """Return the links of a sandbox.
 
-        :raises CniError: it could not be asked.
+        :param path: path of the network namespace as the runtime sees it.
+        :returns: the links; ``None`` when the network namespace is gone.
+        :raises CniError: code 11, the links cannot be listed.
         """
+        # The CNI specification allows DEL without a namespace; containerd sends it so once the namespace is closed.
         if not path:
             return None
         try:
@@ -60,142 +72,167 @@ class Apply:
         except NetnsGone:
             return None
         except NetlinkFailure as error:
-            if error.code == errno.EINVAL:  # the file is still there, the namespace behind it is not
+            # EINVAL: the mount point still exists, but no network namespace is mounted on it any more.
+            if error.code == errno.EINVAL:
                 return None
-            raise CniError(cni.Code.TRY_AGAIN_LATER, f"cannot list the links of {path}: {error.message}") from error
+            raise CniError(
+                cni.CniErrorCode.TRY_AGAIN_LATER, f"cannot list the links of {path}: {error.message}"
+            ) from error
 
     async def add(
-        self, sandbox: Sandbox, actions: Sequence[Keep | Attach | Detach]
-    ) -> tuple[Sandbox, list[Attachment]]:
-        """Make what is to be made; on a failure, what this call has made is undone, the last first.
+        self, sandbox: SandboxState, actions: Sequence[KeepAttachment | AddAttachment | DeleteAttachment]
+    ) -> tuple[SandboxState, list[Attachment]]:
+        """Carry out the actions of an ADD; if one fails, delete what this call has added, the last first.
 
-        Returns the record and the attachments asked for, in their order.
-
-        :raises CniError: of the first plugin that failed.
+        :param sandbox: the sandbox's record.
+        :param actions: the actions of :func:`services.multus.plan.plan_add`.
+        :returns: the new record, and the requested attachments in their order.
+        :raises CniError: the error of the first plugin that failed.
         """
-        asked: list[Attachment] = []
+        requested: list[Attachment] = []
         made: list[Attachment] = []
         for action in actions:
             match action:
-                case Keep(attachment):
-                    asked.append(attachment)
-                case Detach():
-                    sandbox = await self.detach(sandbox, action)
-                case Attach(wanted):
-                    attachment = wanted.attachment()
+                case KeepAttachment(attachment):
+                    requested.append(attachment)
+                case DeleteAttachment():
+                    sandbox = await self.delete_attachment(sandbox, action)
+                case AddAttachment(desired):
+                    attachment = desired.attachment()
                     try:
-                        network.look_up(self._run, wanted.network)
+                        network.require_plugins(self._executor, desired.network)
+                        # Counted as made before it is: plugins of a failing ADD may have created something.
                         made.append(attachment)
-                        attachment = self._with_device_file(sandbox, attachment, wanted)
-                        sandbox, attachment = await self._attach(sandbox, attachment)
+                        attachment = self._with_device_file(sandbox, attachment, desired)
+                        sandbox, attachment = await self._add_attachment(sandbox, attachment)
                     except CniError as error:
                         if isinstance(error, NotStartedError):
-                            sandbox = self._forgotten(sandbox, wanted.ifname)
-                            made = [one for one in made if one.ifname != wanted.ifname]
+                            sandbox = self._drop_record(sandbox, desired.ifname)
+                            made = [one for one in made if one.ifname != desired.ifname]
                         await self.undo(sandbox, made)
-                        raise error.prefixed(
-                            f"[{sandbox.pod_id}/{sandbox.pod_uid}:{wanted.network.name}]: "
-                            f'error adding container to network "{wanted.network.name}"'
+                        raise error.with_prefix(
+                            f"[{sandbox.pod_id}/{sandbox.pod_uid}:{desired.network.name}]: "
+                            f'error adding container to network "{desired.network.name}"'
                         ) from error
                     made[-1] = attachment
-                    asked.append(attachment)
-        return sandbox, asked
+                    requested.append(attachment)
+        return sandbox, requested
 
-    def _forgotten(self, sandbox: Sandbox, ifname: str) -> Sandbox:
-        """Strike an attachment of which nothing was made; a DEL by a plugin that cannot run would never succeed."""
-        sandbox = (self._records.read(sandbox.sandbox_id) or sandbox).without(ifname)
+    def _drop_record(self, sandbox: SandboxState, ifname: str) -> SandboxState:
+        """Remove an attachment from the record because none of its plugins ran.
+
+        A DEL would run the same plugin, which cannot start, and so would never succeed.
+        """
+        sandbox = (self._records.read(sandbox.sandbox_id) or sandbox).without_attachment(ifname)
         self._records.write(sandbox)
         return sandbox
 
-    async def undo(self, sandbox: Sandbox, made: Sequence[Attachment]) -> None:
-        """DEL what a failed call has made. A failure here is logged; the record keeps what is left."""
+    async def undo(self, sandbox: SandboxState, made: Sequence[Attachment]) -> None:
+        """Delete the attachments that a failed call has added.
+
+        A failure here is logged, not raised: the record keeps the attachment, and the sweep deletes it later.
+
+        :param sandbox: the sandbox's record.
+        :param made: the attachments to delete, in the order in which they were added.
+        """
+        # The ADD that failed has written the record since; the caller's copy is older.
         sandbox = self._records.read(sandbox.sandbox_id) or sandbox
         for attachment in reversed(made):
             try:
-                sandbox = await self.detach(sandbox, Detach(sandbox.find(attachment.ifname) or attachment))
+                sandbox = await self.delete_attachment(
+                    sandbox, DeleteAttachment(sandbox.find(attachment.ifname) or attachment)
+                )
             except CniError as error:
                 self._log.error(
-                    "undoing a failed ADD failed; the record keeps it",
+                    "rollback of a failed ADD failed; attachment stays in the record",
                     sandbox=sandbox.sandbox_id,
                     ifname=attachment.ifname,
                     error=error.msg,
                 )
 
-    async def steer(self, sandbox: Sandbox, steps: Sequence[Steer]) -> Sandbox:
-        """Change who carries the default routes; the record tells what became of each attachment's result.
+    async def change_default_routes(self, sandbox: SandboxState, changes: Sequence[DefaultRouteChange]) -> SandboxState:
+        """Change which attachments carry the default routes, and update their recorded results.
 
-        :raises CniError: a route could not be changed.
+        :param sandbox: the sandbox's record.
+        :param changes: the changes of :func:`services.multus.cni.default_routes.plan_default_routes`.
+        :returns: the new record.
+        :raises CniError: code 7, a route could not be changed.
         """
-        for step in steps:
-            await self._steer(sandbox, step, drop=True)
-        for step in steps:
-            await self._steer(sandbox, step, drop=False)
-            attachment = sandbox.find(step.ifname)
+        # All old routes go first: the kernel refuses a second default route of a family with the same metric.
+        for change in changes:
+            await self._change_default_route(sandbox, change, drop=True)
+        for change in changes:
+            await self._change_default_route(sandbox, change, drop=False)
+            attachment = sandbox.find(change.ifname)
             if attachment is not None and attachment.result is not None:
-                changed = msgspec.structs.replace(attachment, result=steered(attachment.result, step))
-                sandbox = sandbox.with_(changed)
-        if steps:
+                changed = msgspec.structs.replace(
+                    attachment, result=result_with_default_routes(attachment.result, change)
+                )
+                sandbox = sandbox.with_attachment(changed)
+        if changes:
             self._records.write(sandbox)
         return sandbox
 
-    async def _steer(self, sandbox: Sandbox, step: Steer, *, drop: bool) -> None:
-        attachment = sandbox.find(step.ifname)
+    async def _change_default_route(self, sandbox: SandboxState, change: DefaultRouteChange, *, drop: bool) -> None:
+        attachment = sandbox.find(change.ifname)
         try:
             netns = await self._netns.open(sandbox.netns)
             index = attachment.ifindex if attachment else 0
             if not index:
                 return  # a network without a link has no routes
             if drop:
-                gone = {DEFAULTS[family] for family in step.drop}
-                for route in [route for route in await netns.routes(index) if route.dst in gone]:
+                # Upstream does not recognize such a route any more, and leaves the old one in place (multus-cni#1552).
+                dropped = {DEFAULT_DESTINATIONS[family] for family in change.drop}
+                for route in [route for route in await netns.routes(index) if route.dst in dropped]:
                     await netns.delete_route(route)
                 return
-            for family, gateway in step.gateways:
-                await netns.add_route(index, DEFAULTS[family], gw=gateway)
-            # The kernel says "exists" also where another link holds the route: looked at, not believed.
-            standing = {(route.dst, route.gw) for route in await netns.routes(index)}
+            for family, gateway in change.gateways:
+                await netns.add_route(index, DEFAULT_DESTINATIONS[family], gw=gateway)
+            # The kernel answers EEXIST also when another link holds the route, so the result is read back.
+            present = {(route.dst, route.gw) for route in await netns.routes(index)}
         except NetlinkFailure as error:
-            message = f"default-route of {step.ifname}: {error.message}"
-            raise CniError(cni.Code.INVALID_CONFIG, message) from error
-        for family, gateway in step.gateways:
-            if (DEFAULTS[family], gateway) not in standing:
-                message = f"default-route of {step.ifname}: another network keeps its default route"
-                raise CniError(cni.Code.INVALID_CONFIG, message)
+            message = f"default-route of {change.ifname}: {error.message}"
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, message) from error
+        for family, gateway in change.gateways:
+            if (DEFAULT_DESTINATIONS[family], gateway) not in present:
+                message = f"default-route of {change.ifname}: another network keeps its default route"
+                raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
 
-    def _with_device_file(self, sandbox: Sandbox, attachment: Attachment, wanted: Wanted) -> Attachment:
-        """Hand the plugin the file that describes its device, where it has one or can write one."""
-        if wanted.device is None and CAPABILITY not in wanted.network.capabilities():
+    def _with_device_file(
+        self, sandbox: SandboxState, attachment: Attachment, desired: DesiredAttachment
+    ) -> Attachment:
+        """Set the path of the device information file if the attachment has a device or a plugin can describe one."""
+        if desired.device is None and DEVICE_INFO_CAPABILITY not in desired.network.capabilities():
             return attachment
-        resource, device = wanted.device or ("", "")
-        path = self._devices.prepare(wanted.display, sandbox.sandbox_id, wanted.ifname, resource, device)
-        return msgspec.structs.replace(attachment, runtime={**attachment.runtime, CAPABILITY: str(path)})
+        resource, device = desired.device or ("", "")
+        path = self._devices.prepare(desired.display, sandbox.sandbox_id, desired.ifname, resource, device)
+        return msgspec.structs.replace(attachment, runtime={**attachment.runtime, DEVICE_INFO_CAPABILITY: str(path)})
 
-    async def _attach(self, sandbox: Sandbox, attachment: Attachment) -> tuple[Sandbox, Attachment]:
-        sandbox = sandbox.with_(attachment)
-        with faults.step("multus.record-adding"):
-            self._records.write(sandbox)
-        place = _place(sandbox, attachment.ifname)
-        with faults.step("multus.plugins-add"):
-            result = await network.add(self._run, attachment.parsed(), place, attachment.attributes())
+    async def _add_attachment(self, sandbox: SandboxState, attachment: Attachment) -> tuple[SandboxState, Attachment]:
+        # The record comes first: if the daemon dies while a plugin runs, the sweep knows what may exist.
+        sandbox = sandbox.with_attachment(attachment)
+        self._records.write(sandbox, change="adding")
+        target = _target(sandbox, attachment.ifname)
+        result = await network.add(self._executor, attachment.network_config(), target, attachment.attributes())
+        # A result names its link only. DEL needs the index, because a bridged link has another name (kubevirt#14074).
         link = await self._link(sandbox.netns, attachment.ifname)
         mac, mtu = (link.mac or None, link.mtu or None) if link else (None, None)
         attachment = msgspec.structs.replace(
             attachment,
-            state=State.ADDED,
-            result=results.completed(result, attachment.ifname, mac=mac, mtu=mtu),
+            state=AttachmentState.ADDED,
+            result=results.fill_in_link(result, attachment.ifname, mac=mac, mtu=mtu),
             ifindex=link.index if link else 0,
             kind=link.kind if link else None,
             mac=mac,
             mtu=mtu,
             device_info=self._device_info(sandbox, attachment),
         )
-        sandbox = sandbox.with_(attachment)
-        with faults.step("multus.record-added"):
-            self._records.write(sandbox)
+        sandbox = sandbox.with_attachment(attachment)
+        self._records.write(sandbox, change="added")
         return sandbox, attachment
 
-    def _device_info(self, sandbox: Sandbox, attachment: Attachment) -> dict[str, Any] | None:
-        if CAPABILITY not in attachment.runtime:
+    def _device_info(self, sandbox: SandboxState, attachment: Attachment) -> dict[str, Any] | None:
+        if DEVICE_INFO_CAPABILITY not in attachment.runtime:
             return None
         return self._devices.read(attachment.network, sandbox.sandbox_id, attachment.ifname)
 
@@ -203,66 +240,86 @@ class Apply:
         try:
             return await (await self._netns.open(path)).link(ifname)
         except NetlinkFailure as error:
-            raise CniError(cni.Code.TRY_AGAIN_LATER, f"cannot look at {ifname} in {path}: {error.message}") from error
+            raise CniError(
+                cni.CniErrorCode.TRY_AGAIN_LATER, f"cannot read link {ifname} in {path}: {error.message}"
+            ) from error
 
-    async def detach(self, sandbox: Sandbox, action: Detach) -> Sandbox:
-        """Undo one attachment and strike it from the record.
+    async def delete_attachment(self, sandbox: SandboxState, action: DeleteAttachment) -> SandboxState:
+        """Delete one attachment: restore its links, run DEL and remove it from the record.
 
-        :raises CniError: it, or its links, could not be undone; the record keeps it.
+        :param sandbox: the sandbox's record.
+        :param action: the attachment and the changes to its links.
+        :returns: the new record.
+        :raises CniError: a link could not be restored or a plugin failed; the attachment stays in the record.
         """
         attachment = action.attachment
-        for step in action.links:
-            await self._put_right(sandbox.netns, step)
-        place = _place(sandbox, attachment.ifname)
+        # Links first: a plugin's DEL finds its link by name.
+        for operation in action.links:
+            await self._restore_link(sandbox.netns, operation)
+        target = _target(sandbox, attachment.ifname)
         if not action.with_netns:
-            place = place.without_netns()
-        with faults.step("multus.plugins-del"):
-            await network.delete(self._run, attachment.parsed(), place, attachment.attributes(), attachment.result)
-        if CAPABILITY in attachment.runtime:
+            target = target.without_netns()
+        await network.delete(
+            self._executor, attachment.network_config(), target, attachment.attributes(), attachment.result
+        )
+        if DEVICE_INFO_CAPABILITY in attachment.runtime:
             self._devices.remove(attachment.network, sandbox.sandbox_id, attachment.ifname)
-        sandbox = sandbox.without(attachment.ifname)
+        sandbox = sandbox.without_attachment(attachment.ifname)
         if sandbox.adopted:
-            self._upstream.forget(sandbox.sandbox_id, attachment.ifname, last=not sandbox.attachments)
-        with faults.step("multus.record-removed"):
-            self._records.write(sandbox)
+            # Upstream's files of an attachment stay until here, so that the node can be given back to multus-cni.
+            self._upstream.remove(sandbox.sandbox_id, attachment.ifname, last=not sandbox.attachments)
+        # The record changes last, so a DEL that was interrupted above is repeated from it (ADR 11).
+        self._records.write(sandbox, change="removed")
         return sandbox
 
-    async def release(self, action: Release, sandbox_id: str, netns: str, pod: PodId | None) -> None:
-        """DEL for something that no record knows.
+    async def delete_unrecorded(self, action: DeleteUnrecorded, sandbox_id: str, netns: str, pod: PodId | None) -> None:
+        """Run DEL for an attachment that is in no record.
 
+        :param action: the attachment.
+        :param sandbox_id: the sandbox's container id.
+        :param netns: path of the network namespace; empty when it is gone.
+        :param pod: the sandbox's pod; ``None`` when the call names none.
         :raises CniError: a plugin failed.
         """
-        place = Place(sandbox_id, netns if action.with_netns else "", action.ifname, pod)
-        await network.delete(self._run, action.network, place, action.attributes, None)
+        target = AttachmentTarget(sandbox_id, netns if action.with_netns else "", action.ifname, pod)
+        await network.delete(self._executor, action.network, target, action.attributes, None)
 
-    async def check(self, sandbox: Sandbox, attachment: Attachment) -> None:
-        """CHECK one attachment.
+    async def check(self, sandbox: SandboxState, attachment: Attachment) -> None:
+        """Run CHECK for one attachment.
 
-        :raises CniError: it is not as ADD left it.
+        :param sandbox: the sandbox's record.
+        :param attachment: the attachment.
+        :raises CniError: the attachment is not as ADD left it.
         """
-        place = _place(sandbox, attachment.ifname)
-        await network.check(self._run, attachment.parsed(), place, attachment.attributes(), attachment.result)
+        target = _target(sandbox, attachment.ifname)
+        await network.check(
+            self._executor, attachment.network_config(), target, attachment.attributes(), attachment.result
+        )
 
-    def forget(self, path: str) -> None:
-        """Let go of a network namespace: an open conversation would keep it alive."""
+    def close_netns(self, path: str) -> None:
+        """Close the connection to a network namespace; an open one keeps the namespace alive.
+
+        :param path: path of the network namespace; may be empty.
+        """
         if path:
             self._netns.drop(path)
 
-    async def _put_right(self, path: str, step: RemoveLink | RenameLink) -> None:
+    async def _restore_link(self, path: str, operation: RemoveLink | RenameLink) -> None:
         try:
             netns = await self._netns.open(path)
-            if isinstance(step, RemoveLink):
-                await netns.delete(step.index)
+            if isinstance(operation, RemoveLink):
+                await netns.delete(operation.index)
             else:
-                # Down first: kernels before 6.2 rename no link that is up.
-                await netns.set(step.index, master=0, up=False)
-                await netns.set(step.index, name=step.name)
+                # The link is set down first because kernels before 6.2 do not rename a link that is up.
+                await netns.set(operation.index, master=0, up=False)
+                await netns.set(operation.index, name=operation.name)
+        # DEL must succeed for what no longer exists (CNI specification, section 2).
         except LinkMissing:
             return
         except NetlinkFailure as error:
-            message = f"cannot put link {step.name} right in {path}: {error.message}"
-            raise CniError(cni.Code.TRY_AGAIN_LATER, message) from error
+            message = f"cannot restore link {operation.name} in {path}: {error.message}"
+            raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from error
 
 
-def _place(sandbox: Sandbox, ifname: str) -> Place:
-    return Place(sandbox.sandbox_id, sandbox.netns, ifname, sandbox.pod_id)
+def _target(sandbox: SandboxState, ifname: str) -> AttachmentTarget:
+    return AttachmentTarget(sandbox.sandbox_id, sandbox.netns, ifname, sandbox.pod_id)

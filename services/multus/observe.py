@@ -1,7 +1,7 @@
-"""What a call has to know before anything is decided: the pod, and the CNI configurations of the networks it asks for.
+"""Observation for a call: the pod, and the CNI configurations of the networks that the pod requests.
 
-Reads, changes nothing. Where a network's configuration is found is :mod:`services.multus.catalogue`'s.
-Next: :mod:`services.multus.plan`.
+Reads and changes nothing. Where a network's configuration comes from is decided in
+:mod:`services.multus.pod.network_lookup`. Next: :mod:`services.multus.plan`.
 """
 
 import asyncio
@@ -12,234 +12,246 @@ from functools import partial
 from typing import Any, Final
 
 from schemas import cni
-from schemas.kube import PODS, Pod
+from schemas.kube import Pod
 from schemas.names import is_ordinal
 from schemas.networks import DEFAULT_NETWORK, NETWORKS, NetworkSelectionElement, parse_networks
 from services.common.kube.client import Kube
-from services.common.kube.errors import KubeError, NotFound, Unavailable
-from services.multus import conflist
-from services.multus.call import Call, PodId, attributes_of, runtime_base, runtime_of
-from services.multus.catalogue import Catalogue, Found
-from services.multus.conflist import Attributes, Network
-from services.multus.devices import Devices
-from services.multus.errors import CniError
-from services.multus.plan import Wanted
-from services.multus.pod import check_pod
-from services.multus.records import Owner
-from services.multus.settings import Config
+from services.multus.cni import conflist
+from services.multus.cni.call import CniCall, attributes_of, runtime_config_of, shared_runtime_config
+from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig
+from services.multus.cni.errors import CniError
+from services.multus.config.settings import Config
+from services.multus.plan import DesiredAttachment
+from services.multus.pod.devices import PodDevices
+from services.multus.pod.network_lookup import FoundNetwork, NetworkLookup
+from services.multus.pod.reader import PodReader, pod_id
+from services.multus.records.sandbox import AttachmentOrigin
 
-POD_PATIENCE: Final = 2.5
-"""Seconds in which a pod that the API does not know (yet) is asked for again."""
-API_PATIENCE: Final = 15.0
-"""Seconds in which an API server that does not answer is asked again."""
-PAUSE: Final = 0.25
-READINESS_PATIENCE: Final = 45.0
-"""Seconds in which the file is waited for by which the primary network says that it is ready."""
+READINESS_TIMEOUT: Final = 45.0
+"""Seconds to wait for the readiness indicator file of the primary network, as upstream waits."""
+READINESS_INTERVAL: Final = 0.25
+"""Seconds between two checks for that file."""
 
 
-class Observe:
-    """The looks of multus at the outside."""
+class CallObserver:
+    """Reads what a call depends on.
+
+    :param kube: the Kubernetes client.
+    :param config: the daemon's configuration.
+    :param pods: reads pods.
+    :param readiness_timeout: seconds to wait for the readiness indicator file.
+    """
 
     def __init__(
         self,
         kube: Kube,
         config: Config,
+        pods: PodReader,
         *,
-        pod_patience: float = POD_PATIENCE,
-        readiness_patience: float = READINESS_PATIENCE,
+        readiness_timeout: float = READINESS_TIMEOUT,
     ) -> None:
-        self._kube = kube
         self._config = config
-        self._pod_patience = pod_patience
-        self._readiness_patience = readiness_patience
-        self.catalogue = Catalogue(kube, config)
+        self._pods = pods
+        self._readiness_timeout = readiness_timeout
+        self._lookup = NetworkLookup(kube, config)
 
-    async def readiness_file(self) -> None:
-        """Wait for the file by which the primary network says that it is ready.
+    async def wait_for_readiness_file(self) -> None:
+        """Wait for the file that shows that the primary network is ready.
 
-        :raises CniError: code 50, it does not come.
+        :raises CniError: code 50, the file did not appear in time.
         """
         file = self._config.readiness_file
-        until = time.monotonic() + self._readiness_patience
+        until = time.monotonic() + self._readiness_timeout
         while file is not None and not file.exists():
             if time.monotonic() > until:
-                message = f"readiness indicator file {file} is not there: the primary network is not ready"
-                raise CniError(cni.Code.PLUGIN_NOT_AVAILABLE, message)
-            await asyncio.sleep(PAUSE)
+                message = f"readiness indicator file {file} does not exist: the primary network is not ready"
+                raise CniError(cni.CniErrorCode.PLUGIN_NOT_AVAILABLE, message)
+            await asyncio.sleep(READINESS_INTERVAL)
 
-    async def pod(self, asked: PodId) -> Pod:
-        """The pod, live; one that the API does not know yet is waited for a moment.
+    async def list_desired(self, call: CniCall, pod: Pod) -> list[DesiredAttachment]:
+        """Return the attachments of a new sandbox, in multus' order.
 
-        :raises CniError: it is gone, is another one, or the API does not answer.
+        The order is: cluster network, default networks, networks annotation, auxiliary chain.
+
+        :param call: the call.
+        :param pod: the sandbox's pod.
+        :raises CniError: a network cannot be found, is not allowed, or has invalid attributes.
         """
-        started = time.monotonic()
-        while True:
-            try:
-                pod = await self._kube.get(PODS, asked.namespace, asked.name)
-            except (NotFound, Unavailable) as error:
-                patience = self._pod_patience if isinstance(error, NotFound) else API_PATIENCE
-                if time.monotonic() - started > patience:
-                    code = cni.Code.UNKNOWN_CONTAINER if isinstance(error, NotFound) else cni.Code.TRY_AGAIN_LATER
-                    raise CniError(code, f"cannot get pod {asked}: {error.message}") from error
-                await asyncio.sleep(PAUSE)
-            except KubeError as error:
-                raise CniError(cni.Code.TRY_AGAIN_LATER, f"cannot get pod {asked}: {error.message}") from error
-            else:
-                check_pod(pod, asked)
-                return pod
-
-    async def wanted(self, call: Call, pod: Pod) -> list[Wanted]:
-        """Everything that a new sandbox of this pod gets, in order: cluster network, defaults, annotation, auxiliary.
-
-        :raises CniError: a network is not to be found or not allowed, or asks for what it cannot have.
-        """
-        devices = Devices(self._config.pod_resources_socket, pod_id(pod))
+        devices = PodDevices(self._config.pod_resources_socket, pod_id(pod))
         found = await self._primaries(call, pod, devices)
-        for look in self._others(call, pod, devices):
-            found.append(await look())
-        auxiliary = self.catalogue.auxiliary(call)
+        # One after the other, because each attachment takes the next device of its resource.
+        for look_up in self._secondary_lookups(call, pod, devices):
+            found.append(await look_up())
+        auxiliary = self._lookup.find_auxiliary(call)
         if auxiliary is not None:
-            found.append(_wanted(auxiliary, Owner.AUXILIARY, Attributes(runtime_base(call.document))))
+            found.append(
+                _desired(
+                    auxiliary,
+                    AttachmentOrigin.AUXILIARY,
+                    AttachmentAttributes(shared_runtime_config(call.config_object)),
+                )
+            )
+        # As upstream: an attachment without a name is numbered by its position in the whole list.
         return [replace(one, ifname=one.ifname or f"net{index}") for index, one in enumerate(found)]
 
-    async def traces(self, call: Call) -> list[Wanted]:
-        """What a sandbox that no record knows may have got, as far as the pod still tells; no devices are asked for.
+    async def list_possible(self, call: CniCall) -> list[DesiredAttachment]:
+        """Return the attachments that a sandbox without a record may have, as far as its pod still shows them.
 
-        :raises CniError: not even the cluster network can be told.
+        No devices are requested from the kubelet, because the pod may be gone.
+
+        :param call: the call.
+        :raises CniError: not even the cluster network can be found.
         """
-        pod = await self._pod_if_there(call)
+        pod = await self._pods.find(call.pod) if call.pod is not None else None
         if pod is None:
-            primaries = await self.catalogue.primaries(call)
-            found: list[Wanted | None] = [_wanted(one, Owner.CLUSTER, call.attributes) for one in primaries]
+            primaries = await self._lookup.find_primaries(call)
+            found: list[DesiredAttachment | None] = [
+                _desired(one, AttachmentOrigin.CLUSTER, call.attributes) for one in primaries
+            ]
         else:
             found = [*await self._primaries(call, pod, None)]
-            for look in self._others(call, pod, None):
+            for look_up in self._secondary_lookups(call, pod, None):
                 try:
-                    found.append(await look())
+                    found.append(await look_up())
                 except CniError:
-                    found.append(None)  # it keeps its number
-        named = enumerate(found)
-        return [replace(one, ifname=one.ifname or (f"net{i}" if i else call.ifname)) for i, one in named if one]
+                    found.append(None)  # the attachments after it keep their numbers
+        numbered = enumerate(found)
+        return [replace(one, ifname=one.ifname or (f"net{i}" if i else call.ifname)) for i, one in numbered if one]
 
-    async def allowed(self, call: Call) -> None:
-        """Namespace isolation for what is plugged at run time, which upstream's controller does not look after.
+    async def check_isolation(self, call: CniCall) -> None:
+        """Enforce namespace isolation for an attachment that is hot-plugged; upstream's controller does not.
 
-        :raises CniError: code 7, the pod may not use the network that its annotation names for this link; or the pod
-            cannot be had.
+        :param call: the call on ``/delegate``.
+        :raises CniError: code 7, the pod may not use the network that its annotation names for this link; another code
+            if the pod cannot be read.
         """
         if not self._config.isolation or call.pod is None:
             return
-        pod = await self.pod(call.pod)
+        pod = await self._pods.get(call.pod)
         for element in elements_of(pod, NETWORKS):
             named = element.requested_interface
+            # An element without a link name is attached as `net<i>`, so every ordinal name may be its own.
             if named == call.ifname or (named is None and is_ordinal(call.ifname)):
-                self._namespace(pod, element)
+                self._checked_namespace(pod, element)
 
-    async def _pod_if_there(self, call: Call) -> Pod | None:
-        if call.pod is None:
-            return None
-        try:
-            pod = await self._kube.get(PODS, call.pod.namespace, call.pod.name)
-            check_pod(pod, call.pod)
-        except (KubeError, CniError):
-            return None
-        return pod
+    async def cluster_network(self, call: CniCall) -> NetworkConfig:
+        """Return the cluster network, without a pod's override.
 
-    async def cluster(self, call: Call) -> Network:
-        """The cluster network, without a pod's override.
-
+        :param call: the call.
         :raises CniError: there is none.
         """
-        return (await self.catalogue.primaries(call))[0].network
+        return (await self._lookup.find_primaries(call))[0].network
 
-    async def _primaries(self, call: Call, pod: Pod, devices: Devices | None) -> list[Wanted]:
-        given = Attributes(runtime_of(call.document))
+    async def _primaries(self, call: CniCall, pod: Pod, devices: PodDevices | None) -> list[DesiredAttachment]:
+        """Return the cluster network, or the pod's override of it, then further ``delegates`` of the configuration."""
+        given = AttachmentAttributes(runtime_config_of(call.config_object))
         override = elements_of(pod, DEFAULT_NETWORK)
         if len(override) > 1:
-            raise CniError(cni.Code.INVALID_CONFIG, f"annotation {DEFAULT_NETWORK} names not exactly one network")
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"annotation {DEFAULT_NETWORK} names more than one network")
         if override:
+            # As upstream: an override without a namespace is a NAD of multus' own namespace, not of the pod's.
             namespace = override[0].namespace or self._config.multus_namespace
-            wanted = await self._selected(override[0], namespace, Owner.CLUSTER, given.runtime, devices)
-            return [replace(wanted, ifname=call.ifname)]
-        primary, *others = await self.catalogue.primaries(call)
-        master = replace(await self._with_device(primary, Owner.CLUSTER, given, devices), ifname=call.ifname)
-        return [master, *(_wanted(one, Owner.DEFAULT, given) for one in others)]
+            desired = await self._selected_network(
+                override[0], namespace, AttachmentOrigin.CLUSTER, given.runtime, devices
+            )
+            return [replace(desired, ifname=call.ifname)]
+        primary, *others = await self._lookup.find_primaries(call)
+        first = replace(await self._with_device(primary, AttachmentOrigin.CLUSTER, given, devices), ifname=call.ifname)
+        return [first, *(_desired(one, AttachmentOrigin.DEFAULT, given) for one in others)]
 
-    def _others(self, call: Call, pod: Pod, devices: Devices | None) -> list[Callable[[], Awaitable[Wanted]]]:
-        """The looks for the default networks and those of the annotation, in order."""
-        base = runtime_base(call.document)
+    def _secondary_lookups(
+        self, call: CniCall, pod: Pod, devices: PodDevices | None
+    ) -> list[Callable[[], Awaitable[DesiredAttachment]]]:
+        """Return the lookups of the default networks and of the annotation's networks, in order.
+
+        They are separate functions so that one that fails does not end the others.
+        """
+        base = shared_runtime_config(call.config_object)
+        # One of upstream's checks compares the pod's name by mistake.
         system = pod.metadata.namespace in self._config.system_namespaces
-        defaults = [] if system else [partial(self._default, name, base) for name in self._config.default_networks]
+        defaults = (
+            [] if system else [partial(self._default_network, name, base) for name in self._config.default_networks]
+        )
         elements = elements_of(pod, NETWORKS)
-        return [*defaults, *(partial(self._of_annotation, pod, element, base, devices) for element in elements)]
+        return [*defaults, *(partial(self._annotated_network, pod, element, base, devices) for element in elements)]
 
-    async def _default(self, name: str, base: Mapping[str, Any]) -> Wanted:
-        return _wanted(await self.catalogue.named(name), Owner.DEFAULT, Attributes(base))
+    async def _default_network(self, name: str, base: Mapping[str, Any]) -> DesiredAttachment:
+        return _desired(await self._lookup.find_by_name(name), AttachmentOrigin.DEFAULT, AttachmentAttributes(base))
 
-    async def _of_annotation(
-        self, pod: Pod, element: NetworkSelectionElement, base: Mapping[str, Any], devices: Devices | None
-    ) -> Wanted:
-        return await self._selected(element, self._namespace(pod, element), Owner.NETWORKS, base, devices)
+    async def _annotated_network(
+        self, pod: Pod, element: NetworkSelectionElement, base: Mapping[str, Any], devices: PodDevices | None
+    ) -> DesiredAttachment:
+        return await self._selected_network(
+            element, self._checked_namespace(pod, element), AttachmentOrigin.NETWORKS, base, devices
+        )
 
-    def _namespace(self, pod: Pod, element: NetworkSelectionElement) -> str:
-        """Where a network of the annotation is, if the pod may use it."""
+    def _checked_namespace(self, pod: Pod, element: NetworkSelectionElement) -> str:
+        """Return the namespace of an annotation's network.
+
+        :raises CniError: code 7, namespace isolation forbids it.
+        """
         own = pod.metadata.namespace
         namespace = element.namespace or own
         if self._config.isolation and namespace not in {own, *self._config.global_namespaces}:
             message = f"namespace isolation: pod {pod_id(pod)} may not use networks of namespace {namespace}"
-            raise CniError(cni.Code.INVALID_CONFIG, message)
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
         return namespace
 
-    async def _selected(
+    async def _selected_network(
         self,
         element: NetworkSelectionElement,
         namespace: str,
-        owner: Owner,
+        origin: AttachmentOrigin,
         base: Mapping[str, Any],
-        devices: Devices | None,
-    ) -> Wanted:
-        found = await self.catalogue.nad(namespace, element.name)
-        asked = attributes_of(element)
-        attributes = replace(asked, runtime={**base, **asked.runtime})
-        wanted = await self._with_device(found, owner, attributes, devices)
+        devices: PodDevices | None,
+    ) -> DesiredAttachment:
+        found = await self._lookup.find_nad(namespace, element.name)
+        requested = attributes_of(element)
+        attributes = replace(requested, runtime={**base, **requested.runtime})
+        desired = await self._with_device(found, origin, attributes, devices)
         gateways = None if element.default_route is None else tuple(element.default_route)
-        return replace(wanted, ifname=element.requested_interface or "", gateways=gateways)
+        return replace(desired, ifname=element.requested_interface or "", gateways=gateways)
 
-    async def _with_device(self, found: Found, owner: Owner, attributes: Attributes, devices: Devices | None) -> Wanted:
-        wanted = _wanted(found, owner, attributes)
+    async def _with_device(
+        self,
+        found: FoundNetwork,
+        origin: AttachmentOrigin,
+        attributes: AttachmentAttributes,
+        devices: PodDevices | None,
+    ) -> DesiredAttachment:
+        desired = _desired(found, origin, attributes)
         if found.resource is None or devices is None:
-            return wanted
+            return desired
         device = await devices.take(found.resource)
         if device is None:
+            # As upstream: `deviceID` of the annotation counts only where the kubelet has assigned no device.
             device = attributes.runtime.get("deviceID")
             if device is None:
-                message = f"network {found.display} needs a device of {found.resource}: the pod was given no more of it"
-                raise CniError(cni.Code.INVALID_CONFIG, message)
+                message = f"network {found.display} needs a device of {found.resource}: the pod has no unused one"
+                raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
         attributes = replace(attributes, runtime={**attributes.runtime, "deviceID": device})
         return replace(
-            wanted,
+            desired,
             network=conflist.with_device(found.network, device),
             attributes=attributes,
+            # Without the device, so that a repeated request has the same fingerprint.
             identity=found.network,
             device=(found.resource, device),
         )
 
 
 def elements_of(pod: Pod, annotation: str) -> list[NetworkSelectionElement]:
-    """The networks that an annotation asks for.
+    """Return the networks that an annotation requests.
 
-    :raises CniError: it is malformed.
+    :param pod: the pod.
+    :param annotation: the annotation's key.
+    :raises CniError: code 7, the annotation is malformed.
     """
     try:
         return parse_networks(pod.metadata.annotations.get(annotation))
     except ValueError as error:
-        raise CniError(cni.Code.INVALID_CONFIG, f"annotation {annotation}: {error}") from error
+        raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"annotation {annotation}: {error}") from error
 
 
-def pod_id(pod: Pod) -> PodId:
-    """A pod's identity as the API server has it."""
-    return PodId(pod.metadata.namespace, pod.metadata.name, pod.metadata.uid)
-
-
-def _wanted(found: Found, owner: Owner, attributes: Attributes) -> Wanted:
-    return Wanted("", found.network, found.display, owner, attributes)
+def _desired(found: FoundNetwork, origin: AttachmentOrigin, attributes: AttachmentAttributes) -> DesiredAttachment:
+    return DesiredAttachment("", found.network, found.display, origin, attributes)

@@ -1,8 +1,8 @@
-"""What a call comes to: which attachments are made, kept or undone, and which links are put right before.
+"""Decisions of multus: which attachments are added, kept or deleted, and which links are restored before a DEL.
 
-Pure: everything known is an argument, every decision of multus stands here, and a refusal is a :class:`CniError`.
-What is refused most: a DEL under a card that a guest still uses (a plugin's DEL would find the stand-in under the name,
-answer success and leave the real link behind). Next: :mod:`services.multus.apply`.
+Pure: all input comes as arguments, and a refusal is a :class:`CniError`. The most important refusal is a DEL while a
+guest still uses the interface. The plugin's DEL would find the dummy interface under the name, report success and leave
+the real link behind (kubevirt#14074). Next: :mod:`services.multus.apply`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,41 +11,46 @@ from typing import Any
 
 from schemas import cni
 from services.common.netlink.links import Link
-from services.multus.attachment_link import Standing, standing
-from services.multus.conflist import Attributes, Network, fingerprint
-from services.multus.errors import CniError
-from services.multus.records import Attachment, Owner, Sandbox, State
+from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, fingerprint
+from services.multus.cni.errors import CniError
+from services.multus.records.attachment_link import AttachmentLink, find_attachment_link
+from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An attachment that is asked for.
+class DesiredAttachment:
+    """A requested attachment.
 
-    :ivar display: what network-status calls it (``namespace/nad``, or the CNI network's name).
-    :ivar gateways: its ``default-route``; ``None`` when it says nothing of that.
-    :ivar identity: the configuration before a device was put into it. :ivar device: that device, with its resource.
+    :ivar ifname: the link's name in the sandbox.
+    :ivar network: the CNI configuration to run.
+    :ivar display: the network's name in network-status (``namespace/nad``, or the CNI network's name).
+    :ivar origin: where the request comes from.
+    :ivar attributes: the requested addresses, MAC and other attributes.
+    :ivar gateways: its ``default-route``; ``None`` when it is not set.
+    :ivar identity: the configuration without the device; ``None`` when there is no device.
+    :ivar device: the device with its resource: ``(resource, device id)``.
     """
 
     ifname: str
-    network: Network
+    network: NetworkConfig
     display: str
-    owner: Owner
-    attributes: Attributes
+    origin: AttachmentOrigin
+    attributes: AttachmentAttributes
     gateways: tuple[str, ...] | None = None
-    identity: Network | None = None
+    identity: NetworkConfig | None = None
     device: tuple[str, str] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two requests for the same attachment."""
+        """A digest that is equal for two requests for the same attachment."""
         return fingerprint(self.identity or self.network, self.attributes)
 
     def attachment(self) -> Attachment:
-        """Its record before any plugin has run."""
+        """Return the attachment's record before any plugin has run."""
         return Attachment(
             ifname=self.ifname,
             network=self.display,
-            owner=self.owner,
+            origin=self.origin,
             config=self.network.text,
             network_name=self.network.name,
             cni_version=self.network.version,
@@ -57,7 +62,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class RemoveLink:
-    """Remove a stand-in."""
+    """Remove the link that has an attachment's name instead of the recorded link.
+
+    That is a dummy interface; while the sandbox is being deleted, it is any such link.
+
+    :ivar index: the link's index.
+    :ivar name: its name.
+    """
 
     index: int
     name: str
@@ -65,31 +76,38 @@ class RemoveLink:
 
 @dataclass(frozen=True)
 class RenameLink:
-    """Give a link its own name back, freed of any bridge."""
+    """Detach a link from its bridge and give it its original name back.
+
+    :ivar index: the link's index.
+    :ivar name: its original name.
+    """
 
     index: int
     name: str
 
 
 @dataclass(frozen=True)
-class Keep:
-    """It is there already: answer with what its ADD answered."""
+class KeepAttachment:
+    """Keep an existing attachment and return the result of its ADD again."""
 
     attachment: Attachment
 
 
 @dataclass(frozen=True)
-class Attach:
-    """Make it."""
+class AddAttachment:
+    """Add an attachment."""
 
-    wanted: Wanted
+    desired: DesiredAttachment
 
 
 @dataclass(frozen=True)
-class Detach:
-    """Undo it: put its links right, run DEL, strike it from the record.
+class DeleteAttachment:
+    """Delete an attachment: restore its links, run DEL and remove it from the record.
 
-    :ivar with_netns: the plugin may look for the link; otherwise it only frees what it holds elsewhere (a lease).
+    :ivar attachment: the attachment.
+    :ivar links: the changes to links before DEL.
+    :ivar with_netns: whether the plugin gets the network namespace. Without it, the plugin only frees what it holds
+        outside the sandbox (a lease).
     """
 
     attachment: Attachment
@@ -98,156 +116,196 @@ class Detach:
 
 
 @dataclass(frozen=True)
-class Release:
-    """Run DEL for something that is not in any record.
+class DeleteUnrecorded:
+    """Run DEL for an attachment that is in no record.
 
-    :ivar with_netns: as in :class:`Detach`.
+    :ivar network: the CNI configuration to run.
+    :ivar ifname: the link's name in the sandbox.
+    :ivar attributes: the attachment's attributes.
+    :ivar with_netns: as in :class:`DeleteAttachment`.
     """
 
-    network: Network
+    network: NetworkConfig
     ifname: str
-    attributes: Attributes
+    attributes: AttachmentAttributes
     with_netns: bool
 
 
-Action = Keep | Attach | Detach | Release
+Action = KeepAttachment | AddAttachment | DeleteAttachment | DeleteUnrecorded
 
 
-def adding(sandbox: Sandbox | None, wanted: Sequence[Wanted], links: Sequence[Link]) -> list[Keep | Attach | Detach]:
-    """ADD: idempotent for what is there already, and never over a link that is not ours.
+def plan_add(
+    sandbox: SandboxState | None, desired: Sequence[DesiredAttachment], links: Sequence[Link]
+) -> list[KeepAttachment | AddAttachment | DeleteAttachment]:
+    """Plan an ADD: keep what is attached already, and never touch a foreign link.
 
-    :raises CniError: code 7, a name is taken.
+    :param sandbox: the sandbox's record; ``None`` when it is new.
+    :param desired: the requested attachments.
+    :param links: the links of the sandbox.
+    :raises CniError: code 7, a name is taken; code 11, an interrupted attachment is in use by a guest.
     """
-    actions: list[Keep | Attach | Detach] = []
+    actions: list[KeepAttachment | AddAttachment | DeleteAttachment] = []
     taken = {link.name for link in links}
-    for one in wanted:
+    for one in desired:
         recorded = sandbox.find(one.ifname) if sandbox else None
         if recorded is None:
             if one.ifname in taken:
                 raise _name_taken(one)
-            actions.append(Attach(one))
+            actions.append(AddAttachment(one))
+            # Two elements may request one name; only the first of them can get it.
             taken.add(one.ifname)
             continue
-        found = standing(recorded, links)
+        found = find_attachment_link(recorded, links)
         same = recorded.fingerprint == one.fingerprint
-        if recorded.state is State.ADDED and found.link is not None:
+        if recorded.state is AttachmentState.ADDED and found.link is not None:
             if not same:
                 raise _name_taken(one, f"as {recorded.network}, with other settings")
-            actions.append(Keep(recorded))
+            actions.append(KeepAttachment(recorded))
         else:
-            actions += [_detach(recorded, found, going=False), Attach(one)]
+            # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first.
+            actions += [_plan_delete_one(recorded, found, deleting_sandbox=False), AddAttachment(one)]
     return actions
 
 
-def deleting(
-    sandbox: Sandbox, ifnames: Sequence[str] | None, links: Sequence[Link] | None, *, going: bool
-) -> list[Detach]:
-    """DEL of recorded attachments, the last made first.
+def plan_delete(
+    sandbox: SandboxState, ifnames: Sequence[str] | None, links: Sequence[Link] | None, *, deleting_sandbox: bool
+) -> list[DeleteAttachment]:
+    """Plan the DEL of recorded attachments, the last one first.
 
-    :param ifnames: which; ``None`` for all. :param links: ``None`` when the network namespace is gone.
-    :param going: the sandbox itself is going away, so no guest can be using anything of it.
-    :raises CniError: code 11, one is still in use by a guest.
+    :param sandbox: the sandbox's record.
+    :param ifnames: the attachments' link names; ``None`` for all.
+    :param links: the links of the sandbox; ``None`` when its network namespace is gone.
+    :param deleting_sandbox: whether the sandbox itself is being deleted, so that no guest can use its links any more.
+    :raises CniError: code 11, an attachment is still in use by a guest, or a foreign link has its name.
     """
     actions = []
     for attachment in reversed(sandbox.attachments):
         if ifnames is None or attachment.ifname in ifnames:
             if links is None:
-                actions.append(Detach(attachment, with_netns=False))
+                actions.append(DeleteAttachment(attachment, with_netns=False))
             else:
-                actions.append(_detach(attachment, standing(attachment, links), going=going))
+                actions.append(
+                    _plan_delete_one(
+                        attachment, find_attachment_link(attachment, links), deleting_sandbox=deleting_sandbox
+                    )
+                )
     return actions
 
 
-def releasing(network: Network, ifname: str, attributes: Attributes, links: Sequence[Link] | None) -> list[Release]:
-    """DEL of something that no record knows: what it may hold elsewhere is freed, a link is never touched.
+def plan_delete_unrecorded(
+    network: NetworkConfig, ifname: str, attributes: AttachmentAttributes, links: Sequence[Link] | None
+) -> list[DeleteUnrecorded]:
+    """Plan the DEL of an attachment that is in no record. It frees what the plugin holds elsewhere and touches no link.
 
-    Where a link of that name stands, it belongs to somebody else, and so may the lease: nothing is done.
+    If a link of that name exists, it is foreign, and the lease may be foreign too. Then nothing is done.
+
+    :param network: the CNI configuration of the call.
+    :param ifname: the link's name.
+    :param attributes: the attributes of the call.
+    :param links: the links of the sandbox; ``None`` when its network namespace is gone.
     """
     if links is not None and any(link.name == ifname for link in links):
         return []
-    return [Release(network, ifname, attributes, with_netns=False)]
+    return [DeleteUnrecorded(network, ifname, attributes, with_netns=False)]
 
 
-def checking(sandbox: Sandbox, ifnames: Sequence[str] | None, links: Sequence[Link]) -> list[Attachment]:
-    """CHECK: the attachments whose plugins have to be asked.
+def plan_check(sandbox: SandboxState, ifnames: Sequence[str] | None, links: Sequence[Link]) -> list[Attachment]:
+    """Plan a CHECK: return the attachments whose plugins are to run.
 
-    A link that was renamed for a guest is looked at itself; its plugin would look at the stand-in.
+    A plugin finds its link by name. For a link in use by a guest it would find the dummy interface, so multus checks
+    such a link itself.
 
-    :raises CniError: a link is gone.
+    :param sandbox: the sandbox's record.
+    :param ifnames: the attachments' link names; ``None`` for all.
+    :param links: the links of the sandbox.
+    :raises CniError: code 999, a link is gone.
     """
-    asked = []
+    to_check = []
     for attachment in sandbox.attachments:
         if ifnames is not None and attachment.ifname not in ifnames:
             continue
-        found = standing(attachment, links)
+        found = find_attachment_link(attachment, links)
+        # Index 0: the network has no link that could be gone.
         if attachment.ifindex and found.link is None:
             message = f"link {attachment.ifname} of {attachment.network} (index {attachment.ifindex}) is gone"
-            raise CniError(cni.Code.INTERNAL, message)
-        if not found.renamed and not found.wired:
-            asked.append(attachment)
-    return asked
+            raise CniError(cni.CniErrorCode.INTERNAL, message)
+        if not found.renamed and not found.in_use:
+            to_check.append(attachment)
+    return to_check
 
 
-def valid_attachments(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The container ids and interface names that GC's configuration says are in use.
+def parse_valid_attachments(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the container ids and interface names that a GC's configuration lists as valid.
 
-    :raises CniError: it does not say; taking that for "none" would undo every pod's network.
+    :param document: the configuration.
+    :raises CniError: code 7, there is no valid list. Taking that for an empty list would delete every pod's network.
     """
+    # The second key is libcni's older name for the same list.
     listed = document.get("cni.dev/valid-attachments", document.get("cni.dev/attachments"))
     if not isinstance(listed, list):
-        raise CniError(cni.Code.INVALID_CONFIG, "GC needs cni.dev/valid-attachments")
+        raise CniError(cni.CniErrorCode.INVALID_CONFIG, "GC needs cni.dev/valid-attachments")
     valid = []
     for item in listed:
         pair = (item.get("containerID"), item.get("ifname")) if isinstance(item, dict) else (None, None)
         if not (isinstance(pair[0], str) and isinstance(pair[1], str)):
-            raise CniError(cni.Code.INVALID_CONFIG, f"cni.dev/valid-attachments holds {item!r}, which is none")
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"invalid item in cni.dev/valid-attachments: {item!r}")
         valid.append((pair[0], pair[1]))
     return valid
 
 
-def collections(
-    cluster: Network, valid: Sequence[tuple[str, str]], records: Sequence[Sandbox]
-) -> list[tuple[Network, list[tuple[str, str]]]]:
-    """GC: every network that the node uses, with the attachments of it that are in use.
+def plan_gc(
+    cluster: NetworkConfig, valid: Sequence[tuple[str, str]], records: Sequence[SandboxState]
+) -> list[tuple[NetworkConfig, list[tuple[str, str]]]]:
+    """Plan a GC: return every network that the node uses, with its valid attachments.
 
-    A plugin keeps its state by the network's name, which several configurations may share: each is told all of that
-    name. The runtime knows only its own interface of each sandbox; the records know the others.
+    A plugin stores its state by the network's name, which several configurations may share, so each of them gets all
+    attachments of that name. The runtime knows only its own interface of each sandbox; the records have the others.
+
+    :param cluster: the cluster network.
+    :param valid: the valid attachments that the runtime listed.
+    :param records: the records of the sandboxes that stay.
     """
     in_use: dict[str, set[tuple[str, str]]] = {cluster.name: set(valid)}
-    networks: dict[tuple[str, str], Network] = {(cluster.name, cluster.text): cluster}
+    networks: dict[tuple[str, str], NetworkConfig] = {(cluster.name, cluster.text): cluster}
     for sandbox in records:
         for attachment in sandbox.attachments:
-            network = attachment.parsed()
+            network = attachment.network_config()
             in_use.setdefault(network.name, set()).add((sandbox.sandbox_id, attachment.ifname))
-            if attachment.owner is not Owner.CLUSTER:
+            # The cluster network is listed already; a record may hold an older text of it.
+            if attachment.origin is not AttachmentOrigin.CLUSTER:
                 networks.setdefault((network.name, network.text), network)
     return [(network, sorted(in_use[network.name])) for network in networks.values()]
 
 
-def _detach(attachment: Attachment, found: Standing, *, going: bool) -> Detach:
-    if found.wired and not going:
-        message = f"{attachment.ifname} of {attachment.network} {cni.STILL_IN_USE} ({found.wired})"
-        raise CniError(cni.Code.TRY_AGAIN_LATER, message)
+def _plan_delete_one(attachment: Attachment, found: AttachmentLink, *, deleting_sandbox: bool) -> DeleteAttachment:
+    if found.in_use and not deleting_sandbox:
+        message = f"{attachment.ifname} of {attachment.network} {cni.STILL_IN_USE} ({found.in_use})"
+        raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message)
     links: list[RemoveLink | RenameLink] = []
-    foreign = found.under_name if found.renamed or found.link is None else None
-    if foreign is not None and (found.stand_in or (going and found.link is not None)):
+    # A link that has the attachment's name but is not the recorded one.
+    foreign = found.named_link if found.renamed or found.link is None else None
+    if foreign is not None and (found.has_dummy or (deleting_sandbox and found.link is not None)):
         links.append(RemoveLink(foreign.index, foreign.name))
         foreign = None
     if found.link is None:
-        return Detach(attachment, tuple(links), with_netns=foreign is None)
+        # A plugin deletes the link that has the name. If that one is foreign, it gets no namespace and frees only its
+        # lease.
+        return DeleteAttachment(attachment, tuple(links), with_netns=foreign is None)
     if foreign is not None:
         message = (
-            f"{attachment.ifname} of {attachment.network} now names a {foreign.kind} link that multus did not make"
+            f"the name {attachment.ifname} of {attachment.network} belongs to a {foreign.kind} link that multus "
+            "did not make; remove or rename that link"
         )
-        raise CniError(cni.Code.TRY_AGAIN_LATER, message)
+        raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message)
     if found.renamed or found.link.master:
         links.append(RenameLink(found.link.index, attachment.ifname))
-    return Detach(attachment, tuple(links))
+    return DeleteAttachment(attachment, tuple(links))
 
 
-def _name_taken(wanted: Wanted, how: str = "") -> CniError:
+def _name_taken(desired: DesiredAttachment, reason: str = "") -> CniError:
+    # The text is upstream's.
     message = (
-        f'cannot set "{wanted.network.name}" interface name to "{wanted.ifname}": '
-        f"validateIfName: interface name {wanted.ifname} already exists"
+        f'cannot set "{desired.network.name}" interface name to "{desired.ifname}": '
+        f"validateIfName: interface name {desired.ifname} already exists"
     )
-    return CniError(cni.Code.INVALID_CONFIG, f"{message} ({how})" if how else message)
+    return CniError(cni.CniErrorCode.INVALID_CONFIG, f"{message} ({reason})" if reason else message)

@@ -1,8 +1,8 @@
-"""The unix socket: which path and method, bytes to a call, and a failure to the answer that upstream's shim knows.
+"""The HTTP server on the unix socket: routes, decoding of calls, and responses that upstream's shim understands.
 
-Success of ADD is ``{"Result": …}``, of every other verb an empty body; a failure is 400 with a CNI error document, or
-with a line of text where the request was none. ``GET /sandboxes/<id>`` shows a record and changes nothing.
-Next: :mod:`services.multus.calls`, what a call does.
+A successful ADD returns ``{"Result": …}``, any other command an empty body. A failure is 400 with a CNI error document,
+or with a line of text if the body was not a request. ``GET /sandboxes/<id>`` returns a record, or 404 if it cannot.
+Next: :mod:`services.multus.call_handler`, which carries out a call.
 """
 
 import asyncio
@@ -16,45 +16,51 @@ from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.metrics import Counter
 from opentelemetry.trace import Status, StatusCode
-from structlog.typing import FilteringBoundLogger
 
 from schemas import cni, multus
-from services.common.health import METRICS_TYPE
 from services.common.http.server import Handler, make_app
+from services.common.runtime.health import METRICS_TYPE
 from services.common.telemetry import Telemetry
-from services.multus.call import Call, MalformedError, decode
-from services.multus.calls import Calls
-from services.multus.errors import CniError
+from services.common.telemetry.logs import Log
+from services.multus.call_handler import CallHandler
+from services.multus.cni.call import CniCall, MalformedError, decode
+from services.multus.cni.errors import CniError
 
-Verb = Callable[[Call], Awaitable[cni.CniResult | None]]
+HandleCall = Callable[[CniCall], Awaitable[cni.CniResult | None]]
+"""Carries out the calls of one path, ``/cni`` or ``/delegate``."""
 
 _COUNTED: Final = {multus.CNI_PATH, multus.DELEGATE_PATH, multus.HEALTH_PATH, multus.READY_PATH}
 
 DRAIN: Final = 8.0
-"""Seconds that calls under way may take when the daemon stops (kubelet grants 10 in all)."""
+"""Seconds that running calls may take when the daemon stops (the kubelet grants 10 in all)."""
 
 
-def application(
-    calls: Calls,
+def make_application(
+    call_handler: CallHandler,
     *,
     telemetry: Telemetry,
-    log: FilteringBoundLogger,
+    log: Log,
     stopping: Callable[[], bool],
     limit: int | None = None,
 ) -> web.Application:
-    """The daemon's application.
+    """Build the daemon's HTTP application.
 
-    :param stopping: whether the daemon is about to end; ``/readyz`` says so.
-    :param limit: how many calls may run at once; more wait their turn. ``None``: all of them.
+    :param call_handler: carries out the calls.
+    :param telemetry: the tracer and the meter.
+    :param log: the daemon's log.
+    :param stopping: returns whether the daemon is shutting down; ``/readyz`` fails then.
+    :param limit: how many calls may run at once; further calls wait. ``None``: no limit.
     """
     app = make_app(telemetry=telemetry, max_body=multus.MAX_BODY_BYTES, errors="text")
-    places: AbstractAsyncContextManager[object] = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
+    # Upstream limits connections (multus-cni#1346). Limiting calls lets health checks pass while calls wait.
+    limiter: AbstractAsyncContextManager[object] = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
     requests = telemetry.meter.create_counter("multus_server_request", description="requests by path and status")
+    # Outermost, so that a response made from an error is counted with its status.
     app.middlewares.insert(0, _counting(requests))
-    app.router.add_post(multus.CNI_PATH, _handler(calls.on_cni, log, places))
-    app.router.add_post(multus.DELEGATE_PATH, _handler(calls.on_delegate, log, places))
+    app.router.add_post(multus.CNI_PATH, _call_route(call_handler.handle_cni, log, limiter))
+    app.router.add_post(multus.DELEGATE_PATH, _call_route(call_handler.handle_delegate, log, limiter))
 
-    app.router.add_get(f"{multus.SANDBOXES_PATH}/{{id}}", _record(calls))
+    app.router.add_get(f"{multus.SANDBOXES_PATH}/{{id}}", _sandbox_route(call_handler))
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response()
@@ -62,6 +68,7 @@ def application(
     async def readyz(_request: web.Request) -> web.Response:
         return web.Response(status=500, text="stopping\n") if stopping() else web.Response()
 
+    # Upstream's shim checks the health by POST, with the body `null`.
     for method in ("GET", "POST"):
         app.router.add_route(method, multus.HEALTH_PATH, healthz)
         app.router.add_route(method, multus.READY_PATH, readyz)
@@ -69,7 +76,7 @@ def application(
 
 
 def metrics_app(telemetry: Telemetry) -> web.Application:
-    """``/metrics`` for ``metricsPort``; the health endpoint has it too."""
+    """Build the application of ``metricsPort``, which serves ``/metrics``; the health endpoint serves it too."""
     app = make_app(telemetry=telemetry, max_body=1024, errors="text", traced=False)
 
     async def metrics(_request: web.Request) -> web.Response:
@@ -80,11 +87,12 @@ def metrics_app(telemetry: Telemetry) -> web.Application:
 
 
 def _counting(requests: Counter) -> Any:
-    """Count as upstream does: ``multus_server_request_total`` by handler, code and method."""
+    """Count requests as upstream does: ``multus_server_request_total`` by handler, code and method."""
 
     @web.middleware
     async def counting(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
+        # Other paths share one label value, so that a client cannot create series without limit.
         path = request.path if request.path in _COUNTED else "NotFound"
         requests.add(1, {"handler": path, "code": str(response.status), "method": request.method.lower()})
         return response
@@ -92,8 +100,8 @@ def _counting(requests: Counter) -> Any:
     return counting
 
 
-def _handler(
-    verb: Verb, log: FilteringBoundLogger, places: AbstractAsyncContextManager[object]
+def _call_route(
+    handle_call: HandleCall, log: Log, limiter: AbstractAsyncContextManager[object]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         body = await request.read()
@@ -102,35 +110,36 @@ def _handler(
         except MalformedError as error:
             return web.Response(status=400, text=f"{error}\n")
         except CniError as error:
-            return _failed(error, None, log)
-        _describe(call)
+            return _error_response(error, None, log)
+        _set_span_attributes(call)
         try:
-            async with places:
-                result = await verb(call)
+            async with limiter:
+                result = await handle_call(call)
         except CniError as error:
-            return _failed(error, call, log)
+            return _error_response(error, call, log)
         except Exception as error:
-            log.exception("bug in a call", command=call.command, sandbox=call.sandbox_id, ifname=call.ifname)
-            return _failed(CniError(cni.Code.INTERNAL, f"internal error: {error!r}"), call, log)
-        if call.command is not cni.Command.ADD:
+            log.exception("unexpected call error", command=call.command, sandbox=call.sandbox_id, ifname=call.ifname)
+            return _error_response(CniError(cni.CniErrorCode.INTERNAL, f"internal error: {error!r}"), call, log)
+        if call.command is not cni.CniCommand.ADD:
             return web.Response()
+        # The content type is upstream's.
         return web.Response(body=msgspec.json.encode(multus.DelegateResponse(result)), content_type="text/plain")
 
     return handle
 
 
-def _record(calls: Calls) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _sandbox_route(call_handler: CallHandler) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         try:
-            record = calls.record(request.match_info["id"])
+            record = call_handler.sandbox_record(request.match_info["id"])
         except CniError as error:
-            return web.Response(status=404, body=error.document(), content_type="application/json")
+            return web.Response(status=404, body=error.encode(), content_type="application/json")
         return web.Response(body=msgspec.json.encode(record), content_type="application/json")
 
     return handle
 
 
-def _describe(call: Call) -> None:
+def _set_span_attributes(call: CniCall) -> None:
     span = trace.get_current_span()
     span.set_attribute("cni.command", call.command.value)
     span.set_attribute("cni.container_id", call.sandbox_id)
@@ -140,7 +149,7 @@ def _describe(call: Call) -> None:
         span.set_attribute("k8s.pod.name", call.pod.name)
 
 
-def _failed(error: CniError, call: Call | None, log: FilteringBoundLogger) -> web.Response:
+def _error_response(error: CniError, call: CniCall | None, log: Log) -> web.Response:
     span = trace.get_current_span()
     span.set_attribute("cni.error.code", error.code)
     span.set_status(Status(StatusCode.ERROR, error.msg))
@@ -153,4 +162,5 @@ def _failed(error: CniError, call: Call | None, log: FilteringBoundLogger) -> we
         code=error.code,
         error=error.msg,
     )
-    return web.Response(status=400, body=error.document(), content_type="application/json")
+    # As upstream: 400 for every failure, whatever its CNI code.
+    return web.Response(status=400, body=error.encode(), content_type="application/json")

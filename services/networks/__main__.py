@@ -1,26 +1,25 @@
-"""``hotnic run networks``: settings and wiring of the networks role. Next: :mod:`services.networks.role`."""
+"""``hotnic run networks``: the settings of the networks role and its start. Next: :mod:`services.networks.role`."""
 
 import sys
 from typing import Annotated
 
 import msgspec
 
-from services.common.bus.jetstream import connect
-from services.common.cri.client import Cri
-from services.common.http.client import UnixHttp
-from services.common.kube.client import Kube
-from services.common.kube.event_recorder import EventRecorder
-from services.common.recording_bus import RecordingBus
-from services.common.runtime import RoleRuntime
-from services.common.runtime import main as run
-from services.common.settings import Common
-from services.networks.delegate import Delegate
-from services.networks.plan import Isolation
-from services.networks.role import ROLE, Networks
+from services.common.cri.client import CriClient
+from services.common.http.client import UnixHttpClient
+from services.common.runtime.context import open_context
+from services.common.runtime.process import Instrument, RoleRuntime
+from services.common.runtime.process import main as run
+from services.common.runtime.settings import CommonSettings
+from services.networks.multus_client import MultusClient
+from services.networks.plan.actions import NamespaceIsolation
+from services.networks.role import Networks
+
+ROLE = "networks"
 
 
-class Settings(Common, frozen=True, kw_only=True):
-    """Where this node's neighbours listen."""
+class Settings(CommonSettings, frozen=True, kw_only=True):
+    """Settings of the networks role."""
 
     node_name: Annotated[
         str,
@@ -37,53 +36,49 @@ class Settings(Common, frozen=True, kw_only=True):
         "/run/multus/multus.sock"
     )
     namespace_isolation: Annotated[
-        bool, msgspec.Meta(description="whether pods may use networks of their own namespace only, as multus' key says")
+        bool,
+        msgspec.Meta(
+            description="whether a pod may use only networks of its own namespace, as multus' namespaceIsolation"
+        ),
     ] = False
     global_namespaces: Annotated[
-        str, msgspec.Meta(description="namespaces, parted by commas, whose networks every pod may use all the same")
+        str,
+        msgspec.Meta(
+            description="comma-separated namespaces whose networks every pod may use despite namespace isolation"
+        ),
     ] = "default"
 
-    def isolation(self) -> Isolation:
-        """Both together."""
+    def isolation(self) -> NamespaceIsolation:
+        """Return both settings of namespace isolation as one value."""
         names = (name.strip() for name in self.global_namespaces.split(","))
-        return Isolation(self.namespace_isolation, frozenset(name for name in names if name))
+        return NamespaceIsolation(self.namespace_isolation, frozenset(name for name in names if name))
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
-    """Wire the role and start its tasks."""
-    settings, telemetry = runtime.settings, runtime.telemetry
-    kube = await Kube.connect(kubeconfig=settings.kubeconfig, telemetry=telemetry, user_agent="hotnic-networks")
-    runtime.stack.push_async_callback(kube.close)
-    plain = await connect(settings.nats_url, role=ROLE, node=settings.node_name, telemetry=telemetry, log=runtime.log)
-    bus = RecordingBus(plain, EventRecorder(kube, ROLE, log=runtime.log, node=settings.node_name))
-    runtime.stack.push_async_callback(bus.close)
-    cri = Cri(settings.cri_socket, telemetry)
+    """Open the clients, assemble the role and start its tasks."""
+    settings = runtime.settings
+    context = await open_context(runtime, node=settings.node_name)
+    cri = CriClient(settings.cri_socket, context.telemetry)
     runtime.stack.push_async_callback(cri.close)
-    http = UnixHttp(settings.multus_socket, telemetry)
+    http = UnixHttpClient(settings.multus_socket, context.telemetry)
     runtime.stack.push_async_callback(http.close)
-    role = Networks(
-        node=settings.node_name,
-        kube=kube,
-        cri=cri,
-        multus=Delegate(http, settings.multus_socket),
-        bus=bus,
-        telemetry=telemetry,
-        log=runtime.log,
-        isolation=settings.isolation(),
-    )
+    multus = MultusClient(http, settings.multus_socket)
+    role = Networks(context, cri=cri, multus=multus, isolation=settings.isolation())
     for condition in ("pods", "multus", "container-runtime"):
-        runtime.readiness.set(condition, False, "not looked at yet")
-    runtime.spawn("neighbours", lambda: role.watch_neighbours(runtime.readiness.set))
+        runtime.readiness.set(condition, False, "not checked yet")
+    runtime.spawn("probe dependencies", lambda: role.probe_dependencies(runtime.readiness.set))
+    # Before the first list: keys may be added to the queue before it runs.
     runtime.spawn("listen", role.listen)
     runtime.spawn("watch pods", role.pods.run)
+    # The queue starts with a resync, which takes its keys from this list.
     await role.pods.synced.wait()
     runtime.readiness.set("pods", True)
     runtime.spawn("reconcile", role.queue.run)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the role until it is told to stop; returns the exit code."""
-    return run(ROLE, Settings, start, argv)
+def main(argv: list[str] | None = None, *, instrument: Instrument | None = None) -> int:
+    """Run the role until it is stopped; return the exit code."""
+    return run(ROLE, Settings, start, argv, instrument=instrument)
 
 
 if __name__ == "__main__":

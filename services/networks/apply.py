@@ -1,99 +1,124 @@
-"""Carries out the plan for one pod: CNI by way of multus, then the pod's annotations; told by ``tell``.
+"""Apply the plan for one pod: CNI calls through multus, then a patch of the pod's annotations, then a report.
 
-In the order of the plan. An attachment that fails does not hold up the others: each belongs to an operation of its own.
-Rolled back is only an ADD whose plugins have run: upstream's daemon leaves what they made, ours has undone it. A DEL of
-a name that another attachment holds would take that one away.
-The parts: ``lookup`` (sandbox, configuration), ``delegate`` (multus), ``status``, ``write``.
+Actions run in the order of the plan. A failed action does not stop the others, because each belongs to its own
+operation. A failed ADD is rolled back only if one of its plugins ran: upstream's daemon leaves what they made. In any
+other case the link name may belong to another attachment, and a DEL would remove that one (ADR 10).
+The parts: ``observe`` (sandbox and configuration), ``multus_client``, ``network_config``, ``status`` (annotations),
+``reporter``.
 """
 
+import random
 from collections.abc import Sequence
+from functools import partial
 
+import msgspec
 from opentelemetry.trace import Span, StatusCode
 
 from schemas.kube import Pod
 from schemas.operations import Operation
+from services.common.backoff import jittered
 from services.common.cri.sandbox import Sandbox
+from services.common.kube.cache.cached_reader import CachedReader
 from services.common.reconcile import FIRST_BACKOFF, MAX_BACKOFF, Attempt, Retry
+from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import parent_of
-from services.networks import attachment_settings, messages, status
-from services.networks.delegate import STILL_IN_USE
-from services.networks.delegate import Pod as CniPod
-from services.networks.failure import Failure
-from services.networks.lookup import sandbox_and_config
-from services.networks.plan import Action, Attach, Detach, Report
-from services.networks.reporter import Teller
-from services.networks.tools import Tools
-from services.networks.write import PodGone, write
+from services.networks import status
+from services.networks.multus_client import STILL_IN_USE, AttachmentFailure, MultusClient
+from services.networks.network_config import with_runtime_config
+from services.networks.observe import PodObserver
+from services.networks.plan import messages
+from services.networks.plan.actions import Action, Attach, Detach, RecordEvent
+from services.networks.plan.attachments import element_digest
+from services.networks.pod_cache import PodCache
+from services.networks.reporter import Reporter
+
+
+class _ChangeRefused(Exception):
+    """The changed settings of an attachment are not applied, because a guest uses it; each resync tries again."""
+
+
+class _Run(msgspec.Struct):
+    """The state of one run over the actions for a pod.
+
+    :ivar failed: the actions to retry.
+    :ivar refused: whether a change was refused, see :class:`_ChangeRefused`.
+    """
+
+    attempt: Attempt
+    reporter: Reporter
+    failed: list[Retry] = []
+    refused: bool = False
 
 
 class Applier:
-    """Applies the actions for one pod; never twice at once for one pod (the queue sees to it)."""
+    """Applies the actions for a pod. The queue never runs one pod's key twice at the same time.
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    :param observer: finds the sandbox and the network's configuration for a change.
+    :param pods: the reader of pods, which must expect the versions that patches create.
+    :param cache: what this process did for the pods.
+    """
 
-    async def apply(self, pod: Pod, actions: Sequence[Action], attempt: Attempt) -> bool:
-        """Carry out the actions in order.
+    def __init__(
+        self,
+        context: RoleContext,
+        observer: PodObserver,
+        multus: MultusClient,
+        pods: CachedReader[Pod],
+        cache: PodCache,
+    ) -> None:
+        self._context = context
+        self._observer = observer
+        self._multus = multus
+        self._pods = pods
+        self._cache = cache
+        self._rng = random.Random()
 
-        :return: whether the pod is as it should be, but for what only its author can put right.
-        :raises Retry: some of them failed; the rest is done.
+    async def apply(self, pod: Pod, actions: Sequence[Action], attempt: Attempt, sandbox: Sandbox | None) -> bool:
+        """Apply the actions in order.
+
+        :param sandbox: the sandbox of the pod, if its record was read; the actions then need not find it again.
+        :return: whether the pod has the desired state, apart from mistakes in its annotations, which only their author
+            can correct.
+        :raises Retry: some actions failed; the others are done.
         """
-        run = _Run(self._tools, attempt)
+        if actions:
+            cached = self._cache.of(pod.metadata.uid)
+            cached.sandbox = cached.sandbox or sandbox
+        run = _Run(attempt, Reporter(self._context, self._cache))
         try:
-            await run.carry_out(pod, actions)
-        except PodGone:
-            self._tools.log.info("pod is gone", pod=f"{pod.metadata.namespace}/{pod.metadata.name}")
+            await self._apply_in_order(run, pod, actions)
+        except status.PodGone:
+            self._context.log.info("pod deleted during the run", pod=f"{pod.metadata.namespace}/{pod.metadata.name}")
             return False
         finally:
-            await run.teller.finished()
+            await run.reporter.flush()
         if run.failed:
+            # The queue has one timer per pod: the earliest retry. The next run plans whatever is still missing.
             after = min(retry.after or 0.0 for retry in run.failed)
             raise Retry(run.failed[0].reason, "; ".join(retry.message for retry in run.failed), after=after)
         return not run.refused
 
-
-class _Refused(Exception):
-    """A change has to wait until a guest lets go; it is looked at again at every resync."""
-
-
-class _Run:
-    """One run over the actions for a pod.
-
-    :ivar failed: what is to be tried again. :ivar refused: some change was, see :class:`_Refused`.
-    """
-
-    def __init__(self, tools: Tools, attempt: Attempt) -> None:
-        self._tools = tools
-        self._attempt = attempt
-        self.teller = Teller(tools)
-        self.failed: list[Retry] = []
-        self.refused = False
-
-    async def carry_out(self, pod: Pod, actions: Sequence[Action]) -> None:
-        """Carry out the actions in order.
-
-        :raises PodGone: nobody is left to do it for.
-        """
-        stuck = set()
+    async def _apply_in_order(self, run: _Run, pod: Pod, actions: Sequence[Action]) -> None:
+        blocked_links = set()
         for action in actions:
-            if isinstance(action, Report):
-                self.teller.report(pod, action)
-            elif action.link not in stuck:
+            if isinstance(action, RecordEvent):
+                run.reporter.record_event(pod, action)
+            elif action.link not in blocked_links:
                 try:
-                    pod = await self._change(pod, action)
+                    pod = await self._change(run, pod, action)
                 except Retry as retry:
-                    self.failed.append(retry)
-                    # Where a link changes its network, the new one cannot come before the old one has gone.
-                    stuck.add(action.link)
+                    run.failed.append(retry)
+                    # If a link name moves to another network, its attach must wait until the detach succeeds.
+                    blocked_links.add(action.link)
 
-    async def _change(self, pod: Pod, action: Attach | Detach) -> Pod:
-        """One attachment, in the trace of its operation; gives the pod as its patch left it."""
-        memory = self._tools.memory.of(pod.metadata.uid)
-        number = memory.failures.get(action.link, 0) + 1
+    async def _change(self, run: _Run, pod: Pod, action: Attach | Detach) -> Pod:
+        """Change one attachment in the trace of its operation; return the patched pod."""
+        cached = self._cache.of(pod.metadata.uid)
+        number = cached.failures.get(action.link, 0) + 1
         verb = "attach" if isinstance(action, Attach) else "detach"
-        with self._tools.telemetry.tracer.start_as_current_span(
+        with self._context.telemetry.tracer.start_as_current_span(
             f"networks {verb} {pod.metadata.name}/{action.link}",
-            context=parent_of(action.operation.traceparent, self._attempt),
+            context=parent_of(action.operation.traceparent, run.attempt),
             attributes={
                 "hotnic.operation.id": action.operation.id,
                 "hotnic.interface": action.operation.interface,
@@ -103,110 +128,128 @@ class _Run:
         ) as span:
             try:
                 if isinstance(action, Attach):
-                    pod = await self._attach(pod, action, number)
+                    pod = await self._attach(run.reporter, pod, action, number)
                 else:
-                    pod = await self._detach(pod, action, number)
-            except _Refused as refused:
+                    pod = await self._detach(run.reporter, pod, action, number)
+            except _ChangeRefused as refused:
                 span.set_attribute("hotnic.refused", str(refused))
-                self.refused = True
+                run.refused = True
                 return pod
-            except Failure as failure:
-                memory.failures[action.link] = number
-                retry = self._failed(pod, action, failure, number, span)
+            except AttachmentFailure as failure:
+                cached.failures[action.link] = number
+                retry = self._report_failure(run.reporter, pod, action, failure, number, span)
             else:
-                memory.failures.pop(action.link, None)
+                cached.failures.pop(action.link, None)
                 return pod
+        # Outside of the span, which has the failure as its status already.
         raise retry
 
-    async def _attach(self, pod: Pod, action: Attach, number: int) -> Pod:
-        tools, memory = self._tools, self._tools.memory.of(pod.metadata.uid)
-        sandbox, plain = await sandbox_and_config(
-            tools, pod, action.namespace, action.element.name, remembered=not action.anew
+    async def _attach(self, reporter: Reporter, pod: Pod, action: Attach, number: int) -> Pod:
+        cached = self._cache.of(pod.metadata.uid)
+        sandbox, plain = await self._observer.find_sandbox_and_config(
+            pod, action.namespace, action.element.name, use_cached=not action.replace
         )
-        config, unheard = attachment_settings.with_runtime(plain, action.element)
-        if action.anew:
-            pod = await self._make_room(pod, action, sandbox, plain)
+        config, ignored = with_runtime_config(plain, action.element)
+        # Only now: a NAD that cannot be read must not cost the attachment that exists.
+        if action.replace:
+            pod = await self._detach_for_replacement(reporter, pod, action, sandbox, plain)
         key = (sandbox.id, action.network, action.link)
-        made = memory.unrecorded.get(key)
-        if made is None:
-            try:
-                result = await tools.multus.add(_identity(pod), sandbox, action.link, config, action.element)
-            except Failure as failure:
-                # The pod may have another sandbox by now; the next attempt asks.
-                memory.sandbox = None
-                if failure.half_made:
-                    await self._roll_back(pod, action, sandbox, config)
-                raise
-            made = status.outcome(
-                pod_uid=pod.metadata.uid,
-                sandbox_id=sandbox.id,
-                network=action.network,
-                link=action.link,
-                asked=attachment_settings.of_element(action.element),
-                result=result,
-            )
-            memory.unrecorded[key] = made
-            memory.sandbox = sandbox
-        outcome = made
-        pod = await write(tools, pod, lambda annotations: status.attached(annotations, outcome))
-        del memory.unrecorded[key]
-        self.teller.attached(pod, action, number, sandbox.id, outcome)
-        self.teller.unheard(pod, action, unheard)
+        outcome = cached.unwritten_outcomes.get(key)
+        if outcome is None:
+            outcome = await self._add(pod, action, sandbox, config)
+            # Stored until it is written, because a retry must not call ADD again: upstream's daemon refuses it.
+            cached.unwritten_outcomes[key] = outcome
+            cached.sandbox = sandbox
+        pod = await self._patch(pod, partial(status.annotations_with, outcome=outcome))
+        del cached.unwritten_outcomes[key]
+        reporter.report_attached(pod, action, number, sandbox.id, outcome)
+        reporter.report_ignored_settings(pod, action, ignored)
         return pod
 
-    async def _roll_back(self, pod: Pod, action: Attach, sandbox: Sandbox, config: bytes) -> None:
+    async def _add(self, pod: Pod, action: Attach, sandbox: Sandbox, config: bytes) -> status.AttachOutcome:
         try:
-            await self._tools.multus.delete(_identity(pod), sandbox, action.link, config)
-        except Failure as failure:
-            self._tools.log.warning("a failed ADD is not undone", link=action.link, error=failure.message)
+            result = await self._multus.add(pod, sandbox, action.link, config, action.element)
+        except AttachmentFailure as failure:
+            # The pod may have a new sandbox by now, so the next attempt asks the container runtime.
+            self._cache.of(pod.metadata.uid).sandbox = None
+            # ADR 10: only then is the link of this name our own, and no other attachment is removed.
+            if failure.plugin_failed:
+                await self._roll_back_add(pod, action, sandbox, config)
+            raise
+        return status.attach_outcome(
+            pod_uid=pod.metadata.uid,
+            sandbox_id=sandbox.id,
+            network=action.network,
+            link=action.link,
+            settings_digest=element_digest(action.element),
+            result=result,
+        )
 
-    async def _make_room(self, pod: Pod, action: Attach, sandbox: Sandbox, config: bytes) -> Pod:
-        """Undo an attachment that its element wants otherwise by now.
+    async def _roll_back_add(self, pod: Pod, action: Attach, sandbox: Sandbox, config: bytes) -> None:
+        try:
+            await self._multus.delete(pod, sandbox, action.link, config)
+        except AttachmentFailure as failure:
+            self._context.log.warning("rollback of failed ADD failed", link=action.link, error=failure.message)
 
-        :raises _Refused: a guest is using it. :raises Failure: of any other kind.
+    async def _detach_for_replacement(
+        self, reporter: Reporter, pod: Pod, action: Attach, sandbox: Sandbox, config: bytes
+    ) -> Pod:
+        """Detach an attachment whose element has other settings now.
+
+        :raises _ChangeRefused: A guest uses it.
+        :raises AttachmentFailure: the detach failed for any other reason.
         """
         try:
-            await self._tools.multus.delete(_identity(pod), sandbox, action.link, config)
-        except Failure as failure:
+            await self._multus.delete(pod, sandbox, action.link, config)
+        except AttachmentFailure as failure:
             if failure.reason != STILL_IN_USE:
                 raise
             message = messages.change_rejected(pod, action.element, action.link, failure.message)
-            about = f"{action.link} {attachment_settings.of_element(action.element)}"
-            self.teller.report(pod, Report(messages.CHANGE_REJECTED, message, about))
-            raise _Refused(failure.message) from failure
-        return await self._strike(pod, action.network, action.link, sandbox)
+            subject = f"{action.link} {element_digest(action.element)}"
+            reporter.record_event(pod, RecordEvent(messages.CHANGE_REJECTED, message, subject))
+            raise _ChangeRefused(failure.message) from failure
+        return await self._remove_annotations(pod, action.network, action.link, sandbox, None)
 
-    async def _detach(self, pod: Pod, action: Detach, number: int) -> Pod:
-        tools = self._tools
-        # The sandbox of this very moment: DEL in one that is gone succeeds, and would leave the link in the new one.
-        sandbox, config = await sandbox_and_config(
-            tools, pod, action.namespace, action.name, remembered=False, gone=b""
+    async def _detach(self, reporter: Reporter, pod: Pod, action: Detach, number: int) -> Pod:
+        # No cached sandbox: a DEL in a deleted sandbox succeeds and would leave the link in the new one.
+        sandbox, config = await self._observer.find_sandbox_and_config(
+            pod, action.namespace, action.name, use_cached=False, fallback=b""
         )
-        await tools.multus.delete(_identity(pod), sandbox, action.link, config)
-        pod = await self._strike(pod, action.network, action.link, sandbox, action.operation)
-        self.teller.detached(pod, action, number, sandbox.id)
+        await self._multus.delete(pod, sandbox, action.link, config)
+        pod = await self._remove_annotations(pod, action.network, action.link, sandbox, action.operation)
+        reporter.report_detached(pod, action, number, sandbox.id)
         return pod
 
-    async def _strike(
-        self, pod: Pod, network: str, link: str, sandbox: Sandbox, operation: Operation | None = None
+    async def _remove_annotations(
+        self, pod: Pod, network: str, link: str, sandbox: Sandbox, operation: Operation | None
     ) -> Pod:
-        """Take an attachment that is undone off the pod, and with it the unplug that asked for that."""
-        memory = self._tools.memory.of(pod.metadata.uid)
-        memory.undone.add(link)
-        memory.unrecorded.pop((sandbox.id, network, link), None)
-        pod = await write(self._tools, pod, lambda annotations: status.detached(annotations, network, link, operation))
-        memory.undone.discard(link)
+        """Remove a detached attachment from the pod's annotations, and the unplug operation that requested it."""
+        cached = self._cache.of(pod.metadata.uid)
+        # Before the patch: if it fails, the entry that remains must not count as an attachment.
+        cached.detached_links.add(link)
+        cached.unwritten_outcomes.pop((sandbox.id, network, link), None)
+        pod = await self._patch(
+            pod, partial(status.annotations_without, network=network, link=link, operation=operation)
+        )
+        cached.detached_links.discard(link)
         return pod
 
-    def _failed(self, pod: Pod, action: Attach | Detach, failure: Failure, number: int, span: Span) -> Retry:
-        """Tell of a failed attempt; gives when to try again."""
+    async def _patch(self, pod: Pod, change: status.Change) -> Pod:
+        return await status.patch_annotations(self._context.kube, self._pods, pod, change)
+
+    def _report_failure(
+        self,
+        reporter: Reporter,
+        pod: Pod,
+        action: Attach | Detach,
+        failure: AttachmentFailure,
+        number: int,
+        span: Span,
+    ) -> Retry:
+        """Report a failed attempt; return the retry with its backoff."""
         span.set_status(StatusCode.ERROR, f"{failure.reason}: {failure.message}")
         span.set_attribute("error.type", failure.reason)
-        step = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** min(number - 1, 30))
-        after = round(max(FIRST_BACKOFF, step * self._tools.rng.uniform(0.5, 1.0)), 3)
-        self.teller.failed(pod, action, failure, number, after)
+        # Computed here, because each link counts its own attempts and the `failed` event has the time (ADR 10).
+        after = round(jittered(number, FIRST_BACKOFF, MAX_BACKOFF, self._rng), 3)
+        reporter.report_failure(pod, action, failure, number, after)
         return Retry(failure.reason, f"{action.link}: {failure.message}", after=after)
-
-
-def _identity(pod: Pod) -> CniPod:
-    return CniPod(namespace=pod.metadata.namespace, name=pod.metadata.name, uid=pod.metadata.uid)

@@ -1,76 +1,178 @@
-"""What is known of one pod before it is decided what to do: the pod, fresh enough, and the record of its sandbox.
+"""Read the state that the role works with: a pod, the multus daemon's record of its sandbox, the sandbox, a network.
 
-The record is asked for only where it can change the plan; sandbox and networks of a change are looked up in
-:mod:`services.networks.lookup`, once there is one to make. Next: :mod:`services.networks.plan`.
+The annotations of the pod are parsed here, once. The record is requested only if it can change the plan. The sandbox
+and the CNI configuration of a network are read when there is an attachment to change.
+Next: :mod:`services.networks.plan`.
 """
 
-from typing import NamedTuple
+import asyncio
 
+import msgspec
 from opentelemetry import context as otel
 
-from schemas.kube import PODS, Pod
+from schemas.kube import NADS, PODS, Pod
+from services.common.cri.client import CriClient
+from services.common.cri.errors import CriError, SandboxMissing
 from services.common.cri.sandbox import Sandbox
+from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import KubeError, NotFound
 from services.common.reconcile import Attempt, Retry
-from services.networks.current import HOT_PLUGGED, Known
-from services.networks.failure import Failure
-from services.networks.lookup import sandbox_of
-from services.networks.plan import Isolation, Observed, asks_for_record
-from services.networks.tools import Tools
+from services.common.runtime.context import RoleContext
+from services.networks.multus_client import AttachmentFailure, MultusClient
+from services.networks.network_config import cni_config
+from services.networks.plan import needs_sandbox_record
+from services.networks.plan.actions import NamespaceIsolation, Observed
+from services.networks.plan.attachments import MalformedAnnotation, parse_attachments
+from services.networks.pod_cache import PodCache
+
+CONFIG_SOURCE = "kubernetes.io/config.source"
+"""Annotation of the kubelet. Any value but ``api`` marks a static pod; the API server has only a mirror pod of it."""
 
 
-class Look(NamedTuple):
-    """What was seen.
+class Observation(msgspec.Struct, frozen=True):
+    """The input of the plan, and what the caller needs to apply the plan.
 
-    :ivar sandbox: of the pod, where its record was asked for.
-    :ivar no_record: why the record could not be had although it matters; a plan by the annotations alone is safe, but
-        may leave something undone.
+    :ivar observed: the input of the plan.
+    :ivar sandbox: the sandbox of the pod, if its record was requested.
+    :ivar record_failure: why the record could not be read although it could change the plan. A plan from the
+        annotations alone is safe but may be incomplete, so the key is retried after it.
     """
 
-    seen: Observed
-    sandbox: Sandbox | None = None
-    no_record: Failure | None = None
+    observed: Observed
+    sandbox: Sandbox | None
+    record_failure: Retry | None
 
 
-async def observe(tools: Tools, isolation: Isolation, namespace: str, name: str, attempt: Attempt) -> Look | None:
-    """The pod as it is, ``None`` when it is gone or runs on another node (any more).
+class PodObserver:
+    """Reads what the role works with.
 
-    :raises Retry: the pod had to be read live and could not be.
+    :param pods: reads a pod from the cache if it is up to date, otherwise from the API server.
+    :param cache: what this process did for the pods.
     """
-    heard = next((cause.context for cause in reversed(attempt.causes) if cause.context is not None), None)
-    token = otel.attach(heard) if heard is not None else None
-    try:
-        return await _observe(tools, isolation, namespace, name)
-    except KubeError as error:
-        raise Retry("KubeUnavailable", f"pod {namespace}/{name} cannot be read: {error.message}") from error
-    finally:
-        if token is not None:
-            otel.detach(token)
 
+    def __init__(
+        self,
+        context: RoleContext,
+        pods: CachedReader[Pod],
+        cri: CriClient,
+        multus: MultusClient,
+        cache: PodCache,
+        isolation: NamespaceIsolation,
+    ) -> None:
+        self._context = context
+        self._pods = pods
+        self._cri = cri
+        self._multus = multus
+        self._cache = cache
+        self._isolation = isolation
 
-async def _observe(tools: Tools, isolation: Isolation, namespace: str, name: str) -> Look | None:
-    pod = await tools.pods.read(namespace, name)
-    if pod is None or pod.spec.node_name != tools.node:
-        return None
-    seen = Observed(pod, tools.node, _remembered(tools, pod), isolation)
-    if not asks_for_record(seen, tools.memory.of(pod.metadata.uid).compared):
-        return Look(seen)
-    try:
-        sandbox = await sandbox_of(tools, pod, remembered=True)
-        record = await tools.multus.record(sandbox)
-    except Failure as failure:
-        return Look(seen, no_record=failure)
-    known = Known(record, seen.known.unwritten, seen.known.undone)
-    if any(one.owner == HOT_PLUGGED for one in known.attachments):
-        # The record is newer than a cached pod, which would make it seem to hold what nobody wants.
+    async def observe(self, namespace: str, name: str, attempt: Attempt) -> Observation | None:
+        """Return the observed pod; ``None`` if it does not exist or runs on another node.
+
+        :raises Retry: a live read of the pod failed.
+        """
+        # The spans of the reads belong to the trace of the message that triggered this run.
+        context = next((cause.context for cause in reversed(attempt.causes) if cause.context is not None), None)
+        token = otel.attach(context) if context is not None else None
         try:
-            pod = await tools.kube.get(PODS, namespace, name)
+            return await self._observe(namespace, name)
+        except KubeError as error:
+            raise Retry("KubeUnavailable", f"cannot read pod {namespace}/{name}: {error.message}") from error
+        finally:
+            if token is not None:
+                otel.detach(token)
+
+    async def _observe(self, namespace: str, name: str) -> Observation | None:
+        node = self._context.node
+        pod = await self._pods.read(namespace, name)
+        if pod is None or pod.spec.node_name != node:
+            return None
+        cached = self._cache.of(pod.metadata.uid)
+        unwritten = [(network, link) for _, network, link in cached.unwritten_outcomes]
+        attachments = parse_attachments(
+            pod, record=None, unwritten=unwritten, detached_links=frozenset(cached.detached_links)
+        )
+        observed = Observed(pod, node, attachments, self._isolation)
+        if isinstance(attachments, MalformedAnnotation) or not needs_sandbox_record(observed, cached.compared):
+            return Observation(observed, None, None)
+        try:
+            sandbox = await self._find_sandbox(pod, use_cached=True)
+            record = await self._multus.record(sandbox)
+        except AttachmentFailure as failure:
+            return Observation(observed, None, Retry(failure.reason, failure.message))
+        attachments = msgspec.structs.replace(attachments, record=record)
+        if not attachments.hot_plugged_in_record:
+            return Observation(Observed(pod, node, attachments, self._isolation), sandbox, None)
+        # The record is newer than a cached pod. Compared with the old annotation, an attachment that was requested
+        # since would look unwanted, so the pod is read live.
+        try:
+            pod = await self._context.kube.get(PODS, namespace, name)
         except NotFound:
             return None
-    return Look(Observed(pod, tools.node, known, isolation), sandbox)
+        live = parse_attachments(
+            pod, record=record, unwritten=attachments.unwritten, detached_links=attachments.detached_links
+        )
+        return Observation(Observed(pod, node, live, self._isolation), sandbox, None)
 
+    async def find_sandbox_and_config(
+        self, pod: Pod, namespace: str, nad: str, *, use_cached: bool, fallback: bytes | None = None
+    ) -> tuple[Sandbox, bytes]:
+        """Return the pod's sandbox and the CNI configuration of a network, read concurrently.
 
-def _remembered(tools: Tools, pod: Pod) -> Known:
-    memory = tools.memory.of(pod.metadata.uid)
-    unwritten = tuple((network, link) for _, network, link in memory.unrecorded)
-    return Known(None, unwritten, frozenset(memory.undone))
+        :param use_cached: whether to use the sandbox of the last successful ADD without a call to the runtime.
+        :param fallback: returned as the configuration if the NAD does not exist, or if the network has no namespace
+            because only the daemon's record names it.
+        :raises AttachmentFailure: the sandbox or the configuration cannot be read.
+        """
+        sandbox, config = await asyncio.gather(
+            self._find_sandbox(pod, use_cached=use_cached),
+            self._read_config(namespace, nad, fallback),
+            # Without it, the first error would be raised while the other read still runs.
+            return_exceptions=True,
+        )
+        if isinstance(sandbox, BaseException):
+            raise sandbox
+        if isinstance(config, BaseException):
+            raise config
+        return sandbox, config
+
+    async def _find_sandbox(self, pod: Pod, *, use_cached: bool) -> Sandbox:
+        """Return the sandbox that runs the pod.
+
+        The result is not cached here: only a successful ADD proves that the sandbox is the right one.
+
+        :raises AttachmentFailure: ``SandboxMissing`` or ``CriUnavailable``.
+        """
+        meta, cached = pod.metadata, self._cache.of(pod.metadata.uid)
+        if use_cached and cached.sandbox is not None:
+            return cached.sandbox
+        # The container runtime labels a static pod's sandbox with another UID than the mirror pod has.
+        is_static = meta.annotations.get(CONFIG_SOURCE, "api") != "api"
+        static = (meta.namespace, meta.name) if is_static else None
+        try:
+            # With the earlier result, the runtime lists its sandboxes but need not report the status again.
+            sandbox = await self._cri.find_sandbox(meta.uid, static=static, earlier=cached.sandbox)
+        except CriError as error:
+            cached.sandbox = None
+            reason = "SandboxMissing" if isinstance(error, SandboxMissing) else "CriUnavailable"
+            raise AttachmentFailure(reason, str(error)) from error
+        cached.set_sandbox(sandbox.id)
+        return sandbox
+
+    async def _read_config(self, namespace: str, nad: str, fallback: bytes | None) -> bytes:
+        """Return the CNI configuration of a network from a live read of its NAD.
+
+        :param fallback: as in :meth:`find_sandbox_and_config`.
+        :raises AttachmentFailure: ``NetworkNotFound``, ``InvalidNetwork`` or ``KubeUnavailable``.
+        """
+        network = f"network {namespace}/{nad}"
+        if fallback is not None and not namespace:
+            return fallback
+        try:
+            return cni_config(await self._context.kube.get(NADS, namespace, nad))
+        except NotFound as error:
+            if fallback is not None:
+                return fallback
+            raise AttachmentFailure("NetworkNotFound", f"{network} not found: {error.message}") from error
+        except KubeError as error:
+            raise AttachmentFailure("KubeUnavailable", f"cannot read {network}: {error.message}") from error

@@ -1,56 +1,59 @@
-"""What this process remembers of the pods on its node. Nothing of it is truth: a restart only costs a few calls.
+"""An in-memory cache of what this process did for the pods of its node.
 
-Forgotten with the pod. Next: :mod:`services.networks.apply`.
+The role is correct without it: losing the cache in a restart costs a few calls. An entry is removed with its pod.
+Next: :mod:`services.networks.apply`.
 """
 
 import msgspec
 
 from services.common.cri.sandbox import Sandbox
-from services.networks.status import Outcome
+from services.networks.status import AttachOutcome
 
 
-class PodMemory(msgspec.Struct):
-    """One pod, by UID.
+class CachedPod(msgspec.Struct):
+    """The cache entry of one pod.
 
-    :ivar sandbox: as the runtime told the last ADD; dropped when an ADD in it fails.
-    :ivar sandbox_id: of the sandbox that everything below is about.
-    :ivar unrecorded: made, but not yet written on the pod: the next attempt writes instead of adding again (upstream's
-        daemon refuses a second ADD). By sandbox id, network and link.
-    :ivar undone: links detached and not yet struck from the pod.
-    :ivar compared: the networks annotation that agrees with the sandbox's record; ``None``: none was looked at yet.
-    :ivar failures: attempts that failed in a row, by link.
-    :ivar reported: Events that have been sent once.
+    :ivar sandbox: the sandbox of the last successful ADD; dropped when an ADD in it fails.
+    :ivar sandbox_id: id of the sandbox that the following fields refer to.
+    :ivar unwritten_outcomes: outcomes of ADDs that succeeded and are not yet written to the pod, by sandbox id, network
+        and link. The next attempt only writes them, because upstream's daemon refuses a second ADD.
+    :ivar detached_links: links that were detached and are still listed in network-status.
+    :ivar compared: the networks annotation that was last compared with the sandbox's record; ``None`` if none was.
+    :ivar failures: number of consecutive failed attempts, by link.
+    :ivar reported: keys of the Events that need recording only once.
     """
 
     sandbox: Sandbox | None = None
     sandbox_id: str = ""
-    unrecorded: dict[tuple[str, str, str], Outcome] = {}
-    undone: set[str] = set()
+    unwritten_outcomes: dict[tuple[str, str, str], AttachOutcome] = {}
+    detached_links: set[str] = set()
     compared: str | None = None
     failures: dict[str, int] = {}
     reported: set[tuple[str, ...]] = set()
 
-    def runs_in(self, sandbox_id: str) -> None:
-        """Note the pod's sandbox; what was made, undone or compared in an earlier one went with it."""
+    def set_sandbox(self, sandbox_id: str) -> None:
+        """Set the pod's sandbox and drop what refers to an earlier one, whose netns and links no longer exist."""
         if self.sandbox_id not in ("", sandbox_id):
-            self.unrecorded = {key: made for key, made in self.unrecorded.items() if key[0] == sandbox_id}
-            self.undone.clear()
+            self.unwritten_outcomes = {
+                key: outcome for key, outcome in self.unwritten_outcomes.items() if key[0] == sandbox_id
+            }
+            self.detached_links.clear()
             self.compared = None
         self.sandbox_id = sandbox_id
 
 
-class Memory:
-    """All pods of the node."""
+class PodCache:
+    """The cache entries of the node's pods, by pod UID."""
 
     def __init__(self) -> None:
-        self._pods: dict[str, PodMemory] = {}
+        self._pods: dict[str, CachedPod] = {}
 
-    def of(self, uid: str) -> PodMemory:
-        """The memory of a pod, made when there is none."""
-        return self._pods.setdefault(uid, PodMemory())
+    def of(self, uid: str) -> CachedPod:
+        """Return the entry of a pod; it is created if there is none."""
+        return self._pods.setdefault(uid, CachedPod())
 
-    def keep_only(self, uids: set[str]) -> None:
-        """Forget every pod but these."""
+    def retain_only(self, uids: set[str]) -> None:
+        """Remove the entries of all other pods."""
         for uid in self._pods.keys() - uids:
             del self._pods[uid]
 

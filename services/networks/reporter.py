@@ -1,65 +1,107 @@
-"""Says what became of one run over a pod's attachments: to the bus, and to people as Events on the pod.
+"""Report the outcome of one run over a pod's attachments: publish to the bus and record Events on the pod.
 
-Telling goes on beside whatever is done next, in order for each change, and is waited for at the end of the run; nothing
-here can fail a change. Next: :mod:`services.networks.apply`.
+Both happen in background tasks, so that a change never waits for them and never fails because of them. The run waits
+for the tasks at its end. Next: :mod:`services.networks.apply`.
 """
 
 import asyncio
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from schemas.events import Changed, Event, Failed, MultusAttached, MultusDetached, ObjectRef
+import msgspec
+
+from schemas.events import ChangedObject, Event, Failed, MultusAttached, MultusDetached, ObjectRef
 from schemas.kube import Pod
 from schemas.networks import NETWORKS
 from schemas.stages import Stage
-from services.networks import messages
-from services.networks.failure import Failure
-from services.networks.plan import Attach, Detach, Report, vmi_of
-from services.networks.status import Outcome
-from services.networks.tools import Tools
+from services.common.runtime.context import RoleContext
+from services.networks.multus_client import AttachmentFailure
+from services.networks.plan import messages
+from services.networks.plan.actions import Attach, Detach, RecordEvent
+from services.networks.pod_cache import PodCache
+from services.networks.status import AttachOutcome
 
-Note = tuple[Literal["Normal", "Warning"], str, str, tuple[str, ...]]
-"""An Event on the pod: type, reason, message, and what makes it this one and no other."""
+VMI_KIND = "VirtualMachineInstance"
 
 
-class Teller:
-    """Tells of one run."""
+class PodEvent(msgspec.Struct, frozen=True):
+    """A Kubernetes Event on the pod.
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._told: list[asyncio.Task[None]] = []
+    :ivar type: ``Normal`` or ``Warning``.
+    :ivar reason: CamelCase, see :mod:`services.networks.plan.messages`.
+    :ivar message: the text for the user.
+    :ivar key: the identity of the Event, from which its name is derived: it is recorded once for each key.
+    """
 
-    async def finished(self) -> None:
-        """Wait until everything is told."""
-        await asyncio.gather(*self._told)
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+    key: tuple[str, ...]
 
-    def attached(self, pod: Pod, action: Attach, number: int, sandbox_id: str, made: Outcome) -> None:
-        """An attachment was made and written on the pod."""
-        mac, ips = made.entry.mac, tuple(made.entry.ips or ())
-        self._tools.log.info("attached", pod=_name(pod), link=action.link, network=action.network, mac=mac, ips=ips)
+
+class Reporter:
+    """The reports of one run."""
+
+    def __init__(self, context: RoleContext, cache: PodCache) -> None:
+        self._context = context
+        self._cache = cache
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def flush(self) -> None:
+        """Wait until everything is published and recorded."""
+        await asyncio.gather(*self._tasks)
+
+    def report_attached(self, pod: Pod, action: Attach, number: int, sandbox_id: str, outcome: AttachOutcome) -> None:
+        """Report an attachment that was made and written to the pod.
+
+        :param number: the number of the attempt.
+        """
+        mac, ips = outcome.entry.mac, tuple(outcome.entry.ips or ())
+        self._context.log.info(
+            "network attached", pod=_name(pod), link=action.link, network=action.network, mac=mac, ips=ips
+        )
         event = MultusAttached(
-            **self._about(pod, action, number), sandbox_id=sandbox_id, pod_interface=action.link, mac=mac, ips=ips
+            **self._event_fields(pod, action, number),
+            sandbox_id=sandbox_id,
+            pod_interface=action.link,
+            mac=mac,
+            ips=ips,
         )
         message = messages.added(pod, action.element, action.link)
-        self._tell(pod, event, ("Normal", messages.ADDED, message, _done(pod, action, messages.ADDED)))
+        self._publish_in_background(
+            pod, event, PodEvent("Normal", messages.ADDED, message, _success_key(pod, action, messages.ADDED))
+        )
 
-    def unheard(self, pod: Pod, action: Attach, why: Mapping[str, str]) -> None:
-        """Part of what an element asks was not followed, by key."""
+    def report_ignored_settings(self, pod: Pod, action: Attach, why: Mapping[str, str]) -> None:
+        """Report the settings of an element that have no effect, if there are any.
+
+        :param why: the reason, by key of the element.
+        """
         if why:
-            message = messages.unheard(pod, action.element, action.link, why)
-            self.report(pod, Report(messages.UNHEARD, message, action.link))
+            message = messages.setting_ignored(pod, action.element, action.link, why)
+            self.record_event(pod, RecordEvent(messages.SETTING_IGNORED, message, action.link))
 
-    def detached(self, pod: Pod, action: Detach, number: int, sandbox_id: str) -> None:
-        """An attachment was undone and struck from the pod."""
-        self._tools.log.info("detached", pod=_name(pod), link=action.link, network=action.network)
-        event = MultusDetached(**self._about(pod, action, number), sandbox_id=sandbox_id, pod_interface=action.link)
+    def report_detached(self, pod: Pod, action: Detach, number: int, sandbox_id: str) -> None:
+        """Report an attachment that was undone and removed from the pod's annotations.
+
+        :param number: the number of the attempt.
+        """
+        self._context.log.info("network detached", pod=_name(pod), link=action.link, network=action.network)
+        event = MultusDetached(
+            **self._event_fields(pod, action, number), sandbox_id=sandbox_id, pod_interface=action.link
+        )
         message = messages.removed(pod, action.name, action.link)
-        self._tell(pod, event, ("Normal", messages.REMOVED, message, _done(pod, action, messages.REMOVED)))
+        self._publish_in_background(
+            pod, event, PodEvent("Normal", messages.REMOVED, message, _success_key(pod, action, messages.REMOVED))
+        )
 
-    def failed(self, pod: Pod, action: Attach | Detach, failure: Failure, number: int, after: float) -> None:
-        """An attempt failed. One Event for each cause of an operation, however often it is tried.
+    def report_failure(
+        self, pod: Pod, action: Attach | Detach, failure: AttachmentFailure, number: int, after: float
+    ) -> None:
+        """Report a failed attempt. All attempts of an operation that fail with the same reason record one Event.
 
-        An ordinary pod has no operation: another edit is another one.
+        :param number: the number of the attempt.
+        :param after: seconds until the next attempt.
         """
         if isinstance(action, Attach):
             at, reason = Stage.MULTUS_ATTACHED, messages.ADD_FAILED
@@ -67,48 +109,66 @@ class Teller:
         else:
             at, reason = Stage.MULTUS_DETACHED, messages.REMOVE_FAILED
             message = messages.remove_failed(pod, action.name, action.link, failure.message)
-        about = self._about(pod, action, number)
-        event = Failed(**about, at=at, reason=failure.reason, message=failure.message, retry_after=after)
-        edit = "" if vmi_of(pod) else pod.metadata.annotations.get(NETWORKS, "")
-        self._tell(pod, event, ("Warning", reason, message, (action.operation.id, reason, failure.reason, edit)))
+        fields = self._event_fields(pod, action, number)
+        event = Failed(**fields, at=at, reason=failure.reason, message=failure.message, retry_after=after)
+        # An ordinary pod has no operation of its own per edit, so the annotation distinguishes two edits.
+        edit = "" if _vmi_of(pod) else pod.metadata.annotations.get(NETWORKS, "")
+        self._publish_in_background(
+            pod, event, PodEvent("Warning", reason, message, (action.operation.id, reason, failure.reason, edit))
+        )
 
-    def report(self, pod: Pod, report: Report) -> None:
-        """Something that only the annotations' author can put right; told once."""
-        key = (report.reason, report.about, report.message)
-        reported = self._tools.memory.of(pod.metadata.uid).reported
+    def record_event(self, pod: Pod, action: RecordEvent) -> None:
+        """Record a warning Event about the annotations, once per pod."""
+        key = (action.reason, action.subject, action.message)
+        reported = self._cache.of(pod.metadata.uid).reported
         if key not in reported:
             reported.add(key)
-            self._tools.log.warning("not followed", pod=_name(pod), reason=report.reason, detail=report.message)
-            self._tell(pod, None, ("Warning", report.reason, report.message, (pod.metadata.uid, *key)))
+            self._context.log.warning(
+                "annotation not applied", pod=_name(pod), reason=action.reason, detail=action.message
+            )
+            pod_event = PodEvent("Warning", action.reason, action.message, (pod.metadata.uid, *key))
+            self._publish_in_background(pod, None, pod_event)
 
-    def _tell(self, pod: Pod, event: Event | None, note: Note) -> None:
-        # The task takes the current span along: what is told belongs to the trace of its change.
-        self._told.append(asyncio.create_task(self._send(pod, event, note)))
+    def _publish_in_background(self, pod: Pod, event: Event | None, pod_event: PodEvent) -> None:
+        # The task inherits the current span, so the spans of publishing belong to the trace of the change.
+        self._tasks.append(asyncio.create_task(self._publish(pod, event, pod_event)))
 
-    async def _send(self, pod: Pod, event: Event | None, note: Note) -> None:
+    async def _publish(self, pod: Pod, event: Event | None, pod_event: PodEvent) -> None:
         if event is not None:
-            await self._tools.bus.publish(event)
-        meta, (kind, reason, message, key) = pod.metadata, note
+            await self._context.bus.publish(event)
+        meta = pod.metadata
         about = {"kind": "Pod", "api_version": "v1", "namespace": meta.namespace, "name": meta.name, "uid": meta.uid}
-        await self._tools.events.emit(about=about, type=kind, reason=reason, message=message, key=key)
+        await self._context.events.record(
+            about=about,
+            type=pod_event.type,
+            reason=pod_event.reason,
+            message=pod_event.message,
+            key=pod_event.key,
+        )
 
-    def _about(self, pod: Pod, action: Attach | Detach, number: int) -> dict[str, Any]:
-        """What every event of this role says: whose NIC, where, and which version of the pod tells of it."""
+    def _event_fields(self, pod: Pod, action: Attach | Detach, number: int) -> dict[str, Any]:
+        """Return the fields that all bus events of this role have."""
         meta = pod.metadata
         return {
             "operation": action.operation,
-            "vmi": vmi_of(pod),
+            "vmi": _vmi_of(pod),
             "pod": ObjectRef(meta.namespace, meta.name, meta.uid),
-            "node": self._tools.node,
-            "changed": Changed("Pod", meta.uid, meta.resource_version),
+            "node": self._context.node,
+            "changed": ChangedObject("Pod", meta.uid, meta.resource_version),
             "attempt": number,
         }
+
+
+def _vmi_of(pod: Pod) -> ObjectRef | None:
+    """Return the VMI that owns a pod; ``None`` for an ordinary pod."""
+    owner = next((o for o in pod.metadata.owner_references if o.kind == VMI_KIND), None)
+    return ObjectRef(pod.metadata.namespace, owner.name, owner.uid) if owner else None
 
 
 def _name(pod: Pod) -> str:
     return f"{pod.metadata.namespace}/{pod.metadata.name}"
 
 
-def _done(pod: Pod, action: Attach | Detach, reason: str) -> tuple[str, ...]:
-    """What makes an Event of success one of its own: the operation; for an ordinary pod, which has none, the change."""
-    return (action.operation.id, reason, "" if vmi_of(pod) else pod.metadata.resource_version)
+def _success_key(pod: Pod, action: Attach | Detach, reason: str) -> tuple[str, ...]:
+    """Return the key of an Event of success: one per operation, or one per change of an ordinary pod."""
+    return (action.operation.id, reason, "" if _vmi_of(pod) else pod.metadata.resource_version)

@@ -1,4 +1,4 @@
-"""The role's sources and its loop: the pods of one node, by watch, by bus and by resync.
+"""The sources and the reconcile loop of the role: the pods of one node, by watch, bus and resync.
 
 A key is ``(namespace, pod name)``. Next: :mod:`services.networks.observe`, ``plan``, ``apply``.
 """
@@ -10,144 +10,129 @@ from schemas.encoding import node_consumer, node_filter
 from schemas.kube import PODS, Pod
 from schemas.networks import NETWORK_STATUS, NETWORKS
 from schemas.stages import Stage
-from services.common.bus.protocol import Bus, Received
-from services.common.cri.client import Cri
+from services.common.bus.protocol import ReceivedEvent
+from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError
-from services.common.kube.cached_reader import CachedReader
-from services.common.kube.client import Kube
-from services.common.kube.event_recorder import EventRecorder
-from services.common.kube.reflector import Reflector
-from services.common.logs import Log
-from services.common.reconcile import Attempt, Reconciler, Retry
-from services.common.telemetry import Telemetry
+from services.common.kube.cache.cached_reader import CachedReader
+from services.common.kube.cache.reflector import Reflector
+from services.common.reconcile import Attempt, Reconciler
+from services.common.runtime.context import RoleContext
 from services.networks.apply import Applier
-from services.networks.delegate import Delegate
-from services.networks.observe import observe
-from services.networks.plan import Isolation, acts, plan
-from services.networks.tools import Tools
+from services.networks.multus_client import MultusClient
+from services.networks.observe import PodObserver
+from services.networks.plan import is_eligible, plan
+from services.networks.plan.actions import NamespaceIsolation
+from services.networks.pod_cache import PodCache
 
-ROLE = "networks"
+CONSUMED_STAGES = frozenset({Stage.POD_ANNOTATED, Stage.GUEST_DETACHED})
+"""The stages whose events trigger this role; its own and later stages leave nothing for it to do."""
 
-HEARD = frozenset({Stage.POD_ANNOTATED, Stage.GUEST_DETACHED})
-"""The stages after which this role has something to do; its own and later ones bring nothing new."""
-
-LOOK = 10.0
-"""Seconds between two looks at the neighbours on the node."""
-LOOK_AGAIN = 1.0
-"""The same, while one of them is away."""
+PROBE_INTERVAL = 10.0
+"""Seconds between two probes of multus and the container runtime."""
+PROBE_RETRY_INTERVAL = 1.0
+"""Seconds between two probes while one of them is not reachable."""
 
 Key = tuple[str, str]
 Signature = tuple[str, str, str | None, str | None, str | None]
-Told = Callable[[str, bool, str], None]
+SetCondition = Callable[[str, bool, str], None]
+"""Sets a readiness condition: its name, whether it is met, and the reason if it is not."""
 
 
 class Networks:
-    """One node's role: its cache of pods, its queue, and what it does with a key."""
+    """The networks role of one node: its watch of pods, its queue and the reconcile function.
+
+    :ivar pods: the reflector of the node's pods; its caller runs it.
+    :ivar queue: the pods to reconcile.
+    :ivar pod_cache: what this process did for the pods.
+    """
 
     def __init__(
-        self,
-        *,
-        node: str,
-        kube: Kube,
-        cri: Cri,
-        multus: Delegate,
-        bus: Bus,
-        telemetry: Telemetry,
-        log: Log,
-        isolation: Isolation | None = None,
+        self, context: RoleContext, *, cri: CriClient, multus: MultusClient, isolation: NamespaceIsolation
     ) -> None:
-        self._node = node
-        self._bus = bus
-        self._isolation = isolation or Isolation()
+        kube, log = context.kube, context.log
+        self._context = context
+        self._cri = cri
+        self._multus = multus
         self._signatures: dict[Key, Signature] = {}
+        self.pod_cache = PodCache()
         self.pods: Reflector[Pod] = Reflector(
-            kube, PODS, fields=f"spec.nodeName={node}", on_change=self._pod_changed, log=log
+            kube, PODS, fields=f"spec.nodeName={context.node}", on_change=self._pod_changed, log=log
         )
-        self._fresh = CachedReader(kube, PODS, self.pods)
-        self.tools = Tools(
-            node=node,
-            kube=kube,
-            pods=self._fresh,
-            cri=cri,
-            multus=multus,
-            bus=bus,
-            events=EventRecorder(kube, ROLE, log=log, node=node),
-            telemetry=telemetry,
-            log=log,
+        self._reader = CachedReader(kube, PODS, self.pods)
+        self._observer = PodObserver(context, self._reader, cri, multus, self.pod_cache, isolation)
+        self._applier = Applier(context, self._observer, multus, self._reader, self.pod_cache)
+        self.queue: Reconciler[Key] = Reconciler(
+            context.role, self._reconcile, log=log, meter=context.telemetry.meter, keys=self._keys
         )
-        self._applier = Applier(self.tools)
-        self.queue: Reconciler[Key] = Reconciler(ROLE, self._reconcile, log=log, meter=telemetry.meter, keys=self._keys)
 
     async def listen(self) -> None:
-        """Take hints from the bus until cancelled."""
-        consumer = node_consumer(ROLE, self._node)
-        await self._bus.consume(consumer=consumer, filters=[node_filter(self._node)], handler=self._heard)
+        """Consume events from the bus until cancelled."""
+        node = self._context.node
+        consumer = node_consumer(self._context.role, node)
+        await self._context.bus.consume(consumer=consumer, filters=[node_filter(node)], handler=self._on_event)
 
-    async def watch_neighbours(self, told: Told) -> None:
-        """Say whether multus and the container runtime can be reached, until cancelled.
-
-        :param told: gets the name of the condition, whether it is met, and why not.
-        """
+    async def probe_dependencies(self, set_condition: SetCondition) -> None:
+        """Probe multus and the container runtime until cancelled, and set their readiness conditions."""
         while True:
-            why_not_multus, why_not_cri = await asyncio.gather(self.tools.multus.probe(), self._probe_cri())
-            told("multus", not why_not_multus, why_not_multus)
-            told("container-runtime", not why_not_cri, why_not_cri)
-            await asyncio.sleep(LOOK_AGAIN if why_not_multus or why_not_cri else LOOK)
+            multus_error, cri_error = await asyncio.gather(self._multus.probe(), self._probe_cri())
+            set_condition("multus", not multus_error, multus_error)
+            set_condition("container-runtime", not cri_error, cri_error)
+            await asyncio.sleep(PROBE_RETRY_INTERVAL if multus_error or cri_error else PROBE_INTERVAL)
 
     async def _probe_cri(self) -> str:
         try:
-            await self.tools.cri.version()
+            await self._cri.version()
         except CriError as error:
             return str(error)
         return ""
 
-    def _heard(self, received: Received) -> None:
+    def _on_event(self, received: ReceivedEvent) -> None:
         event = received.event
-        if event.pod is None or event.stage not in HEARD:
+        if event.pod is None or event.stage not in CONSUMED_STAGES:
             return
-        self._fresh.expect(event.pod.namespace, event.pod.name, event.changed)
+        self._reader.expect(event.pod.namespace, event.pod.name, event.changed)
         self.queue.add((event.pod.namespace, event.pod.name), source="bus", context=received.context)
 
     def _pod_changed(self, key: Key, pod: Pod | None) -> None:
         if pod is None:
             self._signatures.pop(key, None)
-            self._forget()
+            self._evict_deleted()
             return
-        self._fresh.saw(pod)
+        self._reader.record_cached(pod)
         signature = _signature(pod)
-        # The kubelet touches its pods often, and hardly ever where this role looks.
+        # The kubelet updates pod statuses often; most updates change nothing that this role reads.
         if self._signatures.get(key) != signature:
             self._signatures[key] = signature
             self.queue.add(key, source="watch")
 
     def _keys(self) -> Iterable[Key]:
-        self._forget()
+        self._evict_deleted()
         return self.pods.keys()
 
-    def _forget(self) -> None:
-        self.tools.memory.keep_only({pod.metadata.uid for pod in self.pods.items()})
+    def _evict_deleted(self) -> None:
+        self.pod_cache.retain_only({pod.metadata.uid for pod in self.pods.items()})
 
     async def _reconcile(self, key: Key, attempt: Attempt) -> None:
-        look = await observe(self.tools, self._isolation, *key, attempt)
-        if look is None:
+        observation = await self._observer.observe(*key, attempt)
+        if observation is None:
             return
-        pod, actions = look.seen.pod, plan(look.seen)
-        memory = self.tools.memory.of(pod.metadata.uid)
-        if actions:
-            memory.sandbox = memory.sandbox or look.sandbox
-        settled = await self._applier.apply(pod, actions, attempt)
-        if look.no_record is not None:
-            raise Retry(look.no_record.reason, look.no_record.message)
-        if settled and acts(pod, self._node):
-            memory.compared = pod.metadata.annotations.get(NETWORKS) or ""
+        observed = observation.observed
+        pod = observed.pod
+        settled = await self._applier.apply(pod, plan(observed), attempt, observation.sandbox)
+        if observation.record_failure is not None:
+            raise observation.record_failure
+        # Only now: an annotation that was not fully applied must be compared with the record again.
+        if settled and is_eligible(pod, observed.node):
+            self.pod_cache.of(pod.metadata.uid).compared = pod.metadata.annotations.get(NETWORKS) or ""
 
 
 def _signature(pod: Pod) -> Signature:
-    """What of a pod the plan depends on and its author or the kubelet may change."""
+    """Return the fields of a pod that the plan depends on; a watch event triggers a run only if they changed."""
     meta = pod.metadata
     annotations = meta.annotations
     return (
         meta.uid,
+        # An edit before the pod runs is applied once it does; upstream's controller misses such an edit.
         pod.status.phase,
         meta.deletion_timestamp,
         annotations.get(NETWORKS),

@@ -1,4 +1,4 @@
-"""Benchmarks print medians and ratios measured in one run and write them as JSON; they assert no times."""
+"""Benchmarks print medians and ratios of one run and write them as JSON. They assert no times."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What benchmarks read off the machine and the span files. Pure where it can be; times in milliseconds."""
+"""Measurements of the machine and of span files, for benchmarks; times in milliseconds."""
 
 import os
 import statistics
@@ -11,23 +11,23 @@ from typing import Any
 from tests.support.lab import Span
 
 Marks = Sequence[tuple[str, str, str]]
-"""What is timed, each with the service and the beginning of the name of its span."""
+"""Measured steps: label, service, and prefix of the span's name."""
 
 PLUG_HOPS: Marks = (
     ("request", "hotnic-api", "kube patch virtualmachineinstances"),
     ("annotate", "hotnic-controller", "kube patch pods"),
     ("attach to the pod", "hotnic-networks", "kube patch pods"),
-    ("wire", "hotnic-handler", "netlink wire"),
+    ("set up the pod network", "hotnic-handler", "netlink setup"),
     ("attach to the guest", "hotnic-handler", "qmp device_add"),
 )
 """The hops of a plug, each with the span whose end completes it."""
 
 UNPLUG_HOPS: Marks = (
     ("request", "hotnic-api", "kube patch virtualmachineinstances"),
-    ("ask the guest", "hotnic-handler", "qmp device_del"),
-    ("the guest lets go", "hotnic-handler", "guest let go"),
-    ("undo the wiring", "hotnic-handler", "netlink release"),
-    ("say so", "hotnic-handler", "kube patch virtualmachineinstances"),
+    ("request the unplug", "hotnic-handler", "qmp device_del"),
+    ("unplug by the guest", "hotnic-handler", "guest unplug"),
+    ("tear down the pod network", "hotnic-handler", "netlink teardown"),
+    ("write released", "hotnic-handler", "kube patch virtualmachineinstances"),
     ("annotate", "hotnic-controller", "kube patch pods"),
     ("CNI DEL", "hotnic-multus", "cni DEL"),
 )
@@ -39,36 +39,36 @@ PLUG_PARTS: Marks = (
     ("/delegate", "hotnic-networks", "POST /delegate"),
     ("CNI plugin", "hotnic-multus", "cni ADD"),
     ("network-status", "hotnic-networks", "kube patch pods"),
-    ("netlink", "hotnic-handler", "netlink wire"),
+    ("netlink", "hotnic-handler", "netlink setup"),
     ("netdev_add", "hotnic-handler", "qmp netdev_add"),
     ("device_add", "hotnic-handler", "qmp device_add"),
 )
-"""Spans worth a line of their own: they lie inside a hop."""
+"""Spans inside a hop of a plug that get a line of their own."""
 
 UNPLUG_PARTS: Marks = (
     ("netdev_del", "hotnic-handler", "qmp netdev_del"),
-    ("netlink", "hotnic-handler", "netlink release"),
+    ("netlink", "hotnic-handler", "netlink teardown"),
     ("/delegate", "hotnic-networks", "POST /delegate"),
     ("CNI plugin", "hotnic-multus", "cni DEL"),
 )
-"""The same for an unplug."""
+"""Spans inside a hop of an unplug that get a line of their own."""
 
 
 def first(spans: Sequence[Span], service: str, name: str) -> Span | None:
-    """The earliest span of a service whose name begins so."""
+    """Return the earliest span of a service whose name has this prefix."""
     found = [s for s in spans if s["service"] == service and s["name"].startswith(name)]
     return min(found, key=lambda s: int(s["startTimeUnixNano"]), default=None)
 
 
 def end_of(span: Span) -> float:
-    """When a span ended, in milliseconds since the epoch."""
+    """Return the end of a span in milliseconds since the epoch."""
     return int(span["endTimeUnixNano"]) / 1e6
 
 
 def hops(spans: Sequence[Span], began: float, marks: Marks) -> dict[str, float]:
-    """How long each hop of one operation took.
+    """Return the duration of each hop of one operation.
 
-    :param began: when the request was sent, in seconds since the epoch.
+    :param began: time of the request in seconds since the epoch.
     """
     result: dict[str, float] = {}
     at = began * 1000
@@ -81,7 +81,7 @@ def hops(spans: Sequence[Span], began: float, marks: Marks) -> dict[str, float]:
 
 
 def parts(spans: Sequence[Span], marks: Marks) -> dict[str, float]:
-    """The durations of spans."""
+    """Return the durations of spans."""
     found = {name: first(spans, service, span_name) for name, service, span_name in marks}
     return {
         name: end_of(span) - int(span["startTimeUnixNano"]) / 1e6 for name, span in found.items() if span is not None
@@ -89,13 +89,17 @@ def parts(spans: Sequence[Span], marks: Marks) -> dict[str, float]:
 
 
 def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The median of each column, over the rows that have it."""
+    """Return the median of each column, over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: statistics.median(row[name] for row in rows if name in row) for name in names}
 
 
 def summary(rows: Sequence[dict[str, Any]], vms: int, idle: float) -> dict[str, Any]:
-    """The figures of operations that were timed one by one: each with ``ms``, ``hops`` and ``parts``."""
+    """Return the result of operations that were measured one by one.
+
+    :param rows: ``ms``, ``hops`` and ``parts`` of each operation.
+    :param idle: share of idle CPU time.
+    """
     times = [row["ms"] for row in rows]
     return {
         "operations": len(rows),
@@ -109,27 +113,27 @@ def summary(rows: Sequence[dict[str, Any]], vms: int, idle: float) -> dict[str, 
     }
 
 
-def show(what: str, result: dict[str, Any]) -> None:
-    """Print such figures for people."""
+def show(title: str, result: dict[str, Any]) -> None:
+    """Print a result of :func:`summary`."""
     print(
-        f"\n{what}: p50 {result['p50_ms']} ms, p90 {result['p90_ms']} ms, max {result['max_ms']} ms "
+        f"\n{title}: p50 {result['p50_ms']} ms, p90 {result['p90_ms']} ms, max {result['max_ms']} ms "
         f"({result['operations']} on {result['vms']} VMs, CPU idle {result['cpu_idle']:.0%})"
     )
     whole = sum(result["hops_ms"].values())
     for name, value in result["hops_ms"].items():
-        print(f"  {name:<22}{value:7.1f} ms  {value / whole:4.0%}")
+        print(f"  {name:<26}{value:7.1f} ms  {value / whole:4.0%}")
     print("inside:")
     for name, value in result["parts_ms"].items():
-        print(f"  {name:<22}{value:7.1f} ms")
+        print(f"  {name:<26}{value:7.1f} ms")
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """A percentile by linear interpolation."""
+    """Return a percentile by linear interpolation."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def rss(pid: int) -> float:
-    """Resident memory of a process, in MiB."""
+    """Return the resident memory of a process in MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
@@ -137,14 +141,17 @@ def rss(pid: int) -> float:
 
 
 def import_floor(module: str) -> float:
-    """Resident memory of an interpreter that has only imported a module, in MiB."""
+    """Return the resident memory of an interpreter that has only imported a module, in MiB."""
     code = f"import {module}, re; print(re.search('VmRSS:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout) / 1024
 
 
 def pids(argument: str) -> dict[str, int]:
-    """The processes whose environment or command line holds an argument, by their ``-m services.ROLE`` module."""
+    """Return the ids of processes by their module (``-m services.ROLE``).
+
+    :param argument: text that environment or command line of a process must contain.
+    """
     found: dict[str, int] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -161,14 +168,14 @@ def pids(argument: str) -> dict[str, int]:
 
 
 def cpu_time(pid: int) -> float:
-    """CPU time that a process and the children it has waited for have used, in milliseconds."""
-    # The name stands in parentheses and may hold anything.
+    """Return the CPU time of a process and of its reaped children, in milliseconds."""
+    # The name of the process is in parentheses and may contain spaces and parentheses.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(int(field) for field in fields[11:15]) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 class CpuIdle:
-    """The share of CPU time that was idle between two moments."""
+    """Share of CPU time that was idle since the creation of this object."""
 
     def __init__(self) -> None:
         self._before = self._read()
@@ -179,6 +186,6 @@ class CpuIdle:
         return fields[3] + fields[4], sum(fields)
 
     def share(self) -> float:
-        """Idle time over all time since this object was made."""
+        """Return idle time divided by total time."""
         idle, total = self._read()
         return (idle - self._before[0]) / max(1, total - self._before[1])

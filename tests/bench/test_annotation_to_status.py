@@ -1,7 +1,7 @@
-"""How long a pod waits for a network that its annotation asks for, how many attachments a node makes, and at what size.
+"""Time from a pod's networks annotation to its network-status, attachments per second, and memory of the node roles.
 
-Ordinary pods, the bridge plugin with host-local, the whole way: annotation patched, seen by the watch, CRI,
-``/delegate``, plugin, network-status patched, seen by the watch.
+The pods are ordinary ones, the plugin is bridge with host-local. Measured is the whole way: annotation patched, seen by
+the watch, CRI, ``/delegate``, plugin, network-status patched, seen by the watch.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tests.support.ordinary_pods import OrdinaryPods, ordinary_pods
 ONE_BY_ONE = 30
 WARM_UP = 5
 SETTLE = 0.2
-"""Seconds between two attachments that are made one at a time."""
+"""Seconds between two attachments that are measured one by one."""
 PODS_AT_ONCE = 12
 ROUNDS = 25
 ROLES = ("networks", "multus")
@@ -30,7 +30,7 @@ async def test_annotation_to_status(record: Callable[[str, dict[str, Any]], None
         lab.kubectl("apply", "-f", "k8s/examples/nad-bridge.yaml")
         async with ordinary_pods(lab.layout.kubeconfig) as pods:
             names = [f"bench{i}" for i in range(PODS_AT_ONCE)]
-            await pods.make(*names)
+            await pods.create(*names)
             await asyncio.sleep(1)
             for _ in range(WARM_UP):
                 await attach(pods, names[0], "warm0")
@@ -48,39 +48,39 @@ async def test_annotation_to_status(record: Callable[[str, dict[str, Any]], None
             before = {role: rss(pid) for role, pid in running.items()}
             took = await rounds(pods, names, ROUNDS)
             after = {role: rss(pid) for role, pid in running.items()}
-    made = PODS_AT_ONCE * ROUNDS
+    attached = PODS_AT_ONCE * ROUNDS
     result = {
         "attach_p50_ms": round(percentile(attaching, 50), 1),
         "attach_p90_ms": round(percentile(attaching, 90), 1),
         "detach_p50_ms": round(percentile(detaching, 50), 1),
         "cpu_idle": round(idle_share, 2),
         "pods_at_once": PODS_AT_ONCE,
-        "pairs_per_second": round(made / took, 1),
+        "pairs_per_second": round(attached / took, 1),
         "rss_mib": {role: round(value, 1) for role, value in after.items()},
-        "growth_mib_per_1000": {role: round((after[role] - before[role]) / made * 1000, 1) for role in after},
+        "growth_mib_per_1000": {role: round((after[role] - before[role]) / attached * 1000, 1) for role in after},
     }
     show(result)
     record("annotation-to-status", result)
 
 
 async def attach(pods: OrdinaryPods, name: str, link: str) -> float:
-    """Ask for a network; milliseconds from sending the patch until the watch shows it in network-status."""
+    """Request an attachment; return the milliseconds from the patch until the watch shows it in network-status."""
     began = time.monotonic()
-    await pods.want(name, [{"name": SAMPLE_NAD, "interface": link}])
+    await pods.set_networks(name, [{"name": SAMPLE_NAD, "interface": link}])
     await pods.until_links(name, link)
     return (pods.changed[name] - began) * 1000
 
 
 async def detach(pods: OrdinaryPods, name: str) -> float:
-    """Ask for no network any more; milliseconds as in :func:`attach`."""
+    """Request no attachments; return milliseconds as :func:`attach` does."""
     began = time.monotonic()
-    await pods.want(name, [])
+    await pods.set_networks(name, [])
     await pods.until_links(name)
     return (pods.changed[name] - began) * 1000
 
 
 async def rounds(pods: OrdinaryPods, names: list[str], count: int) -> float:
-    """Attach and detach on all pods at once, so many times; seconds it took."""
+    """Attach and detach on all pods at once, ``count`` times; return the seconds it took."""
     began = time.monotonic()
     for i in range(count):
         await asyncio.gather(*(attach(pods, name, f"net{i}") for name in names))
@@ -89,7 +89,7 @@ async def rounds(pods: OrdinaryPods, names: list[str], count: int) -> float:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the figures for people."""
+    """Print the result."""
     print(
         f"\nannotation patched -> network-status, one at a time: attach p50 {result['attach_p50_ms']} ms, "
         f"p90 {result['attach_p90_ms']} ms; detach p50 {result['detach_p50_ms']} ms "

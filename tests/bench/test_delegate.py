@@ -1,7 +1,7 @@
-"""What the multus daemon adds to a CNI plugin: ``/delegate`` from a client's connect to its answer, and its memory.
+"""Time that the multus daemon adds to a CNI plugin, from a client's connect to the response, and its memory.
 
-The plugin is ``true``, which makes no link, in a network namespace of its own: what is measured is the daemon, and
-nothing of the machine is touched. The daemon is a process with traces on, as in production.
+The plugin is ``true``, which creates no link, in a network namespace of its own: only the daemon is measured, and
+nothing of the machine is changed. The daemon is a process with traces on, as in production.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from schemas.multus import delegate_request
-from services.common.http.client import UnixHttp
+from schemas.multus import build_delegate_request
+from services.common.http.client import UnixHttpClient
 from tests.bench.measure import import_floor, percentile, rss
 from tests.support import netns as namespaces
 from tests.support.node_kube import FakeKube, serving_kube, write_kubeconfig
@@ -24,14 +24,14 @@ from tests.support.spans import recording_telemetry
 
 WARM_UP = 50
 PAIRS = 1000
-"""Attachments made and undone; the first 200 are timed one by one."""
+"""Attachments that are added and deleted; the first 200 are measured one by one."""
 TIMED = 200
 CONFIG = json.dumps({"cniVersion": "1.0.0", "name": "x", "type": "noop"}).encode()
 
 
 @asynccontextmanager
-async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, UnixHttp]]:
-    """The daemon as a process, and a client of it."""
+async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, UnixHttpClient]]:
+    """Run the daemon as a process; yield it and a client of it."""
     for name in ("bin", "conf"):
         (folder / name).mkdir()
     os.symlink("/bin/true", folder / "bin" / "noop")
@@ -50,7 +50,7 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
                 sys.executable, "-m", "services.multus", env=environ, stderr=log
             )
         socket = folder / "run" / "multus.sock"
-        http = UnixHttp(str(socket), recording_telemetry("client")[0])
+        http = UnixHttpClient(str(socket), recording_telemetry("client")[0])
         try:
             async with asyncio.timeout(30):
                 while not socket.exists():  # noqa: ASYNC110
@@ -62,9 +62,9 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
             await process.wait()
 
 
-async def call(http: UnixHttp, command: str, netns: Path, number: int) -> float:
-    """One call; how many milliseconds it took."""
-    request = delegate_request(
+async def call(http: UnixHttpClient, command: str, netns: Path, number: int) -> float:
+    """Send one call; return the milliseconds it took."""
+    request = build_delegate_request(
         command=command,
         sandbox_id=f"sandbox{number % 20}",
         netns=str(netns),
@@ -81,7 +81,7 @@ async def call(http: UnixHttp, command: str, netns: Path, number: int) -> float:
 
 
 def plugin_times(folder: Path) -> list[float]:
-    """How long the executions of ADD took, by the daemon's own spans; milliseconds."""
+    """Return the durations of the executions of ADD in the daemon's spans, in milliseconds."""
     spans = [
         span
         for file in sorted(folder.iterdir())
@@ -123,15 +123,15 @@ async def test_delegate(record: Callable[[str, dict[str, Any]], None], tmp_path:
         f"\n/delegate ADD p50 {result['add_p50_ms']} ms, p90 {result['add_p90_ms']} ms,"
         f" DEL p50 {result['del_p50_ms']} ms"
         f"\n  the plugin {result['plugin_p50_ms']} ms, everything else {result['own_p50_ms']} ms"
-        f" (a bare request: {result['healthz_p50_ms']} ms)"
+        f" (an empty request: {result['healthz_p50_ms']} ms)"
         f"\n  daemon {result['rss_mib']} MiB (imports {result['import_floor_mib']}),"
-        f" {result['rss_growth_mib_per_1000']} MiB more after 1,000 attachments made and undone"
+        f" {result['rss_growth_mib_per_1000']} MiB more after 1,000 attachments added and deleted"
     )
     record("delegate", result)
 
 
-async def healthz(http: UnixHttp) -> float:
-    """A request that does nothing; milliseconds."""
+async def healthz(http: UnixHttpClient) -> float:
+    """Send a request that does nothing; return the milliseconds it took."""
     began = time.perf_counter()
     await http.request("GET", "/healthz")
     return (time.perf_counter() - began) * 1000

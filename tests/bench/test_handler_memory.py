@@ -1,6 +1,6 @@
-"""What the handler takes when a node is full: 100 NICs on 25 guests that speak QMP, every lease taken and renewed once.
+"""Memory of the handler on a full node: 100 NICs on 25 guests that support QMP, every lease acquired and renewed once.
 
-The guests are the lab's doubles; everything else is the lab's: sandboxes, plugins, bus, traces, and the handler.
+The guests are the lab's doubles. Everything else is the lab's: sandboxes, plugins, bus, traces, and the handler.
 """
 
 import asyncio
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from schemas.names import tap
-from services.common.domain.status_interfaces import entry_of
-from services.handler.addresses.dhcp4 import Kind
+from services.common.domain.status_interfaces import find_entry
+from services.handler.addresses.dhcp.dhcp4 import Dhcp4MessageType
 from tests.bench.measure import import_floor, pids, rss
 from tests.bench.vms import Vms, running_vms
 from tests.support.guest_end import DhcpClient, borrowed_taps, guest_process
@@ -30,7 +30,7 @@ async def test_handler_memory(record: Callable[[str, dict[str, Any]], None]) -> 
         plugged, seconds = rss(handler), time.monotonic() - began
         leases = 0
         for vm in vms.names:
-            leases += await leased(vms, vm)
+            leases += await renew_leases(vms, vm)
         served = rss(handler)
     assert leases == GUESTS * EACH
     result = {
@@ -44,19 +44,19 @@ async def test_handler_memory(record: Callable[[str, dict[str, Any]], None]) -> 
         "import_floor_mib": round(import_floor("services.handler.__main__"), 1),
     }
     print(
-        f"\nhandler with {GUESTS * EACH} NICs on {GUESTS} guests, {leases} leases taken and renewed: "
+        f"\nhandler with {GUESTS * EACH} NICs on {GUESTS} guests, {leases} leases acquired and renewed: "
         f"{result['rss_mib']} MiB ({result['rss_before_the_nics_mib']} before the NICs, "
         f"{result['rss_before_the_leases_mib']} before the leases, imports {result['import_floor_mib']})"
     )
     record("handler-memory", result)
 
 
-async def leased(vms: Vms, vm: str) -> int:
-    """Take and renew a lease on every NIC of a guest; how many."""
+async def renew_leases(vms: Vms, vm: str) -> int:
+    """Acquire and renew a lease on every NIC of a guest; return the number of leases."""
     vmi = await vms.vmi(vm)
     macs = {}
     for number in range(EACH):
-        entry = entry_of(vmi.status.interfaces, f"nic{number}")
+        entry = find_entry(vmi.status.interfaces, f"nic{number}")
         assert entry is not None
         macs[tap(f"nic{number}")] = str(entry["mac"])
     clients = [DhcpClient(fd, macs[name]) for name, fd in borrowed_taps(guest_process(vmi.metadata.uid))]
@@ -69,6 +69,6 @@ async def leased(vms: Vms, vm: str) -> int:
     finally:
         for client in clients:
             client.close()
-    assert all(one.kind == Kind.ACK for one in (*leases, *renewed))
+    assert all(one.message_type == Dhcp4MessageType.ACK for one in (*leases, *renewed))
     assert [one.yiaddr for one in renewed] == [one.yiaddr for one in leases]
     return len(renewed)

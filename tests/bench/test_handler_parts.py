@@ -1,8 +1,8 @@
-"""The handler's two halves of a plug by themselves: the links in the pod, and the card into a QEMU without a guest.
+"""The two parts of the handler's plug: the pod network, and the device in a QEMU without a guest.
 
-Plumbing is netlink only, from the look at the pod to the last step, on a NIC with IPv4, IPv6 and routes; so is the way
-back. Attaching is `netdev_add` and `device_add` on a paused machine, so that nothing of a
-guest's time is in it.
+The pod network is netlink only, from reading the links to the last operation, on an interface with IPv4, IPv6 and
+routes; its teardown is measured, too. Attaching is `netdev_add` and `device_add` on a paused machine, without any time
+of a guest.
 """
 
 import time
@@ -13,14 +13,15 @@ from typing import Any
 from opentelemetry.trace import INVALID_SPAN
 
 from schemas.operations import PodNic, RecordedRoute
+from services.common.domain.nic import link_names
+from services.common.guest.port import NetDeviceSpec
+from services.common.guest.qmp import QmpGuest
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
-from services.handler.apply_netlink import walk
-from services.handler.guest.port import NewCard
-from services.handler.guest.qmp import QmpGuest
-from services.handler.netlink_operations import Seen
-from services.handler.pod_network import bridge_binding, link_names, pod_nic_link, steps
-from services.handler.teardown import release_steps
+from services.handler.pod_network.apply import apply_operations
+from services.handler.pod_network.operations import ObservedLinks
+from services.handler.pod_network.setup import bridge_binding, pod_nic_link, setup_operations
+from services.handler.pod_network.teardown import teardown_operations
 from tests.bench.measure import CpuIdle, percentile
 from tests.support import netns as testbed
 from tests.support.qemu import paused_qemu
@@ -30,7 +31,7 @@ NAMES = link_names("pod7e0055a6880")
 RECORD = PodNic(
     pod_uid="22222222-2222-4222-8222-222222222222",
     sandbox_id="s",
-    interface=NAMES.nic,
+    interface=NAMES.pod_interface,
     mac="3e:89:92:5a:b5:a7",
     mtu=1450,
     ips=("10.0.0.2/24", "fd00::2/64"),
@@ -41,17 +42,17 @@ RECORD = PodNic(
     ),
 )
 WARM_UP, TIMED = 5, 60
-CARDS = 24
-"""Root ports of one machine; a paused guest never lets go of a card, so several machines are filled."""
+DEVICES = 24
+"""Root ports of one machine. A paused guest never gives up a device, so several machines are filled."""
 MACHINES = 3
 
 
-def figures(times: list[float]) -> dict[str, float]:
+def percentiles(times: list[float]) -> dict[str, float]:
     return {"p50_ms": round(percentile(times, 50), 2), "p90_ms": round(percentile(times, 90), 2)}
 
 
-async def look(netns: Netns) -> Seen:
-    return Seen(tuple(await netns.links()), tuple(await netns.addresses()), tuple(await netns.routes()))
+async def read_links(netns: Netns) -> ObservedLinks:
+    return ObservedLinks(tuple(await netns.links()), tuple(await netns.addresses()), tuple(await netns.routes()))
 
 
 async def timed(work: Any) -> float:
@@ -60,42 +61,49 @@ async def timed(work: Any) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-async def wire(netns: Netns) -> None:
-    # As the handler looks: with a record nobody needs the routes.
-    seen = Seen(tuple(await netns.links()), tuple(await netns.addresses()))
-    link = pod_nic_link(seen, NAMES)
+async def set_up(netns: Netns) -> None:
+    # As the handler does: with a record it needs no routes.
+    observed = ObservedLinks(tuple(await netns.links()), tuple(await netns.addresses()))
+    link = pod_nic_link(observed, NAMES)
     assert link is not None
-    await walk(netns, steps(seen, bridge_binding(RECORD, NAMES, link, position=1, owner=0)), INVALID_SPAN)
+    await apply_operations(
+        netns, setup_operations(observed, bridge_binding(RECORD, NAMES, link, position=1, owner=0)), INVALID_SPAN
+    )
 
 
-async def release(netns: Netns) -> None:
-    await walk(netns, release_steps(await look(netns), NAMES, RECORD), INVALID_SPAN, restoring=True)
+async def tear_down(netns: Netns) -> None:
+    await apply_operations(
+        netns, teardown_operations(await read_links(netns), NAMES, RECORD), INVALID_SPAN, restoring=True
+    )
 
 
-async def test_plumbing(record: Callable[[str, dict[str, Any]], None], tmp_path: Path) -> None:
+async def test_pod_network(record: Callable[[str, dict[str, Any]], None], tmp_path: Path) -> None:
     with testbed.namespace(tmp_path, "node") as node, testbed.namespace(tmp_path, "pod") as path:
-        testbed.veth(path, NAMES.nic, node, "veth0")
+        testbed.veth(path, NAMES.pod_interface, node, "veth0")
         pool = NetnsPool()
         netns = await pool.open(str(path))
-        # What CNI leaves is what a release leaves.
-        await release(netns)
+        # Tear down first, so that every setup starts from the same links.
+        await tear_down(netns)
         idle = CpuIdle()
-        wired, released = [], []
+        setups, teardowns = [], []
         for _ in range(WARM_UP + TIMED):
-            wired.append(await timed(wire(netns)))
-            released.append(await timed(release(netns)))
+            setups.append(await timed(set_up(netns)))
+            teardowns.append(await timed(tear_down(netns)))
         result = {
             "nics": TIMED,
             "cpu_idle": round(idle.share(), 2),
-            "wire": figures(wired[WARM_UP:]),
-            "release": figures(released[WARM_UP:]),
+            "set_up": percentiles(setups[WARM_UP:]),
+            "tear_down": percentiles(teardowns[WARM_UP:]),
         }
         pool.close()
-    print(f"\nplumbing one NIC: p50 {result['wire']['p50_ms']} ms, back: p50 {result['release']['p50_ms']} ms")
-    record("plumbing", result)
+    print(
+        f"\npod network of one interface: setup p50 {result['set_up']['p50_ms']} ms, "
+        f"teardown p50 {result['tear_down']['p50_ms']} ms"
+    )
+    record("pod-network", result)
 
 
-async def test_attaching(record: Callable[[str, dict[str, Any]], None], tmp_path: Path) -> None:
+async def test_attach_device(record: Callable[[str, dict[str, Any]], None], tmp_path: Path) -> None:
     times: list[float] = []
     telemetry, spans = recording_telemetry()
     idle = CpuIdle()
@@ -103,23 +111,23 @@ async def test_attaching(record: Callable[[str, dict[str, Any]], None], tmp_path
         with testbed.namespace(tmp_path, f"pod{machine}") as path:
             pool = NetnsPool()
             netns = await pool.open(str(path))
-            for number in range(CARDS):
+            for number in range(DEVICES):
                 await netns.add_tap(f"tap{number}", owner=0)
-            async with paused_qemu(tmp_path / "qmp.sock", path, ports=CARDS):
+            async with paused_qemu(tmp_path / "qmp.sock", path, ports=DEVICES):
                 guest = QmpGuest(str(tmp_path / "qmp.sock"), telemetry.tracer)
                 slots = (await guest.list()).free_slots
                 for number, slot in enumerate(slots):
-                    card = NewCard(f"nic{number}", f"02:00:00:00:00:{number:02x}", f"tap{number}", 1450)
-                    times.append(await timed(guest.attach(card, slot)))
+                    device = NetDeviceSpec(f"nic{number}", f"02:00:00:00:00:{number:02x}", f"tap{number}", 1450)
+                    times.append(await timed(guest.attach(device, slot)))
                 await guest.close()
             pool.close()
     parts = {
-        command: figures([(s.end_time - s.start_time) / 1e6 for s in spans.get_finished_spans() if s.name == name])
+        command: percentiles([(s.end_time - s.start_time) / 1e6 for s in spans.get_finished_spans() if s.name == name])
         for command, name in (("netdev_add", "qmp netdev_add"), ("device_add", "qmp device_add"))
     }
-    result = {"cards": len(times), "cpu_idle": round(idle.share(), 2), "attach": figures(times), **parts}
+    result = {"devices": len(times), "cpu_idle": round(idle.share(), 2), "attach": percentiles(times), **parts}
     print(
-        f"\nattaching one card: p50 {result['attach']['p50_ms']} ms "
+        f"\nattaching one device: p50 {result['attach']['p50_ms']} ms "
         f"(netdev_add {parts['netdev_add']['p50_ms']}, device_add {parts['device_add']['p50_ms']})"
     )
-    record("attaching", result)
+    record("attach-device", result)

@@ -1,10 +1,10 @@
-"""How long a plug takes, from the PUT to the guest's own report, and where the time goes; memory of every role."""
+"""Duration of a plug from the PUT to the guest's own report, hop by hop, and memory of every role."""
 
 from collections.abc import Callable
 from typing import Any
 
-from services.lab.guest.console import LinkEvent
-from services.lab.layout import ROLES
+from lab.guest.console import LinkEvent
+from lab.layout import ROLES
 from tests.bench.measure import (
     PLUG_HOPS,
     PLUG_PARTS,
@@ -46,17 +46,17 @@ async def test_plug_latency(record: Callable[[str, dict[str, Any]], None]) -> No
 
 
 async def plug(vms: Vms, vm: str, interface: str) -> dict[str, Any]:
-    """Plug one NIC; how long it took, whole and hop by hop."""
+    """Plug one interface; return the duration, in total and by hop."""
     async with await vms.console(vm) as console:
         known = len(console.events)
-        asked = await vms.plug(vm, interface)
+        request = await vms.plug(vm, interface)
         event = await console.wait_for(lambda e: isinstance(e, LinkEvent) and e.action == "add", 20, since=known)
-    spans = await vms.spans(asked, {"send hotplug.guest-attached", "guest confirm"})
+    spans = await vms.spans(request, {"send hotplug.guest-attached", "guest confirm"})
     device_add = first(spans, "hotnic-handler", "qmp device_add")
     assert device_add is not None
-    seen = event.arrived_at * 1000
+    reported = event.arrived_at * 1000
     return {
-        "ms": seen - asked.at * 1000,
-        "hops": hops(spans, asked.at, PLUG_HOPS) | {"guest": seen - end_of(device_add)},
+        "ms": reported - request.at * 1000,
+        "hops": hops(spans, request.at, PLUG_HOPS) | {"guest": reported - end_of(device_add)},
         "parts": parts(spans, PLUG_PARTS),
     }

@@ -1,4 +1,4 @@
-"""How many plugs a second reach ``multus-attached`` when 20 are asked for at once, five on each of four VMs."""
+"""Plugs per second that reach ``multus-attached`` if 20 are requested at once, five on each of four VMs."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,28 +6,28 @@ from typing import Any
 
 import pytest
 
-from services.lab.layout import Guests
+from lab.layout import GuestKind
 from tests.bench.measure import CpuIdle, cpu_time, end_of, first, medians, percentile, pids
-from tests.bench.vms import Asked, Vms, running_vms
+from tests.bench.vms import SentRequest, Vms, running_vms
 
 VMS, EACH = 4, 5
 ROUNDS = 6
-"""The first one warms up and does not count."""
+"""The first one is a warm-up and does not count."""
 STAGES = {
     "requested": ("hotnic-api", "kube patch virtualmachineinstances"),
     "pod-annotated": ("hotnic-controller", "kube patch pods"),
     "multus-attached": ("hotnic-networks", "kube patch pods"),
     "guest-attached": ("hotnic-handler", "kube patch virtualmachineinstances"),
 }
-"""The stages, each with the write that makes it true."""
+"""The stages, each with the write that completes it."""
 
 
 @pytest.mark.parametrize("guests", ["qemu", "double"])
-async def test_plugs_at_once(record: Callable[[str, dict[str, Any]], None], guests: Guests) -> None:
-    """Real guests, emulated, take more CPU time for a new card than all roles together; doubles take none."""
+async def test_plugs_at_once(record: Callable[[str, dict[str, Any]], None], guests: GuestKind) -> None:
+    """Emulated guests use more CPU time for a new device than all roles together; doubles use none."""
     async with running_vms(VMS, guests=guests) as vms:
         rounds = []
-        # QEMU has a -m, too.
+        # QEMU has an option -m, too; its value is a number.
         running = {name: pid for name, pid in pids(str(vms.lab.layout.dir)).items() if name[0].isalpha()}
         for number in range(ROUNDS):
             before = {name: cpu_time(pid) for name, pid in running.items()}
@@ -51,31 +51,31 @@ async def test_plugs_at_once(record: Callable[[str, dict[str, Any]], None], gues
         },
         "slowest_round_per_second": round(VMS * EACH / max(row["seconds"]["multus-attached"] for row in counted), 1),
     }
-    print(f"\n{VMS * EACH} plugs on {VMS} VMs ({guests}) at once, median of {len(counted)} rounds, all of them reach")
+    print(f"\n{VMS * EACH} plugs on {VMS} VMs ({guests}) at once, median of {len(counted)} rounds; all reach")
     for stage, rate in result["per_second"].items():
-        print(f"  {stage:<18}{rate:6.1f} a second")
+        print(f"  {stage:<18}{rate:6.1f} per second")
     print(
-        f"the slowest round: {result['slowest_round_per_second']} a second at multus-attached; "
-        f"CPU idle {result['cpu_idle_before']:.0%} before, {result['cpu_idle_during']:.0%} meanwhile"
+        f"the slowest round: {result['slowest_round_per_second']} per second at multus-attached; "
+        f"CPU idle {result['cpu_idle_before']:.0%} before, {result['cpu_idle_during']:.0%} during it"
     )
-    print("CPU time of one plug, to its end and with the plugins' share, in ms:")
+    print("CPU time of one plug, including the plugins, in ms:")
     for name, value in result["cpu_ms_per_plug"].items():
         print(f"  {name:<18}{value:6.1f}")
     record(f"plugs-at-once-{guests}", result)
 
 
 async def plug_all(vms: Vms, number: int) -> dict[str, Any]:
-    """Plug all at once; seconds from the first request until the last one has reached each stage."""
+    """Plug all at once; return the seconds from the first request until the last plug reached each stage."""
     before = CpuIdle()
     await asyncio.sleep(2)
     idle_before, during = before.share(), CpuIdle()
-    wishes = [(vm, f"r{number}n{i}") for i in range(EACH) for vm in vms.names]
-    asked = await asyncio.gather(*(vms.plug(vm, name) for vm, name in wishes))
+    plugs = [(vm, f"r{number}n{i}") for i in range(EACH) for vm in vms.names]
+    requests = await asyncio.gather(*(vms.plug(vm, name) for vm, name in plugs))
     for vm in vms.names:
         await vms.until_links(vm, EACH)
     idle_during = during.share()
-    began = min(one.at for one in asked)
-    reached = await asyncio.gather(*(times(vms, one) for one in asked))
+    began = min(one.at for one in requests)
+    reached = await asyncio.gather(*(times(vms, one) for one in requests))
     return {
         "idle_before": idle_before,
         "idle_during": idle_during,
@@ -83,14 +83,14 @@ async def plug_all(vms: Vms, number: int) -> dict[str, Any]:
     }
 
 
-async def times(vms: Vms, asked: Asked) -> dict[str, float]:
-    """When one plug reached each stage, in seconds since the epoch."""
-    spans = await vms.spans(asked, {"send hotplug.guest-attached"})
+async def times(vms: Vms, request: SentRequest) -> dict[str, float]:
+    """Return the time of each stage of one plug, in seconds since the epoch."""
+    spans = await vms.spans(request, {"send hotplug.guest-attached"})
     found = {}
     for stage, (service, name) in STAGES.items():
         span = first(spans, service, name)
         if span is None:
-            # Written in one patch with others', whose trace the patch is in: the event says when.
+            # One patch served several operations and is in another one's trace: use the event's span.
             span = first(spans, service, f"send hotplug.{stage}")
         assert span is not None, f"{stage}: {sorted(span['name'] for span in spans)}"
         found[stage] = end_of(span) / 1000
@@ -98,7 +98,7 @@ async def times(vms: Vms, asked: Asked) -> dict[str, float]:
 
 
 async def unplug_all(vms: Vms, number: int) -> None:
-    """Give every slot back."""
+    """Unplug all."""
     await asyncio.gather(*(vms.unplug(vm, f"r{number}n{i}") for i in range(EACH) for vm in vms.names))
     for vm in vms.names:
         await vms.until_links(vm, 0)

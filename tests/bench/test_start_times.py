@@ -1,4 +1,4 @@
-"""How long the short-lived programs take from start to exit: the command line's help and the CNI shim."""
+"""Run time of the short-lived programs: the help of the command line, and the CNI shim."""
 
 import statistics
 import subprocess
@@ -12,7 +12,7 @@ RUNS = 15
 
 
 def milliseconds(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """The median time of a command, from start to exit."""
+    """Return the median run time of a command."""
     took = []
     for _ in range(RUNS):
         began = time.perf_counter()
@@ -22,7 +22,7 @@ def milliseconds(command: list[str], environment: dict[str, str] | None = None) 
 
 
 def test_start_times(record: Callable[[str, dict[str, Any]], None]) -> None:
-    shim = Path("services/multus/shim.py").resolve()
+    shim = Path("services/multus/container_runtime/shim.py").resolve()
     floor = milliseconds(["/usr/bin/python3", "-IS", "-c", "import json, os, socket, sys"])
     result = {
         "interpreter_ms": floor,

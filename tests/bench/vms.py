@@ -1,4 +1,4 @@
-"""Running VMs to measure on, asked by plain HTTP as a client of the API would, not by the command line."""
+"""Running VMs for benchmarks. Requests are plain HTTP as of an API client, without the command line."""
 
 import asyncio
 import tempfile
@@ -10,21 +10,25 @@ from pathlib import Path
 
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
+from lab.guest.console import ConsoleFollower
+from lab.layout import GuestKind
 from schemas.kube import VMIS, VirtualMachineInstance
 from schemas.networks import NETWORK_STATUS, parse_network_status
 from services.common.kube.client import Kube
 from services.common.telemetry import configure
-from services.lab.guest.console import ConsoleFollower
-from services.lab.layout import Guests
 from tests.support.lab import SAMPLE_NAD, SAMPLE_VM, Lab, Span, running_lab
 
 SETTLE = 1.0
-"""Seconds between two operations that are timed one by one, on a machine that has come to rest."""
+"""Seconds between two operations that are measured one by one, so that the machine is idle again."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request. :ivar at: when it was sent, in seconds since the epoch. :ivar trace_id: of its operation."""
+class SentRequest:
+    """A sent request.
+
+    :ivar at: time of the request in seconds since the epoch.
+    :ivar trace_id: trace of its operation.
+    """
 
     at: float
     trace_id: str
@@ -32,7 +36,7 @@ class Asked:
 
 @dataclass
 class Vms:
-    """Booted VMs and a client."""
+    """Booted VMs and a client of the API."""
 
     lab: Lab
     kube: Kube
@@ -40,29 +44,29 @@ class Vms:
     _count: int = 0
 
     async def console(self, vm: str) -> ConsoleFollower:
-        """What the guest says of its links; after a pause, so that the next request meets a machine at rest."""
+        """Return a follower of the guest's console, after a pause in which the machine becomes idle."""
         await asyncio.sleep(SETTLE)
         return self.lab.console(await self.vmi(vm))
 
     async def vmi(self, vm: str) -> VirtualMachineInstance:
-        """The VMI."""
+        """Return the VMI."""
         return await self.kube.get(VMIS, "default", vm)
 
-    async def plug(self, vm: str, interface: str) -> Asked:
-        """Ask for a NIC."""
+    async def plug(self, vm: str, interface: str) -> SentRequest:
+        """Request a plug."""
         body = {"networkAttachmentDefinitionName": SAMPLE_NAD, "name": interface}
         return await self._put(vm, "addinterface", body)
 
-    async def unplug(self, vm: str, interface: str) -> Asked:
-        """Ask for its removal."""
+    async def unplug(self, vm: str, interface: str) -> SentRequest:
+        """Request an unplug."""
         return await self._put(vm, "removeinterface", {"name": interface})
 
-    async def spans(self, asked: Asked, names: set[str]) -> list[Span]:
-        """The spans of an operation, once these are among them."""
-        return await asyncio.to_thread(self.lab.wait_for_spans, asked.trace_id, names)
+    async def spans(self, request: SentRequest, names: set[str]) -> list[Span]:
+        """Return the spans of an operation, once spans with these names are among them."""
+        return await asyncio.to_thread(self.lab.wait_for_spans, request.trace_id, names)
 
     async def until_links(self, vm: str, count: int) -> None:
-        """Wait until the pod's network-status has so many secondary links, and the VMI's spec agrees."""
+        """Wait until the pod's network-status has ``count`` secondary attachments, and the VMI as many interfaces."""
         deadline = time.monotonic() + 30
         while True:
             vmi = await self.vmi(vm)
@@ -71,22 +75,22 @@ class Vms:
             ready = [e for e in vmi.status.interfaces or () if "domain" in str(e.get("infoSource"))]
             if len(vmi.spec.interface_items()) == len(ready) == len(statuses) == count + 1:
                 return
-            assert time.monotonic() < deadline, f"{vm} has not come to rest"
+            assert time.monotonic() < deadline, f"{vm} does not reach {count} secondary interfaces"
             await asyncio.sleep(0.1)
 
-    async def _put(self, vm: str, verb: str, body: dict[str, str]) -> Asked:
+    async def _put(self, vm: str, verb: str, body: dict[str, str]) -> SentRequest:
         self._count += 1
         context = SpanContext(time.time_ns() << 32 | self._count, self._count, True, TraceFlags(TraceFlags.SAMPLED))
         path = f"/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/{vm}/{verb}"
         at = time.time()
         with use_span(NonRecordingSpan(context)):
             await self.kube.request("PUT", path, body=body)
-        return Asked(at, format(context.trace_id, "032x"))
+        return SentRequest(at, format(context.trace_id, "032x"))
 
 
 @asynccontextmanager
-async def running_vms(count: int, *, guests: Guests = "qemu") -> AsyncIterator[Vms]:
-    """A lab with so many booted VMs."""
+async def running_vms(count: int, *, guests: GuestKind = "qemu") -> AsyncIterator[Vms]:
+    """Run a lab with ``count`` booted VMs."""
     with (
         tempfile.TemporaryDirectory(prefix="hotnic-bench-") as directory,
         running_lab(Path(directory), guests=guests) as lab,

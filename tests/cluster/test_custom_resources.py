@@ -1,4 +1,4 @@
-"""CustomResourceDefinitions: what creating one brings, and what its schema does to objects."""
+"""CustomResourceDefinitions: the API that they add, and what their schemas do to objects."""
 
 import asyncio
 
@@ -9,8 +9,8 @@ from tests.cluster.tools import Api, CustomKind, Kubectl, Object, definition
 MERGE = "application/merge-patch+json"
 
 
-def test_a_crd_is_established_and_discovered(kubectl: Kubectl, widgets: CustomKind) -> None:
-    """CustomResourceDefinitions: conditions NamesAccepted and Established, then the API and its short names work."""
+def test_crd_is_established_and_discovered(kubectl: Kubectl, widgets: CustomKind) -> None:
+    """CustomResourceDefinitions: conditions NamesAccepted and Established, then the API and its short names exist."""
     crd = kubectl("get", "crd", widgets.crd, "-o", "json").json
     conditions = {condition["type"]: condition["status"] for condition in crd["status"]["conditions"]}
     assert conditions["NamesAccepted"] == conditions["Established"] == "True"
@@ -34,13 +34,13 @@ def test_get_prints_the_printer_columns(kubectl: Kubectl, widgets: CustomKind, u
 def test_describe_explain_edit_and_apply_work_on_a_custom_kind(
     kubectl: Kubectl, widgets: CustomKind, unique: str
 ) -> None:
-    """kubectl knows custom kinds from discovery and OpenAPI alone."""
+    """kubectl needs only discovery and OpenAPI for custom kinds."""
     assert "created" in kubectl("apply", "-f", "-", stdin=widgets.make(unique, color="red")).stdout
     assert "unchanged" in kubectl("apply", "-f", "-", stdin=widgets.make(unique, color="red")).stdout
     assert "configured" in kubectl("apply", "-f", "-", stdin=widgets.make(unique, color="green")).stdout
-    told = kubectl("describe", widgets.crd, unique).stdout
-    assert "Color:" in told
-    assert "green" in told
+    output = kubectl("describe", widgets.crd, unique).stdout
+    assert "Color:" in output
+    assert "green" in output
     assert "color\t<string>" in kubectl("explain", f"{widgets.plural}.spec", f"--api-version={widgets.group}/v1").stdout
     assert "labeled" in kubectl("label", widgets.crd, unique, "a=b").stdout
     assert "annotated" in kubectl("annotate", widgets.crd, unique, "a=b").stdout
@@ -48,7 +48,7 @@ def test_describe_explain_edit_and_apply_work_on_a_custom_kind(
 
 
 async def test_unknown_fields_are_pruned(api: Api, widgets: CustomKind, unique: str) -> None:
-    """Structural schemas: unspecified fields are dropped, x-kubernetes-preserve-unknown-fields keeps them."""
+    """Structural schemas: unspecified fields are dropped, unless x-kubernetes-preserve-unknown-fields is set."""
     obj = widgets.make(
         unique,
         bogus=1,
@@ -65,8 +65,8 @@ async def test_unknown_fields_are_pruned(api: Api, widgets: CustomKind, unique: 
     assert answer.body["spec"]["labels"] == {"a": "b"}
 
 
-async def test_unknown_fields_warn_or_are_refused_as_asked(api: Api, widgets: CustomKind, unique: str) -> None:
-    """fieldValidation (KEP-2885): Warn answers with Warning headers, Strict with 400, Ignore with neither."""
+async def test_unknown_fields_follow_field_validation(api: Api, widgets: CustomKind, unique: str) -> None:
+    """fieldValidation (KEP-2885): Warn returns Warning headers, Strict returns 400, Ignore neither."""
     obj = widgets.make(unique, bogus=1)
     strict = await api("POST", f"{widgets.path}?fieldValidation=Strict", obj)
     assert (strict.code, strict.body["reason"]) == (400, "BadRequest")
@@ -79,8 +79,8 @@ async def test_unknown_fields_warn_or_are_refused_as_asked(api: Api, widgets: Cu
     assert "Warning" not in ignored.headers
 
 
-async def test_defaults_are_filled_in(api: Api, widgets: CustomKind, unique: str) -> None:
-    """Defaulting: missing fields get their default, at creation and in the answer."""
+async def test_defaults_are_set_on_creation(api: Api, widgets: CustomKind, unique: str) -> None:
+    """Defaulting: missing fields get their default on creation, and the response contains it."""
     answer = await api("POST", widgets.path, widgets.make(unique))
     assert answer.body["spec"]["replicas"] == 3
 
@@ -99,7 +99,7 @@ async def test_defaults_are_filled_in(api: Api, widgets: CustomKind, unique: str
         ({"keyed": [{"name": "a"}, {"name": "a"}]}, "spec.keyed[1]", "FieldValueDuplicate"),
     ],
 )
-async def test_invalid_values_are_refused_by_field(
+async def test_invalid_values_are_rejected_by_field(
     api: Api, widgets: CustomKind, unique: str, spec: Object, field: str, reason: str
 ) -> None:
     """422 Invalid with a cause for each field (API conventions, StatusReasonInvalid)."""
@@ -111,7 +111,7 @@ async def test_invalid_values_are_refused_by_field(
     assert answer.body["message"].startswith(f'Widget.{widgets.group} "{unique}" is invalid: ')
 
 
-async def test_a_missing_required_field_is_named(api: Api, widgets: CustomKind, unique: str) -> None:
+async def test_missing_required_field_is_named(api: Api, widgets: CustomKind, unique: str) -> None:
     """required: FieldValueRequired."""
     obj = widgets.make(unique)
     del obj["spec"]["size"]
@@ -121,14 +121,16 @@ async def test_a_missing_required_field_is_named(api: Api, widgets: CustomKind, 
 
 
 @pytest.mark.parametrize("port", [80, "http"])
-async def test_int_or_string_takes_both(api: Api, widgets: CustomKind, unique: str, port: int | str) -> None:
+async def test_int_or_string_accepts_both(api: Api, widgets: CustomKind, unique: str, port: int | str) -> None:
     """x-kubernetes-int-or-string."""
     answer = await api("POST", widgets.path, widgets.make(unique, port=port))
     assert (answer.code, answer.body["spec"]["port"]) == (201, port)
 
 
-async def test_without_status_subresource_everything_is_one(api: Api, widgets: CustomKind, unique: str) -> None:
-    """No `subresources.status`: status is written with the object, bumps generation, and /status does not exist."""
+async def test_without_status_subresource_status_is_part_of_the_object(
+    api: Api, widgets: CustomKind, unique: str
+) -> None:
+    """No `subresources.status`: status is written with the object, increments generation, and has no /status."""
     made = await api("POST", widgets.path, {**widgets.make(unique), "status": {"phase": "New", "bogus": 1}})
     assert made.body["status"] == {"phase": "New"}
     path = f"{widgets.path}/{unique}"
@@ -138,8 +140,8 @@ async def test_without_status_subresource_everything_is_one(api: Api, widgets: C
     assert (await api("GET", f"{path}/status")).code == 404
 
 
-async def test_with_status_subresource_each_end_writes_its_own(api: Api, gadgets: CustomKind, unique: str) -> None:
-    """`subresources.status`: the object ignores status, /status ignores everything else; only spec bumps generation."""
+async def test_status_subresource_separates_status_from_spec(api: Api, gadgets: CustomKind, unique: str) -> None:
+    """`subresources.status`: the object ignores status, /status all else; only spec increments generation."""
     made = await api("POST", gadgets.path, {**gadgets.make(unique), "status": {"phase": "New"}})
     assert "status" not in made.body
     assert made.body["metadata"]["generation"] == 1
@@ -164,7 +166,7 @@ def test_kubectl_patches_the_status_subresource(kubectl: Kubectl, gadgets: Custo
     assert kubectl("get", gadgets.crd, unique, "-o", "jsonpath={.status.phase}").stdout == "Up"
 
 
-async def test_generation_counts_changes_of_spec_not_of_metadata(api: Api, widgets: CustomKind, unique: str) -> None:
+async def test_generation_counts_only_changes_of_spec(api: Api, widgets: CustomKind, unique: str) -> None:
     """API conventions, metadata.generation."""
     await api("POST", widgets.path, widgets.make(unique))
     path = f"{widgets.path}/{unique}"
@@ -174,15 +176,15 @@ async def test_generation_counts_changes_of_spec_not_of_metadata(api: Api, widge
     assert resized.body["metadata"]["generation"] == 2
 
 
-async def test_an_update_without_a_version_is_refused(api: Api, widgets: CustomKind, unique: str) -> None:
-    """Custom resources allow no unconditional update: metadata.resourceVersion must be specified (422)."""
+async def test_custom_resource_update_requires_a_version(api: Api, widgets: CustomKind, unique: str) -> None:
+    """Custom resources reject unconditional updates: metadata.resourceVersion must be specified (422)."""
     await api("POST", widgets.path, widgets.make(unique))
     answer = await api("PUT", f"{widgets.path}/{unique}", widgets.make(unique, size=2))
     assert answer.code == 422
     assert answer.body["details"]["causes"][0]["field"] == "metadata.resourceVersion"
 
 
-async def test_a_bad_definition_is_refused(api: Api, unique: str) -> None:
+async def test_invalid_crd_is_rejected(api: Api, unique: str) -> None:
     """CRD validation: the name must be plural.group; every version needs a schema."""
     crd = definition(f"{unique}.test.hotnic.io", status=False)
     crd["metadata"]["name"] = f"wrong.{unique}.test.hotnic.io"
@@ -196,14 +198,14 @@ async def test_a_bad_definition_is_refused(api: Api, unique: str) -> None:
     assert "schema" in answer.body["message"]
 
 
-async def test_deleting_a_crd_deletes_its_objects_and_its_api(api: Api, kubectl: Kubectl, unique: str) -> None:
-    """Finalizer customresourcecleanup.apiextensions.k8s.io: objects first, then the definition, then the API."""
+async def test_crd_deletion_deletes_its_objects_and_its_api(api: Api, kubectl: Kubectl, unique: str) -> None:
+    """Finalizer customresourcecleanup.apiextensions.k8s.io: objects are deleted, then the definition, then the API."""
     kind = CustomKind(f"{unique}.test.hotnic.io")
     kubectl("create", "-f", "-", stdin=definition(kind.group, status=False))
     kubectl("wait", "--for=condition=Established", f"crd/{kind.crd}", "--timeout=20s")
     kubectl("create", "-f", "-", stdin=kind.make("one"))
     kubectl("delete", "crd", kind.crd, "--timeout=30s")
-    for _ in range(100):  # the API goes a moment after its definition
+    for _ in range(100):  # the API is removed shortly after its definition
         if (await api("GET", kind.path)).code == 404:
             return
         await asyncio.sleep(0.1)

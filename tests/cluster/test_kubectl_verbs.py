@@ -1,4 +1,4 @@
-"""kubectl's everyday verbs on built-in kinds."""
+"""kubectl's common verbs on built-in kinds."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from tests.cluster.tools import Kubectl
 
 
-def test_create_says_created_and_get_prints_the_columns_of_the_kind(kubectl: Kubectl, unique: str) -> None:
+def test_create_reports_created_and_get_prints_columns(kubectl: Kubectl, unique: str) -> None:
     """kubectl get prints the server's Table (KEP-515): NAME, DATA and AGE for a ConfigMap."""
     assert kubectl("create", "configmap", unique, "--from-literal=a=1").stdout == f"configmap/{unique} created\n"
     header, row = kubectl("get", "configmap", unique).stdout.splitlines()
@@ -15,8 +15,8 @@ def test_create_says_created_and_get_prints_the_columns_of_the_kind(kubectl: Kub
     assert row.split()[:2] == [unique, "1"]
 
 
-def test_typed_create_commands_store_what_their_dry_run_shows(kubectl: Kubectl, unique: str) -> None:
-    """kubectl's create generators send protobuf (application/vnd.kubernetes.protobuf); no field may get lost."""
+def test_typed_create_stores_the_same_as_client_dry_run(kubectl: Kubectl, unique: str) -> None:
+    """kubectl's create generators send protobuf (application/vnd.kubernetes.protobuf); no field may be lost."""
     commands = [
         ("configmap", unique, "--from-literal=a=1", "--from-literal=b="),
         ("secret", "generic", unique, "--from-literal=password=x"),
@@ -35,21 +35,21 @@ def test_typed_create_commands_store_what_their_dry_run_shows(kubectl: Kubectl, 
             assert ports == wanted["spec"]["ports"]
 
 
-def test_creating_twice_is_already_exists(kubectl: Kubectl, unique: str) -> None:
+def test_second_creation_is_already_exists(kubectl: Kubectl, unique: str) -> None:
     """API conventions, "Types of failure": AlreadyExists, with the qualified resource and the name."""
     kubectl("create", "configmap", unique)
-    refused = kubectl("create", "configmap", unique, fails=True)
-    assert f'configmaps "{unique}" already exists' in refused.stderr
+    rejected = kubectl("create", "configmap", unique, fails=True)
+    assert f'configmaps "{unique}" already exists' in rejected.stderr
 
 
-def test_a_missing_object_is_not_found(kubectl: Kubectl, unique: str) -> None:
+def test_missing_object_is_not_found(kubectl: Kubectl, unique: str) -> None:
     """kubectl: Error from server (NotFound): <resource> "<name>" not found."""
-    refused = kubectl("get", "configmap", unique, fails=True)
-    assert refused.stderr == f'Error from server (NotFound): configmaps "{unique}" not found\n'
+    rejected = kubectl("get", "configmap", unique, fails=True)
+    assert rejected.stderr == f'Error from server (NotFound): configmaps "{unique}" not found\n'
 
 
 def test_label_and_annotate_set_overwrite_and_remove(kubectl: Kubectl, unique: str) -> None:
-    """kubectl label/annotate send merge patches; a trailing dash removes the key, changing one needs --overwrite."""
+    """kubectl label/annotate send merge patches; a trailing dash removes the key, a change needs --overwrite."""
     kubectl("create", "configmap", unique)
     kubectl("label", "configmap", unique, "tier=a")
     assert "--overwrite" in kubectl("label", "configmap", unique, "tier=b", fails=True).stderr
@@ -66,29 +66,29 @@ def test_label_and_annotate_set_overwrite_and_remove(kubectl: Kubectl, unique: s
 
 
 def test_replace_sends_the_whole_object(kubectl: Kubectl, unique: str) -> None:
-    """kubectl replace is PUT: what is left out is gone, uid and creationTimestamp stay."""
+    """kubectl replace is a PUT: missing fields are removed, uid and creationTimestamp are unchanged."""
     kubectl("create", "configmap", unique, "--from-literal=a=1")
     before = kubectl("get", "configmap", unique, "-o", "json").json
     after = {**before, "data": {"b": "2"}}
     kubectl("replace", "-f", "-", stdin=after)
-    now = kubectl("get", "configmap", unique, "-o", "json").json
-    assert now["data"] == {"b": "2"}
-    assert now["metadata"]["uid"] == before["metadata"]["uid"]
-    assert now["metadata"]["creationTimestamp"] == before["metadata"]["creationTimestamp"]
-    assert now["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"]
+    current = kubectl("get", "configmap", unique, "-o", "json").json
+    assert current["data"] == {"b": "2"}
+    assert current["metadata"]["uid"] == before["metadata"]["uid"]
+    assert current["metadata"]["creationTimestamp"] == before["metadata"]["creationTimestamp"]
+    assert current["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"]
 
 
-def test_replacing_a_stale_version_is_a_conflict(kubectl: Kubectl, unique: str) -> None:
+def test_replacement_of_stale_version_is_a_conflict(kubectl: Kubectl, unique: str) -> None:
     """API conventions, "Concurrency Control and Consistency": a stale resourceVersion is a 409 Conflict."""
     kubectl("create", "configmap", unique, "--from-literal=a=1")
     stale = kubectl("get", "configmap", unique, "-o", "json").json
     kubectl("label", "configmap", unique, "x=y")
-    refused = kubectl("replace", "-f", "-", stdin=stale, fails=True)
-    assert "(Conflict)" in refused.stderr
-    assert "the object has been modified; please apply your changes to the latest version" in refused.stderr
+    rejected = kubectl("replace", "-f", "-", stdin=stale, fails=True)
+    assert "(Conflict)" in rejected.stderr
+    assert "the object has been modified; please apply your changes to the latest version" in rejected.stderr
 
 
-def test_apply_creates_changes_and_knows_when_nothing_changed(kubectl: Kubectl, unique: str) -> None:
+def test_apply_reports_created_unchanged_and_configured(kubectl: Kubectl, unique: str) -> None:
     """Declarative management with kubectl apply: created, configured, unchanged; removed fields are pruned."""
     obj = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": unique}, "data": {"a": "1", "b": "2"}}
     assert kubectl("apply", "-f", "-", stdin=obj).stdout == f"configmap/{unique} created\n"
@@ -96,13 +96,13 @@ def test_apply_creates_changes_and_knows_when_nothing_changed(kubectl: Kubectl, 
     version = kubectl("get", "configmap", unique, "-o", "jsonpath={.metadata.resourceVersion}").stdout
     changed = {**obj, "data": {"a": "3"}}
     assert kubectl("apply", "-f", "-", stdin=changed).stdout == f"configmap/{unique} configured\n"
-    now = kubectl("get", "configmap", unique, "-o", "json").json
-    assert now["data"] == {"a": "3"}
-    assert now["metadata"]["resourceVersion"] != version
+    current = kubectl("get", "configmap", unique, "-o", "json").json
+    assert current["data"] == {"a": "3"}
+    assert current["metadata"]["resourceVersion"] != version
 
 
-def test_apply_reads_several_documents_of_yaml(kubectl: Kubectl, unique: str) -> None:
-    """kubectl apply -f takes YAML streams; numbers and dates in quotes stay strings."""
+def test_apply_accepts_several_yaml_documents(kubectl: Kubectl, unique: str) -> None:
+    """kubectl apply -f accepts YAML streams; quoted numbers and dates remain strings."""
     text = "\n---\n".join(
         f"apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {unique}-{n}\ndata:\n  when: '2024-01-01'\n"
         for n in (1, 2)
@@ -112,8 +112,8 @@ def test_apply_reads_several_documents_of_yaml(kubectl: Kubectl, unique: str) ->
     assert [item["data"] for item in found["items"]] == [{"when": "2024-01-01"}] * 2
 
 
-def test_dry_run_on_the_server_changes_nothing(kubectl: Kubectl, unique: str) -> None:
-    """API concepts, "Dry-run": the answer is as if, the storage is as before."""
+def test_server_dry_run_changes_nothing(kubectl: Kubectl, unique: str) -> None:
+    """API concepts, "Dry-run": the response is that of a real request, and nothing is stored."""
     assert "created (server dry run)" in kubectl("create", "configmap", unique, "--dry-run=server").stdout
     kubectl("get", "configmap", unique, fails=True)
     kubectl("create", "configmap", unique)
@@ -123,7 +123,7 @@ def test_dry_run_on_the_server_changes_nothing(kubectl: Kubectl, unique: str) ->
 
 
 def test_diff_shows_what_apply_would_change(kubectl: Kubectl, unique: str) -> None:
-    """kubectl diff applies with dry-run on the server; exit code 1 means that there are differences."""
+    """kubectl diff applies with a dry run on the server; exit code 1 means that there are differences."""
     obj = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": unique}, "data": {"a": "1"}}
     kubectl("apply", "-f", "-", stdin=obj)
     assert kubectl("diff", "-f", "-", stdin=obj).stdout == ""
@@ -155,17 +155,17 @@ def test_describe_shows_the_object_and_its_events(kubectl: Kubectl, unique: str)
         "count": 1,
     }
     kubectl("create", "-f", "-", stdin=event)
-    told = kubectl("describe", "configmap", unique).stdout
-    assert "color:\n----\nblue" in told
-    assert "Painted" in told
-    assert "it is blue now" in told
+    output = kubectl("describe", "configmap", unique).stdout
+    assert "color:\n----\nblue" in output
+    assert "Painted" in output
+    assert "it is blue now" in output
     listed = kubectl("get", "events", "--field-selector", f"involvedObject.name={unique}").stdout.splitlines()
     assert listed[0].split() == ["LAST", "SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"]
     assert f"configmap/{unique}" in listed[1]
 
 
-def test_delete_waits_until_the_object_is_gone(kubectl: Kubectl, unique: str) -> None:
-    """kubectl delete waits by watching the object; afterwards it is NotFound, and --ignore-not-found is content."""
+def test_delete_waits_until_the_object_is_removed(kubectl: Kubectl, unique: str) -> None:
+    """kubectl delete waits by watching the object; a second delete fails unless --ignore-not-found is given."""
     kubectl("create", "configmap", unique)
     assert kubectl("delete", "configmap", unique).stdout.startswith(f'configmap "{unique}" deleted')
     kubectl("get", "configmap", unique, fails=True)
@@ -173,15 +173,15 @@ def test_delete_waits_until_the_object_is_gone(kubectl: Kubectl, unique: str) ->
     kubectl("delete", "configmap", unique, "--ignore-not-found")
 
 
-def test_delete_by_label_deletes_what_matches(kubectl: Kubectl, unique: str) -> None:
-    """kubectl delete -l lists with the selector and deletes each."""
+def test_delete_by_label_deletes_matching_objects(kubectl: Kubectl, unique: str) -> None:
+    """kubectl delete -l lists with the selector and deletes each object."""
     for n in (1, 2, 3):
         kubectl("create", "configmap", f"{unique}-{n}")
     kubectl("label", "configmap", f"{unique}-1", f"{unique}-2", f"pick={unique}")
     kubectl("delete", "configmap", "-l", f"pick={unique}")
-    left = kubectl("get", "configmap", "-o", "name").stdout.split()
-    assert f"configmap/{unique}-1" not in left
-    assert f"configmap/{unique}-3" in left
+    remaining = kubectl("get", "configmap", "-o", "name").stdout.split()
+    assert f"configmap/{unique}-1" not in remaining
+    assert f"configmap/{unique}-3" in remaining
 
 
 def test_get_several_kinds_and_all_namespaces(kubectl: Kubectl, unique: str) -> None:
@@ -194,12 +194,12 @@ def test_get_several_kinds_and_all_namespaces(kubectl: Kubectl, unique: str) -> 
     assert kubectl("get", "configmap", "-A").stdout.startswith("NAMESPACE")
 
 
-def test_explain_tells_fields_with_their_types(kubectl: Kubectl) -> None:
+def test_explain_shows_fields_with_their_types(kubectl: Kubectl) -> None:
     """kubectl explain reads /openapi/v3."""
-    told = kubectl("explain", "pod.spec.containers").stdout
-    assert "KIND:       Pod" in told
-    assert "image\t<string>" in told
-    assert "env\t<[]EnvVar>" in told
+    output = kubectl("explain", "pod.spec.containers").stdout
+    assert "KIND:       Pod" in output
+    assert "image\t<string>" in output
+    assert "env\t<[]EnvVar>" in output
 
 
 def test_api_resources_and_versions_are_discovered(kubectl: Kubectl) -> None:
@@ -217,31 +217,31 @@ def test_api_resources_and_versions_are_discovered(kubectl: Kubectl) -> None:
     ] in rows
 
 
-def test_strict_validation_refuses_unknown_and_duplicate_fields(kubectl: Kubectl, unique: str) -> None:
-    """KEP-2885, server-side field validation: kubectl asks for Strict, unknown fields are a BadRequest."""
+def test_strict_validation_rejects_unknown_fields(kubectl: Kubectl, unique: str) -> None:
+    """KEP-2885, server-side field validation: kubectl requests Strict, and unknown fields are a BadRequest."""
     obj = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": unique}, "dta": {"a": "1"}}
-    refused = kubectl("create", "-f", "-", stdin=obj, fails=True)
-    assert "(BadRequest)" in refused.stderr
-    assert 'strict decoding error: unknown field "dta"' in refused.stderr
+    rejected = kubectl("create", "-f", "-", stdin=obj, fails=True)
+    assert "(BadRequest)" in rejected.stderr
+    assert 'strict decoding error: unknown field "dta"' in rejected.stderr
     kubectl("create", "--validate=ignore", "-f", "-", stdin=obj)
     assert "dta" not in kubectl("get", "configmap", unique, "-o", "json").json
 
 
-def test_auth_says_who_i_am_and_what_i_may(kubectl: Kubectl) -> None:
+def test_auth_whoami_and_can_i_respond(kubectl: Kubectl) -> None:
     """SelfSubjectReview and SelfSubjectAccessReview, as kubectl auth whoami and can-i send them."""
-    told = json.loads(kubectl("auth", "whoami", "-o", "json").stdout)
-    assert told["status"]["userInfo"]["username"]
-    assert "system:authenticated" in told["status"]["userInfo"]["groups"]
+    output = json.loads(kubectl("auth", "whoami", "-o", "json").stdout)
+    assert output["status"]["userInfo"]["username"]
+    assert "system:authenticated" in output["status"]["userInfo"]["groups"]
     assert kubectl("auth", "can-i", "create", "configmaps").stdout == "yes\n"
 
 
-def test_the_server_says_its_version(kubectl: Kubectl) -> None:
+def test_server_reports_version_and_readiness(kubectl: Kubectl) -> None:
     """GET /version, GET /readyz."""
     assert kubectl("version", "-o", "json").json["serverVersion"]["major"] == "1"
     assert kubectl("get", "--raw", "/readyz").stdout == "ok"
 
 
-def test_edit_patches_what_the_editor_changed(kubectl: Kubectl, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edit_patches_the_editors_change(kubectl: Kubectl, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """kubectl edit opens the object as YAML and sends the difference as a patch."""
     kubectl("create", "configmap", unique, "--from-literal=a=old")
     monkeypatch.setenv("KUBE_EDITOR", "sed -i s/old/new/")
@@ -249,19 +249,19 @@ def test_edit_patches_what_the_editor_changed(kubectl: Kubectl, unique: str, mon
     assert kubectl("get", "configmap", unique, "-o", "jsonpath={.data.a}").stdout == "new"
 
 
-def test_a_namespace_goes_with_everything_in_it(kubectl: Kubectl, unique: str) -> None:
-    """Namespace lifecycle: Terminating until its content is deleted; nothing new may be made in it."""
+def test_namespace_deletion_deletes_its_content(kubectl: Kubectl, unique: str) -> None:
+    """Namespace lifecycle: Terminating until its content is deleted; meanwhile nothing can be created in it."""
     kubectl("create", "namespace", unique)
     kubectl("create", "configmap", "x", "-n", unique)
-    held = {
+    with_finalizer = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "held", "finalizers": ["test.hotnic.io/hold"]},
     }
-    kubectl("create", "-n", unique, "-f", "-", stdin=held)
+    kubectl("create", "-n", unique, "-f", "-", stdin=with_finalizer)
     kubectl("delete", "namespace", unique, "--wait=false")
     kubectl("wait", "--for=jsonpath={.status.phase}=Terminating", f"namespace/{unique}", "--timeout=20s")
-    refused = kubectl("create", "configmap", "y", "-n", unique, fails=True)
-    assert "because it is being terminated" in refused.stderr
+    rejected = kubectl("create", "configmap", "y", "-n", unique, fails=True)
+    assert "because it is being terminated" in rejected.stderr
     kubectl("patch", "configmap", "held", "-n", unique, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
     kubectl("wait", "--for=delete", f"namespace/{unique}", "--timeout=60s")

@@ -7,7 +7,7 @@ from tests.cluster.tools import DEADLINE, CustomKind, Kubectl
 
 
 def lines_until(process: subprocess.Popen[str], text: str) -> list[str]:
-    """Output lines up to the first that contains a text; the process is ended when that takes too long."""
+    """Return output lines up to the first that contains a text; kill the process at the deadline."""
     assert process.stdout is not None
     timer = threading.Timer(DEADLINE, process.kill)
     timer.start()
@@ -19,16 +19,16 @@ def lines_until(process: subprocess.Popen[str], text: str) -> list[str]:
                 return found
     finally:
         timer.cancel()
-    raise AssertionError(f"{text!r} never came: {found}")
+    raise AssertionError(f"{text!r} was not printed: {found}")
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def terminate(process: subprocess.Popen[str]) -> None:
     process.terminate()
     process.communicate(timeout=DEADLINE)
 
 
 def test_get_watch_prints_every_change_as_a_row(kubectl: Kubectl, unique: str) -> None:
-    """kubectl get -w: the table first, then one row for each change, without the header again."""
+    """kubectl get -w: the table first, then one row for each change, without another header."""
     kubectl("create", "configmap", f"{unique}-a")
     process = kubectl.start("get", "configmap", "-w")
     try:
@@ -39,11 +39,11 @@ def test_get_watch_prints_every_change_as_a_row(kubectl: Kubectl, unique: str) -
         kubectl("patch", "configmap", f"{unique}-b", "-p", '{"data":{"z":"3"}}')
         assert lines_until(process, f"{unique}-b")[-1].split()[1] == "3"
     finally:
-        end(process)
+        terminate(process)
 
 
-def test_get_watch_of_a_custom_kind_has_its_columns(kubectl: Kubectl, widgets: CustomKind, unique: str) -> None:
-    """additionalPrinterColumns hold for watches too."""
+def test_get_watch_of_a_custom_kind_prints_its_columns(kubectl: Kubectl, widgets: CustomKind, unique: str) -> None:
+    """additionalPrinterColumns apply to watches too."""
     kubectl("create", "-f", "-", stdin=widgets.make(unique))
     process = kubectl.start("get", widgets.crd, unique, "-w")
     try:
@@ -51,11 +51,11 @@ def test_get_watch_of_a_custom_kind_has_its_columns(kubectl: Kubectl, widgets: C
         kubectl("patch", widgets.crd, unique, "--type=merge", "-p", '{"status":{"phase":"Busy"}}')
         assert lines_until(process, "Busy")[-1].split()[:3] == [unique, "1", "Busy"]
     finally:
-        end(process)
+        terminate(process)
 
 
 def test_get_watch_as_json_with_a_selector(kubectl: Kubectl, unique: str) -> None:
-    """A watch with a label selector tells an object that leaves the selection as deleted (API concepts, watch)."""
+    """A watch with a label selector reports an object that leaves the selection as DELETED (API concepts, watch)."""
     kubectl("create", "configmap", unique)
     template = "--template={{.type}} {{.object.metadata.name}}\n"
     options = ("-l", f"in={unique}", "-w", "--output-watch-events", "-o", "go-template", template)
@@ -68,7 +68,7 @@ def test_get_watch_as_json_with_a_selector(kubectl: Kubectl, unique: str) -> Non
         kubectl("label", "configmap", unique, "in-")
         assert lines_until(process, unique)[-1] == f"DELETED {unique}\n"
     finally:
-        end(process)
+        terminate(process)
 
 
 def test_wait_for_a_condition(kubectl: Kubectl, widgets: CustomKind, unique: str) -> None:
@@ -80,7 +80,7 @@ def test_wait_for_a_condition(kubectl: Kubectl, widgets: CustomKind, unique: str
 
 
 def test_wait_for_deletion(kubectl: Kubectl, unique: str) -> None:
-    """kubectl wait --for=delete ends when the object is gone."""
+    """kubectl wait --for=delete ends when the object is deleted."""
     kubectl("create", "configmap", unique)
     process = kubectl.start("wait", "--for=delete", f"configmap/{unique}", "--timeout=20s")
     kubectl("delete", "configmap", unique)
@@ -89,21 +89,21 @@ def test_wait_for_deletion(kubectl: Kubectl, unique: str) -> None:
     kubectl("get", "configmap", unique, fails=True)
 
 
-def test_wait_that_ends_without_its_condition_fails(kubectl: Kubectl, unique: str) -> None:
+def test_wait_without_its_condition_fails_at_timeout(kubectl: Kubectl, unique: str) -> None:
     """kubectl wait exits with 1 at its timeout."""
     kubectl("create", "configmap", unique)
-    refused = kubectl("wait", "--for=jsonpath={.data.a}=b", f"configmap/{unique}", "--timeout=300ms", fails=True)
-    assert "timed out waiting for the condition" in refused.stderr
+    rejected = kubectl("wait", "--for=jsonpath={.data.a}=b", f"configmap/{unique}", "--timeout=300ms", fails=True)
+    assert "timed out waiting for the condition" in rejected.stderr
 
 
 def test_delete_waits_for_finalizers(kubectl: Kubectl, unique: str) -> None:
-    """Finalizers: a deleted object stays, marked, until the last finalizer is taken off."""
-    held = {
+    """Finalizers: a deleted object remains, with a deletionTimestamp, until its last finalizer is removed."""
+    with_finalizer = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": unique, "finalizers": ["test.hotnic.io/hold"]},
     }
-    kubectl("create", "-f", "-", stdin=held)
+    kubectl("create", "-f", "-", stdin=with_finalizer)
     process = kubectl.start("delete", "configmap", unique)
     kubectl("wait", "--for=jsonpath={.metadata.deletionGracePeriodSeconds}=0", f"configmap/{unique}", "--timeout=20s")
     assert process.poll() is None

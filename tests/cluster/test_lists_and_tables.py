@@ -41,7 +41,7 @@ async def test_label_selectors(api: Api, unique: str, selector: str, numbers: st
 
 
 @pytest.mark.parametrize("selector", ["a=b=c", "a in b", "=x", "a,,b", "a in (b"])
-async def test_a_bad_label_selector_is_a_bad_request(api: Api, selector: str) -> None:
+async def test_invalid_label_selector_is_a_bad_request(api: Api, selector: str) -> None:
     answer = await api("GET", f"{CONFIGMAPS}?labelSelector={selector}")
     assert (answer.code, answer.body["reason"]) == (400, "BadRequest")
 
@@ -67,8 +67,8 @@ async def test_field_selectors(api: Api, unique: str) -> None:
         await api("DELETE", f"{PODS}/{unique}-{n}", {"gracePeriodSeconds": 0})
 
 
-async def test_a_list_has_a_kind_and_a_version(api: Api, widgets: CustomKind, unique: str) -> None:
-    """A list is kind XList with metadata.resourceVersion; items of typed lists leave kind and apiVersion out."""
+async def test_list_has_a_kind_and_a_version(api: Api, widgets: CustomKind, unique: str) -> None:
+    """A list has kind XList and metadata.resourceVersion; items of typed lists have no kind and apiVersion."""
     made = await api("POST", widgets.path, widgets.make(unique))
     listed = (await api("GET", widgets.path)).body
     assert (listed["kind"], listed["apiVersion"]) == ("WidgetList", f"{widgets.group}/v1")
@@ -81,8 +81,8 @@ async def test_a_list_has_a_kind_and_a_version(api: Api, widgets: CustomKind, un
     assert (await api("GET", widgets.path.replace("/namespaces/{ns}", ""))).code == 200
 
 
-async def test_pages_cover_everything_once(api: Api, unique: str) -> None:
-    """limit and continue: pages in the order of names; remainingItemCount tells what is left."""
+async def test_pages_cover_all_objects_once(api: Api, unique: str) -> None:
+    """limit and continue: pages are in the order of names; remainingItemCount is the number of further items."""
     await fill(api, unique, 5)
     first = (await api("GET", f"{CONFIGMAPS}?limit=2")).body
     assert first["metadata"]["remainingItemCount"] >= 3
@@ -99,7 +99,7 @@ async def test_pages_cover_everything_once(api: Api, unique: str) -> None:
     assert len(names) == len(set(names))
 
 
-async def test_a_bad_continue_token_is_a_bad_request(api: Api) -> None:
+async def test_invalid_continue_token_is_a_bad_request(api: Api) -> None:
     answer = await api("GET", f"{CONFIGMAPS}?limit=2&continue=nonsense")
     assert (answer.code, answer.body["reason"]) == (400, "BadRequest")
 
@@ -119,7 +119,7 @@ async def test_tables_have_columns_and_rows_with_metadata(api: Api, unique: str)
     assert {row["object"]["kind"] for row in listed["rows"]} == {"ConfigMap"}
 
 
-async def test_pods_print_as_kubectl_users_know_them(api: Api, unique: str) -> None:
+async def test_pod_table_has_upstream_columns(api: Api, unique: str) -> None:
     """Printers: READY, STATUS, RESTARTS, AGE, and IP and NODE with -o wide (priority 1)."""
     container = {"name": "main", "image": "example.com/a:1"}
     await api(
@@ -132,8 +132,8 @@ async def test_pods_print_as_kubectl_users_know_them(api: Api, unique: str) -> N
     await api("DELETE", f"{PODS}/{unique}")
 
 
-async def test_partial_metadata_leaves_the_rest_out(api: Api, unique: str) -> None:
-    """PartialObjectMetadata and its list, as garbage collectors and metadata informers ask for them."""
+async def test_partial_metadata_contains_only_metadata(api: Api, unique: str) -> None:
+    """PartialObjectMetadata and its list, which garbage collectors and metadata informers request."""
     await api("POST", CONFIGMAPS, {"metadata": {"name": unique}, "data": {"a": "1"}})
     accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
     one = (await api("GET", f"{CONFIGMAPS}/{unique}", accept=accept)).body
@@ -146,7 +146,7 @@ async def test_partial_metadata_leaves_the_rest_out(api: Api, unique: str) -> No
     assert all("data" not in item for item in listed["items"])
 
 
-async def test_versions_of_the_future_are_waited_for_in_vain(api: Api) -> None:
+async def test_future_version_gets_504(api: Api) -> None:
     """resourceVersion ahead of the server: 504 Timeout, ResourceVersionTooLarge, after upstream's short wait."""
     current = int((await api("GET", CONFIGMAPS)).body["metadata"]["resourceVersion"])
     answer = await api("GET", f"{CONFIGMAPS}?resourceVersion={current + 1_000_000}")

@@ -1,4 +1,4 @@
-"""PATCH in its four kinds, by HTTP and by kubectl."""
+"""The four kinds of PATCH, by HTTP and by kubectl."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ async def configmap(api: Api, name: str, **data: str) -> str:
     return f"{CONFIGMAPS}/{name}"
 
 
-async def test_json_patch_applies_every_operation_in_order(api: Api, unique: str) -> None:
+async def test_json_patch_applies_operations_in_order(api: Api, unique: str) -> None:
     """RFC 6902: add, replace, remove, move, copy and test, one after another, ~1 and ~0 in paths."""
     path = await configmap(api, unique, a="1", b="2")
     operations = [
@@ -48,8 +48,8 @@ async def test_json_patch_applies_every_operation_in_order(api: Api, unique: str
     ],
     ids=["test", "remove", "replace", "add"],
 )
-async def test_a_json_patch_that_does_not_apply_changes_nothing(api: Api, unique: str, operation: Object) -> None:
-    """422 Invalid for the whole patch (apiserver, jsonPatcher.applyJSPatch); the library's words are not passed on."""
+async def test_json_patch_that_does_not_apply_changes_nothing(api: Api, unique: str, operation: Object) -> None:
+    """422 Invalid for the whole patch (apiserver, jsonPatcher.applyJSPatch), without the library's message."""
     path = await configmap(api, unique, a="1")
     added = {"op": "add", "path": "/data/b", "value": "2"}
     answer = await api("PATCH", path, [added, operation], content=JSON_PATCH)
@@ -58,16 +58,16 @@ async def test_a_json_patch_that_does_not_apply_changes_nothing(api: Api, unique
     assert (await api("GET", path)).body["data"] == {"a": "1"}
 
 
-async def test_a_failed_test_is_told_by_kubectl_as_invalid(kubectl: Kubectl, unique: str) -> None:
+async def test_kubectl_reports_failed_test_operation_as_invalid(kubectl: Kubectl, unique: str) -> None:
     """kubectl patch --type=json: "The request is invalid: ..."."""
     kubectl("create", "configmap", unique)
     patch = json.dumps([{"op": "test", "path": "/metadata/name", "value": "x"}])
-    refused = kubectl("patch", "configmap", unique, "--type=json", "-p", patch, fails=True)
-    assert refused.stderr.startswith("The request is invalid: the server rejected our request")
+    rejected = kubectl("patch", "configmap", unique, "--type=json", "-p", patch, fails=True)
+    assert rejected.stderr.startswith("The request is invalid: the server rejected our request")
 
 
-async def test_a_patch_of_a_named_version_conflicts_when_it_is_stale(api: Api, unique: str) -> None:
-    """A patch that sets metadata.resourceVersion is an optimistic lock: 409 when it is not the present one."""
+async def test_patch_with_stale_version_is_a_conflict(api: Api, unique: str) -> None:
+    """A patch that sets metadata.resourceVersion is an optimistic lock: 409 when it is not the current one."""
     path = await configmap(api, unique)
     stale = {"metadata": {"resourceVersion": "1"}, "data": {"a": "b"}}
     answer = await api("PATCH", path, stale, content=MERGE)
@@ -81,8 +81,8 @@ async def test_merge_patch_merges_objects_and_null_deletes(api: Api, unique: str
     assert answer.body["data"] == {"b": "2", "c": "3"}
 
 
-async def test_a_patch_without_effect_keeps_the_version(api: Api, unique: str) -> None:
-    """The apiserver does not write what does not change: resourceVersion stays, watchers hear nothing."""
+async def test_patch_without_effect_does_not_change_the_version(api: Api, unique: str) -> None:
+    """The API server does not write an unchanged object: resourceVersion is unchanged, watchers get no event."""
     path = await configmap(api, unique, a="1")
     before = (await api("GET", path)).body["metadata"]["resourceVersion"]
     answer = await api("PATCH", path, {"data": {"a": "1"}}, content=MERGE)
@@ -92,13 +92,13 @@ async def test_a_patch_without_effect_keeps_the_version(api: Api, unique: str) -
 def pod(name: str) -> Object:
     container = {"name": "main", "image": "example.com/a:1", "env": [{"name": "A", "value": "1"}]}
     other = {"name": "side", "image": "example.com/b:1"}
-    # a scheduler that does not exist keeps real clusters from starting it
+    # A scheduler that does not exist keeps real clusters from starting the pod.
     spec = {"containers": [container, other], "schedulerName": "nobody", "terminationGracePeriodSeconds": 0}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
-async def test_strategic_merge_joins_lists_by_their_keys(api: Api, unique: str) -> None:
-    """Strategic merge patch: containers are merged by name, one named container changes, the other stays."""
+async def test_strategic_merge_merges_lists_by_their_keys(api: Api, unique: str) -> None:
+    """Strategic merge patch: containers are merged by name; the container in the patch changes, the other does not."""
     made = await api("POST", "/api/v1/namespaces/{ns}/pods", pod(unique))
     assert made.code == 201
     path = f"/api/v1/namespaces/{{ns}}/pods/{unique}"
@@ -124,7 +124,7 @@ async def test_strategic_merge_joins_lists_by_their_keys(api: Api, unique: str) 
     assert (await api("DELETE", path)).code == 200
 
 
-async def test_custom_kinds_take_no_strategic_merge(api: Api, widgets: CustomKind, unique: str) -> None:
+async def test_custom_kinds_reject_strategic_merge(api: Api, widgets: CustomKind, unique: str) -> None:
     """CustomResources: strategic merge is 415 UnsupportedMediaType; kubectl falls back to a merge patch."""
     await api("POST", widgets.path, widgets.make(unique))
     path = f"{widgets.path}/{unique}"
@@ -134,7 +134,7 @@ async def test_custom_kinds_take_no_strategic_merge(api: Api, widgets: CustomKin
 
 
 @pytest.mark.parametrize("content", ["application/json", "text/plain", "application/x-patch"])
-async def test_an_unknown_kind_of_patch_is_unsupported(api: Api, unique: str, content: str) -> None:
+async def test_unknown_patch_type_is_unsupported(api: Api, unique: str, content: str) -> None:
     """415 with the accepted media types in the message."""
     path = await configmap(api, unique)
     answer = await api("PATCH", path, {"data": {}}, content=content)
@@ -142,7 +142,7 @@ async def test_an_unknown_kind_of_patch_is_unsupported(api: Api, unique: str, co
     assert JSON_PATCH in answer.body["message"]
 
 
-async def test_a_malformed_patch_is_a_bad_request(api: Api, unique: str) -> None:
+async def test_malformed_patch_is_a_bad_request(api: Api, unique: str) -> None:
     """400 for a body that is not JSON, or not a list of operations."""
     path = await configmap(api, unique)
     for body in ("{", '"text"', "[1]"):
@@ -150,7 +150,7 @@ async def test_a_malformed_patch_is_a_bad_request(api: Api, unique: str) -> None
         assert (answer.code, answer.body["reason"]) == (400, "BadRequest"), body
 
 
-async def test_json_patch_may_take_the_last_of_a_list(api: Api, widgets: CustomKind, unique: str) -> None:
+async def test_json_patch_appends_to_a_list(api: Api, widgets: CustomKind, unique: str) -> None:
     """ "-" appends; an index past the end is 422."""
     await api("POST", widgets.path, widgets.make(unique, parts=[{"name": "a"}]))
     path = f"{widgets.path}/{unique}"
@@ -174,7 +174,7 @@ def applied(name: str, **data: str) -> Object:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 
 
-async def test_apply_creates_then_owns_its_fields(api: Api, unique: str) -> None:
+async def test_apply_creates_object_and_owns_its_fields(api: Api, unique: str) -> None:
     """Server-side apply: 201 when absent, 200 afterwards, and a managedFields entry of the manager."""
     path = f"{CONFIGMAPS}/{unique}"
     first = await apply(api, path, applied(unique, a="1"), "one")
@@ -186,7 +186,7 @@ async def test_apply_creates_then_owns_its_fields(api: Api, unique: str) -> None
     assert (second.code, second.body["data"]) == (200, {"a": "2"})
 
 
-async def test_apply_removes_what_the_manager_leaves_out(api: Api, unique: str) -> None:
+async def test_apply_removes_fields_that_the_manager_leaves_out(api: Api, unique: str) -> None:
     """A field that its only manager no longer applies is removed."""
     path = f"{CONFIGMAPS}/{unique}"
     await apply(api, path, applied(unique, a="1", b="2"), "one")
@@ -196,19 +196,19 @@ async def test_apply_removes_what_the_manager_leaves_out(api: Api, unique: str) 
 
 
 async def test_apply_conflicts_with_another_manager_unless_forced(api: Api, unique: str) -> None:
-    """409 Conflict with a FieldManagerConflict cause per field; force takes the fields over."""
+    """409 Conflict with a FieldManagerConflict cause per field; force takes over the fields."""
     path = f"{CONFIGMAPS}/{unique}"
     await apply(api, path, applied(unique, a="1"), "one")
-    refused = await apply(api, path, applied(unique, a="2"), "two")
-    assert (refused.code, refused.body["reason"]) == (409, "Conflict")
-    [cause] = refused.body["details"]["causes"]
+    rejected = await apply(api, path, applied(unique, a="2"), "two")
+    assert (rejected.code, rejected.body["reason"]) == (409, "Conflict")
+    [cause] = rejected.body["details"]["causes"]
     assert (cause["reason"], cause["field"]) == ("FieldManagerConflict", ".data.a")
     assert cause["message"].startswith('conflict with "one"')
     forced = await apply(api, path, applied(unique, a="2"), "two", force=True)
     assert (forced.code, forced.body["data"]) == (200, {"a": "2"})
 
 
-async def test_apply_needs_a_manager_and_the_right_name(api: Api, unique: str) -> None:
+async def test_apply_requires_manager_and_matching_name(api: Api, unique: str) -> None:
     """422 without fieldManager; 400 for another name."""
     path = f"{CONFIGMAPS}/{unique}"
     assert (await api("PATCH", path, applied(unique), content=APPLY)).code == 422
@@ -216,7 +216,7 @@ async def test_apply_needs_a_manager_and_the_right_name(api: Api, unique: str) -
 
 
 async def test_apply_merges_lists_by_their_keys(api: Api, widgets: CustomKind, unique: str) -> None:
-    """x-kubernetes-list-type=map: items of two managers live side by side."""
+    """x-kubernetes-list-type=map: items of two managers coexist."""
     path = f"{widgets.path}/{unique}"
     await apply(api, path, widgets.make(unique, keyed=[{"name": "a", "value": "1"}]), "one")
     answer = await apply(api, path, widgets.make(unique, keyed=[{"name": "b", "value": "2"}]), "two")
@@ -227,7 +227,7 @@ async def test_apply_merges_lists_by_their_keys(api: Api, widgets: CustomKind, u
 
 
 def test_kubectl_applies_on_the_server(kubectl: Kubectl, unique: str) -> None:
-    """kubectl apply --server-side: the manager is kubectl, no last-applied annotation is kept."""
+    """kubectl apply --server-side: the manager is kubectl, and there is no last-applied annotation."""
     assert "serverside-applied" in kubectl("apply", "--server-side", "-f", "-", stdin=applied(unique, a="1")).stdout
     kubectl("apply", "--server-side", "-f", "-", stdin=applied(unique, b="2"))
     found = kubectl("get", "configmap", unique, "-o", "json", "--show-managed-fields").json

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kubernetes_asyncio import client, config, watch
 
-from tests.cluster.tools import DEADLINE, Cluster, CustomKind, cut_off
+from tests.cluster.tools import DEADLINE, Cluster, CustomKind, abort_transports
 
 
 @pytest.fixture
@@ -17,11 +17,11 @@ async def connection(cluster: Cluster) -> AsyncIterator[Any]:
     await config.load_kube_config(str(Path(cluster.kubeconfig)), client_configuration=settings)
     async with client.ApiClient(settings) as found:
         yield found
-    await cut_off()
+    await abort_transports()
 
 
-async def test_typed_objects_go_there_and_back(connection: Any, namespace: str, unique: str) -> None:
-    """The generated models can be made from what the server says; a patch of a dictionary is a strategic merge."""
+async def test_typed_objects_round_trip(connection: Any, namespace: str, unique: str) -> None:
+    """The server's objects decode into the generated models; a patch of a dictionary is a strategic merge."""
     core = client.CoreV1Api(connection)
     wanted = client.V1ConfigMap(metadata=client.V1ObjectMeta(name=unique), data={"a": "1"})
     made = await core.create_namespaced_config_map(namespace, wanted)
@@ -39,7 +39,7 @@ async def test_typed_objects_go_there_and_back(connection: Any, namespace: str, 
     assert gone.status == "Success"
 
 
-async def test_errors_carry_code_and_reason(connection: Any, namespace: str, unique: str) -> None:
+async def test_exceptions_carry_code_and_reason(connection: Any, namespace: str, unique: str) -> None:
     """ApiException: status 404 and 409, with the Status as body."""
     core = client.CoreV1Api(connection)
     with pytest.raises(client.ApiException) as missing:
@@ -56,10 +56,10 @@ async def test_errors_carry_code_and_reason(connection: Any, namespace: str, uni
     assert '"reason":"Conflict"' in stale.value.body.replace(" ", "")
 
 
-async def test_custom_objects_come_back_from_every_verb(
+async def test_custom_object_verbs_return_the_object(
     connection: Any, widgets: CustomKind, namespace: str, unique: str
 ) -> None:
-    """CustomObjectsApi: create answers 201 with the object, patch and replace 200."""
+    """CustomObjectsApi: create returns 201 with the object, patch and replace return 200."""
     custom = client.CustomObjectsApi(connection)
     place = (widgets.group, "v1", namespace, widgets.plural)
     made = await custom.create_namespaced_custom_object(*place, widgets.make(unique))
@@ -77,21 +77,21 @@ async def test_custom_objects_come_back_from_every_verb(
     await custom.delete_namespaced_custom_object(*place, unique)
 
 
-async def test_its_watch_follows_from_a_list(connection: Any, namespace: str, unique: str) -> None:
+async def test_client_watch_continues_from_a_list(connection: Any, namespace: str, unique: str) -> None:
     """Watch.stream sends watch=True, follows resourceVersions and decodes every event into a model."""
     core = client.CoreV1Api(connection)
     listed = await core.list_namespaced_config_map(namespace)
 
     async def follow() -> list[tuple[str, str]]:
-        told = []
+        found = []
         stream = watch.Watch()
         options = {"resource_version": listed.metadata.resource_version, "label_selector": f"case={unique}"}
         async with stream.stream(core.list_namespaced_config_map, namespace, **options) as changes:
             async for change in changes:
-                told.append((change["type"], change["object"].metadata.name))
+                found.append((change["type"], change["object"].metadata.name))
                 if change["type"] == "DELETED":
-                    return told
-        return told
+                    return found
+        return found
 
     following = asyncio.create_task(follow())
     metadata = client.V1ObjectMeta(name=unique, labels={"case": unique})
@@ -102,8 +102,8 @@ async def test_its_watch_follows_from_a_list(connection: Any, namespace: str, un
         assert await following == [("ADDED", unique), ("MODIFIED", unique), ("DELETED", unique)]
 
 
-async def test_reviews_of_rights_are_answered(connection: Any) -> None:
-    """SubjectAccessReview: the answer is in status.allowed, with 201."""
+async def test_access_reviews_return_allowed(connection: Any) -> None:
+    """SubjectAccessReview: the result is in status.allowed, with 201."""
     authorization = client.AuthorizationV1Api(connection)
     attributes = client.V1ResourceAttributes(verb="get", resource="configmaps", namespace="default")
     spec = client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes)

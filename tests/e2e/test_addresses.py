@@ -1,4 +1,4 @@
-"""Real guests get by DHCP and DHCPv6 the addresses that IPAM chose for their cards, and reach each other by them."""
+"""Real guests get the addresses that IPAM assigned by DHCP and DHCPv6, and reach each other at these addresses."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ from ipaddress import ip_interface
 
 import pytest
 
-from schemas.operations import PodNic, pod_nic_key, pod_nic_of
-from services.common.domain.status_interfaces import entry_of
-from services.lab import commands
-from services.lab.guest.console import AddressEvent, ConsoleFollower, GuestEvent, Ready
+from lab.cli import commands
+from lab.guest.console import AddressEvent, ConsoleFollower, GuestEvent, Ready
+from schemas.operations import PodNic, pod_nic_key, read_pod_nic
+from services.common.domain.status_interfaces import find_entry
 from tests.support import guest_shell
 from tests.support.lab import Lab
 
@@ -37,8 +37,11 @@ CONFIG = {
 }
 
 
-class Card:
-    """A card of a guest: what was recorded of it, and what the guest says of it."""
+class GuestNic:
+    """A NIC of a guest with its pod NIC record.
+
+    :ivar link: name of the link in the guest, once it is known.
+    """
 
     def __init__(self, lab: Lab, vm: str, interface: str, record: PodNic) -> None:
         vmi = lab.vmi(vm)
@@ -48,17 +51,17 @@ class Card:
         self.link = ""
 
     def follower(self) -> ConsoleFollower:
-        """A follower of the guest's console, from its beginning."""
+        """Return a follower of the guest's console, from its beginning."""
         return self.lab.console(self.lab.vmi(self.vm))
 
     async def configured(self, console: ConsoleFollower, since: int = 0) -> list[AddressEvent]:
-        """What the guest's clients and kernel say once it has every address that was recorded."""
-        link = await console.wait_for_link(self.record.mac, timeout=20, since=since)
+        """Wait until the guest has every recorded address, and return the events of its DHCP clients and kernel."""
+        link = await console.wait_for_link(self.record.mac, timeout=45, since=since)
         self.link, begin = link.name, console.events.index(link)
-        return [await self.told(console, ip, "bound", begin) for ip in self.ips]
+        return [await self.wait_for_address(console, ip, "bound", begin) for ip in self.ips]
 
-    async def told(self, console: ConsoleFollower, ip: str, action: str, since: int) -> AddressEvent:
-        """The guest's word about one address."""
+    async def wait_for_address(self, console: ConsoleFollower, ip: str, action: str, since: int) -> AddressEvent:
+        """Wait for the guest's event about an address."""
 
         def wanted(event: GuestEvent) -> bool:
             return (
@@ -67,27 +70,27 @@ class Card:
                 and (event.address or "").split("/")[0] == ip
             )
 
-        found = await console.wait_for(wanted, timeout=20, since=since)
+        found = await console.wait_for(wanted, timeout=45, since=since)
         assert isinstance(found, AddressEvent)
         return found
 
     def shell(self, command: str) -> str:
-        """Run a command in the guest, which has to succeed."""
+        """Run a command in the guest, which must succeed, and return its output."""
         code, output = guest_shell.run(self.folder, command)
         assert code == 0, f"{command}: {output}"
         return output
 
     async def pings(self, *ips: str) -> None:
-        """Reach these addresses."""
+        """Ping these addresses, each of which must reply."""
         for ip in ips:
-            # The first packet may wait for the neighbour's MAC longer than its own patience.
+            # The first packet may be lost while the neighbour's MAC is resolved.
             await asyncio.to_thread(self.shell, f"ping -c 1 -W 3 {ip} || ping -c 3 -W 5 {ip}")
 
-    def until_status_shows(self) -> None:
-        """Wait until the VMI's status has the guest's addresses, as its agent tells them."""
-        deadline = time.monotonic() + 15
+    def wait_for_status(self) -> None:
+        """Wait until the VMI's status has the guest's addresses, which the guest agent reports."""
+        deadline = time.monotonic() + 30
         while True:
-            entry = entry_of(self.lab.vmi(self.vm).status.interfaces, self.interface) or {}
+            entry = find_entry(self.lab.vmi(self.vm).status.interfaces, self.interface) or {}
             if set(self.ips) <= set(entry.get("ipAddresses", ())):
                 assert entry["ipAddress"] == self.ips[0]
                 return
@@ -97,13 +100,13 @@ class Card:
 
 @dataclass
 class Pair:
-    """Two cards on one network."""
+    """Two NICs on one network."""
 
-    one: Card
-    two: Card
+    one: GuestNic
+    two: GuestNic
 
     async def ping_each_other(self) -> None:
-        """By every address, both ways at once."""
+        """Ping every address of the other one, in both directions at once."""
         await asyncio.gather(self.one.pings(*self.two.ips), self.two.pings(*self.one.ips))
 
 
@@ -120,20 +123,20 @@ def network(lab: Lab) -> str:
     return NAD
 
 
-def plug(lab: Lab, vm: str, interface: str, network: str) -> Card:
+def plug(lab: Lab, vm: str, interface: str, network: str) -> GuestNic:
     done = lab.hotnic(
         "addinterface", vm, "--name", interface, "--network-attachment-definition-name", network, "--wait"
     )
     assert done.returncode == 0, done.stderr
-    record = pod_nic_of(lab.pod(lab.vmi(vm)).metadata.annotations, pod_nic_key(interface))
+    record = read_pod_nic(lab.pod(lab.vmi(vm)).metadata.annotations, pod_nic_key(interface))
     assert record is not None
-    return Card(lab, vm, interface, record)
+    return GuestNic(lab, vm, interface, record)
 
 
 @pytest.fixture(scope="module")
-def cards(lab: Lab, network: str) -> Pair:
-    """A card of each of two guests on that network, with its addresses."""
-    vms = (lab.vm_with_a_slot(), lab.vm_with_a_slot(empty=True))
+def nics(lab: Lab, network: str) -> Pair:
+    """A NIC of each of two guests on the network, with its addresses."""
+    vms = (lab.take_slot(), lab.take_slot(empty=True))
     name = lab.interface_name()
     pair = Pair(*(plug(lab, vm, name, network) for vm in vms))
 
@@ -145,15 +148,15 @@ def cards(lab: Lab, network: str) -> Pair:
     return pair
 
 
-async def test_two_guests_reach_each_other_by_the_addresses_that_ipam_chose(lab: Lab, cards: Pair) -> None:
-    await cards.ping_each_other()
-    # Beyond its own network a guest goes by the router, of which IPAM knows only a global address.
+async def test_two_guests_reach_each_other_at_the_addresses_of_ipam(lab: Lab, nics: Pair) -> None:
+    await nics.ping_each_other()
+    # Other networks are reached by the router, of which IPAM has a global address only.
     lab.hotnic("lab", "exec", "--", "ip", "address", "add", "fd99::1/128", "dev", "lo")
-    await cards.one.pings("fd99::1")
+    await nics.one.pings("fd99::1")
 
 
-async def test_a_guest_has_the_routes_and_name_servers_of_the_network_and_its_status_the_addresses(cards: Pair) -> None:
-    one = cards.one
+async def test_guest_has_routes_and_name_servers_and_status_has_addresses(nics: Pair) -> None:
+    one = nics.one
     async with one.follower() as console:
         lease, *_ = await one.configured(console)
     assert (lease.address, lease.router, lease.server) == (one.record.ips[0], "10.78.0.1", "169.254.75.11")
@@ -162,42 +165,42 @@ async def test_a_guest_has_the_routes_and_name_servers_of_the_network_and_its_st
     assert f"default via 10.78.0.1 dev {one.link}" in routes
     routes = one.shell("ip -6 route")
     assert f"fd78::/64 dev {one.link}" in routes
-    ways = dict(re.findall(rf"^(default|fd97::/64) via (fe80::\S+) dev {one.link} ", routes, re.MULTILINE))
-    assert set(ways) == {"default", "fd97::/64"}
-    assert ways["default"] != ways["fd97::/64"], "each next hop has an alias of its own"
+    gateways = dict(re.findall(rf"^(default|fd97::/64) via (fe80::\S+) dev {one.link} ", routes, re.MULTILINE))
+    assert set(gateways) == {"default", "fd97::/64"}
+    assert gateways["default"] != gateways["fd97::/64"], "each next hop has its own alias"
     assert "search corp.example\nnameserver 10.78.0.53" in one.shell("cat /etc/resolv.conf")
-    one.until_status_shows()
+    one.wait_for_status()
 
 
-async def test_they_do_so_again_after_an_unplug_and_a_plug_of_the_same_name(
-    lab: Lab, network: str, cards: Pair
+async def test_guests_reach_each_other_after_an_unplug_and_a_plug_of_the_same_name(
+    lab: Lab, network: str, nics: Pair
 ) -> None:
-    old = cards.one
+    old = nics.one
     done = lab.hotnic("removeinterface", old.vm, "--name", old.interface, "--wait")
     assert done.returncode == 0, done.stderr
     async with old.follower() as console:
         mark = len(console.events)
-        cards.one = plug(lab, old.vm, old.interface, network)
-        await cards.one.configured(console, mark)
-    await cards.ping_each_other()
+        nics.one = plug(lab, old.vm, old.interface, network)
+        await nics.one.configured(console, mark)
+    await nics.ping_each_other()
 
 
-async def test_a_lease_is_renewed_by_a_handler_that_has_just_started(lab: Lab, cards: Pair) -> None:
-    one = cards.one
+async def test_lease_is_renewed_after_a_restart_of_the_handler(lab: Lab, nics: Pair) -> None:
+    one = nics.one
     assert commands.restart(lab.layout.dir, "handler") == 0
     async with one.follower() as console:
         mark = len(console.events)
         one.shell(f"kill -USR1 $(cat /tmp/udhcpc.{one.link})")
-        renewed = await one.told(console, one.ips[0], "renew", mark)
+        renewed = await one.wait_for_address(console, one.ips[0], "renew", mark)
     assert (renewed.address, renewed.server) == (one.record.ips[0], "169.254.75.11")
 
 
-async def test_a_guest_that_reboots_gets_the_same_addresses(cards: Pair) -> None:
-    one = cards.one
+async def test_guest_has_the_same_addresses_after_a_reboot(nics: Pair) -> None:
+    one = nics.one
     async with one.follower() as console:
         mark = len(console.events)
         one.shell("{ (sleep 0.2; reboot -f) & }")
-        await console.wait_for(lambda event: isinstance(event, Ready), timeout=40, since=mark)
+        await console.wait_for(lambda event: isinstance(event, Ready), timeout=45, since=mark)
         await one.configured(console, mark)
-    await cards.ping_each_other()
-    one.until_status_shows()
+    await nics.ping_each_other()
+    one.wait_for_status()

@@ -1,4 +1,4 @@
-"""The article of the mission, by its own manifests: a VM that has a second NIC from its start, and loses it at last."""
+"""The upstream article with its own manifests: a VM with a second NIC from its start, which is unplugged at the end."""
 
 import asyncio
 import json
@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from schemas.operations import operation_of, pod_nic_key, pod_nic_of
-from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, entry_of, tokens
-from services.lab.bootstrap import manifests
-from services.lab.guest.console import AddressEvent
-from tests.support.lab import Lab, until
+from lab.guest.console import AddressEvent
+from lab.supervisor.bootstrap import EXAMPLES
+from schemas.operations import pod_nic_key, read_operation, read_pod_nic
+from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, find_entry, parse_tokens
+from tests.support.lab import Lab, wait_until
 
-MANIFESTS = manifests() / "examples" / "article"
+MANIFESTS = EXAMPLES / "article"
 NAMESPACE, VM, NIC = "article", "centos-stream9-1", "eth1"
 
 
 def applied(lab: Lab, file: str, *flags: str) -> dict[str, Any]:
-    """Apply one of the manifests as it stands."""
+    """Apply one of the manifests and return it."""
     lab.kubectl("apply", "-f", str(MANIFESTS / file), *flags)
     document: dict[str, Any] = yaml.safe_load(Path(MANIFESTS / file).read_text())
     return document
@@ -28,7 +28,7 @@ def applied(lab: Lab, file: str, *flags: str) -> dict[str, Any]:
 
 @pytest.fixture
 def running(lab: Lab) -> Iterator[None]:
-    """The article's steps, up to the VM that runs; in a namespace of its own, for the lab has a VM of this name."""
+    """Follow the article up to the running VM, in a namespace of its own: the lab already has a VM of this name."""
     for namespace in ("kubevirt", NAMESPACE):
         lab.kubectl("create", "namespace", namespace)
     applied(lab, "kubevirt.yaml")
@@ -43,31 +43,31 @@ def running(lab: Lab) -> Iterator[None]:
         lab.kubectl("delete", "namespace", namespace, "--timeout=60s")
 
 
-async def test_the_articles_vm_shows_its_second_nic_from_the_start(lab: Lab, running: None) -> None:
+async def test_vm_of_the_article_has_its_second_nic_from_the_start(lab: Lab, running: None) -> None:
     await asyncio.to_thread(lab.kubectl, "wait", "vm", VM, "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
 
     def entry() -> dict[str, Any]:
-        return entry_of(lab.vmi(VM, NAMESPACE).status.interfaces, NIC) or {}
+        return find_entry(lab.vmi(VM, NAMESPACE).status.interfaces, NIC) or {}
 
-    await asyncio.to_thread(until, lambda: {DOMAIN, MULTUS_STATUS} <= tokens(entry()))
+    await asyncio.to_thread(wait_until, lambda: {DOMAIN, MULTUS_STATUS} <= parse_tokens(entry()))
     vmi = lab.vmi(VM, NAMESPACE)
-    record = pod_nic_of(lab.pod(vmi).metadata.annotations, pod_nic_key(NIC))
+    record = read_pod_nic(lab.pod(vmi).metadata.annotations, pod_nic_key(NIC))
     assert record is not None
     assert (record.ips, record.mtu) == (("10.16.0.125/16",), 1350)
     assert entry()["mac"] == record.mac
     async with lab.console(vmi) as console:
-        link = await console.wait_for_link(record.mac, timeout=20)
+        link = await console.wait_for_link(record.mac, timeout=45)
         assert (link.name, link.mtu) == (NIC, 1350)
-        # The guest itself shows the address that the network's IPAM chose; it got it by DHCP.
-        told = await console.wait_for(lambda e: isinstance(e, AddressEvent) and e.name == NIC, timeout=20)
-    assert isinstance(told, AddressEvent)
-    assert (told.action, told.address) == ("bound", "10.16.0.125/16")
+        # The guest reports the address that the network's IPAM assigned; it received it by DHCP.
+        bound = await console.wait_for(lambda e: isinstance(e, AddressEvent) and e.name == NIC, timeout=45)
+    assert isinstance(bound, AddressEvent)
+    assert (bound.action, bound.address) == ("bound", "10.16.0.125/16")
 
-    # It was put in by the way that every NIC takes, in one trace: that of the operation that the controller wrote down.
-    operation = operation_of(vmi.metadata.annotations, NIC)
+    # The NIC was plugged as any other, in one trace: that of the operation that the controller recorded.
+    operation = read_operation(vmi.metadata.annotations, NIC)
     assert operation is not None
     assert operation.traceparent is not None
-    hops = {"send hotplug.requested", "netlink wire", "qmp device_add", "send hotplug.guest-attached"}
+    hops = {"send hotplug.requested", "netlink setup", "qmp device_add", "send hotplug.guest-attached"}
     lab.wait_for_spans(operation.traceparent.split("-")[1], hops)
     status = json.loads(lab.hotnic("status", VM, "-n", NAMESPACE, "-o", "json").stdout)
     assert [(nic_status["interface"], nic_status["stage"]) for nic_status in status["interfaces"]] == [

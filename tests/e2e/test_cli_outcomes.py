@@ -1,17 +1,17 @@
-"""What the command line says, and with which exit code it ends, for every way a request may go."""
+"""Messages and exit codes of the command line for every outcome of a request."""
 
 import json
 import signal
 import subprocess
 import sys
 
-from schemas.operations import operation_of
-from tests.support.lab import SAMPLE_NAD, Lab
+from schemas.operations import read_operation
+from tests.support.lab import SAMPLE_NAD, Lab, wait_until
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
 
 
-def test_a_refusal_ends_with_3_and_says_where_it_looked(lab: Lab) -> None:
+def test_refused_request_has_exit_code_3_and_names_the_namespace(lab: Lab) -> None:
     done = lab.hotnic("addinterface", "nobody", "--name", "a", *NAD)
     assert (done.returncode, done.stdout) == (3, "")
     assert 'no running VM "nobody" in namespace "default"' in done.stderr
@@ -20,7 +20,7 @@ def test_a_refusal_ends_with_3_and_says_where_it_looked(lab: Lab) -> None:
     assert lab.hotnic("status", "nobody", "-n", "elsewhere").returncode == 3
 
 
-def test_a_cluster_that_is_not_there_ends_with_5(lab: Lab) -> None:
+def test_unreachable_cluster_has_exit_code_5(lab: Lab) -> None:
     done = lab.hotnic("status", "vm", "--kubeconfig", str(lab.layout.dir / "no-such-file"))
     assert done.returncode == 5
     assert "--kubeconfig" in done.stderr
@@ -29,11 +29,11 @@ def test_a_cluster_that_is_not_there_ends_with_5(lab: Lab) -> None:
     assert "no-such-context" in done.stderr
 
 
-def test_an_accepted_request_names_its_operation(lab: Lab, vm: str, interface: str) -> None:
+def test_accepted_request_prints_its_operation(lab: Lab, vm: str, interface: str) -> None:
     done = lab.hotnic("addinterface", vm, "--name", interface, *NAD, "-o", "json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    operation = operation_of(lab.vmi(vm).metadata.annotations, interface)
+    operation = read_operation(lab.vmi(vm).metadata.annotations, interface)
     assert operation is not None
     assert answer == {"operation": operation.id, "namespace": "default", "vmi": vm, "interface": interface}
     assert operation.traceparent is not None
@@ -44,41 +44,45 @@ def test_an_accepted_request_names_its_operation(lab: Lab, vm: str, interface: s
         assert "qmp device_add" in drawn.stdout
 
 
-def test_time_and_patience_may_end_while_the_operation_goes_on(lab: Lab, vm: str, interface: str) -> None:
+def test_timeout_and_ctrl_c_leave_the_operation_running(lab: Lab, vm: str, interface: str) -> None:
     plug = ("addinterface", vm, "--name", interface, *NAD, "--wait")
     follow = f"hotnic status {vm} -n default"
-    with lab.without("handler"):
+    with lab.stopped("handler"):
+        assert lab.hotnic(*plug[:-1]).returncode == 0
+        wait_until(lambda: stage_of(lab, vm, interface) == "multus-attached")
+        # The same request again joins the same operation.
         done = lab.hotnic(*plug, "--timeout", "3s")
         assert (done.returncode, done.stdout) == (4, ""), done.stderr
-        assert "reached multus-attached" in done.stderr
-        assert "turn of handler" in done.stderr
+        assert "reached stage multus-attached" in done.stderr
+        assert "waiting for handler" in done.stderr
         assert follow in done.stderr
 
         waiting = subprocess.Popen(
             [sys.executable, "-m", "services.cli", *plug], env=lab.environment, stderr=subprocess.PIPE, text=True
         )
         assert waiting.stderr is not None
-        with waiting.stderr as told:
-            assert any("multus-attached" in line for line in told)
+        with waiting.stderr as errors:
+            assert any("multus-attached" in line for line in errors)
             waiting.send_signal(signal.SIGINT)
-            rest = told.read()
-        assert waiting.wait(timeout=10) == 130
+            rest = errors.read()
+        assert waiting.wait(timeout=45) == 130
         assert follow in rest
         assert "Traceback" not in rest
-    # The same request again joins the same operation, and now it ends.
+    # With the handler running again, the operation completes.
     done = lab.hotnic(*plug)
     assert done.returncode in (0, 3), done.stderr
     if done.returncode == 3:
-        assert "taken" in done.stderr  # the handler was quicker than we were
-    (nic_status,) = [
-        nic_status
-        for nic_status in json.loads(lab.hotnic("status", vm, "-o", "json").stdout)["interfaces"]
-        if nic_status["interface"] == interface
-    ]
-    assert nic_status["stage"] == "guest-attached"
+        # The operation completed before this request, so the name is taken.
+        assert "taken" in done.stderr
+    assert stage_of(lab, vm, interface) == "guest-attached"
 
 
-def test_the_command_line_joins_the_trace_where_it_is_told_to(lab: Lab, vm: str, interface: str) -> None:
+def stage_of(lab: Lab, vm: str, interface: str) -> str:
+    interfaces = json.loads(lab.hotnic("status", vm, "-o", "json").stdout)["interfaces"]
+    return next((str(one["stage"]) for one in interfaces if one["interface"] == interface), "")
+
+
+def test_command_line_joins_the_trace_of_traceparent(lab: Lab, vm: str, interface: str) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     done = subprocess.run(
         [sys.executable, "-m", "services.cli", "addinterface", vm, "--name", interface, *NAD, "--wait"],
@@ -89,7 +93,7 @@ def test_the_command_line_joins_the_trace_where_it_is_told_to(lab: Lab, vm: str,
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
         check=False,
     )
     assert done.returncode == 0, done.stderr

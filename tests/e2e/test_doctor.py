@@ -1,4 +1,4 @@
-"""The doctor finds nothing after plugs, and names what somebody breaks by hand, with what repairs it."""
+"""The doctor has no findings after plugs, and finds manual damage and names its repair."""
 
 import asyncio
 import contextlib
@@ -11,25 +11,25 @@ import msgspec
 import pytest
 import structlog
 
+from lab.cli import commands
 from schemas.encoding import StatusKey
-from schemas.hotplug_status import BUCKET, StatusEntry, encode, entry_of
+from schemas.hotplug_status import BUCKET, StatusEntry, decode_entry, encode_entry
 from schemas.names import interface_hash, pod_interface, tap
 from schemas.networks import NETWORK_STATUS
-from schemas.operations import pod_nic_key, pod_nic_of
+from schemas.operations import pod_nic_key, read_pod_nic
 from schemas.stages import Stage
-from services.common.bus.jetstream import connect
+from services.common.bus.nats.jetstream import connect
 from services.common.bus.protocol import KeyValue
-from services.lab import commands
-from tests.support.doctor import assert_world_agrees, codes, doctor
+from tests.support.doctor import assert_no_findings, codes, run_doctor
 from tests.support.lab import SAMPLE_NAD, Lab
 from tests.support.spans import recording_telemetry
 
-VM = "patient"
+VM = "damaged"
 NIC = "blue"
 SUBJECT = f"default/{VM}/{NIC}"
-STRANGER = "10.77.0.250"
-RUNG = str(StatusKey("default", VM, interface_hash(NIC)))
-RUNG_OF_NOBODY = str(StatusKey("default", VM, interface_hash("nobody")))
+UNUSED_IP = "10.77.0.250"
+KEY = str(StatusKey("default", VM, interface_hash(NIC)))
+UNKNOWN_KEY = str(StatusKey("default", VM, interface_hash("unknown")))
 
 
 def plug(lab: Lab, vm: str, interface: str) -> None:
@@ -40,19 +40,19 @@ def plug(lab: Lab, vm: str, interface: str) -> None:
 
 
 def run(lab: Lab, *command: str) -> str:
-    """A command inside the lab, which must succeed."""
+    """Run a command inside the lab, which must succeed, and return its output."""
     done = lab.hotnic("lab", "exec", "--", *command)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-class Patient:
-    """A VM of its own with one NIC, and where its parts are."""
+class Target:
+    """A VM with one NIC that only this module uses, and the paths of its parts."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.pod = lab.pod(lab.vmi(VM))
-        record = pod_nic_of(self.pod.metadata.annotations, pod_nic_key(NIC))
+        record = read_pod_nic(self.pod.metadata.annotations, pod_nic_key(NIC))
         assert record is not None
         self.ip = record.ips[0].partition("/")[0]
         self.state = lab.layout.state / "cni"
@@ -65,33 +65,33 @@ class Patient:
         run(self.lab, "ip", "-n", self.netns, "link", *arguments)
 
     def annotate(self, key: str, text: str) -> None:
-        """Write an annotation of the pod over."""
+        """Overwrite an annotation of the pod."""
         self.lab.kubectl("annotate", "pod", self.pod.metadata.name, "--overwrite", f"{key}={text}")
 
 
 @pytest.fixture(scope="module")
-def patient(lab: Lab) -> Iterator[Patient]:
+def target(lab: Lab) -> Iterator[Target]:
     lab.boot(VM)
     plug(lab, VM, NIC)
-    assert_world_agrees(lab)
-    yield Patient(lab)
+    assert_no_findings(lab)
+    yield Target(lab)
     lab.kubectl("delete", "vm", VM, "--wait=true")
-    assert_world_agrees(lab)
+    assert_no_findings(lab)
 
 
 @contextlib.contextmanager
-def moved(file: Path) -> Iterator[None]:
-    aside = file.with_name(f".{file.name}.aside")
-    file.rename(aside)
+def renamed(file: Path) -> Iterator[None]:
+    renamed_file = file.with_name(f".{file.name}.aside")
+    file.rename(renamed_file)
     try:
         yield
     finally:
-        aside.rename(file)
+        renamed_file.rename(file)
 
 
 @contextlib.contextmanager
-def lease_of_nobody(patient: Patient) -> Iterator[None]:
-    file = patient.lease.with_name(STRANGER)
+def unused_lease(target: Target) -> Iterator[None]:
+    file = target.lease.with_name(UNUSED_IP)
     file.write_text("0123456789abcdef\r\nnet1")
     try:
         yield
@@ -100,79 +100,79 @@ def lease_of_nobody(patient: Patient) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def network_status_edited(patient: Patient) -> Iterator[None]:
-    said: list[str] = []
-    directory = patient.lab.layout.dir
-    before = patient.lab.pod(patient.lab.vmi(VM)).metadata.annotations[NETWORK_STATUS]
+def network_status_edited(target: Target) -> Iterator[None]:
+    output: list[str] = []
+    directory = target.lab.layout.dir
+    before = target.lab.pod(target.lab.vmi(VM)).metadata.annotations[NETWORK_STATUS]
     left = [one for one in json.loads(before) if one["interface"] != pod_interface(NIC)]
-    # Otherwise it would put the entry back while we look.
-    assert commands.change(directory, "stop", "networks", said.append) == 0, said
+    # The networks role would restore the entry before the doctor runs.
+    assert commands.change(directory, "stop", "networks", output.append) == 0, output
     try:
-        patient.annotate(NETWORK_STATUS, json.dumps(left))
+        target.annotate(NETWORK_STATUS, json.dumps(left))
         yield
     finally:
-        patient.annotate(NETWORK_STATUS, before)
-        assert commands.change(directory, "start", "networks", said.append) == 0, said
+        target.annotate(NETWORK_STATUS, before)
+        assert commands.change(directory, "start", "networks", output.append) == 0, output
 
 
 @contextlib.contextmanager
-def off_the_bridge(patient: Patient) -> Iterator[None]:
-    patient.ip_link("set", tap(NIC), "nomaster")
+def off_the_bridge(target: Target) -> Iterator[None]:
+    target.ip_link("set", tap(NIC), "nomaster")
     try:
         yield
     finally:
-        patient.ip_link("set", tap(NIC), "master", f"k6t-{pod_interface(NIC)[3:]}")
+        target.ip_link("set", tap(NIC), "master", f"k6t-{pod_interface(NIC)[3:]}")
 
 
 @contextlib.contextmanager
-def netns_of_nobody(patient: Patient) -> Iterator[None]:
-    run(patient.lab, "ip", "netns", "add", "cni-nobody")
+def unused_netns(target: Target) -> Iterator[None]:
+    run(target.lab, "ip", "netns", "add", "cni-unused")
     try:
         yield
     finally:
-        run(patient.lab, "ip", "netns", "del", "cni-nobody")
+        run(target.lab, "ip", "netns", "del", "cni-unused")
 
 
-Breakage = Callable[[Patient], contextlib.AbstractContextManager[Any]]
+Damage = Callable[[Target], contextlib.AbstractContextManager[Any]]
 
 
-async def test_after_plugs_nothing_disagrees(lab: Lab, vm: str, interface: str) -> None:
+async def test_doctor_has_no_findings_after_plugs(lab: Lab, vm: str, interface: str) -> None:
     plug(lab, vm, interface)
-    plug(lab, lab.vm_with_a_slot(), lab.interface_name())
-    report = assert_world_agrees(lab)
-    assert report["lookedAt"] >= 2
-    # From afar, as a user without the node: only objects are compared, and that is said.
+    plug(lab, lab.take_slot(), lab.interface_name())
+    report = assert_no_findings(lab)
+    assert report["checkedNics"] >= 2
+    # Outside the node only objects are compared, and the report says so.
     done = lab.hotnic("doctor", vm)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no disagreement; " in done.stdout
-    assert "node: not looked at" in done.stdout
+    assert "no findings; " in done.stdout
+    assert "node: not checked" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("breakage", "subject", "code", "repair"),
+    ("damage", "subject", "code", "repair"),
     [
-        pytest.param(lambda p: moved(p.record), f"default/{VM}", "RecordMissing", "restart the VM", id="record"),
-        pytest.param(lambda p: moved(p.lease), SUBJECT, "LeaseMissing", "unplug", id="lease"),
+        pytest.param(lambda p: renamed(p.record), f"default/{VM}", "RecordMissing", "restart the VM", id="record"),
+        pytest.param(lambda p: renamed(p.lease), SUBJECT, "LeaseMissing", "unplug", id="lease"),
         pytest.param(network_status_edited, SUBJECT, "StatusEntryMissing", "networks role", id="network status"),
         pytest.param(off_the_bridge, SUBJECT, "TapOffBridge", "removeinterface", id="bridge"),
-        pytest.param(lease_of_nobody, "lab", "LeaseOrphaned", "remove the file", id="lease of nobody"),
-        pytest.param(netns_of_nobody, "lab", "NamespaceOrphaned", "umount", id="namespace of nobody"),
+        pytest.param(unused_lease, "lab", "LeaseOrphaned", "remove the file", id="unused lease"),
+        pytest.param(unused_netns, "lab", "NamespaceOrphaned", "umount", id="unused namespace"),
     ],
 )
-def test_what_is_broken_by_hand_is_named_until_it_is_put_back(
-    patient: Patient, breakage: Breakage, subject: str, code: str, repair: str
+def test_manual_damage_has_a_finding_until_it_is_repaired(
+    target: Target, damage: Damage, subject: str, code: str, repair: str
 ) -> None:
-    with breakage(patient):
-        report = doctor(patient.lab, "-A")
-        found = [one for one in report["disagreements"] if (one["subject"], one["code"]) == (subject, code)]
+    with damage(target):
+        report = run_doctor(target.lab, "-A")
+        found = [one for one in report["findings"] if (one["subject"], one["code"]) == (subject, code)]
         assert len(found) == 1, json.dumps(report, indent=2)
         assert repair in found[0]["repair"]
-    assert_world_agrees(patient.lab)
+    assert_no_findings(target.lab)
 
 
 @contextlib.asynccontextmanager
-async def the_bucket(lab: Lab) -> AsyncIterator[KeyValue]:
-    """The ladder's bucket in the hands of somebody who has no business there."""
+async def status_bucket(lab: Lab) -> AsyncIterator[KeyValue]:
+    """A connection to the key-value bucket of the hot-plug status."""
     identity = lab.layout.identity()
     assert identity is not None
     url = f"nats://127.0.0.1:{identity.nats_port}"
@@ -180,77 +180,78 @@ async def the_bucket(lab: Lab) -> AsyncIterator[KeyValue]:
         url, role="test", node="_", telemetry=recording_telemetry()[0], log=structlog.get_logger(), environ={}
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(45):
             await bus.wait_connected()
         yield bus.kv(BUCKET)
     finally:
         await bus.close()
 
 
-async def stored(bucket: KeyValue, key: str = RUNG) -> StatusEntry | None:
+async def stored(bucket: KeyValue, key: str = KEY) -> StatusEntry | None:
     found = await bucket.get(key)
-    return entry_of(found.value) if found is not None else None
+    return decode_entry(found.value) if found is not None else None
 
 
 async def falsify(bucket: KeyValue) -> StatusEntry:
-    """Have the kept rung say another stage; returns what it said."""
+    """Write another stage into the stored entry and add an entry of an unknown interface; return the entry before."""
     before = await stored(bucket)
     assert before is not None
     nic_status = msgspec.structs.replace(before.status, stage=Stage.POD_ANNOTATED)
-    await bucket.put(RUNG, encode(msgspec.structs.replace(before, status=nic_status)))
-    await bucket.put(RUNG_OF_NOBODY, encode(before))
+    await bucket.put(KEY, encode_entry(msgspec.structs.replace(before, status=nic_status)))
+    await bucket.put(UNKNOWN_KEY, encode_entry(before))
     return before
 
 
-async def test_a_kept_ladder_that_is_wrong_is_named_until_a_controller_writes_it_anew(patient: Patient) -> None:
-    lab = patient.lab
-    async with the_bucket(lab) as bucket:
-        with lab.without("controller"):
+async def test_wrong_stored_status_has_findings_until_a_controller_rewrites_it(target: Target) -> None:
+    lab = target.lab
+    async with status_bucket(lab) as bucket:
+        with lab.stopped("controller"):
             await falsify(bucket)
-            report = await asyncio.to_thread(doctor, lab, VM)
-            found = {(one["subject"], one["code"]): one for one in report["disagreements"]}
+            report = await asyncio.to_thread(run_doctor, lab, VM)
+            found = {(one["subject"], one["code"]): one for one in report["findings"]}
             assert set(found) == {(SUBJECT, "HotplugStatusDiffers"), (f"default/{VM}", "HotplugStatusLeftOver")}, (
                 json.dumps(report)
             )
-            assert "pod-annotated in the kept ladder" in found[SUBJECT, "HotplugStatusDiffers"]["what"]
+            message = found[SUBJECT, "HotplugStatusDiffers"]["message"]
+            assert "pod-annotated in the stored hot-plug status" in message
             assert all("controller" in one["repair"] for one in found.values())
-            await bucket.delete(RUNG)
-            report = await asyncio.to_thread(doctor, lab, VM)
+            await bucket.delete(KEY)
+            report = await asyncio.to_thread(run_doctor, lab, VM)
             assert codes(report, SUBJECT) == {"HotplugStatusMissing"}, json.dumps(report)
-        await asyncio.to_thread(assert_world_agrees, lab)
-        mended = await stored(bucket)
-        assert mended is not None
-        assert mended.status.stage is Stage.GUEST_ATTACHED
-        assert await stored(bucket, RUNG_OF_NOBODY) is None
+        await asyncio.to_thread(assert_no_findings, lab)
+        rewritten = await stored(bucket)
+        assert rewritten is not None
+        assert rewritten.status.stage is Stage.GUEST_ATTACHED
+        assert await stored(bucket, UNKNOWN_KEY) is None
 
 
-async def test_a_controller_that_leads_mends_the_kept_ladder_at_once(patient: Patient) -> None:
-    async with the_bucket(patient.lab) as bucket:
+async def test_leading_controller_rewrites_the_stored_status_at_once(target: Target) -> None:
+    async with status_bucket(target.lab) as bucket:
         before = await falsify(bucket)
-        # Long before the resync.
-        async with asyncio.timeout(10), contextlib.aclosing(bucket.watch()) as changes:
+        # Much less than the resync period.
+        async with asyncio.timeout(45), contextlib.aclosing(bucket.watch()) as changes:
             held: dict[str, StatusEntry | None] = {}
             async for change in changes:
                 if change is not None:
-                    held[change.key] = entry_of(change.value)
-                if held.get(RUNG) == before and held.get(RUNG_OF_NOBODY) is None:
+                    held[change.key] = decode_entry(change.value)
+                if held.get(KEY) == before and held.get(UNKNOWN_KEY) is None:
                     break
-    await asyncio.to_thread(assert_world_agrees, patient.lab)
+    await asyncio.to_thread(assert_no_findings, target.lab)
 
 
-def test_without_the_api_or_the_bus_the_kept_ladder_is_not_looked_at(patient: Patient) -> None:
-    for away, why in (("api", "hotnic's api does not show it"), ("nats", "cannot reach the bus")):
-        with patient.lab.without(away):
-            report = doctor(patient.lab, VM)
-            assert not report["disagreements"]
-            (part,) = report["notSeen"]
-            assert (part["subject"], part["part"]) == (f"default/{VM}", "the kept ladder")
-            assert why in part["why"]
-    assert_world_agrees(patient.lab)
+def test_stored_status_is_not_checked_without_the_api_or_nats(target: Target) -> None:
+    for component, message in (("api", "hotnic's api does not return it"), ("nats", "is not connected to NATS")):
+        with target.lab.stopped(component):
+            report = run_doctor(target.lab, VM)
+            assert not report["findings"]
+            (part,) = report["notChecked"]
+            assert (part["subject"], part["part"]) == (f"default/{VM}", "the stored hot-plug status")
+            assert message in part["message"]
+    assert_no_findings(target.lab)
 
 
-def test_a_tap_that_is_deleted_is_missed_by_links_and_guest(patient: Patient) -> None:
-    patient.ip_link("del", tap(NIC))
-    report = doctor(patient.lab, VM)
+def test_deleted_tap_has_a_finding_for_link_and_guest(target: Target) -> None:
+    target.ip_link("del", tap(NIC))
+    report = run_doctor(target.lab, VM)
     assert codes(report, SUBJECT) == {"TapMissing", "TapNotHeld"}, json.dumps(report, indent=2)
-    # Nothing but unplugging helps here; the fixture deletes the VM, which has to leave nothing either.
+    # Only an unplug repairs this. The fixture deletes the VM, which must leave nothing either.

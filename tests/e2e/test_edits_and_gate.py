@@ -1,4 +1,4 @@
-"""Edits of a template that cannot be followed, and KubeVirt's feature gate, both seen by a user of a whole cluster."""
+"""Template edits that cannot be applied, and KubeVirt's feature gate, as the user of a cluster sees them."""
 
 import json
 from collections.abc import Iterator
@@ -8,21 +8,21 @@ import pytest
 
 from schemas.networks import NETWORKS
 from services.common.domain.status_interfaces import DOMAIN
-from tests.support.lab import SAMPLE_NAD, Lab, until
+from tests.support.lab import SAMPLE_NAD, Lab, wait_until
 from tests.support.objects import COLLIDING
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
 
 
 def events(lab: Lab, vm: str, kind: str = "VirtualMachine") -> list[tuple[str, str]]:
-    """Reason and message of the Events about a VM."""
+    """Return reason and message of the events about a VM."""
     selector = f"involvedObject.name={vm},involvedObject.kind={kind}"
     found = json.loads(lab.kubectl("get", "events", "--field-selector", selector, "-o", "json"))
     return [(item["reason"], item["message"]) for item in found["items"]]
 
 
 def plugs(*interfaces: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """Operations that append interfaces on the sample network to a template."""
+    """Return the patch operations that append interfaces on the sample network to a template."""
     ops = []
     for item in interfaces:
         network = {"name": item["name"], "multus": {"networkName": SAMPLE_NAD}}
@@ -34,27 +34,27 @@ def running(lab: Lab, vm: str) -> list[str]:
     return [item.name for item in lab.vmi(vm).spec.interface_items()]
 
 
-def test_an_edit_that_cannot_be_done_changes_nothing_and_is_told_once(lab: Lab, own: str) -> None:
+def test_edit_that_cannot_be_applied_changes_nothing_and_is_reported_once(lab: Lab, own: str) -> None:
     first, second = COLLIDING
     lab.edit_template(own, *plugs({"name": "vf", "sriov": {}}, {"name": first, "bridge": {}}))
-    until(lambda: first in running(lab, own))
+    wait_until(lambda: first in running(lab, own))
     lab.edit_template(own, *plugs({"name": second, "bridge": {}}))
-    until(lambda: len(events(lab, own)) == 2)
-    said = dict.fromkeys(reason for reason, _ in events(lab, own))
-    assert list(said) == ["InterfaceChangeRejected"]
+    wait_until(lambda: len(events(lab, own)) == 2)
+    output = dict.fromkeys(reason for reason, _ in events(lab, own))
+    assert list(output) == ["InterfaceChangeRejected"]
     messages = " / ".join(message for _, message in events(lab, own))
-    assert "'vf' is not bound by bridge" in messages
+    assert "'vf' does not use the bridge binding" in messages
     assert f"{second!r} would have the same link names as {first!r}" in messages
-    # What can be done is done beside it, and what cannot be is not told again.
+    # A valid edit is applied in addition, and the invalid one is not reported again.
     lab.edit_template(own, *plugs({"name": "fine", "bridge": {}}))
-    until(lambda: "fine" in running(lab, own))
+    wait_until(lambda: "fine" in running(lab, own))
     assert running(lab, own) == ["default", first, "fine"]
     assert len(events(lab, own)) == 2
 
 
 @pytest.fixture
 def kubevirt(lab: Lab) -> Iterator[None]:
-    """KubeVirt's own object, with the feature gate off."""
+    """The KubeVirt object with the feature gate disabled."""
     document = {"apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": {"name": "kubevirt"}}
     lab.kubectl("apply", "-f", "-", stdin=json.dumps(document | {"spec": {"configuration": {}}}))
     yield
@@ -66,22 +66,24 @@ def open_gate(lab: Lab) -> None:
     lab.kubectl("patch", "kubevirt", "kubevirt", "--type=merge", "-p", json.dumps(gate))
 
 
-def test_the_feature_gate_is_followed_while_everything_runs(lab: Lab, own: str, interface: str, kubevirt: None) -> None:
+def test_change_of_the_feature_gate_takes_effect_without_a_restart(
+    lab: Lab, own: str, interface: str, kubevirt: None
+) -> None:
     for verb, more in (("addinterface", NAD), ("removeinterface", ())):
         done = lab.hotnic(verb, own, "--name", interface, *more)
         assert done.returncode == 3
         assert 'Unable to Add Interface because the "HotplugNICs" feature gate is not enabled.' in done.stderr
     lab.edit_template(own, *plugs({"name": interface, "bridge": {}}))
-    until(lambda: any("HotplugNICs is off" in message for _, message in events(lab, own)))
+    wait_until(lambda: any("HotplugNICs is off" in message for _, message in events(lab, own)))
     assert running(lab, own) == ["default"]
     open_gate(lab)
-    # The edit that waited is followed at once, and requests are taken.
-    until(lambda: running(lab, own) == ["default", interface])
+    # The pending edit is applied at once, and requests are accepted.
+    wait_until(lambda: running(lab, own) == ["default", interface])
     done = lab.hotnic("addinterface", own, "--name", f"{interface}-b", *NAD, "--wait")
     assert done.returncode == 0, done.stderr
 
 
-def test_where_kubevirts_controller_appears_nothing_is_done_until_it_is_gone(
+def test_hotnic_changes_nothing_while_kubevirts_controller_runs(
     lab: Lab, own: str, interface: str, kubevirt: None
 ) -> None:
     open_gate(lab)
@@ -90,7 +92,8 @@ def test_where_kubevirts_controller_appears_nothing_is_done_until_it_is_gone(
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
     lab.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
     try:
-        until(lambda: lab.hotnic("lab", "status").stdout.count("pod default/virt-controller runs") == 2)
+        conflict = "controllers run (pod default/virt-controller"
+        wait_until(lambda: lab.hotnic("lab", "status").stdout.count(conflict) == 2)
         lab.edit_template(own, *plugs({"name": interface, "bridge": {}}))
         done = lab.hotnic("addinterface", own, "--name", f"{interface}-b", *NAD, "--wait", "--timeout", "1s")
         assert done.returncode == 4, done.stderr
@@ -98,5 +101,5 @@ def test_where_kubevirts_controller_appears_nothing_is_done_until_it_is_gone(
         assert lab.pod(lab.vmi(own)).metadata.annotations.get(NETWORKS, "[]") == "[]"
     finally:
         lab.kubectl("delete", "pod", "virt-controller")
-    until(lambda: set(running(lab, own)) == {"default", interface, f"{interface}-b"})
-    until(lambda: all(DOMAIN in str(item.get("infoSource")) for item in lab.vmi(own).status.interfaces or ()))
+    wait_until(lambda: set(running(lab, own)) == {"default", interface, f"{interface}-b"})
+    wait_until(lambda: all(DOMAIN in str(item.get("infoSource")) for item in lab.vmi(own).status.interfaces or ()))

@@ -1,7 +1,7 @@
-"""Pods without a VM: networks come and go by the pod's annotation alone, with the same events on the bus.
+"""Pods without a VM: networks are attached and detached by the pod's annotation alone, with the same events in NATS.
 
-What upstream's controller asserts end to end, and what it never did: a link made with the pod may go, a changed wish is
-followed, and nothing is left of many sandboxes.
+The end-to-end tests of the upstream controller, and more: a link that was created with the pod can be detached, a
+changed element is applied, and nothing is left of many sandboxes.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ async def pods(lab: Lab) -> AsyncIterator[OrdinaryPods]:
 
 @pytest.fixture
 async def static_nad(pods: OrdinaryPods) -> AsyncIterator[str]:
-    """A chain with a static address by request, as upstream's test has it."""
+    """A chain of plugins with a requested static address, as in the upstream test."""
     plugin = {"type": "bridge", "bridge": "hotnic-br2", "capabilities": {"ips": True, "mac": True}}
     config = {"cniVersion": "0.3.1", "plugins": [{**plugin, "ipam": {"type": "static"}}, {"type": "tuning"}]}
     nad = {"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition"}
@@ -41,7 +41,7 @@ async def static_nad(pods: OrdinaryPods) -> AsyncIterator[str]:
 
 
 def kernel_links(lab: Lab, entry: NetworkStatus) -> dict[str, str]:
-    """The links, with their MACs, of the network namespace in which the link of a status entry stands."""
+    """Return the links with their MACs of the network namespace that has the link of a network status entry."""
     names = lab.hotnic("lab", "exec", "--", "sh", "-c", "ls /run/netns").stdout.split()
     for name in names:
         done = lab.hotnic("lab", "exec", "--", "ip", "-n", name, "-j", "link")
@@ -57,19 +57,19 @@ def element(name: str, interface: str, **fields: object) -> dict[str, object]:
 
 
 async def test_add_remove_and_replace(lab: Lab, pods: OrdinaryPods) -> None:
-    await pods.make("ordinary1", networks=SAMPLE_NAD)
+    await pods.create("ordinary1", networks=SAMPLE_NAD)
     await pods.until_links("ordinary1", "net1")
 
-    await pods.want("ordinary1", [element(SAMPLE_NAD, "net1"), element(SAMPLE_NAD, "ens58")])
+    await pods.set_networks("ordinary1", [element(SAMPLE_NAD, "net1"), element(SAMPLE_NAD, "ens58")])
     await pods.until_links("ordinary1", "net1", "ens58")
     assert {"eth0", "net1", "ens58"} <= kernel_links(lab, pods.attached("ordinary1")[1]).keys()
 
-    # multus made it with the pod, and its record says so: it may go all the same.
-    await pods.want("ordinary1", [element(SAMPLE_NAD, "ens58")])
+    # Multus created net1 with the pod; it can be detached all the same.
+    await pods.set_networks("ordinary1", [element(SAMPLE_NAD, "ens58")])
     await pods.until_links("ordinary1", "ens58")
     assert kernel_links(lab, pods.attached("ordinary1")[0]).keys() == {"lo", "eth0", "ens58"}
 
-    await pods.want("ordinary1", [element(SAMPLE_NAD, "eth321")])
+    await pods.set_networks("ordinary1", [element(SAMPLE_NAD, "eth321")])
     await pods.until_links("ordinary1", "eth321")
     assert kernel_links(lab, pods.attached("ordinary1")[0]).keys() == {"lo", "eth0", "eth321"}
 
@@ -82,7 +82,7 @@ async def test_add_remove_and_replace(lab: Lab, pods: OrdinaryPods) -> None:
 
 
 def events_of(lab: Lab, attachment: str, stages: set[str]) -> list[Span]:
-    """The spans of what was published of a pod's link, looked up by the changes that they belong to."""
+    """Return the spans of the messages that were published about an attachment, from the traces of its changes."""
     found: list[Span] = []
     for verb, stage in (("attach", "multus-attached"), ("detach", "multus-detached")):
         if stage in stages:
@@ -92,46 +92,44 @@ def events_of(lab: Lab, attachment: str, stages: set[str]) -> list[Span]:
     return found
 
 
-async def test_address_and_mac_are_what_was_asked_and_follow_a_change(
-    lab: Lab, pods: OrdinaryPods, static_nad: str
-) -> None:
-    await pods.make("ordinary2")
-    await pods.want("ordinary2", [element(static_nad, "ens202", ips=["10.10.10.111/24"], mac=MAC)])
+async def test_requested_address_and_mac_are_applied_and_updated(lab: Lab, pods: OrdinaryPods, static_nad: str) -> None:
+    await pods.create("ordinary2")
+    await pods.set_networks("ordinary2", [element(static_nad, "ens202", ips=["10.10.10.111/24"], mac=MAC)])
     await pods.until_links("ordinary2", "ens202")
     (entry,) = pods.attached("ordinary2")
     assert (entry.ips, entry.mac) == (["10.10.10.111"], MAC)
 
-    await pods.want("ordinary2", [element(static_nad, "ens202", ips=["10.10.10.112/24"], mac=OTHER_MAC)])
+    await pods.set_networks("ordinary2", [element(static_nad, "ens202", ips=["10.10.10.112/24"], mac=OTHER_MAC)])
     await pods.until(lambda: [e.mac for e in pods.attached("ordinary2")] == [OTHER_MAC])
     (entry,) = pods.attached("ordinary2")
     assert entry.ips == ["10.10.10.112"]
     assert kernel_links(lab, entry)["ens202"] == OTHER_MAC
 
-    await pods.want("ordinary2", [])
+    await pods.set_networks("ordinary2", [])
     await pods.until_links("ordinary2")
 
 
 async def test_twelve_pods_at_once(lab: Lab, pods: OrdinaryPods) -> None:
     names = [f"crowd{i}" for i in range(AT_ONCE)]
-    await pods.make(*names)
-    await asyncio.gather(*(pods.want(name, [element(SAMPLE_NAD, "ens58")]) for name in names))
+    await pods.create(*names)
+    await asyncio.gather(*(pods.set_networks(name, [element(SAMPLE_NAD, "ens58")]) for name in names))
     await asyncio.gather(*(pods.until_links(name, "ens58") for name in names))
     addresses = [ip for name in names for entry in pods.attached(name) for ip in entry.ips or ()]
     assert len(set(addresses)) == AT_ONCE
     assert set(addresses) <= state(lab)["lease"]
-    await asyncio.gather(*(pods.want(name, []) for name in names))
+    await asyncio.gather(*(pods.set_networks(name, []) for name in names))
     await asyncio.gather(*(pods.until_links(name) for name in names))
     assert not set(addresses) & state(lab)["lease"]
 
 
 async def test_nothing_is_left_of_many_sandboxes(lab: Lab, pods: OrdinaryPods) -> None:
-    """Made and removed by containerd with our shim, each with a network of its annotation and one plugged later."""
+    """Containerd creates and removes sandboxes with the shim; each has a network, and some get another one later."""
     before = state(lab)
     names = [f"passing{i}" for i in range(SANDBOXES)]
-    await pods.make(*names, networks=SAMPLE_NAD, timeout=60)
+    await pods.create(*names, networks=SAMPLE_NAD, timeout=60)
     plugged = names[::5]
     for name in plugged:
-        await pods.want(name, [element(SAMPLE_NAD, "net1"), element(SAMPLE_NAD, "ens58")])
+        await pods.set_networks(name, [element(SAMPLE_NAD, "net1"), element(SAMPLE_NAD, "ens58")])
     await asyncio.gather(*(pods.until_links(name, "net1", "ens58") for name in plugged))
     during = state(lab)
     assert len(during["veth"] - before["veth"]) == 2 * SANDBOXES + len(plugged)
@@ -142,7 +140,7 @@ async def test_nothing_is_left_of_many_sandboxes(lab: Lab, pods: OrdinaryPods) -
 
 
 def state(lab: Lab) -> dict[str, set[str]]:
-    """What attachments leave on a node: host ends of veths, leases by address, records and results by file."""
+    """Return the state of attachments on the node: host veths, leases by address, records and results by file."""
     links = json.loads(lab.hotnic("lab", "exec", "--", "ip", "-j", "link", "show", "type", "veth").stdout or "[]")
     files = lab.hotnic("lab", "exec", "--", "find", "/var/lib/cni", "-type", "f").stdout.split()
     leases = {file.rpartition("/")[2] for file in files if "/networks/" in file}

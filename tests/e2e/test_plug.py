@@ -1,14 +1,13 @@
-"""A NIC goes into a running guest, and everything a user can look at tells the same story."""
+"""A NIC is plugged into a running guest; objects, guest, pod network, trace and status are consistent."""
 
-import asyncio
 import json
 
+from lab.cli import commands
 from schemas.names import bridge, pod_interface, tap
 from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
-from schemas.operations import operation_of, pod_nic_key, pod_nic_of
-from services.common.domain.status_interfaces import entry_of, tokens
-from services.lab import commands
-from tests.support.lab import SAMPLE_NAD, Lab, Span, links_seen
+from schemas.operations import pod_nic_key, read_operation, read_pod_nic
+from services.common.domain.status_interfaces import find_entry, parse_tokens
+from tests.support.lab import SAMPLE_NAD, Lab, Span, link_events
 
 
 def plug(lab: Lab, vm: str, interface: str) -> None:
@@ -18,7 +17,7 @@ def plug(lab: Lab, vm: str, interface: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_the_guest_itself_reports_the_new_card(lab: Lab, vm: str, interface: str) -> None:
+async def test_guest_kernel_reports_the_new_nic(lab: Lab, vm: str, interface: str) -> None:
     plug(lab, vm, interface)
     vmi = lab.vmi(vm)
     pod = lab.pod(vmi)
@@ -30,28 +29,28 @@ async def test_the_guest_itself_reports_the_new_card(lab: Lab, vm: str, interfac
     (status,) = [
         s for s in parse_network_status(pod.metadata.annotations[NETWORK_STATUS]) if s.interface == element.interface
     ]
-    record = pod_nic_of(pod.metadata.annotations, pod_nic_key(interface))
+    record = read_pod_nic(pod.metadata.annotations, pod_nic_key(interface))
     assert record is not None
     assert record.pod_uid == pod.metadata.uid
     assert status.ips == [ip.split("/")[0] for ip in record.ips]
 
-    entry = entry_of(vmi.status.interfaces, interface)
+    entry = find_entry(vmi.status.interfaces, interface)
     assert entry is not None
-    assert {"domain", "multus-status"} <= tokens(entry)
+    assert {"domain", "multus-status"} <= parse_tokens(entry)
     assert entry["podInterfaceName"] == element.interface
     assert entry["mac"] == record.mac
 
-    async with lab.console(vmi) as console, asyncio.timeout(10):
-        seen = await console.wait_for_link(record.mac, timeout=10)
+    async with lab.console(vmi) as console:
+        seen = await console.wait_for_link(record.mac, timeout=45)
     assert seen.mtu == record.mtu
-    assert links_seen(console.events, record.mac)
+    assert link_events(console.events, record.mac)
 
 
-def test_the_pod_holds_the_wiring_that_upstream_would_make(lab: Lab, vm: str, interface: str) -> None:
+def test_pod_network_is_that_of_kubevirts_bridge_binding(lab: Lab, vm: str, interface: str) -> None:
     plug(lab, vm, interface)
     vmi = lab.vmi(vm)
     pod = lab.pod(vmi)
-    record = pod_nic_of(pod.metadata.annotations, pod_nic_key(interface))
+    record = read_pod_nic(pod.metadata.annotations, pod_nic_key(interface))
     assert record is not None
     done = lab.hotnic("lab", "exec", "--", "sh", "-c", "ls /run/netns")
     (netns,) = [
@@ -70,11 +69,11 @@ def test_the_pod_holds_the_wiring_that_upstream_would_make(lab: Lab, vm: str, in
     assert links[pod_interface(interface)]["address"] == record.mac
 
 
-def test_one_trace_holds_every_hop(lab: Lab, vm: str, interface: str) -> None:
-    # A role that has just started knows no sandbox yet and has to ask the container runtime.
+def test_one_trace_has_the_spans_of_all_roles(lab: Lab, vm: str, interface: str) -> None:
+    # A role that has just started has no cached sandbox and has to read it from the container runtime.
     assert commands.restart(lab.layout.dir, "networks") == 0
     plug(lab, vm, interface)
-    operation = operation_of(lab.vmi(vm).metadata.annotations, interface)
+    operation = read_operation(lab.vmi(vm).metadata.annotations, interface)
     assert operation is not None
     assert operation.traceparent is not None
     pod_link = pod_interface(interface)
@@ -96,16 +95,18 @@ def test_one_trace_holds_every_hop(lab: Lab, vm: str, interface: str) -> None:
     assert tree.below(served, "hotnic-multus", "cni ADD bridge")
     assert tree.below(attach, "hotnic-networks", "kube patch pods")
     assert tree.below(attach, "hotnic-networks", "send hotplug.multus-attached")
-    wire = tree.one("hotnic-handler", "netlink wire")
-    assert tree.is_below(wire, request)
+    setup = tree.one("hotnic-handler", "netlink setup")
+    assert tree.is_below(setup, request)
     device = tree.one("hotnic-handler", "qmp device_add")
     assert tree.is_below(device, request)
     assert tree.is_below(tree.one("hotnic-handler", "send hotplug.guest-attached"), request)
     assert tree.is_below(tree.one("hotnic-handler", "guest confirm"), request)
     assert interface in json.dumps(device["attributes"])
+    # Two roles write the VMI's status. The write that loses is a conflict, and no error.
+    assert [span["name"] for span in tree.failed()] == []
 
 
-def test_status_shows_the_whole_ladder_and_status_agrees_with_the_trace(lab: Lab, vm: str, interface: str) -> None:
+def test_status_and_trace_show_the_completed_plug(lab: Lab, vm: str, interface: str) -> None:
     plug(lab, vm, interface)
     done = lab.hotnic("status", vm, "-o", "json")
     assert done.returncode == 0, done.stderr
@@ -120,22 +121,26 @@ def test_status_shows_the_whole_ladder_and_status_agrees_with_the_trace(lab: Lab
 
 
 class Tree:
-    """The spans of one trace by their parents."""
+    """The spans of one trace with their parents."""
 
     def __init__(self, spans: list[Span]) -> None:
         self._spans = spans
         self._by_id = {span["spanId"]: span for span in spans}
 
     def one(self, service: str, name: str) -> Span:
-        """The first span of a service whose name begins so."""
+        """Return the first span of a service whose name begins with ``name``."""
         found = [s for s in self._spans if s["service"] == service and s["name"].startswith(name)]
         assert found, (
             f"{service} has no span {name!r}; there are {sorted({(s['service'], s['name']) for s in self._spans})}"
         )
         return min(found, key=lambda span: int(span["startTimeUnixNano"]))
 
+    def failed(self) -> list[Span]:
+        """Return the spans with the status ERROR (2 in OTLP)."""
+        return [span for span in self._spans if span.get("status", {}).get("code") in (2, "STATUS_CODE_ERROR")]
+
     def is_below(self, span: Span, ancestor: Span) -> bool:
-        """Whether the ancestor is among the parents of a span, at any distance."""
+        """Return whether a span is below an ancestor, at any depth."""
         at: Span | None = span
         while at is not None:
             if at["spanId"] == ancestor["spanId"]:
@@ -144,7 +149,7 @@ class Tree:
         return False
 
     def below(self, ancestor: Span, service: str, name: str) -> Span:
-        """The first span of that name below the ancestor."""
+        """Return a span below the ancestor whose name begins with ``name``."""
         found = [
             s
             for s in self._spans

@@ -1,48 +1,49 @@
-"""Whatever is done to three VMs in whatever order, while roles die: in the end all is as the last answers said.
+"""Random operations on three VMs while roles are killed: the state at the end is that of the accepted requests.
 
-`make test` takes a few steps with doubles, `make test-long` hundreds, and again as many with real guests.
+`make test` runs a few operations with guest doubles. `make test-long` runs hundreds, and as many with real guests.
 """
 
 import pytest
 
+from lab.layout import GuestKind
 from tests.support import sampled
 from tests.support.lab import Lab
+from tests.support.random_walk import RandomWalk
 from tests.support.rig import Rig
-from tests.support.walk import Walk
 
 pytestmark = pytest.mark.timeout(1500 if sampled.LONG else 300)
 
 TABLE = "random walk"
 STEPS, SOME = 320, 60
 UNTIL_QUIET = 16
-"""Steps after which everything is let come to rest."""
+"""Number of operations after which the test waits for the expected state."""
 
 
 async def walk(rig: Rig, vms: list[str], table: str) -> None:
-    walk = Walk(rig, vms, f"{sampled.SEED} walk")
-    for number, _ in enumerate(sampled.first(table, STEPS, SOME), 1):
+    walk = RandomWalk(rig, vms, f"{sampled.SEED} walk")
+    for number, _ in enumerate(sampled.first_steps(table, STEPS, SOME), 1):
         await walk.step()
-        sampled.ran(table)
+        sampled.count_run(table)
         if number % UNTIL_QUIET == 0:
-            await walk.quiet()
-    await walk.quiet()
-    for walker in walk.walkers:
-        await rig.emptied(walker.vm)
+            await walk.wait_consistent()
+    await walk.wait_consistent()
+    for vm in walk.vms:
+        await rig.delete_vm(vm.name)
 
 
-def three(lab: Lab) -> list[str]:
-    """Three VMs without secondary NICs that are the test's alone."""
+def three(lab: Lab, guest: GuestKind) -> list[str]:
+    """Create three VMs without secondary interfaces for one test."""
     names = [f"walker-{number}" for number in range(1, 4)]
     for name in names:
-        lab.boot(name)
+        lab.boot(name, guest=guest)
     return names
 
 
-async def test_a_random_walk_ends_where_the_answers_said(doubles: Lab, rig: Rig) -> None:
-    await walk(rig, three(doubles), TABLE)
+async def test_random_walk_ends_in_the_requested_state(doubles: Lab, rig: Rig) -> None:
+    await walk(rig, three(doubles, "double"), TABLE)
 
 
 if sampled.LONG:
 
-    async def test_a_random_walk_with_real_guests_ends_where_the_answers_said(lab: Lab, real_rig: Rig) -> None:
-        await walk(real_rig, three(lab), f"{TABLE} with real guests")
+    async def test_random_walk_with_real_guests_ends_in_the_requested_state(lab: Lab, real_rig: Rig) -> None:
+        await walk(real_rig, three(lab, "qemu"), f"{TABLE} with real guests")

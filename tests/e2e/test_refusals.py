@@ -1,4 +1,4 @@
-"""What addinterface refuses, through the API server's aggregation: a Status, and nothing changed."""
+"""Requests that addinterface refuses, through the API server's aggregation layer: a Status, and no change."""
 
 import asyncio
 import ssl
@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 import yaml
 
+from lab.layout import API_PORT
 from schemas.kube import VirtualMachineInstance
-from schemas.operations import operation_of
-from services.lab.layout import API_PORT
+from schemas.operations import read_operation
 from tests.support.lab import SAMPLE_NAD, SAMPLE_VM, Lab
 
 BASE = "/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances"
@@ -20,7 +20,7 @@ BASE = "/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstanc
 
 @pytest.fixture
 async def http(lab: Lab) -> AsyncIterator[aiohttp.ClientSession]:
-    """A bare HTTP session as the cluster's administrator, so that headers and bodies are the test's own."""
+    """An HTTP session as the cluster's administrator, in which the test sets all headers and bodies."""
     config = yaml.safe_load(lab.layout.kubeconfig.read_text())
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     pki = lab.layout.dir / "test-pki"
@@ -48,7 +48,7 @@ async def send(
     headers = {"Content-Type": content_type} if content_type else {}
     skip = [] if content_type else ["Content-Type"]
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(45),
         http.request(method, path, data=body, headers=headers, skip_auto_headers=skip) as answer,
     ):
         return answer.status, await answer.json(content_type=None) if answer.status >= 400 else {}
@@ -87,7 +87,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("method", "path", "payload", "code", "reason"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
 )
-async def test_a_bad_request_gets_a_status_and_changes_nothing(
+async def test_invalid_request_gets_a_status_and_changes_nothing(
     lab: Lab,
     http: aiohttp.ClientSession,
     method: str,
@@ -108,7 +108,7 @@ async def test_a_bad_request_gets_a_status_and_changes_nothing(
     assert shape(lab.vmi(SAMPLE_VM)) == before
 
 
-async def test_a_vmi_that_does_not_run_is_refused(lab: Lab, http: aiohttp.ClientSession) -> None:
+async def test_request_for_a_vmi_that_does_not_run_is_refused(lab: Lab, http: aiohttp.ClientSession) -> None:
     stopped = """
 apiVersion: kubevirt.io/v1
 kind: VirtualMachineInstance
@@ -124,7 +124,7 @@ spec: {nodeSelector: {nowhere: "true"}, domain: {devices: {}}}
         lab.kubectl("delete", "vmi", "never-runs", "--wait=false")
 
 
-async def test_the_kubevirt_paths_serve_the_same(lab: Lab, http: aiohttp.ClientSession) -> None:
+async def test_kubevirts_paths_are_served(lab: Lab, http: aiohttp.ClientSession) -> None:
     for version in ("v1", "v1alpha3"):
         path = f"/apis/subresources.kubevirt.io/{version}/namespaces/default/virtualmachineinstances"
         status, answer = await send(http, "PUT", f"{path}/nobody/addinterface", body(), None)
@@ -132,17 +132,17 @@ async def test_the_kubevirt_paths_serve_the_same(lab: Lab, http: aiohttp.ClientS
         assert answer["message"] == 'virtualmachineinstance.kubevirt.io "nobody" not found'
 
 
-def test_yaml_is_accepted_as_well_as_json(lab: Lab, vm: str, interface: str) -> None:
+def test_yaml_body_is_accepted(lab: Lab, vm: str, interface: str) -> None:
     text = f"networkAttachmentDefinitionName: {SAMPLE_NAD}\nname: {interface}\n"
-    code, said = lab.raw(f"{BASE}/{vm}/addinterface", text)
-    assert code == 0, said
-    operation = operation_of(lab.vmi(vm).metadata.annotations, interface)
+    code, output = lab.raw(f"{BASE}/{vm}/addinterface", text)
+    assert code == 0, output
+    operation = read_operation(lab.vmi(vm).metadata.annotations, interface)
     assert operation is not None
     assert operation.traceparent is not None
     lab.wait_for_spans(operation.traceparent.split("-")[1], {"send hotplug.guest-attached"})
 
 
-def test_the_api_answers_nobody_but_the_aggregation_layer(lab: Lab) -> None:
+def test_api_rejects_clients_other_than_the_aggregation_layer(lab: Lab) -> None:
     url = f"https://127.0.0.1:{API_PORT}{BASE}/{SAMPLE_VM}/addinterface"
     done = lab.hotnic("lab", "exec", "--", sys.executable, "-c", ANONYMOUS, url, body().decode())
     assert '"code":401' in done.stdout.replace(" ", ""), done.stdout + done.stderr
@@ -159,6 +159,6 @@ except urllib.error.HTTPError as error:
 
 
 def shape(vmi: VirtualMachineInstance) -> tuple[Any, ...]:
-    """What a refused request must not change."""
+    """Return the parts of a VMI that a refused request must not change."""
     operations = {key: value for key, value in vmi.metadata.annotations.items() if "operation" in key}
     return vmi.spec.networks, vmi.spec.domain.devices.interfaces, operations

@@ -1,11 +1,11 @@
-"""A NIC whose link in the pod cannot be bridged to a guest is refused before anything is wired, and undone again."""
+"""A pod interface that cannot be bridged is refused before the pod network is set up, and its attachment is undone."""
 
 import json
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import Lab, until
+from tests.support.lab import Lab, wait_until
 from tests.support.node_state import node_state
 
 NAD = """
@@ -18,7 +18,7 @@ spec: {{config: '{config}'}}
 
 @pytest.fixture
 def network(lab: Lab, interface: str) -> Iterator[str]:
-    """A network of macvlan links on a link of the node."""
+    """A macvlan network on a link of the node."""
     master = f"m-{interface}"
     config = {
         "cniVersion": "1.0.0",
@@ -35,9 +35,11 @@ def network(lab: Lab, interface: str) -> Iterator[str]:
     assert lab.hotnic("lab", "exec", "--", "ip", "link", "delete", master).returncode == 0
 
 
-def test_a_macvlan_link_is_refused_and_its_attachment_undone(lab: Lab, vm: str, interface: str, network: str) -> None:
+def test_macvlan_interface_is_refused_and_its_attachment_undone(
+    lab: Lab, vm: str, interface: str, network: str
+) -> None:
     before = node_state(lab)
-    # By the template: addinterface itself refuses a network that is known to be one.
+    # By the template, because addinterface refuses a NAD that is known to be macvlan.
     nic = {"name": interface, "bridge": {}}
     lab.edit_template(
         vm,
@@ -47,13 +49,13 @@ def test_a_macvlan_link_is_refused_and_its_attachment_undone(lab: Lab, vm: str, 
 
     def gone() -> bool:
         items = json.loads(lab.kubectl("get", "vm,vmi", vm, "-o", "json"))["items"]
-        told = json.loads(lab.kubectl("get", "events", "-o", "json"))["items"]
-        refused = [e for e in told if e["reason"] == "UnsupportedPodLink" and interface in e["message"]]
+        events = json.loads(lab.kubectl("get", "events", "-o", "json"))["items"]
+        refused = [e for e in events if e["reason"] == "UnsupportedPodLink" and interface in e["message"]]
         return bool(refused) and not any(f'"{interface}"' in json.dumps(item["spec"]) for item in items)
 
-    until(gone)
+    wait_until(gone)
     now = node_state(lab)
-    assert (now.speaks_of(interface), now.links, now.leases) == ([], before.links, before.leases)
+    assert (now.state_of(interface), now.links, now.leases) == ([], before.links, before.leases)
     spans = [span for span in lab.all_spans() if span["service"] == "hotnic-handler" and interface in span["name"]]
     assert not [span for span in spans if span["name"].startswith("handler plug")]
-    lab.give_slot_back(vm)
+    lab.release_slot(vm)

@@ -1,4 +1,4 @@
-"""A NIC leaves a running guest in order, leaving nothing, whichever way it was asked for; its name is free again."""
+"""A NIC is unplugged from a running guest, by every kind of request: nothing is left, and its name is free again."""
 
 import asyncio
 import json
@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from lab.guest.console import LinkEvent
 from schemas.kube import VMS, VirtualMachine, VmiSpec
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
-from schemas.operations import operation_key, operation_of, pod_nic_key, pod_nic_of
+from schemas.operations import operation_key, pod_nic_key, read_operation, read_pod_nic
 from schemas.options import OPERATION_HEADER
-from services.cli.tracing import NoTraces
-from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, MULTUS_STATUS, entry_of, tokens
+from services.cli.tracing.tracer import NoTraces
+from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, MULTUS_STATUS, find_entry, parse_tokens
 from services.common.kube.client import Kube
-from services.lab.guest.console import LinkEvent
-from tests.support.lab import SAMPLE_NAD, Lab, Span, until
+from tests.support.lab import SAMPLE_NAD, Lab, Span, wait_until
 from tests.support.node_state import NodeState, node_state
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
@@ -29,35 +29,35 @@ NETWORKS_PATH = "/spec/template/spec/networks"
 
 @pytest.fixture
 def vm(lab: Lab) -> Iterator[str]:
-    """A VM with a free slot, which is given back: every test here unplugs what it plugs."""
-    name = lab.vm_with_a_slot()
+    """A VM with a free slot, which is released: every test here unplugs what it plugs."""
+    name = lab.take_slot()
     yield name
-    lab.give_slot_back(name)
+    lab.release_slot(name)
 
 
-def test_the_guest_lets_go_first_and_nothing_is_left(lab: Lab, vm: str, interface: str) -> None:
+def test_unplug_detaches_the_guest_first_and_leaves_nothing(lab: Lab, vm: str, interface: str) -> None:
     before = node_state(lab)
     plug(lab, vm, interface)
     during = node_state(lab)
-    assert during.speaks_of(interface)
+    assert during.state_of(interface)
     assert len(during.veths - before.veths) == 1
     assert during.leases - before.leases == {address_of(lab, vm, interface)}
     mac = entry(lab, vm, interface)["mac"]
 
     asyncio.run(guest_reports(lab, vm, mac, "add"))
     answer = unplug(lab, vm, interface)
-    assert (answer["result"], answer["rung"]["kind"]) == ("detached", "unplug")
+    assert (answer["result"], answer["status"]["kind"]) == ("detached", "unplug")
     asyncio.run(guest_reports(lab, vm, mac, "remove"))
 
     assert_left_nothing(lab, vm, interface, before)
-    spans = lab.wait_for_spans(answer["rung"]["traceId"], {f"send hotplug.{stage}" for stage in UNPLUG})
+    spans = lab.wait_for_spans(answer["status"]["traceId"], {f"send hotplug.{stage}" for stage in UNPLUG})
     (request,) = [span for span in spans if span["name"].startswith("PUT /apis/")]
     assert all(below(span, request, spans) for span in spans), names(spans)
-    # Who learns by watch may be ahead of the event; what must be in order is what was done.
+    # A role that is triggered by its watch may act before the event is published, so compare the actions only.
     order = [
         ("api", "kube patch virtualmachineinstances"),
         ("handler", "qmp device_del"),
-        ("handler", "netlink release"),
+        ("handler", "netlink teardown"),
         ("handler", "kube patch virtualmachineinstances"),
         ("controller", "controller annotate"),
         ("networks", "networks detach"),
@@ -70,7 +70,7 @@ def test_the_guest_lets_go_first_and_nothing_is_left(lab: Lab, vm: str, interfac
     assert any(pod_interface(interface) in span["name"] for span in of(spans, "networks", "networks detach"))
 
 
-def test_the_name_is_free_at_once_and_the_next_card_gets_a_lease_of_its_own(lab: Lab, vm: str, interface: str) -> None:
+def test_name_is_free_at_once_and_the_next_nic_gets_a_new_lease(lab: Lab, vm: str, interface: str) -> None:
     before = node_state(lab)
     plugged = [plug(lab, vm, interface)]
     first = address_of(lab, vm, interface)
@@ -86,44 +86,44 @@ def test_the_name_is_free_at_once_and_the_next_card_gets_a_lease_of_its_own(lab:
     assert_left_nothing(lab, vm, interface, before)
 
 
-def test_the_last_card_can_go_too(lab: Lab, interface: str) -> None:
-    vm = lab.vm_with_a_slot(empty=True)
+def test_last_secondary_nic_can_be_unplugged(lab: Lab, interface: str) -> None:
+    vm = lab.take_slot(empty=True)
     before = node_state(lab)
     plug(lab, vm, interface)
     assert len(parse_networks(annotations(lab, vm)[NETWORKS])) == 1
     unplug(lab, vm, interface)
     assert parse_networks(annotations(lab, vm).get(NETWORKS)) == []
     assert_left_nothing(lab, vm, interface, before)
-    lab.give_slot_back(vm)
+    lab.release_slot(vm)
 
 
-async def test_a_plug_that_is_taken_back_at_once_ends_unplugged(lab: Lab, vm: str, interface: str) -> None:
+async def test_unplug_immediately_after_a_plug_leaves_nothing(lab: Lab, vm: str, interface: str) -> None:
     before = node_state(lab)
     body = {"networkAttachmentDefinitionName": SAMPLE_NAD, "name": interface}
     async with await Kube.connect(
         kubeconfig=str(lab.layout.kubeconfig), telemetry=NoTraces(), user_agent="hotnic-test"
     ) as kube:
         path = f"{SUBRESOURCES}/virtualmachineinstances/{vm}"
-        asked = [(await kube.request("PUT", f"{path}/addinterface", body=body)).headers[OPERATION_HEADER]]
+        operations = [(await kube.request("PUT", f"{path}/addinterface", body=body)).headers[OPERATION_HEADER]]
         for _ in range(2):
             answer = await kube.request("PUT", f"{path}/removeinterface", body={"name": interface})
-            asked.append(answer.headers[OPERATION_HEADER])
-    assert asked[0] != asked[1] == asked[2]
-    await asyncio.to_thread(until, lambda: entry_in(spec(lab, vm), interface) is None)
+            operations.append(answer.headers[OPERATION_HEADER])
+    assert operations[0] != operations[1] == operations[2]
+    await asyncio.to_thread(wait_until, lambda: entry_in(spec(lab, vm), interface) is None)
     assert_left_nothing(lab, vm, interface, before)
 
 
-def test_a_template_and_its_running_vm_gain_and_lose_a_card_together(lab: Lab, vm: str, interface: str) -> None:
+def test_persist_plugs_and_unplugs_in_template_and_running_vm(lab: Lab, vm: str, interface: str) -> None:
     before = node_state(lab)
     answer = plug(lab, vm, interface, "--persist")
     assert (answer["result"], answer["persist"]) == ("attached", True)
     operations = [
-        operation_of(holder.metadata.annotations, interface) for holder in (template_of(lab, vm), lab.vmi(vm))
+        read_operation(holder.metadata.annotations, interface) for holder in (template_of(lab, vm), lab.vmi(vm))
     ]
     assert [operation.id for operation in operations if operation is not None] == [answer["operation"]] * 2
     assert entry_in(template_of(lab, vm).spec.template.spec, interface) is not None
     stages = {"requested", "pod-annotated", "multus-attached", "guest-attached"}
-    spans = lab.wait_for_spans(answer["rung"]["traceId"], {f"send hotplug.{stage}" for stage in stages})
+    spans = lab.wait_for_spans(answer["status"]["traceId"], {f"send hotplug.{stage}" for stage in stages})
     assert of(spans, "api", "kube patch virtualmachines")
     assert not of(spans, "api", "kube patch virtualmachineinstances")
     assert {span["service"] for span in of(spans, "", "send hotplug.requested")} == {"hotnic-controller"}
@@ -136,14 +136,14 @@ def test_a_template_and_its_running_vm_gain_and_lose_a_card_together(lab: Lab, v
     assert_left_nothing(lab, vm, interface, before)
 
 
-def test_a_card_that_only_the_running_vm_loses_stays_in_the_template(lab: Lab, vm: str, interface: str) -> None:
+def test_unplug_without_persist_leaves_the_template_unchanged(lab: Lab, vm: str, interface: str) -> None:
     before = node_state(lab)
     plug(lab, vm, interface, "--persist")
     unplug(lab, vm, interface)
-    kept = entry_in(template_of(lab, vm).spec.template.spec, interface)
-    assert kept is not None
-    assert kept.get("state") is None
-    # Whatever makes the controller look at the VM again must not bring the card back.
+    interface_in_template = entry_in(template_of(lab, vm).spec.template.spec, interface)
+    assert interface_in_template is not None
+    assert interface_in_template.get("state") is None
+    # A reconcile of the VM must not plug the interface again.
     lab.kubectl("annotate", "vm", vm, f"example.org/{interface}=touched")
     done = lab.hotnic("removeinterface", vm, "--name", interface)
     assert done.returncode == 3, done.stderr
@@ -151,13 +151,13 @@ def test_a_card_that_only_the_running_vm_loses_stays_in_the_template(lab: Lab, v
     assert done.returncode == 3, done.stderr
     unplug(lab, vm, interface, "--persist")
     assert entry_in(template_of(lab, vm).spec.template.spec, interface) is None
-    # The mark that kept it out goes with the template's wish.
-    until(lambda: operation_key(interface) not in lab.vmi(vm).metadata.annotations)
+    # The operation that prevented a plug is removed with the template's interface.
+    wait_until(lambda: operation_key(interface) not in lab.vmi(vm).metadata.annotations)
     assert_left_nothing(lab, vm, interface, before)
 
 
-def test_a_vm_that_does_not_run_changes_its_template_alone(lab: Lab, interface: str) -> None:
-    name = f"resting-{interface}"
+def test_requests_for_a_stopped_vm_change_its_template_only(lab: Lab, interface: str) -> None:
+    name = f"stopped-{interface}"
     sample = json.loads(lab.kubectl("get", "vm", "centos-stream9-1", "-o", "json"))
     body = {key: sample[key] for key in ("apiVersion", "kind")}
     body |= {"metadata": {"name": name}, "spec": sample["spec"] | {"running": False}}
@@ -165,24 +165,24 @@ def test_a_vm_that_does_not_run_changes_its_template_alone(lab: Lab, interface: 
     try:
         done = lab.hotnic("addinterface", name, "--name", interface, *NAD, "--persist", "--wait")
         assert done.returncode == 0, done.stderr
-        assert f"{interface} stands in the template of default/{name}, which does not run" in done.stdout
+        assert f'interface "{interface}" added to the template of default/{name}; the VM is not running' in done.stdout
         assert entry_in(template_of(lab, name).spec.template.spec, interface) is not None
         done = lab.hotnic("removeinterface", name, "--name", interface, "--persist", "-o", "json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["result"] == "template"
-        until(lambda: entry_in(template_of(lab, name).spec.template.spec, interface) is None)
-        assert operation_of(template_of(lab, name).metadata.annotations, interface) is None
+        wait_until(lambda: entry_in(template_of(lab, name).spec.template.spec, interface) is None)
+        assert read_operation(template_of(lab, name).metadata.annotations, interface) is None
     finally:
         lab.kubectl("delete", "vm", name, "--wait=false")
 
 
-def test_an_edit_of_the_template_plugs_and_unplugs(lab: Lab, vm: str, interface: str) -> None:
+def test_template_edits_plug_and_unplug(lab: Lab, vm: str, interface: str) -> None:
     before = node_state(lab)
     mac = "02:68:6f:74:6e:69"
     nic = {"name": interface, "bridge": {}, "macAddress": mac}
     network = {"name": interface, "multus": {"networkName": SAMPLE_NAD}}
     edit(lab, vm, ("add", f"{INTERFACES}/-", nic), ("add", f"{NETWORKS_PATH}/-", network))
-    until(lambda: {DOMAIN, GUEST_AGENT, MULTUS_STATUS} <= tokens(entry(lab, vm, interface)))
+    wait_until(lambda: {DOMAIN, GUEST_AGENT, MULTUS_STATUS} <= parse_tokens(entry(lab, vm, interface)))
     shown = entry(lab, vm, interface)
     assert (shown["infoSource"], shown["mac"]) == ("domain, guest-agent, multus-status", mac)
     assert (shown["queueCount"], shown["podInterfaceName"]) == (1, pod_interface(interface))
@@ -195,7 +195,7 @@ def test_an_edit_of_the_template_plugs_and_unplugs(lab: Lab, vm: str, interface:
     items = template_of(lab, vm).spec.template.spec.interface_items()
     (index,) = [at for at, item in enumerate(items) if item.name == interface]
     edit(lab, vm, ("test", f"{INTERFACES}/{index}/name", interface), ("add", f"{INTERFACES}/{index}/state", "absent"))
-    until(lambda: entry_in(template_of(lab, vm).spec.template.spec, interface) is None)
+    wait_until(lambda: entry_in(template_of(lab, vm).spec.template.spec, interface) is None)
     plugging, unplugging = request_of(lab, interface)
     assert plugging != unplugging
     spans = lab.wait_for_spans(unplugging, {f"send hotplug.{stage}" for stage in UNPLUG})
@@ -208,34 +208,36 @@ def test_an_edit_of_the_template_plugs_and_unplugs(lab: Lab, vm: str, interface:
 
 @pytest.mark.parametrize("persist", [(), ("--persist",)], ids=["VMI", "VM"])
 @pytest.mark.parametrize(
-    ("name", "said"), [("nothing", "404 NotFound"), ("default", "422 Invalid")], ids=["unknown", "primary"]
+    ("name", "output"), [("nothing", "404 NotFound"), ("default", "422 Invalid")], ids=["unknown", "primary"]
 )
-def test_what_cannot_be_unplugged_is_refused(lab: Lab, vm: str, name: str, said: str, persist: tuple[str, ...]) -> None:
+def test_unplug_of_an_unknown_or_primary_interface_is_refused(
+    lab: Lab, vm: str, name: str, output: str, persist: tuple[str, ...]
+) -> None:
     before = spec(lab, vm), template_of(lab, vm).spec
     done = lab.hotnic("removeinterface", vm, "--name", name, *persist)
     assert (done.returncode, done.stdout) == (3, "")
-    assert said in done.stderr
+    assert output in done.stderr
     assert name in done.stderr
     assert (spec(lab, vm), template_of(lab, vm).spec) == before
 
 
-def test_while_an_unplug_runs_it_is_joined_and_nothing_else_is_taken(lab: Lab, vm: str, interface: str) -> None:
+def test_repeated_unplug_joins_the_operation_and_a_plug_is_refused(lab: Lab, vm: str, interface: str) -> None:
     before = node_state(lab)
     plug(lab, vm, interface)
-    with lab.without("handler"):
+    with lab.stopped("handler"):
         first = lab.hotnic("removeinterface", vm, "--name", interface, "-o", "json")
         assert first.returncode == 0, first.stderr
         done = lab.hotnic("removeinterface", vm, "--name", interface, "--wait", "--timeout", "1s", "-o", "json")
         assert done.returncode == 4, done.stderr
-        assert "reached requested, WaitingForGuestDetached: it is the turn of handler" in done.stderr
+        assert "reached stage requested, waiting for handler (WaitingForGuestDetached)" in done.stderr
         assert json.loads(done.stdout)["operation"] == json.loads(first.stdout)["operation"]
         done = lab.hotnic("addinterface", vm, "--name", interface, *NAD)
         assert done.returncode == 3
         assert "409" in done.stderr
         assert "is being unplugged" in done.stderr
-        assert node_state(lab).speaks_of(interface), "nothing may be taken from under a card that the guest uses"
+        assert node_state(lab).state_of(interface), "nothing may be removed while the guest uses the NIC"
         assert entry(lab, vm, interface)
-    until(lambda: entry_in(spec(lab, vm), interface) is None)
+    wait_until(lambda: entry_in(spec(lab, vm), interface) is None)
     assert_left_nothing(lab, vm, interface, before)
 
 
@@ -260,31 +262,31 @@ def edit(lab: Lab, vm: str, *ops: tuple[str, str, Any]) -> None:
 
 
 def assert_left_nothing(lab: Lab, vm: str, interface: str, before: NodeState) -> None:
-    """Nothing of the NIC stands in any object or on the node, and the node holds what it held before."""
+    """Check that no object and no part of the node has anything of the NIC, and that the node is as before."""
     vmi = lab.vmi(vm)
     pod = lab.pod(vmi).metadata.annotations
     assert all(item.get("name") != interface for item in [*(vmi.spec.networks or ()), *(vmi.status.interfaces or ())])
     assert entry_in(vmi.spec, interface) is None
-    kept = {operation_key(interface), pod_nic_key(interface)}
-    assert not kept & (vmi.metadata.annotations.keys() | pod.keys())
+    removed_keys = {operation_key(interface), pod_nic_key(interface)}
+    assert not removed_keys & (vmi.metadata.annotations.keys() | pod.keys())
     link = pod_interface(interface)
     assert link not in {element.requested_interface for element in parse_networks(pod.get(NETWORKS))}
     assert link not in {status.interface for status in parse_network_status(pod.get(NETWORK_STATUS))}
     now = node_state(lab)
-    assert now.speaks_of(interface) == []
+    assert now.state_of(interface) == []
     assert (now.veths, now.leases, now.links) == (before.veths, before.leases, before.links)
 
 
 async def guest_reports(lab: Lab, vm: str, mac: str, action: str) -> None:
-    """Wait until the guest's console tells that the card with a MAC came, or that its link has gone."""
-    async with lab.console(lab.vmi(vm)) as console, asyncio.timeout(10):
-        came = await console.wait_for_link(mac, timeout=10)
+    """Wait until the guest's console reports the link with a MAC (``add``), or its removal (``remove``)."""
+    async with lab.console(lab.vmi(vm)) as console:
+        came = await console.wait_for_link(mac, timeout=45)
         if action == "remove":
 
             def gone(event: object) -> bool:
                 return isinstance(event, LinkEvent) and event.action == "remove" and event.name == came.name
 
-            await console.wait_for(gone, timeout=10, since=console.events.index(came))
+            await console.wait_for(gone, timeout=45, since=console.events.index(came))
             assert came.name not in console.links_seen()
 
 
@@ -293,8 +295,8 @@ def annotations(lab: Lab, vm: str) -> dict[str, str]:
 
 
 def address_of(lab: Lab, vm: str, interface: str) -> str:
-    """The address that the CNI plugins gave an interface."""
-    record = pod_nic_of(annotations(lab, vm), pod_nic_key(interface))
+    """Return the address that the CNI plugins assigned to an interface."""
+    record = read_pod_nic(annotations(lab, vm), pod_nic_key(interface))
     assert record is not None
     return record.ips[0].split("/")[0]
 
@@ -313,11 +315,11 @@ def entry_in(spec: VmiSpec, interface: str) -> dict[str, Any] | None:
 
 
 def entry(lab: Lab, vm: str, interface: str) -> dict[str, Any]:
-    return entry_of(lab.vmi(vm).status.interfaces, interface) or {}
+    return find_entry(lab.vmi(vm).status.interfaces, interface) or {}
 
 
 def request_of(lab: Lab, interface: str) -> list[str]:
-    """The traces in which the controller wrote an edit of an interface down, the oldest first."""
+    """Return the traces of the operations that the controller recorded for edits of an interface, oldest first."""
     mine = [span for span in lab.all_spans() if span["name"] == f"controller request {interface}"]
     return [span["traceId"].lower() for span in sorted(mine, key=lambda span: int(span["startTimeUnixNano"]))]
 

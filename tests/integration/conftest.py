@@ -1,4 +1,4 @@
-"""No test of this tier leaves anything on the machine."""
+"""Fixture of this tier: no test leaves anything on the machine."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ adopt_orphans()
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Fails a test that leaves a link, network namespace, mount, process or cgroup."""
+    """Fail a test that leaves a link, network namespace, mount, process or cgroup."""
     before = count()
     yield
     found = left_over(before)

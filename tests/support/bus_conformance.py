@@ -1,4 +1,4 @@
-"""What every bus must do, as one suite: subclass :class:`BusConformance` and give it the fixture ``harness``."""
+"""The conformance suite of a bus: subclass :class:`BusConformance` and define the fixture ``harness``."""
 
 import asyncio
 import contextlib
@@ -18,9 +18,9 @@ from services.common.bus.envelope import (
     DEAD_SUBJECT,
     MSG_ID,
     BusMessage,
-    outgoing,
+    encode_message,
 )
-from services.common.bus.protocol import Bus, Received, WrongRevision
+from services.common.bus.protocol import Bus, ReceivedEvent, WrongRevision
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import span_context
 from tests.support.spans import named, recording_telemetry, tree
@@ -31,39 +31,39 @@ FILTERS = (node_filter(NODE),)
 
 
 class Harness(Protocol):
-    """How the suite reaches behind a bus."""
+    """Access of the suite to the server behind a bus."""
 
     async def bus(self, role: str, node: str, telemetry: Telemetry | None = None) -> Bus:
-        """A connected bus of one process; all of them meet at one server."""
+        """Return a connected bus of one process; all buses of a harness use one server."""
         ...
 
-    async def stands(self, consumer: str) -> None:
-        """Wait until the server knows the consumer."""
+    async def wait_consumer(self, consumer: str) -> None:
+        """Wait until the server has the consumer."""
         ...
 
-    async def raw(self, message: BusMessage) -> None:
-        """Publish whatever bytes."""
+    async def publish_raw(self, message: BusMessage) -> None:
+        """Publish a message unchecked."""
         ...
 
-    async def dead(self, count: int) -> Sequence[BusMessage]:
-        """The dead letters, once there are this many."""
+    async def dead_letters(self, count: int) -> Sequence[BusMessage]:
+        """Return the dead letters as soon as there are ``count`` of them."""
         ...
 
 
 class Inbox:
-    """A handler that keeps what it gets."""
+    """A handler that stores the events it gets."""
 
     def __init__(self) -> None:
-        self.received: list[Received] = []
+        self.received: list[ReceivedEvent] = []
         self._arrived = asyncio.Event()
 
-    def __call__(self, received: Received) -> None:
+    def __call__(self, received: ReceivedEvent) -> None:
         self.received.append(received)
         self._arrived.set()
 
     async def wait(self, count: int) -> list[Event]:
-        """The first so many events."""
-        async with asyncio.timeout(10):
+        """Return all events as soon as there are ``count`` of them."""
+        async with asyncio.timeout(60):
             while len(self.received) < count:
                 self._arrived.clear()
                 await self._arrived.wait()
@@ -79,11 +79,11 @@ class Inbox:
 async def consuming(
     harness: Harness, bus: Bus, handler: "Inbox", *, consumer: str = CONSUMER, filters: Sequence[str] = FILTERS
 ) -> AsyncIterator[None]:
-    """Consume as long as the block lasts; begins when the consumer stands."""
+    """Consume during the block; the block starts when the consumer exists."""
     task = asyncio.create_task(bus.consume(consumer=consumer, filters=filters, handler=handler))
     try:
-        async with asyncio.timeout(10):
-            await harness.stands(consumer)
+        async with asyncio.timeout(60):
+            await harness.wait_consumer(consumer)
         yield
     finally:
         task.cancel()
@@ -92,12 +92,12 @@ async def consuming(
 
 
 def operation(number: int = 1, kind: OperationKind = OperationKind.PLUG) -> Operation:
-    """An operation with an id of its own."""
+    """Return an operation with an id of its own."""
     return Operation(f"operation-{number}", kind, "iface1", None, "2026-11-23T10:00:00Z")
 
 
 def annotated(number: int = 1, *, node: str = NODE, vmi: str = "vm-1", attempt: int = 1) -> PodAnnotated:
-    """An event that the controller publishes for a node."""
+    """Return an event that the controller publishes for a node."""
     return PodAnnotated(
         operation=operation(number),
         vmi=ObjectRef("default", vmi, "uid-1"),
@@ -109,9 +109,9 @@ def annotated(number: int = 1, *, node: str = NODE, vmi: str = "vm-1", attempt: 
 
 
 class BusConformance:
-    """The suite."""
+    """The tests that every bus must pass."""
 
-    async def test_an_event_reaches_the_handler_whole(self, harness: Harness) -> None:
+    async def test_event_reaches_the_handler_unchanged(self, harness: Harness) -> None:
         inbox, bus = Inbox(), await harness.bus("controller", "_")
         async with consuming(harness, await harness.bus("networks", NODE), inbox):
             await bus.publish(annotated())
@@ -120,7 +120,7 @@ class BusConformance:
         assert not inbox.received[0].redelivered
         assert bus.connected
 
-    async def test_a_consumer_gets_what_its_filters_say(self, harness: Harness) -> None:
+    async def test_consumer_gets_the_events_that_match_its_filters(self, harness: Harness) -> None:
         bus = await harness.bus("controller", "_")
         ours, stages, both = Inbox(), Inbox(), Inbox()
         failed = Failed(operation=operation(), vmi=ObjectRef("a", "b", "c"), node="other", reason="Boom")
@@ -136,14 +136,14 @@ class BusConformance:
             assert await stages.wait(1) == [failed]
             assert await both.wait(2) == [failed, annotated(2)]
 
-    async def test_a_new_consumer_gets_new_events_only(self, harness: Harness) -> None:
+    async def test_new_consumer_gets_new_events_only(self, harness: Harness) -> None:
         inbox, bus = Inbox(), await harness.bus("controller", "_")
         await bus.publish(annotated(1))
         async with consuming(harness, bus, inbox):
             await bus.publish(annotated(2))
             assert await inbox.wait(1) == [annotated(2)]
 
-    async def test_a_consumer_that_pauses_gets_what_came_meanwhile(self, harness: Harness) -> None:
+    async def test_resumed_consumer_gets_the_events_published_meanwhile(self, harness: Harness) -> None:
         inbox, bus = Inbox(), await harness.bus("controller", "_")
         async with consuming(harness, bus, inbox):
             await bus.publish(annotated(1))
@@ -152,7 +152,7 @@ class BusConformance:
         async with consuming(harness, bus, inbox):
             assert await inbox.wait(2) == [annotated(1), annotated(2)]
 
-    async def test_events_of_one_publisher_keep_their_order(self, harness: Harness) -> None:
+    async def test_events_of_one_publisher_arrive_in_order(self, harness: Harness) -> None:
         inbox, bus = Inbox(), await harness.bus("controller", "_")
         events = [annotated(number) for number in range(300)]
         async with consuming(harness, bus, inbox):
@@ -160,7 +160,7 @@ class BusConformance:
                 await bus.publish(event)
             assert await inbox.wait(300) == events
 
-    async def test_the_same_publish_counts_once(self, harness: Harness) -> None:
+    async def test_repeated_publish_is_delivered_once(self, harness: Harness) -> None:
         inbox, bus = Inbox(), await harness.bus("controller", "_")
         async with consuming(harness, bus, inbox):
             await bus.publish(annotated(1))
@@ -169,14 +169,14 @@ class BusConformance:
             assert await inbox.wait(2) == [annotated(1), annotated(1, attempt=2)]
 
     @pytest.mark.parametrize("name", ["a.b.c", "50%", "-x", "*", ">", "ü 日本", "$JS.API"])
-    async def test_any_name_travels(self, harness: Harness, name: str) -> None:
+    async def test_arbitrary_names_are_delivered(self, harness: Harness, name: str) -> None:
         inbox, bus = Inbox(), await harness.bus("controller", "_")
         filters, consumer = [node_filter(name)], node_consumer("networks", name)
         async with consuming(harness, bus, inbox, consumer=consumer, filters=filters):
             await bus.publish(annotated(vmi=name, node=name))
             assert await inbox.wait(1) == [annotated(vmi=name, node=name)]
 
-    async def test_one_trace_from_publisher_to_handler(self, harness: Harness) -> None:
+    async def test_publisher_and_handler_share_one_trace(self, harness: Harness) -> None:
         telemetry, exporter = recording_telemetry()
         bus = await harness.bus("controller", "_", telemetry)
         inbox = Inbox()
@@ -198,7 +198,7 @@ class BusConformance:
             assert span.attributes["messaging.destination.template"] == "hotplug.pod-annotated.{node}.{namespace}.{vmi}"
             assert span.attributes["messaging.message.id"]
 
-    async def test_an_event_outside_of_any_span_starts_a_trace(self, harness: Harness) -> None:
+    async def test_publish_without_a_span_starts_a_trace(self, harness: Harness) -> None:
         telemetry, exporter = recording_telemetry()
         bus, inbox = await harness.bus("controller", "_", telemetry), Inbox()
         async with consuming(harness, bus, inbox):
@@ -209,9 +209,9 @@ class BusConformance:
             ("send hotplug.pod-annotated", [("process hotplug.pod-annotated", [])])
         ]
 
-    async def test_unusable_messages_become_dead_letters(self, harness: Harness) -> None:
+    async def test_unusable_messages_are_dead_lettered(self, harness: Harness) -> None:
         inbox, bus = Inbox(), await harness.bus("controller", "_")
-        good = outgoing(annotated(), role="controller", node="_", start_id="test")
+        good = encode_message(annotated(), role="controller", node="_", start_id="test")
         subject, headers = good.subject, {k: v for k, v in good.headers.items() if k != MSG_ID}
         bad = {
             "Undecodable": BusMessage(subject, b"{", headers),
@@ -225,10 +225,12 @@ class BusConformance:
         }
         async with consuming(harness, bus, inbox):
             for message in bad.values():
-                await harness.raw(message)
+                await harness.publish_raw(message)
             await bus.publish(annotated(2))
             assert await inbox.wait(1) == [annotated(2)]
-            letters = {letter.headers[DEAD_REASON]: letter for letter in await harness.dead(len(bad))}
+            letters = {
+                dead_letter.headers[DEAD_REASON]: dead_letter for dead_letter in await harness.dead_letters(len(bad))
+            }
         assert letters.keys() == bad.keys()
         for reason, message in bad.items():
             assert letters[reason].payload == message.payload
@@ -236,12 +238,12 @@ class BusConformance:
             assert letters[reason].headers[DEAD_CONSUMER] == CONSUMER
             assert letters[reason].subject == message.subject.replace("hotplug.", "hotplug-dead.", 1)
 
-    async def test_a_failing_handler_costs_one_message(self, harness: Harness) -> None:
+    async def test_message_of_a_failing_handler_is_dead_lettered(self, harness: Harness) -> None:
         telemetry, exporter = recording_telemetry()
         inbox, bus = Inbox(), await harness.bus("controller", "_", telemetry)
 
         class Failing(Inbox):
-            def __call__(self, received: Received) -> None:
+            def __call__(self, received: ReceivedEvent) -> None:
                 if received.event.operation.id == "operation-1":
                     raise LookupError("a bug")
                 inbox(received)
@@ -250,18 +252,18 @@ class BusConformance:
             await bus.publish(annotated(1))
             await bus.publish(annotated(2))
             assert await inbox.wait(1) == [annotated(2)]
-            (letter,) = await harness.dead(1)
-        assert letter.headers[DEAD_REASON] == "HandlerFailed"
+            (dead_letter,) = await harness.dead_letters(1)
+        assert dead_letter.headers[DEAD_REASON] == "HandlerFailed"
         failed = [span for span in exporter.get_finished_spans() if not span.status.is_ok]
         assert [span.name for span in failed] == ["process hotplug.pod-annotated"]
         assert b'hotnic_dead_letters_total{reason="HandlerFailed"} 1.0' in telemetry.metrics_text()
 
-    async def test_a_role_publishes_its_own_stages_only(self, harness: Harness) -> None:
+    async def test_role_may_only_publish_its_own_stages(self, harness: Harness) -> None:
         bus = await harness.bus("handler", NODE)
-        with pytest.raises(ValueError, match="handler does not publish pod-annotated"):
+        with pytest.raises(ValueError, match="handler may not publish pod-annotated"):
             await bus.publish(annotated())
 
-    async def test_what_is_published_is_measured(self, harness: Harness) -> None:
+    async def test_published_events_are_measured(self, harness: Harness) -> None:
         telemetry, _ = recording_telemetry()
         bus = await harness.bus("handler", NODE, telemetry)
         await bus.publish(GuestAttached(operation=operation(), node=NODE))
@@ -270,22 +272,24 @@ class BusConformance:
         assert 'hotnic_stage_seconds_count{kind="plug",stage="guest-attached"} 1.0' in text
         assert 'hotnic_failures_total{reason="NoFreeSlot",stage="guest-attached"} 1.0' in text
 
-    async def test_several_consumers_get_the_same_event(self, harness: Harness) -> None:
+    async def test_all_consumers_get_the_same_events(self, harness: Harness) -> None:
         api, networks = await harness.bus("api", "_"), await harness.bus("networks", NODE)
         one, two = Inbox(), Inbox()
-        wish = Requested(operation=operation(), vmi=ObjectRef("default", "vm", "u"), node=NODE, network="default/br")
+        requested = Requested(
+            operation=operation(), vmi=ObjectRef("default", "vm", "u"), node=NODE, network="default/br"
+        )
         done = MultusAttached(operation=operation(), node=NODE, pod_interface="net1", ips=("10.0.0.1",))
         async with (
             consuming(harness, api, one, consumer="controller_1", filters=["hotplug.>"]),
             consuming(harness, networks, two),
         ):
-            await api.publish(wish)
+            await api.publish(requested)
             await one.wait(1)
             await networks.publish(done)
-            assert await one.wait(2) == [wish, done]
-            assert await two.wait(2) == [wish, done]
+            assert await one.wait(2) == [requested, done]
+            assert await two.wait(2) == [requested, done]
 
-    async def test_a_bucket_keeps_values_and_revisions(self, harness: Harness) -> None:
+    async def test_bucket_stores_values_and_revisions(self, harness: Harness) -> None:
         bucket = (await harness.bus("controller", "_")).kv("operations")
         assert await bucket.get("a.b") is None
         first = await bucket.create("a.b", b"1")
@@ -306,13 +310,13 @@ class BusConformance:
         assert found is not None
         assert found.value == b"put"
 
-    async def test_a_watch_begins_with_what_is_there(self, harness: Harness) -> None:
+    async def test_watch_starts_with_the_current_entries(self, harness: Harness) -> None:
         bucket = (await harness.bus("controller", "_")).kv("watched")
         await bucket.put("ns.one", b"1")
         await bucket.put("other.two", b"2")
         watch = bucket.watch("ns.>")
         seen: list[tuple[str, bytes | None] | None] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for entry in watch:
                 seen.append(None if entry is None else (entry.key, entry.value))
                 if entry is None:
@@ -323,12 +327,12 @@ class BusConformance:
         await watch.aclose()
         assert seen == [("ns.one", b"1"), None, ("ns.three", b"3"), ("ns.one", None)]
 
-    async def test_nothing_is_left_of_a_key_that_is_forgotten(self, harness: Harness) -> None:
-        bucket = (await harness.bus("controller", "_")).kv("forgetting")
+    async def test_purged_key_leaves_no_marker(self, harness: Harness) -> None:
+        bucket = (await harness.bus("controller", "_")).kv("purging")
         for key in ("ns.one", "ns.two"):
             await bucket.put(key, b"1")
         await bucket.delete("ns.one")
-        await bucket.forget("ns.one")
+        await bucket.purge("ns.one")
         watch = bucket.watch()
         seen = [await anext(watch), await anext(watch)]
         await watch.aclose()

@@ -1,4 +1,4 @@
-"""A certificate authority for one test: keys and certificates as PEM files."""
+"""A certificate authority for tests, with keys and certificates as PEM files."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,16 +13,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate and its key, as files."""
+    """Files of a certificate and its key."""
 
     cert: Path
     key: Path
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1 and for clients.
+    """A certificate authority that signs certificates for 127.0.0.1 and for clients.
 
-    :ivar ca: its own certificate.
+    :param strict: add the key identifiers that Python 3.13 requires.
+    :ivar ca: file of its own certificate.
     """
 
     def __init__(self, directory: Path, name: str = "test-ca", *, strict: bool = True) -> None:
@@ -41,12 +42,12 @@ class Authority:
         self.ca.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str = "server") -> Pair:
-        """For a server on 127.0.0.1 or localhost."""
+        """Create a certificate for a server on 127.0.0.1 or localhost."""
         names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
         return self._pair(name, names, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def client(self, name: str) -> Pair:
-        """For a client of this common name."""
+        """Create a certificate for a client of this common name."""
         return self._pair(name, None, ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def _pair(self, name: str, names: x509.SubjectAlternativeName | None, usage: x509.ObjectIdentifier) -> Pair:

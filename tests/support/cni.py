@@ -1,4 +1,4 @@
-"""CNI plugins as small scripts (one records what it is asked, one fails), and throw-away plugin directories.
+"""A scripted CNI plugin that records its calls, and plugin directories for one test.
 
 The real plugins come from the lab's tools (``HOTNIC_TOOLS`` or ``.cache/tools``).
 """
@@ -9,10 +9,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from services.lab.tools import default_root
+from lab.tools import default_root
 
 _RECORDING = """#!/bin/sh
-# Appends one line per call to $0.log: command, netns, interface name, arguments and traceparent; keeps its input.
+# Appends one line per call to $0.log (environment and traceparent) and stores its standard input.
 n=$(ls "$0".stdin.* 2>/dev/null | wc -l)
 cat > "$0.stdin.$n"
 pwd > "$0.pwd"
@@ -26,17 +26,17 @@ exit 0
 
 
 class RecordingPlugin:
-    """A plugin that does nothing to any link, prints a result made by the test, and keeps what it was asked."""
+    """A plugin that changes no link, prints the result that the test sets, and records its calls."""
 
     def __init__(self, folder: Path, name: str = "recording", result: dict[str, Any] | None = None) -> None:
         self.type = name
         self._path = folder / name
         self._path.write_text(_RECORDING)
         self._path.chmod(self._path.stat().st_mode | stat.S_IXUSR)
-        self.answer(result if result is not None else {"cniVersion": "1.0.0", "interfaces": [], "ips": []})
+        self.set_result(result if result is not None else {"cniVersion": "1.0.0", "interfaces": [], "ips": []})
 
-    def answer(self, result: dict[str, Any] | str) -> None:
-        """What ADD prints."""
+    def set_result(self, result: dict[str, Any] | str) -> None:
+        """Set what ADD prints."""
         text = result if isinstance(result, str) else json.dumps(result)
         self._beside("result").write_text(text)
 
@@ -48,16 +48,16 @@ class RecordingPlugin:
         """Let a command fail with exactly this error document."""
         self._beside(f"fail.{command}").write_text(json.dumps(document))
 
-    def succeed(self, command: str) -> None:
-        """Take a scripted failure back."""
+    def stop_failing(self, command: str) -> None:
+        """Let a command succeed again."""
         self._beside(f"fail.{command}").unlink()
 
     def sleep(self, command: str, seconds: float) -> None:
         """Let a command take that long."""
         self._beside(f"sleep.{command}").write_text(str(seconds))
 
-    def say(self, text: str) -> None:
-        """What it writes to standard error."""
+    def write_stderr(self, text: str) -> None:
+        """Let every command write this to standard error."""
         self._beside("stderr").write_text(text)
 
     @property
@@ -74,12 +74,12 @@ class RecordingPlugin:
         return [f"{call['command']} {call['ifname']}".strip() for call in self.calls]
 
     @property
-    def folder(self) -> str:
-        """The directory that the last call ran in."""
+    def working_directory(self) -> str:
+        """The working directory of the last call."""
         return self._beside("pwd").read_text().strip()
 
     def stdin(self, call: int) -> dict[str, Any]:
-        """What a call read."""
+        """Return the standard input of a call."""
         document: dict[str, Any] = json.loads(self._beside(f"stdin.{call}").read_text())
         return document
 
@@ -88,7 +88,7 @@ class RecordingPlugin:
 
 
 def real_plugins(folder: Path, *names: str) -> Path:
-    """A plugin directory with links to the real plugins of these names."""
+    """Create a plugin directory with symbolic links to the real plugins of these names."""
     source = default_root() / "cni"
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -99,12 +99,12 @@ def real_plugins(folder: Path, *names: str) -> Path:
 
 
 def bridge_config(folder: Path, *, name: str = "blue", bridge: str = "br-blue", **fields: Any) -> dict[str, Any]:
-    """The real ``bridge`` plugin with ``host-local`` addresses from 10.55.0.0/24, leases below ``folder``."""
+    """Return a real ``bridge`` network with ``host-local`` addresses from 10.55.0.0/24 and leases below ``folder``."""
     ipam = {"type": "host-local", "subnet": "10.55.0.0/24", "dataDir": str(folder / "leases")}
     return {"cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": bridge, "ipam": ipam, **fields}
 
 
 def leases(folder: Path, name: str = "blue") -> list[str]:
-    """The addresses that ``host-local`` has given out."""
+    """Return the addresses that ``host-local`` has leased."""
     found = folder / "leases" / name
     return sorted(p.name for p in found.iterdir() if p.name[0].isdigit()) if found.is_dir() else []

@@ -1,7 +1,7 @@
-"""Keeps the garbage collector off while pytest starts and collects; loaded before any other plugin (pyproject.toml).
+"""Pytest plugin that disables garbage collection while tests are collected; loaded first (pyproject.toml).
 
-pytest parses every plugin and test file, and Python before 3.11.8 may take a collection in the middle of
-``ast.parse`` for a fault ("AST constructor recursion depth mismatch", python/cpython#106905).
+During collection pytest parses every plugin and test file. Before 3.11.8, Python may report a garbage collection in the
+middle of ``ast.parse`` as the error "AST constructor recursion depth mismatch" (python/cpython#106905).
 """
 
 import gc
@@ -14,7 +14,7 @@ gc.disable()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collect tests, then garbage again."""
+    """Collect the tests, then enable garbage collection."""
     try:
         return (yield)
     finally:

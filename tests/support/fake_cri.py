@@ -1,4 +1,4 @@
-"""A container runtime on a unix socket that answers with what the test put in, and counts what it was asked."""
+"""A fake container runtime on a unix socket, with sandboxes set by the test and a count of the calls."""
 
 import asyncio
 import json
@@ -19,7 +19,11 @@ from services.common.cri.sandbox import NAME_LABEL, NAMESPACE_LABEL, UID_LABEL
 
 @dataclass
 class FakeSandbox:
-    """One sandbox; ``info`` is the text under the verbose key ``info``, ``containers`` the pids of those that run."""
+    """One sandbox.
+
+    :ivar info: text under the verbose key ``info``; by default as containerd writes it.
+    :ivar containers: process ids of the running containers by name.
+    """
 
     id: str
     uid: str
@@ -32,17 +36,17 @@ class FakeSandbox:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The labels the kubelet puts on every sandbox."""
+        """The labels that the kubelet sets on every sandbox."""
         return {UID_LABEL: self.uid, NAMESPACE_LABEL: self.namespace, NAME_LABEL: self.name}
 
     @property
     def state(self) -> pb.PodSandboxState:
-        """The CRI's word for it."""
+        """The state as a CRI enum."""
         return pb.SANDBOX_READY if self.ready else pb.SANDBOX_NOTREADY
 
 
 def containerd_info(netns: str | None, pid: int = 4711) -> str:
-    """The verbose info as containerd 1.6 shapes it."""
+    """Return verbose info as containerd 1.6 writes it."""
     namespaces: list[dict[str, Any]] = [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]
     if netns is not None:
         namespaces.append({"type": "network", "path": netns})
@@ -51,19 +55,24 @@ def containerd_info(netns: str | None, pid: int = 4711) -> str:
 
 @dataclass
 class FakeCri(stubs.RuntimeServiceServicer):
-    """The runtime; change ``sandboxes`` and ``fail`` while it runs."""
+    """The fake runtime. Its fields may change while it runs.
+
+    :ivar fail: status code with which a method fails.
+    :ivar hang: methods that never return.
+    :ivar calls: number of calls by method.
+    """
 
     sandboxes: list[FakeSandbox] = field(default_factory=list)
     fail: dict[str, grpc.StatusCode] = field(default_factory=dict)
     hang: set[str] = field(default_factory=set)
-    asked: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
 
     async def Version(self, request: pb.VersionRequest, context: Any) -> pb.VersionResponse:
-        await self._enter("Version", context)
+        await self._count_call("Version", context)
         return pb.VersionResponse(version="0.1.0", runtime_name="fake", runtime_version="1")
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest, context: Any) -> pb.ListPodSandboxResponse:
-        await self._enter("ListPodSandbox", context)
+        await self._count_call("ListPodSandbox", context)
         wanted = dict(request.filter.label_selector).items()
         return pb.ListPodSandboxResponse(
             items=[
@@ -74,7 +83,7 @@ class FakeCri(stubs.RuntimeServiceServicer):
         )
 
     async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest, context: Any) -> pb.PodSandboxStatusResponse:
-        await self._enter("PodSandboxStatus", context)
+        await self._count_call("PodSandboxStatus", context)
         box = next((box for box in self.sandboxes if box.id == request.pod_sandbox_id), None)
         if box is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "an error occurred: sandbox not found")
@@ -86,7 +95,7 @@ class FakeCri(stubs.RuntimeServiceServicer):
         )
 
     async def ListContainers(self, request: pb.ListContainersRequest, context: Any) -> pb.ListContainersResponse:
-        await self._enter("ListContainers", context)
+        await self._count_call("ListContainers", context)
         wanted = dict(request.filter.label_selector).items()
         return pb.ListContainersResponse(
             containers=[
@@ -98,7 +107,7 @@ class FakeCri(stubs.RuntimeServiceServicer):
         )
 
     async def ContainerStatus(self, request: pb.ContainerStatusRequest, context: Any) -> pb.ContainerStatusResponse:
-        await self._enter("ContainerStatus", context)
+        await self._count_call("ContainerStatus", context)
         pids = {f"{box.id}-{name}": pid for box in self.sandboxes for name, pid in box.containers.items()}
         if request.container_id not in pids:
             await context.abort(grpc.StatusCode.NOT_FOUND, "an error occurred: container not found")
@@ -109,17 +118,17 @@ class FakeCri(stubs.RuntimeServiceServicer):
             info={"info": info} if request.verbose else {},
         )
 
-    async def _enter(self, method: str, context: Any) -> None:
-        self.asked[method] += 1
+    async def _count_call(self, method: str, context: Any) -> None:
+        self.calls[method] += 1
         if method in self.hang:
             await asyncio.Event().wait()
         if method in self.fail:
-            await context.abort(self.fail[method], "as the test wishes")
+            await context.abort(self.fail[method], "injected by the test")
 
 
 @asynccontextmanager
 async def serving_cri(path: str, runtime: FakeCri) -> AsyncIterator[FakeCri]:
-    """Serve the runtime on a unix socket."""
+    """Serve the fake runtime on a unix socket while the context is open."""
     server = grpc.aio.server()
     stubs.add_RuntimeServiceServicer_to_server(runtime, server)
     server.add_insecure_port(f"unix://{path}")

@@ -1,4 +1,4 @@
-"""A multus daemon on a unix socket that answers ``/delegate`` as the test scripted, and keeps what it was sent."""
+"""A fake multus daemon on a unix socket; it answers ``/delegate`` as scripted and records the requests."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ from aiohttp import web
 
 from schemas.multus import InterfaceAttributes, RecordedAttachment, SandboxRecord
 
-Answer = tuple[int, Any]
+Response = tuple[int, Any]
 """Status and body: a JSON value, text, or ``None`` for no body."""
 
 
@@ -27,7 +27,7 @@ class Call:
 
     @property
     def verb(self) -> str:
-        """``ADD pod7e0055a6880``."""
+        """Command and interface, such as ``ADD pod7e0055a6880``."""
         return f"{self.env['CNI_COMMAND']} {self.env['CNI_IFNAME']}"
 
 
@@ -35,29 +35,29 @@ class Call:
 class FakeMultus:
     """The daemon.
 
-    :ivar script: answers for the next calls, in order; when it is empty, :meth:`succeed` answers.
-    :ivar during: awaited before each answer.
-    :ivar records: by sandbox id, what ``GET /sandboxes/<id>`` answers; without one it answers 404, as upstream's does.
-    :ivar looked: how often it was asked for one.
+    :ivar script: responses for the next calls, in order; without one, :meth:`succeed` makes the response.
+    :ivar during: awaited before each response.
+    :ivar records: responses of ``GET /sandboxes/<id>``, by sandbox id; without one it is 404, as upstream's daemon's.
+    :ivar record_requests: number of requests for a record.
     """
 
     calls: list[Call] = field(default_factory=list)
-    script: list[Answer] = field(default_factory=list)
+    script: list[Response] = field(default_factory=list)
     during: Callable[[Call], Awaitable[None]] | None = None
     records: dict[str, SandboxRecord] = field(default_factory=dict)
-    looked: int = 0
+    record_requests: int = 0
 
     def record(self, sandbox_id: str, pod_uid: str, *attachments: RecordedAttachment) -> None:
-        """Have a record of a sandbox."""
+        """Add a record of a sandbox."""
         self.records[sandbox_id] = SandboxRecord(sandbox_id=sandbox_id, pod_uid=pod_uid, attachments=list(attachments))
 
     @property
     def verbs(self) -> list[str]:
-        """What was asked, in order."""
+        """The commands of the calls, in order."""
         return [call.verb for call in self.calls]
 
-    def succeed(self, call: Call) -> Answer:
-        """An ADD's result with one link in the sandbox, an address, a route; nothing for other verbs."""
+    def succeed(self, call: Call) -> Response:
+        """Return a result with one link in the sandbox and an address for ADD, and no body for other commands."""
         if call.env["CNI_COMMAND"] != "ADD":
             return 200, None
         link = {
@@ -81,20 +81,23 @@ class FakeMultus:
         self.calls.append(call)
         if self.during is not None:
             await self.during(call)
-        status, answer = self.script.pop(0) if self.script else self.succeed(call)
-        if answer is None:
+        status, response = self.script.pop(0) if self.script else self.succeed(call)
+        if response is None:
             return web.Response(status=status)
-        # Upstream's answers are labelled text/plain, whatever they hold.
-        return web.Response(status=status, text=answer if isinstance(answer, str) else json.dumps(answer))
+        # The content type of upstream's responses is always text/plain.
+        return web.Response(status=status, text=response if isinstance(response, str) else json.dumps(response))
 
     async def _sandbox(self, request: web.Request) -> web.Response:
-        self.looked += 1
+        self.record_requests += 1
         record = self.records.get(request.match_info["id"])
         return web.Response(status=404) if record is None else web.Response(body=msgspec.json.encode(record))
 
 
 def recorded(interface: str, network: str, owner: str, **requested: Any) -> RecordedAttachment:
-    """An attachment in a record; ``requested``: ``mac``, ``ips``, ``cni_args``."""
+    """Return an attachment for a record.
+
+    :param requested: ``mac``, ``ips`` and ``cni_args``.
+    """
     return RecordedAttachment(
         interface=interface,
         network=network,
@@ -105,14 +108,14 @@ def recorded(interface: str, network: str, owner: str, **requested: Any) -> Reco
     )
 
 
-def cni_error(code: int, msg: str, details: str = "") -> Answer:
-    """A CNI error as the daemon answers it."""
+def cni_error(code: int, msg: str, details: str = "") -> Response:
+    """Return a CNI error response of the daemon."""
     return 400, {"code": code, "msg": msg, "details": details}
 
 
 @asynccontextmanager
 async def serving_multus(path: str, daemon: FakeMultus) -> AsyncIterator[FakeMultus]:
-    """Serve it on a unix socket."""
+    """Serve the daemon on a unix socket."""
     app = web.Application()
     app.router.add_post("/delegate", daemon._delegate)
     app.router.add_get("/sandboxes/{id}", daemon._sandbox)

@@ -1,4 +1,4 @@
-"""A guest agent on a unix socket that answers as it is told: for the conversation with one, not for a guest."""
+"""A fake guest agent on a unix socket, with the responses that the test sets."""
 
 import asyncio
 import json
@@ -9,27 +9,35 @@ from typing import Any
 
 
 class FakeAgent:
-    """What the agent answers. ``silent`` agents read and say nothing, as a guest that boots."""
+    """The state of a fake guest agent.
+
+    :ivar nics: the NICs of the response.
+    :ivar silent: whether the agent reads requests without a response, like the agent of a booting guest.
+    :ivar noise: bytes before the response to a sync, as if left from an earlier client.
+    :ivar error: the error of the response, in place of the NICs.
+    :ivar requested: set at the first request.
+    :ivar connections: the number of clients so far.
+    """
 
     def __init__(self) -> None:
         self.nics: list[dict[str, Any]] = []
         self.silent = False
         self.noise = b""
         self.error: dict[str, str] | None = None
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.connections = 0
 
-    def shows(self, name: str, mac: str, *ips: str) -> None:
-        """Add a NIC."""
+    def add_nic(self, name: str, mac: str, *ips: str) -> None:
+        """Add a NIC to the response."""
         addresses = [{"ip-address": ip, "ip-address-type": "ipv4", "prefix": 24} for ip in ips]
         self.nics.append({"name": name, "hardware-address": mac, "ip-addresses": addresses})
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client."""
+        """Serve one client."""
         self.connections += 1
         try:
             while line := await reader.readline():
-                self.asked.set()
+                self.requested.set()
                 if self.silent:
                     continue
                 request = json.loads(line.lstrip(b"\xff"))
@@ -43,13 +51,13 @@ class FakeAgent:
             writer.close()
 
 
-def _line(answer: object) -> bytes:
-    return json.dumps(answer).encode() + b"\n"
+def _line(response: object) -> bytes:
+    return json.dumps(response).encode() + b"\n"
 
 
 @asynccontextmanager
 async def fake_agent(path: Path) -> AsyncIterator[FakeAgent]:
-    """An agent behind a socket for as long as the context lasts."""
+    """Serve a fake agent on a socket for the duration of the context."""
     agent = FakeAgent()
     tasks: set[asyncio.Task[None]] = set()
 

@@ -1,7 +1,7 @@
-"""Runs commands in a lab's guest, over the shell on its serial console.
+"""Run commands in a guest of the lab, over the shell on its serial console.
 
-The guest agent's channel has one client at a time, and that is the handler; the console is nobody's. What the kernel
-prints meanwhile comes in lines of its own between the command's, and is taken out.
+The guest agent's channel serves one client at a time, which is the handler, so commands use the console. Lines that the
+kernel prints meanwhile are removed from the output.
 """
 
 import itertools
@@ -15,26 +15,29 @@ _numbers = itertools.count(1)
 
 
 def run(folder: Path, command: str, *, timeout: float = 30.0) -> tuple[int, str]:
-    """Run a command of the guest's shell; its exit code and what it printed.
+    """Run a command in the guest's shell; return its exit code and its output.
 
-    :param folder: of the guest, with its sockets. :param timeout: seconds.
+    :param folder: the guest's directory, with its sockets.
+    :param command: the command.
+    :param timeout: seconds.
     """
     mark = f"end-{next(_numbers)}-{time.monotonic_ns()}"
     deadline = time.monotonic() + timeout
-    said = ""
+    received = ""
     with socket.socket(socket.AF_UNIX) as console:
         console.settimeout(timeout)
         console.connect(str(folder / "console.sock"))
-        # The quotes tell what is typed, which the terminal echoes, from what the shell prints.
+        # The terminal echoes the command with the quotes and the shell prints the mark without, so only the latter
+        # matches.
         console.sendall(f'{command}; echo {mark}-"$?"-\n'.encode())
-        while (found := re.search(rf"{mark}-(\d+)-", said)) is None:
+        while (found := re.search(rf"{mark}-(\d+)-", received)) is None:
             console.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 piece = console.recv(65536)
             except TimeoutError:
-                raise AssertionError(f"the guest did not finish {command!r} in {timeout:g} s: {said}") from None
+                raise AssertionError(f"the guest did not finish {command!r} in {timeout:g} s: {received}") from None
             assert piece, f"the console of the guest closed during {command!r}"
-            said += piece.decode(errors="replace").replace("\r", "")
-    output = _KERNEL.sub("", said[: found.start()])
+            received += piece.decode(errors="replace").replace("\r", "")
+    output = _KERNEL.sub("", received[: found.start()])
     _, _, output = output.partition(f'echo {mark}-"$?"-\n')
     return int(found[1]), output

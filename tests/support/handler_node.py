@@ -1,4 +1,4 @@
-"""A node for the handler: a real network namespace and QEMU, a scripted API server, runtime, guest agent and bus."""
+"""A node with the handler on it: real network namespaces and QEMU, fake API server, runtime, guest agent and bus."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from schemas.events import Event
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
-from schemas.operations import Operation, encode, operation_key, operation_of
+from schemas.operations import Operation, encode_annotation, operation_key, read_operation
 from schemas.stages import OperationKind
-from services.common.cri.client import Cri
+from services.common.cri.client import CriClient
+from services.common.guest.drivers import DriverSetting, driver_factory
+from services.common.guest.qmp import DEADLINE
 from services.common.kube.client import Kube
 from services.common.kube.event_recorder import EventRecorder
 from services.common.netlink.pool import NetnsPool
 from services.common.reconcile import Attempt
-from services.common.recording_bus import RecordingBus
-from services.handler.guest.drivers import DriverSetting, drivers
-from services.handler.guest.qmp import DEADLINE
+from services.common.runtime.context import RoleContext
+from services.common.runtime.recording_bus import RecordingBus
 from services.handler.role import Handler
 from services.handler.sessions import Key
 from tests.support import netns as testbed
@@ -45,25 +46,34 @@ SANDBOX = "sandbox-1"
 
 
 class CountedHandler(Handler):
-    """The role, which also tells when it has looked at something."""
+    """The role, with a counter of its runs.
+
+    :ivar runs: the number of finished runs.
+    :ivar run_finished: notified after each run.
+    """
 
     def __init__(self, *parts: Any, **settings: Any) -> None:
         super().__init__(*parts, **settings)
-        self.looks = 0
-        self.looked = asyncio.Condition()
+        self.runs = 0
+        self.run_finished = asyncio.Condition()
 
     async def reconcile(self, key: Key, attempt: Attempt) -> None:
         try:
             await super().reconcile(key, attempt)
         finally:
-            self.looks += 1
-            async with self.looked:
-                self.looked.notify_all()
+            self.runs += 1
+            async with self.run_finished:
+                self.run_finished.notify_all()
 
 
 @dataclass
 class Node:
-    """The node and what runs on it."""
+    """The node and what runs on it.
+
+    :ivar owner: its only item is the owner of the VMs, ``hotnic`` or ``kubevirt``; tests change it.
+    :ivar watch_of_vmis: the task of the VMI watch; a test cancels it to make the cache stale.
+    :ivar pod: the name of the launcher pod.
+    """
 
     kube: FakeKube
     cri: FakeCri
@@ -81,10 +91,14 @@ class Node:
 
     @property
     def netns(self) -> Path:
+        """The pod's network namespace."""
         return self.folder / "pod"
 
     def attach_pod_nic(self, interface: str, *ips: str, link: str | None = None) -> None:
-        """What CNI does: a veth into the pod, with addresses. ``link``: its name, where it is not the hashed one."""
+        """Create a pod interface as CNI does: a veth into the pod, with addresses.
+
+        :param link: the name of the pod interface, where it is not the hashed one.
+        """
         name = link or pod_interface(interface)
         outer = f"v{pod_interface(interface)[3:11]}"
         testbed.veth(self.netns, name, self.folder / "node", outer)
@@ -92,16 +106,19 @@ class Node:
         for ip in ips:
             testbed.ip(self.netns, "address", "add", ip, "dev", name)
 
-    def show_network_status(
+    def put_network_status(
         self, *interfaces: str, link: str | None = None, **annotations: str | None
     ) -> dict[str, Any]:
-        """What networks writes; gives the pod as patched. ``link``: as of :meth:`attach_pod_nic`."""
+        """Write the network status as the networks role does; return the patched pod.
+
+        :param link: see :meth:`attach_pod_nic`.
+        """
         entries = [NetworkStatus(name="default/net1", interface=link or pod_interface(i), mac=MAC) for i in interfaces]
         return self.kube.annotate(
             PODS, "default", self.pod, {NETWORK_STATUS: encode_network_status(entries), **annotations}
         )
 
-    def wish(
+    def put_vmi(
         self,
         *interfaces: str,
         absent: tuple[str, ...] = (),
@@ -109,8 +126,15 @@ class Node:
         states: dict[str, str] | None = None,
         **devices: Any,
     ) -> None:
-        """The VMI as the api leaves it, with ``state`` of interfaces as given, and further fields of its devices."""
-        annotations = {operation_key(one.interface): encode(one) for one in operations}
+        """Write the VMI as the api does.
+
+        :param interfaces: the interfaces that are not absent.
+        :param absent: the interfaces with ``state: absent``.
+        :param operations: the operations for the annotations.
+        :param states: ``state`` by interface.
+        :param devices: further fields of the VMI's devices.
+        """
+        annotations = {operation_key(one.interface): encode_annotation(one) for one in operations}
         nics = [nic(name) for name in interfaces] + [nic(name, state="absent") for name in absent]
         document = msgspec.to_builtins(vmi(*nics))
         for item in document["spec"]["domain"]["devices"]["interfaces"]:
@@ -130,16 +154,16 @@ class Node:
         )
 
     def status(self, interface: str) -> dict[str, Any]:
-        """The entry of an interface in the VMI's status."""
+        """Return the entry of an interface in the VMI's status; empty when there is none."""
         entries = self.kube.objects[VMIS, "default", "vm1"]["status"].get("interfaces") or []
         return next((entry for entry in entries if entry["name"] == interface), {})
 
     def operation(self, interface: str) -> Operation | None:
-        """The operation that the VMI carries."""
-        return operation_of(self.kube.annotations(VMIS, "default", "vm1"), interface)
+        """Return the operation in the VMI's annotation."""
+        return read_operation(self.kube.annotations(VMIS, "default", "vm1"), interface)
 
-    async def until_released(self, interface: str, *, timeout: float = 15) -> Operation:
-        """Wait until the VMI says that the NIC is released."""
+    async def until_released(self, interface: str, *, timeout: float = 45) -> Operation:
+        """Wait until the VMI's operation is released; return it."""
 
         def done() -> bool:
             found = self.operation(interface)
@@ -151,54 +175,56 @@ class Node:
         return found
 
     def links(self) -> set[str]:
-        """The links in the pod."""
+        """Return the names of the links in the pod."""
         return {link["ifname"] for link in json.loads(testbed.ip(self.netns, "-json", "link"))}
 
     def served(self) -> set[str]:
-        """The taps in the pod that an address server listens on."""
+        """Return the taps in the pod that an address server has a packet socket on."""
         names = {link["ifindex"]: link["ifname"] for link in json.loads(testbed.ip(self.netns, "-json", "link"))}
-        table = testbed.inside(self.netns, lambda: Path("/proc/thread-self/net/packet").read_text())
+        table = testbed.run_in_netns(self.netns, lambda: Path("/proc/thread-self/net/packet").read_text())
         return {names.get(int(line.split()[4]), "a link that is gone") for line in table.splitlines()[1:]}
 
     def warnings(self) -> list[str]:
-        """The reasons of the Events that warn."""
+        """Return the reasons of the Events of type Warning."""
         return [event["reason"] for event in self.kube.of(EVENTS) if event["type"] == "Warning"]
 
     async def until_published(self, condition: Callable[[list[Event]], bool]) -> list[Event]:
-        async with asyncio.timeout(10):
+        """Wait until a condition holds for the published events; return them."""
+        async with asyncio.timeout(45):
             await self.bus.broker.until(lambda: condition(self.bus.published))
         return self.bus.published
 
     async def until_status(self, interface: str, *tokens: str) -> None:
-        await self.kube.until(lambda: self.status(interface).get("infoSource") == ", ".join(tokens), timeout=10)
+        """Wait until the entry of an interface has exactly these tokens in ``infoSource``."""
+        await self.kube.until(lambda: self.status(interface).get("infoSource") == ", ".join(tokens), timeout=45)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until it holds at the end of a look."""
-        async with asyncio.timeout(10), self.role.looked:
-            await self.role.looked.wait_for(condition)
+        """Wait until a condition holds at the end of a run."""
+        async with asyncio.timeout(45), self.role.run_finished:
+            await self.role.run_finished.wait_for(condition)
 
     async def settled(self) -> None:
-        """Wait until the VMI was looked at once more: one look may be under way already, so twice."""
+        """Wait for two more runs of the VMI: one run may have started before this call."""
         for _ in range(2):
-            before = self.role.looks
+            before = self.role.runs
             self.role.queue.add(("default", "vm1"), source="watch")
-            await self.until(lambda before=before: self.role.looks > before)  # type: ignore[misc]
+            await self.until(lambda before=before: self.role.runs > before)  # type: ignore[misc]
 
 
 def operation(interface: str, traceparent: str | None = None, kind: OperationKind = OperationKind.PLUG) -> Operation:
-    """An operation as the api writes it."""
+    """Return an operation as the api writes it."""
     return Operation(id=f"op-{kind}-{interface}", kind=kind, interface=interface, traceparent=traceparent)
 
 
 Machine = Callable[[Path], contextlib.AbstractAsyncContextManager[int | None]]
-"""Runs a guest with its sockets in a folder named like the VMI's UID, in the network namespace ``pod``.
+"""Runs a guest in the network namespace ``pod``, with its sockets in a folder named after the VMI's UID.
 
-Gives the pid of the container ``compute``, where there is one."""
+Yields the process id of the container ``compute``; ``None`` when there is none."""
 
 
 @contextlib.asynccontextmanager
 async def paused_machine(folder: Path) -> AsyncIterator[None]:
-    """A QEMU without a guest, with two slots and two CPUs, and an agent as scripted."""
+    """Run a QEMU without a guest in it, with two free slots and two CPUs."""
     async with paused_qemu(folder / VMI_UID / "qmp.sock", folder / "pod", ports=2, cpus=2):
         yield
 
@@ -214,10 +240,15 @@ async def handler_node(
     pod_uid: str = POD_UID,
     monitor_deadline: float = DEADLINE,
 ) -> AsyncIterator[Node]:
-    """The node, with the role running on it.
+    """Run a node with the handler on it.
 
-    :param kube: one that is served already, and holds what it is to hold: for a node beside others.
-    :param pod_uid: of the launcher pod that runs on it. :param monitor_deadline: seconds for an answer of QEMU's.
+    :param machine: runs the guest.
+    :param scripted_agent: whether the fake agent is the guest's agent.
+    :param driver: the guest driver.
+    :param kube: an API server that is served already and holds its objects: for a node among others.
+    :param name: the node's name.
+    :param pod_uid: the UID of the launcher pod on the node.
+    :param monitor_deadline: seconds for a QMP response.
     """
     owner = ["hotnic"]
     telemetry, spans = recording_telemetry("handler")
@@ -244,22 +275,19 @@ async def handler_node(
                 kubeconfig=write_kubeconfig(folder / "config", kube.url), telemetry=telemetry, user_agent="test"
             )
         )
-        cri = Cri(str(folder / "cri.sock"), telemetry)
+        cri = CriClient(str(folder / "cri.sock"), telemetry)
         stack.push_async_callback(cri.close)
         pool = NetnsPool()
         stack.callback(pool.close)
         bus = MemoryBus(role="handler", node=name, telemetry=telemetry, log=log)
-        announcing = RecordingBus(bus, EventRecorder(client, "handler", log=log, node=name))
-        stack.push_async_callback(announcing.drain)
+        recorder = EventRecorder(client, "handler", log=log, node=name)
+        recording_bus = RecordingBus(bus, recorder)
+        stack.push_async_callback(recording_bus.drain)
         role = CountedHandler(
-            client,
-            announcing,
-            cri,
-            pool,
-            telemetry,
-            log,
-            node=name,
-            drive=drivers(
+            RoleContext("handler", name, client, recording_bus, recorder, telemetry, log),
+            cri=cri,
+            netns=pool,
+            make_driver=driver_factory(
                 driver,
                 qmp_socket=str(folder / "{uid}" / "qmp.sock"),
                 agent_socket=str(folder / "{uid}" / "agent.sock"),
@@ -269,10 +297,12 @@ async def handler_node(
                 deadline=monitor_deadline,
             ),
             tap_owner=0,
-            acting=lambda: owner[0] == "hotnic",
+            is_owner=lambda: owner[0] == "hotnic",
         )
         stack.push_async_callback(role.sessions.close)
-        tasks = [asyncio.create_task(work()) for work in (role.vmis.run, role.pods.run, role.listen, role.queue.run)]
+        tasks = [
+            asyncio.create_task(work()) for work in (role.vmis.run, role.pods.run, role.consume_events, role.queue.run)
+        ]
         await role.vmis.synced.wait()
         await role.pods.synced.wait()
         yield Node(kube, runtime, bus, spans, role, agent, folder, telemetry, tasks[0], owner, name, pod_name, pod_uid)
@@ -282,7 +312,7 @@ async def handler_node(
 
 
 def parts(known: dict[str, Any]) -> dict[str, Any]:
-    """An object without its status, as arguments of ``put``."""
+    """Return an object without its status, as arguments of ``put``."""
     meta = dict(known["metadata"])
     return {
         "namespace": meta.pop("namespace"),

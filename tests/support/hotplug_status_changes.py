@@ -1,6 +1,6 @@
-"""Every way in which the kept ladder alone can say something else than the objects of a consistent world.
+"""Changes of the stored hot-plug status alone, each of which makes a consistent snapshot inconsistent.
 
-Part of `tests.support.world_changes`.
+Part of `tests.support.snapshot_changes`.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ import msgspec
 from schemas.hotplug_status import InterfaceHotplugStatus, StatusEntry, StoredEntry
 from schemas.names import interface_hash
 from schemas.stages import OperationKind, Stage
-from services.common.domain.invariants.world import NotVisible, Snapshot, VmSnapshot
-from tests.support.worlds import NAD
+from services.cli.doctor.snapshot import NotVisible, Snapshot, VmSnapshot
+from tests.support.snapshots import NAD
 
-Change = Callable[[Snapshot], Snapshot]
+SnapshotChange = Callable[[Snapshot], Snapshot]
 
 FIELDS: dict[str, Any] = {
     "stage": Stage.MULTUS_ATTACHED,
@@ -33,58 +33,59 @@ FIELDS: dict[str, Any] = {
     "info_source": "multus-status",
     "at_restart": "gone",
 }
-"""Fields of a rung, and what they are not where a NIC is at rest."""
+"""Fields of an interface's status, with values that differ from those of every settled NIC."""
 
 
-def of_nic(m: int, interface: str) -> Iterator[tuple[str, Change]]:
-    """What may become of one NIC's rung, by what it does."""
+def nic_changes(m: int, interface: str) -> Iterator[tuple[str, SnapshotChange]]:
+    """Yield a description and a function for every change of one NIC's entry."""
     h = interface_hash(interface)
-    yield "kept rung gone", hotplug_status(m, lambda kept: [x for x in kept if x.hash != h])
-    yield "kept rung unreadable", hotplug_status(m, lambda kept: [StoredEntry(h) if x.hash == h else x for x in kept])
-    yield "kept rung of another VMI", hotplug_status(m, _entry(h, vmi_uid="other"))
-    yield "kept rung of another pod", hotplug_status(m, _entry(h, pod_uid=""))
+    yield "stored entry gone", change_stored_status(m, lambda entries: [x for x in entries if x.hash != h])
+    yield (
+        "stored entry unreadable",
+        change_stored_status(m, lambda entries: [StoredEntry(h) if x.hash == h else x for x in entries]),
+    )
+    yield "stored entry of another VMI", change_stored_status(m, _change_entry(h, vmi_uid="other"))
+    yield "stored entry of another pod", change_stored_status(m, _change_entry(h, pod_uid=""))
     for field, value in FIELDS.items():
-        yield f"kept rung with another {field}", hotplug_status(m, _rung(h, field, value))
+        yield f"stored entry with another {field}", change_stored_status(m, _change_entry_field(h, field, value))
 
 
-def left_over(m: int) -> Change:
-    """A rung of an interface that nobody knows."""
-    nic_status = InterfaceHotplugStatus("stranger", NAD, OperationKind.PLUG, Stage.GUEST_ATTACHED, "x")
-    return hotplug_status(
-        m, lambda kept: [*kept, StoredEntry(interface_hash("stranger"), StatusEntry("x", "y", nic_status))]
+def add_leftover_entry(m: int) -> SnapshotChange:
+    """Add an entry of an unknown interface."""
+    nic_status = InterfaceHotplugStatus("unknown", NAD, OperationKind.PLUG, Stage.GUEST_ATTACHED, "x")
+    return change_stored_status(
+        m, lambda entries: [*entries, StoredEntry(interface_hash("unknown"), StatusEntry("x", "y", nic_status))]
     )
 
 
-def hotplug_status(m: int, change: Callable[[list[StoredEntry]], list[StoredEntry]]) -> Change:
-    """A world with the kept ladder of one machine changed."""
+def change_stored_status(m: int, change: Callable[[list[StoredEntry]], list[StoredEntry]]) -> SnapshotChange:
+    """Change the stored hot-plug status of one VM."""
 
-    def on(x: VmSnapshot) -> VmSnapshot:
+    def apply(x: VmSnapshot) -> VmSnapshot:
         assert not isinstance(x.hotplug_status, NotVisible)
         return msgspec.structs.replace(x, hotplug_status=tuple(change(list(x.hotplug_status))))
 
-    return machine_alone(m, on)
+    return change_vm_only(m, apply)
 
 
-def machine_alone(m: int, change: Callable[[VmSnapshot], VmSnapshot]) -> Change:
-    """A world with one machine changed, and nothing that would follow from it."""
-    return lambda w: msgspec.structs.replace(
-        w, machines=tuple(change(x) if i == m else x for i, x in enumerate(w.machines))
-    )
+def change_vm_only(m: int, change: Callable[[VmSnapshot], VmSnapshot]) -> SnapshotChange:
+    """Change one VM without updating its stored hot-plug status."""
+    return lambda w: msgspec.structs.replace(w, vms=tuple(change(x) if i == m else x for i, x in enumerate(w.vms)))
 
 
-def _entry(h: str, **fields: Any) -> Callable[[list[StoredEntry]], list[StoredEntry]]:
-    return lambda kept: [
+def _change_entry(h: str, **fields: Any) -> Callable[[list[StoredEntry]], list[StoredEntry]]:
+    return lambda entries: [
         StoredEntry(h, msgspec.structs.replace(x.entry, **fields)) if x.hash == h and x.entry is not None else x
-        for x in kept
+        for x in entries
     ]
 
 
-def _rung(h: str, field: str, value: Any) -> Callable[[list[StoredEntry]], list[StoredEntry]]:
-    return lambda kept: [
+def _change_entry_field(h: str, field: str, value: Any) -> Callable[[list[StoredEntry]], list[StoredEntry]]:
+    return lambda entries: [
         StoredEntry(
             h, msgspec.structs.replace(x.entry, status=msgspec.structs.replace(x.entry.status, **{field: value}))
         )
         if x.hash == h and x.entry is not None
         else x
-        for x in kept
+        for x in entries
     ]

@@ -1,8 +1,8 @@
-"""A doctor that stays inside a lab and looks whenever it is asked, because starting one takes longer than a look.
+"""A process inside a lab that runs the doctor's checks on request, because starting ``hotnic doctor`` takes long.
 
-Run in the lab as ``python -m tests.support.inspector``: each line of input is a request, answered by one line.
-``{"look": true}`` examines everything once, ``{"kill": PID}`` ends a process of the lab by SIGKILL.
-The other side is :class:`Inspector`. Next: :mod:`tests.support.rig`, which asks.
+Run in the lab as ``python -m tests.support.inspector``. Each line of standard input is a request, and each reply is one
+line. ``{"examine": true}`` runs all checks once, ``{"kill": PID}`` kills a process of the lab with SIGKILL.
+The client is :class:`Inspector`. Next: :mod:`tests.support.rig`, which uses it.
 """
 
 import asyncio
@@ -14,28 +14,28 @@ import sys
 import threading
 from typing import Any
 
-from services.cli.collect import many
-from services.cli.node_files import Paths
-from services.cli.tracing import NoTraces
-from services.common.domain.invariants import examine
-from services.common.domain.invariants.world import NodeSnapshot, NotVisible, PodOnNode, Snapshot
-from services.common.domain.operations import acting_pod
+from lab.guest.qemu import LAB_QMP_SOCKET
+from lab.layout import INSIDE_RUN, NODE_NAME
+from services.cli.doctor.collect.node_files import NodeSettings
+from services.cli.doctor.collect.objects import snapshot_of_vms
+from services.cli.doctor.examine import examine
+from services.cli.doctor.snapshot import NodeSnapshot, NotVisible, PodOnNode, Snapshot
+from services.cli.tracing.tracer import NoTraces
+from services.common.domain.operations import find_acting_pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError
-from services.lab.guest.qemu import LAB_QMP_SOCKET
-from services.lab.layout import INSIDE_RUN, NODE_NAME
 from tests.support.lab import Lab
 
 MONITOR = INSIDE_RUN / "guests" / "{uid}" / LAB_QMP_SOCKET
-"""A guest's second monitor, which the handler leaves alone: only the lab's guests have one."""
+"""A second QMP socket of the guest, which only the lab's guests have: the handler is connected to the first one."""
 
 
 class Inspector:
-    """The process inside a lab, as the tests outside use it. Synchronous; several threads may ask."""
+    """The client of the process inside a lab. Synchronous; several threads may send requests."""
 
     def __init__(self, lab: Lab) -> None:
         command = [sys.executable, "-m", "services.cli", "lab", "exec", "--"]
-        # Who gives up waiting for an answer leaves a thread behind that still reads it.
+        # A test that is cancelled while it waits leaves a thread behind that still reads the reply.
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [*command, sys.executable, "-m", "tests.support.inspector"],
@@ -45,48 +45,51 @@ class Inspector:
             text=True,
         )
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
+    def request(self, **request: Any) -> dict[str, Any]:
+        """Send a request and return its reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._lock:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+            reply: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return reply
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         with self._process as process:
             assert process.stdin is not None
             process.stdin.close()
 
 
-def shown(world: Snapshot) -> dict[str, Any]:
-    """What the invariants say of a world, and the numbers that have to be right besides."""
-    report = examine(world)
-    cards: dict[str, list[str] | str] = {}
-    for machine in world.machines:
-        pod = acting_pod(machine.vmi, machine.pods) if machine.vmi is not None else None
-        inside = machine.inside.get(pod.metadata.uid) if pod is not None else None
-        if isinstance(inside, PodOnNode) and not isinstance(inside.cards, NotVisible):
-            cards[machine.name] = [card.interface for card in inside.cards]
-    counted = world.node if isinstance(world.node, NodeSnapshot) else None
+def build_report(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the result of all checks, the guest devices of each VM, and the number of leases and host veths.
+
+    The numbers are -1 when the part of the node is not visible.
+    """
+    report = examine(snapshot)
+    devices: dict[str, list[str]] = {}
+    for vm_snapshot in snapshot.vms:
+        pod = find_acting_pod(vm_snapshot.vmi, vm_snapshot.pods) if vm_snapshot.vmi is not None else None
+        pod_on_node = vm_snapshot.pods_on_node.get(pod.metadata.uid) if pod is not None else None
+        if isinstance(pod_on_node, PodOnNode) and not isinstance(pod_on_node.guest_devices, NotVisible):
+            devices[vm_snapshot.name] = [device.interface for device in pod_on_node.guest_devices]
+    node = snapshot.node if isinstance(snapshot.node, NodeSnapshot) else None
     return {
-        "busy": [str(one) for one in report.in_progress],
-        "disagreements": [str(one) for one in report.disagreements],
-        "notSeen": [str(one) for one in report.not_seen],
-        "cards": cards,
-        "leases": -1 if counted is None or isinstance(counted.leases, NotVisible) else len(counted.leases),
+        "inProgress": [str(one) for one in report.in_progress],
+        "findings": [str(one) for one in report.findings],
+        "notChecked": [str(one) for one in report.not_checked],
+        "devices": devices,
+        "leases": -1 if node is None or isinstance(node.leases, NotVisible) else len(node.leases),
         "veths": -1
-        if counted is None or isinstance(counted.links, NotVisible)
-        else sum(link.kind == "veth" for link in counted.links),
+        if node is None or isinstance(node.links, NotVisible)
+        else sum(link.kind == "veth" for link in node.links),
     }
 
 
 async def serve() -> None:
-    """Answer until the input ends."""
-    paths = Paths(qmp_socket=str(MONITOR))
+    """Reply to requests until the input ends."""
+    paths = NodeSettings(qmp_socket=str(MONITOR))
     kube = await Kube.connect(
         kubeconfig=os.environ["KUBECONFIG"], telemetry=NoTraces(), user_agent="hotnic-test-inspector"
     )
@@ -96,12 +99,12 @@ async def serve() -> None:
             try:
                 if "kill" in request:
                     os.kill(request["kill"], signal.SIGKILL)
-                    answer: dict[str, Any] = {}
+                    reply: dict[str, Any] = {}
                 else:
-                    answer = shown(await many(kube, None, paths, NODE_NAME))
+                    reply = build_report(await snapshot_of_vms(kube, None, paths, NODE_NAME))
             except (KubeError, OSError) as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            sys.stdout.write(json.dumps(answer) + "\n")
+                reply = {"error": f"{type(error).__name__}: {error}"}
+            sys.stdout.write(json.dumps(reply) + "\n")
             sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""Buses on a real nats-server, and a look behind them."""
+"""Buses on a real nats-server, and a client to inspect the server."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from services.common.bus.envelope import BusMessage
-from services.common.bus.jetstream import JetStreamBus, connect
+from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
 from tests.support.nats import NatsServer
@@ -31,11 +31,11 @@ QUICK = BusSettings(
     dead_max_bytes=4 * 1024 * 1024,
     bucket_max_bytes=1024 * 1024,
 )
-"""Settings for tests on loopback: short times; a budget so long that a slow machine does not change an order."""
+"""Settings for tests on loopback: short times, but a publish budget long enough for slow machines."""
 
 
 class Buses:
-    """Buses on one server, which may be down."""
+    """Starts buses on one server, which need not run."""
 
     def __init__(self, server: NatsServer) -> None:
         self.server = server
@@ -50,7 +50,7 @@ class Buses:
         url: str | None = "",
         settings: BusSettings = QUICK,
     ) -> JetStreamBus:
-        """A bus, whether it is connected or not."""
+        """Return a bus, connected or not."""
         bus = await connect(
             self.server.url if url == "" else url,
             role=role,
@@ -70,7 +70,7 @@ class Buses:
 
 
 class JetStreamHarness(Buses):
-    """Buses on one running server, and a client of our own behind them."""
+    """Buses on one running server, and a client of its own."""
 
     def __init__(self, server: NatsServer, client: Client) -> None:
         super().__init__(server)
@@ -78,26 +78,26 @@ class JetStreamHarness(Buses):
         self.js: JetStreamContext = client.jetstream()
 
     async def bus(self, role: str, node: str, telemetry: Telemetry | None = None) -> JetStreamBus:
-        """A bus, once it is connected."""
+        """Return a connected bus."""
         bus = await self.start(role, node, telemetry)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await bus.wait_connected()
         return bus
 
-    async def stands(self, consumer: str) -> None:
-        """Wait until the server knows the consumer and it is pulled from."""
+    async def wait_consumer(self, consumer: str) -> None:
+        """Wait until the consumer exists and has a pull request."""
         while True:
             with contextlib.suppress(NotFoundError):
                 if (await self.js.consumer_info("HOTPLUG", consumer)).num_waiting:
                     return
 
-    async def raw(self, message: BusMessage) -> None:
-        """Publish whatever bytes."""
+    async def publish_raw(self, message: BusMessage) -> None:
+        """Publish a message unchecked."""
         await self.js.publish(message.subject, message.payload, headers=dict(message.headers) or None)
 
-    async def dead(self, count: int) -> Sequence[BusMessage]:
-        """The dead letters, once there are this many."""
-        async with asyncio.timeout(10):
+    async def dead_letters(self, count: int) -> Sequence[BusMessage]:
+        """Return the dead letters as soon as there are ``count`` of them."""
+        async with asyncio.timeout(60):
             while (state := (await self.js.stream_info("HOTPLUG_DEAD")).state).messages < count:
                 pass
         found = [
@@ -109,7 +109,7 @@ class JetStreamHarness(Buses):
 
 @contextlib.asynccontextmanager
 async def jetstream(server: NatsServer) -> AsyncIterator[JetStreamHarness]:
-    """A harness on a running server."""
+    """Provide a harness on a running server."""
     client = await nats.connect(server.url, reconnect_time_wait=0)
     harness = JetStreamHarness(server, client)
     try:

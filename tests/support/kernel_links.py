@@ -1,11 +1,11 @@
-"""A model of the kernel's links, addresses and routes, as far as a pod's wiring can tell the difference."""
+"""A model of the kernel's links, addresses and routes, as far as the pod network depends on them."""
 
 import ipaddress
 
 import msgspec
 
 from services.common.netlink.links import Address, Link, Route
-from services.handler.netlink_operations import (
+from services.handler.pod_network.operations import (
     AddAddress,
     AddLink,
     AddRoute,
@@ -13,41 +13,41 @@ from services.handler.netlink_operations import (
     DeleteAddress,
     DeleteLink,
     DeleteLinks,
-    Seen,
+    NetlinkOperation,
+    ObservedLinks,
     SetLearning,
     SetSysctl,
-    Step,
 )
 
 
 class Kernel:
-    """Links as the kernel keeps them, as far as the wiring can tell."""
+    """Links with the kernel's rules that the pod network depends on."""
 
-    def __init__(self, seen: Seen) -> None:
-        self.links = {link.index: link for link in seen.links}
-        self.addresses = list(seen.addresses)
-        self.routes = list(seen.routes)
-        self.sysctls = dict(seen.sysctls)
+    def __init__(self, observed: ObservedLinks) -> None:
+        self.links = {link.index: link for link in observed.links}
+        self.addresses = list(observed.addresses)
+        self.routes = list(observed.routes)
+        self.sysctls = dict(observed.sysctls)
 
-    def seen(self) -> Seen:
-        """What a look shows."""
-        return Seen(tuple(self.links.values()), tuple(self.addresses), tuple(self.routes), dict(self.sysctls))
+    def observe(self) -> ObservedLinks:
+        """Return the present state."""
+        return ObservedLinks(tuple(self.links.values()), tuple(self.addresses), tuple(self.routes), dict(self.sysctls))
 
-    def take(self, step: Step) -> None:
-        """Do a step; what the kernel would refuse is a failed assertion."""
-        match step:
-            case AddLink(wish):
-                assert self.named(wish.name) is None, f"{wish.name} exists"
+    def apply(self, operation: NetlinkOperation) -> None:
+        """Apply an operation; one that the kernel would refuse is a failed assertion."""
+        match operation:
+            case AddLink(desired):
+                assert self.named(desired.name) is None, f"{desired.name} exists"
                 index = max(self.links) + 1
-                kind = "tun" if wish.kind == "tap" else wish.kind
+                kind = "tun" if desired.kind == "tap" else desired.kind
                 self.links[index] = Link(
                     index=index,
-                    name=wish.name,
+                    name=desired.name,
                     kind=kind,
-                    mac=wish.mac or f"0a:00:00:00:00:{index:02x}",
-                    mtu=1500 if kind == "tun" else wish.mtu or 1500,
-                    up=wish.kind == "bridge" and bool(wish.up),
-                    multi_queue=wish.queues > 1 if kind == "tun" else None,
+                    mac=desired.mac or f"0a:00:00:00:00:{index:02x}",
+                    mtu=1500 if kind == "tun" else desired.mtu or 1500,
+                    up=desired.kind == "bridge" and bool(desired.up),
+                    multi_queue=desired.queues > 1 if kind == "tun" else None,
                 )
             case ChangeLink(link=target, name=name, up=up, mac=mac, mtu=mtu, master=master):
                 link = self.at(target)
@@ -83,7 +83,7 @@ class Kernel:
                 self.routes.append(Route(target, dst, gw, priority))
             case DeleteLinks(links=targets):
                 for one in targets:
-                    self.take(DeleteLink(one, self.links[one].name))
+                    self.apply(DeleteLink(one, self.links[one].name))
             case DeleteLink(link=target):
                 del self.links[target]
                 self.addresses = [a for a in self.addresses if a.index != target]
@@ -103,11 +103,11 @@ class Kernel:
         return any(hop in network for network in networks)
 
     def named(self, name: str) -> Link | None:
-        """The link of this name."""
+        """Return the link of a name; ``None`` when there is none."""
         return next((link for link in self.links.values() if link.name == name), None)
 
     def at(self, target: int | str) -> Link:
-        """The link, which has to be there."""
+        """Return a link, which must exist."""
         link = self.named(target) if isinstance(target, str) else self.links.get(target)
         assert link is not None, f"no link {target}"
         return link

@@ -1,4 +1,4 @@
-"""The kubelet's pod-resources socket with devices that the test has given to pods."""
+"""A kubelet's pod-resources socket that returns the devices that a test assigns to pods."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,16 +14,17 @@ from schemas.podresources import podresources_pb2_grpc as stubs
 
 @dataclass
 class FakeKubelet(stubs.PodResourcesListerServicer):
-    """Answers ``List``.
+    """Serves ``List``.
 
-    :ivar devices: by namespace and name of the pod: a list of containers, each with ids by resource name.
+    :ivar devices: by namespace and name of the pod, a list of containers, each with device ids by resource name.
+    :ivar calls: number of ``List`` calls so far.
     """
 
     devices: dict[tuple[str, str], list[dict[str, list[str]]]] = field(default_factory=dict)
-    asked: int = 0
+    calls: int = 0
 
     async def List(self, request: pb.ListPodResourcesRequest, context: Any) -> pb.ListPodResourcesResponse:
-        self.asked += 1
+        self.calls += 1
         return pb.ListPodResourcesResponse(
             pod_resources=[
                 pb.PodResources(
@@ -34,10 +35,10 @@ class FakeKubelet(stubs.PodResourcesListerServicer):
                             name="c",
                             devices=[
                                 pb.ContainerDevices(resource_name=resource, device_ids=ids)
-                                for resource, ids in given.items()
+                                for resource, ids in devices_by_resource.items()
                             ],
                         )
-                        for given in containers
+                        for devices_by_resource in containers
                     ],
                 )
                 for (namespace, name), containers in self.devices.items()
@@ -47,7 +48,7 @@ class FakeKubelet(stubs.PodResourcesListerServicer):
 
 @asynccontextmanager
 async def serving_kubelet(path: Path, kubelet: FakeKubelet) -> AsyncIterator[FakeKubelet]:
-    """Serve it on a unix socket."""
+    """Serve `kubelet` on the unix socket at `path`."""
     server = grpc.aio.server()
     stubs.add_PodResourcesListerServicer_to_server(kubelet, server)
     server.add_insecure_port(f"unix://{path}")

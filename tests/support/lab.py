@@ -1,7 +1,7 @@
-"""A lab for end-to-end tests and benchmarks: brought up once, with VMs that have free slots, spoken to as a user would.
+"""A lab for end-to-end tests and benchmarks: started once, with VMs that have free PCIe slots.
 
-Nothing here reaches into a role: objects are read through the API server, spans from the trace files, the guest's own
-word from its serial console.
+Tests use it as a user does: objects are read from the API server, spans from the span files, and the guest's events
+from its serial console. Nothing here uses the internals of a role.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ from typing import Any
 
 import msgspec
 
+from lab.cli import commands
+from lab.failpoints.points import FAILPOINTS_VARIABLE
+from lab.guest.console import ConsoleFollower, LinkEvent
+from lab.layout import GuestKind, Layout
+from lab.node.launcher import GUEST_ANNOTATION
 from schemas.kube import PODS, VMIS, Pod, VirtualMachineInstance
 from services.common.domain.operations import belongs_to
-from services.lab import commands
-from services.lab.guest.console import ConsoleFollower, LinkEvent
-from services.lab.layout import Guests, Layout
-from services.lab.node.launcher import GUEST_ANNOTATION
 
 SAMPLE_VM = "centos-stream9-1"
 SAMPLE_NAD = "bridge-net"
@@ -40,74 +41,81 @@ class Lab:
         self._used = {SAMPLE_VM: 0}
 
     @property
-    def faults(self) -> Path:
-        """The folder in which points of death are armed, see :mod:`services.common.faults`."""
-        return self.layout.dir / "faults"
+    def failpoints(self) -> Path:
+        """The directory in which failpoints are armed, see :mod:`lab.failpoints`."""
+        return self.layout.dir / "failpoints"
+
+    @property
+    def nats_url(self) -> str:
+        """The address of the lab's NATS server."""
+        identity = self.layout.identity()
+        assert identity is not None
+        return f"nats://127.0.0.1:{identity.nats_port}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a user of this lab."""
+        """The environment variables of a user of this lab."""
         return {**os.environ, "KUBECONFIG": str(self.layout.kubeconfig), "HOTNIC_LAB_DIR": str(self.layout.dir)}
 
-    def hotnic(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run a command of the command line."""
+    def hotnic(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run a ``hotnic`` command."""
         command = [sys.executable, "-m", "services.cli", *arguments]
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run kubectl; its standard output. A failure of it fails the test."""
+        """Run kubectl, which must succeed, and return its standard output."""
         done = subprocess.run(
             ["kubectl", *arguments],
             env=self.environment,
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=45,
             check=False,
         )
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
     def raw(self, path: str, body: str, *, method: str = "replace") -> tuple[int, dict[str, Any]]:
-        """PUT (``replace``) or POST (``create``) a body as kubectl would; exit code and the ``Status``, if any."""
+        """PUT (``replace``) or POST (``create``) a body with kubectl; return the exit code and the output streams."""
         done = subprocess.run(
             ["kubectl", method, "--raw", path, "-f", "-", "-v", "8"],
             env=self.environment,
             input=body,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=45,
             check=False,
         )
         return done.returncode, {"stderr": done.stderr, "stdout": done.stdout}
 
     def vmi(self, name: str, namespace: str = "default") -> VirtualMachineInstance:
-        """A VMI, as the API server has it."""
+        """Return a VMI from the API server."""
         text = self.kubectl("get", VMIS.plural, name, "-n", namespace, "-o", "json")
         return msgspec.json.decode(text, type=VirtualMachineInstance)
 
     def pod(self, vmi: VirtualMachineInstance) -> Pod:
-        """The launcher pod of a VMI."""
+        """Return the launcher pod of a VMI."""
         text = self.kubectl("get", PODS.plural, "-n", vmi.metadata.namespace, "-o", "json")
         pods = msgspec.convert(json.loads(text)["items"], list[Pod])
         (pod,) = [pod for pod in pods if belongs_to(pod, vmi)]
         return pod
 
     def edit_template(self, vm: str, *changes: tuple[str, str, Any]) -> None:
-        """Edit a VM's template as a user does: JSON patch operations, paths below the template's spec."""
+        """Edit a VM's template by JSON patch; the paths are relative to the template's spec."""
         ops = [{"op": op, "path": f"/spec/template/spec{path}", "value": value} for op, path, value in changes]
         self.kubectl("patch", "vm", vm, "--type=json", "-p", json.dumps(ops))
 
     def console(self, vmi: VirtualMachineInstance) -> ConsoleFollower:
-        """A follower of a guest's serial console, from its beginning."""
+        """Return a follower of a guest's serial console, from its beginning."""
         return ConsoleFollower(self.layout.guests / vmi.metadata.uid / "console.log")
 
-    def vm_with_a_slot(self, *, empty: bool = False) -> str:
-        """A running VM that takes one more NIC; the slot is the caller's. Boots another when all are full.
+    def take_slot(self, *, empty: bool = False) -> str:
+        """Return a running VM with a free slot and reserve the slot. Boots another VM when all are full.
 
-        :param empty: one whose only card is that of the pod network.
+        :param empty: whether the VM must have no secondary interfaces.
         """
         name = next((vm for vm, used in self._used.items() if used < (1 if empty else SLOTS)), None)
         if name is None:
@@ -117,28 +125,28 @@ class Lab:
         self._used[name] += 1
         return name
 
-    def give_slot_back(self, vm: str) -> None:
-        """What the caller plugged into this VM is unplugged again, and nothing is left of it."""
+    def release_slot(self, vm: str) -> None:
+        """Release a reserved slot, after the caller has unplugged its interface."""
         self._used[vm] -= 1
 
-    def fill(self, vm: str) -> None:
-        """The caller has used every slot of this VM."""
+    def mark_full(self, vm: str) -> None:
+        """Reserve every slot of a VM."""
         self._used[vm] = SLOTS
 
     @contextlib.contextmanager
-    def without(self, component: str) -> Iterator[None]:
-        """Stop one of the lab's processes meanwhile."""
-        said: list[str] = []
-        assert commands.change(self.layout.dir, "stop", component, said.append) == 0, said
+    def stopped(self, component: str) -> Iterator[None]:
+        """Stop one of the lab's processes for the duration of the block."""
+        output: list[str] = []
+        assert commands.change(self.layout.dir, "stop", component, output.append) == 0, output
         try:
             yield
         finally:
-            assert commands.change(self.layout.dir, "start", component, said.append) == 0, said
+            assert commands.change(self.layout.dir, "start", component, output.append) == 0, output
 
-    def boot(self, name: str, *, guest: Guests = "qemu") -> None:
-        """Make a VM like the sample one and wait until it runs; it is the caller's alone.
+    def boot(self, name: str, *, guest: GuestKind = "qemu") -> None:
+        """Create a VM like the sample VM and wait until it is ready; no other test uses it.
 
-        :param guest: a double is there at once.
+        :param guest: a double boots at once.
         """
         manifest = self.kubectl("get", "vm", SAMPLE_VM, "-o", "json")
         sample = json.loads(manifest)
@@ -153,15 +161,15 @@ class Lab:
         self.kubectl("wait", "vm", name, "--for=condition=Ready", "--timeout=60s")
 
     def interface_name(self) -> str:
-        """A name that no other test uses."""
+        """Return an interface name that no other test uses."""
         return f"nic{next(self._names)}"
 
     def spans(self, trace_id: str) -> list[Span]:
-        """Every span of a trace, from the span files of all processes; ``service`` is added to each."""
+        """Return the spans of a trace from all span files; ``service`` is added to each."""
         return [span for span in self.all_spans() if span["traceId"].lower() == trace_id]
 
     def all_spans(self) -> list[Span]:
-        """Every span of every process, whatever its trace; ``service`` is added to each."""
+        """Return all spans of all processes; ``service`` is added to each."""
         found: list[Span] = []
         for file in self.layout.traces.glob("*.jsonl"):
             for line in file.read_text().splitlines():
@@ -169,15 +177,18 @@ class Lab:
                     found += _spans_of(json.loads(line))
         return found
 
-    def wait_for_spans(self, trace_id: str, names: set[str], timeout: float = 10.0) -> list[Span]:
-        """The spans of a trace, once some begin with each of these names (a span is written when it ends)."""
+    def wait_for_spans(self, trace_id: str, names: set[str], timeout: float = 45.0) -> list[Span]:
+        """Wait until a trace has spans whose names begin with these, and return all its spans.
+
+        A span is written to its file when it ends.
+        """
         deadline = time.monotonic() + timeout
         while True:
             spans = self.spans(trace_id)
             missing = {name for name in names if not any(span["name"].startswith(name) for span in spans)}
             if not missing:
                 return spans
-            assert time.monotonic() < deadline, f"spans that did not come: {sorted(missing)}"
+            assert time.monotonic() < deadline, f"missing spans: {sorted(missing)}"
             time.sleep(0.05)
 
 
@@ -190,21 +201,21 @@ def _spans_of(line: dict[str, Any]) -> Iterator[Span]:
                 yield {**span, "service": service}
 
 
-def until(true: Callable[[], bool], timeout: float = 20.0) -> None:
-    """Wait until something comes to pass."""
+def wait_until(true: Callable[[], bool], timeout: float = 45.0) -> None:
+    """Wait until a condition is true."""
     deadline = time.monotonic() + timeout
     while not true():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, f"the condition is not true after {timeout:g} s"
 
 
-def links_seen(events: list[Any], mac: str) -> list[LinkEvent]:
-    """What a guest's console said about the link with a MAC."""
+def link_events(events: list[Any], mac: str) -> list[LinkEvent]:
+    """Return the events of the link with a MAC from a guest's console."""
     return [event for event in events if isinstance(event, LinkEvent) and event.mac == mac.lower()]
 
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set variables of this process meanwhile."""
+    """Set environment variables of this process for the duration of the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -218,15 +229,20 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running_lab(directory: Path, *, bare: bool = False, guests: Guests = "qemu") -> Iterator[Lab]:
-    """Bring a lab up, give it, and take it down whatever happens. Its roles look for armed points of death."""
-    said: list[str] = []
-    points = directory / "faults"
-    points.mkdir(parents=True, exist_ok=True)
-    with environment(HOTNIC_TEST_FAULTS=str(points)):
-        code = commands.up(commands.UpOptions(dir=directory, bare=bare, guests=guests), said.append)
-    assert code == 0, "the lab did not come up:\n" + "\n".join(said)
+def running_lab(
+    directory: Path, *, bare: bool = False, guests: GuestKind = "qemu", failpoints: bool = False
+) -> Iterator[Lab]:
+    """Start a lab, and stop it at the end of the block.
+
+    :param failpoints: whether the roles have failpoints, which cost some microseconds in each span.
+    """
+    output: list[str] = []
+    lab = Lab(directory)
+    lab.failpoints.mkdir(parents=True, exist_ok=True)
+    with environment(**({FAILPOINTS_VARIABLE: str(lab.failpoints)} if failpoints else {})):
+        code = commands.up(commands.UpOptions(dir=directory, bare=bare, guests=guests), output.append)
+    assert code == 0, "the lab did not start:\n" + "\n".join(output)
     try:
-        yield Lab(directory)
+        yield lab
     finally:
-        assert commands.down(directory, said.append) == 0, "\n".join(said)
+        assert commands.down(directory, output.append) == 0, "\n".join(output)

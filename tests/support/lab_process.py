@@ -1,15 +1,15 @@
-"""A lab as a user starts it: by a process of its own, in a directory of its own."""
+"""Starts a lab as a user does: with a process and a directory of its own."""
 
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 
-from services.lab import commands
-from services.lab.layout import Identity, Layout
+from lab.cli import commands
+from lab.layout import LabIdentity, Layout
 
 UP = (
-    "import sys; from pathlib import Path; from services.lab import commands; "
+    "import sys; from pathlib import Path; from lab.cli import commands; "
     "sys.exit(commands.up(commands.UpOptions(dir=Path(sys.argv[1]), bare=sys.argv[2] == 'bare', timeout=60)))"
 )
 FIXED_PATHS = ("/etc", "/opt", "/run", "/var/lib", "/etc/cni", "/opt/cni", "/var/lib/cni")
@@ -17,13 +17,16 @@ FIXED_PATHS = ("/etc", "/opt", "/run", "/var/lib", "/etc/cni", "/opt/cni", "/var
 
 @dataclass
 class LabProcess:
-    """A lab in a directory of its own, without samples unless `bare` says otherwise."""
+    """A lab that is started by a process of its own.
+
+    :ivar bare: whether to start it without the sample network and VM.
+    """
 
     layout: Layout
     bare: bool = True
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
-        """Begin `lab up`; the caller waits for it."""
+        """Start `lab up` without waiting for it."""
         return subprocess.Popen(
             [sys.executable, "-c", UP, str(self.layout.dir), "bare" if self.bare else "with-samples"],
             env={**os.environ, **environment},
@@ -33,26 +36,26 @@ class LabProcess:
         )
 
     def up(self, **environment: str) -> tuple[int, str]:
-        """Run `lab up` to its end: exit code and all it said."""
+        """Run `lab up` and return its exit code and output."""
         with self.start(**environment) as process:
-            said = process.communicate()[0]
-        return process.returncode, said
+            output = process.communicate()[0]
+        return process.returncode, output
 
     def down(self) -> str:
-        """Run `lab down`, which must succeed: what it said."""
-        said: list[str] = []
-        assert commands.down(self.layout.dir, said.append) == 0
-        return "\n".join(said)
+        """Run `lab down`, which must succeed, and return its output."""
+        output: list[str] = []
+        assert commands.down(self.layout.dir, output.append) == 0
+        return "\n".join(output)
 
     @property
-    def identity(self) -> Identity:
-        """Who the running lab is."""
+    def identity(self) -> LabIdentity:
+        """The identity of the running lab."""
         identity = self.layout.identity()
         assert identity is not None
         return identity
 
 
-def listing() -> dict[str, list[str]]:
-    """What stands in the folders of the machine that a lab covers inside."""
-    # Not /run/netns: it comes and goes with every `ip netns` and every other run of this tier.
+def list_fixed_paths() -> dict[str, list[str]]:
+    """Return the entries of the machine's directories over which a lab mounts its own."""
+    # Without /run/netns: every `ip netns` and every other run of this tier creates and removes it.
     return {path: sorted({*os.listdir(path)} - {"netns"}) for path in FIXED_PATHS if os.path.isdir(path)}

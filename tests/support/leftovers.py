@@ -1,6 +1,7 @@
-"""What a test might leave on the machine: links, network namespaces, mounts, processes, cgroups.
+"""Search for what a test leaves on the machine: links, network namespaces, mounts, processes, cgroups.
 
-Counted before and after, so that what stood there already, or what a fixture of wider scope holds, does not matter.
+The state before the test is compared with the state after it, so what existed before, or what a fixture of wider scope
+holds, does not count.
 """
 
 import ctypes
@@ -18,12 +19,12 @@ Things = dict[str, set[str]]
 
 
 def adopt_orphans() -> None:
-    """Make processes whose parent ended ours, so that none gets out of sight."""
+    """Become the parent of orphaned descendants, so that they are found."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def count() -> Things:
-    """Everything of the kinds that a test must not leave."""
+    """Return everything of the kinds that a test must not leave."""
     mounts = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     points = [(left.split()[4], right.split()[0]) for left, right in mounts]
     return {
@@ -35,11 +36,14 @@ def count() -> Things:
     }
 
 
-def left_over(before: Things, *, patience: float = 3.0, cgroup_patience: float = 20.0) -> list[str]:
-    """What is there now and was not before; what goes by itself within ``patience`` seconds does not count.
+def left_over(before: Things, *, patience: float = 20.0, cgroup_patience: float = 60.0) -> list[str]:
+    """Return what exists now and did not exist before.
 
-    Cgroups belong to the whole machine: a lab that somebody else starts and stops meanwhile has some, too, so they
-    are given more time.
+    Cgroups belong to the whole machine, and a lab of another test run creates and removes some, too, so they get more
+    time to disappear.
+
+    :param patience: seconds for everything but cgroups to disappear by itself.
+    :param cgroup_patience: seconds for cgroups to disappear.
     """
     began = time.monotonic()
     while True:
@@ -71,8 +75,7 @@ def _descendants(pid: int) -> Iterator[str]:
         name, _, rest = stat.partition("(")[2].rpartition(")")
         state, parent = rest.split()[:2]
         if state == "Z" and int(parent) == pid:
-            # An adopted orphan that has ended: nobody else collects it, and it is no leftover. A child of our own
-            # that nobody waited for is one.
+            # An adopted orphan that has ended: only this process can reap it, and it is no leftover.
             _reap(int(entry))
             continue
         parents.setdefault(int(parent), []).append((int(entry), name))
@@ -91,10 +94,10 @@ def _reap(pid: int) -> None:
 
 
 def _empty_cgroups(points: Iterable[str]) -> set[str]:
-    """Cgroups as the lab and container runtimes make them, without a process in them or below.
+    """Return the cgroups of the lab and of container runtimes without a process in them or below.
 
-    One with processes belongs to somebody who still runs, and other names are the machine's own affair.
-    By name, whatever the hierarchy: where version 1 is in use, processes are only in some of the folders of a name.
+    A cgroup with processes is still in use. Names of all hierarchies are joined, because with cgroup version 1 the
+    processes are only in some of the folders of a name.
     """
     found: set[str] = set()
     busy: set[str] = set()

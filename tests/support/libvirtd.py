@@ -1,6 +1,6 @@
-"""A real libvirtd with its own mounts, processes and network namespace, and domains that QEMU emulates.
+"""A real libvirtd with mounts, processes and a network namespace of its own, and domains that QEMU emulates.
 
-Its sockets are seen by nobody but through ``/proc/<pid>/root``, as those in a launcher's container are; whatever it
+Its socket is visible only through ``/proc/<pid>/root``, like one in a launcher's container. Every process that it
 starts ends with it, also after SIGKILL.
 """
 
@@ -17,21 +17,21 @@ from typing import Any
 
 import libvirt
 
-from services.lab.guest.qemu import KERNEL_ARGUMENTS, QBOOT, TCG_ARGUMENTS
-from services.lab.tools import Tools, default_root
+from lab.guest.qemu import KERNEL_ARGUMENTS, QBOOT, TCG_ARGUMENTS
+from lab.tools import LabTools, default_root
 
 PRIMARY_MAC = "52:54:00:00:00:01"
 NAME = "default_vm1"
 _SOCKET = "run/libvirt/libvirt-sock"
 
-# bash stays the first process, where it reaps QEMU's own parents; libvirtd comes back whenever it ends, unless it is
-# to stay away. /etc and /usr/share are the machine's with a little on top, all else of libvirt's is empty.
+# bash remains process 1, where it reaps the orphans of QEMU. It restarts libvirtd whenever that ends, unless
+# /run/stay-away exists. /etc and /usr/share are the host's with an overlay; libvirt's other directories are empty.
 _INIT = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs own "$WORK"
 mkdir -p "$WORK"/{etc/libvirt,changes,scratch,share}
-# where every user may read it, wherever the checkout is
+# a copy that every user can read, wherever the checkout is
 cp -rL "$TOOLS" "$WORK"/home
 mv "$WORK"/home/share "$WORK"/share/libvirt
 { cat /etc/passwd; echo libvirt-qemu:x:64055:64055::/:/bin/false; } >"$WORK"/etc/passwd
@@ -59,7 +59,7 @@ for folder in /run /var/lib /var/cache /var/log; do mount -t tmpfs own $folder; 
 export LD_LIBRARY_PATH=$WORK/home/lib LIBVIRT_DRIVER_DIR=$WORK/home/drivers
 start=("$WORK"/home/libvirtd --config /etc/libvirt/libvirtd.conf)
 if [ "$AS_USER" != 0 ]; then
-	# as KubeVirt runs it: for one session, with the machine's taps and nothing else of root's
+	# as KubeVirt runs it: as a session daemon of an unprivileged user that may open taps
 	mkdir -p /run/home/libvirt
 	grep -v -e user -e group -e owner -e capabilities /etc/libvirt/qemu.conf >/run/home/libvirt/qemu.conf
 	mknod "$WORK"/tun c 10 200 && chmod 666 "$WORK"/tun && mount --bind "$WORK"/tun /dev/net/tun
@@ -76,7 +76,12 @@ done
 
 
 class Libvirtd:
-    """The daemon that runs. :ivar pid: of a process that sees what it sees."""
+    """A running libvirtd.
+
+    :ivar pid: a process in its namespaces.
+    :ivar root: its root directory, as seen from here.
+    :ivar log: its log file.
+    """
 
     def __init__(self, pid: int, log: Path) -> None:
         self.pid = pid
@@ -84,15 +89,15 @@ class Libvirtd:
         self.log = log
 
     async def socket(self) -> contextlib.AbstractContextManager[str]:
-        """Where its socket is, as a driver asks for it."""
+        """Return its socket's path, in the form that a driver asks for."""
         return contextlib.nullcontext(str(self.root / _SOCKET))
 
     def ready(self) -> None:
-        """Wait until it listens."""
+        """Wait until it accepts connections."""
         _until(self._listens, lambda: f"libvirtd did not start:\n{self.log.read_text()}")
 
     def connect(self) -> Any:
-        """A connection of the binding's."""
+        """Return a connection of libvirt's binding."""
         return libvirt.open(f"qemu+unix:///session?socket={self.root / _SOCKET}")
 
     def define(self, xml: str, *, paused: bool = True) -> None:
@@ -105,7 +110,7 @@ class Libvirtd:
             connection.close()
 
     def remove(self) -> None:
-        """End the domain, whatever state it is in, and forget it."""
+        """Stop the domain in whatever state it is, and undefine it."""
         connection = self.connect()
         try:
             for domain in connection.listAllDomains():
@@ -116,14 +121,14 @@ class Libvirtd:
             connection.close()
 
     def restart(self) -> None:
-        """Kill it and wait for the next one; its domains run on."""
+        """Kill the daemon and wait for the next one; its domains continue to run."""
         with self.away():
             pass
         self.ready()
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Let it hang for as long as the context lasts."""
+        """Suspend the daemon for the duration of the context."""
         daemon = self._of("libvirtd")
         os.kill(daemon, signal.SIGSTOP)
         try:
@@ -133,7 +138,7 @@ class Libvirtd:
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Have none for as long as the context lasts."""
+        """Have no daemon for the duration of the context."""
         (self.root / "run/stay-away").touch()
         os.kill(self._of("libvirtd"), signal.SIGKILL)
         _until(lambda: not self._listens(), lambda: "libvirtd did not end")
@@ -143,7 +148,7 @@ class Libvirtd:
             (self.root / "run/stay-away").unlink()
 
     def kill_domain(self) -> None:
-        """End the domain's QEMU."""
+        """Kill the domain's QEMU."""
         os.kill(self._of("qemu-system-x86_64"), signal.SIGKILL)
 
     def _listens(self) -> bool:
@@ -155,7 +160,7 @@ class Libvirtd:
         return True
 
     def _of(self, program: str) -> int:
-        """The one process of that program that is ours, or was left to us."""
+        """Return the one process of a program among the children, including adopted ones."""
         children = _children(self.pid)
         [found] = [pid for pid in children if Path(f"/proc/{pid}/exe").resolve().name == program]
         return found
@@ -163,9 +168,11 @@ class Libvirtd:
 
 @contextmanager
 def running_libvirtd(folder: Path, netns: Path, *, user: int = 0) -> Iterator[Libvirtd]:
-    """A libvirtd in a network namespace, for as long as the context lasts.
+    """Run a libvirtd in a network namespace for the duration of the context.
 
-    :param user: whose id it and its QEMU run under.
+    :param folder: for its files.
+    :param netns: the network namespace.
+    :param user: the user id of the daemon and its QEMU.
     """
     work = folder / "libvirt"
     work.mkdir()
@@ -196,20 +203,22 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _until(holds: Callable[[], bool], complaint: Callable[[], str], *, timeout: float = 20.0) -> None:
+def _until(holds: Callable[[], bool], error: Callable[[], str], *, timeout: float = 60.0) -> None:
     until = time.monotonic() + timeout
     while not holds():
         if time.monotonic() > until:
-            raise RuntimeError(complaint())
+            raise RuntimeError(error())
         time.sleep(0.01)
 
 
 def domain_xml(*, ports: int = 4, cpus: int = 1, boot: Path | None = None) -> str:
-    """A domain like KubeVirt's: one NIC, free root ports.
+    """Return a domain like KubeVirt's, with one NIC and free root ports.
 
-    :param boot: boots the lab's guest, with its console in this folder.
+    :param ports: the number of root ports.
+    :param cpus: the number of CPUs.
+    :param boot: boot the lab's guest, with its console in this directory.
     """
-    tools = Tools.find()
+    tools = LabTools.find()
     system, channels, memory = "", "", 32
     if boot is not None:
         memory = 128

@@ -1,6 +1,6 @@
-"""The multus daemon inside the test's own process, on a real unix socket, with directories of its own.
+"""The multus daemon inside the test's own process, on a real unix socket and with directories of its own.
 
-Kubernetes is scripted, telemetry records; plugins, network namespaces and records are real.
+Kubernetes is scripted and telemetry is recorded. Plugins, network namespaces and records are real.
 """
 
 import base64
@@ -16,17 +16,18 @@ import msgspec
 import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from schemas.multus import SOCKET_NAME, InterfaceAttributes, delegate_request
-from services.common.http.client import UnixHttp
+from schemas.multus import SOCKET_NAME, InterfaceAttributes, build_delegate_request
+from services.common.http.client import UnixHttpClient
 from services.common.http.server import serve
 from services.common.kube.client import Kube
 from services.common.netlink.pool import NetnsPool
 from services.common.telemetry import Telemetry
-from services.multus.adoption import Adoption
-from services.multus.parts import Parts, assembled
-from services.multus.records import Records, Sandbox
-from services.multus.settings import Config, Settings, read
-from services.multus.sweep import Runtime, Sweep
+from services.multus.assembly import DaemonParts, assemble
+from services.multus.config.settings import Config, Settings, read_config
+from services.multus.records.sandbox import SandboxState
+from services.multus.records.store import Records
+from services.multus.sandboxes.adoption import Adoption
+from services.multus.sandboxes.sweep import SandboxLister, Sweep
 from tests.support.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
 from tests.support.spans import recording_telemetry
 
@@ -38,57 +39,57 @@ Answer = tuple[int, Any]
 
 @dataclass
 class Daemon:
-    """A running daemon and what is around it.
+    """A running daemon and its environment.
 
-    :ivar anew: makes the parts that a daemon after it would consist of, with the same directories.
-    :ivar stopping: what ``/readyz`` says of it.
+    :ivar make_parts: builds the parts of a successor with the same directories.
+    :ivar stopping: whether the daemon is shutting down, as ``/readyz`` reports.
     """
 
     folder: Path
     config: Config
     kube: FakeKube
-    parts: Parts
-    http: UnixHttp
+    parts: DaemonParts
+    http: UnixHttpClient
     spans: InMemorySpanExporter
-    anew: Callable[[], Parts]
+    make_parts: Callable[[], DaemonParts]
     stopping: bool = False
 
     @property
     def socket(self) -> Path:
-        """Path of its socket."""
+        """Path of the daemon's socket."""
         return self.config.socket_dir / SOCKET_NAME
 
     @property
     def records(self) -> Records:
-        """Its records."""
+        """The daemon's records."""
         return self.parts.records
 
     @property
     def sweep(self) -> Sweep:
-        """Its tidying."""
+        """The daemon's sweep."""
         return self.parts.sweep
 
     @property
     def adoption(self) -> Adoption:
-        """Its taking over of multus-cni's sandboxes."""
+        """The daemon's adoption of multus-cni's sandboxes."""
         return self.parts.adoption
 
-    def record(self, sandbox: str = SANDBOX) -> Sandbox | None:
-        """What it remembers of a sandbox."""
+    def record(self, sandbox: str = SANDBOX) -> SandboxState | None:
+        """Return the record of a sandbox."""
         return self.records.read(sandbox)
 
     def pod(self, annotations: dict[str, str] | None = None, **metadata: Any) -> None:
-        """Put the pod into the cluster."""
+        """Create or replace the pod."""
         meta = {"uid": POD_UID, "annotations": annotations or {}, **metadata}
         self.kube.put(PODS, "default", POD, metadata=meta, spec={"nodeName": "lab"}, status={"phase": "Pending"})
 
     def nad(self, name: str, config: dict[str, Any] | str, namespace: str = "default", **metadata: Any) -> None:
-        """Put a NAD into the cluster."""
+        """Create or replace a NAD."""
         text = config if isinstance(config, str) else json.dumps(config)
         self.kube.put(NADS, namespace, name, metadata=metadata, spec={"config": text})
 
     def annotations(self) -> dict[str, str]:
-        """The pod's annotations as they are now."""
+        """Return the pod's current annotations."""
         return self.kube.annotations(PODS, "default", POD)
 
     async def delegate(
@@ -100,7 +101,7 @@ class Daemon:
         attributes: InterfaceAttributes | None = None,
     ) -> Answer:
         """Call ``/delegate`` as the networks controller does."""
-        request = delegate_request(
+        request = build_delegate_request(
             command=command,
             sandbox_id=SANDBOX,
             netns=str(netns),
@@ -135,7 +136,7 @@ class Daemon:
         }
 
     async def post(self, path: str, document: Any) -> Answer:
-        """Any request; the answer's body decoded where it is JSON."""
+        """Send a request; return status and body, decoded if it is JSON."""
         status, body = await self.http.request("POST", path, json=document)
         try:
             return status, json.loads(body) if body else None
@@ -144,7 +145,7 @@ class Daemon:
 
 
 def cni_environment(command: str, netns: Path | str, sandbox: str = SANDBOX) -> dict[str, str]:
-    """What containerd sets for a plugin."""
+    """Return the environment that containerd sets for a plugin."""
     return {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": sandbox,
@@ -162,16 +163,20 @@ async def running_daemon(
     plugins: Path,
     *,
     timeout: float = 10.0,
-    runtime: Runtime | None = None,
+    runtime: SandboxLister | None = None,
     telemetry: Telemetry | None = None,
     host_root: str = "/",
     **keys: Any,
 ) -> AsyncIterator[Daemon]:
-    """Serve while the context is open.
+    """Run a daemon while the context is open.
 
-    :param plugins: the plugin directory. :param runtime: the container runtime's list.
-    :param telemetry: in place of one that records spans.
-    :param host_root: where the node is seen. :param keys: further keys of ``daemon-config.json``.
+    :param folder: the directory of everything that the daemon writes.
+    :param plugins: the plugin directory.
+    :param timeout: seconds that one plugin may take.
+    :param runtime: lists the container runtime's sandboxes.
+    :param telemetry: replaces the telemetry that records spans.
+    :param host_root: where the node's file system is mounted.
+    :param keys: further keys of ``daemon-config.json``.
     """
     for name in ("conf", "state", "named"):
         (folder / name).mkdir(exist_ok=True)
@@ -188,7 +193,7 @@ async def running_daemon(
         pod_resources_socket=str(folder / "kubelet.sock"),
         device_info_dir=str(folder / "devinfo"),
     )
-    config, _ = read(settings)
+    config, _ = read_config(settings)
     log = structlog.get_logger()
     recorded, spans = recording_telemetry("multus")
     telemetry = telemetry or recorded
@@ -199,8 +204,8 @@ async def running_daemon(
         stack.push_async_callback(kube.close)
         netns = NetnsPool(config.host_root)
         stack.callback(netns.close)
-        anew = partial(
-            assembled,
+        make_parts = partial(
+            assemble,
             settings,
             config,
             kube=kube,
@@ -209,15 +214,15 @@ async def running_daemon(
             log=log,
             stopping=lambda: daemon.stopping,
             runtime=runtime,
-            pod_patience=0.3,
-            readiness_patience=0.6,
+            pod_timeout=0.3,
+            readiness_timeout=0.6,
             lock_timeout=5.0,
         )
-        parts = anew()
-        stack.push_async_callback(parts.records.settled)
-        stack.push_async_callback(parts.reports.written)
-        http = UnixHttp(str(config.socket_dir / SOCKET_NAME), recording_telemetry("client")[0])
+        parts = make_parts()
+        stack.push_async_callback(parts.records.flush)
+        stack.push_async_callback(parts.pod_events.flush)
+        http = UnixHttpClient(str(config.socket_dir / SOCKET_NAME), recording_telemetry("client")[0])
         stack.push_async_callback(http.close)
-        daemon = Daemon(folder, config, scripted, parts, http, spans, anew)
+        daemon = Daemon(folder, config, scripted, parts, http, spans, make_parts)
         await stack.enter_async_context(serve(parts.app, f"unix:{daemon.socket}"))
         yield daemon

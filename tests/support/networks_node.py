@@ -1,4 +1,4 @@
-"""A node for the networks role: everything around it is scripted, the role itself runs whole."""
+"""A node that runs the real networks role; the API server, container runtime and multus daemon around it are fakes."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,18 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from schemas.events import Event
 from schemas.networks import NETWORK_STATUS, NETWORKS
-from services.common.cri.client import Cri
-from services.common.http.client import UnixHttp
+from services.common.cri.client import CriClient
+from services.common.http.client import UnixHttpClient
 from services.common.kube.client import Kube
-from services.networks.delegate import Delegate
-from services.networks.plan import Isolation
+from services.common.kube.event_recorder import EventRecorder
+from services.common.runtime.context import RoleContext
+from services.networks.multus_client import MultusClient
+from services.networks.plan.actions import NamespaceIsolation
 from services.networks.role import Networks
 from tests.support.bus import MemoryBus
 from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
 from tests.support.fake_multus import FakeMultus, serving_multus
+from tests.support.networks_pods import NO_ISOLATION
 from tests.support.node_kube import EVENTS, NADS, PODS, FakeKube, serving_kube, write_kubeconfig
 from tests.support.spans import recording_telemetry
 
@@ -42,7 +45,7 @@ class Node:
     role: Networks
 
     def pod(self, name: str = "p1", *, networks: Any = None, status: Any = (ETH0,), **parts: Any) -> None:
-        """A running pod with a sandbox."""
+        """Add a running pod with a sandbox."""
         annotations = {NETWORK_STATUS: json.dumps(list(status)), **parts.pop("annotations", {})}
         if networks is not None:
             annotations[NETWORKS] = json.dumps(networks)
@@ -57,50 +60,50 @@ class Node:
         )
 
     def nad(self, name: str = "blue", config: str = CONFIG) -> None:
-        """A network."""
+        """Add a network."""
         self.kube.put(NADS, "default", name, spec={"config": config})
 
-    def want(self, networks: Any, name: str = "p1", **annotations: str | None) -> None:
-        """Edit the networks annotation."""
+    def set_networks(self, networks: Any, name: str = "p1", **annotations: str | None) -> None:
+        """Set the networks annotation, and further annotations in the same edit."""
         self.kube.annotate(PODS, "default", name, {NETWORKS: json.dumps(networks), **annotations})
 
     def status(self, name: str = "p1") -> list[dict[str, Any]]:
-        """What network-status says."""
+        """Return the entries of network-status."""
         found: list[dict[str, Any]] = json.loads(self.kube.annotations(PODS, "default", name)[NETWORK_STATUS])
         return found
 
     def links(self, name: str = "p1") -> list[str]:
-        """The links in network-status, in order."""
+        """Return the links in network-status, in order."""
         return [entry["interface"] for entry in self.status(name)]
 
     async def until_links(self, *links: str, name: str = "p1") -> None:
-        """Wait until network-status lists exactly these."""
+        """Wait until network-status lists exactly these links."""
         await self.kube.until(lambda: self.links(name) == list(links))
 
     async def until_event(self, count: int = 1) -> list[dict[str, Any]]:
-        """Wait for Kubernetes Events."""
+        """Wait for a number of Kubernetes Events and return them."""
         await self.kube.until(lambda: len(self.kube.of(EVENTS)) >= count)
         return self.kube.of(EVENTS)
 
     async def until_published(self, condition: Callable[[list[Event]], bool]) -> list[Event]:
-        """Wait for events on the bus."""
-        async with asyncio.timeout(5):
+        """Wait for events on the bus and return them."""
+        async with asyncio.timeout(45):
             await self.bus.broker.until(lambda: condition(self.bus.published))
         return self.bus.published
 
     async def idle(self) -> None:
-        """Wait until the role has nothing to do, having looked at everything once more."""
-        # Neither the cache nor the queue tells anybody what it holds.
+        """Wait until the role has reconciled every pod once more and has nothing left to do."""
+        # Neither the cache nor the queue signals its state, so both are polled.
         for pod in self.kube.of(PODS):
             meta = pod["metadata"]
             while self.role.pods.version("default", meta["name"]) != meta["resourceVersion"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        await self._rest()
+        await self._wait_idle()
         for pod in self.kube.of(PODS):
             self.role.queue.add(("default", pod["metadata"]["name"]), source="resync")
-        await self._rest()
+        await self._wait_idle()
 
-    async def _rest(self) -> None:
+    async def _wait_idle(self) -> None:
         while self.role.queue.in_flight or self.role.queue.depth:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
@@ -112,11 +115,12 @@ async def running_node(
     kube: FakeKube | None = None,
     multus_socket: Path | None = None,
     deadline: float = 2.0,
-    isolation: Isolation | None = None,
+    isolation: NamespaceIsolation = NO_ISOLATION,
 ) -> AsyncIterator[Node]:
-    """A node with the role running on it; sockets and kubeconfig stand in the directory.
+    """Run the role on a node; sockets and kubeconfig are in the directory.
 
-    :param kube: one that is served already. :param multus_socket: of a daemon that runs already.
+    :param kube: a fake API server that is already served.
+    :param multus_socket: of a daemon that already runs.
     :param deadline: seconds for a call to multus.
     """
     telemetry, spans = recording_telemetry("networks")
@@ -133,19 +137,14 @@ async def running_node(
         client = await stack.enter_async_context(
             await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test")
         )
-        cri, http = Cri(cri_path, telemetry), UnixHttp(multus_path, telemetry)
+        cri, http = CriClient(cri_path, telemetry), UnixHttpClient(multus_path, telemetry)
         stack.push_async_callback(cri.close)
         stack.push_async_callback(http.close)
         bus = MemoryBus(role="networks", node=NODE, telemetry=telemetry, log=log)
+        events = EventRecorder(client, "networks", log=log, node=NODE)
+        context = RoleContext("networks", NODE, client, bus, events, telemetry, log)
         role = Networks(
-            node=NODE,
-            kube=client,
-            cri=cri,
-            multus=Delegate(http, multus_path, deadline=deadline),
-            bus=bus,
-            telemetry=telemetry,
-            log=log,
-            isolation=isolation,
+            context, cri=cri, multus=MultusClient(http, multus_path, deadline=deadline), isolation=isolation
         )
         tasks = [asyncio.create_task(work()) for work in (role.pods.run, role.listen, role.queue.run)]
         await role.pods.synced.wait()

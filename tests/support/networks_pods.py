@@ -1,46 +1,51 @@
-"""Pods for the planning of the networks role, written as their annotations say, and a plan's actions in short."""
+"""Pods and annotations for tests of the networks role's plan, and a short form of its actions."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from schemas.kube import Pod
+from schemas.multus import RecordedAttachment, SandboxRecord
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import HotplugMark, PodNic, encode, hotplug_mark_key, pod_nic_key
-from services.networks.plan import Attach, Detach, Observed, Report, plan
+from schemas.operations import HotplugMark, PodNic, encode_annotation, hotplug_mark_key, pod_nic_key
+from services.networks.plan import plan
+from services.networks.plan.actions import Attach, Detach, NamespaceIsolation, Observed, RecordEvent
+from services.networks.plan.attachments import parse_attachments
 
 NODE, UID = "node1", "22222222-2222-4222-8222-222222222222"
 BLUE = pod_interface("blue")
 ETH0 = {"name": "cluster", "interface": "eth0", "default": True, "dns": {}}
+NO_ISOLATION = NamespaceIsolation(enabled=False, global_namespaces=frozenset())
 
 
 def element(name: str, interface: str | None = None, **fields: Any) -> dict[str, Any]:
-    """An element of the networks annotation."""
+    """Return an element of the networks annotation."""
     return {"name": name, "namespace": "default"} | ({"interface": interface} if interface else {}) | fields
 
 
 def entry(name: str, interface: str, **fields: Any) -> dict[str, Any]:
-    """An entry of network-status."""
+    """Return an entry of network-status."""
     return {"name": f"default/{name}", "interface": interface, "dns": {}} | fields
 
 
 def mark(link: str, uid: str = UID) -> dict[str, str]:
-    """The mark of a link attached at run time."""
-    return {hotplug_mark_key(link): encode(HotplugMark(pod_uid=uid, interface=link))}
+    """Return the annotation with the hot-plug mark of a link."""
+    return {hotplug_mark_key(link): encode_annotation(HotplugMark(pod_uid=uid, interface=link))}
 
 
 def nic_record(vmi_interface: str, uid: str = UID) -> dict[str, str]:
-    """The record of a guest's NIC."""
+    """Return the annotation with the pod NIC record of a VM interface."""
     nic = PodNic(
         pod_uid=uid, sandbox_id="s1", interface=pod_interface(vmi_interface), mac="02:00:00:00:00:01", mtu=1500
     )
-    return {pod_nic_key(vmi_interface): encode(nic)}
+    return {pod_nic_key(vmi_interface): encode_annotation(nic)}
 
 
 def pod(
-    wanted: list[dict[str, Any]] | str | None = None,
+    desired: list[dict[str, Any]] | str | None = None,
     present: list[dict[str, Any]] | str | None = None,
     *,
     annotations: dict[str, str] | None = None,
@@ -49,13 +54,17 @@ def pod(
     node: str = NODE,
     **metadata: Any,
 ) -> Pod:
-    """A running pod that wants and has this."""
-    held = dict(annotations or {})
-    for key, value in ((NETWORKS, wanted), (NETWORK_STATUS, present)):
+    """Return a running pod.
+
+    :param desired: its networks annotation.
+    :param present: its network-status.
+    """
+    merged = dict(annotations or {})
+    for key, value in ((NETWORKS, desired), (NETWORK_STATUS, present)):
         if value is not None:
-            held[key] = value if isinstance(value, str) else json.dumps(value)
+            merged[key] = value if isinstance(value, str) else json.dumps(value)
     document = {
-        "metadata": {"name": "p1", "namespace": "default", "uid": UID, "annotations": held, **metadata},
+        "metadata": {"name": "p1", "namespace": "default", "uid": UID, "annotations": merged, **metadata},
         "spec": {"nodeName": node, "hostNetwork": host_network},
         "status": {"phase": phase},
     }
@@ -63,17 +72,37 @@ def pod(
 
 
 def short(action: object) -> str:
-    """``+`` attach, ``~`` attach anew, ``-`` detach, ``!`` report."""
+    """Return the short form of an action: ``+`` attach, ``~`` replace, ``-`` detach, ``!`` Event."""
     match action:
         case Attach():
-            return f"{'~' if action.anew else '+'}{action.network}@{action.link}"
+            return f"{'~' if action.replace else '+'}{action.network}@{action.link}"
         case Detach():
             return f"-{action.network}@{action.link}"
-        case Report():
+        case RecordEvent():
             return f"!{action.reason}"
     raise AssertionError(action)
 
 
-def decided(of: Pod) -> list[str]:
-    """The plan by the pod alone."""
-    return [short(action) for action in plan(Observed(pod=of, node=NODE))]
+def observed(
+    of: Pod,
+    *,
+    record: list[RecordedAttachment] | None = None,
+    unwritten: Sequence[tuple[str, str]] = (),
+    detached_links: Sequence[str] = (),
+    isolation: NamespaceIsolation = NO_ISOLATION,
+) -> Observed:
+    """Return what the role observes of a pod.
+
+    :param record: the attachments in the daemon's record of the sandbox; ``None`` for no record.
+    """
+    found = None if record is None else SandboxRecord(sandbox_id="s1", pod_uid=UID, attachments=record)
+    attachments = parse_attachments(of, record=found, unwritten=unwritten, detached_links=detached_links)
+    return Observed(of, NODE, attachments, isolation)
+
+
+def planned(of: Pod, **known: Any) -> list[str]:
+    """Return the short form of the plan for a pod.
+
+    :param known: what is known besides the pod's annotations, as for :func:`observed`.
+    """
+    return [short(action) for action in plan(observed(of, **known))]

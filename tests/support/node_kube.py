@@ -1,7 +1,7 @@
-"""The part of a Kubernetes API that node roles use, on a loopback port: objects in a dict, versions, watches.
+"""A fake Kubernetes API on a loopback port, with the part that node roles use: objects in a dict, versions, watches.
 
-Only as real as the roles under test can tell: get, list, watch (by one label, and by field
-``spec.nodeName``), create, JSON patch, merge patch with the version as precondition, delete. Not the lab's API server.
+It supports get, list, watch (by one label and by field ``spec.nodeName``), create, JSON patch, merge patch with the
+version as precondition, and delete. The lab's API server is another one (:mod:`lab.apiserver`).
 """
 
 import asyncio
@@ -25,14 +25,16 @@ PODS, NADS, EVENTS = "pods", "network-attachment-definitions", "events"
 
 @dataclass
 class FakeKube:
-    """The store and what was asked of it.
+    """The objects and the received requests.
 
-    :ivar reviewed: the specs of the access reviews that were asked for. :ivar may: the answer to one.
+    :ivar requests: method, resource and name of each request.
     :ivar before: called with method, resource and name before each request; raise :class:`Refused` to refuse it.
+    :ivar reviewed: specs of the received access reviews.
+    :ivar may: decides an access review.
     """
 
     objects: dict[Key, Object] = field(default_factory=dict)
-    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
     before: Callable[[str, str, str], None] = lambda _method, _plural, _name: None
     reviewed: list[Object] = field(default_factory=list)
     may: Callable[[Object], bool] = lambda _spec: True
@@ -40,66 +42,66 @@ class FakeKube:
     _version: int = 100
     _closed: bool = False
     _history: list[tuple[int, str, str, Object]] = field(default_factory=list)
-    _news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _changes: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def put(self, plural: str, namespace: str, name: str, **parts: Any) -> Object:
-        """Create or replace an object; metadata is completed."""
+        """Create or replace an object, and complete its metadata."""
         known = self.objects.get((plural, namespace, name))
         meta = {"uid": f"uid-{name}", **parts.pop("metadata", {}), "namespace": namespace, "name": name}
-        made = {**parts, "metadata": meta}
-        self._changed("MODIFIED" if known else "ADDED", plural, made)
-        return made
+        new = {**parts, "metadata": meta}
+        self._changed("MODIFIED" if known else "ADDED", plural, new)
+        return new
 
     def annotate(self, plural: str, namespace: str, name: str, annotations: dict[str, str | None]) -> Object:
-        """Change annotations, as some other client does."""
+        """Change annotations, as another client does."""
         return self._merged(plural, (plural, namespace, name), {"metadata": {"annotations": annotations}})
 
     def delete(self, plural: str, namespace: str, name: str) -> None:
-        """Take an object away."""
+        """Delete an object."""
         gone = self.objects.pop((plural, namespace, name))
         self._changed("DELETED", plural, copy.deepcopy(gone))
 
     def annotations(self, plural: str, namespace: str, name: str) -> dict[str, str]:
-        """The annotations of an object."""
+        """Return the annotations of an object."""
         found: dict[str, str] = self.objects[plural, namespace, name]["metadata"].get("annotations") or {}
         return found
 
     def of(self, plural: str) -> list[Object]:
-        """All objects of a resource, in the order they were made."""
+        """Return all objects of a resource, in the order of their creation."""
         return [found for (kind, _, _), found in self.objects.items() if kind == plural]
 
     def counted(self, method: str, plural: str) -> int:
-        """How many requests of this kind came."""
-        return sum(1 for asked in self.asked if asked[:2] == (method, plural))
+        """Return the number of requests of a method for a resource."""
+        return sum(1 for request in self.requests if request[:2] == (method, plural))
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 5.0) -> None:
-        """Wait until the store is as it should be."""
-        async with asyncio.timeout(timeout), self._news:
-            await self._news.wait_for(condition)
+    async def until(self, condition: Callable[[], bool], timeout: float = 45.0) -> None:
+        """Wait until a condition on the objects holds."""
+        async with asyncio.timeout(timeout), self._changes:
+            await self._changes.wait_for(condition)
 
-    def _changed(self, type_: str, plural: str, made: Object) -> None:
+    def _changed(self, type_: str, plural: str, new: Object) -> None:
         self._version += 1
-        made["metadata"]["resourceVersion"] = str(self._version)
-        meta = made["metadata"]
+        new["metadata"]["resourceVersion"] = str(self._version)
+        meta = new["metadata"]
         if type_ != "DELETED":
-            self.objects[plural, meta["namespace"], meta["name"]] = made
-        self._history.append((self._version, type_, plural, copy.deepcopy(made)))
-        asyncio.get_running_loop().create_task(self._tell()) if _loop_runs() else None
+            self.objects[plural, meta["namespace"], meta["name"]] = new
+        self._history.append((self._version, type_, plural, copy.deepcopy(new)))
+        asyncio.get_running_loop().create_task(self._notify()) if _loop_runs() else None
 
-    async def _tell(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+    async def _notify(self) -> None:
+        async with self._changes:
+            self._changes.notify_all()
 
     def _merged(self, plural: str, key: Key, patch: Object) -> Object:
         old = self.objects[key]
-        made = _merge(copy.deepcopy(old), patch)
-        made["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
-        if made != old:
-            self._changed("MODIFIED", plural, made)
+        new = _merge(copy.deepcopy(old), patch)
+        new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+        if new != old:
+            self._changed("MODIFIED", plural, new)
         return self.objects[key]
 
     def app(self) -> web.Application:
-        """The application to serve."""
+        """Return the application to serve."""
         app = web.Application(middlewares=[_statuses])
         app.router.add_get("/version", self._about)
         app.router.add_post("/apis/authorization.k8s.io/v1/subjectaccessreviews", self._review)
@@ -115,7 +117,7 @@ class FakeKube:
         info = request.match_info
         key = (info["plural"], info.get("namespace", ""), info.get("name", ""))
         method = "WATCH" if "watch" in request.query else request.method
-        self.asked.append((method, key[0], key[2]))
+        self.requests.append((method, key[0], key[2]))
         self.before(method, key[0], key[2])
         return key
 
@@ -131,7 +133,7 @@ class FakeKube:
 
     async def _get(self, request: web.Request) -> web.Response:
         key = self._enter(request)
-        return web.json_response(self._found(key))
+        return web.json_response(self._find(key))
 
     async def _patch(self, request: web.Request) -> web.Response:
         key = self._enter(request)
@@ -140,7 +142,7 @@ class FakeKube:
         if request.content_type != "application/merge-patch+json":
             raise Refused(415, "UnsupportedMediaType", request.content_type)
         patch = await request.json()
-        found = self._found(key)
+        found = self._find(key)
         wanted = patch.get("metadata", {}).pop("resourceVersion", None)
         if wanted is not None and wanted != found["metadata"]["resourceVersion"]:
             raise Refused(409, "Conflict", f"the object {key[2]} has been modified")
@@ -178,8 +180,8 @@ class FakeKube:
                 if version > seen and kind == plural and selected(found):
                     await response.write(json.dumps({"type": type_, "object": found}).encode() + b"\n")
             seen = until
-            async with self._news:
-                await self._news.wait_for(functools.partial(self._newer_than, seen))
+            async with self._changes:
+                await self._changes.wait_for(functools.partial(self._newer_than, seen))
         return response
 
     def _newer_than(self, version: int) -> bool:
@@ -188,23 +190,23 @@ class FakeKube:
     async def close(self) -> None:
         """End every watch."""
         self._closed = True
-        await self._tell()
+        await self._notify()
 
     def _json_patched(self, key: Key, ops: list[Object]) -> Object:
-        old = self._found(key)
-        made = _json_patch(copy.deepcopy(old), ops)
-        if made != old:
-            self._changed("MODIFIED", key[0], made)
+        old = self._find(key)
+        new = _json_patch(copy.deepcopy(old), ops)
+        if new != old:
+            self._changed("MODIFIED", key[0], new)
         return self.objects[key]
 
-    def _found(self, key: Key) -> Object:
+    def _find(self, key: Key) -> Object:
         if key not in self.objects:
             raise Refused(404, "NotFound", f"{key[0]} {key[2]!r} not found")
         return self.objects[key]
 
 
 class Refused(Exception):
-    """A request that is answered with a Status."""
+    """A refused request; the response is a Status."""
 
     def __init__(self, code: int, reason: str, message: str = "") -> None:
         super().__init__(message)
@@ -215,11 +217,11 @@ class Refused(Exception):
 @web.middleware
 async def _statuses(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
     try:
-        answer: web.StreamResponse = await handler(request)
+        response: web.StreamResponse = await handler(request)
     except Refused as refused:
         status = {"kind": "Status", "status": "Failure", "code": refused.code, "reason": refused.reason}
         return web.json_response({**status, "message": str(refused)}, status=refused.code)
-    return answer
+    return response
 
 
 def _loop_runs() -> bool:
@@ -258,7 +260,7 @@ def _merge(target: Any, patch: Any) -> Any:
 
 
 def _json_patch(document: Object, ops: list[Object]) -> Object:
-    """RFC 6902 on maps alone; a ``test`` for null also holds where nothing stands, as upstream has it."""
+    """Apply a JSON patch (RFC 6902) to maps. A ``test`` for null also matches a missing member, as upstream."""
     for op in ops:
         *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in op["path"].split("/")[1:]]
         target = document
@@ -275,7 +277,7 @@ def _json_patch(document: Object, ops: list[Object]) -> Object:
 
 @asynccontextmanager
 async def serving_kube(kube: FakeKube) -> AsyncIterator[FakeKube]:
-    """Serve it on a loopback port; ``kube.url`` says which."""
+    """Serve the API on a loopback port while the context is open; ``kube.url`` is its address."""
     runner = web.AppRunner(kube.app(), shutdown_timeout=0.5)
     await runner.setup()
     port = unused_port()
@@ -289,7 +291,7 @@ async def serving_kube(kube: FakeKube) -> AsyncIterator[FakeKube]:
 
 
 def write_kubeconfig(path: Path, url: str) -> str:
-    """A kubeconfig for it; gives the path."""
+    """Write a kubeconfig for the server; return its path."""
     document = {
         "apiVersion": "v1",
         "kind": "Config",

@@ -1,4 +1,4 @@
-"""What network cards leave on a lab's node, looked at by the node's own tools: links, leases, records of multus."""
+"""The state that NICs have on a lab's node: links, IPAM leases and multus records, read with the node's own tools."""
 
 import json
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from schemas.names import bridge, bridged_nic, pod_interface, tap
 from tests.support.lab import Lab
 
-_LOOK = """
+_SCRIPT = """
 for name in $(ls /run/netns); do printf '%s ' "$name"; ip -n "$name" -j link | tr -d '\\n'; echo; done
 printf '* '; ip -j link show type veth | tr -d '\\n'; echo
 printf 'files '; find /var/lib/cni -type f | tr '\\n' ' '; echo
@@ -16,10 +16,13 @@ printf 'records '; cat /var/lib/cni/multus/sandboxes/*.json | tr -d '\\n'; echo
 
 @dataclass(frozen=True)
 class NodeState:
-    """All of it at one moment.
+    """A snapshot of the node.
 
-    :ivar links: names by network namespace. :ivar veths: host ends. :ivar leases: addresses that host-local holds.
-    :ivar files: of all CNI plugins. :ivar records: the text of all records of multus.
+    :ivar links: names, by network namespace.
+    :ivar veths: names of the host ends.
+    :ivar leases: addresses that host-local has leased.
+    :ivar files: state files of all CNI plugins.
+    :ivar records: the text of all multus records.
     """
 
     links: dict[str, frozenset[str]]
@@ -29,21 +32,21 @@ class NodeState:
     records: str
 
     def namespace_of(self, interface: str) -> str:
-        """The network namespace of the pod in which an interface is wired."""
+        """Return the network namespace of the pod that has the tap of an interface."""
         (name,) = [name for name, links in self.links.items() if tap(interface) in links]
         return name
 
-    def speaks_of(self, interface: str) -> list[str]:
-        """Everything that belongs to an interface, wherever it is."""
-        mine = {pod_interface(interface), bridge(interface), tap(interface), bridged_nic(interface)}
-        found = [f"{link} in {name}" for name, links in self.links.items() for link in sorted(links & mine)]
+    def state_of(self, interface: str) -> list[str]:
+        """Return descriptions of everything on the node that belongs to an interface."""
+        names = {pod_interface(interface), bridge(interface), tap(interface), bridged_nic(interface)}
+        found = [f"{link} in {name}" for name, links in self.links.items() for link in sorted(links & names)]
         found += [f"file {file}" for file in sorted(self.files) if pod_interface(interface) in file]
         return found + (["record of multus"] if f'"{pod_interface(interface)}"' in self.records else [])
 
 
 def node_state(lab: Lab) -> NodeState:
-    """Look at the node."""
-    done = lab.hotnic("lab", "exec", "--", "sh", "-c", _LOOK)
+    """Read the state of the node."""
+    done = lab.hotnic("lab", "exec", "--", "sh", "-c", _SCRIPT)
     assert done.returncode == 0, done.stderr
     links: dict[str, frozenset[str]] = {}
     veths, files, records = frozenset[str](), frozenset[str](), ""

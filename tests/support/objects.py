@@ -1,4 +1,4 @@
-"""Builders of the Kubernetes objects that tables of decisions start from."""
+"""Builders of the Kubernetes objects that the tests of plans start from."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ POD_UID = "22222222-2222-4222-8222-222222222222"
 NODE = "node1"
 OWNER = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "name": "vm1", "uid": VM_UID, "controller": True}
 COLLIDING = ("nic2497513", "nic7431755")
-"""Two names with one ``<h>``."""
+"""Two interface names with the same ``<h>``."""
 PRIMARY = {"name": "default", "masquerade": {}}
 PRIMARY_NETWORK = {"name": "default", "pod": {}}
 
 
 def nic(name: str, nad: str = "net1", **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A bridge-bound interface of a spec and its network."""
+    """Return an interface with bridge binding and its network, as items of a spec."""
     return {"name": name, "bridge": {}, **fields}, {"name": name, "multus": {"networkName": nad}}
 
 
@@ -31,9 +31,9 @@ def vmi(
     owned: bool = False,
     **status_fields: Any,
 ) -> VirtualMachineInstance:
-    """A VMI ``default/vm1`` on ``node1`` with a masquerade primary NIC and the given secondary ones.
+    """Return a VMI ``default/vm1`` on ``node1`` with a primary masquerade interface and the given secondary ones.
 
-    :param owned: by :func:`vm`.
+    :param owned: whether the VM of :func:`vm` owns it.
     """
     document = {
         "metadata": {
@@ -63,9 +63,9 @@ def vm(
     bare: bool = False,
     **metadata: Any,
 ) -> VirtualMachine:
-    """The VM ``default/vm1`` whose template has a masquerade primary NIC and the given secondary ones.
+    """Return the VM ``default/vm1``; its template has a primary masquerade interface and the given secondary ones.
 
-    :param bare: the template names no interface and no network at all.
+    :param bare: the template lists no interface and no network.
     """
     interfaces = [PRIMARY, *(interface for interface, _ in nics)]
     networks = [PRIMARY_NETWORK, *(network for _, network in nics)]
@@ -86,7 +86,7 @@ def vm(
 
 
 def pod(annotations: dict[str, str] | None = None, **metadata: Any) -> Pod:
-    """The running launcher pod of :func:`vmi`."""
+    """Return the running launcher pod of :func:`vmi`."""
     return msgspec.convert(
         {
             "metadata": {
@@ -109,7 +109,7 @@ def pod(annotations: dict[str, str] | None = None, **metadata: Any) -> Pod:
 
 
 def nad(config: str = '{"cniVersion":"1.0.0","type":"bridge"}', name: str = "net1") -> NetworkAttachmentDefinition:
-    """A NAD in the VMI's namespace."""
+    """Return a NAD in the VMI's namespace."""
     return msgspec.convert(
         {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"config": config}}, NetworkAttachmentDefinition
     )

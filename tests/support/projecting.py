@@ -1,4 +1,4 @@
-"""A projector over caches that a test fills, on whatever bus."""
+"""Run a projector over caches that a test fills, on any bus."""
 
 import asyncio
 import contextlib
@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Generic, TypeVar
 
 import msgspec
-import structlog
 
 from schemas.encoding import StatusKey
-from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StatusEntry, entry_of
+from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StatusEntry, decode_entry
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import interface_hash, pod_interface
 from schemas.networks import (
@@ -20,11 +19,12 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode, operation_key
+from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind, Stage, stage_path
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.controller.projector import Projector
 from tests.support import objects
+from tests.support.contexts import role_context
 from tests.support.spans import recording_telemetry
 
 Key = tuple[str, str]
@@ -33,27 +33,27 @@ VM1 = ("default", "vm1")
 PLUG = Operation("op", OperationKind.PLUG, "iface1", requested_at="2026-01-01T00:00:00.000Z")
 
 
-class Store(Generic[T]):
-    """Objects as a reflector has them."""
+class FakeCache(Generic[T]):
+    """A cache that a test fills, with the methods of a reflector."""
 
-    def __init__(self, *found: T) -> None:
-        self.found = {(one.metadata.namespace, one.metadata.name): one for one in found}
+    def __init__(self, *items: T) -> None:
+        self.objects_by_key = {(item.metadata.namespace, item.metadata.name): item for item in items}
 
     def get(self, namespace: str, name: str) -> T | None:
-        """One of them."""
-        return self.found.get((namespace, name))
+        """Return an object; ``None`` when it is missing."""
+        return self.objects_by_key.get((namespace, name))
 
     def items(self) -> Iterable[T]:
-        """All of them."""
-        return list(self.found.values())
+        """Return all objects."""
+        return list(self.objects_by_key.values())
 
     def keys(self) -> Iterable[Key]:
-        """Their keys."""
-        return list(self.found)
+        """Return the keys of all objects."""
+        return list(self.objects_by_key)
 
 
 def at_stage(stage: Stage, operation: Operation = PLUG) -> tuple[VirtualMachineInstance, Pod]:
-    """A VMI and its pod where one plug has come to a stage."""
+    """Return a VMI and its pod with one plug at a stage."""
     reached = stage_path(OperationKind.PLUG).index(stage)
     link, name = pod_interface(operation.interface), operation.interface
     annotations = {}
@@ -62,73 +62,73 @@ def at_stage(stage: Stage, operation: Operation = PLUG) -> tuple[VirtualMachineI
     if reached >= 2:
         annotations[NETWORK_STATUS] = encode_network_status([NetworkStatus("default/net1", link)])
     status = [{"name": name, "infoSource": "domain, multus-status"}] if reached >= 3 else None
-    noted = {operation_key(name): encode(operation)}
-    return objects.vmi(objects.nic(name), status=status, annotations=noted), objects.pod(annotations)
+    operations = {operation_key(name): encode_annotation(operation)}
+    return objects.vmi(objects.nic(name), status=status, annotations=operations), objects.pod(annotations)
 
 
-class Projecting:
+class RunningProjector:
     """A running projector, its caches and its bucket."""
 
     def __init__(self, bus: Bus, reload: float) -> None:
         self.bus = bus
-        self.vms: Store[VirtualMachine] = Store()
-        self.vmis: Store[VirtualMachineInstance] = Store()
-        self.pods: Store[Pod] = Store()
+        self.vms: FakeCache[VirtualMachine] = FakeCache()
+        self.vmis: FakeCache[VirtualMachineInstance] = FakeCache()
+        self.pods: FakeCache[Pod] = FakeCache()
         self.telemetry, _ = recording_telemetry("controller")
         self.projector = Projector(
-            bus, self.vms, self.vmis, self.pods, self.telemetry, structlog.get_logger(), reload=reload
+            role_context("controller", None, bus, self.telemetry), self.vms, self.vmis, self.pods, reload=reload
         )
 
-    def see(self, vmi: VirtualMachineInstance, pod: Pod) -> None:
-        """Objects have changed."""
-        for store, found in ((self.vmis, vmi), (self.pods, pod)):
-            store.found[found.metadata.namespace, found.metadata.name] = found  # type: ignore[index]
-        self.projector.look(VM1)
+    def set_objects(self, vmi: VirtualMachineInstance, pod: Pod) -> None:
+        """Put the objects into the caches and queue the VM."""
+        for cache, item in ((self.vmis, vmi), (self.pods, pod)):
+            cache.objects_by_key[item.metadata.namespace, item.metadata.name] = item  # type: ignore[index]
+        self.projector.requeue(VM1)
 
-    def climb(self, stage: Stage, operation: Operation = PLUG) -> None:
-        """The one plug comes to a stage, as objects tell it."""
-        self.see(*at_stage(stage, operation))
+    def reach_stage(self, stage: Stage, operation: Operation = PLUG) -> None:
+        """Set the objects to the state in which the only plug has reached a stage."""
+        self.set_objects(*at_stage(stage, operation))
 
-    def gone(self) -> None:
-        """The interface has left the spec."""
-        self.see(objects.vmi(), objects.pod())
+    def remove_interface(self) -> None:
+        """Set the objects to the state without the interface."""
+        self.set_objects(objects.vmi(), objects.pod())
 
     async def entry(self, interface: str = "iface1") -> StatusEntry | None:
-        """What the bucket holds for an interface."""
+        """Return the bucket's entry of an interface."""
         found = await self.bus.kv(BUCKET).get(str(StatusKey(*VM1, interface_hash(interface))))
-        return entry_of(found.value) if found is not None else None
+        return decode_entry(found.value) if found is not None else None
 
-    async def nic_status(
-        self, true: Callable[[InterfaceHotplugStatus | None], bool], timeout: float = 10.0
+    async def wait_status(
+        self, condition: Callable[[InterfaceHotplugStatus | None], bool], timeout: float = 45.0
     ) -> InterfaceHotplugStatus | None:
-        """The rung in the bucket, once it is as wanted."""
-        found: InterfaceHotplugStatus | None = None
+        """Wait until the status in the bucket meets a condition, and return it."""
+        nic_status: InterfaceHotplugStatus | None = None
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     with contextlib.suppress(BusUnavailable):
-                        held = await self.entry()
-                        found = held.status if held is not None else None
-                        if true(found):
-                            return found
+                        stored = await self.entry()
+                        nic_status = stored.status if stored is not None else None
+                        if condition(nic_status):
+                            return nic_status
                     await asyncio.sleep(0.01)
         except TimeoutError:
-            raise AssertionError(f"it did not come to pass; there is {found}") from None
+            raise AssertionError(f"the status does not meet the condition: {nic_status}") from None
 
 
 @contextlib.asynccontextmanager
-async def projecting(bus: Bus, *, reload: float = 60.0) -> AsyncIterator[Projecting]:
-    """A projector while the context is open."""
-    made = Projecting(bus, reload)
-    task = asyncio.create_task(made.projector.run())
+async def run_projector(bus: Bus, *, reload: float = 60.0) -> AsyncIterator[RunningProjector]:
+    """Run a projector while the context is open."""
+    running = RunningProjector(bus, reload)
+    task = asyncio.create_task(running.projector.run())
     try:
-        yield made
+        yield running
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
 
-def other(operation: Operation = PLUG) -> Operation:
-    """Another operation of the same interface."""
+def other_operation(operation: Operation = PLUG) -> Operation:
+    """Return another operation of the same interface."""
     return msgspec.structs.replace(operation, id="op2")

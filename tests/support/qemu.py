@@ -1,4 +1,4 @@
-"""A QEMU without a guest: a paused machine with free root ports, with the monitor of a running one; and its double."""
+"""A QEMU without a guest in it, paused and with free root ports, and the lab's double of one."""
 
 import asyncio
 import contextlib
@@ -9,15 +9,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from services.lab.guest.console import ConsoleFollower
-from services.lab.node.machine import DOUBLE
+from lab.guest.console import ConsoleFollower
+from lab.node.guest_process import DOUBLE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRIMARY_MAC = "52:54:00:00:00:01"
 
 
 def command_line(monitor: int, ports: int, cpus: int) -> list[str]:
-    """QEMU's arguments; ``monitor`` is the descriptor of a listening socket."""
+    """Return QEMU's command line.
+
+    :param monitor: the descriptor of a listening socket for QMP.
+    :param ports: the number of root ports.
+    :param cpus: the number of CPUs.
+    """
     arguments = ["qemu-system-x86_64", "-M", "q35,accel=tcg", "-m", "32", "-smp", str(cpus)]
     arguments += ["-nodefaults", "-display", "none", "-S"]
     arguments += ["-chardev", f"socket,id=qmp,fd={monitor},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
@@ -30,9 +35,9 @@ def command_line(monitor: int, ports: int, cpus: int) -> list[str]:
 
 @asynccontextmanager
 async def paused_qemu(socket_path: Path, netns: Path, *, ports: int = 4, cpus: int = 1) -> AsyncIterator[int]:
-    """A machine in a network namespace, for as long as the context lasts; its process id.
+    """Run a machine in a network namespace for the duration of the context; yield its process id.
 
-    The monitor's socket is made here, so that a client can connect before QEMU listens.
+    The monitor's socket is created here, so that a client can connect before QEMU listens.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(socket_path))
@@ -64,10 +69,10 @@ async def double(
     release: float = 3600.0,
     notice: float = 0.01,
 ) -> AsyncIterator[int]:
-    """The lab's stand-in for a guest, in a network namespace, for as long as the context lasts; its process id.
+    """Run the lab's double of a guest in a network namespace for the duration of the context; yield its process id.
 
-    :param release: seconds until it lets go of a card; a paused machine never does.
-    :param notice: seconds until it has found a new one.
+    :param release: seconds until it completes an unplug; a paused machine never does.
+    :param notice: seconds until its driver has bound to a new device.
     """
     arguments = ["--monitor", str(socket_path), "--ports", str(ports), "--cpus", str(cpus), "--release", str(release)]
     arguments += ["--agent", str(socket_path.with_name("agent.sock")), "--nic", f"default={PRIMARY_MAC}"]
@@ -80,7 +85,7 @@ async def double(
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
     try:
-        # The last thing it says; a socket is there before anybody listens on it.
+        # The last line that it prints. The socket file exists before it accepts connections.
         async with ConsoleFollower(console) as follower:
             await follower.wait_ready(5)
         yield process.pid

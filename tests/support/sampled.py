@@ -1,7 +1,7 @@
-"""Tables that are too long for `make test`: a seeded sample of them there, all of them in `make test-long`.
+"""Tables of tests that are too long for `make test`: it runs a random sample of them, `make test-long` runs all.
 
-`HOTNIC_TEST_SEED` repeats a sample; without it each run draws another, and CI always the same. Never silently:
-:func:`summary` says what was run of what.
+`HOTNIC_TEST_SEED` repeats a sample. Without it each run has another sample, and CI always has the same one.
+:func:`summary` reports how many rows of each table were run.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LONG = os.environ.get("HOTNIC_HYPOTHESIS_PROFILE") == "long"
-"""Whether everything is to be run (`make test-long`)."""
+"""Whether to run all rows (`make test-long`)."""
 SEED = int(
     os.environ.get("HOTNIC_TEST_SEED") or (1 if os.environ.get("CI") else random.SystemRandom().randrange(1_000_000))
 )
@@ -24,9 +24,11 @@ _ran: Counter[str] = Counter()
 
 
 def sample(table: str, rows: Sequence[T], count: int, *, each: Callable[[T], Hashable] = lambda _: None) -> list[T]:
-    """Some rows of a table in its order, or all of them.
+    """Return a sample of a table's rows in their order, or all of them.
 
-    :param count: how many. :param each: at least one row of each value of this is among them.
+    :param table: name of the table, for the summary and the seed.
+    :param count: size of the sample.
+    :param each: function of a row; the sample has at least one row for each of its values.
     """
     rng = random.Random(f"{SEED} {table}")
     chosen: set[int] = set()
@@ -45,23 +47,23 @@ def sample(table: str, rows: Sequence[T], count: int, *, each: Callable[[T], Has
     return [rows[index] for index in sorted(chosen)]
 
 
-def first(table: str, steps: int, some: int) -> range:
-    """The first steps of a walk, or all of them."""
+def first_steps(table: str, steps: int, some: int) -> range:
+    """Return the range of the first steps of a sequence, or of all of them."""
     taken = range(steps if LONG else some)
     _drawn[table] = (len(taken), steps)
     return taken
 
 
-def ran(table: str) -> None:
-    """Count a row that was run to its end."""
+def count_run(table: str) -> None:
+    """Count a row that has passed."""
     _ran[table] += 1
 
 
 def summary() -> list[str]:
-    """A line for each table of which something was run, and the commit that all of them are about."""
+    """Return a line for each table with rows that were run, and a line with the commit."""
     lines = [
         f"{table}: seed {SEED}, {_ran[table]} of {total} run ({drawn} drawn)"
-        f"; again: HOTNIC_TEST_SEED={SEED}; all: make test-long"
+        f"; to repeat: HOTNIC_TEST_SEED={SEED}; all: make test-long"
         for table, (drawn, total) in sorted(_drawn.items())
         if _ran[table]
     ]
@@ -69,7 +71,7 @@ def summary() -> list[str]:
 
 
 def _commit() -> str:
-    """The commit that stands in the checkout; `+` behind it where files have been changed since."""
+    """Return the checked-out commit, with the suffix `+` if files have uncommitted changes."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Telemetry that records, and span trees as plain data to compare with."""
+"""Telemetry that records spans, and span trees as plain data for comparisons."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,17 +10,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from services.common.telemetry.setup import Telemetry, build
 
 Tree = list[tuple[str, "Tree"]]
-"""Spans by name, each with its children, in order of their start."""
+"""Spans by name, each with its children, in the order of their start."""
 
 
 def recording_telemetry(role: str = "test") -> tuple[Telemetry, InMemorySpanExporter]:
-    """A telemetry of its own and the exporter that its finished spans go to."""
+    """Return a new telemetry and the exporter with its finished spans."""
     exporter = InMemorySpanExporter()
     return build(role, Resource({"service.name": f"hotnic-{role}"}), [SimpleSpanProcessor(exporter)]), exporter
 
 
 def tree(spans: Iterable[ReadableSpan]) -> Tree:
-    """The spans as nested ``(name, children)``; a span whose parent is not among them is a root."""
+    """Return the spans as nested ``(name, children)``. A span without its parent among them is a root."""
     ordered = sorted(spans, key=lambda span: span.start_time or 0)
     known = {_id(span) for span in ordered}
     children: dict[int | None, list[ReadableSpan]] = {}
@@ -35,14 +35,14 @@ def tree(spans: Iterable[ReadableSpan]) -> Tree:
 
 
 def named(spans: Iterable[ReadableSpan], name: str) -> ReadableSpan:
-    """The one span of this name."""
+    """Return the only span of this name."""
     found = [span for span in spans if span.name == name]
     assert len(found) == 1, f"{len(found)} spans are named {name!r}"
     return found[0]
 
 
 def one_trace(spans: Sequence[ReadableSpan]) -> bool:
-    """Whether all spans belong to one trace."""
+    """Return whether all spans belong to one trace."""
     return len({span.context.trace_id for span in spans if span.context is not None}) == 1
 
 

@@ -1,7 +1,6 @@
-"""What a guest does on its tap, without a guest: frames in and out, and a DHCP client of a few lines.
+"""A guest's end of a tap without a guest: it sends and receives frames, and has a minimal DHCP client.
 
-Messages are put together with the product's own codecs; that those are right is shown by real clients
-(``tests/e2e/test_addresses.py``).
+Messages are encoded by the product's own codecs; ``tests/e2e/test_addresses.py`` verifies these with real clients.
 """
 
 import fcntl
@@ -15,28 +14,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from services.handler.addresses import dhcp4, dhcp6
-from services.handler.addresses.frames import BROADCAST, Datagram, Icmp6, Malformed, build, read
+from services.handler.addresses.dhcp import dhcp4, dhcp6
 from services.handler.addresses.neighbours import ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION, link_local
-from tests.support.netns import inside
+from services.handler.addresses.packets.frames import (
+    BROADCAST,
+    Datagram,
+    Icmp6,
+    MalformedPacket,
+    build_frame,
+    parse_frame,
+)
+from tests.support.netns import run_in_netns
 
 _TUNSETIFF = 0x400454CA
 _TAP, _NO_PI, _VNET_HEADER = 0x0002, 0x1000, 0x4000
-_HEADER = bytes(10)  # struct virtio_net_hdr: nothing offloaded
-_TRIES, _PATIENCE = 10, 0.5
-NOWHERE, EVERYWHERE = IPv4Address(0), IPv4Address(0xFFFFFFFF)
+_HEADER = bytes(10)  # struct virtio_net_hdr without offloads
+_TRIES, _TRY_TIMEOUT = 10, 0.5
+UNSPECIFIED, LIMITED_BROADCAST = IPv4Address(0), IPv4Address(0xFFFFFFFF)
 
 
 class TapGuest:
-    """Holds a tap as QEMU does.
+    """Opens a tap as QEMU does.
 
-    :param mac: of the card.
+    :param mac: of the guest NIC.
     """
 
     def __init__(self, netns: Path, tap: str, mac: str) -> None:
         self.mac = bytes.fromhex(mac.replace(":", ""))
         self.address = link_local(self.mac)
-        self._fd = inside(netns, lambda: _open(tap))
+        self._fd = run_in_netns(netns, lambda: _open(tap))
 
     def __enter__(self) -> Self:
         return self
@@ -50,89 +56,105 @@ class TapGuest:
         """Send a frame."""
         os.write(self._fd, _HEADER + frame)
 
-    def receive(self, wanted: Callable[[Datagram | Icmp6], bool], timeout: float = 3.0) -> Datagram | Icmp6 | None:
-        """The first packet that is wanted; ``None`` when none has come in that time. Others are thrown away."""
+    def receive(self, matches: Callable[[Datagram | Icmp6], bool], timeout: float = 3.0) -> Datagram | Icmp6 | None:
+        """Return the first packet that matches; ``None`` after the timeout. Other packets are dropped.
+
+        :param timeout: in seconds.
+        """
         deadline = time.monotonic() + timeout
         while True:
             if not select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 return None
             try:
-                packet = read(os.read(self._fd, 65536)[len(_HEADER) :])
-            except Malformed:
+                packet = parse_frame(os.read(self._fd, 65536)[len(_HEADER) :])
+            except MalformedPacket:
                 continue
-            if wanted(packet):
+            if matches(packet):
                 return packet
 
-    def ask(self, packet: Datagram | Icmp6, wanted: Callable[[Datagram | Icmp6], bool]) -> Datagram | Icmp6:
-        """The wanted answer to a packet, which is repeated as clients do: a tap just opened takes nothing yet."""
+    def request(self, packet: Datagram | Icmp6, matches: Callable[[Datagram | Icmp6], bool]) -> Datagram | Icmp6:
+        """Send a packet and return the matching reply.
+
+        The packet is repeated, as clients do, because a tap drops frames for a moment after it was opened.
+        """
         for _ in range(_TRIES):
-            self.send(build(packet))
-            if (found := self.receive(wanted, _PATIENCE)) is not None:
+            self.send(build_frame(packet))
+            if (found := self.receive(matches, _TRY_TIMEOUT)) is not None:
                 return found
-        raise AssertionError(f"no answer to {packet}")
+        raise AssertionError(f"no reply to {packet}")
 
     # -- DHCPv4 -------------------------------------------------------------------------------------------------
 
-    def say4(self, message: dhcp4.Message, *, mac: bytes | None = None) -> None:
-        """Send a message to any server."""
+    def send4(self, message: dhcp4.Dhcp4Message, *, mac: bytes | None = None) -> None:
+        """Send a message to all servers."""
         source = mac or self.mac
-        self.send(build(Datagram(source, BROADCAST, NOWHERE, EVERYWHERE, 68, 67, dhcp4.encode(message))))
+        self.send(
+            build_frame(Datagram(source, BROADCAST, UNSPECIFIED, LIMITED_BROADCAST, 68, 67, dhcp4.encode(message)))
+        )
 
-    def message4(self, kind: dhcp4.Kind, xid: int, *, chaddr: bytes | None = None, **options: bytes) -> dhcp4.Message:
-        """A message with options by name."""
-        named = {int(dhcp4.Option[name.upper()]): value for name, value in options.items()}
-        return dhcp4.Message(1, xid, chaddr or self.mac, options={int(dhcp4.Option.KIND): bytes([kind])} | named)
+    def message4(
+        self, message_type: dhcp4.Dhcp4MessageType, xid: int, *, chaddr: bytes | None = None, **options: bytes
+    ) -> dhcp4.Dhcp4Message:
+        """Return a message with options by name."""
+        named = {int(dhcp4.Dhcp4Option[name.upper()]): value for name, value in options.items()}
+        return dhcp4.Dhcp4Message(
+            1, xid, chaddr or self.mac, options={int(dhcp4.Dhcp4Option.MESSAGE_TYPE): bytes([message_type])} | named
+        )
 
-    def hear4(self, xid: int, timeout: float = 3.0) -> dhcp4.Message | None:
-        """The answer to a message."""
-        found = self.receive(lambda told: _is_answer(told, xid), timeout)
+    def receive4(self, xid: int, timeout: float = 3.0) -> dhcp4.Dhcp4Message | None:
+        """Return the reply to a message; ``None`` after the timeout."""
+        found = self.receive(lambda packet: _is_reply(packet, xid), timeout)
         return dhcp4.decode(found.payload) if isinstance(found, Datagram) else None
 
-    def ask4(self, message: dhcp4.Message) -> dhcp4.Message:
-        """The answer to a message to any server."""
-        packet = Datagram(self.mac, BROADCAST, NOWHERE, EVERYWHERE, 68, 67, dhcp4.encode(message))
-        found = self.ask(packet, lambda told: _is_answer(told, message.xid))
+    def request4(self, message: dhcp4.Dhcp4Message) -> dhcp4.Dhcp4Message:
+        """Send a message to all servers and return the reply."""
+        packet = Datagram(self.mac, BROADCAST, UNSPECIFIED, LIMITED_BROADCAST, 68, 67, dhcp4.encode(message))
+        found = self.request(packet, lambda reply: _is_reply(reply, message.xid))
         assert isinstance(found, Datagram)
         return dhcp4.decode(found.payload)
 
-    def lease4(self) -> dhcp4.Message:
-        """What a client gets that asks for an address, offer and acknowledgement."""
-        offer = self.ask4(self.message4(dhcp4.Kind.DISCOVER, 1))
-        assert offer.kind is dhcp4.Kind.OFFER
-        server = offer.options[dhcp4.Option.SERVER]
-        given = self.ask4(self.message4(dhcp4.Kind.REQUEST, 2, requested=offer.yiaddr.packed, server=server))
-        assert given.kind is dhcp4.Kind.ACK
-        return given
+    def lease4(self) -> dhcp4.Dhcp4Message:
+        """Get a lease by discover and request; return the acknowledgement."""
+        offer = self.request4(self.message4(dhcp4.Dhcp4MessageType.DISCOVER, 1))
+        assert offer.message_type is dhcp4.Dhcp4MessageType.OFFER
+        server = offer.options[dhcp4.Dhcp4Option.SERVER_ID]
+        ack = self.request4(
+            self.message4(dhcp4.Dhcp4MessageType.REQUEST, 2, requested_address=offer.yiaddr.packed, server_id=server)
+        )
+        assert ack.message_type is dhcp4.Dhcp4MessageType.ACK
+        return ack
 
     # -- IPv6 ---------------------------------------------------------------------------------------------------
 
-    def look_for_router(self) -> Icmp6:
-        """The router advertisement that answers a solicitation."""
+    def solicit_router(self) -> Icmp6:
+        """Solicit routers and return the router advertisement."""
         routers = IPv6Address("ff02::2")
         packet = Icmp6(self.mac, b"\x33\x33\0\0\0\2", self.address, routers, ROUTER_SOLICITATION, bytes(4))
-        found = self.ask(packet, lambda told: isinstance(told, Icmp6) and told.kind == ROUTER_ADVERTISEMENT)
+        found = self.request(
+            packet, lambda reply: isinstance(reply, Icmp6) and reply.message_type == ROUTER_ADVERTISEMENT
+        )
         assert isinstance(found, Icmp6)
         return found
 
     def lease6(self) -> tuple[IPv6Address, ...]:
-        """The addresses that a client gets that asks for some with rapid commit."""
+        """Get a lease by a solicit with rapid commit; return the addresses."""
         servers = IPv6Address("ff02::1:2")
         options = (
-            (dhcp6.Option.CLIENT_ID, b"\0\3\0\1" + self.mac),
-            (dhcp6.Option.RAPID_COMMIT, b""),
-            (dhcp6.Option.IA_NA, dhcp6.association(b"\0\0\0\1", 0, 0, ())),
+            (dhcp6.Dhcp6Option.CLIENT_ID, b"\0\3\0\1" + self.mac),
+            (dhcp6.Dhcp6Option.RAPID_COMMIT, b""),
+            (dhcp6.Dhcp6Option.IA_NA, dhcp6.encode_association(b"\0\0\0\1", 0, 0, ())),
         )
-        payload = dhcp6.encode(dhcp6.Message(dhcp6.Kind.SOLICIT, b"abc", options))
+        payload = dhcp6.encode(dhcp6.Dhcp6Message(dhcp6.Dhcp6MessageType.SOLICIT, b"abc", options))
         packet = Datagram(self.mac, b"\x33\x33\0\1\0\2", self.address, servers, 546, 547, payload)
-        found = self.ask(packet, lambda told: isinstance(told, Datagram) and told.port == 546)
+        found = self.request(packet, lambda reply: isinstance(reply, Datagram) and reply.destination_port == 546)
         assert isinstance(found, Datagram)
-        value = dhcp6.decode(found.payload).first(dhcp6.Option.IA_NA)
+        value = dhcp6.decode(found.payload).first(dhcp6.Dhcp6Option.IA_NA)
         assert value is not None
         return dhcp6.decode_association(value).addresses
 
 
-def _is_answer(packet: Datagram | Icmp6, xid: int) -> bool:
-    return isinstance(packet, Datagram) and packet.port == 68 and dhcp4.decode(packet.payload).xid == xid
+def _is_reply(packet: Datagram | Icmp6, xid: int) -> bool:
+    return isinstance(packet, Datagram) and packet.destination_port == 68 and dhcp4.decode(packet.payload).xid == xid
 
 
 def _open(tap: str) -> int:

@@ -1,21 +1,34 @@
-"""What the api answers to a request, and what it changes: pure, from what was observed.
+"""Plan the answer to a request: refuse it, join the operation in progress, or change an object. Pure: no I/O.
 
-One module per resource: :mod:`~services.api.plan.vmi` and :mod:`~services.api.plan.vm`; the checks they share are in
-:mod:`~services.api.plan.checks`. Next: :mod:`services.api.apply`.
+There is one module for each resource, :mod:`~services.api.plan.vmi` and :mod:`~services.api.plan.vm`; the checks they
+share are in :mod:`~services.api.plan.checks`. Next: :mod:`services.api.apply`.
 """
 
 from schemas.options import AddInterfaceOptions
 from services.api.plan import vm, vmi
-from services.api.plan.answers import Answer, Change, Joined, Observed, Refuse, Target, invalid
+from services.api.plan.answers import (
+    Answer,
+    ChangeObject,
+    JoinOperation,
+    Observed,
+    Refused,
+    RefuseRequest,
+    RequestTarget,
+    invalid,
+)
 
-__all__ = ["Answer", "Change", "Joined", "Observed", "Refuse", "Target", "plan"]
+__all__ = ["Answer", "ChangeObject", "JoinOperation", "Observed", "RefuseRequest", "RequestTarget", "plan"]
 
 
-def plan(seen: Observed) -> Answer:
-    """Decide on a request."""
-    verbs = {Target.VM: (vm.add, vm.remove), Target.VMI: (vmi.add, vmi.remove)}
-    add, remove = verbs[seen.target]
+def plan(observed: Observed) -> Answer:
+    """Return the answer to a request; objects that cannot be parsed are refused with 422."""
+    verbs = {RequestTarget.VM: (vm.add, vm.remove), RequestTarget.VMI: (vmi.add, vmi.remove)}
+    add, remove = verbs[observed.target]
+    answer: Answer
     try:
-        return add(seen) if isinstance(seen.options, AddInterfaceOptions) else remove(seen)
+        answer = add(observed) if isinstance(observed.options, AddInterfaceOptions) else remove(observed)
+    except Refused as error:
+        answer = error.answer
     except ValueError as error:
-        return invalid(seen, f"its networks or interfaces cannot be read: {error}")
+        answer = invalid(observed, f"its networks or interfaces cannot be read: {error}").answer
+    return answer

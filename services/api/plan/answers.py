@@ -1,61 +1,77 @@
-"""What the api looked at and what it can answer: the words of its plans, without decisions.
+"""Types of the api's plans: what it observed, the answers it can give, and the refusals that checks raise.
 
-Next: :mod:`services.api.plan.checks`.
+No decisions: the next module, :mod:`services.api.plan.checks`, has those that VMs and VMIs share.
 """
 
 from enum import StrEnum
 
 import msgspec
 
-from schemas.events import Changed, ObjectRef, Requested
+from schemas.events import ChangedObject, ObjectRef, Requested
 from schemas.kube import NetworkAttachmentDefinition, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.operations import Operation
 from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.stages import OperationKind
-from services.common.domain.spec_patch import Op
+from services.common.domain.spec_patch import PatchOp
 
 
-class Target(StrEnum):
-    """What a request is about; the value is the resource as KubeVirt's messages call it."""
+class RequestTarget(StrEnum):
+    """The kind of object that a request changes; the value is the resource's name in KubeVirt's messages."""
 
     VM = "virtualmachine"
     VMI = "virtualmachineinstance"
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """Everything an answer depends on; what does not exist is ``None``.
+    """Everything that an answer depends on; an object that does not exist, or was not read, is ``None``.
 
-    :ivar vm: looked at for requests about a VM only. :ivar vmi: for a VM, its own.
-    :ivar pod: the acting pod, looked at where it matters. :ivar nad: for ``addinterface``.
-    :ivar usable: whether the user may use that NAD. :ivar user: who asks.
-    :ivar owned: whether hotnic, not KubeVirt, drives the NICs of this cluster.
-    :ivar default_binding: how the pod network of a VM that names no interface is bound.
-    :ivar fresh_id: a UUID for a new operation. :ivar now: RFC 3339, UTC.
+    :ivar target: the kind of object that the request changes.
+    :ivar namespace: the namespace of that object.
+    :ivar name: the name of that object.
+    :ivar options: the body of the request.
+    :ivar vm: the VM; not read for ``removeinterface`` on a VMI.
+    :ivar vmi: the VMI of the requested name.
+    :ivar pod: the acting pod; read only when the VMI has an interface of the requested name.
+    :ivar nad: the requested NAD; read for ``addinterface`` only.
+    :ivar nad_allowed: whether the user may use that NAD.
+    :ivar user: the name of the user.
+    :ivar owned_by_hotnic: whether hotnic, not KubeVirt, owns the VMs of this cluster.
+    :ivar default_binding: the binding of the primary network (KubeVirt's ``pod: {}``) of a VM that lists no interface.
+    :ivar new_id: a UUID for a new operation.
+    :ivar now: the current time, RFC 3339, UTC.
+    :ivar traceparent: the trace context of the request; ``None`` when it is not traced.
     """
 
-    target: Target
+    target: RequestTarget
     namespace: str
     name: str
     options: AddInterfaceOptions | RemoveInterfaceOptions
-    vm: VirtualMachine | None = None
-    vmi: VirtualMachineInstance | None = None
-    pod: Pod | None = None
-    nad: NetworkAttachmentDefinition | None = None
-    usable: bool = True
-    user: str = ""
-    owned: bool = True
-    default_binding: str = "masquerade"
-    fresh_id: str = ""
-    now: str = ""
-    traceparent: str | None = None
+    vm: VirtualMachine | None
+    vmi: VirtualMachineInstance | None
+    pod: Pod | None
+    nad: NetworkAttachmentDefinition | None
+    nad_allowed: bool
+    user: str
+    owned_by_hotnic: bool
+    default_binding: str
+    new_id: str
+    now: str
+    traceparent: str | None
 
-    def operation(self, kind: OperationKind) -> Operation:
-        """A new operation of this request."""
-        return Operation(self.fresh_id, kind, self.options.name, self.traceparent, self.now)
+    def new_operation(self, kind: OperationKind) -> Operation:
+        """Return a new operation for the requested interface."""
+        return Operation(self.new_id, kind, self.options.name, self.traceparent, self.now)
 
 
-class Refuse(msgspec.Struct, frozen=True):
-    """A refusal: HTTP code, Kubernetes reason, message for the user; ``kind`` and ``name`` of what it is about."""
+class RefuseRequest(msgspec.Struct, frozen=True):
+    """Refuse the request.
+
+    :ivar code: the HTTP status code.
+    :ivar reason: the reason of the Kubernetes ``Status``.
+    :ivar message: the text for the user.
+    :ivar kind: the kind of the object that the refusal is about.
+    :ivar name: the name of that object.
+    """
 
     code: int
     reason: str
@@ -64,54 +80,85 @@ class Refuse(msgspec.Struct, frozen=True):
     name: str
 
 
-class Joined(msgspec.Struct, frozen=True):
-    """The same request runs already: the caller is told its operation."""
+class JoinOperation(msgspec.Struct, frozen=True):
+    """Answer with an operation in progress that an identical request has started."""
 
     operation: Operation
 
 
-class Change(msgspec.Struct, frozen=True):
-    """Apply ``ops`` to the target; for a VMI, publish ``requested`` then (for a VM, the controller does).
+class ChangeObject(msgspec.Struct, frozen=True):
+    """Patch the target and start an operation.
 
+    For a VMI, the api then publishes ``requested``. For a VM, the controller does, when it changes the VMI.
+
+    :ivar target: the object to patch.
+    :ivar operation: the operation that the patch starts.
+    :ivar ops: the JSON patch.
     :ivar network: the NAD as ``namespace/name``; empty for an unplug.
     """
 
-    target: Target
+    target: RequestTarget
     operation: Operation
-    ops: list[Op]
+    ops: list[PatchOp]
     network: str = ""
 
-    def event(self, vmi: VirtualMachineInstance) -> Requested:
-        """The event, of the VMI as patched."""
+    def requested_event(self, vmi: VirtualMachineInstance) -> Requested:
+        """Return the event that the operation was requested.
+
+        :param vmi: the VMI after the patch.
+        """
         meta = vmi.metadata
         return Requested(
             operation=self.operation,
             vmi=ObjectRef(meta.namespace, meta.name, meta.uid),
             node=vmi.status.node_name,
-            changed=Changed("VirtualMachineInstance", meta.uid, meta.resource_version),
+            changed=ChangedObject("VirtualMachineInstance", meta.uid, meta.resource_version),
             network=self.network,
         )
 
 
-Answer = Refuse | Joined | Change
+Answer = RefuseRequest | JoinOperation | ChangeObject
 
 
-def refuse(seen: Observed, code: int, reason: str, message: str) -> Refuse:
-    """A refusal about the target itself."""
-    return Refuse(code, reason, message, str(seen.target), seen.name)
+class Refused(Exception):
+    """Raised by a check: the request is refused.
+
+    :ivar answer: the refusal.
+    """
+
+    def __init__(self, answer: RefuseRequest) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
 
 
-def not_found(seen: Observed) -> Refuse:
-    """404, in KubeVirt's words."""
-    return refuse(seen, 404, "NotFound", f'{seen.target}.kubevirt.io "{seen.name}" not found')
+def refused(observed: Observed, code: int, reason: str, message: str) -> Refused:
+    """Return a refusal about the object that the request changes.
+
+    :param code: the HTTP status code.
+    :param reason: the reason of the Kubernetes ``Status``.
+    :param message: the text for the user.
+    """
+    return Refused(RefuseRequest(code, reason, message, str(observed.target), observed.name))
 
 
-def conflict(seen: Observed, why: str, reason: str = "Conflict") -> Refuse:
-    """409, in KubeVirt's words."""
-    message = f'Operation cannot be fulfilled on {seen.target}.kubevirt.io "{seen.name}": {why}'
-    return refuse(seen, 409, reason, message)
+def not_found(observed: Observed) -> Refused:
+    """Return a 404 refusal, in KubeVirt's words."""
+    return refused(observed, 404, "NotFound", f'{observed.target}.kubevirt.io "{observed.name}" not found')
 
 
-def invalid(seen: Observed, why: str) -> Refuse:
-    """422."""
-    return refuse(seen, 422, "Invalid", f'{seen.target}.kubevirt.io "{seen.name}" is invalid: {why}')
+def conflict(observed: Observed, why: str, reason: str = "Conflict") -> Refused:
+    """Return a 409 refusal, in KubeVirt's words.
+
+    :param why: the explanation for the user, which follows KubeVirt's prefix.
+    :param reason: the reason of the Kubernetes ``Status``, such as ``AlreadyExists``.
+    """
+    message = f'Operation cannot be fulfilled on {observed.target}.kubevirt.io "{observed.name}": {why}'
+    return refused(observed, 409, reason, message)
+
+
+def invalid(observed: Observed, why: str) -> Refused:
+    """Return a 422 refusal.
+
+    :param why: the explanation for the user, which follows the name of the object.
+    """
+    return refused(observed, 422, "Invalid", f'{observed.target}.kubevirt.io "{observed.name}" is invalid: {why}')

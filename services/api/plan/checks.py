@@ -1,136 +1,134 @@
-"""Checks that requests about a VM and about a VMI share: pure, each answers with a refusal or ``None``.
+"""Checks that requests about a VM and about a VMI share, and the refusals they raise. Pure: no I/O.
 
-Nothing is accepted that cannot be done: whatever objects can tell is asked here, before the patch.
+A function ``check_…`` raises a refusal or returns ``None``. The checks run before the patch, so that a request which is
+known to fail later is refused at once.
 Next: :mod:`services.api.plan.vmi`.
 """
 
 import json
 from typing import Any
 
-from schemas.kube import Interface, Network, VirtualMachineInstance, VmiSpec
-from schemas.operations import nic_slots_of, operation_of
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
-from services.api.plan.answers import Observed, Refuse, conflict, invalid
-from services.common.domain.attachments import nad_reference, secondary
-from services.common.domain.eligibility import ORDINAL, hash_collision, ordinal, why_fixed
+from schemas.kube import Interface, Network, VmiSpec
+from schemas.operations import read_nic_slots
+from schemas.options import AddInterfaceOptions
+from services.api.plan.answers import Observed, Refused, RefuseRequest, conflict, invalid
+from services.common.domain.eligibility import ORDINAL_NAMES, find_change_obstacle, find_hash_collision
 from services.common.domain.kubevirt import GATE
+from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
-from services.common.domain.status_interfaces import DOMAIN, entry_of, tokens
+from services.common.domain.status_interfaces import DOMAIN
 
-GATE_CLOSED = f'Unable to Add Interface because the "{GATE}" feature gate is not enabled.'
-"""KubeVirt's words, for ``removeinterface`` as well."""
+GATE_DISABLED = f'Unable to Add Interface because the "{GATE}" feature gate is not enabled.'
+"""The refusal while the feature gate is off, in KubeVirt's words, for ``removeinterface`` as well."""
 
-UNBRIDGEABLE = frozenset({"ipvlan"})
-"""CNI plugins whose links cannot pass a second MAC address, whatever their mode."""
-
-
-def reference(seen: Observed) -> str:
-    """The NAD of an ``addinterface`` request as ``namespace/name``."""
-    assert isinstance(seen.options, AddInterfaceOptions)
-    return "/".join(nad_reference(seen.options.network_attachment_definition_name, seen.namespace))
+UNBRIDGEABLE_PLUGINS = frozenset({"ipvlan"})
+"""CNI plugins whose links pass no traffic of a second MAC address in any mode; for macvlan it depends on the mode."""
 
 
-def same_network(seen: Observed, network: Network | None) -> bool:
-    """Whether a network of a spec is the one the request names."""
-    if network is None or network.multus is None or not network.multus.network_name:
-        return False
-    return "/".join(nad_reference(network.multus.network_name, seen.namespace)) == reference(seen)
+def requested_nad(observed: Observed) -> str:
+    """Return the NAD of an ``addinterface`` request as ``namespace/name``."""
+    assert isinstance(observed.options, AddInterfaceOptions)
+    return qualified_nad(observed.options.network_attachment_definition_name, observed.namespace)
 
 
-def taken(seen: Observed, interface: Interface, network: Network | None, state: str) -> Refuse:
-    """409: the name belongs to something else, which is named."""
+def is_requested_network(observed: Observed, network: Network | None) -> bool:
+    """Return whether a network of a spec uses the NAD that the request names."""
+    reference = network.multus.network_name if network is not None and network.multus is not None else ""
+    return bool(reference) and qualified_nad(reference, observed.namespace) == requested_nad(observed)
+
+
+def name_taken(observed: Observed, interface: Interface, network: Network | None, state: str) -> Refused:
+    """Return a 409 refusal that names the network which has the interface's name.
+
+    :param state: the state of that interface as a clause, such as " and is being unplugged"; may be empty.
+    """
     multus = network.multus.network_name if network is not None and network.multus is not None else ""
     owner = f"network attachment {multus!r}" if multus else "the pod network"
     why = f"interface name {interface.name!r} is taken by {owner}{state}; choose another name"
-    return conflict(seen, why, "AlreadyExists")
+    return conflict(observed, why, "AlreadyExists")
 
 
-def collision(seen: Observed, spec: VmiSpec) -> Refuse | None:
-    """The name is free, but something else stands in its way."""
-    name = seen.options.name
-    if (other := hash_collision(spec, name)) is not None:
-        return conflict(seen, f"interface name {name!r} has the same link names as {other!r}; choose another")
-    interfaces = {interface.name for interface in spec.interface_items()}
-    if name not in interfaces and any(network.name == name for network in spec.network_items()):
-        return conflict(seen, f"network name {name!r} is taken; choose another name", "AlreadyExists")
-    return None
+def check_name(observed: Observed, spec: VmiSpec) -> None:
+    """Refuse a name that collides with the link names of another interface or with the name of a network."""
+    name = observed.options.name
+    if (other := find_hash_collision(spec, name)) is not None:
+        raise conflict(observed, f"interface name {name!r} has the same link names as {other!r}; choose another name")
+    interfaces = {item.get("name") for item in spec.domain.devices.interfaces or ()}
+    if name not in interfaces and any(item.get("name") == name for item in spec.networks or ()):
+        raise conflict(observed, f"network name {name!r} is taken; choose another name", "AlreadyExists")
 
 
-def unfit_network(seen: Observed) -> Refuse | None:
-    """The NAD is not for this user, does not exist, or its links cannot serve a guest."""
-    namespace, _, name = reference(seen).partition("/")
+def check_nad(observed: Observed) -> None:
+    """Refuse a NAD that the user may not use, that does not exist, or whose links cannot be bridged to a guest."""
+    namespace, _, name = requested_nad(observed).partition("/")
     kind = "network-attachment-definitions"
-    if not seen.usable:
-        # First, and in the API server's words: it also must not tell whether there is one.
+    if not observed.nad_allowed:
+        # Checked first, and worded as the API server does: the user must not learn whether the NAD exists.
         message = (
-            f'{kind}.k8s.cni.cncf.io "{name}" is forbidden: User "{seen.user}" cannot get resource "{kind}" '
+            f'{kind}.k8s.cni.cncf.io "{name}" is forbidden: User "{observed.user}" cannot get resource "{kind}" '
             f'in API group "k8s.cni.cncf.io" in the namespace "{namespace}"'
         )
-        return Refuse(403, "Forbidden", message, kind, name)
-    if seen.nad is None:
+        raise Refused(RefuseRequest(403, "Forbidden", message, kind, name))
+    # KubeVirt does not read the NAD, so the plug fails later, in Multus.
+    if observed.nad is None:
         message = f'{kind}.k8s.cni.cncf.io "{name}" not found in namespace "{namespace}"'
-        return Refuse(404, "NotFound", message, kind, name)
-    plugin = unbridgeable(seen.nad.spec.config)
-    if plugin is None:
-        return None
-    return Refuse(
-        422,
-        "Invalid",
-        f"network attachment {namespace}/{name} makes {plugin} links, which pass no traffic of a bridged guest; "
-        "use a bridge network",
-        kind,
-        name,
-    )
+        raise Refused(RefuseRequest(404, "NotFound", message, kind, name))
+    if (plugin := unbridgeable_plugin(observed.nad.spec.config)) is not None:
+        message = (
+            f"network attachment {namespace}/{name} creates {plugin} links, which pass no traffic of a bridged guest; "
+            "use a network of the bridge plugin"
+        )
+        raise Refused(RefuseRequest(422, "Invalid", message, kind, name))
 
 
-def no_slot(seen: Observed, vmi: VirtualMachineInstance, coming: int = 0) -> Refuse | None:
-    """The domain has no room for another card beside those on their way; a count of another pod says nothing.
+def check_free_slot(observed: Observed, nics: VmiNics, pending: int) -> None:
+    """Refuse a plug when the free slots of the domain are needed for the plugs in progress.
 
-    :param coming: NICs that the VMI's spec does not have yet.
+    :param pending: the number of plugs in progress whose interface the VMI's spec does not have yet.
     """
-    slots = nic_slots_of(vmi.metadata.annotations)
-    if slots is None or slots.pod_uid not in vmi.status.active_pods:
-        return None
-    coming += sum(_on_its_way(vmi, interface) for interface, _ in secondary(vmi.spec))
-    if slots.free > coming:
-        return None
-    others = f" and {coming} on their way to the last free ones" if slots.free else ""
-    return conflict(
-        seen,
-        f"no free slot for another NIC: the domain has {slots.nics}{others}; "
-        "unplug one or restart the VM with more slots",
-    )
+    slots = read_nic_slots(nics.vmi.metadata.annotations)
+    # Plugs in progress take their slots before this one (ADR 14).
+    pending += sum(_will_take_slot(nic) for nic in nics)
+    # A count for an earlier pod does not apply to the domain that runs now.
+    if slots is not None and slots.pod_uid in nics.vmi.status.active_pods and slots.free <= pending:
+        others = f" (plugs in progress: {pending}, free slots: {slots.free})" if slots.free else ""
+        raise conflict(
+            observed,
+            f"no free slot for another NIC: the domain has {slots.nics}{others}; "
+            "unplug one or restart the VM with more slots",
+        )
 
 
-def _on_its_way(vmi: VirtualMachineInstance, interface: Interface) -> bool:
-    """Whether an interface will take a slot that is counted as free yet."""
-    if interface.state == ABSENT or interface.bridge is None:
-        return False
-    operation = operation_of(vmi.metadata.annotations, interface.name)
-    if operation is not None and operation.failed is not None:
-        return False
-    return DOMAIN not in tokens(entry_of(vmi.status.interfaces, interface.name) or {})
+def _will_take_slot(nic: Nic) -> bool:
+    """Return whether a NIC will take a slot that is still counted as free."""
+    failed = nic.written is not None and nic.written.failed is not None
+    return nic.interface.bridge is not None and not nic.absent and not failed and DOMAIN not in nic.tokens
 
 
-def unknown(seen: Observed, hint: str = "") -> Refuse:
-    """404: there is no such interface to remove."""
-    assert isinstance(seen.options, RemoveInterfaceOptions)
-    message = f'interface "{seen.options.name}" not found in {seen.target}.kubevirt.io "{seen.name}"{hint}'
-    # Not about the VM: who reads the details must not take that for missing.
-    return Refuse(404, "NotFound", message, "interface", seen.options.name)
+def unknown_interface(observed: Observed, hint: str = "") -> Refused:
+    """Return a 404 refusal: the target has no such interface.
+
+    :param hint: text after the message.
+    """
+    name = observed.options.name
+    message = f'interface "{name}" not found in {observed.target}.kubevirt.io "{observed.name}"{hint}'
+    # The details name the interface. With the VM in them, a client would conclude that the VM does not exist.
+    return Refused(RefuseRequest(404, "NotFound", message, "interface", name))
 
 
-def not_removable(seen: Observed, interface: Interface, network: Network | None) -> Refuse | None:
-    """The interface cannot be unplugged: what it is, or how the running pod calls it."""
-    if (why := why_fixed(interface, network)) is not None:
-        return invalid(seen, f"{_state_refused(interface, network)}{why}; it cannot be removed")
-    if seen.pod is not None and ordinal(seen.pod):
-        return conflict(seen, f"interface {interface.name!r} cannot be unplugged: {ORDINAL}")
-    return None
+def check_removable(observed: Observed, interface: Interface, network: Network | None, ordinal: bool) -> None:
+    """Refuse to remove an interface that cannot be unplugged, because of its network, its binding or its pod.
+
+    :param ordinal: whether the running pod has ordinal interface names.
+    """
+    if (why := find_change_obstacle(interface, network)) is not None:
+        raise invalid(observed, f"{_kubevirt_prefix(interface, network)}{why}")
+    if ordinal:
+        raise conflict(observed, f"interface {interface.name!r} cannot be unplugged: {ORDINAL_NAMES}")
 
 
-def _state_refused(interface: Interface, network: Network | None) -> str:
-    """How KubeVirt's webhook begins its refusal; empty where it has no words for it."""
+def _kubevirt_prefix(interface: Interface, network: Network | None) -> str:
+    """Return the beginning of the refusal in the words of KubeVirt's webhook; empty where KubeVirt has none."""
     if network is None:
         return ""
     default = network.multus is None or network.multus.default
@@ -138,11 +136,11 @@ def _state_refused(interface: Interface, network: Network | None) -> str:
     return f'"{interface.name}" interface\'s state "{ABSENT}" is {words}: '
 
 
-def unbridgeable(config: str) -> str | None:
-    """The plugin of a NAD's config whose links cannot be bridged to a guest, or ``None``.
+def unbridgeable_plugin(config: str) -> str | None:
+    """Return the plugin of a NAD's config whose links cannot be bridged to a guest; ``None`` when they can.
 
-    macvlan passes frames of its own MAC only, except in mode ``passthru``; ipvlan never. A config that cannot be
-    read is not judged here: the attachment's own error will be clearer.
+    macvlan passes only frames of its own MAC, except in mode ``passthru``; ipvlan never passes others. A config that
+    cannot be parsed passes this check: the error of the attachment will be clearer.
     """
     try:
         document: Any = json.loads(config)
@@ -151,10 +149,11 @@ def unbridgeable(config: str) -> str | None:
     if not isinstance(document, dict):
         return None
     plugins = document.get("plugins")
+    # The first plugin of a chain creates the link; the others change it.
     first = plugins[0] if isinstance(plugins, list) and plugins else document
     if not isinstance(first, dict):
         return None
     plugin = first.get("type")
     if plugin == "macvlan" and first.get("mode", "bridge") != "passthru":
         return "macvlan"
-    return plugin if plugin in UNBRIDGEABLE else None
+    return plugin if plugin in UNBRIDGEABLE_PLUGINS else None

@@ -1,169 +1,206 @@
-"""What is answered to requests about a VM: its template, and through the controller the machine made from it.
+"""Plan the answers to requests about a VM. Pure: no I/O.
 
-Pure. The api writes the template alone; a stopped VM needs no more. Next: :mod:`services.api.apply`.
+The api changes the VM's template only; the controller copies the change to the running VMI, if there is one.
+Next: :mod:`services.api.apply`.
 """
 
-import msgspec
-
-from schemas.kube import Interface, Network, VirtualMachine, VirtualMachineInstance
-from schemas.operations import Operation, derived_id, operation_of
+from schemas.kube import VirtualMachine, VmiSpec
+from schemas.operations import Operation, derive_operation_id
 from schemas.options import AddInterfaceOptions
-from schemas.stages import OperationKind, Stage
-from services.api.plan.answers import Answer, Change, Joined, Observed, Refuse, Target, conflict, not_found
-from services.api.plan.checks import (
-    collision,
-    no_slot,
-    not_removable,
-    reference,
-    same_network,
-    taken,
-    unfit_network,
-    unknown,
+from schemas.stages import OperationKind
+from services.api.plan.answers import (
+    Answer,
+    ChangeObject,
+    JoinOperation,
+    Observed,
+    RequestTarget,
+    conflict,
+    not_found,
 )
-from services.common.domain.hotplug_status import fold, reached
-from services.common.domain.operations import ABSENT, operation_for
-from services.common.domain.spec_patch import Item, Lists, change, notes, of_vm
-from services.common.domain.template import desired_interfaces, edit_id, lives, owns, taken_out, wished_operation
+from services.api.plan.checks import (
+    check_free_slot,
+    check_nad,
+    check_name,
+    check_removable,
+    is_requested_network,
+    name_taken,
+    requested_nad,
+    unknown_interface,
+)
+from services.common.domain.nic import VmiNics, parse_nics
+from services.common.domain.operations import ABSENT, resolve_operation
+from services.common.domain.spec_patch import (
+    InterfaceLists,
+    build_patch,
+    operation_annotations,
+    template_spec_holder,
+)
+from services.common.domain.status_interfaces import DOMAIN
+from services.common.domain.template import (
+    TemplateInterfaces,
+    derive_edit_id,
+    find_pending_changes,
+    is_active,
+    is_unplugged_until_restart,
+    owns,
+    parse_template,
+)
 
 
-def add(seen: Observed) -> Answer:
-    """Decide on ``addinterface``."""
-    vm, options = seen.vm, seen.options
+def add(observed: Observed) -> Answer:
+    """Return the answer to ``addinterface``.
+
+    :raises Refused: the request is refused.
+    :raises ValueError: an object cannot be parsed.
+    """
+    options = observed.options
     assert isinstance(options, AddInterfaceOptions)
-    if vm is None:
-        return not_found(seen)
-    if vm.metadata.deletion_timestamp is not None:
-        return conflict(seen, "the VM is being deleted")
-    vmi = _running(seen, vm)
-    interface, network = _find(vm, options.name)
-    if interface is not None:
-        return _existing(seen, vm, vmi, interface, network)
-    operation: Operation | None = None
-    refusal = collision(seen, vm.spec.template.spec)
-    if refusal is None and vmi is not None:
-        refusal, operation = _beside(seen, vmi)
-    refusal = refusal or unfit_network(seen)
-    if refusal is None and vmi is not None and operation is None:
-        refusal = no_slot(
-            seen, vmi, coming=sum(wish.kind is OperationKind.PLUG for wish in desired_interfaces(vm, vmi))
-        )
-    if refusal is not None:
-        return refusal
-    operation = operation or seen.operation(OperationKind.PLUG)
-    holder = of_vm(vm)
-    lists = _with_primary(seen, vm, vmi, holder.lists)
+    vm, template, nics = _parse_vm(observed)
+    if options.name in template.interfaces:
+        return _join_plug(observed, template, nics)
+    check_name(observed, vm.spec.template.spec)
+    operation = _running_plug(observed, nics)
+    check_nad(observed)
+    # With an operation, the running VMI has the interface already, so it needs no further slot.
+    if nics is not None and operation is None:
+        pending = sum(desired.kind is OperationKind.PLUG for desired in find_pending_changes(template, nics))
+        check_free_slot(observed, nics, pending)
+    operation = operation or observed.new_operation(OperationKind.PLUG)
+    holder = template_spec_holder(vm)
+    # As in KubeVirt: the request has no field for the binding, which is always `bridge`.
     multus = {"networkName": options.network_attachment_definition_name}
-    lists = lists.plus({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
-    return Change(Target.VM, operation, change(holder, lists, notes([operation])), reference(seen))
+    lists = _with_primary_network(observed, vm, nics, holder.lists)
+    lists = lists.with_interface({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
+    ops = build_patch(holder, lists, operation_annotations([operation]))
+    return ChangeObject(RequestTarget.VM, operation, ops, requested_nad(observed))
 
 
-def remove(seen: Observed) -> Answer:
-    """Decide on ``removeinterface``. Asked a second time, it is the same unplug."""
-    vm = seen.vm
+def remove(observed: Observed) -> Answer:
+    """Return the answer to ``removeinterface``; a repeated request joins the unplug in progress.
+
+    :raises Refused: the request is refused.
+    :raises ValueError: an object cannot be parsed.
+    """
+    vm, template, nics = _parse_vm(observed)
+    name = observed.options.name
+    desired, in_vmi = template.interfaces.get(name), nics is not None and name in nics.interfaces
+    if desired is None:
+        hint = "'s template; the running VMI has it: remove it from the VMI" if in_vmi else ""
+        raise unknown_interface(observed, hint)
+    # The interface names of a pod matter only while it runs for this VM.
+    check_removable(observed, desired.interface, desired.network, ordinal=nics is not None and nics.ordinal)
+    # If the VMI is unplugging the interface already, the template joins that operation.
+    running = _running_unplug(nics, name)
+    if desired.kind is OperationKind.UNPLUG:
+        return JoinOperation(_requested_unplug(template, nics, name, running))
+    operation, holder = running or observed.new_operation(OperationKind.UNPLUG), template_spec_holder(vm)
+    ops = build_patch(holder, holder.lists.with_absent([name]), operation_annotations([operation]))
+    return ChangeObject(RequestTarget.VM, operation, ops)
+
+
+def _parse_vm(observed: Observed) -> tuple[VirtualMachine, TemplateInterfaces, VmiNics | None]:
+    """Return the VM with its parsed template and its parsed VMI, which is ``None`` when the VM does not run."""
+    vm, vmi = observed.vm, observed.vmi
     if vm is None:
-        return not_found(seen)
+        raise not_found(observed)
     if vm.metadata.deletion_timestamp is not None:
-        return conflict(seen, "the VM is being deleted")
-    vmi = _running(seen, vm)
-    interface, network = _find(vm, seen.options.name)
-    here = _of(vmi, seen.options.name)
-    if interface is None:
-        return unknown(seen, "'s template; the running VMI has it, ask there" if here is not None else "")
-    # How a pod calls its interfaces matters only while it runs for this VM.
-    judged = seen if vmi is not None else msgspec.structs.replace(seen, pod=None)
-    if (refusal := not_removable(judged, interface, network)) is not None:
-        return refusal
+        raise conflict(observed, "the VM is being deleted")
+    running = vmi is not None and owns(vm, vmi) and is_active(vmi)
+    return vm, parse_template(vm), parse_nics(vmi, observed.pod) if vmi is not None and running else None
+
+
+def _join_plug(observed: Observed, template: TemplateInterfaces, nics: VmiNics | None) -> JoinOperation:
+    """Join the plug in progress when the request is identical; otherwise refuse the name."""
+    name = observed.options.name
+    desired, operation = template.interfaces[name], template.operation(name, OperationKind.PLUG)
+    if desired.kind is OperationKind.UNPLUG:
+        raise name_taken(observed, desired.interface, desired.network, " and is being unplugged")
+    if (
+        operation is None
+        or nics is None
+        or not is_requested_network(observed, desired.network)
+        or not _is_plug_in_progress(nics, operation)
+    ):
+        raise name_taken(observed, desired.interface, desired.network, "")
+    return JoinOperation(operation)
+
+
+def _is_plug_in_progress(nics: VmiNics, operation: Operation) -> bool:
+    nic = nics.nics.get(operation.interface)
+    # The controller may not have copied the interface to the VMI yet.
+    to_copy = operation.interface not in nics.interfaces and not is_unplugged_until_restart(nics, operation.interface)
+    return to_copy or (nic is not None and nic.operation.id == operation.id and DOMAIN not in nic.tokens)
+
+
+def _running_plug(observed: Observed, nics: VmiNics | None) -> Operation | None:
+    """Return the operation of the same interface in the running VMI, which the request makes permanent.
+
+    :return: ``None`` when the running VMI has no interface of the requested name.
+    :raises Refused: the running VMI has another interface of that name.
+    """
+    name = observed.options.name
+    interface = nics.interfaces.get(name) if nics is not None else None
+    if nics is not None and interface is None:
+        check_name(observed, nics.vmi.spec)
+    if nics is None or interface is None:
+        return None
+    network, operation = nics.networks.get(name), resolve_operation(nics.vmi, interface, nics.operations.get(name))
+    state = ""
     if interface.state == ABSENT:
-        return Joined(_running_unplug(vm, vmi, interface))
-    operation, holder = seen.operation(OperationKind.UNPLUG), of_vm(vm)
-    if here is not None and here.state == ABSENT and vmi is not None:
-        # The running VM loses it already; the same operation now says so of the template, too.
-        operation = operation_for(vmi, here)
-    return Change(Target.VM, operation, change(holder, holder.lists.absent([interface.name]), notes([operation])))
+        state = " in the running VM and is being unplugged"
+    elif not is_requested_network(observed, network) or interface.bridge is None:
+        state = " in the running VM"
+    elif operation.failed is not None:
+        state = f" in the running VM, where the plug failed ({operation.failed})"
+    if state:
+        raise name_taken(observed, interface, network, state)
+    return operation
 
 
-def _existing(
-    seen: Observed,
-    vm: VirtualMachine,
-    vmi: VirtualMachineInstance | None,
-    interface: Interface,
-    network: Network | None,
-) -> Joined | Refuse:
-    if interface.state == ABSENT:
-        return taken(seen, interface, network, " and is being unplugged")
-    operation = wished_operation(vm, interface.name, OperationKind.PLUG)
-    if operation is not None and vmi is not None and same_network(seen, network):
-        here = _of(vmi, interface.name)
-        if here is None and not taken_out(vmi, interface.name):
-            return Joined(operation)
-        nic_status = next(
-            (nic_status for nic_status in fold(vmi, seen.pod) if nic_status.interface == interface.name), None
-        )
-        if (
-            nic_status is not None
-            and nic_status.operation == operation.id
-            and not reached(nic_status, Stage.GUEST_ATTACHED)
-        ):
-            return Joined(operation)
-    return taken(seen, interface, network, "")
+def _running_unplug(nics: VmiNics | None, name: str) -> Operation | None:
+    """Return the unplug of an interface that is in progress in the running VMI; ``None`` when there is none."""
+    interface = nics.interfaces.get(name) if nics is not None else None
+    if nics is None or interface is None or interface.state != ABSENT:
+        return None
+    return resolve_operation(nics.vmi, interface, nics.operations.get(name))
 
 
-def _beside(seen: Observed, vmi: VirtualMachineInstance) -> tuple[Refuse | None, Operation | None]:
-    """The running VM may have the NIC already: then it becomes permanent, by the operation that plugged it."""
-    interface = _of(vmi, seen.options.name)
-    if interface is None:
-        return collision(seen, vmi.spec), None
-    network = next((network for network in vmi.spec.network_items() if network.name == interface.name), None)
-    if interface.state == ABSENT:
-        return taken(seen, interface, network, " in the running VM and is being unplugged"), None
-    if not same_network(seen, network) or interface.bridge is None:
-        return taken(seen, interface, network, " in the running VM"), None
-    operation = operation_for(vmi, interface)
-    if operation.failed is not None:
-        return taken(
-            seen, interface, network, f" in the running VM, where it could not be plugged ({operation.failed})"
-        ), None
-    return None, operation
+def _requested_unplug(
+    template: TemplateInterfaces, nics: VmiNics | None, name: str, running: Operation | None
+) -> Operation:
+    """Return the operation of an unplug that the template contains already.
+
+    :param running: the unplug that is in progress in the running VMI.
+    """
+    vm, kind, written = template.vm, OperationKind.UNPLUG, template.operations.get(name)
+    if written is not None and written.kind is kind:
+        operation = written
+    elif running is not None:
+        operation = running
+    # The template was edited, and no operation is written for the edit yet. The id is the one that the controller will
+    # derive; for a stopped VM the controller writes no operation.
+    elif nics is not None:
+        operation = Operation(derive_edit_id(vm, nics.vmi, name, kind), kind, name)
+    else:
+        operation = Operation(derive_operation_id(vm.metadata.uid, name, kind, vm.metadata.generation), kind, name)
+    return operation
 
 
-def _running_unplug(vm: VirtualMachine, vmi: VirtualMachineInstance | None, interface: Interface) -> Operation:
-    written = operation_of(vm.metadata.annotations, interface.name)
-    if written is not None and written.kind is OperationKind.UNPLUG:
-        return written
-    here = _of(vmi, interface.name)
-    if vmi is not None and here is not None and here.state == ABSENT:
-        return operation_for(vmi, here)
-    # An edit that the controller has not written down yet, or (with nothing running) never will.
-    name, kind = interface.name, OperationKind.UNPLUG
-    fresh = derived_id(vm.metadata.uid, name, kind, vm.metadata.generation)
-    return Operation(edit_id(vm, vmi, name, kind) if vmi is not None else fresh, kind, name)
+def _with_primary_network(
+    observed: Observed, vm: VirtualMachine, nics: VmiNics | None, lists: InterfaceLists
+) -> InterfaceLists:
+    """Return the lists with the implicit primary network (KubeVirt's ``pod: {}``) made explicit.
 
-
-def _with_primary(seen: Observed, vm: VirtualMachine, vmi: VirtualMachineInstance | None, lists: Lists) -> Lists:
-    """Write down the pod network of a VM that left it unsaid; with any interface named it would lose it at restart."""
-    silent = not lists.networks and not lists.interfaces
-    if not silent or vm.spec.template.spec.domain.devices.autoattach_pod_interface is False:
+    KubeVirt adds that network to a VM that lists no interface. With the new interface in the list it would not, and the
+    VM would lose its primary network at the next restart.
+    """
+    # In KubeVirt 1.0.0 the first plug lost this network (kubevirt#10205).
+    implicit = not lists.networks and not lists.interfaces
+    if not implicit or vm.spec.template.spec.domain.devices.autoattach_pod_interface is False:
         return lists
-    networks: list[Item] = [item for item in (vmi.spec.networks if vmi else None) or () if "pod" in item]
-    names = {item.get("name") for item in networks}
-    interfaces = vmi.spec.domain.devices.interfaces if vmi else None
-    for item in interfaces or ():
-        if item.get("name") in names:
-            return lists.plus(item, next(network for network in networks if network.get("name") == item.get("name")))
-    return lists.plus({"name": "default", seen.default_binding: {}}, {"name": "default", "pod": {}})
-
-
-def _running(seen: Observed, vm: VirtualMachine) -> VirtualMachineInstance | None:
-    vmi = seen.vmi
-    return vmi if vmi is not None and owns(vm, vmi) and lives(vmi) else None
-
-
-def _find(vm: VirtualMachine, name: str) -> tuple[Interface | None, Network | None]:
-    spec = vm.spec.template.spec
-    interface = next((interface for interface in spec.interface_items() if interface.name == name), None)
-    return interface, next((network for network in spec.network_items() if network.name == name), None)
-
-
-def _of(vmi: VirtualMachineInstance | None, name: str) -> Interface | None:
-    items = vmi.spec.interface_items() if vmi is not None else []
-    return next((interface for interface in items if interface.name == name), None)
+    spec = nics.vmi.spec if nics is not None else VmiSpec()
+    networks = {item.get("name"): item for item in spec.networks or () if "pod" in item}
+    interfaces = [item for item in spec.domain.devices.interfaces or () if item.get("name") in networks]
+    pairs = [(item, networks[item.get("name")]) for item in interfaces]
+    default = ({"name": "default", observed.default_binding: {}}, {"name": "default", "pod": {}})
+    return lists.with_interface(*(pairs or [default])[0])

@@ -1,111 +1,124 @@
-"""What is answered to requests about a VMI: the running machine only, lost at its restart.
+"""Plan the answers to requests about a VMI. Pure: no I/O.
 
-Pure. Next: :mod:`services.api.plan.vm`.
+The change applies to the running VMI only and is lost when the VM restarts. Next: :mod:`services.api.plan.vm`.
 """
 
-from schemas.kube import Interface, Network, VirtualMachineInstance
-from schemas.operations import NIC_SLOTS, operation_of
+from schemas.kube import VirtualMachineInstance
+from schemas.operations import NIC_SLOTS
 from schemas.options import AddInterfaceOptions
-from schemas.stages import OperationKind, Stage
-from services.api.plan.answers import Answer, Change, Joined, Observed, Refuse, Target, conflict, not_found
-from services.api.plan.checks import (
-    collision,
-    no_slot,
-    not_removable,
-    reference,
-    same_network,
-    taken,
-    unfit_network,
-    unknown,
+from schemas.stages import OperationKind
+from services.api.plan.answers import (
+    Answer,
+    ChangeObject,
+    JoinOperation,
+    Observed,
+    RequestTarget,
+    conflict,
+    not_found,
 )
-from services.common.domain.hotplug_status import fold, reached
-from services.common.domain.operations import ABSENT, operation_for
-from services.common.domain.spec_patch import annotation_path, change, notes, of_vmi
+from services.api.plan.checks import (
+    check_free_slot,
+    check_nad,
+    check_name,
+    check_removable,
+    is_requested_network,
+    name_taken,
+    requested_nad,
+    unknown_interface,
+)
+from services.common.domain.nic import VmiNics, parse_nics
+from services.common.domain.operations import ABSENT, resolve_operation
+from services.common.domain.spec_patch import annotation_path, build_patch, operation_annotations, vmi_spec_holder
+from services.common.domain.status_interfaces import DOMAIN
 from services.common.domain.template import owns
 
 OWNED_BY_KUBEVIRT = (
-    "KubeVirt drives the NICs of this cluster (HOTNIC_VM_OWNER=kubevirt), so a running VM alone cannot be changed; "
-    "change the VM"
+    "KubeVirt owns the VMs of this cluster (HOTNIC_VM_OWNER=kubevirt), and hotnic changes no VMI there; "
+    "change the VM instead"
 )
+"""The explanation of a refusal in a cluster where hotnic changes templates only."""
 
 
-def add(seen: Observed) -> Answer:
-    """Decide on ``addinterface``."""
-    vmi, options = seen.vmi, seen.options
+def add(observed: Observed) -> Answer:
+    """Return the answer to ``addinterface``.
+
+    :raises Refused: the request is refused.
+    :raises ValueError: an object cannot be parsed.
+    """
+    options = observed.options
     assert isinstance(options, AddInterfaceOptions)
-    if vmi is None:
-        return not_found(seen)
-    if (refusal := _not_changeable(seen, vmi)) is not None:
-        return refusal
-    interface, network = _find(vmi, options.name)
-    if interface is not None:
-        return _existing(seen, vmi, interface, network)
-    if _leaving(seen, vmi):
-        why = f"interface {options.name!r} is being unplugged from VM {seen.name}; please try again when it is gone"
-        return conflict(seen, why)
-    refusal = collision(seen, vmi.spec) or unfit_network(seen) or no_slot(seen, vmi)
-    if refusal is not None:
-        return refusal
-    operation, holder = seen.operation(OperationKind.PLUG), of_vmi(vmi)
+    nics = _changeable_nics(observed)
+    if options.name in nics.interfaces:
+        return _join_plug(observed, nics)
+    _check_template(observed, nics.vmi)
+    check_name(observed, nics.vmi.spec)
+    check_nad(observed)
+    check_free_slot(observed, nics, pending=0)
+    operation, holder = observed.new_operation(OperationKind.PLUG), vmi_spec_holder(nics.vmi)
+    # As in KubeVirt: the request has no field for the binding, which is always `bridge`.
     multus = {"networkName": options.network_attachment_definition_name}
-    lists = holder.lists.plus({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
-    ops = change(holder, lists, notes([operation]))
-    if (slots := vmi.metadata.annotations.get(NIC_SLOTS)) is not None:
-        # Room was seen by this count: with another one it is to be decided anew.
+    lists = holder.lists.with_interface({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
+    ops = build_patch(holder, lists, operation_annotations([operation]))
+    if (slots := nics.vmi.metadata.annotations.get(NIC_SLOTS)) is not None:
+        # The slot check used this count. If it has changed, the patch fails and the request is planned again.
         ops = [{"op": "test", "path": annotation_path(NIC_SLOTS), "value": slots}, *ops]
-    return Change(Target.VMI, operation, ops, reference(seen))
+    return ChangeObject(RequestTarget.VMI, operation, ops, requested_nad(observed))
 
 
-def remove(seen: Observed) -> Answer:
-    """Decide on ``removeinterface``. Asked a second time, it is the same unplug."""
-    vmi = seen.vmi
-    if vmi is None:
-        return not_found(seen)
-    if (refusal := _not_changeable(seen, vmi)) is not None:
-        return refusal
-    interface, network = _find(vmi, seen.options.name)
+def remove(observed: Observed) -> Answer:
+    """Return the answer to ``removeinterface``; a repeated request joins the unplug in progress.
+
+    :raises Refused: the request is refused.
+    :raises ValueError: an object cannot be parsed.
+    """
+    nics, name = _changeable_nics(observed), observed.options.name
+    interface = nics.interfaces.get(name)
     if interface is None:
-        return unknown(seen)
-    if (refusal := not_removable(seen, interface, network)) is not None:
-        return refusal
+        # KubeVirt answers 202 here.
+        raise unknown_interface(observed)
+    check_removable(observed, interface, nics.networks.get(name), nics.ordinal)
     if interface.state == ABSENT:
-        return Joined(operation_for(vmi, interface))
-    operation, holder = seen.operation(OperationKind.UNPLUG), of_vmi(vmi)
-    return Change(Target.VMI, operation, change(holder, holder.lists.absent([interface.name]), notes([operation])))
+        return JoinOperation(resolve_operation(nics.vmi, interface, nics.operations.get(name)))
+    operation, holder = observed.new_operation(OperationKind.UNPLUG), vmi_spec_holder(nics.vmi)
+    ops = build_patch(holder, holder.lists.with_absent([name]), operation_annotations([operation]))
+    return ChangeObject(RequestTarget.VMI, operation, ops)
 
 
-def _not_changeable(seen: Observed, vmi: VirtualMachineInstance) -> Refuse | None:
+def _changeable_nics(observed: Observed) -> VmiNics:
+    """Parse the VMI, or refuse the request where hotnic cannot change it."""
+    vmi = observed.vmi
+    if vmi is None:
+        raise not_found(observed)
     if vmi.status.phase != "Running" or vmi.metadata.deletion_timestamp is not None:
-        return conflict(seen, "VMI is not running")
-    return None if seen.owned else conflict(seen, OWNED_BY_KUBEVIRT)
+        raise conflict(observed, "VMI is not running")
+    if not observed.owned_by_hotnic:
+        raise conflict(observed, OWNED_BY_KUBEVIRT)
+    return parse_nics(vmi, observed.pod)
 
 
-def _existing(
-    seen: Observed, vmi: VirtualMachineInstance, interface: Interface, network: Network | None
-) -> Joined | Refuse:
-    """The name is there: the running operation for an identical request, else a refusal."""
+def _join_plug(observed: Observed, nics: VmiNics) -> JoinOperation:
+    """Join the plug in progress when the request is identical; otherwise refuse the name."""
+    name = observed.options.name
+    interface, network = nics.interfaces[name], nics.networks.get(name)
+    nic, written = nics.nics.get(name), nics.operations.get(name)
+    failed = written.failed if written is not None else None
     if interface.state == ABSENT:
-        return taken(seen, interface, network, " and is being unplugged")
-    operation = operation_of(vmi.metadata.annotations, interface.name)
-    if operation is not None and operation.failed is not None:
-        return taken(seen, interface, network, f", could not be plugged ({operation.failed}) and is being taken out")
-    nic_status = next(
-        (nic_status for nic_status in fold(vmi, seen.pod) if nic_status.interface == interface.name), None
-    )
-    running = nic_status is not None and not reached(nic_status, Stage.GUEST_ATTACHED)
-    if same_network(seen, network) and running and operation is not None and operation.kind is OperationKind.PLUG:
-        return Joined(operation)
-    return taken(seen, interface, network, "")
+        raise name_taken(observed, interface, network, " and is being unplugged")
+    if failed is not None:
+        state = f", whose plug failed ({failed}) and which is being removed"
+        raise name_taken(observed, interface, network, state)
+    in_progress = nic is not None and nic.has_operation and DOMAIN not in nic.tokens
+    if written is None or not in_progress or not is_requested_network(observed, network):
+        # KubeVirt answers 202 to such a request and does nothing.
+        raise name_taken(observed, interface, network, "")
+    return JoinOperation(written)
 
 
-def _leaving(seen: Observed, vmi: VirtualMachineInstance) -> bool:
-    """Whether the VM's template is still to lose a NIC of that name: it would take the new one along."""
-    if seen.vm is None or not owns(seen.vm, vmi):
-        return False
-    items = seen.vm.spec.template.spec.domain.devices.interfaces or ()
-    return any(item.get("name") == seen.options.name and item.get("state") == ABSENT for item in items)
-
-
-def _find(vmi: VirtualMachineInstance, name: str) -> tuple[Interface | None, Network | None]:
-    interface = next((interface for interface in vmi.spec.interface_items() if interface.name == name), None)
-    return interface, next((network for network in vmi.spec.network_items() if network.name == name), None)
+def _check_template(observed: Observed, vmi: VirtualMachineInstance) -> None:
+    """Refuse a name that the VM's template unplugs: that unplug would also remove the interface of this request."""
+    name, vm = observed.options.name, observed.vm
+    if vm is not None and owns(vm, vmi):
+        items = vm.spec.template.spec.domain.devices.interfaces or ()
+        if any(item.get("name") == name and item.get("state") == ABSENT for item in items):
+            why = f"interface {name!r} is being unplugged from VM {observed.name}; try again after the unplug"
+            raise conflict(observed, why)

@@ -1,7 +1,7 @@
-"""Dead letters as somebody reads them, and the message that one becomes again. Pure.
+"""Dead letters as users read them, and the message that replays one. Pure.
 
-How a message gets here: :mod:`services.common.bus.delivery`.
-Next: :mod:`services.common.bus.reader`, which fetches them.
+Messages are dead-lettered in :mod:`services.common.bus.delivery`.
+Next: :mod:`services.common.bus.nats.reader`, which fetches dead letters.
 """
 
 from typing import Any
@@ -17,20 +17,23 @@ from services.common.bus.envelope import (
     DEAD_SUBJECT,
     MSG_ID,
     BusMessage,
-    Unusable,
-    incoming,
+    UnusableMessage,
+    decode_message,
 )
 
-_OURS = (DEAD_AT, DEAD_CONSUMER, DEAD_DETAIL, DEAD_REASON, DEAD_SEQUENCE, DEAD_SUBJECT)
+_DEAD_HEADERS = (DEAD_AT, DEAD_CONSUMER, DEAD_DETAIL, DEAD_REASON, DEAD_SEQUENCE, DEAD_SUBJECT)
 MAX_SHOWN = 64 * 1024
-"""Bytes of a payload that are shown; more was never an event."""
+"""Maximum of payload bytes to show; a longer payload is never a valid event."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, rename="camel"):
-    """One dead letter.
+    """One dead letter. A field whose header is missing is empty.
 
-    :ivar sequence: of the letter, by which it is named. :ivar subject: the message's own.
-    :ivar original_sequence: of the message in its stream; empty where it is not known, like the others.
+    :ivar sequence: sequence of the dead letter, by which users name it.
+    :ivar at: time of the dead-lettering, RFC 3339.
+    :ivar subject: subject of the original message.
+    :ivar original_sequence: sequence of the original message in its stream.
+    :ivar headers: headers of the original message.
     """
 
     sequence: int
@@ -44,44 +47,58 @@ class DeadLetter(msgspec.Struct, frozen=True, rename="camel"):
     payload: bytes
 
     def summary(self) -> dict[str, Any]:
-        """All but headers and payload."""
+        """Return all fields but headers and payload."""
         names = ("sequence", "at", "reason", "detail", "subject", "consumer")
         return {name: getattr(self, name) for name in names} | {"originalSequence": self.original_sequence}
 
     def document(self) -> dict[str, Any]:
-        """All of it, the payload as JSON where it is some, else as text, else in hex."""
-        return self.summary() | {"headers": self.headers, "bytes": len(self.payload), "payload": _shown(self.payload)}
+        """Return all fields; the payload is decoded JSON if possible, otherwise text, otherwise hex."""
+        return self.summary() | {
+            "headers": self.headers,
+            "bytes": len(self.payload),
+            "payload": _readable(self.payload),
+        }
 
 
-def dead_letter_of(sequence: int, message: BusMessage) -> DeadLetter:
-    """The letter in a message of the dead letters' stream."""
-    found = message.headers
+def parse_dead_letter(sequence: int, message: BusMessage) -> DeadLetter:
+    """Return the dead letter in a message of the dead letters' stream.
+
+    :param sequence: sequence of the message in that stream.
+    """
+    headers = message.headers
     return DeadLetter(
         sequence=sequence,
-        at=found.get(DEAD_AT, ""),
-        reason=found.get(DEAD_REASON, ""),
-        detail=found.get(DEAD_DETAIL, ""),
-        subject=found.get(DEAD_SUBJECT, ""),
-        consumer=found.get(DEAD_CONSUMER, ""),
-        original_sequence=found.get(DEAD_SEQUENCE, ""),
-        headers={name: value for name, value in found.items() if name not in _OURS and not name.startswith("Nats-")},
+        at=headers.get(DEAD_AT, ""),
+        reason=headers.get(DEAD_REASON, ""),
+        detail=headers.get(DEAD_DETAIL, ""),
+        subject=headers.get(DEAD_SUBJECT, ""),
+        consumer=headers.get(DEAD_CONSUMER, ""),
+        original_sequence=headers.get(DEAD_SEQUENCE, ""),
+        # The original's `Nats-` headers were removed, see `build_dead_letter`. These are the dead letter's own.
+        headers={
+            name: value for name, value in headers.items() if name not in _DEAD_HEADERS and not name.startswith("Nats-")
+        },
         payload=message.payload,
     )
 
 
-def again(letter: DeadLetter, fresh_id: str) -> BusMessage:
-    """The message as it is to be published again, in its own trace, under a new id: no consumer takes it for the old.
+def build_replay(letter: DeadLetter, new_id: str) -> BusMessage:
+    """Return the message that replays a dead letter.
 
-    :raises Unusable: it would only become a dead letter again.
+    It has the original trace context and a new id: with the old one the server would drop it as a duplicate.
+
+    :raises UnusableMessage: the message would only be dead-lettered again.
     """
     if not letter.subject:
-        raise Unusable("BadSubject", "the letter does not say which subject it was sent to")
-    headers = letter.headers | {"ce-id": fresh_id, MSG_ID: fresh_id} if "ce-id" in letter.headers else letter.headers
-    incoming(letter.subject, headers, letter.payload)
+        raise UnusableMessage("BadSubject", f"dead letter has no header {DEAD_SUBJECT}")
+    headers = letter.headers | {"ce-id": new_id, MSG_ID: new_id} if "ce-id" in letter.headers else letter.headers
+    # Raises what a consumer would raise.
+    decode_message(letter.subject, headers, letter.payload)
     return BusMessage(letter.subject, letter.payload, dict(headers))
 
 
-def _shown(payload: bytes) -> Any:
+def _readable(payload: bytes) -> Any:
+    """Return a payload as decoded JSON, text or hex."""
     payload = payload[:MAX_SHOWN]
     try:
         return msgspec.json.decode(payload)

@@ -1,78 +1,50 @@
-"""One message from its arrival to the handler: decode, span, hand over, or put aside. The same for every bus.
+"""The way of a message from arrival to the event handler: count, trace, decode, hand over or dead-letter.
 
-No connection here: acknowledging, and publishing the dead letter, is left to the caller.
+All buses share this code. It uses no connection: the caller acks the message.
+Next: :mod:`services.common.bus.middleware`, the parts.
 """
 
-from opentelemetry import context as otel_context
-from structlog.typing import FilteringBoundLogger
+from collections.abc import Callable
 
-from schemas.encoding import SUBJECT_ROOT
-from schemas.stages import Stage
-from services.common.bus import spans
-from services.common.bus.envelope import BusMessage, Unusable, dead_letter, incoming
-from services.common.bus.protocol import EventHandler, Received
+from services.common.bus.envelope import BusMessage
+from services.common.bus.middleware import (
+    DeliveryHandler,
+    Middleware,
+    count_redeliveries,
+    dead_letter_unusable,
+    decode_event,
+    reject_failures,
+    trace_delivery,
+)
+from services.common.bus.protocol import EventHandler
 from services.common.telemetry import Telemetry
+from services.common.telemetry.logs import Log
 
 
-def deliver(
-    message: BusMessage,
+def build_delivery_handler(
     handler: EventHandler,
     *,
-    telemetry: Telemetry,
-    log: FilteringBoundLogger,
     consumer: str,
-    stream: str,
-    sequence: int,
-    deliveries: int = 1,
-) -> BusMessage | None:
-    """Hand a message to the handler.
+    telemetry: Telemetry,
+    log: Log,
+    publish_dead_letter: Callable[[BusMessage], None],
+) -> DeliveryHandler:
+    """Return the handler of the messages that a consumer receives.
 
-    A handler that raises is a bug of its role; the message is put aside, never retried: resync covers the work.
-
-    :param deliveries: how often the message was delivered, this time included.
-    :returns: the dead letter to publish, ``None`` when the message was handed over.
+    :param handler: gets the event of every valid message.
+    :param publish_dead_letter: publishes the dead letter of an unusable message. It must not block.
     """
-    if deliveries > 1:
-        telemetry.metrics.redelivered(consumer)
-    with spans.process(
-        telemetry.tracer,
-        message,
-        stage=_stage_token(message.subject),
-        consumer=consumer,
-        stream=stream,
-        deliveries=deliveries,
-    ) as span:
-        try:
-            event, subject = incoming(message.subject, message.headers, message.payload)
-            try:
-                handler(
-                    Received(
-                        event, subject, otel_context.get_current(), deliveries > 1, message.headers.get("ce-time", "")
-                    )
-                )
-            except Exception as error:
-                log.exception("an event handler failed", subject=message.subject, consumer=consumer)
-                raise Unusable("HandlerFailed", f"{type(error).__name__}: {error}") from error
-        except Unusable as error:
-            spans.refuse(span, error.reason, error.detail)
-            telemetry.metrics.dead_letter(error.reason)
-            log.warning(
-                "a message is put aside",
-                subject=message.subject,
-                consumer=consumer,
-                sequence=sequence,
-                reason=error.reason,
-                detail=error.detail,
-            )
-            return dead_letter(message, error, consumer=consumer, sequence=sequence)
-    return None
+    return chain(
+        count_redeliveries(telemetry.metrics),
+        trace_delivery(telemetry.tracer),
+        # Inside the span, which gets the reason of a dead letter.
+        dead_letter_unusable(publish_dead_letter, telemetry.metrics, log),
+        handler=decode_event(reject_failures(handler, consumer=consumer, log=log)),
+    )
 
 
-_STAGES = frozenset(str(stage) for stage in Stage)
-
-
-def _stage_token(subject: str) -> str:
-    """The stage in a subject, for names; anything else as ``_`` (a span's name must have few values)."""
-    root, _, rest = subject.partition(".")
-    token = rest.partition(".")[0]
-    return token if root == SUBJECT_ROOT and token in _STAGES else "_"
+def chain(*middlewares: Middleware, handler: DeliveryHandler) -> DeliveryHandler:
+    """Return a handler wrapped in middlewares, the first one outermost."""
+    for middleware in reversed(middlewares):
+        handler = middleware(handler)
+    return handler

@@ -1,6 +1,6 @@
-"""An event as a NATS message and back: subject, payload, headers, message id, and what makes a message unusable.
+"""Encoding of an event as a NATS message and decoding: subject, payload, headers, message id; and dead letters.
 
-Pure: no connection and no span here. Next: :mod:`services.common.bus.spans`.
+Pure: no connection and no spans. Next: :mod:`services.common.bus.spans`, the spans of a message.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ DEAD_SEQUENCE = "Hotnic-Dead-Sequence"
 DEAD_AT = "Hotnic-Dead-At"
 
 MAX_MESSAGE_CHARS = 4096
-"""Longer failure messages are cut: an event over the size limit would be refused by every consumer."""
+"""Longer failure messages are truncated: consumers reject an event over the size limit."""
 
 
 class BusMessage(msgspec.Struct, frozen=True):
-    """What goes over the wire."""
+    """A NATS message: subject, payload and headers."""
 
     subject: str
     payload: bytes
@@ -35,14 +35,15 @@ class BusMessage(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """The id by which the server absorbs retries of this publish."""
+        """The message id, by which the server drops repeated publishes."""
         return self.headers.get(MSG_ID, "")
 
 
-class Unusable(Exception):
-    """A message that no consumer can act on.
+class UnusableMessage(Exception):
+    """A message that no consumer can process.
 
-    :ivar reason: CamelCase, for machines; :ivar detail: for people.
+    :ivar reason: CamelCase, for machines.
+    :ivar detail: the same as text for users.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -51,47 +52,48 @@ class Unusable(Exception):
         self.detail = detail
 
 
-def outcome(event: Event) -> str:
-    """What tells two events of one stage and attempt apart."""
+def event_outcome(event: Event) -> str:
+    """Return what distinguishes two events of the same stage and attempt."""
     if isinstance(event, Failed):
         return f"{event.at}/{event.reason}"
     return str(event.confirmed_by) if isinstance(event, GuestAttached) else ""
 
 
 def message_id(event: Event, start_id: str) -> str:
-    """``Nats-Msg-Id``: the same for every retry of one publish, another for everything else.
+    """Return the ``Nats-Msg-Id``: equal for all retries of one publish and for nothing else.
 
-    :param start_id: made anew at every start of the publisher: a restarted one repeats itself rightly.
+    :param start_id: random id of the publisher's start; after a restart the same event is published again.
     """
     parts = (
         event.operation.id,
+        # The server compares ids over all subjects of a stream: the same id on another subject is dropped.
         str(event.stage),
         event.node,
         event.pod.uid if event.pod else "",
         event.sandbox_id or "",
-        outcome(event),
+        event_outcome(event),
         str(event.attempt),
-        # An ordinary pod's link can come, go and come again under one operation, which is derived from its name.
+        # A link of an ordinary pod can be attached, detached and attached again under one derived operation id.
         event.changed.resource_version if event.changed else "",
         start_id,
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def outgoing(event: Event, *, role: str, node: str, start_id: str, now: datetime | None = None) -> BusMessage:
-    """The message of an event, still without trace context.
+def encode_message(event: Event, *, role: str, node: str, start_id: str, now: datetime | None = None) -> BusMessage:
+    """Return the message of an event, without trace context.
 
     :raises ValueError: the role may not publish this stage, a name is empty, or the event is too large.
     """
     if role not in ROWS[event.stage].publishers:
-        raise ValueError(f"{role} does not publish {event.stage}")
+        raise ValueError(f"role {role} may not publish {event.stage}")
     if isinstance(event, Failed) and len(event.message) > MAX_MESSAGE_CHARS:
         event = msgspec.structs.replace(event, message=event.message[: MAX_MESSAGE_CHARS - 1] + "…")
     payload = encode(event)
     if len(payload) > MAX_EVENT_BYTES:
-        raise ValueError(f"event of {len(payload)} bytes; at most {MAX_EVENT_BYTES} are read")
+        raise ValueError(f"event has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
     event_id = message_id(event, start_id)
-    headers = cloudevents.headers(
+    headers = cloudevents.build_headers(
         event_id=event_id,
         stage=event.stage,
         role=role,
@@ -102,49 +104,52 @@ def outgoing(event: Event, *, role: str, node: str, start_id: str, now: datetime
     return BusMessage(str(event.subject), payload, headers)
 
 
-def incoming(subject: str, headers: Mapping[str, str] | None, payload: bytes) -> tuple[Event, Subject]:
-    """The event in a message.
+def decode_message(subject: str, headers: Mapping[str, str] | None, payload: bytes) -> tuple[Event, Subject]:
+    """Return the event in a message, and its subject.
 
-    :raises Unusable: it is none, contradicts its subject or headers, or its source may not publish it.
+    :raises UnusableMessage: it is not an event, contradicts its subject or headers, or its source may not publish it.
     """
+    # Before decoding, whose cost grows with the size.
     if len(payload) > MAX_EVENT_BYTES:
-        raise Unusable("Oversized", f"{len(payload)} bytes; at most {MAX_EVENT_BYTES} are read")
+        raise UnusableMessage("Oversized", f"payload has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
     try:
         event = decode(payload)
         expected = event.subject
         proper = str(expected)
     except (ValueError, RecursionError) as error:
-        raise Unusable("Undecodable", str(error)) from None
+        raise UnusableMessage("Undecodable", str(error)) from None
+    # Permissions of NATS are bound to subjects, so a payload must not name another node.
     if subject != proper:
         raise _wrong_subject(subject, expected)
     found = headers or {}
     try:
-        cloudevents.check(found, event.stage)
+        cloudevents.check_headers(found, event.stage)
     except ValueError as error:
-        raise Unusable("BadHeaders", str(error)) from None
+        raise UnusableMessage("BadHeaders", str(error)) from None
     publisher = found["ce-source"].removeprefix("/hotnic/").partition("/")[0]
     if publisher not in ROWS[event.stage].publishers:
-        raise Unusable("ForbiddenPublisher", f"{found['ce-source']} does not publish {event.stage}")
+        raise UnusableMessage("ForbiddenPublisher", f"{found['ce-source']} may not publish {event.stage}")
     return event, expected
 
 
-def _wrong_subject(subject: str, expected: Subject) -> Unusable:
+def _wrong_subject(subject: str, expected: Subject) -> UnusableMessage:
     try:
         parse_subject(subject)
     except ValueError as error:
-        return Unusable("BadSubject", str(error))
-    return Unusable("SubjectMismatch", f"the payload belongs on {expected}")
+        return UnusableMessage("BadSubject", str(error))
+    return UnusableMessage("SubjectMismatch", f"the payload belongs to subject {expected}")
 
 
-def dead_letter(
-    message: BusMessage, error: Unusable, *, consumer: str, sequence: int, now: datetime | None = None
+def build_dead_letter(
+    message: BusMessage, error: UnusableMessage, *, consumer: str, sequence: int, now: datetime | None = None
 ) -> BusMessage:
-    """The letter that keeps an unusable message: its payload and headers, and why it could not be used.
+    """Return the dead letter of an unusable message: payload and headers of the message, and the reason.
 
-    Its id depends on the message alone, so several consumers that refuse one message keep one letter.
+    Its id depends on the message only, so several consumers that reject one message store one dead letter.
 
-    :param sequence: of the message in its stream.
+    :param sequence: sequence of the message in its stream.
     """
+    # Headers such as Nats-Expected-Stream would make the server reject the dead letter.
     headers = {key: value for key, value in message.headers.items() if not key.startswith("Nats-")}
     headers |= {
         DEAD_REASON: error.reason,
@@ -160,5 +165,5 @@ def dead_letter(
 
 
 def _one_line(text: str) -> str:
-    """A header value: no line breaks, no control or non-ASCII characters, at most 500 characters."""
+    """Return text as a header value: no line breaks, control or non-ASCII characters; at most 500 characters."""
     return "".join(c if " " <= c <= "~" else "?" for c in text)[:500]

@@ -1,7 +1,7 @@
-"""What roles know of the bus: publish, consume, a small key-value store. Types only.
+"""The bus as roles see it: publish, consume, and a small key-value store. Types only.
 
-An event is a hint, never the truth: losing, repeating or reordering any of them changes nothing but latency.
-Next: :mod:`services.common.bus.jetstream`, the one production implementation.
+An event is a hint, never the truth: losing, repeating or reordering events changes nothing but latency.
+Next: :mod:`services.common.bus.nats.jetstream`, the one production implementation.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,12 +14,13 @@ from schemas.encoding import Subject
 from schemas.events import Event
 
 
-class Received(msgspec.Struct, frozen=True):
-    """One event as it came.
+class ReceivedEvent(msgspec.Struct, frozen=True):
+    """One received event.
 
-    :ivar subject: decoded; it agrees with the event's own.
-    :ivar context: of the consumer's ``process`` span: the parent for whatever the event sets off.
-    :ivar redelivered: the bus delivered it before. :ivar time: the publisher's (``ce-time``), as it came.
+    :ivar subject: decoded; it agrees with the event's own subject.
+    :ivar context: context of the consumer's ``process`` span, the parent of the work that the event triggers.
+    :ivar redelivered: whether the bus has delivered the event before.
+    :ivar time: the publisher's ``ce-time``, not validated.
     """
 
     event: Event
@@ -29,8 +30,8 @@ class Received(msgspec.Struct, frozen=True):
     time: str = ""
 
 
-EventHandler = Callable[[Received], None]
-"""Puts the event's key into a queue. Must not block and should not raise."""
+EventHandler = Callable[[ReceivedEvent], None]
+"""Adds the event's key to a queue. It must not block and should not raise."""
 
 
 class BusError(Exception):
@@ -38,16 +39,17 @@ class BusError(Exception):
 
 
 class BusUnavailable(BusError):
-    """The bus is away or did not answer in time; the same call may work later."""
+    """The bus is not connected or did not answer in time; the same call may succeed later."""
 
 
 class WrongRevision(BusError):
-    """The key changed since the revision that was named (or exists, for ``create``)."""
+    """The key has another revision than the named one, or exists already (``create``)."""
 
 
 class KeyValueEntry(msgspec.Struct, frozen=True):
-    """A value of a bucket. ``value`` is ``None`` for a key that was deleted (in a watch only).
+    """A key of a bucket with its value.
 
+    :ivar value: ``None`` for a deleted key (in a watch only).
     :ivar revision: grows with every change of the bucket; compare for equality only.
     """
 
@@ -57,65 +59,69 @@ class KeyValueEntry(msgspec.Struct, frozen=True):
 
 
 class KeyValue(Protocol):
-    """A bucket. Every call raises :class:`BusUnavailable` when the bus is away; the bucket is made when missing."""
+    """A bucket; it is created when missing.
+
+    :raises BusUnavailable: (every call) the bus is unavailable.
+    """
 
     async def get(self, key: str) -> KeyValueEntry | None:
-        """The value of a key, ``None`` when there is none."""
+        """Return the entry of a key, ``None`` when the key does not exist."""
         ...
 
     async def put(self, key: str, value: bytes) -> int:
-        """Set a key whatever it held; returns the new revision."""
+        """Set a key, whatever its revision; return the new revision."""
         ...
 
     async def create(self, key: str, value: bytes) -> int:
-        """Set a key that holds nothing.
+        """Set a key that does not exist; return the new revision.
 
-        :raises WrongRevision: it does hold something.
+        :raises WrongRevision: the key exists.
         """
         ...
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Set a key that still has this revision.
+        """Set a key that still has this revision; return the new revision.
 
-        :raises WrongRevision: it has another.
+        :raises WrongRevision: the key has another revision.
         """
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove a key; one that is missing is no error."""
+        """Delete a key; a missing key is no error. A delete marker remains, from which watches learn of it."""
         ...
 
-    async def forget(self, key: str) -> None:
-        """Remove what is left of a deleted key: the mark by which watches learn of it, which takes room for ever."""
+    async def purge(self, key: str) -> None:
+        """Remove the delete marker of a key; otherwise markers of deleted keys fill the bucket over time."""
         ...
 
     def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
-        """What the matching keys hold now, then ``None`` once, then every change, until the caller stops.
+        """Yield the entries of the matching keys, then ``None`` once, then every change, until the caller stops.
 
-        Marks of keys deleted earlier may be among what they hold.
-        Ends with :class:`BusUnavailable` when the bus goes away: the caller begins again.
+        The first entries may include markers of keys that were deleted earlier.
+
+        :raises BusUnavailable: the connection is lost; the caller starts a new watch.
         """
         ...
 
 
 class Bus(Protocol):
-    """The bus as one process sees it."""
+    """The bus of one process."""
 
     @property
     def connected(self) -> bool:
-        """Whether the bus is reached at this moment. Nothing may wait for it."""
+        """Whether the bus is connected at this moment. Roles must not wait for it."""
         ...
 
     async def publish(self, event: Event) -> None:
         """Publish an event as a child of the current span.
 
-        Takes at most the publish budget (50 ms); after that it goes on in the background. Never raises because
-        the bus is away: the next reconcile makes up for an event that got lost.
+        The call takes at most the publish budget (50 ms); then the publish continues in the background. It never raises
+        because the bus is unavailable: the next reconcile makes up for a lost event.
         """
         ...
 
     async def consume(self, *, consumer: str, filters: Sequence[str], handler: EventHandler) -> None:
-        """Hand every new event that matches one of the filters to the handler, until cancelled.
+        """Pass every new event that matches one of the filters to the handler, until cancelled.
 
         :param consumer: a name without dots, unique per role and node (:func:`schemas.encoding.node_consumer`).
         :param filters: subject filters (:func:`schemas.encoding.node_filter`, :func:`schemas.encoding.stage_filter`).
@@ -123,9 +129,9 @@ class Bus(Protocol):
         ...
 
     def kv(self, bucket: str) -> KeyValue:
-        """A bucket by name."""
+        """Return a bucket by name."""
         ...
 
     async def close(self) -> None:
-        """Publish what still waits (within a second), then leave the bus."""
+        """Publish what is in the outbox (within a second), then close the connection."""
         ...

@@ -1,4 +1,7 @@
-"""Every limit of the bus in one struct: streams, consumers, publishing, reconnecting."""
+"""All limits of the bus in one struct: streams, consumers, publishing, reconnecting.
+
+Next: :mod:`services.common.bus.nats.streams`, which applies the limits of the streams.
+"""
 
 import msgspec
 
@@ -10,14 +13,24 @@ MIB = 1024 * 1024
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Names and limits; times in seconds, sizes in bytes.
 
-    :ivar max_consumers: explicit, because a server's own default stops at 1,000: a stream serves one per node role.
-    :ivar duplicate_window: how long the server absorbs retries of one publish.
-    :ivar publish_budget: how long a publish may hold up its caller.
-    :ivar buffer_events: how many events wait for an absent bus before the oldest is dropped.
-    :ivar inactive_threshold: how long the server keeps the consumer of a process that went away.
-    :ivar watch_threshold: how long it keeps the consumer of a watch that ended; a bucket has room for 1,000.
-    :ivar pull_heartbeat: how often the server says that a pull still stands; two missing mean that it does not.
-    :ivar reconnect_delay: the longest pause between two attempts to connect.
+    :ivar stream: the stream of the events; ``max_age`` and ``max_bytes`` are its limits.
+    :ivar replicas: copies of each stream and bucket in a NATS cluster.
+    :ivar dead_stream: the stream of the dead letters, with limits of its own.
+    :ivar max_consumers: set explicitly, because the server's default is 1,000 and each node role needs a consumer.
+    :ivar duplicate_window: how long the server drops repeated publishes of one message id.
+    :ivar publish_budget: how long a publish may block its caller.
+    :ivar publish_timeout: how long the outbox waits for the ack of one publish.
+    :ivar buffer_events: how many events the outbox holds before the oldest is dropped.
+    :ivar ack_wait: how long the server waits for the ack of a message before it delivers the message again.
+    :ivar max_ack_pending: how many messages of a consumer may wait for their ack before the server sends no more.
+    :ivar inactive_threshold: how long the server keeps the consumer of a process that has ended.
+    :ivar watch_threshold: how long the server keeps the consumer of a watch that has ended; a bucket allows 1,000.
+    :ivar pull_batch: how many messages one pull request requests.
+    :ivar pull_expires: how long the server serves one pull request.
+    :ivar pull_heartbeat: interval of the server's heartbeats for a pull request; after two missing ones it is renewed.
+    :ivar api_timeout: how long a request to the JetStream API may take.
+    :ivar reconnect_delay: longest pause between two attempts to connect.
+    :ivar close_timeout: how long the outbox may take at shutdown, and then each close of a connection.
     """
 
     stream: str = STREAM

@@ -1,8 +1,8 @@
-"""The two spans of a message's way: ``send`` by the publisher, ``process`` by each consumer, one trace.
+"""The two spans of a message in one trace: ``send`` by the publisher, ``process`` by each consumer.
 
-OpenTelemetry's messaging conventions: the span is named by operation and destination template, the message's own
-context is the parent of ``process`` (one message, one span), and a redelivery is also linked to it.
-No other span is made here: the client's own requests and inboxes would be noise.
+They follow OpenTelemetry's messaging conventions. A span name consists of operation and destination template. The
+context in the message is the parent of ``process``, because a consumer handles one message at a time; the span of a
+redelivered message is also linked to it. The client's own requests and inboxes get no spans: they would be noise.
 """
 
 from collections.abc import Iterator
@@ -21,65 +21,68 @@ DELIVERIES = "hotnic.bus.deliveries"
 
 
 def destination(stage: str) -> str:
-    """The subject of a stage as far as it has few values; it names spans."""
+    """Return the subject prefix of a stage; it names spans because it has few values."""
     return f"{SUBJECT_ROOT}.{stage}"
 
 
-def template(stage: str) -> str:
-    """``messaging.destination.template`` of a stage."""
+def destination_template(stage: str) -> str:
+    """Return the ``messaging.destination.template`` of a stage."""
     return f"{destination(stage)}.{{node}}.{{namespace}}.{{vmi}}"
 
 
 @contextmanager
-def send(tracer: Tracer, message: BusMessage, *, stage: str, operation: str) -> Iterator[Span]:
-    """The PRODUCER span ``send hotplug.<stage>``; puts its context into the message's headers."""
+def send_span(tracer: Tracer, message: BusMessage, *, stage: str, operation: str) -> Iterator[Span]:
+    """Start the PRODUCER span ``send hotplug.<stage>`` and inject its context into the message's headers."""
     with tracer.start_as_current_span(
-        f"send {destination(stage)}", kind=SpanKind.PRODUCER, attributes=_for_sampling("send", message)
+        f"send {destination(stage)}", kind=SpanKind.PRODUCER, attributes=_sampling_attributes("send", message)
     ) as span:
         inject(message.headers)
         try:
             yield span
         finally:
-            span.set_attributes({**_rest(message, stage), "hotnic.operation.id": operation})
+            span.set_attributes({**_other_attributes(message, stage), "hotnic.operation.id": operation})
 
 
 @contextmanager
-def process(
+def process_span(
     tracer: Tracer, message: BusMessage, *, stage: str, consumer: str, stream: str, deliveries: int = 1
 ) -> Iterator[Span]:
-    """The CONSUMER span ``process hotplug.<stage>``, child of the message's context."""
+    """Start the CONSUMER span ``process hotplug.<stage>`` as a child of the context in the message."""
     parent = context_of(message.headers.get(TRACEPARENT))
-    again = deliveries > 1
+    redelivered = deliveries > 1
     with tracer.start_as_current_span(
         f"process {destination(stage)}",
-        # Without a context of its own a message starts a trace; it must not join whatever span is current here.
+        # A message without trace context starts a new trace: it must not become a child of the current span.
         context=parent if parent is not None else Context(),
         kind=SpanKind.CONSUMER,
-        attributes=_for_sampling("process", message),
-        links=links(parent, **{REDELIVERED: True}) if again else None,
+        attributes=_sampling_attributes("process", message),
+        links=links(parent, **{REDELIVERED: True}) if redelivered else None,
     ) as span:
         try:
             yield span
         finally:
             span.set_attributes(
                 {
-                    **_rest(message, stage),
+                    **_other_attributes(message, stage),
                     "messaging.client.id": consumer,
                     "messaging.destination.subscription.name": f"{stream}/{consumer}",
                 }
             )
-            if again:
+            if redelivered:
                 span.set_attributes({REDELIVERED: True, DELIVERIES: deliveries})
 
 
-def refuse(span: Span, reason: str, detail: str) -> None:
-    """Mark a ``process`` span as one whose message became a dead letter."""
+def mark_dead_lettered(span: Span, reason: str, detail: str) -> None:
+    """Set the status of a ``process`` span whose message is dead-lettered."""
     span.set_attribute("error.type", reason)
     span.set_status(Status(StatusCode.ERROR, detail))
 
 
-def _for_sampling(name: str, message: BusMessage) -> dict[str, str | int | bool]:
-    """What a sampler wants at a span's start. The rest follows at its end: here every microsecond delays a NIC."""
+def _sampling_attributes(name: str, message: BusMessage) -> dict[str, str | int | bool]:
+    """Return the attributes that samplers read at the start of a span.
+
+    All others are set at its end, because each microsecond before the message is sent delays the NIC.
+    """
     return {
         "messaging.system": "nats",
         "messaging.operation.name": name,
@@ -88,9 +91,9 @@ def _for_sampling(name: str, message: BusMessage) -> dict[str, str | int | bool]
     }
 
 
-def _rest(message: BusMessage, stage: str) -> dict[str, str | int | bool]:
+def _other_attributes(message: BusMessage, stage: str) -> dict[str, str | int | bool]:
     return {
-        "messaging.destination.template": template(stage),
+        "messaging.destination.template": destination_template(stage),
         "messaging.message.id": message.id,
         "messaging.message.body.size": len(message.payload),
     }

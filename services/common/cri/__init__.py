@@ -1,5 +1,5 @@
-"""The container runtime, asked through its CRI: which sandbox runs a pod, and where its network namespace is.
+"""Read-only client of the container runtime (CRI): the sandbox of a pod and its network namespace.
 
-Read only: nobody here starts or stops a sandbox. :mod:`services.common.cri.sandbox` reads the answers (pure),
-:mod:`services.common.cri.client` asks.
+:mod:`services.common.cri.client` sends the calls; :mod:`services.common.cri.sandbox` and
+:mod:`services.common.cri.container` parse the responses.
 """

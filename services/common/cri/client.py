@@ -1,7 +1,7 @@
-"""The client of the container runtime: calls on its unix socket, each with a deadline and a span.
+"""Client of the container runtime: calls on its unix socket, each with a deadline and a span.
 
-The channel is opened by the first call and survives restarts of the runtime; nothing is cached here.
-The answers are read in :mod:`services.common.cri.sandbox` and :mod:`services.common.cri.container`.
+The first call opens the channel, which reconnects when the runtime restarts. Nothing is cached here.
+Next: :mod:`services.common.cri.sandbox` and :mod:`services.common.cri.container`, which parse the responses.
 """
 
 import asyncio
@@ -14,31 +14,42 @@ from opentelemetry.trace import SpanKind
 
 from schemas.cri import runtime_pb2 as pb
 from schemas.cri import runtime_pb2_grpc as stubs
-from services.common.cri.container import CONTAINER_LABEL, choose_container, pid_of
+from services.common.cri.container import CONTAINER_LABEL, choose_container, parse_pid
 from services.common.cri.errors import ContainerMissing, CriError, CriUnavailable, SandboxMissing
-from services.common.cri.sandbox import NAME_LABEL, NAMESPACE_LABEL, UID_LABEL, ListedSandbox, Sandbox, choose, read
+from services.common.cri.sandbox import (
+    NAME_LABEL,
+    NAMESPACE_LABEL,
+    UID_LABEL,
+    ListedSandbox,
+    Sandbox,
+    choose_sandbox,
+    parse_sandbox,
+)
 from services.common.telemetry.propagation import HasTracer
 
 DEADLINE: Final = 5.0
 """Seconds one call may take."""
 
 _OPTIONS: Final = (
-    # Go's gRPC server refuses the escaped socket path that would otherwise be sent as the authority.
+    # The default authority is the escaped socket path, which Go's gRPC server refuses.
     ("grpc.default_authority", "localhost"),
-    # The kubelet's limit; a verbose answer holds a whole runtime spec.
+    # The same limit as the kubelet's. A verbose response contains a whole runtime spec.
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
-    # gRPC's own steps go up to two minutes, which would leave pods waiting long after the runtime is back.
+    # gRPC's default backoff grows to two minutes, so pods would wait long after the runtime is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
 _Request = TypeVar("_Request")
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
-class Cri:
-    """A runtime behind a unix socket (``/run/containerd/containerd.sock``, ``/run/crio/crio.sock``)."""
+class CriClient:
+    """Client of the runtime on one unix socket (``/run/containerd/containerd.sock``, ``/run/crio/crio.sock``).
+
+    :param deadline: seconds for one call.
+    """
 
     def __init__(self, socket_path: str, telemetry: HasTracer, *, deadline: float = DEADLINE) -> None:
         self._socket_path = socket_path
@@ -47,66 +58,68 @@ class Cri:
         self._channel: grpc.aio.Channel | None = None
         self._stub: stubs.RuntimeServiceAsyncStub | None = None
 
-    async def sandbox_of(
+    async def find_sandbox(
         self, pod_uid: str, *, static: tuple[str, str] | None = None, earlier: Sandbox | None = None
     ) -> Sandbox:
-        """The ready sandbox of a pod.
+        """Return the ready sandbox of a pod.
 
-        :param earlier: what a call told before; of a sandbox that is still the pod's, nothing else is asked.
-        :param static: namespace and name, for a static pod: the API server knows only its mirror, whose UID the
-            runtime has never heard of, so it is looked for by name when the UID finds nothing.
-        :raises SandboxMissing: there is none (yet), or not one with a network namespace of its own.
-        :raises CriUnavailable: the runtime did not answer.
+        :param static: namespace and name of a static pod, to find it by name if the UID finds nothing: the API server
+            has only its mirror pod, whose UID the runtime does not know.
+        :param earlier: result of an earlier call. It is returned if it is still the pod's sandbox, without another
+            request for its status.
+        :raises SandboxMissing: the pod has no ready sandbox with a network namespace of its own.
+        :raises CriUnavailable: the runtime sent no usable response.
         """
         items = await self._list({UID_LABEL: pod_uid})
         if static is not None and not items:
             items = await self._list({NAMESPACE_LABEL: static[0], NAME_LABEL: static[1]})
-        sandbox_id = choose(items, "/".join(static) if static else pod_uid)
-        # Its network namespace does not move.
-        return earlier if earlier is not None and earlier.id == sandbox_id else await self.sandbox(sandbox_id)
+        sandbox_id = choose_sandbox(items, "/".join(static) if static else pod_uid)
+        # The network namespace of a sandbox never changes.
+        return earlier if earlier is not None and earlier.id == sandbox_id else await self.get_sandbox(sandbox_id)
 
-    async def sandbox(self, sandbox_id: str) -> Sandbox:
-        """A ready sandbox by its id.
+    async def get_sandbox(self, sandbox_id: str) -> Sandbox:
+        """Return a ready sandbox by its id.
 
-        :raises SandboxMissing: it is gone, not ready, or has no network namespace of its own.
-        :raises CriUnavailable: the runtime did not answer.
+        :raises SandboxMissing: the sandbox is gone, not ready, or has no network namespace of its own.
+        :raises CriUnavailable: the runtime sent no usable response.
         """
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=sandbox_id, verbose=True)
-        return read(await self._call(self._open().PodSandboxStatus, request, "PodSandboxStatus"))
+        return parse_sandbox(await self._call(self._open().PodSandboxStatus, request, "PodSandboxStatus"))
 
-    async def container_pid(self, pod_uid: str, name: str) -> int:
-        """The first process of a pod's running container, as the node numbers it.
+    async def find_container_pid(self, pod_uid: str, name: str) -> int:
+        """Return the process id of a running container's first process, in the node's PID namespace.
 
-        :raises ContainerMissing: none of that name runs.
-        :raises CriUnavailable: the runtime did not answer.
+        :param name: name of the container in the pod.
+        :raises ContainerMissing: no container of that name is running.
+        :raises CriUnavailable: the runtime sent no usable response.
         """
         labels = {UID_LABEL: pod_uid, CONTAINER_LABEL: name}
-        wanted = pb.ContainerFilter(state=pb.ContainerStateValue(state=pb.CONTAINER_RUNNING), label_selector=labels)
+        selector = pb.ContainerFilter(state=pb.ContainerStateValue(state=pb.CONTAINER_RUNNING), label_selector=labels)
         stub = self._open()
-        found = await self._call(stub.ListContainers, pb.ListContainersRequest(filter=wanted), "ListContainers")
+        found = await self._call(stub.ListContainers, pb.ListContainersRequest(filter=selector), "ListContainers")
         container = choose_container(found.containers, f"container {name} for pod {pod_uid}")
         request = pb.ContainerStatusRequest(container_id=container, verbose=True)
-        return pid_of(await self._call(stub.ContainerStatus, request, "ContainerStatus"))
+        return parse_pid(await self._call(stub.ContainerStatus, request, "ContainerStatus"))
 
-    async def known(self) -> list[ListedSandbox]:
-        """Every sandbox that the runtime knows, ready or not.
+    async def list_sandboxes(self) -> list[ListedSandbox]:
+        """Return every sandbox of the runtime, ready or not.
 
-        :raises CriUnavailable: the runtime did not answer.
+        :raises CriUnavailable: the runtime sent no response.
         """
         return [
             ListedSandbox(item.id, item.metadata.uid, item.state == pb.SANDBOX_READY) for item in await self._list({})
         ]
 
     async def version(self) -> str:
-        """Name and version of the runtime, such as ``containerd 1.6.20``; a cheap sign of life, without a span.
+        """Return name and version of the runtime, such as ``containerd 1.6.20``: a cheap health check, without a span.
 
-        :raises CriUnavailable: the runtime did not answer.
+        :raises CriUnavailable: the runtime sent no response.
         """
-        answer = await self._ask(self._open().Version, pb.VersionRequest(), "Version")
-        return f"{answer.runtime_name} {answer.runtime_version}"
+        response = await self._send(self._open().Version, pb.VersionRequest(), "Version")
+        return f"{response.runtime_name} {response.runtime_version}"
 
     async def close(self) -> None:
-        """Close the channel; a later call opens a new one."""
+        """Close the channel. A later call opens a new one."""
         channel, self._channel, self._stub = self._channel, None, None
         if channel is not None:
             await channel.close()
@@ -121,34 +134,34 @@ class Cri:
             self._stub = stubs.RuntimeServiceStub(self._channel)
         return self._stub
 
-    async def _call(self, method: Callable[..., Awaitable[_Answer]], request: _Request, name: str) -> _Answer:
+    async def _call(self, method: Callable[..., Awaitable[_Response]], request: _Request, name: str) -> _Response:
         attributes = {"rpc.system": "grpc", "rpc.service": "runtime.v1.RuntimeService", "rpc.method": name}
         with self._tracer.start_as_current_span(f"cri {name}", kind=SpanKind.CLIENT, attributes=attributes):
-            return await self._ask(method, request, name)
+            return await self._send(method, request, name)
 
-    async def _ask(self, method: Callable[..., Awaitable[_Answer]], request: _Request, name: str) -> _Answer:
+    async def _send(self, method: Callable[..., Awaitable[_Response]], request: _Request, name: str) -> _Response:
         try:
-            # gRPC's own deadline does not run while the channel is being made; this one does.
+            # gRPC's own deadline does not run while the channel connects; this one does.
             async with asyncio.timeout(self._deadline + 0.5):
                 return await method(request, timeout=self._deadline)
         except TimeoutError as error:
-            raise CriUnavailable(self._text(name, f"no answer within {self._deadline:g} s")) from error
+            raise CriUnavailable(self._message(name, f"no response within {self._deadline:g} s")) from error
         except grpc.aio.AioRpcError as error:
-            raise self._classified(name, error) from error
+            raise self._classify(name, error) from error
 
-    def _classified(self, name: str, error: grpc.aio.AioRpcError) -> CriError:
+    def _classify(self, name: str, error: grpc.aio.AioRpcError) -> CriError:
         code, details = error.code(), error.details() or "no details"
         if code == grpc.StatusCode.NOT_FOUND and name == "ContainerStatus":
             return ContainerMissing(f"the container runtime no longer knows the container: {details}")
         if code == grpc.StatusCode.NOT_FOUND:
             return SandboxMissing(f"the container runtime no longer knows the sandbox: {details}")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return CriUnavailable(self._text(name, f"no answer within {self._deadline:g} s"))
+            return CriUnavailable(self._message(name, f"no response within {self._deadline:g} s"))
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return CriUnavailable(
-                self._text(name, "it does not speak CRI v1 (containerd from 1.6 and CRI-O from 1.23 do)")
+                self._message(name, "it does not support CRI v1; use containerd 1.6 or CRI-O 1.23 or later")
             )
-        return CriUnavailable(self._text(name, f"{code.name}: {details}"))
+        return CriUnavailable(self._message(name, f"{code.name}: {details}"))
 
-    def _text(self, name: str, why: str) -> str:
-        return f"container runtime at {self._socket_path}, {name}: {why}"
+    def _message(self, name: str, reason: str) -> str:
+        return f"container runtime at {self._socket_path}, {name}: {reason}"

@@ -1,7 +1,7 @@
-"""A pod's container, read from the runtime's answers: its first process on the node. Pure.
+"""Parser of CRI responses about a pod's container: its first process on the node. Pure.
 
-As with a sandbox, the pid stands only in the verbose answer, as JSON text; containerd (1.6 to 2.x) and CRI-O use the
-same words for it. Next: :mod:`services.common.cri.client`, which asks.
+As for a sandbox, the process id is only in the verbose part, as JSON; containerd (1.6 to 2.x) and CRI-O use the same
+field names. Next: :mod:`services.common.cri.client`, which sends the calls.
 """
 
 from collections.abc import Iterable
@@ -23,30 +23,30 @@ class _Info(msgspec.Struct, frozen=True):
 _info = msgspec.json.Decoder(_Info)
 
 
-def choose_container(items: Iterable[pb.Container], what: str) -> str:
-    """The id of the container that runs; the newest when there are several.
+def choose_container(items: Iterable[pb.Container], subject: str) -> str:
+    """Return the id of the running container; the newest if there are several.
 
-    :param what: how the message calls it.
-    :raises ContainerMissing: none runs.
+    :param subject: the container in the error message.
+    :raises ContainerMissing: no container is running.
     """
     running = [item for item in items if item.state == pb.CONTAINER_RUNNING]
     if not running:
-        raise ContainerMissing(f"the container runtime has no running {what}")
+        raise ContainerMissing(f"the container runtime has no running {subject}")
     return max(running, key=lambda item: (item.created_at, item.id)).id
 
 
-def pid_of(response: pb.ContainerStatusResponse) -> int:
-    """The first process of a running container, as the node numbers it.
+def parse_pid(response: pb.ContainerStatusResponse) -> int:
+    """Return the process id of a running container's first process, in the node's PID namespace.
 
-    :raises ContainerMissing: it does not run (any more).
-    :raises CriUnavailable: the answer does not tell.
+    :raises ContainerMissing: the container is not running, or no longer.
+    :raises CriUnavailable: the response has no process id.
     """
     container = response.status.id
     if response.status.state != pb.CONTAINER_RUNNING:
-        raise ContainerMissing(f"container {container} does not run")
+        raise ContainerMissing(f"container {container} is not running")
     info = read_info(response.info, _info, f"container {container}")
     if info.removing:
         raise ContainerMissing(f"container {container} is being removed")
     if info.pid <= 0:
-        raise CriUnavailable(f"the container runtime does not say which process container {container} is")
+        raise CriUnavailable(f"the container runtime reports no process id of container {container}")
     return info.pid

@@ -1,21 +1,21 @@
-"""What can go wrong when the container runtime is asked, sorted by what the caller can do about it.
+"""Errors of calls to the container runtime, classified by what the caller can do about them.
 
-All kinds are worth another attempt; neither says anything about a network.
+All of them may be retried. None says anything about an attachment.
 Next: :mod:`services.common.cri.sandbox`.
 """
 
 
 class CriError(Exception):
-    """Any failure below; ``str()`` is a sentence for people."""
+    """Base class; ``str()`` is a message for users."""
 
 
 class SandboxMissing(CriError):
-    """The pod has no sandbox that can take a network now: none, none that is ready, or none with its own netns."""
+    """The pod has no ready sandbox with a network namespace of its own."""
 
 
 class ContainerMissing(CriError):
-    """The pod has no such container that runs."""
+    """The pod has no such running container."""
 
 
 class CriUnavailable(CriError):
-    """The runtime did not answer, not in time, or not in a form that can be read."""
+    """The runtime sent no response in time, or one that cannot be parsed."""

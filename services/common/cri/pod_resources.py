@@ -1,7 +1,6 @@
-"""The kubelet's pod-resources socket: which devices of device plugins it has given to a pod.
+"""Client of the kubelet's pod-resources socket: the devices that device plugins have allocated to a pod.
 
-Asked once for a pod that needs it, on a connection of its own: hardly any pod does.
-Source: k8s.io/kubelet ``pkg/apis/podresources/v1``.
+Few pods need it, so each call opens a connection of its own. API: k8s.io/kubelet ``pkg/apis/podresources/v1``.
 """
 
 import asyncio
@@ -18,27 +17,30 @@ DEADLINE: Final = 10.0
 """Seconds for the call."""
 
 _OPTIONS: Final = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", 16 * 1024 * 1024))
+"""For the same reasons as in :mod:`services.common.cri.client`."""
 
 
 async def devices_of(
     socket_path: str, namespace: str, name: str, *, deadline: float = DEADLINE
 ) -> dict[str, list[str]]:
-    """The ids of a pod's devices by resource name, sorted; over all containers, each once.
+    """Return the device ids of a pod by resource name, sorted and without duplicates, over all its containers.
 
-    :raises CriUnavailable: the kubelet did not answer.
+    :param deadline: seconds.
+    :raises CriUnavailable: the kubelet sent no response.
     """
     channel = grpc.aio.insecure_channel(f"unix://{socket_path}", options=_OPTIONS)
     try:
+        # gRPC's own deadline does not run while the channel connects; this one does.
         async with asyncio.timeout(deadline + 0.5):
-            answer = await stubs.PodResourcesListerStub(channel).List(pb.ListPodResourcesRequest(), timeout=deadline)
+            response = await stubs.PodResourcesListerStub(channel).List(pb.ListPodResourcesRequest(), timeout=deadline)
     except TimeoutError as error:
-        raise CriUnavailable(f"kubelet at {socket_path}: no answer within {deadline:g} s") from error
+        raise CriUnavailable(f"kubelet at {socket_path}: no response within {deadline:g} s") from error
     except grpc.aio.AioRpcError as error:
         raise CriUnavailable(f"kubelet at {socket_path}: {error.code().name}: {error.details()}") from error
     finally:
         await channel.close()
     found: dict[str, set[str]] = {}
-    for pod in answer.pod_resources:
+    for pod in response.pod_resources:
         if (pod.namespace, pod.name) == (namespace, name):
             for devices in (devices for container in pod.containers for devices in container.devices):
                 found.setdefault(devices.resource_name, set()).update(devices.device_ids)

@@ -1,8 +1,8 @@
-"""A pod's sandbox, read from the runtime's answers. Pure.
+"""Parser of CRI responses about a pod's sandbox. Pure.
 
-Where the network namespace is stands in no typed field of the CRI: only in the verbose answer, as JSON text whose
-shape is the runtime's own. Read here: containerd 1.6, 1.7 and 2.x, and CRI-O (``info["info"]``).
-Next: :mod:`services.common.cri.client`, which asks.
+No typed field of the CRI holds the path of the network namespace. It is only in the verbose part, as JSON whose shape
+each runtime defines. Supported: containerd 1.6, 1.7 and 2.x, and CRI-O (``info["info"]``).
+Next: :mod:`services.common.cri.client`, which sends the calls.
 """
 
 from collections.abc import Iterable
@@ -23,8 +23,9 @@ _DELETED = "deleted"
 class Sandbox(msgspec.Struct, frozen=True):
     """A ready sandbox.
 
-    :ivar id: what CNI calls the container id. :ivar netns: path of the network namespace, as the host sees it.
-    :ivar pid: the sandbox's first process on the host; 0 when the runtime names none.
+    :ivar id: id of the sandbox; CNI calls it the container id.
+    :ivar netns: path of the network namespace on the node.
+    :ivar pid: process id of the sandbox's first process on the node; 0 if the runtime names none.
     """
 
     id: str
@@ -34,7 +35,7 @@ class Sandbox(msgspec.Struct, frozen=True):
 
 
 class ListedSandbox(msgspec.Struct, frozen=True):
-    """A sandbox in the runtime's list, whatever its state."""
+    """A sandbox in the runtime's list, ready or not."""
 
     id: str
     pod_uid: str
@@ -80,36 +81,37 @@ class _Info(msgspec.Struct, frozen=True):
 _info = msgspec.json.Decoder(_Info)
 
 
-def choose(items: Iterable[pb.PodSandbox], pod: str) -> str:
-    """The id of the sandbox to use: the ready one, the newest when there are several.
+def choose_sandbox(items: Iterable[pb.PodSandbox], pod: str) -> str:
+    """Return the id of the ready sandbox; the newest if there are several.
 
-    A sandbox that is not ready is a leftover of an earlier one and never chosen.
+    A sandbox that is not ready is a leftover of an earlier one.
 
-    :param pod: how the message calls the pod.
-    :raises SandboxMissing: there is none.
+    :param pod: the pod in the error message.
+    :raises SandboxMissing: there is no ready sandbox.
     """
     found = list(items)
     ready = [item for item in found if item.state == pb.SANDBOX_READY]
     if not ready:
-        what = f"{len(found)} sandbox(es), none of them ready" if found else "no sandbox"
-        raise SandboxMissing(f"the container runtime has {what} for pod {pod}")
+        listed = f"{len(found)} sandbox(es), none of them ready," if found else "no sandbox"
+        raise SandboxMissing(f"the container runtime has {listed} for pod {pod}")
     return max(ready, key=lambda item: (item.created_at, item.id)).id
 
 
-def read(response: pb.PodSandboxStatusResponse) -> Sandbox:
-    """The sandbox behind a verbose ``PodSandboxStatus``.
+def parse_sandbox(response: pb.PodSandboxStatusResponse) -> Sandbox:
+    """Parse a verbose ``PodSandboxStatus``.
 
-    :raises SandboxMissing: it is not ready (any more), or has no network namespace of its own.
-    :raises CriUnavailable: the answer does not tell where the network namespace is.
+    :raises SandboxMissing: the sandbox is not ready, or no longer, or has no network namespace of its own.
+    :raises CriUnavailable: the response does not contain the network namespace.
     """
     status = response.status
     if status.state != pb.SANDBOX_READY:
         raise SandboxMissing(f"sandbox {status.id} is not ready")
+    # A hostNetwork pod: a change would be one of the node's own links.
     if status.linux.namespaces.options.network == pb.NODE:
         raise SandboxMissing(f"sandbox {status.id} shares the network namespace of its node")
     info = read_info(response.info, _info, f"sandbox {status.id}")
     if info.netns_closed or info.process_status == _DELETED:
-        raise SandboxMissing(f"sandbox {status.id} is going away: its network namespace is closed")
+        raise SandboxMissing(f"sandbox {status.id} is being removed: its network namespace is closed")
     return Sandbox(id=status.id, netns=_netns(status.id, info), pid=info.pid)
 
 
@@ -121,12 +123,12 @@ def _netns(sandbox_id: str, info: _Info) -> str:
             raise SandboxMissing(f"sandbox {sandbox_id} shares the network namespace of its node")
         if network.path:
             return network.path
-    # containerd leaves the runtime spec out where a sandbox has no pause container.
+    # containerd has no runtime spec for a sandbox without a pause container.
     if info.sandbox_metadata is not None and info.sandbox_metadata.path:
         return info.sandbox_metadata.path
     if info.pid > 0:
         return f"/proc/{info.pid}/ns/net"
     raise CriUnavailable(
-        f"the container runtime does not say where the network namespace of sandbox {sandbox_id} is "
-        "(neither a path in its runtime spec nor a pid)"
+        f"the container runtime reports no network namespace of sandbox {sandbox_id}: "
+        "its verbose info has neither a path in the runtime spec nor a process id"
     )

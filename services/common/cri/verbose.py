@@ -1,6 +1,6 @@
-"""The verbose part of the runtime's answers: JSON text under the key ``info``, in the runtime's own words. Pure.
+"""Decoder of the verbose part of CRI responses: JSON under the key ``info``, whose shape each runtime defines. Pure.
 
-What is read from it stands in :mod:`services.common.cri.sandbox` and :mod:`services.common.cri.container`.
+Next: :mod:`services.common.cri.sandbox` and :mod:`services.common.cri.container`, which define the fields they need.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,19 @@ from services.common.cri.errors import CriUnavailable
 Info = TypeVar("Info")
 
 
-def read_info(answer: Mapping[str, str], decoder: msgspec.json.Decoder[Info], what: str) -> Info:
-    """Read the verbose part of an answer.
+def read_info(verbose: Mapping[str, str], decoder: msgspec.json.Decoder[Info], subject: str) -> Info:
+    """Decode the verbose part of a response.
 
-    :param answer: the answer's field ``info``. :param what: how a message calls what was asked about.
-    :raises CriUnavailable: there is none, or it cannot be read.
+    :param verbose: field ``info`` of the response.
+    :param subject: the object in error messages, such as ``sandbox 1234``.
+    :raises CriUnavailable: there is no verbose part, or it cannot be decoded.
     """
-    text = answer.get("info", "")
+    text = verbose.get("info", "")
     if not text:
-        raise CriUnavailable(f"the container runtime's answer on {what} has no verbose info")
+        raise CriUnavailable(f"cannot read {subject}: the container runtime's response has no verbose info")
     try:
         return decoder.decode(text)
     except msgspec.DecodeError as error:
-        raise CriUnavailable(f"the container runtime's info on {what} cannot be read: {error}") from error
+        raise CriUnavailable(
+            f"cannot read {subject}: the container runtime's verbose info cannot be decoded: {error}"
+        ) from error

@@ -1,6 +1,6 @@
-"""Who owns the VMs of a cluster, and whether NICs may be hot-plugged in it: pure, from settings and KubeVirt objects.
+"""The owner of a cluster's VMs, and whether NIC hot-plug is enabled. Pure, from settings and KubeVirt objects.
 
-Next: :mod:`services.common.kube.installations`, which keeps the objects in step.
+Next: :mod:`services.common.runtime.installations`, which watches the objects.
 """
 
 import re
@@ -12,11 +12,11 @@ from schemas.kubevirt import KubeVirt
 
 COMPONENT_LABEL = "kubevirt.io"
 CONTROLLER, HANDLER = "virt-controller", "virt-handler"
-"""The parts of KubeVirt that drive NICs, as the label of their pods says."""
+"""The components of KubeVirt that plug and unplug NICs, as in the label of their pods."""
 
 GATE = "HotplugNICs"
 GATE_FREE_SINCE = (1, 4)
-"""From this version of KubeVirt on the gate no longer exists: hot-plug is always on."""
+"""First KubeVirt version without the feature gate; hot-plug is always enabled there."""
 
 GateSetting = Literal["auto", "on", "off"]
 OwnerSetting = Literal["auto", "hotnic", "kubevirt"]
@@ -24,32 +24,38 @@ OwnerSetting = Literal["auto", "hotnic", "kubevirt"]
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 
-def hotplug_enabled(setting: GateSetting, installations: Iterable[KubeVirt]) -> bool:
-    """Whether the gate is open: as set, else as the KubeVirt object says, else (there is none) open."""
+def is_hotplug_enabled(setting: GateSetting, installations: Iterable[KubeVirt]) -> bool:
+    """Return whether hot-plug is enabled.
+
+    The setting decides. ``auto`` follows KubeVirt's feature gate; without KubeVirt, hot-plug is enabled.
+    """
     if setting != "auto":
         return setting == "on"
     found = list(installations)
-    return not found or any(_gate(installation) for installation in found)
+    return not found or any(_is_gate_open(installation) for installation in found)
 
 
 def acting_owner(setting: OwnerSetting, installations: Iterable[KubeVirt]) -> Literal["hotnic", "kubevirt"]:
-    """Who drives the NICs: as set, else KubeVirt wherever it is installed. Two must never drive one NIC."""
+    """Return the owner of the VMs. Two owners must never change the same interface.
+
+    The setting decides; ``auto`` means ``kubevirt`` wherever KubeVirt is installed.
+    """
     if setting != "auto":
         return setting
     return "kubevirt" if any(True for _ in installations) else "hotnic"
 
 
-def rivals(pods: Iterable[Pod], installations: Iterable[KubeVirt]) -> list[str]:
-    """The pods of KubeVirt that drive NICs now, as ``namespace/name``, in order.
+def find_kubevirt_controllers(pods: Iterable[Pod], installations: Iterable[KubeVirt]) -> list[str]:
+    """Return the running pods of KubeVirt that plug and unplug NICs, as sorted ``namespace/name``.
 
-    Ready or not: one that is starting acts in a moment. Only where KubeVirt is installed, which is the namespace of its
-    own object: a label that any user may put on any pod must not stop hotnic.
+    Pods that are not ready count, because they act as soon as they have started. Only namespaces with a KubeVirt object
+    count: any user may set the label on any pod, and that must not stop hotnic.
     """
-    homes = {installation.metadata.namespace for installation in installations}
+    install_namespaces = {installation.metadata.namespace for installation in installations}
     found = {
         f"{pod.metadata.namespace}/{pod.metadata.name}"
         for pod in pods
-        if pod.metadata.namespace in homes
+        if pod.metadata.namespace in install_namespaces
         and pod.metadata.labels.get(COMPONENT_LABEL) in (CONTROLLER, HANDLER)
         and pod.status.phase == "Running"
     }
@@ -57,7 +63,7 @@ def rivals(pods: Iterable[Pod], installations: Iterable[KubeVirt]) -> list[str]:
 
 
 def default_binding(installations: Iterable[KubeVirt]) -> str:
-    """How KubeVirt binds the pod network of a VM that names no interface at all."""
+    """Return the binding of the primary network (KubeVirt's ``pod: {}``) of a VM that lists no interface."""
     for installation in installations:
         configuration = installation.spec.configuration
         network = configuration.network if configuration else None
@@ -65,7 +71,7 @@ def default_binding(installations: Iterable[KubeVirt]) -> str:
     return "masquerade"
 
 
-def _gate(installation: KubeVirt) -> bool:
+def _is_gate_open(installation: KubeVirt) -> bool:
     version = _VERSION.match(installation.status.observed_kube_virt_version)
     if version is not None and (int(version[1]), int(version[2])) >= GATE_FREE_SINCE:
         return True

@@ -1,54 +1,60 @@
-"""Which operation an interface is in, and which pod acts for a VMI.
+"""The operation of an interface, and the acting pod of a VMI.
 
-Both are read off objects, so that every role, told by bus or by watch, answers alike.
-Next: :mod:`services.common.domain.attachments`.
+Both are read from objects, so that all roles come to the same result, whether triggered by bus or by watch.
+Next: :mod:`services.common.domain.nic`.
 """
 
 from collections.abc import Iterable
 
 from schemas.kube import CREATED_BY_LABEL, Interface, Pod, VirtualMachineInstance
-from schemas.operations import Operation, derived_id, operation_of
+from schemas.operations import Operation, derive_operation_id, read_operation_at
 from schemas.stages import OperationKind
 
 ABSENT = "absent"
 
 
-def kind_of(interface: Interface) -> OperationKind:
-    """What the spec wishes for an interface: ``state: absent`` unplugs, anything else plugs."""
+def operation_kind(interface: Interface) -> OperationKind:
+    """Return the kind of operation of an interface: ``state: absent`` unplugs, any other state plugs."""
     return OperationKind.UNPLUG if interface.state == ABSENT else OperationKind.PLUG
 
 
-def operation_for(vmi: VirtualMachineInstance, interface: Interface) -> Operation:
-    """The operation that an interface's wish belongs to.
+def read_operations(annotations: dict[str, str]) -> dict[str, Operation]:
+    """Return the operations in an object's annotations by interface, without malformed ones."""
+    found = (read_operation_at(annotations, key) for key in annotations)
+    return {operation.interface: operation for operation in found if operation is not None}
 
-    The annotation's, when it speaks of the same wish; otherwise (an edit with kubectl) one whose id everyone
-    derives alike from the VMI's UID, the name, the kind and the generation.
+
+def resolve_operation(vmi: VirtualMachineInstance, interface: Interface, written: Operation | None) -> Operation:
+    """Return the operation of an interface.
+
+    It is the annotation's, if that has the kind that the spec demands. Otherwise, for example after an edit with
+    kubectl, its id is derived from the VMI's UID, the name, the kind and the generation, which every role derives
+    alike.
+
+    :param written: the operation in the VMI's annotation; ``None`` when there is none.
     """
-    kind = kind_of(interface)
-    written = operation_of(vmi.metadata.annotations, interface.name)
-    if written is not None and written.kind == kind:
+    kind = operation_kind(interface)
+    if written is not None and written.kind is kind:
         return written
-    return Operation(
-        id=derived_id(vmi.metadata.uid, interface.name, kind, vmi.metadata.generation),
-        kind=kind,
-        interface=interface.name,
-    )
+    derived = derive_operation_id(vmi.metadata.uid, interface.name, kind, vmi.metadata.generation)
+    return Operation(derived, kind, interface.name)
 
 
-def migrating(vmi: VirtualMachineInstance) -> bool:
-    """Whether a live migration is under way: nothing is plugged or unplugged until it is over."""
+def is_migrating(vmi: VirtualMachineInstance) -> bool:
+    """Return whether a live migration is unfinished; until then nothing is plugged or unplugged."""
     state = vmi.status.migration_state
     return state is not None and not (state.completed or state.failed)
 
 
-def acting_pod(vmi: VirtualMachineInstance, pods: Iterable[Pod]) -> Pod | None:
-    """The pod that acts for a VMI: the one in ``status.activePods`` on ``status.nodeName``.
+def find_acting_pod(vmi: VirtualMachineInstance, pods: Iterable[Pod]) -> Pod | None:
+    """Return the pod that acts for a VMI: the one in ``status.activePods`` on ``status.nodeName``.
 
-    Where the status does not list active pods (yet), the VMI's only launcher pod on that node that is not going away.
+    While the status lists no active pods, it is the only launcher pod on that node that is not being deleted.
     """
     mine = [pod for pod in pods if belongs_to(pod, vmi)]
     active = vmi.status.active_pods
     if active:
+        # KubeVirt leaves finished pods in activePods, so the node decides.
         node = vmi.status.node_name
         return next((pod for pod in mine if active.get(pod.metadata.uid) == node and pod.spec.node_name == node), None)
     here = [
@@ -61,7 +67,7 @@ def acting_pod(vmi: VirtualMachineInstance, pods: Iterable[Pod]) -> Pod | None:
 
 
 def belongs_to(pod: Pod, vmi: VirtualMachineInstance) -> bool:
-    """Whether a pod was made for this VMI (and not for an earlier one of the same name)."""
+    """Return whether a pod was created for this VMI, and not for an earlier one of the same name."""
     uid = vmi.metadata.uid
     return pod.metadata.namespace == vmi.metadata.namespace and (
         pod.metadata.labels.get(CREATED_BY_LABEL) == uid
@@ -70,5 +76,5 @@ def belongs_to(pod: Pod, vmi: VirtualMachineInstance) -> bool:
 
 
 def vmi_name_of(pod: Pod) -> str | None:
-    """The name of the VMI that a pod was made for; ``None`` for an ordinary pod."""
+    """Return the name of the VMI for which a pod was created; ``None`` for an ordinary pod."""
     return next((o.name for o in pod.metadata.owner_references if o.kind == "VirtualMachineInstance"), None)

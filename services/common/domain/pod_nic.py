@@ -1,8 +1,8 @@
-"""From a CNI result to what is written on the pod: an entry of network-status and the record of the pod NIC.
+"""Conversion of a CNI result into the pod's annotations: a network-status entry and the pod NIC record.
 
-Pure, and no transport: whoever attaches (multus at sandbox creation, networks at run time) puts both texts into one
-patch. The record is what the handler restores a link from, so it is made from the plugin's own answer, never from a
-link that may have been rewired since. Next: :mod:`schemas.operations`, the record itself.
+Pure. The role that attaches (multus at sandbox creation, networks at run time) writes both in one patch. The handler
+restores a link from the record, so the record is built from the plugin's result: the link itself may have been changed
+since. Next: :mod:`schemas.operations`, the record.
 """
 
 import ipaddress
@@ -14,8 +14,11 @@ from schemas.operations import PodNic, RecordedRoute
 _DEFAULT_DESTINATIONS = frozenset({"0.0.0.0/0", "::/0"})
 
 
-def sandbox_interface(result: cni.CniResult, interface: str) -> tuple[int, cni.CniInterface] | None:
-    """The result's link inside the sandbox and its index: the one of that name, else the last with a sandbox."""
+def find_sandbox_interface(result: cni.CniResult, interface: str) -> tuple[int, cni.CniInterface] | None:
+    """Return index and link of the result's link inside the sandbox, ``None`` if there is none.
+
+    It is the link with this name, otherwise the last one with a sandbox.
+    """
     inside = [(index, link) for index, link in enumerate(result.interfaces) if link.sandbox]
     named = [pair for pair in inside if pair[1].name == interface]
     if named:
@@ -23,34 +26,36 @@ def sandbox_interface(result: cni.CniResult, interface: str) -> tuple[int, cni.C
     return inside[-1] if inside else None
 
 
-def network_status(name: str, interface: str, result: cni.CniResult, default: bool = False) -> NetworkStatus:
-    """The network-status entry of an attachment.
+def build_network_status(name: str, interface: str, result: cni.CniResult, default: bool = False) -> NetworkStatus:
+    """Return the network-status entry of an attachment.
 
-    :param name: ``namespace/nad``, or the CNI network's name for one that comes from a file.
+    As in multus, addresses have no prefix length and ``gateway`` contains the next hops of default routes. A default
+    route without a next hop uses the gateway of the address; multus writes ``<nil>`` there.
+
+    :param name: ``namespace/nad``, or the name of the CNI network for a network from a file.
     :param default: whether it is the pod's cluster network.
-
-    Addresses lose their prefix length, ``gateway`` holds the next hops of default routes: as multus writes both. A
-    default route without a next hop of its own has the address's gateway, where multus writes ``<nil>``.
     """
-    link = sandbox_interface(result, interface)
+    link = find_sandbox_interface(result, interface)
     return _entry(name, interface, result, link, _addresses(result, link), default)
 
 
-def network_statuses(name: str, interface: str, result: cni.CniResult, default: bool = False) -> list[NetworkStatus]:
-    """The entries of an attachment that a pod was made with: one for each of its links inside the sandbox.
+def build_network_statuses(
+    name: str, interface: str, result: cni.CniResult, default: bool = False
+) -> list[NetworkStatus]:
+    """Return the entries of an attachment from sandbox creation: one for each of its links inside the sandbox.
 
-    A plugin that makes several names the link of each address; what it names none of is the last one's. The default is
-    the one with a gateway, else the first.
+    A plugin with several links names the link of each address; addresses without one belong to the last link. The
+    default entry is that of the first link with a gateway, otherwise that of the first link.
     """
     inside = [(index, link) for index, link in enumerate(result.interfaces) if link.sandbox]
     if len(inside) < 2:
-        return [network_status(name, interface, result, default)]
-    places = [index for index, _ in inside]
-    chosen = next((ip.interface for ip in result.ips if ip.gateway and ip.interface in places), places[0])
-    held = {index: [ip for ip in result.ips if ip.interface == index] for index in places}
-    held[places[-1]] += [ip for ip in result.ips if ip.interface is None]
+        return [build_network_status(name, interface, result, default)]
+    indexes = [index for index, _ in inside]
+    default_index = next((ip.interface for ip in result.ips if ip.gateway and ip.interface in indexes), indexes[0])
+    addresses_of = {index: [ip for ip in result.ips if ip.interface == index] for index in indexes}
+    addresses_of[indexes[-1]] += [ip for ip in result.ips if ip.interface is None]
     return [
-        _entry(name, link.name, result, (index, link), held[index], default and index == chosen)
+        _entry(name, link.name, result, (index, link), addresses_of[index], default and index == default_index)
         for index, link in inside
     ]
 
@@ -60,7 +65,7 @@ def _entry(
     interface: str,
     result: cni.CniResult,
     link: tuple[int, cni.CniInterface] | None,
-    addresses: list[cni.Ip],
+    addresses: list[cni.CniIp],
     default: bool,
 ) -> NetworkStatus:
     defaults = [_route(route, addresses).gw for route in result.routes if route.dst in _DEFAULT_DESTINATIONS]
@@ -76,7 +81,7 @@ def _entry(
     )
 
 
-def pod_nic(
+def build_pod_nic(
     pod_uid: str,
     sandbox_id: str,
     interface: str,
@@ -85,14 +90,14 @@ def pod_nic(
     mac: str | None = None,
     mtu: int | None = None,
 ) -> PodNic | None:
-    """The record of a pod NIC as its CNI plugin made it.
+    """Return the pod NIC record for the result of a CNI plugin.
 
-    :param mac: stands in where the result names none (as seen on the fresh link); ``mtu`` likewise, in bytes.
+    ``None`` when MAC or MTU are unknown: the handler then builds the record from the link, before its first change.
 
-    ``None`` when MAC or MTU are known neither way: then the handler makes the record from the link, before its
-    first change.
+    :param mac: MAC of the new link, used if the result has none.
+    :param mtu: MTU of the new link in bytes, used if the result has none.
     """
-    link = sandbox_interface(result, interface)
+    link = find_sandbox_interface(result, interface)
     known_mac = (link[1].mac if link else None) or mac
     known_mtu = (link[1].mtu if link else None) or mtu
     if not known_mac or not known_mtu:
@@ -113,13 +118,16 @@ def pod_nic(
     )
 
 
-def _addresses(result: cni.CniResult, link: tuple[int, cni.CniInterface] | None) -> list[cni.Ip]:
-    """The addresses on that link; one without an interface index belongs to the only link there is."""
+def _addresses(result: cni.CniResult, link: tuple[int, cni.CniInterface] | None) -> list[cni.CniIp]:
+    """Return the addresses of a link; an address without an interface index belongs to the only link."""
     return [ip for ip in result.ips if ip.interface is None or link is None or ip.interface == link[0]]
 
 
-def _route(route: cni.CniRoute, addresses: list[cni.Ip]) -> RecordedRoute:
-    """A route without a next hop takes the gateway of its family's address, as the CNI specification says."""
+def _route(route: cni.CniRoute, addresses: list[cni.CniIp]) -> RecordedRoute:
+    """Return the recorded route.
+
+    Without a next hop it uses the gateway of an address of the same family, as the CNI specification demands.
+    """
     gateway = route.gw or None
     if gateway is None:
         version = _version(route.dst)

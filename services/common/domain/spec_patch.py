@@ -1,8 +1,8 @@
-"""Guarded JSON patches of a spec's networks and interfaces, of a VMI or of a VM's template.
+"""Guarded JSON patches for networks and interfaces in the spec of a VMI or in a VM's template.
 
-A patch carries ``test`` operations on both lists (KubeVirt's form) and on every annotation it touches, so that it can
-only be applied to the state the decision was taken on; spec and operation change in one write.
-Next: :mod:`services.common.domain.template`, what of a VM's template its VMI still lacks.
+A patch has ``test`` operations on both lists (as KubeVirt's own patches) and on every annotation it changes. So it
+applies only to the state on which the decision is based, and spec and operation change in one write.
+Next: :mod:`services.common.domain.template`, the differences between a VM's template and its VMI.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,90 +11,100 @@ from typing import Any
 import msgspec
 
 from schemas.kube import ObjectMeta, VirtualMachine, VirtualMachineInstance, VmiSpec
-from schemas.operations import Operation, encode, operation_key
+from schemas.operations import Operation, encode_annotation, operation_key
 from services.common.domain.operations import ABSENT
 
 ANNOTATIONS_PATH = "/metadata/annotations"
 VMI_SPEC_PATH = "/spec"
 TEMPLATE_SPEC_PATH = "/spec/template/spec"
 
-Op = dict[str, Any]
-Item = dict[str, Any]
+PatchOp = dict[str, Any]
+SpecItem = dict[str, Any]
 
 
-class Lists(msgspec.Struct, frozen=True):
-    """The two lists of a spec, as decoded JSON; ``None`` where the object has none."""
+class InterfaceLists(msgspec.Struct, frozen=True):
+    """The two lists of a spec as decoded JSON; ``None`` where the object has no list.
 
-    networks: list[Item] | None
-    interfaces: list[Item] | None
+    The methods return changed copies.
+    """
 
-    def plus(self, interface: Item, network: Item | None) -> "Lists":
-        """With a NIC appended; ``network`` is ``None`` when it stands there already."""
+    networks: list[SpecItem] | None
+    interfaces: list[SpecItem] | None
+
+    def with_interface(self, interface: SpecItem, network: SpecItem | None) -> "InterfaceLists":
+        """Append an interface and its network; ``network`` is ``None`` if the list has it already."""
         networks = [*(self.networks or ()), network] if network is not None else self.networks
-        return Lists(networks, [*(self.interfaces or ()), interface])
+        return InterfaceLists(networks, [*(self.interfaces or ()), interface])
 
-    def absent(self, names: Iterable[str]) -> "Lists":
-        """With these interfaces asked to be unplugged."""
-        gone = set(names)
-        items = [{**item, "state": ABSENT} if item.get("name") in gone else item for item in self.interfaces or ()]
-        return Lists(self.networks, items)
+    def with_absent(self, names: Iterable[str]) -> "InterfaceLists":
+        """Set ``state: absent`` on these interfaces, which requests their unplug."""
+        selected = set(names)
+        items = [{**item, "state": ABSENT} if item.get("name") in selected else item for item in self.interfaces or ()]
+        return InterfaceLists(self.networks, items)
 
-    def linked(self, states: Mapping[str, str]) -> "Lists":
-        """With these interfaces' ``state`` as given; an empty one is taken out."""
+    def with_link_states(self, states: Mapping[str, str]) -> "InterfaceLists":
+        """Set ``state`` of these interfaces; an empty state removes the field."""
         items = []
         for item in self.interfaces or ():
             state = states.get(str(item.get("name")))
-            kept = item if state is None else {key: value for key, value in item.items() if key != "state"}
-            items.append({**kept, "state": state} if state else kept)
-        return Lists(self.networks, items)
+            rest = item if state is None else {key: value for key, value in item.items() if key != "state"}
+            items.append({**rest, "state": state} if state else rest)
+        return InterfaceLists(self.networks, items)
 
-    def without(self, names: Iterable[str]) -> "Lists":
-        """Without these interfaces and their networks."""
-        gone = set(names)
-        return Lists(
-            [item for item in self.networks or () if item.get("name") not in gone],
-            [item for item in self.interfaces or () if item.get("name") not in gone],
+    def without_interfaces(self, names: Iterable[str]) -> "InterfaceLists":
+        """Remove these interfaces and their networks."""
+        selected = set(names)
+        return InterfaceLists(
+            [item for item in self.networks or () if item.get("name") not in selected],
+            [item for item in self.interfaces or () if item.get("name") not in selected],
         )
 
 
-class Holder(msgspec.Struct, frozen=True):
-    """What carries the two lists: a VMI, or a VM in its template. ``path`` is where its spec stands."""
+class SpecHolder(msgspec.Struct, frozen=True):
+    """An object that contains the two lists: a VMI, or a VM in its template.
+
+    :ivar metadata: metadata of the object.
+    :ivar spec: the spec of the VMI, or of the VM's template.
+    :ivar path: JSON pointer to that spec in the object.
+    """
 
     metadata: ObjectMeta
     spec: VmiSpec
     path: str
 
     @property
-    def lists(self) -> Lists:
-        """The lists as they stand."""
-        return Lists(self.spec.networks, self.spec.domain.devices.interfaces)
+    def lists(self) -> InterfaceLists:
+        """The current lists."""
+        return InterfaceLists(self.spec.networks, self.spec.domain.devices.interfaces)
 
 
-def of_vmi(vmi: VirtualMachineInstance) -> Holder:
-    """A VMI's own spec."""
-    return Holder(vmi.metadata, vmi.spec, VMI_SPEC_PATH)
+def vmi_spec_holder(vmi: VirtualMachineInstance) -> SpecHolder:
+    """Return the holder for the spec of a VMI."""
+    return SpecHolder(vmi.metadata, vmi.spec, VMI_SPEC_PATH)
 
 
-def of_vm(vm: VirtualMachine) -> Holder:
-    """The template of a VM."""
-    return Holder(vm.metadata, vm.spec.template.spec, TEMPLATE_SPEC_PATH)
+def template_spec_holder(vm: VirtualMachine) -> SpecHolder:
+    """Return the holder for the template of a VM."""
+    return SpecHolder(vm.metadata, vm.spec.template.spec, TEMPLATE_SPEC_PATH)
 
 
 def pointer_segment(text: str) -> str:
-    """A JSON pointer segment (RFC 6901)."""
+    """Return text escaped as a segment of a JSON pointer (RFC 6901)."""
     return text.replace("~", "~0").replace("/", "~1")
 
 
 def annotation_path(key: str) -> str:
-    """The JSON pointer to an annotation."""
+    """Return the JSON pointer to an annotation."""
     return f"{ANNOTATIONS_PATH}/{pointer_segment(key)}"
 
 
-def annotate(annotations: Mapping[str, str], resource_version: str, changes: Mapping[str, str | None]) -> list[Op]:
-    """Operations that set (or, with ``None``, remove) annotations.
+def build_annotation_ops(
+    annotations: Mapping[str, str], resource_version: str, changes: Mapping[str, str | None]
+) -> list[PatchOp]:
+    """Return patch operations that set annotations, or remove them where the value is ``None``.
 
-    An object without annotations needs the map made, which would wipe another's first annotation: that write is
-    guarded by the object's version.
+    An object without annotations needs the whole map added. That would overwrite an annotation added in the meantime,
+    so the object's resource version guards this write.
     """
     if not annotations:
         added = {key: value for key, value in changes.items() if value is not None}
@@ -104,7 +114,7 @@ def annotate(annotations: Mapping[str, str], resource_version: str, changes: Map
             {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version},
             {"op": "add", "path": ANNOTATIONS_PATH, "value": added},
         ]
-    ops: list[Op] = []
+    ops: list[PatchOp] = []
     for key, value in changes.items():
         target = annotation_path(key)
         if value is not None:
@@ -114,25 +124,27 @@ def annotate(annotations: Mapping[str, str], resource_version: str, changes: Map
     return ops
 
 
-def notes(operations: Iterable[Operation]) -> dict[str, str | None]:
-    """The annotations that carry these operations."""
-    return {operation_key(operation.interface): encode(operation) for operation in operations}
+def operation_annotations(operations: Iterable[Operation]) -> dict[str, str | None]:
+    """Return the annotations for these operations."""
+    return {operation_key(operation.interface): encode_annotation(operation) for operation in operations}
 
 
-def change(holder: Holder, lists: Lists, annotations: Mapping[str, str | None]) -> list[Op]:
-    """The patch that makes the lists and these annotations so.
+def build_patch(holder: SpecHolder, lists: InterfaceLists, annotations: Mapping[str, str | None]) -> list[PatchOp]:
+    """Return the patch that changes an object to these lists and annotations.
 
-    :param annotations: ``None`` removes one. Each is tested to be still what was seen, or still absent.
+    :param annotations: new values; ``None`` removes the annotation. The patch tests that each still has the value in
+        ``holder``, or is still absent.
     """
-    before, known = holder.lists, holder.metadata.annotations
+    current, present = holder.lists, holder.metadata.annotations
     paths = {"networks": f"{holder.path}/networks", "interfaces": f"{holder.path}/domain/devices/interfaces"}
-    ops: list[Op] = [{"op": "test", "path": path, "value": getattr(before, name)} for name, path in paths.items()]
-    if known:
-        # A null test holds where nothing stands, too.
-        ops += [{"op": "test", "path": annotation_path(key), "value": known.get(key)} for key in annotations]
+    ops: list[PatchOp] = [{"op": "test", "path": path, "value": getattr(current, name)} for name, path in paths.items()]
+    if present:
+        # A test for null also succeeds on a missing annotation.
+        ops += [{"op": "test", "path": annotation_path(key), "value": present.get(key)} for key in annotations]
+    # `add` also replaces a value, and unlike `replace` it works where the list is missing (RFC 6902 section 4.1).
     ops += [
         {"op": "add", "path": path, "value": getattr(lists, name)}
         for name, path in paths.items()
-        if getattr(lists, name) != getattr(before, name)
+        if getattr(lists, name) != getattr(current, name)
     ]
-    return ops + annotate(known, holder.metadata.resource_version, annotations)
+    return ops + build_annotation_ops(present, holder.metadata.resource_version, annotations)

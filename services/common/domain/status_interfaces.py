@@ -1,7 +1,7 @@
-"""A VMI's ``status.interfaces`` and its ``infoSource`` tokens, which several writers share.
+"""A VMI's ``status.interfaces`` and its ``infoSource`` tokens, which several roles write.
 
-Each writer adds or removes only its own token (``domain``, ``guest-agent``, ``multus-status``) and leaves every
-other field of an entry as it finds it; an entry goes when neither the domain nor Multus knows the NIC any more.
+Each writer adds and removes only its own token (``domain``, ``guest-agent``, ``multus-status``) and preserves all
+other fields of an entry. An entry is removed when neither the domain nor Multus has the NIC any more.
 """
 
 from typing import Any
@@ -10,33 +10,34 @@ DOMAIN = "domain"
 GUEST_AGENT = "guest-agent"
 MULTUS_STATUS = "multus-status"
 _ORDER = (DOMAIN, GUEST_AGENT, MULTUS_STATUS)
+"""KubeVirt's order, in which its own tests expect the text of ``infoSource``."""
 
 Entry = dict[str, Any]
 """One entry as decoded JSON."""
 
 
-def tokens(entry: Entry) -> frozenset[str]:
-    """The tokens of an entry's ``infoSource``."""
+def parse_tokens(entry: Entry) -> frozenset[str]:
+    """Return the tokens of an entry's ``infoSource``."""
     return frozenset(part.strip() for part in str(entry.get("infoSource") or "").split(",") if part.strip())
 
 
-def join(found: frozenset[str]) -> str:
-    """The text of ``infoSource``: known tokens in KubeVirt's order, then any others."""
+def join_tokens(found: frozenset[str]) -> str:
+    """Return the text of ``infoSource``: known tokens in KubeVirt's order, then all others."""
     return ", ".join([t for t in _ORDER if t in found] + sorted(found - set(_ORDER)))
 
 
-def entry_of(entries: list[Entry] | None, name: str) -> Entry | None:
-    """The entry of an interface."""
+def find_entry(entries: list[Entry] | None, name: str) -> Entry | None:
+    """Return the entry of an interface, ``None`` if there is none."""
     return next((entry for entry in entries or () if entry.get("name") == name), None)
 
 
 def with_token(entries: list[Entry] | None, name: str, token: str, **fields: Any) -> list[Entry]:
-    """The list with a token (and fields) added to an interface's entry, which is appended when missing."""
+    """Return the entries with a token and fields set for an interface; a missing entry is appended."""
     result, done = [], False
     for entry in entries or ():
         if entry.get("name") == name and not done:
             done = True
-            result.append({**entry, **fields, "infoSource": join(tokens(entry) | {token})})
+            result.append({**entry, **fields, "infoSource": join_tokens(parse_tokens(entry) | {token})})
         else:
             result.append(entry)
     if not done:
@@ -45,17 +46,17 @@ def with_token(entries: list[Entry] | None, name: str, token: str, **fields: Any
 
 
 def without_token(entries: list[Entry] | None, name: str, token: str) -> list[Entry]:
-    """The list with a token taken from an interface's entry.
+    """Return the entries with a token removed for an interface.
 
-    The entry goes with its last token, and ``guest-agent`` alone does not keep it: an agent's word about a card
-    that neither the domain nor Multus knows is out of date.
+    The entry is removed with its last token. ``guest-agent`` alone does not preserve it: the agent's report is
+    outdated if neither the domain nor Multus has the NIC.
     """
     result = []
     for entry in entries or ():
-        if entry.get("name") != name or token not in tokens(entry):
+        if entry.get("name") != name or token not in parse_tokens(entry):
             result.append(entry)
             continue
-        left = tokens(entry) - {token}
+        left = parse_tokens(entry) - {token}
         if left - {GUEST_AGENT}:
-            result.append({**entry, "infoSource": join(left)})
+            result.append({**entry, "infoSource": join_tokens(left)})
     return result

@@ -1,167 +1,199 @@
-"""A VM's template against its running VMI: which wishes of the template the VMI does not have yet.
+"""Differences between a VM's template and its running VMI: the changes that the VMI does not have yet.
 
-The template says which NICs the VM has after a restart, the VMI which it has now. A wish is copied once, with its
-operation; ``state: absent`` on the VMI is final; what is merely missing from the template is left alone.
-Next: :mod:`services.common.domain.eligibility`, whether a wish can be granted.
+The template holds the interfaces after a restart (:class:`TemplateInterfaces`), the VMI the current ones
+(:class:`services.common.domain.nic.VmiNics`). The two sides are compared by interface name: a :class:`DesiredInterface`
+has only what a template can contain, a :class:`services.common.domain.nic.Nic` also the state in the pod. A change is
+copied once, with its operation. ``state: absent`` on the VMI is final. An interface merely missing from the template is
+left alone. Next: :mod:`services.common.domain.eligibility`, whether a change is possible at run time.
 """
-
-from collections.abc import Iterator
 
 import msgspec
 
 from schemas.kube import Interface, Network, VirtualMachine, VirtualMachineInstance
-from schemas.operations import Operation, derived_id, operation_of
+from schemas.operations import Operation, derive_operation_id
 from schemas.stages import OperationKind
-from services.common.domain.operations import ABSENT
-from services.common.domain.spec_patch import Item
+from services.common.domain.nic import VmiNics
+from services.common.domain.operations import ABSENT, operation_kind, read_operations
+from services.common.domain.spec_patch import SpecItem
 
 FINAL_PHASES = frozenset({"Succeeded", "Failed"})
-"""Phases of a VMI that runs no more."""
+"""Phases of a VMI that has ended."""
 
 
 class DesiredInterface(msgspec.Struct, frozen=True):
-    """One NIC on which template and VMI differ so that the VMI has to follow.
+    """One interface of a VM's template.
 
-    :ivar item: the template's interface as written. :ivar network_item: its network; ``None`` where there is none.
+    :ivar kind: the operation that makes a VMI follow the template: an unplug where the template has ``state: absent``.
+    :ivar interface: the interface in the template.
+    :ivar network: its network; ``None`` when the template has none.
+    :ivar item: the interface as decoded JSON.
+    :ivar network_item: its network as decoded JSON; ``None`` when the template has none.
     """
 
     kind: OperationKind
     interface: Interface
     network: Network | None
-    item: Item
-    network_item: Item | None
+    item: SpecItem
+    network_item: SpecItem | None
 
     @property
     def name(self) -> str:
-        """The interface's name."""
+        """Name of the interface."""
         return self.interface.name
 
 
+class TemplateInterfaces(msgspec.Struct, frozen=True):
+    """The interfaces of a VM's template, parsed once.
+
+    :ivar vm: the VM.
+    :ivar interfaces: all interfaces of the template by name, primary ones included, in template order.
+    :ivar operations: the operations in the VM's annotations by interface.
+    """
+
+    vm: VirtualMachine
+    interfaces: dict[str, DesiredInterface]
+    operations: dict[str, Operation]
+
+    def operation(self, name: str, kind: OperationKind) -> Operation | None:
+        """Return the operation annotation of a change in the template; ``None`` for an edit with kubectl."""
+        written = self.operations.get(name)
+        return written if written is not None and written.kind is kind and written.failed is None else None
+
+
+def parse_template(vm: VirtualMachine) -> TemplateInterfaces:
+    """Parse the template of a VM.
+
+    :raises msgspec.ValidationError: an item of the template is malformed.
+    """
+    spec = vm.spec.template.spec
+    networks = {network.name: network for network in spec.network_items()}
+    items = {str(item.get("name")): item for item in spec.networks or ()}
+    pairs = zip(spec.domain.devices.interfaces or (), spec.interface_items(), strict=True)
+    interfaces = {
+        interface.name: DesiredInterface(
+            operation_kind(interface), interface, networks.get(interface.name), item, items.get(interface.name)
+        )
+        for item, interface in pairs
+    }
+    return TemplateInterfaces(vm, interfaces, read_operations(vm.metadata.annotations))
+
+
 def owns(vm: VirtualMachine, vmi: VirtualMachineInstance) -> bool:
-    """Whether the VMI was made from this VM, not merely under the same name."""
+    """Return whether the VMI was created from this VM, not from another one of the same name."""
     return any(o.kind == "VirtualMachine" and o.uid == vm.metadata.uid for o in vmi.metadata.owner_references)
 
 
-def lives(vmi: VirtualMachineInstance) -> bool:
-    """Whether a VMI can still be given or lose a NIC."""
+def is_active(vmi: VirtualMachineInstance) -> bool:
+    """Return whether interfaces of a VMI can still be plugged or unplugged."""
     return vmi.metadata.deletion_timestamp is None and vmi.status.phase not in FINAL_PHASES
 
 
-def desired_interfaces(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[DesiredInterface]:
-    """What the VMI has to follow, in the template's order; not judged yet.
+def find_pending_changes(template: TemplateInterfaces, nics: VmiNics) -> list[DesiredInterface]:
+    """Return the interfaces of the template that the VMI still has to plug or unplug, in template order.
 
-    :raises msgspec.ValidationError: an item of either spec is malformed.
+    Whether such a change is possible now is not checked.
     """
-    here = {interface.name: interface for interface in vmi.spec.interface_items()}
     found = []
-    for wish in _template(vm):
-        present = here.get(wish.name)
-        if present is None:
-            if wish.kind is OperationKind.PLUG and not taken_out(vmi, wish.name):
-                found.append(wish)
-        elif wish.kind is OperationKind.UNPLUG and present.state != ABSENT:
-            found.append(wish)
+    for desired in template.interfaces.values():
+        present = nics.interfaces.get(desired.name)
+        if present is not None:
+            differs = desired.kind is OperationKind.UNPLUG and present.state != ABSENT
+        else:
+            # An interface that was unplugged on the VMI alone returns at the next start only.
+            differs = desired.kind is OperationKind.PLUG and not is_unplugged_until_restart(nics, desired.name)
+        if differs:
+            found.append(desired)
     return found
 
 
-def asks_otherwise(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> bool:
-    """Whether the template sets something of a NIC or its network to another value than it runs with.
+def differs_from_template(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> bool:
+    """Return whether the template sets a field of an interface or its network to another value than the VMI has.
 
-    Only a restart brings that. What the template leaves unsaid (a MAC, a model), a webhook or a preference may have
-    filled in: no difference. ``state`` is followed while the VM runs.
+    Only a restart applies such a value. Fields that are empty in the template do not count: a webhook or a preference
+    may have set them on the VMI (a MAC, a model). Neither does ``state``, which the VMI follows at run time.
     """
-    template, here = vm.spec.template.spec, vmi.spec
+    template, in_vmi = vm.spec.template.spec, vmi.spec
     pairs = (
-        (_named(template.domain.devices.interfaces, name), _named(here.domain.devices.interfaces, name)),
-        (_named(template.networks, name), _named(here.networks, name)),
+        (_find_item(template.domain.devices.interfaces, name), _find_item(in_vmi.domain.devices.interfaces, name)),
+        (_find_item(template.networks, name), _find_item(in_vmi.networks, name)),
     )
     return any(
         value not in ("", None) and present.get(key) != value
-        for wished, present in pairs
-        for key, value in wished.items()
+        for requested, present in pairs
+        for key, value in requested.items()
         if key != "state"
     )
 
 
-def revived(vm: VirtualMachine, vmi: VirtualMachineInstance) -> list[DesiredInterface]:
-    """Interfaces that the template itself asked to unplug and wants back before they are gone.
+def find_reverted_unplugs(template: TemplateInterfaces, nics: VmiNics) -> list[DesiredInterface]:
+    """Return interfaces that the template first unplugged and contains again before the unplug is complete.
 
-    An unplug asked of the VMI alone is no such case: the template keeps its NIC for the next start.
+    An unplug requested on the VMI alone is not included: the template still contains its interface, for the next
+    start.
     """
-    here = {interface.name: interface for interface in vmi.spec.interface_items()}
-    found = []
-    for wish in _template(vm):
-        present = here.get(wish.name)
-        wanted_back = wish.kind is OperationKind.PLUG and present is not None and present.state == ABSENT
-        if wanted_back and asked_by_template(vm, vmi, wish.name):
-            found.append(wish)
-    return found
+    return [
+        desired
+        for desired in template.interfaces.values()
+        if desired.kind is OperationKind.PLUG
+        and desired.name in nics.interfaces
+        and nics.interfaces[desired.name].state == ABSENT
+        and is_template_unplug(template, nics, desired.name)
+    ]
 
 
-def link_states(vm: VirtualMachine, vmi: VirtualMachineInstance) -> dict[str, str]:
-    """The interfaces, primary ones too, whose ``state`` the VMI has to take over, and that state.
+def changed_link_states(template: TemplateInterfaces, nics: VmiNics) -> dict[str, str]:
+    """Return the interfaces whose ``state`` the VMI has to copy, primary ones included, with that state.
 
-    Nothing of a NIC that is ``absent`` on either side: that is an unplug, and final.
-
-    :raises msgspec.ValidationError: an item of either spec is malformed.
+    An interface that is ``absent`` on either side is not included: an unplug is final.
     """
-    here = {interface.name: interface.state for interface in vmi.spec.interface_items()}
+    pairs = [
+        (desired.interface, nics.interfaces[name])
+        for name, desired in template.interfaces.items()
+        if name in nics.interfaces
+    ]
     return {
-        interface.name: interface.state
-        for interface in vm.spec.template.spec.interface_items()
-        if ABSENT not in (interface.state, here.get(interface.name, ABSENT)) and here[interface.name] != interface.state
+        desired.name: desired.state
+        for desired, present in pairs
+        if ABSENT not in (desired.state, present.state) and desired.state != present.state
     }
 
 
-def asked_by_template(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> bool:
-    """Whether the running unplug of an interface came from the template: VM and VMI carry the same operation."""
-    wished = operation_of(vm.metadata.annotations, name)
-    running = operation_of(vmi.metadata.annotations, name)
+def is_template_unplug(template: TemplateInterfaces, nics: VmiNics, name: str) -> bool:
+    """Return whether an unplug in progress came from the template: VM and VMI have the same operation."""
+    requested, running = template.operations.get(name), nics.operations.get(name)
     return (
-        wished is not None and running is not None and wished.id == running.id and wished.kind is OperationKind.UNPLUG
+        requested is not None
+        and running is not None
+        and requested.id == running.id
+        and requested.kind is OperationKind.UNPLUG
     )
 
 
-def taken_out(vmi: VirtualMachineInstance, name: str) -> bool:
-    """Whether a NIC was unplugged from this VMI alone: its operation outlived it, until the VMI ends.
+def is_unplugged_until_restart(nics: VmiNics, name: str) -> bool:
+    """Return whether an interface was unplugged from this VMI alone.
 
-    Without that mark the template, which still lists the NIC, would bring it back at once.
+    The operation annotation remains on the VMI after such an unplug. Without it the controller would plug the
+    interface again at once, because the template still contains it.
     """
-    operation = operation_of(vmi.metadata.annotations, name)
-    gone = all(item.get("name") != name for item in vmi.spec.domain.devices.interfaces or ())
-    return gone and operation is not None and operation.kind is OperationKind.UNPLUG
+    operation = nics.operations.get(name)
+    return name not in nics.interfaces and operation is not None and operation.kind is OperationKind.UNPLUG
 
 
-def keeps_mark(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> bool:
-    """Whether an unplug's operation has to outlive its interface on the VMI (see :func:`taken_out`)."""
-    if asked_by_template(vm, vmi, name):
-        return False
-    items = vm.spec.template.spec.domain.devices.interfaces or ()
-    return any(item.get("name") == name and item.get("state") != ABSENT for item in items)
+def must_keep_operation(template: TemplateInterfaces, nics: VmiNics, name: str) -> bool:
+    """Return whether the operation of an unplug must remain (see :func:`is_unplugged_until_restart`)."""
+    desired = template.interfaces.get(name)
+    in_template = desired is not None and desired.kind is OperationKind.PLUG
+    return in_template and not is_template_unplug(template, nics, name)
 
 
-def wished_operation(vm: VirtualMachine, name: str, kind: OperationKind) -> Operation | None:
-    """The operation that was written down with a wish of the template; ``None`` for an edit with kubectl."""
-    written = operation_of(vm.metadata.annotations, name)
-    return written if written is not None and written.kind is kind and written.failed is None else None
+def derive_edit_id(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str, kind: OperationKind) -> str:
+    """Return the id of an operation for an edit of the template without an annotation.
 
-
-def edit_id(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str, kind: OperationKind) -> str:
-    """The id of a wish that an edit of the template brought and nobody wrote an operation for.
-
-    By the VM's generation, told apart from the VMI's own, which counts something else.
+    The id is derived from the generation of the VM. The VM's UID in it prevents a clash with ids that are derived from
+    the generation of the VMI, a different counter.
     """
-    return derived_id(f"{vmi.metadata.uid}/{vm.metadata.uid}", name, kind, vm.metadata.generation)
+    return derive_operation_id(f"{vmi.metadata.uid}/{vm.metadata.uid}", name, kind, vm.metadata.generation)
 
 
-def _named(items: list[Item] | None, name: str) -> Item:
+def _find_item(items: list[SpecItem] | None, name: str) -> SpecItem:
     return next((item for item in items or () if item.get("name") == name), {})
-
-
-def _template(vm: VirtualMachine) -> Iterator[DesiredInterface]:
-    spec = vm.spec.template.spec
-    networks = {network.name: network for network in spec.network_items()}
-    items = {str(item.get("name")): item for item in spec.networks or ()}
-    for item, interface in zip(spec.domain.devices.interfaces or (), spec.interface_items(), strict=True):
-        kind = OperationKind.UNPLUG if interface.state == ABSENT else OperationKind.PLUG
-        yield DesiredInterface(kind, interface, networks.get(interface.name), item, items.get(interface.name))

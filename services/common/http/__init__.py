@@ -1,1 +1,1 @@
-"""HTTP over TCP, TLS and unix sockets: one way to serve (:mod:`~services.common.http.server`) and one to call."""
+"""HTTP over TCP, TLS and unix sockets: :mod:`~services.common.http.server` and :mod:`~services.common.http.client`."""

@@ -1,6 +1,7 @@
-"""Call a server on a unix socket: deadline, classified errors, CLIENT span, trace context in the headers.
+"""HTTP client for a unix socket: deadlines, classified errors, CLIENT spans, trace context in the headers.
 
-A new connection for every call: it costs 50 µs, and a kept one would fail the first call after the server's restart.
+Every call opens a new connection, which costs 50 µs. A reused one would fail the first call after a restart of the
+server. Next: :mod:`services.common.http.server`, the other side.
 """
 
 from typing import Any
@@ -13,27 +14,27 @@ from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import inject
 
 DEADLINE = 30.0
-MAX_ANSWER = 16 * 1024 * 1024
+MAX_RESPONSE = 16 * 1024 * 1024
 
 
 class HttpFailure(Exception):
-    """There is no answer."""
+    """A request without a usable response."""
 
 
 class ConnectFailed(HttpFailure):
-    """Nobody listens there: the request was not sent."""
+    """Nothing listens on the socket. The request was not sent."""
 
 
 class TimedOut(HttpFailure):
-    """No answer before the deadline: the request may have had its effect."""
+    """No response before the deadline. The request may have taken effect."""
 
 
-class BadAnswer(HttpFailure):
-    """The connection broke, or what came is not HTTP: the request may have had its effect."""
+class BadResponse(HttpFailure):
+    """The connection broke, or the response is not HTTP or too large. The request may have taken effect."""
 
 
-class UnixHttp:
-    """The server behind one unix socket."""
+class UnixHttpClient:
+    """Client of the server on one unix socket."""
 
     def __init__(self, path: str, telemetry: Telemetry) -> None:
         self._path = path
@@ -49,10 +50,12 @@ class UnixHttp:
         body: bytes | None = None,
         timeout: float = DEADLINE,
     ) -> tuple[int, bytes]:
-        """Send a request; gives status and body, whatever the status.
+        """Send a request and return status and body, whatever the status.
 
-        :param json: sent as JSON. :param body: sent as it is.
-        :raises HttpFailure: of the class that tells whether the request can have had an effect.
+        :param json: body that is sent as JSON.
+        :param body: body that is sent unchanged.
+        :param timeout: seconds.
+        :raises HttpFailure: there is no response; the subclass says whether the request may have taken effect.
         """
         headers: dict[str, str] = {}
         if json is not None:
@@ -61,12 +64,13 @@ class UnixHttp:
         with self._tracer.start_as_current_span(
             f"{method} {path}",
             kind=SpanKind.CLIENT,
+            # For a unix socket OpenTelemetry defines server.address as its path, and no port.
             attributes={"http.request.method": method, "url.path": path, "server.address": self._path},
             record_exception=False,
         ) as span:
             inject(headers)
             try:
-                status, answer = await self._exchange(method, path, body, headers, timeout)
+                status, content = await self._exchange(method, path, body, headers, timeout)
             except HttpFailure as error:
                 span.set_attribute("error.type", type(error).__name__)
                 span.set_status(StatusCode.ERROR, str(error))
@@ -75,10 +79,10 @@ class UnixHttp:
             if status >= 400:
                 span.set_attribute("error.type", str(status))
                 span.set_status(StatusCode.ERROR)
-            return status, answer
+            return status, content
 
     async def close(self) -> None:
-        """Release the session."""
+        """Close the session. A later request opens a new one."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -87,6 +91,7 @@ class UnixHttp:
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout: float
     ) -> tuple[int, bytes]:
         if self._session is None:
+            # No limit of connections: a CNI ADD may take a minute, and no other call may wait for it.
             connector = aiohttp.UnixConnector(self._path, force_close=True, limit=0)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         limits = aiohttp.ClientTimeout(total=timeout)
@@ -94,15 +99,16 @@ class UnixHttp:
             async with self._session.request(
                 method, f"http://localhost{path}", data=body, headers=headers, timeout=limits, allow_redirects=False
             ) as response:
-                answer = await response.content.read(MAX_ANSWER + 1)
-                while not response.content.at_eof() and len(answer) <= MAX_ANSWER:
-                    answer += await response.content.read(MAX_ANSWER + 1 - len(answer))
+                # `read(n)` returns what has arrived, up to n bytes. One byte more reveals a response over the limit.
+                content = await response.content.read(MAX_RESPONSE + 1)
+                while not response.content.at_eof() and len(content) <= MAX_RESPONSE:
+                    content += await response.content.read(MAX_RESPONSE + 1 - len(content))
         except TimeoutError as error:
-            raise TimedOut(f"{self._path}: no answer within {timeout:g} s") from error
+            raise TimedOut(f"{self._path}: no response within {timeout:g} s") from error
         except aiohttp.ClientConnectorError as error:
             raise ConnectFailed(f"{self._path}: {error.os_error.strerror or error.os_error}") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise BadAnswer(f"{self._path}: {error or type(error).__name__}") from error
-        if len(answer) > MAX_ANSWER:
-            raise BadAnswer(f"{self._path}: answer larger than {MAX_ANSWER} bytes")
-        return response.status, answer
+            raise BadResponse(f"{self._path}: {error or type(error).__name__}") from error
+        if len(content) > MAX_RESPONSE:
+            raise BadResponse(f"{self._path}: response larger than {MAX_RESPONSE} bytes")
+        return response.status, content

@@ -1,4 +1,7 @@
-"""Where a server listens: ``host:port``, ``unix:/path`` or ``fd:N``. Sockets only; what is served is not known here."""
+"""Listening sockets for ``host:port``, ``unix:/path`` or ``fd:N``.
+
+Next: :mod:`services.common.http.server`, which serves on them.
+"""
 
 import contextlib
 import os
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 BACKLOG = 128
+"""Connections that wait to be accepted; the default of aiohttp."""
 _MAX_UNIX_PATH = 107
 """Bytes of a unix socket's path (``sun_path`` of Linux, less its final NUL)."""
 
@@ -16,8 +20,9 @@ _MAX_UNIX_PATH = 107
 class Listener(NamedTuple):
     """A listening socket.
 
-    :ivar address: what it is bound to, in the form it was asked for.
-    :ivar inode: of a unix socket's file, so that only our own is removed.
+    :ivar address: bound address in the form of the setting, with the real port.
+    :ivar path: file of a unix socket.
+    :ivar inode: inode of that file, so that :meth:`unlink` does not remove a successor's file.
     """
 
     socket: socket.socket
@@ -25,8 +30,8 @@ class Listener(NamedTuple):
     path: Path | None = None
     inode: int = 0
 
-    def withdraw(self) -> None:
-        """Remove a unix socket's file, unless a successor has put its own there."""
+    def unlink(self) -> None:
+        """Remove the file of a unix socket, unless another process has replaced it."""
         if self.path is not None:
             with contextlib.suppress(FileNotFoundError):
                 if self.path.stat().st_ino == self.inode:
@@ -34,14 +39,16 @@ class Listener(NamedTuple):
 
 
 def bind(listen: str) -> Listener:
-    """Listen at an address.
+    """Listen on an address.
 
-    :raises ValueError: not an address. :raises OSError: it cannot be bound.
+    :param listen: ``host:port``, ``unix:/path`` or ``fd:N`` for an inherited socket.
+    :raises ValueError: the address is malformed.
+    :raises OSError: the address cannot be bound.
     """
     if listen.startswith("unix:"):
         return _bind_unix(Path(listen.removeprefix("unix:")))
     if listen.startswith("fd:"):
-        return Listener(_listening(socket.socket(fileno=int(listen.removeprefix("fd:")))), listen)
+        return Listener(_start_listening(socket.socket(fileno=int(listen.removeprefix("fd:")))), listen)
     return _bind_tcp(listen)
 
 
@@ -49,48 +56,52 @@ def _bind_tcp(listen: str) -> Listener:
     host, colon, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdigit():
-        raise ValueError(f"not an address to listen on: {listen!r} (host:port, unix:/path or fd:N)")
+        raise ValueError(f"cannot listen on {listen!r}: use host:port, unix:/path or fd:N")
     family, kind, protocol, _, address = socket.getaddrinfo(
         host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    made = socket.socket(family, kind, protocol)
+    sock = socket.socket(family, kind, protocol)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        _listening(made)
+        # A restarted process can bind while old connections are in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        _start_listening(sock)
     except BaseException:
-        made.close()
+        sock.close()
         raise
-    bound = made.getsockname()
-    return Listener(made, f"[{bound[0]}]:{bound[1]}" if family == socket.AF_INET6 else f"{bound[0]}:{bound[1]}")
+    bound = sock.getsockname()
+    return Listener(sock, f"[{bound[0]}]:{bound[1]}" if family == socket.AF_INET6 else f"{bound[0]}:{bound[1]}")
 
 
 def _bind_unix(path: Path) -> Listener:
-    """Bind beside the path and rename over it: no moment without a socket at a restart, none with a wider mode."""
+    """Bind a unix socket beside the path and rename it over the path.
+
+    During a restart there is always a socket at the path, and never one with a wider mode than 0600.
+    """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(f"{path} exists and is not a socket")
+            raise FileExistsError(f"cannot listen on {path}: the file exists and is no socket")
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # The directory has mode 0700, so nobody connects before the socket's own mode is set.
+        # The directory has mode 0700, so no other user can connect before the socket has its own mode.
         with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as private:
             temporary = Path(private) / "s"
             for candidate in (path, temporary):
                 if len(os.fsencode(candidate)) > _MAX_UNIX_PATH:
-                    raise OSError(f"path of a unix socket is longer than {_MAX_UNIX_PATH} bytes: {candidate}")
-            made.bind(str(temporary))
+                    raise OSError(f"cannot listen on {candidate}: the path is longer than {_MAX_UNIX_PATH} bytes")
+            sock.bind(str(temporary))
             temporary.chmod(0o600)
-            _listening(made)
+            _start_listening(sock)
             inode = temporary.stat().st_ino
             temporary.rename(path)
     except BaseException:
-        made.close()
+        sock.close()
         raise
-    return Listener(made, f"unix:{path}", path, inode)
+    return Listener(sock, f"unix:{path}", path, inode)
 
 
-def _listening(made: socket.socket) -> socket.socket:
-    made.listen(BACKLOG)
-    made.setblocking(False)
-    return made
+def _start_listening(sock: socket.socket) -> socket.socket:
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    return sock

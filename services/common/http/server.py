@@ -1,7 +1,7 @@
-"""Serve HTTP as a Kubernetes API server does (errors are ``Status`` JSON) or as Multus does (errors are text).
+"""HTTP server whose errors are ``Status`` JSON, as of a Kubernetes API server, or plain text, as of Multus.
 
-One application maker with body limit, error form and SERVER spans, and one way to listen: TCP, TLS, unix socket or an
-inherited descriptor. What is served is the role's; certificates are :mod:`services.common.http.tls`.
+It provides an application with a body limit and SERVER spans, and listens on TCP, TLS, a unix socket or an inherited
+descriptor. Roles add the routes. Next: :mod:`services.common.http.tls`, the certificates.
 """
 
 import logging
@@ -21,10 +21,10 @@ from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, context_of
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
-ErrorForm: TypeAlias = Literal["status", "text"]
+ErrorFormat: TypeAlias = Literal["status", "text"]
 
 SHUTDOWN_DEADLINE = 4.0
-"""Seconds that requests under way may still take when the server stops."""
+"""Seconds for running requests to finish when the server stops."""
 
 _REASONS = {
     400: "BadRequest",
@@ -49,9 +49,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StatusError(Exception):
-    """Raised by a handler: the answer is an error.
+    """Raised by a handler to respond with an error.
 
-    :ivar code: HTTP status of 400 or more. :ivar reason: CamelCase; the usual one of the code when ``None``.
+    :ivar code: HTTP status of 400 or more.
+    :ivar reason: CamelCase; by default the usual one for the code.
     """
 
     def __init__(
@@ -70,31 +71,35 @@ class StatusError(Exception):
         self.headers = dict(headers or {})
 
 
-def error_response(error: StatusError, form: ErrorForm = "status") -> web.Response:
-    """The answer that an error becomes."""
+def error_response(error: StatusError, form: ErrorFormat = "status") -> web.Response:
+    """Return the response for an error."""
     if form == "text":
         return web.Response(status=error.code, text=f"{error.message}\n", headers=error.headers)
     status = Status(
         status="Failure", message=error.message, reason=error.reason, details=error.details, code=error.code
     )
-    # ``kind`` and ``apiVersion`` are the struct's defaults, which it does not write.
+    # The struct omits its defaults, ``kind`` and ``apiVersion`` among them, but clients need them.
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, **msgspec.to_builtins(status)}
     return web.Response(status=error.code, body=_encode(body), content_type="application/json", headers=error.headers)
 
 
 def make_app(
-    *, telemetry: Telemetry, max_body: int, errors: ErrorForm = "status", traced: bool = True
+    *, telemetry: Telemetry, max_body: int, errors: ErrorFormat = "status", traced: bool = True
 ) -> web.Application:
-    """An application without routes.
+    """Return an application without routes.
 
-    Every error has the asked form: what handlers raise (:class:`StatusError`), no route (404), wrong method (405 with
-    ``Allow``), a body above ``max_body`` bytes, chunked or not (413), and a bug (500, logged with its trace).
+    All errors have the same format: a :class:`StatusError` of a handler, no route (404), a wrong method (405 with
+    ``Allow``), a body that is too large, chunked or not (413), and an unexpected exception (500, logged with its
+    traceback).
 
-    :param traced: make a SERVER span for each request, below the request's ``traceparent``.
+    :param max_body: limit of request bodies in bytes.
+    :param errors: format of errors.
+    :param traced: create a SERVER span for each request, as a child of the request's ``traceparent``.
     """
-    middlewares = [_errors(errors, max_body)]
+    middlewares = [_error_middleware(errors, max_body)]
     if traced:
-        middlewares.insert(0, _spans(telemetry))
+        # Outermost, so that the span has the status of an error response.
+        middlewares.insert(0, _span_middleware(telemetry))
     return web.Application(client_max_size=max_body, middlewares=middlewares)
 
 
@@ -102,12 +107,14 @@ def make_app(
 async def serve(
     app: web.Application, listen: str, *, ssl: SSLContext | None = None, shutdown: float = SHUTDOWN_DEADLINE
 ) -> AsyncIterator[str]:
-    """Serve while the context is open; gives the address bound to (``host:port``, ``unix:/path``).
+    """Serve while the context is open; yield the bound address (``host:port``, ``unix:/path``).
 
     :param listen: ``host:port`` (port 0: any free one), ``unix:/path`` (mode 0600) or ``fd:N`` (inherited).
-    :param shutdown: seconds that requests under way may take when the context ends.
-    :raises OSError: it cannot listen there. :raises ValueError: not an address.
+    :param shutdown: seconds for running requests to finish when the context ends.
+    :raises OSError: the server cannot listen on the address.
+    :raises ValueError: the address is malformed.
     """
+    # The process frame handles signals, and the span middleware logs requests.
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=shutdown)
     await runner.setup()
     listener: Listener | None = None
@@ -116,20 +123,21 @@ async def serve(
         await web.SockSite(runner, listener.socket, ssl_context=ssl).start()
         yield listener.address
     finally:
+        # New clients stop finding the socket before the running requests are waited for.
         if listener is not None:
-            listener.withdraw()
+            listener.unlink()
         await runner.cleanup()
         if listener is not None:
             listener.socket.close()
 
 
 def route_of(request: web.Request) -> str | None:
-    """The template of the route that matched (``/apis/{group}``); ``None`` when none did."""
+    """Return the template of the matched route, such as ``/apis/{group}``; ``None`` if none matched."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else None
 
 
-def _errors(form: ErrorForm, max_body: int) -> Any:
+def _error_middleware(form: ErrorFormat, max_body: int) -> Any:
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -137,24 +145,24 @@ def _errors(form: ErrorForm, max_body: int) -> Any:
                 raise web.HTTPRequestEntityTooLarge(max_body, request.content_length)
             return await handler(request)
         except StatusError as error:
-            found = error
+            failure = error
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            found = _of_http_exception(request, error, max_body)
+            failure = _from_http_exception(request, error, max_body)
         except Exception:
-            _log.exception("bug in a handler: %s %s", request.method, request.path)
-            found = StatusError(500, None, "internal error; the log has the details")
-        response = error_response(found, form)
-        if found.code == 413:
-            # What is left of the body would be read as the next request.
+            _log.exception("unexpected error in a request handler: %s %s", request.method, request.path)
+            failure = StatusError(500, None, "internal error; see the log of this process")
+        response = error_response(failure, form)
+        if failure.code == 413:
+            # The unread rest of the body would be parsed as the next request.
             response.force_close()
         return response
 
     return errors
 
 
-def _of_http_exception(request: web.Request, error: web.HTTPException, max_body: int) -> StatusError:
+def _from_http_exception(request: web.Request, error: web.HTTPException, max_body: int) -> StatusError:
     if isinstance(error, web.HTTPMethodNotAllowed):
         message = f"{request.method} is not allowed on {request.path}; allowed: {error.headers.get('Allow', '')}"
         return StatusError(405, None, message, headers={"Allow": error.headers.get("Allow", "")})
@@ -165,7 +173,7 @@ def _of_http_exception(request: web.Request, error: web.HTTPException, max_body:
     return StatusError(error.status, None, error.text or error.reason or HTTPStatus(error.status).phrase)
 
 
-def _spans(telemetry: Telemetry) -> Any:
+def _span_middleware(telemetry: Telemetry) -> Any:
     tracer = telemetry.tracer
 
     @web.middleware

@@ -1,5 +1,6 @@
-"""The Kubernetes API as the roles use it: raw JSON over one aiohttp session, decoded into partial structs.
+"""Client of the Kubernetes API: raw JSON over one aiohttp session, decoded into partial structs.
 
-:mod:`~services.common.kube.client` does single requests, :mod:`~services.common.kube.reflector` keeps a store in
-step by list and watch, :mod:`~services.common.kube.errors` says what a failure means for the caller.
+:mod:`~services.common.kube.client` sends single requests over a :mod:`~services.common.kube.session`,
+:mod:`~services.common.kube.cache` keeps objects in sync by list and watch, :mod:`~services.common.kube.errors`
+classifies failures. Start with :mod:`services.common.kube.client`.
 """

@@ -1,65 +1,37 @@
-"""Requests to the Kubernetes API: one keep-alive session, raw JSON in and out, answers decoded into partial structs.
+"""Client of the Kubernetes API: single requests with raw JSON, responses decoded into partial structs.
 
-Every call has a deadline, a CLIENT span and a classified error (:mod:`services.common.kube.errors`); the session is
-:mod:`services.common.kube.transport`. Nothing is retried here: what to do next is the caller's decision.
-Next: :mod:`services.common.kube.reflector`, which keeps a store in step on top of :meth:`Kube.list_raw` and
+Every call has a deadline, a CLIENT span and a classified error (:mod:`services.common.kube.errors`). Nothing is retried
+here: the caller decides. The session is :mod:`services.common.kube.session.transport`.
+Next: :mod:`services.common.kube.cache.reflector`, which keeps a store in sync by :meth:`Kube.list_raw` and
 :meth:`Kube.watch`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from schemas.kube import Resource
 from services.common.kube import patch as json_patches
-from services.common.kube.auth import ClusterAccess
-from services.common.kube.errors import BadApiAnswer
-from services.common.kube.transport import DEADLINE, JSON, KubeResponse, Transport
+from services.common.kube.errors import BadApiResponse
+from services.common.kube.listing import Listing, RawListing, decode_page
+from services.common.kube.session.auth import ClusterAccess
+from services.common.kube.session.transport import DEADLINE, JSON, JSON_PATCH, KubeResponse, Transport
 from services.common.telemetry.propagation import HasTracer
 
 T = TypeVar("T")
 
-JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Listing(msgspec.Struct, Generic[T], frozen=True):
-    """The objects of a collection at one version.
-
-    :ivar skipped: how many objects could not be decoded and are missing.
-    """
-
-    items: list[T]
-    resource_version: str
-    skipped: int = 0
-
-
-class RawListing(msgspec.Struct, frozen=True):
-    """The same, undecoded."""
-
-    items: list[msgspec.Raw]
-    resource_version: str
-
-
-class _ListMeta(msgspec.Struct, frozen=True, rename="camel"):
-    resource_version: str = ""
-    continue_: str = msgspec.field(default="", name="continue")
-
-
-class _List(msgspec.Struct, frozen=True):
-    metadata: _ListMeta = _ListMeta()
-    items: list[msgspec.Raw] | None = None
-
-
-_list_decoder = msgspec.json.Decoder(_List)
-
-
 class Kube:
-    """A cluster's API. Made by :meth:`connect`; :meth:`close` it, or use it as an async context manager."""
+    """Client of one cluster's API.
+
+    Create it by :meth:`connect`, and :meth:`close` it or use it as an async context manager.
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -67,17 +39,17 @@ class Kube:
 
     @property
     def access(self) -> ClusterAccess:
-        """Address and credentials: ``server``, ``context``, ``namespace``."""
+        """Address and credentials of the cluster: ``server``, ``context``, ``namespace``."""
         return self._transport.access
 
     @classmethod
     async def connect(
         cls, *, kubeconfig: str | None, telemetry: HasTracer, user_agent: str, context: str | None = None
     ) -> "Kube":
-        """Read the configuration and make the session; no request yet.
+        """Read the configuration and create the session, without sending a request.
 
         :param kubeconfig: path(s) as in ``KUBECONFIG``; ``None``: ``~/.kube/config``, else the pod's service account.
-        :param context: of the kubeconfig; ``None``: its current one.
+        :param context: context of the kubeconfig; ``None`` for its current context.
         :raises KubeconfigError: there is no usable configuration.
         """
         access = ClusterAccess(kubeconfig, context)
@@ -97,10 +69,11 @@ class Kube:
     async def get(self, resource: Resource[T], namespace: str | None, name: str) -> T:
         """Read one object, live.
 
-        :raises NotFound: there is none. :raises KubeError: any other failure.
+        :raises NotFound: there is no such object.
+        :raises KubeError: any other failure.
         """
-        answer = await self._call("get", resource, "GET", namespace, name)
-        return self.decode(resource, answer.body)
+        response = await self._call("get", resource, "GET", namespace, name)
+        return self.decode(resource, response.body)
 
     async def list(
         self,
@@ -110,16 +83,19 @@ class Kube:
         labels: str | None = None,
         fields: str | None = None,
     ) -> Listing[T]:
-        """Read a collection, live; ``namespace=None`` reads all namespaces.
+        """Read a collection, live.
 
-        :param labels: a label selector. :param fields: a field selector.
+        :param namespace: ``None`` for all namespaces.
+        :param labels: label selector.
+        :param fields: field selector.
         """
         raw = await self.list_raw(resource, namespace, labels=labels, fields=fields)
         items: list[T] = []
         for item in raw.items:
             try:
                 items.append(self.decode(resource, item))
-            except BadApiAnswer:
+            except BadApiResponse:
+                # One malformed object must not hide the others.
                 continue
         return Listing(items, raw.resource_version, skipped=len(raw.items) - len(items))
 
@@ -132,15 +108,12 @@ class Kube:
         fields: str | None = None,
         timeout: float = 30.0,
     ) -> RawListing:
-        """Read a collection undecoded, following ``continue`` tokens."""
+        """Read a collection without decoding its objects, following ``continue`` tokens."""
         query = _selectors(labels, fields)
         items: list[msgspec.Raw] = []
         while True:
-            answer = await self._call("list", resource, "GET", namespace, None, query=query, timeout=timeout)
-            try:
-                page = _list_decoder.decode(answer.body)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise BadApiAnswer(f"list of {resource.plural}: {error}", status=answer.status) from error
+            response = await self._call("list", resource, "GET", namespace, None, query=query, timeout=timeout)
+            page = decode_page(resource.plural, response.status, response.body)
             items += page.items or []
             if not page.metadata.continue_:
                 return RawListing(items, page.metadata.resource_version)
@@ -158,8 +131,8 @@ class Kube:
 
         :raises AlreadyExists: the name is taken.
         """
-        answer = await self._call("create", resource, "POST", namespace, None, body=body, timeout=timeout)
-        return self.decode(resource, answer.body)
+        response = await self._call("create", resource, "POST", namespace, None, body=body, timeout=timeout)
+        return self.decode(resource, response.body)
 
     async def json_patch(
         self,
@@ -172,12 +145,13 @@ class Kube:
     ) -> T:
         """Apply a JSON patch (:mod:`services.common.kube.patch`).
 
-        :raises PatchTestFailed: a ``test`` no longer holds: read again. :raises Invalid: the result is not valid.
+        :raises PatchTestFailed: a ``test`` no longer matches; read the object again.
+        :raises Invalid: the patched object would be invalid.
         """
-        answer = await self._call(
+        response = await self._call(
             "patch", resource, "PATCH", namespace, name, subresource, body=ops, content_type=JSON_PATCH
         )
-        return self.decode(resource, answer.body)
+        return self.decode(resource, response.body)
 
     async def merge_patch(
         self,
@@ -188,14 +162,14 @@ class Kube:
         *,
         subresource: str | None = None,
     ) -> T:
-        """Apply a merge patch (RFC 7386); with ``metadata.resourceVersion`` in it, only to that version.
+        """Apply a merge patch (RFC 7386). A patch with ``metadata.resourceVersion`` applies to that version only.
 
         :raises Conflict: the object has another version.
         """
-        answer = await self._call(
+        response = await self._call(
             "patch", resource, "PATCH", namespace, name, subresource, body=body, content_type=MERGE_PATCH
         )
-        return self.decode(resource, answer.body)
+        return self.decode(resource, response.body)
 
     async def delete(
         self,
@@ -208,8 +182,10 @@ class Kube:
     ) -> None:
         """Delete an object.
 
-        :param grace: seconds. :param uid: only if the object has this UID.
-        :raises NotFound: there is none. :raises Conflict: it has another UID.
+        :param grace: grace period in seconds.
+        :param uid: delete only an object with this UID.
+        :raises NotFound: there is no such object.
+        :raises Conflict: the object has another UID.
         """
         options: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1"}
         if grace is not None:
@@ -232,11 +208,13 @@ class Kube:
     ) -> KubeResponse:
         """Send any request.
 
-        :param body: bytes as they are, anything else as JSON. :param content_type: of the body, JSON if not given.
-        :param span: name of the span; ``kube METHOD`` if not given.
-        :raises KubeError: of the class that tells what it means, for every answer of 400 or more and for none.
+        :param body: bytes are sent unchanged, anything else as JSON.
+        :param content_type: type of the body; JSON by default.
+        :param timeout: seconds.
+        :param span: name of the span; ``kube METHOD`` by default.
+        :raises KubeError: the status is 400 or more, or there is no response.
         """
-        guarded = content_type == JSON_PATCH and not isinstance(body, bytes) and json_patches.is_guarded(body)
+        guarded = not isinstance(body, bytes) and json_patches.is_guarded(body)
         if body is not None:
             content_type = content_type or JSON
             body = body if isinstance(body, bytes) else _encode(body)
@@ -263,11 +241,13 @@ class Kube:
         duration: float = 300.0,
         idle: float = 75.0,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a watch; gives the stream's chunks, to be split into lines by the caller.
+        """Open a watch, and yield the chunks of its stream. The caller splits them into lines.
 
-        :param duration: seconds after which the server shall end it. :param idle: seconds of silence after which the
-            connection counts as dead (bookmarks come about once a minute).
-        :raises Gone: the version is too old. :raises Unavailable: also while reading, when the connection breaks.
+        :param duration: seconds after which the server ends the watch.
+        :param idle: seconds without data after which the connection counts as dead. Bookmarks arrive about once a
+            minute.
+        :raises Gone: the resource version is too old.
+        :raises Unavailable: no response, or, while reading, a broken connection.
         """
         query = _selectors(labels, fields) | {
             "watch": "true",
@@ -280,16 +260,17 @@ class Kube:
     def stream(
         self, path: str, query: Mapping[str, str], *, idle: float
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Read an answer that does not end soon; gives its chunks.
+        """Open a long-running response, and yield its chunks.
 
-        :param idle: as of :meth:`watch`. :raises KubeError: also while reading, when the connection breaks.
+        :param idle: seconds without data after which the connection counts as dead.
+        :raises KubeError: the request failed, or, while reading, the connection broke.
         """
         return self._transport.stream(path, query, idle=idle)
 
     def decode(self, resource: Resource[T], body: bytes | msgspec.Raw) -> T:
         """Decode an object of a resource.
 
-        :raises BadAnswer: it is not one.
+        :raises BadApiResponse: the body is no such object.
         """
         decoder = self._decoders.get(resource.type)
         if decoder is None:
@@ -297,7 +278,7 @@ class Kube:
         try:
             decoded: T = decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadApiAnswer(f"not a usable {resource.kind}: {error}") from error
+            raise BadApiResponse(f"cannot decode {resource.kind}: {error}") from error
         return decoded
 
     async def _call(
@@ -314,7 +295,7 @@ class Kube:
         content_type: str | None = None,
         timeout: float = DEADLINE,
     ) -> KubeResponse:
-        what = f"{resource.plural}/{subresource}" if subresource else resource.plural
+        target = f"{resource.plural}/{subresource}" if subresource else resource.plural
         return await self.request(
             method,
             resource.path(namespace, name, subresource),
@@ -322,7 +303,7 @@ class Kube:
             body=body,
             content_type=content_type,
             timeout=timeout,
-            span=f"kube {verb} {what}",
+            span=f"kube {verb} {target}",
         )
 
 

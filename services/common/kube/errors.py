@@ -1,4 +1,4 @@
-"""What a failed request to the Kubernetes API means for the caller; the answer's body says more than its status does.
+"""Errors of requests to the Kubernetes API, classified by what the caller can do about them.
 
 ::
 
@@ -8,12 +8,13 @@
       AlreadyExists       the name is taken
       Gone                a resource version is too old: list again
       Invalid             refused by the object's schema or rules
-        PatchTestFailed   a JSON patch whose ``test`` (or path) no longer fits the object: read again
-      Unavailable         no answer, or one that says "later": try again
-        BadApiAnswer         an answer that is not the API's
-      KubeconfigError     no usable configuration; no request was made
+        PatchTestFailed   a ``test`` (or path) of a JSON patch no longer fits the object: read it again
+      Unavailable         no response, or one that asks for a later attempt
+        BadApiResponse    a response that is not the API's
+      KubeconfigError     no usable configuration; no request was sent
 
-The reasons are those of ``k8s.io/apimachinery/pkg/apis/meta/v1`` (``StatusReason``).
+The reasons are those of ``k8s.io/apimachinery/pkg/apis/meta/v1`` (``StatusReason``). For 409, 410, 413 and 422 the
+reason of the ``Status`` in the body decides, because these statuses have several meanings.
 """
 
 import re
@@ -26,19 +27,24 @@ from schemas.kube import Status
 
 _status = msgspec.json.Decoder(Status)
 _MAX_MESSAGE = 1024
+"""Bytes of a body that is no ``Status``, such as a proxy's error page."""
 _TEST_FAILED = re.compile(r"\btest(?:ing)?\b", re.IGNORECASE)
 
 
 class KubeError(Exception):
     """A request that failed.
 
-    :ivar status: HTTP status, 0 when there was no answer.
-    :ivar reason: of the ``Status``, CamelCase. :ivar message: for people.
-    :ivar status_body: the decoded ``Status``, where the answer was one.
-    :ivar retry_after: seconds, where the answer named them.
-    :cvar transient: the same intent may succeed later, after a fresh look; ``False`` where the request itself is wrong.
+    :ivar status: HTTP status; 0 if there was no response.
+    :ivar reason: reason of the ``Status``, CamelCase; the class name if there was none.
+    :ivar message: text for users.
+    :ivar status_body: the decoded ``Status``; ``None`` if the response was none.
+    :ivar retry_after: seconds that the response asks to wait; ``None`` if it names none.
+    :ivar conflict: whether a guarded request failed because another writer was first.
+    :cvar transient: whether a new attempt, after reading the object again, may succeed; ``False`` if the request itself
+        is wrong.
     """
 
+    # ADR 6: this includes 403 and 404, whose cause others may remove.
     transient: ClassVar[bool] = True
 
     def __init__(
@@ -56,6 +62,7 @@ class KubeError(Exception):
         self.message = message
         self.status_body = status_body
         self.retry_after = retry_after
+        self.conflict = False
 
 
 class BadRequest(KubeError):
@@ -107,11 +114,11 @@ class PatchTestFailed(Invalid):
 
 
 class Unavailable(KubeError):
-    """No answer (refused, reset, deadline), or 429 or 5xx: later it may go."""
+    """No response (refused, reset, deadline), or 429 or 5xx."""
 
 
-class BadApiAnswer(Unavailable):
-    """An answer that is not the API's: no JSON, or not of the expected shape."""
+class BadApiResponse(Unavailable):
+    """A response that is not the API's: no JSON, or not of the expected shape."""
 
 
 class KubeconfigError(KubeError):
@@ -140,9 +147,9 @@ _BY_STATUS: dict[int, type[KubeError]] = {
 
 
 def classify(status: int, body: bytes, headers: Mapping[str, str], *, guarded: bool = False) -> KubeError:
-    """The error behind an answer of 400 or more.
+    """Return the error for a response with an HTTP status of 400 or more.
 
-    :param guarded: the request was a JSON patch with ``test`` operations.
+    :param guarded: whether the request was a JSON patch with ``test`` operations.
     """
     decoded = _decode(body)
     reason = (decoded.reason if decoded else None) or ""
@@ -162,7 +169,7 @@ def classify(status: int, body: bytes, headers: Mapping[str, str], *, guarded: b
 
 
 def of_status(status: Status) -> KubeError:
-    """The error behind a ``Status`` object that came inside a watch."""
+    """Return the error for a ``Status`` object received in a watch."""
     code = status.code or 500
     kind = _BY_REASON.get(status.reason or "") or _BY_STATUS.get(code) or (Unavailable if code >= 500 else KubeError)
     retry_after = status.details.retry_after_seconds if status.details else None
@@ -176,9 +183,9 @@ def of_status(status: Status) -> KubeError:
 
 
 def _is_patch_failure(status: Status | None) -> bool:
-    # kube-apiserver answers a failed ``test`` with a generic 422 that names no object and no cause
-    # (apiserver/pkg/endpoints/handlers/patch.go, NewGenericServerResponse); an object that was patched and then found
-    # invalid is named, with a cause for each field.
+    # kube-apiserver responds to a failed ``test`` with a generic 422 that names neither object nor cause
+    # (apiserver/pkg/endpoints/handlers/patch.go, NewGenericServerResponse). If the patched object is invalid, the 422
+    # names the object, with a cause per field.
     if status is None:
         return True
     details = status.details

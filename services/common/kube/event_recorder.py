@@ -1,8 +1,8 @@
-"""Kubernetes EventRecorder about what a role did or could not do, as ``kubectl describe`` shows them.
+"""Recorder of Kubernetes Events, which ``kubectl describe`` shows below an object.
 
-Names are deterministic, so a role that does the same again (after a restart, at a resync) emits nothing twice. Best
-effort: an Event that cannot be written is logged, never a reason to fail. Not the bus' events
-(:mod:`schemas.events`).
+Event names are deterministic, so a role that records the same Event again (after a restart, at a resync) creates no
+second one. Recording is best effort: a failure is logged and never raised. The events of the bus are
+:mod:`schemas.events`.
 """
 
 import asyncio
@@ -14,33 +14,35 @@ from typing import Any, Literal
 
 from schemas.encoding import NO_NODE
 from schemas.kube import EVENTS
-from services.common import faults
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError
-from services.common.logs import Log
+from services.common.telemetry.logs import Log
 
 MAX_MESSAGE = 1024
-"""Bytes; kube-apiserver refuses longer ones (core validation ``NoteLengthLimit``)."""
+"""Bytes. kube-apiserver refuses longer messages (core validation ``NoteLengthLimit``)."""
 MAX_NAME = 253
+"""Characters of an object's name (DNS subdomain, RFC 1123)."""
 DEADLINE = 2.0
-REMEMBERED = 1024
+"""Seconds for one request; recording is best effort."""
+MAX_RECORDED = 1024
+"""Events that are remembered as recorded. A forgotten one costs a request, which the API server answers with 409."""
 
 
 class EventRecorder:
-    """Emits the EventRecorder of one role.
+    """Recorder of one role's Events.
 
-    :param node: where the role runs; ``_`` for none.
+    :param role: name of the role; the Events' component is ``hotnic-<role>``.
+    :param node: node of the role; ``_`` for none.
     """
 
     def __init__(self, kube: Kube, role: str, *, log: Log, node: str = NO_NODE) -> None:
         self._kube = kube
         self._log = log
-        self._role = role
         self._component = f"hotnic-{role}"
         self._host = "" if node == NO_NODE else node
-        self._emitted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._recorded: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    async def emit(
+    async def record(
         self,
         *,
         about: Mapping[str, str],
@@ -50,32 +52,34 @@ class EventRecorder:
         key: tuple[str, ...],
         annotations: Mapping[str, str] | None = None,
     ) -> None:
-        """Emit an Event once; never raises.
+        """Create an Event unless it exists; never raise.
 
         :param about: ``kind``, ``api_version``, ``namespace``, ``name``, ``uid`` of the object.
-        :param reason: CamelCase. :param message: cut at 1024 bytes.
-        :param key: what makes it this Event and no other (operation, stage, reason); with the object's name it gives
-            the Event's name. :param annotations: of the Event.
+        :param reason: CamelCase.
+        :param message: truncated to 1024 bytes.
+        :param key: identity of the Event, such as operation, stage and reason. The Event's name is made of it and the
+            object's name.
+        :param annotations: annotations of the Event.
         """
         namespace = about.get("namespace") or "default"
         name = event_name(about["name"], key)
-        if (namespace, name) in self._emitted:
+        if (namespace, name) in self._recorded:
             return
         body = self._body(about, namespace, name, type, reason, message)
         if annotations:
             body["metadata"]["annotations"] = dict(annotations)
         try:
             async with asyncio.timeout(DEADLINE):
-                with faults.step(f"{self._role}.event"):
-                    await self._kube.create(EVENTS, namespace, body)
+                await self._kube.create(EVENTS, namespace, body)
         except AlreadyExists:
+            # Recorded before a restart of this role, or by another replica.
             pass
         except (KubeError, TimeoutError) as error:
-            self._log.warning("event not written", name=name, reason=reason, error=str(error) or "no answer in time")
+            self._log.warning("event not recorded", name=name, reason=reason, error=str(error) or "no response in time")
             return
-        self._emitted[(namespace, name)] = None
-        if len(self._emitted) > REMEMBERED:
-            self._emitted.popitem(last=False)
+        self._recorded[(namespace, name)] = None
+        if len(self._recorded) > MAX_RECORDED:
+            self._recorded.popitem(last=False)
 
     def _body(
         self, about: Mapping[str, str], namespace: str, name: str, type: str, reason: str, message: str
@@ -95,7 +99,7 @@ class EventRecorder:
             },
             "type": type,
             "reason": reason,
-            "message": _cut(message, MAX_MESSAGE),
+            "message": _truncate(message, MAX_MESSAGE),
             "source": source,
             "reportingComponent": self._component,
             "reportingInstance": self._host or self._component,
@@ -106,7 +110,7 @@ class EventRecorder:
 
 
 def event_name(name: str, key: tuple[str, ...]) -> str:
-    """``<name>.<hash of the key>``, the name shortened where both would not fit.
+    """Return ``<name>.<hash of the key>``, with the name shortened if both do not fit into 253 bytes.
 
     >>> event_name("vm1", ("op", "guest-attached", "Attached"))
     'vm1.e2f75606fad37d61'
@@ -115,7 +119,7 @@ def event_name(name: str, key: tuple[str, ...]) -> str:
     return f"{name[: MAX_NAME - len(digest) - 1]}.{digest}"
 
 
-def _cut(text: str, limit: int) -> str:
+def _truncate(text: str, limit: int) -> str:
     raw = text.encode()
     if len(raw) <= limit:
         return text

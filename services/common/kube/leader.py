@@ -1,8 +1,9 @@
-"""Leader election on a Lease: of several replicas one leads, and another takes over when it is gone.
+"""Leader election on a Lease: one of several replicas leads, and another takes over when it is gone.
 
-As client-go does it: a lease that has not changed for its duration, by one's own clock, is free; every write is bound
-to the version that was read. A leader that cannot renew stops before the others may start. A replica that comes back
-under its own identity (a container restarted in its pod) goes on at once; of two that share one, the later one leads.
+It follows client-go. A lease is free once it has not changed for its duration, by the replica's own clock, so clocks
+need not agree. Every write is bound to the resource version that was read. A leader that cannot renew stops before the
+others may start. A replica that restarts under its own identity (a container restarted in its pod) continues at once;
+if two replicas share an identity, the later one leads.
 """
 
 import asyncio
@@ -16,12 +17,17 @@ import msgspec
 
 from schemas.kube import LEASES, Lease, LeaseSpec, Resource
 from services.common.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
-from services.common.logs import Log
+from services.common.telemetry.logs import Log
 
 
-class Timing(msgspec.Struct, frozen=True):
-    """Seconds. :ivar duration: how long others wait for a silent leader. :ivar deadline: how long one that cannot
-    renew goes on leading; less than the duration. :ivar renew: between two renewals. :ivar retry: between two looks.
+class LeaseTiming(msgspec.Struct, frozen=True):
+    """Durations of leader election, in seconds. Duration and deadline are the defaults of Kubernetes' own controllers.
+
+    :ivar duration: how long the others wait for a leader that does not renew.
+    :ivar deadline: how long a leader that cannot renew continues; less than ``duration``.
+    :ivar renew: between two renewals.
+    :ivar retry: between two attempts to acquire the lease.
+    :ivar release: for releasing the lease at the end.
     """
 
     duration: float = 15.0
@@ -31,41 +37,44 @@ class Timing(msgspec.Struct, frozen=True):
     release: float = 1.0
 
 
-class Leases(Protocol):
-    """What is needed of :class:`services.common.kube.client.Kube`."""
+class LeaseClient(Protocol):
+    """The part of :class:`services.common.kube.client.Kube` that is used."""
 
     async def get(self, resource: Resource[Lease], namespace: str | None, name: str) -> Lease:
-        """Read one."""
+        """Read a Lease."""
         ...
 
     async def create(self, resource: Resource[Lease], namespace: str | None, body: Mapping[str, Any]) -> Lease:
-        """Make one."""
+        """Create a Lease."""
         ...
 
     async def merge_patch(
         self, resource: Resource[Lease], namespace: str | None, name: str, body: Mapping[str, Any]
     ) -> Lease:
-        """Change one."""
+        """Patch a Lease."""
         ...
 
 
 class Leader:
-    """One replica's part.
+    """One replica's participation in an election.
 
-    :param on_state: called when the lease can (not) be read and written, with why not.
+    :param namespace: namespace of the Lease.
+    :param name: name of the Lease.
+    :param identity: holder identity of this replica.
+    :param on_state: called with whether the Lease can be read and written, and otherwise the reason.
     :ivar leading: whether this replica leads.
     """
 
     def __init__(
         self,
-        kube: Leases,
+        kube: LeaseClient,
         namespace: str,
         name: str,
         identity: str,
         *,
         log: Log,
         on_state: Callable[[bool, str], None] = lambda _ok, _why: None,
-        timing: Timing | None = None,
+        timing: LeaseTiming | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._kube = kube
@@ -74,42 +83,43 @@ class Leader:
         self._identity = identity
         self._log = log.bind(lease=f"{namespace}/{name}", identity=identity)
         self._on_state = on_state
-        self._timing = timing or Timing()
+        self._timing = timing or LeaseTiming()
         self._rng = rng or random.Random()
         self._held: Lease | None = None
-        self._seen: tuple[str, float] = ("", 0.0)
-        self._started = False
+        self._observed: tuple[str, float] = ("", 0.0)
+        self._has_led = False
         self.leading = False
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
-        """Run ``lead`` whenever this replica leads, until cancelled; ``lead`` is cancelled when it no longer does.
+        """Run ``lead`` while this replica leads, until cancelled.
 
-        Whatever ``lead`` raises is raised; the lease is given back then, as it is when this is cancelled.
+        ``lead`` is cancelled when the lease is lost. The lease is released when ``lead`` raises, which is raised again,
+        and when this call is cancelled.
         """
         while True:
             await self._acquire()
-            self._log.info("leading")
+            self._log.info("leadership acquired")
             self.leading = True
             work = asyncio.ensure_future(lead())
             try:
-                await self._keep(work)
+                await self._renew_until_lost(work)
             finally:
                 self.leading = False
                 work.cancel()
                 await asyncio.wait({work})
                 await self._release()
-            self._log.warning("no longer leading")
+            self._log.warning("leadership lost")
             if not work.cancelled():
                 work.result()
 
     async def _acquire(self) -> None:
         while True:
-            if await self._tried():
+            if await self._try_acquire():
                 return
             await asyncio.sleep(self._timing.retry * self._rng.uniform(0.8, 1.2))
 
-    async def _tried(self) -> bool:
-        """Take the lease if it is free."""
+    async def _try_acquire(self) -> bool:
+        """Acquire the lease if it is free; return whether this replica holds it now."""
         loop = asyncio.get_running_loop()
         try:
             try:
@@ -118,25 +128,27 @@ class Leader:
                 self._held = await self._kube.create(LEASES, self._namespace, self._document(0))
             else:
                 spec = found.spec
-                # Under our name: we, before we were restarted. Once we have led, somebody who took it from us.
-                if spec.holder_identity and (spec.holder_identity != self._identity or self._started):
-                    if self._seen[0] != found.metadata.resource_version:
-                        self._seen = (found.metadata.resource_version, loop.time())
-                    if loop.time() - self._seen[1] < (spec.lease_duration_seconds or self._timing.duration):
+                # A lease under our identity is ours from before a restart. If this process has held it already, another
+                # replica with the same identity has taken it.
+                if spec.holder_identity and (spec.holder_identity != self._identity or self._has_led):
+                    if self._observed[0] != found.metadata.resource_version:
+                        # The duration starts when this replica observes a change, whatever the holder's clock says.
+                        self._observed = (found.metadata.resource_version, loop.time())
+                    if loop.time() - self._observed[1] < (spec.lease_duration_seconds or self._timing.duration):
                         self._on_state(True, "")
                         return False
                 self._held = await self._patch(found, self._spec((spec.lease_transitions or 0) + 1))
         except (AlreadyExists, Conflict):
             return False
         except KubeError as error:
-            self._on_state(False, f"lease {self._namespace}/{self._name}: {error.message}")
+            self._on_state(False, f"cannot acquire lease {self._namespace}/{self._name}: {error.message}")
             return False
-        self._started = True
+        self._has_led = True
         self._on_state(True, "")
         return True
 
-    async def _keep(self, work: "asyncio.Future[None]") -> None:
-        """Renew until the work has ended or the lease is lost."""
+    async def _renew_until_lost(self, work: "asyncio.Future[None]") -> None:
+        """Renew the lease until the work has ended or the lease is lost."""
         loop = asyncio.get_running_loop()
         renewed, pause = loop.time(), self._timing.renew
         while True:
@@ -147,24 +159,25 @@ class Leader:
                 return
             try:
                 async with asyncio.timeout_at(renewed + self._timing.deadline):
-                    asked = loop.time()
-                    mine = await self._renewed()
+                    # Before the request: the others may have observed the renewal at any time since.
+                    requested = loop.time()
+                    held = await self._renew()
             except (KubeError, TimeoutError) as error:
-                self._log.warning("the lease is not renewed", error=str(error) or "no answer in time")
+                self._log.warning("lease renewal failed", error=str(error) or "no response in time")
                 if loop.time() >= renewed + self._timing.deadline:
-                    self._on_state(False, f"lease {self._namespace}/{self._name}: {error}")
+                    self._on_state(False, f"cannot renew lease {self._namespace}/{self._name}: {error}")
                     return
                 pause = self._timing.retry
                 continue
-            if not mine:
+            if not held:
                 self._held = None
                 return
-            renewed, pause = asked, self._timing.renew
+            renewed, pause = requested, self._timing.renew
 
-    async def _renewed(self) -> bool:
-        """Renew; ``False`` when the lease has become another's.
+    async def _renew(self) -> bool:
+        """Renew the lease; return ``False`` if another replica holds it.
 
-        :raises KubeError: it may still be ours.
+        :raises KubeError: the renewal failed, and this replica may still hold the lease.
         """
         held = self._held
         assert held is not None
@@ -174,19 +187,21 @@ class Leader:
         except NotFound:
             return False
         except Conflict:
+            # The Lease has another version. Anyone may have edited it, so what counts is who holds it.
             found = await self._kube.get(LEASES, self._namespace, self._name)
-            if not _same(found.spec, held.spec):
+            if not _same_term(found.spec, held.spec):
                 return False
             self._held = await self._patch(found, renewal)
         return True
 
     async def _release(self) -> None:
-        """Let the next one begin at once. Best effort."""
+        """Release the lease, so that another replica can lead at once. Best effort."""
         held, self._held = self._held, None
         if held is None:
             return
         with suppress(KubeError, TimeoutError):
             async with asyncio.timeout(self._timing.release):
+                # As client-go's ReleaseOnCancel: a lease without a holder is free at once.
                 await self._patch(held, {"holderIdentity": "", "renewTime": _now()})
 
     async def _patch(self, found: Lease, spec: Mapping[str, Any]) -> Lease:
@@ -212,8 +227,8 @@ class Leader:
         }
 
 
-def _same(one: LeaseSpec, other: LeaseSpec) -> bool:
-    """Whether it is one and the same holding, not merely the same name."""
+def _same_term(one: LeaseSpec, other: LeaseSpec) -> bool:
+    """Return whether both specs are the same term of the same holder."""
     return (one.holder_identity, one.acquire_time, one.lease_transitions) == (
         other.holder_identity,
         other.acquire_time,

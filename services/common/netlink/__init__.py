@@ -1,4 +1,5 @@
-"""Links, addresses and routes of a network namespace, over rtnetlink, without entering it for longer than a moment.
+"""rtnetlink client for network namespaces: links, addresses, routes, sysctls, taps and packet sockets.
 
-What is done to them is decided elsewhere; nothing here knows of VMs. Start at :mod:`services.common.netlink.pool`.
+This package knows nothing of VMs; callers decide what to change. Start with :mod:`services.common.netlink.pool`; the
+protocol is :mod:`services.common.netlink.rtnetlink`.
 """

@@ -1,7 +1,7 @@
-"""The way into one network namespace: an rtnetlink conversation kept for a while, and short visits by a thread.
+"""Access to one network namespace: a cached rtnetlink connection, and functions run inside by a short-lived thread.
 
-A conversation is opened on first use and closed when idle, because an open socket keeps a namespace alive after its pod
-is gone. What is said in it stands in :mod:`services.common.netlink.netns`.
+The connection opens on first use and closes when idle, because an open socket keeps a namespace alive after its pod is
+gone. Next: :mod:`services.common.netlink.netns`, the operations that use it.
 """
 
 import asyncio
@@ -12,22 +12,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from services.common.netlink import inside
-from services.common.netlink.connection import ConnectionClosed, NetlinkConnection
-from services.common.netlink.errors import NetlinkFailure, NetnsGone, classified
+from services.common.netlink import netns_thread
+from services.common.netlink.errors import NetlinkFailure, NetnsGone, classify_errno
+from services.common.netlink.rtnetlink.connection import ConnectionClosed, NetlinkConnection
 
 T = TypeVar("T")
 
 _NAMESPACE_LINK = re.compile(r"\w+:\[\d+\]")
 _MAX_LINKS = 40
+"""Symbolic links in one path: the kernel's own limit (path_resolution(7))."""
 
 
 class NetnsAccess:
-    """A network namespace that can be reached.
+    """The means to reach one network namespace.
 
-    :param real: where its path is seen from this process. :param identity: device and inode: a namespace made anew at
-        the same path has another. :param timeout: seconds for one operation.
-    :param idle: seconds without one after which the conversation is closed and ``on_idle`` called.
+    :param path: path of the namespace on the node.
+    :param real: the same path as this process sees it.
+    :param identity: device and inode. A namespace created again at the same path has another identity.
+    :param timeout: seconds for one operation.
+    :param idle: seconds without an operation after which the connection closes and ``on_idle`` is called.
     """
 
     def __init__(
@@ -46,94 +49,106 @@ class NetnsAccess:
         self._timeout = timeout
         self._idle = idle
         self._on_idle = on_idle
-        self._wire: NetlinkConnection | None = None
+        self._connection: NetlinkConnection | None = None
         self._opening = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def ask(
-        self, message: object, type_: int, flags: int, doing: str, read: Callable[[bytes], T] | None = None
+    async def request(
+        self, message: object, type_: int, flags: int, action: str, read: Callable[[bytes], T] | None = None
     ) -> list[T]:
-        """One rtnetlink request (:meth:`services.common.netlink.connection.NetlinkConnection.ask`)."""
+        """Send one rtnetlink request.
+
+        See :meth:`services.common.netlink.rtnetlink.connection.NetlinkConnection.request`.
+        """
         while True:
-            wire = await self.connected()
+            connection = await self.connect()
             try:
-                return await wire.ask(message, type_, flags, f"{doing} in {self.path}", read)
+                return await connection.request(message, type_, flags, f"{action} in {self.path}", read)
             except ConnectionClosed:
+                # Nothing was sent: another request had broken this connection while this one waited for it.
                 continue
             finally:
-                if wire.broken and self._wire is wire:
+                if connection.broken and self._connection is connection:
                     self.close()
 
-    async def connected(self) -> NetlinkConnection:
-        """The conversation, opened if need be.
+    async def connect(self) -> NetlinkConnection:
+        """Return the connection, opened if there is none.
 
-        :raises NetnsGone: the namespace is not there any more.
+        :raises NetnsGone: the namespace does not exist any more.
         """
         async with self._opening:
-            if self._wire is None:
-                sock = await self.inside(inside.route_socket, "opening netlink")
-                self._wire = NetlinkConnection(sock, timeout=self._timeout)
+            if self._connection is None:
+                sock = await self.run_in_netns(netns_thread.open_route_socket, "open a netlink socket")
+                self._connection = NetlinkConnection(sock, timeout=self._timeout)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._idle, self._rest)
-        return self._wire
+        self._timer = asyncio.get_running_loop().call_later(self._idle, self._close_idle)
+        return self._connection
 
-    async def inside(self, work: Callable[[], T], doing: str) -> T:
-        """Do something inside the namespace.
+    async def run_in_netns(self, work: Callable[[], T], action: str) -> T:
+        """Run a blocking function in a thread inside the namespace.
 
-        :raises NetnsGone: it is not there any more. :raises NetlinkFailure: it failed, or took too long.
+        :param action: what the function does as a verb phrase, for error messages.
+        :raises NetnsGone: the namespace does not exist any more.
+        :raises NetlinkFailure: the function raised an :class:`OSError` or took too long.
         """
-        doing = f"{doing} in {self.path}"
+        action = f"{action} in {self.path}"
         try:
             fd = os.open(self._real, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
-            raise NetnsGone(exc.errno or errno.ENOENT, f"{doing}: the network namespace is gone") from exc
+            raise NetnsGone(exc.errno or errno.ENOENT, f"cannot {action}: the network namespace is gone") from exc
         try:
+            # Checked on the open descriptor: the path may lead to another namespace in the next moment.
             found = os.fstat(fd)
             if (found.st_dev, found.st_ino) != self.identity:
-                raise NetnsGone(errno.ESTALE, f"{doing}: another network namespace stands at the path")
-            return await inside.inside(fd, work, timeout=self._timeout)
+                raise NetnsGone(errno.ESTALE, f"cannot {action}: the path is another network namespace now")
+            return await netns_thread.run_in_netns(fd, work, timeout=self._timeout)
         except TimeoutError as exc:
-            raise NetlinkFailure(errno.ETIMEDOUT, f"{doing}: not done within {self._timeout} s") from exc
+            raise NetlinkFailure(errno.ETIMEDOUT, f"cannot {action}: not done within {self._timeout} s") from exc
         except OSError as exc:
-            raise classified(exc.errno or errno.EIO, doing) from exc
+            raise classify_errno(exc.errno or errno.EIO, action) from exc
         finally:
             os.close(fd)
 
     def close(self) -> None:
-        """Close the conversation; the next operation opens a new one."""
+        """Close the connection. The next operation opens a new one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def _rest(self) -> None:
+    def _close_idle(self) -> None:
         self.close()
         self._on_idle()
 
 
-def under(root: Path, path: str) -> Path:
-    """The path as seen under another root, symbolic links resolved there (``/var/run`` is one on every node)."""
+def resolve_under(root: Path, path: str) -> Path:
+    """Return a path as seen under another root, with symbolic links resolved there.
+
+    ``/var/run`` is such a link on every node.
+
+    :raises NetnsGone: the path has too many symbolic links.
+    """
     if root == Path("/"):
         return Path(path)
-    done, rest, hops = root, list(Path(path).parts[1:]), 0
+    resolved, rest, hops = root, list(Path(path).parts[1:]), 0
     while rest:
         part = rest.pop(0)
         if part == "..":
-            done = done.parent if done != root else root
+            resolved = resolved.parent if resolved != root else root
             continue
-        step = done / part
-        # A link of the form ``net:[4026531840]`` leads into the kernel, not to a path.
-        if step.is_symlink() and not _NAMESPACE_LINK.fullmatch(target := os.readlink(step)):
+        candidate = resolved / part
+        # A link such as ``net:[4026531840]`` below /proc names a kernel object, not a path.
+        if candidate.is_symlink() and not _NAMESPACE_LINK.fullmatch(target := os.readlink(candidate)):
             hops += 1
             if hops > _MAX_LINKS:
-                raise NetnsGone(errno.ELOOP, f"too many symbolic links in {path}")
+                raise NetnsGone(errno.ELOOP, f"cannot open network namespace {path}: too many symbolic links")
             parts = Path(target).parts
             if target.startswith("/"):
-                done, parts = root, parts[1:]
+                resolved, parts = root, parts[1:]
             rest = [*parts, *rest]
         else:
-            done = step
-    return done
+            resolved = candidate
+    return resolved

@@ -1,13 +1,17 @@
-"""How the kernel's refusals are told apart. Next: :mod:`services.common.netlink.links`, what it answers otherwise."""
+"""Errors of netlink operations, classified by errno.
+
+Next: :mod:`services.common.netlink.links`, the values that successful requests return.
+"""
 
 import errno
 import os
 
 
 class NetlinkFailure(Exception):
-    """The kernel refused, or did not answer in time.
+    """An operation that the kernel refused or did not finish in time.
 
-    :ivar code: errno. :ivar message: what was tried, and why it failed.
+    :ivar code: errno.
+    :ivar message: the operation and the reason of its failure.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -17,15 +21,15 @@ class NetlinkFailure(Exception):
 
 
 class LinkMissing(NetlinkFailure):
-    """The link is not there (``ENODEV``, ``ENXIO``)."""
+    """The link does not exist (``ENODEV``, ``ENXIO``)."""
 
 
 class LinkExists(NetlinkFailure):
-    """A link of that name, or the address, is there already (``EEXIST``)."""
+    """A link of that name, or the address, exists already (``EEXIST``)."""
 
 
 class NetnsGone(NetlinkFailure):
-    """The network namespace is not, or no longer, at its path."""
+    """The network namespace does not exist at its path, or no longer."""
 
 
 _BY_CODE: dict[int, type[NetlinkFailure]] = {
@@ -35,7 +39,11 @@ _BY_CODE: dict[int, type[NetlinkFailure]] = {
 }
 
 
-def classified(code: int, doing: str) -> NetlinkFailure:
-    """The failure for an errno (of either sign)."""
+def classify_errno(code: int, action: str) -> NetlinkFailure:
+    """Return the failure for an errno.
+
+    :param code: errno of either sign; netlink replies carry negative ones.
+    :param action: the operation as a verb phrase, such as ``delete link 7``.
+    """
     number = abs(code)
-    return _BY_CODE.get(number, NetlinkFailure)(number, f"{doing}: {os.strerror(number)}")
+    return _BY_CODE.get(number, NetlinkFailure)(number, f"cannot {action}: {os.strerror(number)}")

@@ -1,6 +1,6 @@
-"""What a namespace holds, as frozen values: links, addresses, routes. No I/O.
+"""Links, addresses and routes of a network namespace as frozen values. No I/O.
 
-Next: :mod:`services.common.netlink.answers`, which reads them from the kernel's answers.
+Next: :mod:`services.common.netlink.rtnetlink.replies`, which parses them from the kernel's replies.
 """
 
 import ipaddress
@@ -9,15 +9,16 @@ import msgspec
 
 
 class Link(msgspec.Struct, frozen=True):
-    """A link.
+    """A network link.
 
-    :ivar kind: the driver kind (``veth``, ``bridge``, ``tun``, …); ``None`` for hardware and loopback.
-    :ivar mac: lower case; empty where the link has none. :ivar mtu: bytes.
-    :ivar master: index of the bridge (or bond) it is a port of.
-    :ivar link: index of the peer (veth) or parent (macvlan, vlan), possibly in another namespace.
-    :ivar mode: macvlan's or ipvlan's mode by name, where known.
-    :ivar learning: a bridge port learns source addresses; ``None`` when it is no bridge port.
-    :ivar multi_queue: a tap made for several queues; ``None`` for other kinds.
+    :ivar kind: driver kind (``veth``, ``bridge``, ``tun``, …); ``None`` for hardware and loopback.
+    :ivar mac: lower case; empty if the link has none.
+    :ivar mtu: bytes.
+    :ivar master: index of the bridge or bond that this link is a port of.
+    :ivar link: index of the peer (veth) or parent (macvlan, vlan), which may be in another namespace.
+    :ivar mode: mode of a macvlan or macvtap by name, if known.
+    :ivar learning: whether a bridge port learns source addresses; ``None`` if this is no bridge port.
+    :ivar multi_queue: whether a tap was created for several queues; ``None`` for other kinds.
     """
 
     index: int
@@ -34,7 +35,12 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """An address of a link in CIDR form. ``link_local``: scope link, which the kernel gives IPv6 links by itself."""
+    """An address of a link.
+
+    :ivar index: index of the link.
+    :ivar cidr: address and prefix length.
+    :ivar link_local: whether its scope is ``link``. The kernel adds such IPv6 addresses by itself.
+    """
 
     index: int
     cidr: str
@@ -42,7 +48,12 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """A unicast route of the main table: destination in CIDR form (a default route is ``0.0.0.0/0`` or ``::/0``)."""
+    """A unicast route of the main table.
+
+    :ivar index: index of the outgoing link.
+    :ivar dst: destination in CIDR form; ``0.0.0.0/0`` or ``::/0`` for a default route.
+    :ivar gw: gateway; ``None`` if the destination is on-link.
+    """
 
     index: int
     dst: str
@@ -51,5 +62,5 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def is_ipv4(cidr: str) -> bool:
-    """Whether an address or network in CIDR form is IPv4."""
+    """Return whether an address or network in CIDR form is IPv4."""
     return ipaddress.ip_interface(cidr).version == 4

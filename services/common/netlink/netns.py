@@ -1,7 +1,7 @@
-"""One network namespace: look at its links, addresses, routes and sysctls and change them, cheaply and from outside.
+"""Operations on one network namespace: list and change its links, addresses, routes and sysctls.
 
-What should be changed is decided elsewhere (a role's ``plan.py``); how a namespace is reached stands in
-:mod:`services.common.netlink.access`, what is said to the kernel in :mod:`services.common.netlink.requests`.
+A role's ``plan.py`` decides what to change. Access to the namespace is :mod:`services.common.netlink.access`, the
+messages are :mod:`services.common.netlink.rtnetlink.requests`.
 Next: :mod:`services.common.netlink.pool`, which opens namespaces by path.
 """
 
@@ -24,32 +24,35 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWROUTE,
 )
 
-from services.common.netlink import inside, requests
+from services.common.netlink import netns_thread
 from services.common.netlink.access import NetnsAccess
-from services.common.netlink.answers import address_of, link_of, routes_of
-from services.common.netlink.connection import Attributes
 from services.common.netlink.errors import LinkExists, LinkMissing, NetlinkFailure
 from services.common.netlink.links import Address, Link, Route
 from services.common.netlink.packets import Instruction, packet_socket
-from services.common.netlink.requests import CREATE, DO, DUMP
-from services.common.netlink.taps import Labels, make_tap
+from services.common.netlink.rtnetlink import requests
+from services.common.netlink.rtnetlink.connection import Attributes
+from services.common.netlink.rtnetlink.replies import parse_address, parse_link, parse_routes
+from services.common.netlink.rtnetlink.requests import CREATE, DUMP, REQUEST
+from services.common.netlink.taps import SelinuxLabels, make_tap
 
-_OUR_GROUPS = 1 << 30
+_FIRST_GROUP = 1 << 30
+"""Groups from this number on are for :meth:`Netns.delete_together`."""
 
 
 class NodeNetns:
-    """What the namespaces of one node have in common.
+    """State that the namespaces of one node share.
 
-    :ivar labels: SELinux' of its processes. :ivar has_dummy: whether its kernel makes dummies, as far as is known.
+    :ivar labels: SELinux labels of the node's processes.
+    :ivar has_dummy: whether the kernel supports dummy interfaces; ``True`` until it refuses one.
     """
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: SelinuxLabels) -> None:
         self.labels = labels
         self.has_dummy = True
 
 
 class Netns:
-    """One network namespace. Every operation has a deadline and fails with a :class:`NetlinkFailure`."""
+    """One network namespace. Every operation has a deadline and raises :class:`NetlinkFailure` if it fails."""
 
     def __init__(self, access: NetnsAccess, node: NodeNetns) -> None:
         self._access = access
@@ -57,63 +60,67 @@ class Netns:
 
     @property
     def path(self) -> str:
-        """Where it was opened."""
+        """The path by which the namespace was opened."""
         return self._access.path
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Which namespace it is: one that is made anew at the same path has another identity."""
+        """Device and inode. A namespace created again at the same path has another identity."""
         return self._access.identity
 
-    # -- looking ------------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------
 
     async def links(self) -> list[Link]:
-        """All links, by one dump."""
-        return await self._access.ask(requests.look(), RTM_GETLINK, DUMP, "listing links", link_of)
+        """Return all links, by one dump."""
+        return await self._access.request(requests.get_link(), RTM_GETLINK, DUMP, "list links", parse_link)
 
     async def link(self, name_or_index: str | int) -> Link | None:
-        """One link, or ``None``."""
-        message = requests.look(name_or_index)
+        """Return one link, or ``None`` if there is none."""
+        message = requests.get_link(name_or_index)
         try:
-            answers = await self._access.ask(message, RTM_GETLINK, DO, f"looking at link {name_or_index}", link_of)
+            replies = await self._access.request(
+                message, RTM_GETLINK, REQUEST, f"read link {name_or_index}", parse_link
+            )
         except LinkMissing:
             return None
-        return answers[0] if answers else None
+        return replies[0] if replies else None
 
     async def addresses(self, index: int | None = None) -> list[Address]:
-        """The addresses of one link, or of all."""
-        answers = await self._access.ask(requests.addresses(), RTM_GETADDR, DUMP, "listing addresses", address_of)
-        return [address for address in answers if index in {None, address.index}]
+        """Return the addresses of one link, or of all links."""
+        message = requests.get_addresses()
+        found = await self._access.request(message, RTM_GETADDR, DUMP, "list addresses", parse_address)
+        return [address for address in found if index in {None, address.index}]
 
     async def routes(self, index: int | None = None) -> list[Route]:
-        """The unicast routes of the main table over one link, or over all."""
+        """Return the unicast routes of the main table over one link, or over all links."""
         found: list[Route] = []
         for family in requests.FAMILIES:
-            message = requests.routes(family)
-            for answer in await self._access.ask(message, RTM_GETROUTE, DUMP, "listing routes", routes_of):
-                found += answer
+            message = requests.get_routes(family)
+            for routes in await self._access.request(message, RTM_GETROUTE, DUMP, "list routes", parse_routes):
+                found += routes
         return [route for route in found if index in {None, route.index}]
 
-    async def packets(self, link: str, program: Sequence[Instruction]) -> socket.socket:
-        """A packet socket on a link (:func:`services.common.netlink.packets.packet_socket`), which the caller closes:
-        an open one keeps the namespace alive.
+    async def open_packet_socket(self, link: str, program: Sequence[Instruction]) -> socket.socket:
+        """Open a packet socket on a link; see :func:`services.common.netlink.packets.packet_socket`.
+
+        The caller closes it. An open socket keeps the namespace alive.
 
         :raises LinkMissing: there is no such link.
         """
-        return await self._access.inside(lambda: packet_socket(link, program), f"listening on {link}")
+        return await self._access.run_in_netns(lambda: packet_socket(link, program), f"open a packet socket on {link}")
 
     # -- links --------------------------------------------------------------------------------------------------
 
     async def add_bridge(self, name: str, *, mac: str | None = None, up: bool = False) -> Link:
-        """Make a bridge. A MAC given here stays (without one it becomes the lowest of its ports' MACs).
+        """Create a bridge.
 
+        :param mac: fixed MAC. Without one the bridge takes the lowest MAC of its ports, and changes it with them.
         :raises LinkExists: the name is taken.
         """
         return await self._add(name, "bridge", mac=mac, up=up)
 
     async def add_dummy(self, name: str, *, mac: str | None = None, mtu: int | None = None) -> Link:
-        """Make a link that carries addresses and no traffic: a ``dummy``, or a bridge without ports in a kernel
-        that has none.
+        """Create a dummy interface, or a bridge without ports if the kernel has no ``dummy`` driver.
 
         :raises LinkExists: the name is taken.
         """
@@ -133,18 +140,20 @@ class Netns:
     async def add_tap(
         self, name: str, *, owner: int, mtu: int | None = None, queues: int = 1, label: str | None = None
     ) -> Link:
-        """Make a persistent tap that processes of user ``owner`` may attach to; down, without a master.
+        """Create a persistent tap, down and without a master.
 
-        :param mtu: bytes; ``None`` leaves the kernel's 1500. :param queues: more than one makes a multi-queue tap.
-        :param label: the SELinux label it is to bear; ``None``: this process'.
+        :param owner: user id whose processes may attach to the tap.
+        :param mtu: bytes; ``None`` leaves the kernel's default, 1500.
+        :param queues: more than one creates a multi-queue tap.
+        :param label: SELinux label of the tap; ``None`` for that of this process.
         :raises LinkExists: the name is taken.
         """
-        doing = f"making tap {name}"
+        action = f"create tap {name}"
         make = partial(self._node.labels.make_tap, label) if label is not None else make_tap
-        await self._access.inside(lambda: make(name, owner=owner, multi_queue=queues > 1), doing)
+        await self._access.run_in_netns(lambda: make(name, owner=owner, multi_queue=queues > 1), action)
         if mtu is not None:
-            await self._change(name, [("IFLA_MTU", mtu)], f"setting the MTU of {name}")
-        return await self._present(name)
+            await self._change(name, [("IFLA_MTU", mtu)], f"set the MTU of {name}")
+        return await self._read_created(name)
 
     async def set(
         self,
@@ -156,10 +165,11 @@ class Netns:
         mtu: int | None = None,
         master: int | None = None,
     ) -> None:
-        """Change a link, all in one message; the kernel does MAC, MTU, name, master, flags in this order.
+        """Change a link in one message. The kernel applies MAC, MTU, name, master and flags in this order.
 
-        :param master: index of the bridge to make it a port of; 0 frees it.
-        :raises LinkMissing: it is gone. :raises LinkExists: the new name is taken.
+        :param master: index of the bridge that the link becomes a port of; 0 removes it from its bridge.
+        :raises LinkMissing: there is no such link.
+        :raises LinkExists: the new name is taken.
         """
         attributes: Attributes = []
         if mac is not None:
@@ -170,102 +180,107 @@ class Netns:
             attributes.append(("IFLA_IFNAME", name))
         if master is not None:
             attributes.append(("IFLA_MASTER", master))
-        await self._change(index, attributes, f"changing link {name or index}", up)
+        await self._change(index, attributes, f"change link {name or index}", up)
 
     async def delete(self, index: int) -> None:
-        """Remove a link.
+        """Delete a link.
 
-        :raises LinkMissing: it is gone already.
+        :raises LinkMissing: there is no such link.
         """
-        await self._access.ask(requests.remove(index), RTM_DELLINK, DO, f"removing link {index}")
+        await self._access.request(requests.delete_link(index), RTM_DELLINK, REQUEST, f"delete link {index}")
 
     async def delete_together(self, indices: Sequence[int]) -> None:
-        """Remove several links at once: the kernel waits for their last users once, not once for each (some 20 ms).
+        """Delete several links in one request.
 
-        :raises LinkMissing: one is gone already; none is removed then.
+        The kernel then waits once for their last users, not once per link (about 20 ms).
+
+        :raises LinkMissing: one of them does not exist; none is deleted then.
         """
-        # A group of their own, which nobody else can be in: whatever is in it goes.
-        group = _OUR_GROUPS | secrets.randbits(30)
+        # The request deletes every link of the group, so the group number is random and not used for anything else.
+        group = _FIRST_GROUP | secrets.randbits(30)
         for index in indices:
-            await self._change(index, [("IFLA_GROUP", group)], f"grouping link {index}")
-        message = requests.remove_group(group)
+            await self._change(index, [("IFLA_GROUP", group)], f"set the group of link {index}")
+        message = requests.delete_link_group(group)
         try:
-            await self._access.ask(message, RTM_DELLINK, DO, f"removing links {list(indices)}")
+            await self._access.request(message, RTM_DELLINK, REQUEST, f"delete links {list(indices)}")
         except NetlinkFailure as exc:
             if exc.code != errno.EOPNOTSUPP:
                 raise
+            # This kernel does not delete links by group.
             for index in indices:
                 await self.delete(index)
 
     async def set_learning(self, index: int, learning: bool) -> None:
-        """Whether a bridge port learns source addresses."""
-        await self._change(index, requests.learning(learning), f"setting port learning of link {index}")
+        """Set whether a bridge port learns source addresses."""
+        await self._change(index, requests.port_learning(learning), f"set port learning of link {index}")
 
     # -- addresses, routes, sysctls -----------------------------------------------------------------------------
 
     async def add_address(self, index: int, cidr: str) -> None:
-        """Give a link an address, without duplicate detection; one that it has already is no failure."""
-        message = requests.address(index, cidr)
+        """Add an address to a link, without duplicate address detection. An address it has already is no failure."""
+        message = requests.address_message(index, cidr)
         try:
-            await self._access.ask(message, RTM_NEWADDR, CREATE, f"adding {cidr} to link {index}")
+            await self._access.request(message, RTM_NEWADDR, CREATE, f"add {cidr} to link {index}")
         except LinkExists:
             return
 
     async def delete_address(self, index: int, cidr: str) -> None:
-        """Take an address from a link; one that it does not have is no failure."""
-        message = requests.address(index, cidr)
+        """Delete an address from a link. An address it does not have is no failure."""
+        message = requests.address_message(index, cidr)
         try:
-            await self._access.ask(message, RTM_DELADDR, DO, f"removing {cidr} from link {index}")
+            await self._access.request(message, RTM_DELADDR, REQUEST, f"delete {cidr} from link {index}")
         except NetlinkFailure as exc:
             if exc.code != errno.EADDRNOTAVAIL:
                 raise
 
     async def flush_addresses(self, index: int) -> None:
-        """Take every address but link-local ones from a link."""
+        """Delete every address of a link except link-local ones."""
         for address in await self.addresses(index):
             if not address.link_local:
                 await self.delete_address(index, address.cidr)
 
     async def add_route(self, index: int, dst: str, *, gw: str | None = None, priority: int | None = None) -> None:
-        """Add a route to the main table; one that is there already is no failure. The link must be up."""
+        """Add a route to the main table. The link must be up. A route that exists already is no failure."""
         message = requests.new_route(Route(index, dst, gw, priority))
         try:
-            await self._access.ask(message, RTM_NEWROUTE, CREATE, f"adding route {dst} over link {index}")
+            await self._access.request(message, RTM_NEWROUTE, CREATE, f"add route {dst} over link {index}")
         except LinkExists:
             return
 
     async def delete_route(self, route: Route) -> None:
-        """Remove a route of the main table; one that is gone already is no failure."""
-        message = requests.old_route(route)
+        """Delete a route of the main table. A route that does not exist is no failure."""
+        message = requests.delete_route(route)
         try:
-            doing = f"removing route {route.dst} over link {route.index}"
-            await self._access.ask(message, RTM_DELROUTE, DO, doing)
+            action = f"delete route {route.dst} over link {route.index}"
+            await self._access.request(message, RTM_DELROUTE, REQUEST, action)
         except NetlinkFailure as exc:
             if exc.code != errno.ESRCH:
                 raise
 
     async def sysctl(self, key: str) -> str:
-        """A ``net/…`` sysctl of this namespace."""
-        return await self._access.inside(lambda: inside.read_sysctl(key), f"reading {key}")
+        """Return a ``net/…`` sysctl of this namespace."""
+        return await self._access.run_in_netns(lambda: netns_thread.read_sysctl(key), f"read sysctl {key}")
 
     async def set_sysctl(self, key: str, value: str) -> None:
         """Set a ``net/…`` sysctl of this namespace."""
-        await self._access.inside(lambda: inside.write_sysctl(key, value), f"setting {key}")
+        await self._access.run_in_netns(lambda: netns_thread.write_sysctl(key, value), f"set sysctl {key}")
 
-    # -- plumbing -----------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------
 
     async def _add(
         self, name: str, kind: str, *, mac: str | None = None, mtu: int | None = None, up: bool = False
     ) -> Link:
-        message = requests.make(name, kind, mac=mac, mtu=mtu, up=up)
-        await self._access.ask(message, RTM_NEWLINK, CREATE, f"making {kind} {name}")
-        return await self._present(name)
+        message = requests.new_link(name, kind, mac=mac, mtu=mtu, up=up)
+        await self._access.request(message, RTM_NEWLINK, CREATE, f"create {kind} {name}")
+        return await self._read_created(name)
 
-    async def _present(self, name: str) -> Link:
+    async def _read_created(self, name: str) -> Link:
         link = await self.link(name)
         if link is None:
-            raise LinkMissing(errno.ENODEV, f"link {name} vanished while it was being made")
+            raise LinkMissing(errno.ENODEV, f"link {name} disappeared while it was created")
         return link
 
-    async def _change(self, which: str | int, attributes: Attributes, doing: str, up: bool | None = None) -> None:
-        await self._access.ask(requests.change(which, attributes, up), RTM_NEWLINK, DO, doing)
+    async def _change(
+        self, name_or_index: str | int, attributes: Attributes, action: str, up: bool | None = None
+    ) -> None:
+        await self._access.request(requests.set_link(name_or_index, attributes, up), RTM_NEWLINK, REQUEST, action)

@@ -1,7 +1,7 @@
-"""The network namespaces of a node by path, and which of them are being talked to.
+"""The pool of a node's open network namespaces, by path.
 
-Opened once for as long as they are used, found again by identity: a namespace that was made anew at the same path is
-another one. Next: :mod:`services.common.netlink.netns`, what is done in one.
+A namespace stays open as long as it is used, and is recognized by its identity: one created again at the same path is
+another namespace. Next: :mod:`services.common.netlink.netns`, the operations in one.
 """
 
 import errno
@@ -9,81 +9,85 @@ import stat
 from functools import partial
 from pathlib import Path
 
-from services.common.netlink.access import NetnsAccess, under
+from services.common.netlink.access import NetnsAccess, resolve_under
 from services.common.netlink.errors import NetnsGone
 from services.common.netlink.netns import Netns, NodeNetns
-from services.common.netlink.taps import Labels
+from services.common.netlink.taps import SelinuxLabels
 
 
 class NetnsPool:
-    """The open namespaces of a node.
+    """The open network namespaces of a node.
 
-    :param host_root: where the node's file system is seen from here. :param timeout: seconds for one operation.
-    :param idle: seconds after which an unused conversation is closed. :param labels: SELinux' of the node.
+    :param host_root: where this process sees the node's file system.
+    :param timeout: seconds for one operation.
+    :param idle: seconds after which an unused connection closes.
+    :param labels: SELinux labels of the node's processes; by default those below ``host_root``.
+    :ivar root: the same as ``host_root``.
     """
 
     def __init__(
-        self, host_root: str = "/", *, timeout: float = 2.0, idle: float = 30.0, labels: Labels | None = None
+        self, host_root: str = "/", *, timeout: float = 2.0, idle: float = 30.0, labels: SelinuxLabels | None = None
     ) -> None:
         self.root = Path(host_root)
         self._timeout = timeout
         self._idle = idle
-        self.labels = labels or Labels(self.root)
+        self.labels = labels or SelinuxLabels(self.root)
         self._node = NodeNetns(self.labels)
         self._open: dict[tuple[int, int], tuple[NetnsAccess, Netns]] = {}
 
     async def open(self, path: str) -> Netns:
-        """The namespace at a path, ready to be asked.
+        """Return the namespace at a path, connected.
 
-        :raises NetnsGone: nothing, or no network namespace, is there.
+        :raises NetnsGone: there is no network namespace at the path.
         """
         real, identity = self._find(path)
         access, netns = self._open.get(identity, (None, None))
         if access is None or netns is None or access.path != path:
+            # The path may lead to another namespace by now, and the namespace may have been opened by another path.
             self.drop(path)
-            self._forget(identity)
+            self._drop(identity)
             access = NetnsAccess(
-                path, real, identity, timeout=self._timeout, idle=self._idle, on_idle=partial(self._forget, identity)
+                path, real, identity, timeout=self._timeout, idle=self._idle, on_idle=partial(self._drop, identity)
             )
             netns = Netns(access, self._node)
             self._open[identity] = (access, netns)
         try:
-            await access.connected()
+            await access.connect()
         except NetnsGone:
             self.drop(path)
             raise
         return netns
 
     def identity(self, path: str) -> tuple[int, int]:
-        """Which namespace stands at a path now; nothing is opened for that.
+        """Return the identity (device and inode) of the namespace at a path, without opening it.
 
-        :raises NetnsGone: nothing, or no network namespace, is there.
+        :raises NetnsGone: there is no network namespace at the path.
         """
         return self._find(path)[1]
 
     def _find(self, path: str) -> tuple[Path, tuple[int, int]]:
-        real = under(self.root, path)
+        real = resolve_under(self.root, path)
         try:
             found = real.stat()
         except OSError as exc:
             self.drop(path)
             raise NetnsGone(exc.errno or errno.ENOENT, f"no network namespace at {path}: {exc.strerror}") from exc
         if not stat.S_ISREG(found.st_mode):
-            raise NetnsGone(errno.EINVAL, f"{path} is no network namespace")
+            raise NetnsGone(errno.EINVAL, f"not a network namespace: {path}")
         return real, (found.st_dev, found.st_ino)
 
     def drop(self, path: str) -> None:
-        """Forget the namespace that was opened by this path."""
+        """Close the namespace that was opened by this path, if any."""
         for identity, (access, _) in list(self._open.items()):
             if access.path == path:
-                self._forget(identity)
+                self._drop(identity)
 
     def close(self) -> None:
-        """Forget all."""
+        """Close all namespaces."""
         for identity in list(self._open):
-            self._forget(identity)
+            self._drop(identity)
 
-    def _forget(self, identity: tuple[int, int]) -> None:
+    def _drop(self, identity: tuple[int, int]) -> None:
         access, _ = self._open.pop(identity, (None, None))
         if access is not None:
             access.close()

@@ -1,7 +1,7 @@
-"""Traces and metrics of one process: made once from the environment, handed on through the role's context.
+"""Traces and metrics of one process, configured once from the environment and passed to the role.
 
-Not a global: nothing here sets OpenTelemetry's global providers, so tests can assert whole span trees.
-Next: :mod:`services.common.telemetry.propagation`, how the trace crosses annotations, headers and queues.
+OpenTelemetry's global providers are not used, so that tests can assert whole span trees.
+Next: :mod:`services.common.telemetry.propagation`, which carries trace context across annotations, headers and queues.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __all__ = ["Metrics", "Telemetry", "configure"]
 
 
 def __getattr__(name: str) -> Any:
-    # The SDK is a quarter of the import time of a command that makes no spans: whoever asks for it gets it.
+    # The SDK takes a quarter of the import time of a CLI command that creates no spans, so it is imported on first use.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from services.common.telemetry import metrics, setup

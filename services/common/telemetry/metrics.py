@@ -1,6 +1,6 @@
-"""The metrics that all roles share, each defined once: name, unit, labels.
+"""Metrics that all roles share, each defined once with name, unit and labels.
 
-Names are the ones Prometheus shows. Not a registry: that is :mod:`services.common.telemetry.setup`.
+Names in docstrings are those that Prometheus shows. The registry is :mod:`services.common.telemetry.setup`.
 """
 
 from collections.abc import Iterable
@@ -11,16 +11,18 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from schemas.events import Event, Failed
 
 STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Seconds: from a hop of a few milliseconds to a plug that waited for a person."""
+"""Seconds: from a hop of a few milliseconds to a plug that waited for a user."""
 
 
 class Metrics:
     """The shared instruments of one process.
 
-    * ``hotnic_stage_seconds{stage,kind}``: from the request to the stage.
-    * ``hotnic_failures_total{stage,reason}``: failed attempts, by the stage that was to be reached.
-    * ``hotnic_bus_redeliveries_total{consumer}``, ``hotnic_bus_dropped_total``,
-      ``hotnic_dead_letters_total{reason}``, ``hotnic_bus_up``: the bus.
+    * ``hotnic_stage_seconds{stage,kind}``: time from the request to the stage.
+    * ``hotnic_failures_total{stage,reason}``: failed attempts, by the stage that was not reached.
+    * ``hotnic_bus_redeliveries_total{consumer}``: messages that the bus delivered again.
+    * ``hotnic_bus_dropped_total``: events dropped from the full publish buffer.
+    * ``hotnic_dead_letters_total{reason}``: dead-lettered messages.
+    * ``hotnic_bus_up``: 1 while the bus is connected.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -34,9 +36,9 @@ class Metrics:
         self._redeliveries = meter.create_counter(
             "hotnic_bus_redeliveries", description="Messages the bus delivered more than once"
         )
-        self._dead_letters = meter.create_counter("hotnic_dead_letters", description="Messages put aside as unusable")
+        self._dead_letters = meter.create_counter("hotnic_dead_letters", description="Messages that were dead-lettered")
         self._dropped = meter.create_counter(
-            "hotnic_bus_dropped", description="Events dropped because the bus was away for too long"
+            "hotnic_bus_dropped", description="Events dropped because the bus was disconnected for too long"
         )
         self._bus_up = 0
         meter.create_observable_gauge(
@@ -46,10 +48,12 @@ class Metrics:
     def _observe_bus(self, _options: CallbackOptions) -> Iterable[Observation]:
         return (Observation(self._bus_up),)
 
-    def published(self, event: Event, *, now: datetime | None = None) -> None:
-        """Count what an event says: a failure by its reason, any other stage by its latency.
+    def record_published(self, event: Event, *, now: datetime | None = None) -> None:
+        """Count a published event: a failure by its reason, any other stage by its latency.
 
-        A request without a readable time stamp has no latency and is not counted.
+        An event whose request has no valid time stamp is not counted.
+
+        :param now: time of the event; the current time by default.
         """
         if isinstance(event, Failed):
             self._failures.add(1, {"stage": str(event.at), "reason": event.reason})
@@ -61,21 +65,24 @@ class Metrics:
         if requested.tzinfo is None:
             return
         seconds = ((now or datetime.now(UTC)) - requested).total_seconds()
-        # A clock that is behind the requester's would make this negative.
+        # Negative if this node's clock is behind the requester's.
         self._stage_seconds.record(max(0.0, seconds), {"stage": str(event.stage), "kind": str(event.operation.kind)})
 
-    def redelivered(self, consumer: str) -> None:
-        """A message came again."""
+    def record_redelivery(self, consumer: str) -> None:
+        """Count a redelivered message."""
         self._redeliveries.add(1, {"consumer": consumer})
 
-    def dead_letter(self, reason: str) -> None:
-        """A message was put aside; ``reason`` is CamelCase."""
+    def record_dead_letter(self, reason: str) -> None:
+        """Count a dead-lettered message.
+
+        :param reason: CamelCase.
+        """
         self._dead_letters.add(1, {"reason": reason})
 
-    def dropped(self) -> None:
-        """The buffer of events that wait for the bus was full; the oldest went."""
+    def record_dropped(self) -> None:
+        """Count an event that was dropped from the full publish buffer."""
         self._dropped.add(1)
 
-    def bus_up(self, up: bool) -> None:
-        """The bus was reached or lost."""
+    def set_bus_up(self, up: bool) -> None:
+        """Set whether the bus is connected."""
         self._bus_up = int(up)

@@ -1,6 +1,6 @@
-"""How one trace crosses annotations, message headers and the keyed queue.
+"""W3C trace context (``traceparent``) in annotations, message headers and the keyed queue. Pure; creates no spans.
 
-W3C trace context only (``traceparent``): pure functions, no span is made here.
+Next: :mod:`services.common.telemetry.tracer`, whose spans are in these traces.
 """
 
 from collections.abc import MutableMapping, Sequence
@@ -17,7 +17,7 @@ _w3c = TraceContextTextMapPropagator()
 
 
 class HasTracer(Protocol):
-    """What makes spans, such as :class:`services.common.telemetry.setup.Telemetry`."""
+    """An object with a tracer, such as :class:`services.common.telemetry.setup.Telemetry`."""
 
     @property
     def tracer(self) -> trace.Tracer:
@@ -26,25 +26,25 @@ class HasTracer(Protocol):
 
 
 class HasContext(Protocol):
-    """One reason why a key is looked at (:class:`services.common.reconcile.Cause`)."""
+    """One cause of a reconcile (:class:`services.common.reconcile.Cause`)."""
 
     @property
     def context(self) -> Context | None:
-        """The trace context that came with it."""
+        """The trace context of the cause."""
         ...
 
 
 class HasCauses(Protocol):
-    """One attempt at a key (:class:`services.common.reconcile.Attempt`)."""
+    """One attempt at a reconcile (:class:`services.common.reconcile.Attempt`)."""
 
     @property
     def causes(self) -> Sequence[HasContext]:
-        """Why the key is looked at, oldest first."""
+        """The causes of the attempt, oldest first."""
         ...
 
 
 def context_of(traceparent: str | None) -> Context | None:
-    """The context that a ``traceparent`` names; ``None`` when there is none or it is malformed."""
+    """Return the context of a ``traceparent``; ``None`` if it is missing or malformed."""
     if not traceparent:
         return None
     context = _w3c.extract({TRACEPARENT: traceparent}, context=Context())
@@ -52,46 +52,48 @@ def context_of(traceparent: str | None) -> Context | None:
 
 
 def traceparent_of(context: Context | None = None) -> str | None:
-    """The ``traceparent`` of a context (``None``: the current one); ``None`` outside of any span."""
+    """Return the ``traceparent`` of a context (``None``: the current one); ``None`` outside of any span."""
     headers: dict[str, str] = {}
     _w3c.inject(headers, context)
     return headers.get(TRACEPARENT)
 
 
 def inject(headers: MutableMapping[str, str], context: Context | None = None) -> None:
-    """Put a context (``None``: the current one) into message or HTTP headers."""
+    """Add a context (``None``: the current one) to message or HTTP headers."""
     carrier: dict[str, str] = {}
     _w3c.inject(carrier, context)
     headers.update(carrier)
 
 
 def span_context(context: Context | None) -> SpanContext:
-    """The span context inside a context (``None``: the current one); invalid when it holds no span."""
+    """Return the span context of a context (``None``: the current one); an invalid one if there is no span."""
     return trace.get_current_span(context).get_span_context()
 
 
 def trace_id_of(context: Context | None = None) -> str | None:
-    """The trace id as 32 hex digits, for logs and for people; ``None`` outside of any span."""
+    """Return the trace id as 32 hex digits for logs and users; ``None`` outside of any span."""
     found = span_context(context)
     return trace.format_trace_id(found.trace_id) if found.is_valid else None
 
 
 def links(*contexts: Context | None, **attributes: str | int | bool) -> list[Link]:
-    """Links to the spans of these contexts: for causes that are not the parent, such as a redelivery.
+    """Return links to the spans of these contexts, for causes other than the parent, such as a redelivery.
 
-    Contexts that are absent or hold no span make no link.
+    Contexts that are ``None`` or have no span are left out.
+
+    :param attributes: attributes of every link.
     """
     found = (span_context(context) for context in contexts if context is not None)
     return [Link(target, dict(attributes)) for target in found if target.is_valid]
 
 
 def parent_of(traceparent: str | None, attempt: HasCauses) -> Context | None:
-    """The parent for the work on an operation.
+    """Return the parent context for the work on an operation.
 
-    The latest cause that belongs to the operation's own trace (so that a span stands below the message that
-    started it), else the request itself, so that work learnt of by watch joins the same trace.
+    This is the latest cause in the operation's own trace, so that a span is a child of the message that started it.
+    Without such a cause it is the request itself, so that work started by a watch joins the same trace.
 
-    :param traceparent: the operation's.
+    :param traceparent: the operation's trace context; without one there is no parent.
     """
     origin = context_of(traceparent)
     if origin is None:

@@ -1,8 +1,7 @@
-"""Builds a process' tracer, meter and exporters from its environment.
+"""Creation of a process' tracer, meter and exporters from its environment.
 
-Not the propagation of trace context (:mod:`services.common.telemetry.propagation`) and not the list of metrics
-(:mod:`services.common.telemetry.metrics`). Exporters are imported only where they are configured: each costs
-tens of milliseconds at start.
+Exporters are imported only if they are configured: each costs tens of milliseconds at start. Trace context is
+:mod:`services.common.telemetry.propagation`, the list of metrics :mod:`services.common.telemetry.metrics`.
 """
 
 import os
@@ -21,6 +20,7 @@ from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.common.telemetry.metrics import Metrics
+from services.common.telemetry.tracer import RoleTracer
 
 TRACE_DIR = "HOTNIC_TRACE_DIR"
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -31,8 +31,8 @@ class Telemetry:
     """The tracer, meter and metrics of one process.
 
     :ivar tracer: named ``hotnic.<role>``.
-    :ivar meter: named ``hotnic.<role>``; for instruments of the role's own.
-    :ivar metrics: the instruments that all roles share.
+    :ivar meter: named ``hotnic.<role>``; for instruments of one role.
+    :ivar metrics: instruments that all roles share.
     """
 
     def __init__(self, role: str, tracers: TracerProvider, meters: MeterProvider, registry: CollectorRegistry) -> None:
@@ -40,25 +40,26 @@ class Telemetry:
         self._meters = meters
         self._registry = registry
         self.role = role
-        self.tracer: Tracer = tracers.get_tracer(f"hotnic.{role}")
+        self.tracer: Tracer = RoleTracer(tracers.get_tracer(f"hotnic.{role}"))
         self.meter: Meter = meters.get_meter(f"hotnic.{role}")
         self.metrics = Metrics(self.meter)
 
     def metrics_text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def shutdown(self) -> None:
-        """Export what is left and close the exporters; blocks until done, at most the exporter's own time limit."""
+        """Export the remaining spans and close the exporters. Blocks for at most the exporters' own timeout."""
         self._tracers.shutdown()
         self._meters.shutdown()
 
 
 def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Telemetry:
-    """A telemetry with exactly these span processors and a metrics registry of its own.
+    """Return a telemetry with these span processors and a metrics registry of its own.
 
-    Sampling is OpenTelemetry's default: parent based and always on, unless ``OTEL_TRACES_SAMPLER`` says otherwise.
+    Sampling is OpenTelemetry's default, parent-based and always on, unless ``OTEL_TRACES_SAMPLER`` is set.
     """
+    # No exit handler: the process frame shuts telemetry down, within a timeout of its own.
     tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
     for processor in processors:
         tracers.add_span_processor(processor)
@@ -69,15 +70,15 @@ def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Tel
 
 
 def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.environ) -> Telemetry:
-    """The telemetry of one process.
+    """Return the telemetry of one process.
 
-    Spans go to an OTLP endpoint (in batches) when ``OTEL_EXPORTER_OTLP_ENDPOINT`` or
-    ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set, and to the file ``<role>-<node>-<pid>.jsonl`` under
-    ``HOTNIC_TRACE_DIR`` (OTLP-JSON, one span at a time, so that none is lost when the process is killed) when
-    that is set; with neither they are made, carried on to others, and dropped.
+    Spans are exported in batches to an OTLP endpoint if ``OTEL_EXPORTER_OTLP_ENDPOINT`` or
+    ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set. If ``HOTNIC_TRACE_DIR`` is set, they are also written to the file
+    ``<role>-<node>-<pid>.jsonl`` in it as OTLP-JSON, one at a time, so that none is lost if the process is killed. With
+    neither, spans are created for propagation and then dropped.
 
-    :param node: the Kubernetes node, ``_`` for a role that belongs to none.
-    :raises OSError: the trace directory cannot be written.
+    :param node: the Kubernetes node; ``_`` for a role that belongs to none.
+    :raises OSError: the trace directory is not writable.
     """
     processors: list[SpanProcessor] = []
     if endpoint := _traces_endpoint(environ):
@@ -90,10 +91,10 @@ def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.env
 
 
 def resource_of(role: str, node: str, environ: Mapping[str, str]) -> Resource:
-    """What the process says about itself: ``service.name`` ``hotnic-<role>``, a fresh instance id, its node.
+    """Return the resource attributes of the process: service name ``hotnic-<role>``, a new instance id, pid and node.
 
-    ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` win. Read here and not by the SDK's detectors, which
-    start a thread pool and scan every installed package's entry points.
+    ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` override them. They are read here because the SDK's detectors
+    start a thread pool and scan the entry points of every installed package.
     """
     attributes: dict[str, str | int] = {
         "service.name": f"hotnic-{role}",
@@ -124,5 +125,5 @@ def _file_processor(directory: Path, role: str, node: str) -> SpanProcessor:
 
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{quote(role, safe='')}-{quote(node or '_', safe='')}-{os.getpid()}.jsonl"
-    # Not the exporter's entry point (it writes to stdout) and no batches (they are lost at SIGKILL).
+    # The exporter's entry point would write to stdout, and a batch would be lost at SIGKILL.
     return SimpleSpanProcessor(FileSpanExporter(directory / name))

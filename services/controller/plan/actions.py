@@ -1,19 +1,29 @@
-"""What the controller looked at and what it can do: the words of its plan, without decisions.
+"""Types of the controller's plan: what it observed, the actions it can take, and the events they publish.
 
-Next: :mod:`services.controller.plan.operations`.
+No decisions: these are in :mod:`services.controller.plan.operations`, the next module, and its siblings.
 """
 
 from enum import StrEnum
 
 import msgspec
 
-from schemas.events import Changed, ObjectRef, PodAnnotated, Requested
+from schemas.events import ChangedObject, ObjectRef, PodAnnotated, Requested
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.operations import Operation
-from services.common.domain.spec_patch import Holder, Lists, Op, change, notes, of_vm, of_vmi
+from services.common.domain.nic import VmiNics
+from services.common.domain.spec_patch import (
+    InterfaceLists,
+    PatchOp,
+    SpecHolder,
+    build_patch,
+    operation_annotations,
+    template_spec_holder,
+    vmi_spec_holder,
+)
+from services.common.domain.template import TemplateInterfaces
 
 
-class Target(StrEnum):
+class PatchTarget(StrEnum):
     """The object that a patch changes."""
 
     VM = "vm"
@@ -22,48 +32,69 @@ class Target(StrEnum):
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """One VM, its VMI and the pod that acts for it; each ``None`` where there is none.
+    """One VM, its VMI and the VMI's acting pod; each is ``None`` where it does not exist.
 
-    :ivar enabled: whether NICs may be hot-plugged in this cluster. :ivar now: RFC 3339, UTC.
-    :ivar refused: interfaces whose wish the API server refused in this run. :ivar singly: start one wish at a time.
+    :ivar vm: the VM.
+    :ivar vmi: the VMI.
+    :ivar pod: the acting pod.
+    :ivar template: the parsed template of the VM; ``None`` when there is no VM or its template is malformed.
+    :ivar nics: the parsed VMI and pod; ``None`` when there is no VMI or one of them is malformed.
+    :ivar malformed: what is malformed in VMI or pod; empty when they can be parsed.
+    :ivar enabled: whether NICs may be hot-plugged in this cluster.
+    :ivar now: the current time, RFC 3339, UTC.
+    :ivar refused_interfaces: the interfaces whose operation the API server has refused in this run.
+    :ivar one_at_a_time: whether to start only one operation of the template, because the API server has refused several
+        together.
     """
 
+    vm: VirtualMachine | None
     vmi: VirtualMachineInstance | None
     pod: Pod | None
-    vm: VirtualMachine | None = None
-    enabled: bool = True
-    now: str = ""
-    refused: frozenset[str] = frozenset()
-    singly: bool = False
+    template: TemplateInterfaces | None
+    nics: VmiNics | None
+    malformed: str
+    enabled: bool
+    now: str
+    refused_interfaces: frozenset[str]
+    one_at_a_time: bool
 
 
-class Annotated(msgspec.Struct, frozen=True):
-    """An attachment that the annotation gains: what is to be published of it."""
+class AddedAttachment(msgspec.Struct, frozen=True):
+    """An attachment that a patch adds to the pod's networks annotation; ``pod-annotated`` is published for it.
+
+    :ivar operation: the plug that needs the attachment.
+    :ivar pod_interface: the name of its pod interface.
+    """
 
     operation: Operation
     pod_interface: str
 
 
-class Patch(msgspec.Struct, frozen=True):
+class PatchObject(msgspec.Struct, frozen=True):
     """Patch one object.
 
-    :ivar verb: what it is for, as the span says it. :ivar operations: those it serves; its span is in their traces.
-    :ivar gained: attachments to publish ``pod-annotated`` for, afterwards.
+    :ivar target: the object to patch.
+    :ivar verb: the purpose, for the span's name.
+    :ivar ops: the JSON patch.
+    :ivar operations: the operations the patch serves; its span is in the first one's trace and links the others'.
+    :ivar added_attachments: the attachments to publish ``pod-annotated`` for after the patch.
     """
 
-    target: Target
+    target: PatchTarget
     verb: str
-    ops: list[Op]
+    ops: list[PatchOp]
     operations: tuple[Operation, ...] = ()
-    gained: tuple[Annotated, ...] = ()
+    added_attachments: tuple[AddedAttachment, ...] = ()
 
 
-class Started(msgspec.Struct, frozen=True):
-    """One wish that gets going.
+class StartedOperation(msgspec.Struct, frozen=True):
+    """An operation to start.
 
-    :ivar operation: without ``traceparent`` when nobody wrote it down: the controller then begins its trace.
+    :ivar operation: the operation; without ``traceparent`` when no annotation has it yet, the controller then starts
+        its trace.
     :ivar network: the NAD as ``namespace/name``; empty for an unplug.
-    :ivar on_vm: whether the VM gets the operation's annotation; :ivar on_vmi: whether the VMI does.
+    :ivar on_vm: whether the VM gets the operation's annotation.
+    :ivar on_vmi: whether the VMI gets the operation's annotation.
     """
 
     operation: Operation
@@ -72,70 +103,89 @@ class Started(msgspec.Struct, frozen=True):
     on_vmi: bool = True
 
 
-class Start(msgspec.Struct, frozen=True):
-    """Write wishes down: on the VM first (so that all who come later find the same operation), then on the VMI.
+class StartOperations(msgspec.Struct, frozen=True):
+    """Write operations to the VM, then to the VMI, and publish ``requested`` for those written to the VMI.
 
-    ``requested`` is published for those that the VMI got. :ivar vm: the template's lists as they should be; ``None``
-    leaves them. :ivar vmi: the same of the VMI.
+    The VM comes first, so that a run after a crash finds the operation and does not create a second one.
+
+    :ivar started: the operations to start.
+    :ivar vm: the desired lists of the VM's template; ``None`` leaves them unchanged.
+    :ivar vmi: the desired lists of the VMI; ``None`` leaves them unchanged.
     """
 
-    wishes: tuple[Started, ...]
-    vm: Lists | None = None
-    vmi: Lists | None = None
+    started: tuple[StartedOperation, ...]
+    vm: InterfaceLists | None = None
+    vmi: InterfaceLists | None = None
 
-    def vm_ops(self, vm: VirtualMachine, operations: list[Operation]) -> list[Op]:
-        """The patch of the VM, with the operations as they are to be written; empty when it needs none."""
-        mine = [o for o, wish in zip(operations, self.wishes, strict=True) if wish.on_vm]
-        return _ops(of_vm(vm), self.vm, mine)
+    def vm_ops(self, vm: VirtualMachine, operations: list[Operation]) -> list[PatchOp]:
+        """Return the patch of the VM; empty when the VM does not change.
 
-    def vmi_ops(self, vmi: VirtualMachineInstance, operations: list[Operation]) -> list[Op]:
-        """The same for the VMI."""
-        mine = [o for o, wish in zip(operations, self.wishes, strict=True) if wish.on_vmi]
-        return _ops(of_vmi(vmi), self.vmi, mine)
+        :param operations: the operations as they are written, in the order of ``started``.
+        """
+        mine = [o for o, one in zip(operations, self.started, strict=True) if one.on_vm]
+        return _patch_ops(template_spec_holder(vm), self.vm, mine)
+
+    def vmi_ops(self, vmi: VirtualMachineInstance, operations: list[Operation]) -> list[PatchOp]:
+        """Return the patch of the VMI; empty when the VMI does not change.
+
+        :param operations: the operations as they are written, in the order of ``started``.
+        """
+        mine = [o for o, one in zip(operations, self.started, strict=True) if one.on_vmi]
+        return _patch_ops(vmi_spec_holder(vmi), self.vmi, mine)
 
 
-class Complain(msgspec.Struct, frozen=True):
-    """Say in a Kubernetes Event why something that was asked for is not done.
+class WarnUser(msgspec.Struct, frozen=True):
+    """Record a Warning Event with the reason why a requested change is not made.
 
-    :ivar key: makes it this Event and no other.
+    :ivar target: the object that the Event is about.
+    :ivar reason: CamelCase, the reason of the Event.
+    :ivar message: the text of the Event.
+    :ivar key: the identity of the Event: an Event with the same key is recorded once.
     """
 
-    about: Target
+    target: PatchTarget
     reason: str
     message: str
     key: tuple[str, ...]
 
 
-Action = Patch | Start | Complain
+Action = PatchObject | StartOperations | WarnUser
 
 
-def _ops(holder: Holder, lists: Lists | None, operations: list[Operation]) -> list[Op]:
-    if lists is None and not operations:
-        return []
-    return change(holder, lists or holder.lists, notes(operations))
+def _patch_ops(holder: SpecHolder, lists: InterfaceLists | None, operations: list[Operation]) -> list[PatchOp]:
+    changes = operation_annotations(operations)
+    return build_patch(holder, lists or holder.lists, changes) if lists is not None or operations else []
 
 
-def requested(wish: Started, operation: Operation, vmi: VirtualMachineInstance) -> Requested:
-    """The event of a wish that got going, of the VMI as patched."""
+def requested_event(started: StartedOperation, operation: Operation, vmi: VirtualMachineInstance) -> Requested:
+    """Return the event that an operation was requested.
+
+    :param operation: the operation as it was written.
+    :param vmi: the VMI after the patch.
+    """
     meta = vmi.metadata
     return Requested(
         operation=operation,
         vmi=ObjectRef(meta.namespace, meta.name, meta.uid),
         node=vmi.status.node_name,
-        changed=Changed("VirtualMachineInstance", meta.uid, meta.resource_version),
-        network=wish.network,
+        changed=ChangedObject("VirtualMachineInstance", meta.uid, meta.resource_version),
+        network=started.network,
     )
 
 
-def pod_annotated(gained: Annotated, vmi: VirtualMachineInstance, pod: Pod, attempt: int) -> PodAnnotated:
-    """The event of one gained attachment, of the pod as patched."""
+def pod_annotated_event(added: AddedAttachment, vmi: VirtualMachineInstance, pod: Pod, attempt: int) -> PodAnnotated:
+    """Return the event that the pod's networks annotation lists an attachment.
+
+    :param pod: the pod after the patch.
+    :param attempt: the number of the controller's attempt.
+    """
     meta = pod.metadata
     return PodAnnotated(
-        operation=gained.operation,
+        operation=added.operation,
         vmi=ObjectRef(vmi.metadata.namespace, vmi.metadata.name, vmi.metadata.uid),
         pod=ObjectRef(meta.namespace, meta.name, meta.uid),
         node=pod.spec.node_name,
-        changed=Changed("Pod", meta.uid, meta.resource_version),
+        changed=ChangedObject("Pod", meta.uid, meta.resource_version),
         attempt=attempt,
-        pod_interface=gained.pod_interface,
+        pod_interface=added.pod_interface,
     )

@@ -1,112 +1,101 @@
-"""The pod's networks annotation follows the VMI's spec, and the VMI's status tells what Multus has attached.
+"""Plan the patches of the pod's networks annotation and of the ``multus-status`` tokens in the VMI's status.
 
-Pure. Both are guarded patches of what was observed. Next: :mod:`services.controller.plan.removal`.
+The annotation follows the VMI's spec; the tokens follow the pod's network status. Each patch is guarded by the state it
+was planned on. Pure: no I/O. Next: :mod:`services.controller.plan.removal`.
 """
 
-from typing import Any
+from collections.abc import Iterator
 
-from schemas.kube import Pod, VirtualMachineInstance
 from schemas.names import interface_hash
-from schemas.networks import NETWORK_STATUS, NETWORKS, encode_networks, parse_network_status, parse_networks
-from schemas.operations import Operation, encode, is_hashed, operation_key, stale_operations
-from schemas.stages import OperationKind
-from services.common.domain.attachments import desired, pod_interface_names, secondary
-from services.common.domain.operations import migrating, operation_for
-from services.common.domain.spec_patch import Op, annotate, annotation_path
-from services.common.domain.status_interfaces import (
-    MULTUS_STATUS,
-    Entry,
-    entry_of,
-    tokens,
-    with_token,
-    without_token,
-)
-from services.controller.plan.actions import Annotated, Patch, Target
+from schemas.networks import NETWORKS, encode_networks
+from schemas.operations import Operation, encode_annotation, is_hashed, operation_key, stale_operation_keys
+from services.common.domain.attachments import desired_elements
+from services.common.domain.nic import VmiNics
+from services.common.domain.operations import is_migrating
+from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
+from services.common.domain.status_interfaces import MULTUS_STATUS, Entry, with_token, without_token
+from services.controller.plan.actions import AddedAttachment, PatchObject, PatchTarget
 
 STATUS_PATH = "/status/interfaces"
 
 
-def acts(vmi: VirtualMachineInstance, pod: Pod) -> bool:
-    """Whether NICs of this VMI may be changed now: both run, neither goes away, no migration is under way."""
+def is_eligible(nics: VmiNics) -> bool:
+    """Return whether interfaces of the VMI may change now.
+
+    They may while VMI and pod run, neither is being deleted, and no migration is in progress.
+    """
+    vmi, pod = nics.vmi, nics.pod
     return (
-        vmi.status.phase == "Running"
+        pod is not None
+        and vmi.status.phase == "Running"
         and vmi.metadata.deletion_timestamp is None
         and pod.metadata.deletion_timestamp is None
         and pod.status.phase == "Running"
+        # As KubeVirt, which changes the annotation of a ready pod only.
         and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
-        and not migrating(vmi)
+        and not is_migrating(vmi)
     )
 
 
-def annotate_pod(vmi: VirtualMachineInstance, pod: Pod) -> Patch | None:
-    """The patch that makes the pod's networks annotation what the spec wishes; ``None`` when it is.
+def annotate_pod(nics: VmiNics) -> Iterator[PatchObject]:
+    """Plan the patch that makes the pod's networks annotation follow the VMI's spec.
 
-    An absent interface loses its element only when the handler of this very pod has released it. Operations of
-    interfaces that neither the spec nor the pod knows any more go along.
-
-    :raises ValueError: the spec or an annotation is malformed.
+    An absent interface loses its element only after the handler has torn down its network in this same pod. The patch
+    also removes the operations of interfaces that are in neither the spec nor the pod.
     """
-    annotations = pod.metadata.annotations
-    text = annotations.get(NETWORKS)
-    elements = parse_networks(text)
-    statuses = parse_network_status(annotations.get(NETWORK_STATUS))
-    operations = {interface.name: operation_for(vmi, interface) for interface, _ in secondary(vmi.spec)}
-    released = frozenset(
-        name
-        for name, operation in operations.items()
-        if operation.kind is OperationKind.UNPLUG and operation.released == pod.metadata.uid
-    )
-    wanted = desired(vmi.spec, vmi.metadata.namespace, elements, statuses, released)
-    links = {e.requested_interface for e in [*elements, *wanted]} | {status.interface for status in statuses}
-    hashes = {interface_hash(interface.name) for interface in vmi.spec.interface_items()}
-    hashes |= {link[3:] for link in links if link is not None and is_hashed(link)}
-    stale = stale_operations(annotations, hashes)
-    if wanted == elements and not stale:
-        return None
-    names = pod_interface_names(vmi.spec, elements, statuses)
-    before = {element.requested_interface for element in elements}
-    after = {element.requested_interface for element in wanted}
-    gained = [Annotated(operations[name], link) for name, link in names.items() if link in after and link not in before]
-    changed = [operations[name] for name, link in names.items() if (link in after) != (link in before)]
-    changes: dict[str, str | None] = {NETWORKS: encode_networks(wanted)} if wanted != elements else {}
-    changes |= {operation_key(operation.interface): encode(operation) for operation in changed}
+    assert nics.pod is not None
+    annotations, version = nics.pod.metadata.annotations, nics.pod.metadata.resource_version
+    before, desired = list(nics.elements), desired_elements(nics)
+    links_before = {element.requested_interface for element in before}
+    links_after = {element.requested_interface for element in desired}
+    links = links_before | links_after | {status.interface for status in nics.statuses}
+    used = {interface_hash(name) for name in nics.interfaces}
+    # The hash in `pod<h>` shows that an operation is in use even if its interface has left the spec.
+    used |= {link[3:] for link in links if link is not None and is_hashed(link)}
+    stale = stale_operation_keys(annotations, used)
+    changed = [nic for nic in nics if (nic.link in links_after) != (nic.link in links_before)]
+    # An empty list is written, too: before 1.2, KubeVirt left it out, and the only NIC could not be unplugged.
+    changes: dict[str, str | None] = {NETWORKS: encode_networks(desired)} if desired != before else {}
+    # networks reads the operation from the pod, so it joins the trace without an event as well.
+    changes |= {operation_key(nic.name): encode_annotation(nic.operation) for nic in changed}
     changes |= dict.fromkeys(stale)
-    guard: list[Op] = [] if text is None else [{"op": "test", "path": annotation_path(NETWORKS), "value": text}]
-    if text is None and annotations:
-        guard = [{"op": "test", "path": "/metadata/resourceVersion", "value": pod.metadata.resource_version}]
-    ops = [*guard, *annotate(annotations, pod.metadata.resource_version, changes)]
-    return Patch(Target.POD, "annotate", ops, tuple(changed), tuple(gained))
+    # A pod without annotations needs no guard here: build_annotation_ops then tests the resource version.
+    guard: list[PatchOp] = []
+    if NETWORKS in annotations:
+        guard = [{"op": "test", "path": annotation_path(NETWORKS), "value": annotations[NETWORKS]}]
+    elif annotations:
+        # Without the networks annotation there is no value to test, so the object's version guards the patch.
+        guard = [{"op": "test", "path": "/metadata/resourceVersion", "value": version}]
+    if changes:
+        yield PatchObject(
+            PatchTarget.POD,
+            "annotate",
+            [*guard, *build_annotation_ops(annotations, version, changes)],
+            tuple(nic.operation for nic in changed),
+            tuple(AddedAttachment(nic.operation, nic.link) for nic in changed if nic.link in links_after),
+        )
 
 
-def write_status(vmi: VirtualMachineInstance, pod: Pod) -> Patch | None:
-    """The patch that makes the ``multus-status`` tokens tell what the pod has; ``None`` when they do.
-
-    :raises ValueError: the spec or an annotation is malformed.
-    """
-    annotations = pod.metadata.annotations
-    statuses = parse_network_status(annotations.get(NETWORK_STATUS))
-    elements = parse_networks(annotations.get(NETWORKS))
-    names = pod_interface_names(vmi.spec, elements, statuses)
-    attached = {status.interface for status in statuses}
-    before: list[Entry] | None = vmi.status.interfaces
+def write_status(nics: VmiNics) -> Iterator[PatchObject]:
+    """Plan the patch that makes the ``multus-status`` tokens match the pod's network status."""
+    before: list[Entry] | None = nics.vmi.status.interfaces
     after = before
     operations: list[Operation] = []
-    for interface, _ in secondary(vmi.spec):
-        name, link = interface.name, names[interface.name]
-        known = after
-        if link in attached:
-            fields: dict[str, Any] = {"podInterfaceName": link}
-            entry = entry_of(after, name)
-            if entry is None or MULTUS_STATUS not in tokens(entry) or entry.get("podInterfaceName") != link:
-                after = with_token(after, name, MULTUS_STATUS, **fields)
-        else:
-            after = without_token(after, name, MULTUS_STATUS)
-        if (after or []) != (known or []):
-            operations.append(operation_for(vmi, interface))
-    if not operations:
-        return None
-    ops: list[Op] = [
-        {"op": "test", "path": STATUS_PATH, "value": before},
-        {"op": "add", "path": STATUS_PATH, "value": after},
-    ]
-    return Patch(Target.VMI, "status", ops, tuple(operations))
+    for nic in nics:
+        previous = after
+        # Only the controller's own token: in KubeVirt 1.0.0 one writer dropped what the other wrote (kubevirt#10063).
+        if nic.status is None:
+            after = without_token(after, nic.name, MULTUS_STATUS)
+        # KubeVirt has `podInterfaceName` in the entry since 1.4.
+        elif MULTUS_STATUS not in nic.tokens or nic.entry.get("podInterfaceName") != nic.link:
+            after = with_token(after, nic.name, MULTUS_STATUS, podInterfaceName=nic.link)
+        # A missing list and an empty one are the same status.
+        if (after or []) != (previous or []):
+            operations.append(nic.operation)
+    if operations:
+        # The VMI has no status subresource, so the status is patched on the object, guarded as in KubeVirt's own patch.
+        ops: list[PatchOp] = [
+            {"op": "test", "path": STATUS_PATH, "value": before},
+            {"op": "add", "path": STATUS_PATH, "value": after},
+        ]
+        yield PatchObject(PatchTarget.VMI, "status", ops, tuple(operations))

@@ -1,263 +1,242 @@
-"""Which wishes get going: those of the VM's template, those nobody wrote an operation for, and the undoing of failures.
+"""Decide which operations start: those of the VM's template, adopted ones, and the unplugs that undo failed plugs.
 
-Pure. What cannot be granted changes nothing and is complained of, once. Next: :mod:`services.controller.plan.removal`.
+An adopted operation belongs to an interface that has none yet, such as one added with ``kubectl edit``. A change that
+cannot be made leaves the objects as they are and is reported once, in a Warning Event. Pure: no I/O.
+Next: :mod:`services.controller.plan.removal`.
 """
 
-from schemas.kube import Interface, Network, Pod, VirtualMachine, VirtualMachineInstance
+from collections.abc import Iterator
+
+import msgspec
+
 from schemas.names import interface_hash
-from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
-from schemas.operations import Operation, derived_id, operation_of
+from schemas.operations import Operation, derive_operation_id
 from schemas.stages import OperationKind
-from services.common.domain.attachments import nad_reference, pod_interface_names, secondary
-from services.common.domain.eligibility import ORDINAL, hash_collision, ordinal, why_fixed, why_not_pluggable
-from services.common.domain.operations import ABSENT, kind_of
-from services.common.domain.spec_patch import change, of_vm, of_vmi
-from services.common.domain.status_interfaces import DOMAIN, entry_of, tokens
+from services.common.domain.eligibility import find_hash_collision, find_plug_obstacle, find_unplug_obstacle
+from services.common.domain.nic import Nic, VmiNics, qualified_nad
+from services.common.domain.operations import ABSENT
+from services.common.domain.spec_patch import InterfaceLists, build_patch, template_spec_holder, vmi_spec_holder
+from services.common.domain.status_interfaces import DOMAIN
 from services.common.domain.template import (
     DesiredInterface,
-    desired_interfaces,
-    edit_id,
-    link_states,
-    revived,
-    wished_operation,
+    TemplateInterfaces,
+    changed_link_states,
+    derive_edit_id,
+    find_pending_changes,
+    find_reverted_unplugs,
 )
-from services.controller.plan.actions import Complain, Observed, Patch, Start, Started, Target
+from services.controller.plan.actions import (
+    Observed,
+    PatchObject,
+    PatchTarget,
+    StartedOperation,
+    StartOperations,
+    WarnUser,
+)
 
-REJECTED = "InterfaceChangeRejected"
-"""Reason of the Event about an edit that cannot be done."""
+CHANGE_REJECTED = "InterfaceChangeRejected"
+"""Reason of the Event about an edit that cannot be applied."""
 
 
-def undo_failed(seen: Observed, vmi: VirtualMachineInstance) -> tuple[Start | None, list[Complain]]:
-    """Take plugs that ended for good out of the spec again, by an unplug in the trace of the plug.
+def undo_failed(
+    observed: Observed, template: TemplateInterfaces | None, nics: VmiNics
+) -> Iterator[WarnUser | StartOperations]:
+    """Start the unplug of interfaces whose plug has failed permanently; it continues the trace of the plug.
 
-    Where the template asked for the NIC, it is asked to be absent there, too: that request has failed. A NIC that the
-    template merely had at the start stays in it, for the next start may have room for it.
+    An interface that was plugged through the template becomes ``absent`` in the template as well. An interface that the
+    template had when the VM started stays in the template: the next start may have room for it.
     """
-    wish_of: list[Started] = []
-    complaints: list[Complain] = []
-    on_vm: list[str] = []
-    for interface in vmi.spec.interface_items():
-        plug = operation_of(vmi.metadata.annotations, interface.name)
-        if interface.state == ABSENT or plug is None or plug.kind is not OperationKind.PLUG or plug.failed is None:
+    meta = nics.vmi.metadata
+    started: list[StartedOperation] = []
+    for name, interface in nics.interfaces.items():
+        plug = nics.operations.get(name)
+        if plug is None or plug.kind is not OperationKind.PLUG or plug.failed is None:
             continue
-        if interface.name in seen.refused:
+        if interface.state == ABSENT or name in observed.refused_interfaces:
             continue
+        # `failed` is copied, so that the reason stays readable after the plug's operation is overwritten.
         undo = Operation(
-            id=derived_id(vmi.metadata.uid, interface.name, OperationKind.UNPLUG, vmi.metadata.generation),
+            id=derive_operation_id(meta.uid, name, OperationKind.UNPLUG, meta.generation),
             kind=OperationKind.UNPLUG,
-            interface=interface.name,
+            interface=name,
             traceparent=plug.traceparent,
-            requested_at=seen.now,
+            requested_at=observed.now,
             failed=plug.failed,
         )
-        asked = seen.vm is not None and _same(operation_of(seen.vm.metadata.annotations, interface.name), plug)
-        if asked:
-            on_vm.append(interface.name)
-        wish_of.append(Started(undo, on_vm=asked))
-        complaints.append(
-            Complain(
-                Target.VM if asked else Target.VMI,
-                plug.failed,
-                f"interface {interface.name} could not be plugged ({plug.failed}); it is taken out of the spec again",
-                (plug.id, "undone", plug.failed),
-            )
+        requested = template.operations.get(name) if template is not None else None
+        from_template = requested is not None and requested.id == plug.id
+        started.append(StartedOperation(undo, on_vm=from_template))
+        yield WarnUser(
+            PatchTarget.VM if from_template else PatchTarget.VMI,
+            plug.failed,
+            f"cannot plug interface {name!r}: {plug.failed}; the interface is removed from the spec",
+            (plug.id, "undone", plug.failed),
         )
-    if not wish_of:
-        return None, []
-    names = [wish.operation.interface for wish in wish_of]
-    template = of_vm(seen.vm).lists.absent(on_vm) if seen.vm is not None and on_vm else None
-    return Start(tuple(wish_of), vm=template, vmi=of_vmi(vmi).lists.absent(names)), complaints
+    if started:
+        names = [one.operation.interface for one in started]
+        on_vm = [one.operation.interface for one in started if one.on_vm]
+        lists = template_spec_holder(template.vm).lists.with_absent(on_vm) if template is not None and on_vm else None
+        yield StartOperations(tuple(started), vm=lists, vmi=vmi_spec_holder(nics.vmi).lists.with_absent(names))
 
 
 def copy_template(
-    seen: Observed, vm: VirtualMachine, vmi: VirtualMachineInstance
-) -> tuple[Start | None, list[Complain]]:
-    """Have the VMI follow its VM's template.
-
-    :raises ValueError: an object is malformed.
-    """
-    complaints = [
-        _complain(wish, f"interface {wish.name!r} is being unplugged, which is final; it is plugged anew afterwards")
-        for wish in revived(vm, vmi)
-    ]
-    granted: list[DesiredInterface] = []
-    lists = of_vmi(vmi).lists
-    for wish in desired_interfaces(vm, vmi):
-        if wish.name in seen.refused or (wish.kind is OperationKind.UNPLUG and not _naming_known(vmi, seen.pod)):
+    observed: Observed, template: TemplateInterfaces, nics: VmiNics
+) -> Iterator[WarnUser | StartOperations]:
+    """Start the plugs and unplugs that the VM's template requests and the VMI does not have yet."""
+    for desired in find_reverted_unplugs(template, nics):
+        final = f"interface {desired.name!r} is being unplugged, which is final; it is plugged again after the unplug"
+        yield _warn_vm(desired, final)
+    # An unplug depends on the pod's interface names, which are known once the acting pod runs.
+    names_known = nics.pod is not None and nics.vmi.status.phase == "Running"
+    accepted: list[DesiredInterface] = []
+    for desired in find_pending_changes(template, nics):
+        must_wait = desired.kind is OperationKind.UNPLUG and not names_known
+        if must_wait or desired.name in observed.refused_interfaces:
             continue
-        why = _why_not(seen, vm, vmi, wish, granted)
+        why = next(_rejections(observed, nics, desired, accepted), None)
         if why is None:
-            granted.append(wish)
-            lists = (
-                lists.absent([wish.name])
-                if wish.kind is OperationKind.UNPLUG
-                else lists.plus(wish.item, None if _has_network(vmi, wish.name) else wish.network_item)
-            )
-            if seen.singly:
+            accepted.append(desired)
+            if observed.one_at_a_time:
                 break
-        elif not _implicit_primary(vmi, wish):
-            complaints.append(_complain(wish, why))
-    if not granted:
-        return None, complaints
-    return Start(tuple(_started(seen, vm, vmi, wish) for wish in granted), vmi=lists), complaints
+        # The implicit primary network of a running VM needs no plug, so its rejection is not worth a warning.
+        elif not _is_implicit_primary(nics, desired):
+            yield _warn_vm(desired, why)
+    if accepted:
+        started = tuple(_template_operation(observed, template, nics, desired) for desired in accepted)
+        yield StartOperations(started, vmi=_with_changes(nics, accepted))
 
 
-def copy_link_states(vm: VirtualMachine, vmi: VirtualMachineInstance) -> Patch | None:
-    """The patch that has the VMI's cables plugged and pulled as the template says; ``None`` when they are.
+def copy_link_states(template: TemplateInterfaces, nics: VmiNics) -> Iterator[PatchObject]:
+    """Plan the patch that copies the template's link states to the VMI."""
+    states = changed_link_states(template, nics)
+    if states:
+        holder = vmi_spec_holder(nics.vmi)
+        yield PatchObject(PatchTarget.VMI, "link", build_patch(holder, holder.lists.with_link_states(states), {}))
 
-    :raises ValueError: an object is malformed.
+
+def adopt(observed: Observed, nics: VmiNics) -> Iterator[WarnUser | StartOperations]:
+    """Create operations for interfaces of the VMI that have none, and restore unplugs that an edit reverts half-way.
+
+    An interface has no operation after an edit with kubectl, or when the VMI has had it since its start.
     """
-    states = link_states(vm, vmi)
-    if not states:
-        return None
-    holder = of_vmi(vmi)
-    return Patch(Target.VMI, "link", change(holder, holder.lists.linked(states), {}))
-
-
-def adopt(seen: Observed, vmi: VirtualMachineInstance, pod: Pod) -> tuple[Start | None, list[Complain]]:
-    """Give an operation to wishes of the VMI that nobody wrote one for (an edit with kubectl, a NIC since the start).
-
-    Written down, its id no longer hangs on the generation, which on an object without a status subresource moves with
-    every report. An unplug that an edit takes back half-way is put in force again.
-
-    :raises ValueError: an object is malformed.
-    """
-    annotations = pod.metadata.annotations
-    elements = parse_networks(annotations.get(NETWORKS))
-    statuses = parse_network_status(annotations.get(NETWORK_STATUS))
-    names = pod_interface_names(vmi.spec, elements, statuses)
-    present = {e.requested_interface for e in elements} | {s.interface for s in statuses}
-    started: list[Started] = []
-    complaints: list[Complain] = []
-    again: list[str] = []
-    pairs = secondary(vmi.spec)
-    for interface, network in pairs:
-        name, kind = interface.name, kind_of(interface)
-        written = operation_of(vmi.metadata.annotations, name)
-        if name in seen.refused or (written is not None and written.kind is kind):
+    # A derived id depends on the generation, and the generation of an object without the status subresource grows with
+    # every status report. Once the operation is in the annotation, its id is stable.
+    started: list[StartedOperation] = []
+    restored: list[str] = []
+    for nic in nics:
+        if nic.has_operation or nic.name in observed.refused_interfaces:
             continue
-        if kind is OperationKind.UNPLUG and (why := _why_not_unplugged(interface, network, pod)) is not None:
-            complaints.append(_about_vmi(vmi, name, why))
-        elif kind is OperationKind.PLUG and written is not None and names[name] in present:
-            again.append(name)
-            complaints.append(_about_vmi(vmi, name, f"interface {name!r} is being unplugged, which is final"))
-            started.append(Started(written))
-        elif kind is OperationKind.UNPLUG or (interface.bridge is not None and not _in_domain(vmi, name)):
-            operation = _derived(vmi.metadata.uid, name, kind, vmi.metadata.generation, seen.now)
-            started.append(Started(operation, _nad(vmi, network, kind)))
-    taken = {interface.name for interface, _ in pairs}
-    for interface in vmi.spec.interface_items():
-        other = hash_collision(vmi.spec, interface.name)
-        if interface.name not in taken and other in taken:
-            complaints.append(_about_vmi(vmi, interface.name, _alike(interface.name, other)))
-    if not started:
-        return None, complaints
-    return Start(tuple(started), vmi=of_vmi(vmi).lists.absent(again) if again else None), complaints
+        why = find_unplug_obstacle(nics, nic.name) if nic.absent else None
+        if why is not None:
+            yield _warn_vmi(nics, nic.name, why)
+        elif nic.absent:
+            started.append(_adopted(observed, nic))
+        elif nic.written is not None and nic.in_pod:
+            # The annotation has an unplug, and an edit has removed `state: absent`. That is restored, because parts of
+            # the unplug may be done already.
+            restored.append(nic.name)
+            started.append(StartedOperation(nic.written))
+            yield _warn_vmi(nics, nic.name, f"interface {nic.name!r} is being unplugged, which is final")
+        # Only the bridge binding can be plugged into a running VM. With `domain`, the guest has the device already.
+        elif nic.interface.bridge is not None and DOMAIN not in nic.tokens:
+            started.append(_adopted(observed, nic))
+    for name in nics.interfaces:
+        # Of two interfaces with a hash collision, `nics` has only the first; a warning is recorded for the other.
+        other = find_hash_collision(nics.vmi.spec, name) if name not in nics.nics else None
+        if other in nics.nics:
+            yield _warn_vmi(nics, name, _collision_message(name, other))
+    if started:
+        lists = vmi_spec_holder(nics.vmi).lists.with_absent(restored) if restored else None
+        yield StartOperations(tuple(started), vmi=lists)
 
 
-def adopt_at_start(seen: Observed, vmi: VirtualMachineInstance) -> Start | None:
-    """Give NICs that a VMI has from its start an operation before it runs, so that whoever plugs them has it at once.
+def adopt_at_start(observed: Observed, nics: VmiNics) -> Iterator[StartOperations]:
+    """Create operations for the interfaces that a VMI has from its start, before it runs.
 
-    :raises ValueError: an object is malformed.
+    The handler then finds the operation, and with it the trace, when it plugs the interface.
     """
-    started = [
-        Started(
-            _derived(vmi.metadata.uid, interface.name, OperationKind.PLUG, vmi.metadata.generation, seen.now),
-            _nad(vmi, network, OperationKind.PLUG),
-        )
-        for interface, network in secondary(vmi.spec)
-        if interface.name not in seen.refused
-        and interface.bridge is not None
-        and kind_of(interface) is OperationKind.PLUG
-        and operation_of(vmi.metadata.annotations, interface.name) is None
-    ]
-    return Start(tuple(started)) if started else None
-
-
-def _started(seen: Observed, vm: VirtualMachine, vmi: VirtualMachineInstance, wish: DesiredInterface) -> Started:
-    written = wished_operation(vm, wish.name, wish.kind)
-    derived = edit_id(vm, vmi, wish.name, wish.kind)
-    operation = written or Operation(derived, wish.kind, wish.name, requested_at=seen.now or None)
-    return Started(operation, _nad(vmi, wish.network, wish.kind), on_vm=written is None)
-
-
-def _why_not(
-    seen: Observed,
-    vm: VirtualMachine,
-    vmi: VirtualMachineInstance,
-    wish: DesiredInterface,
-    granted: list[DesiredInterface],
-) -> str | None:
-    if not seen.enabled:
-        return f"the feature gate HotplugNICs is off: the change of interface {wish.name!r} waits for a restart"
-    if wish.kind is OperationKind.UNPLUG:
-        # Judged by what runs: the template may have been changed in the same edit.
-        running = {interface.name: interface for interface in vmi.spec.interface_items()}
-        networks = {network.name: network for network in vmi.spec.network_items()}
-        pod = seen.pod
-        assert pod is not None
-        return _why_not_unplugged(running[wish.name], networks.get(wish.name), pod)
-    if (why := why_not_pluggable(wish.interface, wish.network)) is not None:
-        return why
-    other = hash_collision(vmi.spec, wish.name) or next(
-        (g.name for g in granted if g.name != wish.name and interface_hash(g.name) == interface_hash(wish.name)), None
+    started = tuple(
+        _adopted(observed, nic)
+        for nic in nics
+        if nic.written is None
+        and not nic.absent
+        and nic.interface.bridge is not None
+        and nic.name not in observed.refused_interfaces
     )
-    if other is not None:
-        return _alike(wish.name, other)
-    if _has_network(vmi, wish.name) and wish.network_item not in (vmi.spec.networks or ()):
-        return f"the running VM has another network by the name of {wish.name!r}"
-    return None
+    if started:
+        yield StartOperations(started)
 
 
-def _why_not_unplugged(interface: Interface, network: Network | None, pod: Pod) -> str | None:
-    if (why := why_fixed(interface, network)) is not None:
-        return why
-    return f"interface {interface.name!r} cannot be unplugged: {ORDINAL}" if ordinal(pod) else None
+def _adopted(observed: Observed, nic: Nic) -> StartedOperation:
+    operation = msgspec.structs.replace(nic.operation, requested_at=observed.now)
+    return StartedOperation(operation, "" if nic.absent else nic.nad)
 
 
-def _naming_known(vmi: VirtualMachineInstance, pod: Pod | None) -> bool:
-    """Before there is an acting pod nobody can tell how its interfaces are called."""
-    return pod is not None and vmi.status.phase == "Running"
+def _template_operation(
+    observed: Observed, template: TemplateInterfaces, nics: VmiNics, desired: DesiredInterface
+) -> StartedOperation:
+    written = template.operation(desired.name, desired.kind)
+    edit_id = derive_edit_id(template.vm, nics.vmi, desired.name, desired.kind)
+    operation = written or Operation(edit_id, desired.kind, desired.name, requested_at=observed.now)
+    nad = ""
+    if desired.kind is OperationKind.PLUG and desired.network is not None and desired.network.multus is not None:
+        nad = qualified_nad(desired.network.multus.network_name, nics.vmi.metadata.namespace)
+    # An edit's operation is written to the VM first, so that VM and VMI have the same id (ADR 21).
+    return StartedOperation(operation, nad, on_vm=written is None)
 
 
-def _implicit_primary(vmi: VirtualMachineInstance, wish: DesiredInterface) -> bool:
-    """The pod network written out in the template of a VM that runs with the same one unsaid: no difference."""
-    return (
-        wish.network is not None
-        and wish.network.pod is not None
-        and not any(network.pod is not None for network in vmi.spec.network_items())
-    )
+def _with_changes(nics: VmiNics, accepted: list[DesiredInterface]) -> InterfaceLists:
+    """Return the VMI's lists with the accepted changes of the template."""
+    lists = vmi_spec_holder(nics.vmi).lists
+    for desired in accepted:
+        if desired.kind is OperationKind.UNPLUG:
+            lists = lists.with_absent([desired.name])
+        else:
+            # `_rejections` has refused a different network of that name; an equal one is not listed twice.
+            network = None if desired.name in nics.networks else desired.network_item
+            # The item as written, with a MAC that a webhook has set (kubevirt#9896).
+            lists = lists.with_interface(desired.item, network)
+    return lists
 
 
-def _has_network(vmi: VirtualMachineInstance, name: str) -> bool:
-    return any(item.get("name") == name for item in vmi.spec.networks or ())
+def _rejections(
+    observed: Observed, nics: VmiNics, desired: DesiredInterface, accepted: list[DesiredInterface]
+) -> Iterator[str]:
+    """Yield the reasons why a change of the template cannot be made while the VM runs, the most important one first.
+
+    :param accepted: the changes that are made together with this one.
+    """
+    name = desired.name
+    if not observed.enabled:
+        yield f"the feature gate HotplugNICs is off: interface {name!r} changes only when the VM restarts; restart it"
+    if desired.kind is OperationKind.UNPLUG:
+        # The VMI's interface decides, not the template's: the same edit may have changed more than the state.
+        reasons = [find_unplug_obstacle(nics, name)]
+    else:
+        names = [one.name for one in accepted if interface_hash(one.name) == interface_hash(name)]
+        other = find_hash_collision(nics.vmi.spec, name) or next(iter(names), None)
+        foreign = name in nics.networks and desired.network_item not in (nics.vmi.spec.networks or ())
+        reasons = [
+            find_plug_obstacle(desired.interface, desired.network),
+            _collision_message(name, other) if other is not None else None,
+            f"the running VM has another network by the name of {name!r}; choose another name" if foreign else None,
+        ]
+    yield from (reason for reason in reasons if reason is not None)
 
 
-def _in_domain(vmi: VirtualMachineInstance, name: str) -> bool:
-    return DOMAIN in tokens(entry_of(vmi.status.interfaces, name) or {})
+def _is_implicit_primary(nics: VmiNics, desired: DesiredInterface) -> bool:
+    """Return whether the template lists the primary network that the running VMI has without listing it."""
+    in_vmi = any(network.pod is not None for network in nics.networks.values())
+    return desired.network is not None and desired.network.pod is not None and not in_vmi
 
 
-def _nad(vmi: VirtualMachineInstance, network: Network | None, kind: OperationKind) -> str:
-    if kind is OperationKind.UNPLUG or network is None or network.multus is None:
-        return ""
-    return "/".join(nad_reference(network.multus.network_name, vmi.metadata.namespace))
-
-
-def _derived(uid: str, name: str, kind: OperationKind, generation: int, now: str) -> Operation:
-    return Operation(id=derived_id(uid, name, kind, generation), kind=kind, interface=name, requested_at=now or None)
-
-
-def _same(one: Operation | None, other: Operation) -> bool:
-    return one is not None and one.id == other.id
-
-
-def _alike(name: str, other: str | None) -> str:
+def _collision_message(name: str, other: str | None) -> str:
     return f"interface {name!r} would have the same link names as {other!r}; choose another name"
 
 
-def _complain(wish: DesiredInterface, why: str) -> Complain:
-    return Complain(Target.VM, REJECTED, why, (wish.name, REJECTED, why))
+def _warn_vm(desired: DesiredInterface, why: str) -> WarnUser:
+    return WarnUser(PatchTarget.VM, CHANGE_REJECTED, why, (desired.name, CHANGE_REJECTED, why))
 
 
-def _about_vmi(vmi: VirtualMachineInstance, name: str, why: str) -> Complain:
-    return Complain(Target.VMI, REJECTED, why, (vmi.metadata.uid, name, REJECTED, why))
+def _warn_vmi(nics: VmiNics, name: str, why: str) -> WarnUser:
+    return WarnUser(PatchTarget.VMI, CHANGE_REJECTED, why, (nics.vmi.metadata.uid, name, CHANGE_REJECTED, why))

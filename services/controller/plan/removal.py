@@ -1,96 +1,81 @@
-"""The end of an unplug: interface, network and operation leave the VMI's spec, then the VM's template.
+"""Plan the end of an unplug: remove interface, network and operation from the VMI's spec, then from the VM's template.
 
-Pure. Nothing is cleared before the guest has let go, the handler has released the wiring of the acting pod and the
-networks role has detached it. Next: :mod:`services.controller.plan`, which puts the decisions in order.
+Nothing is removed before the device has left the guest, the handler has torn down the network in the acting pod, and
+the networks role has detached the attachment. Pure: no I/O.
+Next: :mod:`services.controller.plan`, which puts the decisions in order.
 """
 
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from collections.abc import Iterator, Mapping
+
 from schemas.names import interface_hash
-from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
-from schemas.operations import Operation, operation_key, operation_of, operation_under, stale_operations
+from schemas.operations import Operation, operation_key, stale_operation_keys
 from schemas.stages import OperationKind
-from services.common.domain.attachments import pod_interface_names, secondary
-from services.common.domain.operations import ABSENT, operation_for
-from services.common.domain.spec_patch import change, of_vm, of_vmi
-from services.common.domain.status_interfaces import entry_of
-from services.common.domain.template import keeps_mark
-from services.controller.plan.actions import Patch, Target
+from services.common.domain.nic import VmiNics
+from services.common.domain.spec_patch import SpecHolder, build_patch, template_spec_holder, vmi_spec_holder
+from services.common.domain.template import TemplateInterfaces, must_keep_operation
+from services.controller.plan.actions import PatchObject, PatchTarget
 
 
-def clear_vmi(vm: VirtualMachine | None, vmi: VirtualMachineInstance, pod: Pod | None) -> Patch | None:
-    """Take what is gone out of the VMI's spec, with its operation; ``None`` when there is nothing to take.
+def clear_vmi(template: TemplateInterfaces | None, nics: VmiNics, eligible: bool) -> Iterator[PatchObject]:
+    """Plan the patch that removes unplugged interfaces and their operations from the VMI.
 
-    :param vm: the VM the VMI belongs to; while its template lists a NIC that was unplugged from this VMI alone, the
-        operation stays behind as the mark of that.
-    :param pod: the acting pod; without it no interface goes, for nobody knows what is wired.
+    :param template: the template of the VM that owns the VMI. While it lists an interface that was unplugged from this
+        VMI only, the operation stays on the VMI: without it, the template would plug the interface again.
+    :param eligible: whether interfaces may change now. Otherwise no interface is removed, because the network in the
+        pod may still be set up.
     """
-    gone = {operation.interface: operation for operation in (detached(vmi, pod) if pod is not None else [])}
-    left = {interface.name for interface in vmi.spec.interface_items()} - gone.keys()
-    stale = stale_operations(vmi.metadata.annotations, {interface_hash(name) for name in left | _marked(vm, vmi)})
-    if not gone and not stale:
-        return None
-    holder = of_vmi(vmi)
-    ops = change(holder, holder.lists.without(gone) if gone else holder.lists, dict.fromkeys(stale))
-    return Patch(Target.VMI, "clear", ops, tuple(gone.values()))
+    removed = find_detached(nics) if eligible else {}
+    remaining = (nics.interfaces.keys() - removed.keys()) | _remembered_unplugs(template, nics)
+    yield from _clear(PatchTarget.VMI, vmi_spec_holder(nics.vmi), removed, remaining)
 
 
-def detached(vmi: VirtualMachineInstance, pod: Pod) -> list[Operation]:
-    """The unplugs of which nothing is left in the guest, in the pod or in the VMI's status."""
-    annotations = pod.metadata.annotations
-    elements = parse_networks(annotations.get(NETWORKS))
-    statuses = parse_network_status(annotations.get(NETWORK_STATUS))
-    names = pod_interface_names(vmi.spec, elements, statuses)
-    present = {e.requested_interface for e in elements} | {s.interface for s in statuses}
-    found = []
-    for interface, _ in secondary(vmi.spec):
-        operation = operation_for(vmi, interface)
-        if (
-            interface.state == ABSENT
-            and operation.released == pod.metadata.uid
-            and names[interface.name] not in present
-            and entry_of(vmi.status.interfaces, interface.name) is None
-        ):
-            found.append(operation)
-    return found
+def find_detached(nics: VmiNics) -> dict[str, Operation]:
+    """Return the unplugs that are done, by interface: nothing is left in the guest, the pod or the VMI's status."""
+    return {nic.name: nic.operation for nic in nics if nics.released(nic) and not nic.in_pod and not nic.entry}
 
 
-def clear_vm(vm: VirtualMachine, vmi: VirtualMachineInstance | None) -> Patch | None:
-    """Take absent interfaces out of the template once no VMI of the VM knows them, and operations without interface.
+def clear_vm(template: TemplateInterfaces, nics: VmiNics | None) -> Iterator[PatchObject]:
+    """Plan the patch that removes absent interfaces, and operations without an interface, from the VM.
 
-    :param vmi: the VM's own; ``None`` when it does not run.
+    An interface stays while the VMI has it in its spec or status, or still has its operation.
+
+    :param nics: the VMI that the VM owns; ``None`` when the VM does not run.
     """
-    known = _known(vmi) if vmi is not None else frozenset[str]()
-    items = vm.spec.template.spec.interface_items()
-    gone = [
-        interface.name
-        for interface in items
-        if interface.state == ABSENT and interface.name not in known and not _noted(vmi, interface.name)
-    ]
-    left = {interface_hash(interface.name) for interface in items if interface.name not in gone}
-    stale = stale_operations(vm.metadata.annotations, left)
-    if not gone and not stale:
-        return None
-    operations = [operation_of(vm.metadata.annotations, name) for name in gone]
-    holder = of_vm(vm)
-    ops = change(holder, holder.lists.without(gone) if gone else holder.lists, dict.fromkeys(stale))
-    return Patch(Target.VM, "clear", ops, tuple(operation for operation in operations if operation is not None))
+    removed = {
+        name: template.operations.get(name)
+        for name, desired in template.interfaces.items()
+        if desired.kind is OperationKind.UNPLUG and (nics is None or not _is_known(nics, name))
+    }
+    remaining = template.interfaces.keys() - removed.keys()
+    yield from _clear(PatchTarget.VM, template_spec_holder(template.vm), removed, remaining)
 
 
-def _known(vmi: VirtualMachineInstance) -> frozenset[str]:
-    names = {interface.name for interface in vmi.spec.interface_items()}
-    return frozenset(names | {str(entry.get("name")) for entry in vmi.status.interfaces or ()})
+def _clear(
+    target: PatchTarget, holder: SpecHolder, removed: Mapping[str, Operation | None], remaining: set[str]
+) -> Iterator[PatchObject]:
+    """Plan the removal of interfaces, and of the operations of all interfaces that do not remain."""
+    stale = stale_operation_keys(holder.metadata.annotations, {interface_hash(name) for name in remaining})
+    if removed or stale:
+        lists = holder.lists.without_interfaces(removed) if removed else holder.lists
+        operations = tuple(operation for operation in removed.values() if operation is not None)
+        yield PatchObject(target, "clear", build_patch(holder, lists, dict.fromkeys(stale)), operations)
 
 
-def _noted(vmi: VirtualMachineInstance | None, name: str) -> bool:
-    """Whether the mark of an earlier unplug still stands on the VMI: it goes first, or it would outlive the wish."""
-    return vmi is not None and operation_key(name) in vmi.metadata.annotations
+def _is_known(nics: VmiNics, name: str) -> bool:
+    """Return whether the VMI has an interface in its spec or status, or its operation.
+
+    The VMI's operation is removed before the template's interface. In the opposite order it could stay behind.
+    """
+    in_status = any(entry.get("name") == name for entry in nics.vmi.status.interfaces or ())
+    return name in nics.interfaces or in_status or operation_key(name) in nics.vmi.metadata.annotations
 
 
-def _marked(vm: VirtualMachine | None, vmi: VirtualMachineInstance) -> set[str]:
-    """The interfaces whose unplug has to be remembered; all of them where the owning VM cannot be seen."""
-    found = (operation_under(vmi.metadata.annotations, key) for key in vmi.metadata.annotations)
-    unplugs = {o.interface for o in found if o is not None and o.kind is OperationKind.UNPLUG}
-    if vm is None:
-        owned = any(owner.kind == "VirtualMachine" for owner in vmi.metadata.owner_references)
-        return unplugs if owned else set()
-    return {name for name in unplugs if keeps_mark(vm, vmi, name)}
+def _remembered_unplugs(template: TemplateInterfaces | None, nics: VmiNics) -> set[str]:
+    """Return the interfaces whose unplug must stay recorded on the VMI: all of them when the owning VM is unknown."""
+    owned = any(owner.kind == "VirtualMachine" for owner in nics.vmi.metadata.owner_references)
+    return {
+        name
+        for name, operation in nics.operations.items()
+        if operation.kind is OperationKind.UNPLUG
+        and (must_keep_operation(template, nics, name) if template is not None else owned)
+    }

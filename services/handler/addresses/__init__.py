@@ -1,7 +1,7 @@
-"""How a guest learns the addresses that the network's IPAM chose for its NIC: DHCPv4, router advertisement, DHCPv6.
+"""Address configuration of guest NICs: DHCPv4, router advertisements and DHCPv6 serve the addresses that IPAM chose.
 
-One server per NIC, on the guest's own tap: it hears what this guest sends and nobody else, and what it says reaches
-this guest and nobody else. Pure codecs (``frames``, ``dhcp4``, ``dhcp6``), what is offered (``offer``), who is
-answered what (``answer4``, ``answer6``, ``neighbours``, ``talk``); the edges are ``ear`` and ``server``.
-Next: :mod:`services.handler.addresses.offer`.
+The handler runs one server per NIC, on the NIC's own tap. The server receives only what this guest sends, and its
+replies reach only this guest. ``frames``, ``dhcp4`` and ``dhcp6`` are pure codecs. ``offer`` and ``served`` build what
+a guest is offered. ``dhcp4_replies``, ``dhcp6_replies``, ``neighbours`` and ``responder`` build the replies.
+``listener``, ``server`` and ``service`` own the sockets. Next: :mod:`services.handler.addresses.offer`.
 """

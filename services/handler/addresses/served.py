@@ -1,24 +1,31 @@
-"""Which NICs of a guest are to be told their addresses, from records and domain. Pure.
+"""Determine which NICs of a guest need an address server, from the pod NIC records and the domain. Pure.
 
-Next: :mod:`services.handler.addresses.service`, which brings it about.
+Next: :mod:`services.handler.addresses.service`, which runs the servers.
 """
+
+from collections.abc import Iterable
 
 import msgspec
 
 from schemas.kube import Pod, VirtualMachineInstance
 from schemas.names import device_alias
-from schemas.operations import PodNic, pod_nic_key, pod_nic_of
-from services.handler.addresses.offer import NO_RESOLVER, Offer, Resolver, offer_of
-from services.handler.guest.port import GuestView
-from services.handler.nics import attached_nics, leaving_nics
-from services.handler.pod_network import bridge_address, bridge_mac
-from services.handler.records import Nic, record_of
+from schemas.operations import PodNic
+from services.common.domain.nic import Nic
+from services.common.guest.port import GuestView
+from services.handler.addresses.offer import NO_RESOLVER, Offer, Resolver, build_offer
+from services.handler.pod_network.records import record_of
+from services.handler.pod_network.setup import bridge_address, bridge_mac
 
 MAX_HOSTNAME = 63
+"""Characters of one DNS label (RFC 1035 section 2.3.4)."""
 
 
-class Wish(msgspec.Struct, frozen=True):
-    """That a NIC be served. ``tap``: the link to the guest, ``bridge``: the one to the network."""
+class ServedAddresses(msgspec.Struct, frozen=True):
+    """The desired address server of one NIC.
+
+    :ivar tap: name of the link to the guest.
+    :ivar bridge: name of the in-pod bridge, the link to the network.
+    """
 
     interface: str
     tap: str
@@ -26,58 +33,54 @@ class Wish(msgspec.Struct, frozen=True):
     offer: Offer
 
 
-def wish_of(
+def addresses_of_nic(
     vmi: VirtualMachineInstance, nic: Nic, record: PodNic, mac: str, resolver: Resolver = NO_RESOLVER
-) -> Wish | None:
-    """What is wished for one NIC; ``None`` without IPAM.
+) -> ServedAddresses | None:
+    """Return the desired address server of one NIC; ``None`` if the network has no IPAM.
 
-    :param mac: of the guest's card.
+    :param mac: of the guest NIC.
     """
-    offer = offer_of(
+    offer = build_offer(
         record,
         mac=mac,
         server=bridge_address(nic.position),
-        server_mac=bridge_mac(record.pod_uid, nic.names.nic),
-        hostname=hostname_of(vmi),
+        server_mac=bridge_mac(record.pod_uid, nic.names.pod_interface),
+        hostname=guest_hostname(vmi),
         resolver=resolver,
     )
-    return None if offer is None else Wish(nic.name, nic.names.tap, nic.names.bridge, offer)
+    return None if offer is None else ServedAddresses(nic.name, nic.names.tap, nic.names.bridge, offer)
 
 
-def with_addresses(vmi: VirtualMachineInstance, pod: Pod, guest: GuestView) -> list[Nic]:
-    """The NICs with a card in the domain, and with a record of addresses, of whatever sandbox.
+def nics_with_addresses(nics: Iterable[Nic], guest: GuestView) -> list[Nic]:
+    """Return the NICs that have a device in the domain and a pod NIC record with addresses, of any sandbox."""
+    return [
+        nic for nic in nics if device_alias(nic.name) in guest.devices and nic.record is not None and nic.record.ips
+    ]
 
-    Also those that the guest is letting go of: as long as it has the card, it has the address.
 
-    :raises Reject: spec or annotations cannot be understood.
+def served_addresses(
+    vmi: VirtualMachineInstance,
+    pod: Pod,
+    nics: Iterable[Nic],
+    guest: GuestView,
+    sandbox_id: str,
+    resolver: Resolver = NO_RESOLVER,
+) -> list[tuple[Nic, ServedAddresses]]:
+    """Return the desired address servers.
+
+    :param nics: with a device in the domain.
+    :param sandbox_id: of the pod; a record of another sandbox does not count.
     """
-    nics = (*attached_nics(vmi, pod), *leaving_nics(vmi, pod))
-    annotations = pod.metadata.annotations
     found = []
     for nic in nics:
-        record = pod_nic_of(annotations, pod_nic_key(nic.name)) if device_alias(nic.name) in guest.cards else None
-        if record is not None and record.ips:
-            found.append(nic)
-    return found
-
-
-def wishes(
-    vmi: VirtualMachineInstance, pod: Pod, guest: GuestView, sandbox_id: str, resolver: Resolver = NO_RESOLVER
-) -> list[tuple[Nic, Wish]]:
-    """What is wished for the NICs in the domain.
-
-    :raises Reject: spec or annotations cannot be understood.
-    """
-    found = []
-    for nic in with_addresses(vmi, pod, guest):
         record = record_of(pod, nic, sandbox_id)
-        mac = guest.cards[device_alias(nic.name)].mac
-        wish = wish_of(vmi, nic, record, mac, resolver) if record is not None else None
-        if wish is not None:
-            found.append((nic, wish))
+        mac = guest.devices[device_alias(nic.name)].mac
+        served = addresses_of_nic(vmi, nic, record, mac, resolver) if record is not None else None
+        if served is not None:
+            found.append((nic, served))
     return found
 
 
-def hostname_of(vmi: VirtualMachineInstance) -> str:
-    """The guest's host name, as KubeVirt has it: the spec's, else the VMI's name up to its first dot."""
+def guest_hostname(vmi: VirtualMachineInstance) -> str:
+    """Return the guest's host name by KubeVirt's rule: ``spec.hostname``, else the VMI's name up to its first dot."""
     return (vmi.spec.hostname or vmi.metadata.name.partition(".")[0])[:MAX_HOSTNAME]

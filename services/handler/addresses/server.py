@@ -1,60 +1,65 @@
-"""One NIC's address server: hears the guest on its tap, answers it there. Nothing is decided here.
+"""Run the address server of one NIC on the guest's tap. This module decides nothing about the replies.
 
-It costs a file descriptor and a timer, and no task. It ends by itself when the tap goes.
-Next: :mod:`services.handler.addresses.service`, which starts and stops them.
+A server costs one file descriptor and one timer, and no task. It ends by itself when the tap is removed.
+Next: :mod:`services.handler.addresses.service`, which starts and stops the servers.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable
 
-from services.common.logs import Log
-from services.handler.addresses.frames import Malformed
-from services.handler.addresses.listener import AT_ONCE, PER_SECOND, Ear
-from services.handler.addresses.responder import Said, Talk
+from services.common.telemetry.logs import Log
+from services.handler.addresses.packets.frames import MalformedPacket
+from services.handler.addresses.packets.listener import BURST, FRAMES_PER_SECOND, PacketListener
+from services.handler.addresses.responder import Replies, Responder
 
-ADVERTISE_EVERY = 600.0
-"""Seconds between two router advertisements that nobody asked for."""
-_RETURN = 1.0
+ADVERTISE_INTERVAL = 600.0
+"""Seconds between two unsolicited router advertisements: the default of RFC 4861 section 6.2.1 (MaxRtrAdvInterval)."""
+_RESTART_DELAY = 1.0
 
 
-class Server:
-    """Serves one NIC from now on until closed.
+class AddressServer:
+    """A server for one NIC; it serves from its creation until it is closed.
 
-    :param tap: a packet socket on the guest's tap, :param network: one on the bridge where the conversation needs it;
-        the server's own from now on.
-    :param said: called after each answer to the guest. :param ended: called a second after the tap has gone.
+    :param tap: a packet socket on the guest's tap; the server owns it.
+    :param network: a packet socket on the in-pod bridge if the responder needs it; the server owns it.
+    :param on_replies: called after the replies to a frame were sent.
+    :param on_link_gone: called one second after the tap was removed or set down.
+    :param burst: frames of the guest that are handled without a pause.
+    :param rate: frames of the guest that are handled per second in the long run.
     """
 
     def __init__(
         self,
-        talk: Talk,
+        responder: Responder,
         tap: socket.socket,
         network: socket.socket | None,
         log: Log,
-        said: Callable[[Said], None],
-        ended: Callable[[], None],
+        on_replies: Callable[[Replies], None],
+        on_link_gone: Callable[[], None],
         *,
-        at_once: float = AT_ONCE,
-        per_second: float = PER_SECOND,
+        burst: float = BURST,
+        rate: float = FRAMES_PER_SECOND,
     ) -> None:
-        self._talk = talk
+        self._responder = responder
         self._log = log
-        self._said = said
-        self._ended = ended
+        self._on_replies = on_replies
+        self._on_link_gone = on_link_gone
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._guest = Ear(tap, self._from_guest, self._gone, at_once=at_once, per_second=per_second)
-        self._network = Ear(network, self._from_network, self._gone) if network is not None else None
+        self._guest = PacketListener(tap, self._on_guest_frame, self._on_socket_failed, burst=burst, rate=rate)
+        self._network = (
+            PacketListener(network, self._on_network_frame, self._on_socket_failed) if network is not None else None
+        )
         self._advertise()
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended."""
+        """Whether the server is closed."""
         return self._guest.closed
 
     def close(self) -> None:
-        """End; harmless when repeated."""
+        """Close the sockets; closing twice is harmless."""
         if self._timer is not None:
             self._timer.cancel()
         self._guest.close()
@@ -62,32 +67,33 @@ class Server:
             self._network.close()
 
     def _advertise(self) -> None:
-        frames = self._talk.unasked()
+        frames = self._responder.router_advertisements()
         if frames:
-            self._timer = self._loop.call_later(ADVERTISE_EVERY, self._advertise)
+            self._timer = self._loop.call_later(ADVERTISE_INTERVAL, self._advertise)
         for frame in frames:
-            self._guest.say(frame)
+            self._guest.send(frame)
 
-    def _from_guest(self, frame: bytes) -> None:
-        self._heard(self._talk.from_guest, frame)
+    def _on_guest_frame(self, frame: bytes) -> None:
+        self._reply(self._responder.reply_to_guest, frame)
 
-    def _from_network(self, frame: bytes) -> None:
-        self._heard(self._talk.from_network, frame)
+    def _on_network_frame(self, frame: bytes) -> None:
+        self._reply(self._responder.reply_to_network, frame)
 
-    def _heard(self, understand: Callable[[bytes], Said], frame: bytes) -> None:
+    def _reply(self, replies_to: Callable[[bytes], Replies], frame: bytes) -> None:
         try:
-            said = understand(frame)
-        except Malformed as error:
-            self._log.debug("nothing that can be answered", why=str(error))
+            replies = replies_to(frame)
+        except MalformedPacket as error:
+            # Debug only: a guest could fill the log with such frames.
+            self._log.debug("malformed frame ignored", reason=str(error))
             return
-        if said.network is not None and self._network is not None:
-            self._network.say(said.network)
-        for answer in said.guest:
-            self._guest.say(answer)
-        self._said(said)
+        if replies.to_network is not None and self._network is not None:
+            self._network.send(replies.to_network)
+        for reply in replies.to_guest:
+            self._guest.send(reply)
+        self._on_replies(replies)
 
-    def _gone(self, error: OSError) -> None:
-        self._log.debug("the link has gone", why=str(error))
+    def _on_socket_failed(self, error: OSError) -> None:
+        self._log.debug("link of the address server gone", reason=str(error))
         self.close()
-        # Not at once: where the link is only down, listening again ends the same way.
-        self._timer = self._loop.call_later(_RETURN, self._ended)
+        # Delayed: if the link is only down, a new server ends at once in the same way.
+        self._timer = self._loop.call_later(_RESTART_DELAY, self._on_link_gone)

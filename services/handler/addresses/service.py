@@ -1,83 +1,86 @@
-"""The address servers of one guest, by interface: made to match what is wished, at every look.
+"""Run the address servers of one guest, one per interface. Each reconcile run makes them match the desired servers.
 
-Nothing is kept anywhere else: after a restart of the handler the first look starts them again, and what a server would
-say follows from the pod NIC's record. A server is open on a tap and keeps the pod's namespace alive, so it is closed
-before the wiring is released, and when the guest is let go.
+Nothing is stored: after a restart of the handler the first reconcile run starts the servers again, and all their
+replies follow from the pod NIC records. An open packet socket keeps the pod's network namespace alive, so a server is
+closed before the pod network is torn down, and when the guest is no longer handled here.
 Next: :mod:`services.handler.addresses.server`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
-from services.common.logs import Log
 from services.common.netlink.netns import Netns
-from services.handler.addresses.filter import of_guest, of_network
-from services.handler.addresses.responder import Said, Talk
-from services.handler.addresses.served import Wish
-from services.handler.addresses.server import Server
+from services.common.telemetry.logs import Log
+from services.handler.addresses.packets.filter import guest_filter, network_filter
+from services.handler.addresses.responder import Replies, Responder
+from services.handler.addresses.served import ServedAddresses
+from services.handler.addresses.server import AddressServer
 
-Identity = tuple[int, int]
+NetnsIdentity = tuple[int, int]
+"""Device and inode of a network namespace."""
 
 
-class Addresses:
-    """The servers of one guest.
+class AddressServers:
+    """The address servers of one guest.
 
-    :param look: has the guest looked at again. :param given: called when it may have got addresses.
-    :ivar declined: the interfaces whose guest says that somebody else uses the address, until that is told.
+    :param requeue: requeues the guest.
+    :param on_dhcp_reply: called after each DHCP reply, when the guest may get new addresses.
+    :ivar declined: interfaces whose guest declined the address; the caller removes an entry after reporting it.
     """
 
-    def __init__(self, look: Callable[[], None], given: Callable[[], None], log: Log) -> None:
-        self._look = look
-        self._given = given
+    def __init__(self, requeue: Callable[[], None], on_dhcp_reply: Callable[[], None], log: Log) -> None:
+        self._requeue = requeue
+        self._on_dhcp_reply = on_dhcp_reply
         self._log = log
         self.declined: set[str] = set()
-        self._served: dict[str, tuple[Wish, Identity, Server]] = {}
+        self._servers: dict[str, tuple[ServedAddresses, NetnsIdentity, AddressServer]] = {}
 
-    def keep(self, wishes: Iterable[Wish]) -> None:
-        """End every server but those of these wishes."""
-        wanted = {wish.interface: wish for wish in wishes}
-        for interface, (wish, _, _) in list(self._served.items()):
-            if wanted.get(interface) != wish:
-                self.stop(interface)
+    def serving(self, netns: NetnsIdentity | None) -> dict[str, ServedAddresses | None]:
+        """Return what each server serves in a network namespace, by interface.
 
-    def serves(self, wish: Wish, netns: Identity) -> bool:
-        """Whether this very wish is fulfilled in the namespace with this identity."""
-        known, where, server = self._served.get(wish.interface, (None, None, None))
-        return known == wish and where == netns and server is not None and not server.closed
-
-    async def serve(self, wish: Wish, netns: Netns) -> None:
-        """Serve a NIC, in place of whatever server it has.
-
-        :raises NetlinkFailure: its tap cannot be listened to.
+        :param netns: ``None`` when it is not known.
+        :returns: ``None`` for a server that is closed, or runs in another network namespace.
         """
-        talk = Talk(wish.offer)
-        heard = of_guest(ipv4=wish.offer.ipv4 is not None, ipv6=wish.offer.ipv6 is not None)
-        network = await netns.packets(wish.bridge, of_network()) if talk.needs_network else None
+        return {
+            interface: served if identity == netns and not server.closed else None
+            for interface, (served, identity, server) in self._servers.items()
+        }
+
+    async def serve(self, served: ServedAddresses, netns: Netns) -> None:
+        """Start the server of a NIC in place of its previous one.
+
+        :raises NetlinkFailure: A packet socket on the tap or the bridge cannot be opened.
+        """
+        responder = Responder(served.offer)
+        accepted = guest_filter(ipv4=served.offer.ipv4 is not None, ipv6=served.offer.ipv6 is not None)
+        network = await netns.open_packet_socket(served.bridge, network_filter()) if responder.needs_network else None
         try:
-            tap = await netns.packets(wish.tap, heard)
+            tap = await netns.open_packet_socket(served.tap, accepted)
         except BaseException:
             if network is not None:
                 network.close()
             raise
-        self.stop(wish.interface)
-        log = self._log.bind(interface=wish.interface)
-        server = Server(talk, tap, network, log, partial(self._said, wish.interface), self._look)
-        self._served[wish.interface] = (wish, netns.identity, server)
+        # Only now: when the start fails, the previous server continues.
+        self.stop(served.interface)
+        log = self._log.bind(interface=served.interface)
+        on_replies = partial(self._on_replies, served.interface)
+        server = AddressServer(responder, tap, network, log, on_replies, self._requeue)
+        self._servers[served.interface] = (served, netns.identity, server)
 
-    def _said(self, interface: str, said: Said) -> None:
-        if said.given:
-            self._given()
-        if said.declined and interface not in self.declined:
+    def _on_replies(self, interface: str, replies: Replies) -> None:
+        if replies.dhcp_reply:
+            self._on_dhcp_reply()
+        if replies.declined and interface not in self.declined:
             self.declined.add(interface)
-            self._look()
+            self._requeue()
 
     def stop(self, interface: str) -> None:
-        """End the server of a NIC; none is no failure."""
-        _, _, server = self._served.pop(interface, (None, None, None))
+        """Stop the server of a NIC if there is one."""
+        _, _, server = self._servers.pop(interface, (None, None, None))
         if server is not None:
             server.close()
 
     def close(self) -> None:
-        """End all."""
-        for interface in list(self._served):
+        """Stop all servers."""
+        for interface in list(self._servers):
             self.stop(interface)

@@ -1,4 +1,4 @@
-"""A real nats-server for the bus."""
+"""Fixtures: a real nats-server for the bus."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +10,6 @@ from tests.support.nats import NatsServer, nats_server
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A running server with storage of its own."""
+    """A running server with its own storage."""
     async with nats_server(tmp_path / "nats") as running:
         yield running

@@ -1,4 +1,4 @@
-"""Being let in: passwords and TLS."""
+"""Authentication: passwords and TLS."""
 
 import asyncio
 import datetime
@@ -12,35 +12,35 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.common.bus.connection import BusConnection, Endpoint
+from services.common.bus.nats.connection import BusConnection, Endpoint
 from tests.support.jetstream import QUICK, Buses
 from tests.support.nats import nats_server
 
 NOW = datetime.datetime.now(datetime.UTC)
 
 
-async def test_a_wrong_password_keeps_the_bus_away_and_the_right_one_lets_it_in(tmp_path: Path) -> None:
+async def test_bus_connects_with_the_right_password_only(tmp_path: Path) -> None:
     async with nats_server(tmp_path, "--user", "hotnic", "--pass", "secret") as server:
         address = f"127.0.0.1:{server.port}"
         buses = Buses(server)
         wrong = await buses.start("controller", "_", url=f"nats://hotnic:wrong@{address}")
         right = await buses.start("controller", "_", url=f"nats://hotnic:secret@{address}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await right.wait_connected()
         assert not wrong.connected
         await buses.close()
 
 
-async def test_the_first_server_that_answers_is_taken(tmp_path: Path) -> None:
+async def test_bus_connects_to_the_first_server_that_answers(tmp_path: Path) -> None:
     async with nats_server(tmp_path) as server:
         buses = Buses(server)
         bus = await buses.start("controller", "_", url=f"nats://127.0.0.1:9,{server.url}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await bus.wait_connected()
         await buses.close()
 
 
-async def test_tls_with_an_authority_of_our_own(tmp_path: Path) -> None:
+async def test_tls_with_a_private_ca(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nats")])
     certificate = (
@@ -64,8 +64,8 @@ async def test_tls_with_an_authority_of_our_own(tmp_path: Path) -> None:
     async with nats_server(tmp_path / "nats", *options) as server:
         url = server.url.replace("nats://", "tls://")
         log = structlog.get_logger()
-        session = await BusConnection.open(Endpoint((url,), ca=str(cert)), name="test", settings=QUICK, log=log)
-        assert session.client.is_connected
-        await session.close()
+        connection = await BusConnection.open(Endpoint((url,), ca=str(cert)), name="test", settings=QUICK, log=log)
+        assert connection.client.is_connected
+        await connection.close()
         with pytest.raises(ssl.SSLCertVerificationError):
             await BusConnection.open(Endpoint((url,)), name="test", settings=QUICK, log=log)

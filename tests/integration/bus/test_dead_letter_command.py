@@ -1,4 +1,4 @@
-"""``hotnic dead-letter`` against a real server: list, show, replay, and what it says when it cannot."""
+"""``hotnic dead-letter`` on a real server: list, show, replay, and its errors."""
 
 import asyncio
 import json
@@ -10,42 +10,44 @@ import pytest
 
 from schemas.events import Event
 from services.cli.__main__ import main
-from services.common.bus.envelope import MSG_ID, BusMessage, outgoing
+from services.common.bus.envelope import MSG_ID, BusMessage, encode_message
 from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming
 from tests.support.jetstream import jetstream
 from tests.support.nats import NatsServer
 
-GOOD = outgoing(annotated(), role="controller", node="_", start_id="start")
+GOOD = encode_message(annotated(), role="controller", node="_", start_id="start")
 BROKEN = BusMessage(GOOD.subject, b"{", {MSG_ID: "broken"})
 DOCUMENT = re.compile(r"^[\[{].*", re.MULTILINE | re.DOTALL)
 
 
 class Terminal:
-    """The command line in this process, in a thread of its own."""
+    """Runs the command line in a thread of this process."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], url: str) -> None:
         self._capsys = capsys
         self._url = url
 
     async def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        """Standard output and error of a command that ends with this code."""
+        """Return standard output and error of a command; check its exit code."""
         found = await asyncio.to_thread(main, ["dead-letter", *arguments, "--nats-url", self._url])
-        said = self._capsys.readouterr()
-        assert found == code, said.err
-        return said.out, said.err
+        output = self._capsys.readouterr()
+        assert found == code, output.err
+        return output.out, output.err
 
     async def json(self, *arguments: str, code: int = 0) -> Any:
-        """What it prints as JSON."""
-        # The buses of this process log to standard output, too.
+        """Return the JSON that a command prints."""
+        # The buses of this process log to standard output, too, so search for the JSON.
         found = DOCUMENT.search((await self.run(*arguments, "-o", "json", code=code))[0])
         assert found is not None
         return json.loads(found[0])
 
 
-async def test_letters_are_listed_shown_and_sent_again(server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_dead_letters_are_listed_shown_and_replayed(
+    server: NatsServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal = Terminal(capsys, server.url)
     async with jetstream(server) as harness:
-        assert (await terminal.run("list"))[1] == "there is no dead letter\n"
+        assert (await terminal.run("list"))[1] == "no dead letters found\n"
         bus, inbox = await harness.bus("controller", "_"), Inbox()
         failing = True
 
@@ -55,9 +57,9 @@ async def test_letters_are_listed_shown_and_sent_again(server: NatsServer, capsy
             inbox(received)
 
         async with consuming(harness, bus, handler):  # type: ignore[arg-type]
-            await harness.raw(GOOD)
-            await harness.raw(BROKEN)
-            await harness.dead(2)
+            await harness.publish_raw(GOOD)
+            await harness.publish_raw(BROKEN)
+            await harness.dead_letters(2)
             first, second = await terminal.json("list")
             assert (first["reason"], second["reason"]) == ("HandlerFailed", "Undecodable")
             assert (first["subject"], first["consumer"]) == (GOOD.subject, CONSUMER)
@@ -78,25 +80,27 @@ async def test_letters_are_listed_shown_and_sent_again(server: NatsServer, capsy
             assert (refused["replayed"], refused["reason"]) == (False, "Undecodable")
 
 
-async def test_a_letter_may_be_kept_and_a_wrong_sequence_changes_nothing(
+async def test_replay_with_keep_and_with_an_unknown_sequence(
     server: NatsServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     terminal = Terminal(capsys, server.url)
     async with jetstream(server) as harness:
         await harness.bus("controller", "_")
         headers = GOOD.headers | {"Hotnic-Dead-Subject": GOOD.subject, "Hotnic-Dead-Reason": "HandlerFailed"}
-        await harness.raw(msgspec.structs.replace(GOOD, subject="hotplug-dead.requested._.x.y", headers=headers))
-        assert "no dead letter 9" in (await terminal.run("replay", "1", "9", code=3))[1]
+        await harness.publish_raw(
+            msgspec.structs.replace(GOOD, subject="hotplug-dead.requested._.x.y", headers=headers)
+        )
+        assert "dead letter 9 not found" in (await terminal.run("replay", "1", "9", code=3))[1]
         assert (await harness.js.stream_info("HOTPLUG")).state.messages == 0
         (first,) = await terminal.json("replay", "1", "--keep")
-        (again,) = await terminal.json("replay", "1")
-        assert first["id"] != again["id"]
+        (second_replay,) = await terminal.json("replay", "1")
+        assert first["id"] != second_replay["id"]
         assert (await harness.js.stream_info("HOTPLUG")).state.messages == 2
         assert await terminal.json("list") == []
         assert await terminal.json("replay", "--all") == []
 
 
-async def test_a_bus_that_is_away_or_not_named_is_said_with_the_way_out(
+async def test_unavailable_or_unconfigured_bus_is_reported_with_a_hint(
     server: NatsServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await server.stop()
@@ -106,5 +110,7 @@ async def test_a_bus_that_is_away_or_not_named_is_said_with_the_way_out(
     assert "secret" not in err
     monkeypatch.delenv("NATS_URL", raising=False)
     assert await asyncio.to_thread(main, ["dead-letter", "list"]) == 5
-    assert "--nats-url" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "no NATS address is set" in err
+    assert "--nats-url" in err
     assert await asyncio.to_thread(main, ["dead-letter", "replay"]) == 2

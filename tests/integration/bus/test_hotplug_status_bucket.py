@@ -1,4 +1,4 @@
-"""The ladder's bucket on a real server that is restarted, emptied or set back: the projector makes it right again."""
+"""The hot-plug status bucket on a server that is restarted, wiped or rolled back: the projector restores it."""
 
 import asyncio
 import shutil
@@ -12,43 +12,43 @@ from services.controller.projector import CONSUMER
 from tests.support import objects
 from tests.support.jetstream import JetStreamHarness, jetstream
 from tests.support.nats import NatsServer
-from tests.support.projecting import PLUG, Projecting, projecting
+from tests.support.projecting import PLUG, RunningProjector, run_projector
 
 VMI = ObjectRef("default", "vm1", objects.VMI_UID)
 POD = ObjectRef("default", "virt-launcher-vm1-abcde", objects.POD_UID)
 
 
-async def reach(harness: JetStreamHarness, made: Projecting, stage: Stage) -> None:
-    """The plug comes to a stage: an event of its own role, then the objects."""
+async def reach(harness: JetStreamHarness, projector: RunningProjector, stage: Stage) -> None:
+    """Bring the plug to a stage: publish the event of its role, then change the objects."""
     role, event = {
         Stage.POD_ANNOTATED: ("controller", PodAnnotated(PLUG, VMI, POD)),
         Stage.MULTUS_ATTACHED: ("networks", MultusAttached(PLUG, VMI, POD)),
     }[stage]
     await (await harness.bus(role, "node1")).publish(event)
-    made.climb(stage)
-    await made.nic_status(
+    projector.reach_stage(stage)
+    await projector.wait_status(
         lambda nic_status: nic_status is not None and nic_status.stage is stage and nic_status.since is not None
     )
 
 
 @pytest.mark.parametrize("how", ["killed", "wiped", "older"])
-async def test_the_ladder_is_right_again_whatever_the_server_comes_back_with(
+async def test_bucket_is_restored_after_the_server_restarts_with_any_data(
     server: NatsServer, tmp_path: Path, how: str
 ) -> None:
     copy = tmp_path / "copy"
     async with jetstream(server) as harness:
         bus = await harness.bus("controller", "_")
-        async with projecting(bus) as made:
-            await harness.stands(CONSUMER)
-            await reach(harness, made, Stage.POD_ANNOTATED)
+        async with run_projector(bus) as projector:
+            await harness.wait_consumer(CONSUMER)
+            await reach(harness, projector, Stage.POD_ANNOTATED)
             await server.stop()
             shutil.copytree(server.directory, copy)
             await bus.wait_disconnected()
             await server.start()
             await bus.wait_connected()
-            await harness.stands(CONSUMER)
-            await reach(harness, made, Stage.MULTUS_ATTACHED)
-            before = await made.entry()
+            await harness.wait_consumer(CONSUMER)
+            await reach(harness, projector, Stage.MULTUS_ATTACHED)
+            before = await projector.entry()
             await server.stop()
             if how != "killed":
                 server.wipe()
@@ -56,18 +56,20 @@ async def test_the_ladder_is_right_again_whatever_the_server_comes_back_with(
                 shutil.copytree(copy, server.directory)
             await bus.wait_disconnected()
             await server.start()
-            # Its times, too: what was heard is remembered.
-            await made.nic_status(lambda nic_status: before is not None and nic_status == before.status, timeout=20)
-            made.gone()
-            await made.nic_status(lambda nic_status: nic_status is None)
+            # Including its times: the projector has stored the events in memory.
+            await projector.wait_status(
+                lambda nic_status: before is not None and nic_status == before.status, timeout=60
+            )
+            projector.remove_interface()
+            await projector.wait_status(lambda nic_status: nic_status is None)
 
 
-async def test_a_bucket_that_is_deleted_under_the_projector_comes_back(server: NatsServer) -> None:
+async def test_deleted_bucket_is_created_again_by_the_projector(server: NatsServer) -> None:
     async with jetstream(server) as harness:
         bus = await harness.bus("controller", "_")
-        async with projecting(bus, reload=0.5) as made:
-            made.climb(Stage.POD_ANNOTATED)
-            found = await made.nic_status(lambda nic_status: nic_status is not None)
+        async with run_projector(bus, reload=0.5) as projector:
+            projector.reach_stage(Stage.POD_ANNOTATED)
+            found = await projector.wait_status(lambda nic_status: nic_status is not None)
             await harness.js.delete_key_value("hotplug-status")
-            async with asyncio.timeout(10):
-                assert await made.nic_status(lambda nic_status: nic_status is not None) == found
+            async with asyncio.timeout(60):
+                assert await projector.wait_status(lambda nic_status: nic_status is not None) == found

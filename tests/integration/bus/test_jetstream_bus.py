@@ -1,4 +1,4 @@
-"""The bus on a real nats-server does what every bus must do."""
+"""Conformance of the bus on a real nats-server."""
 
 from collections.abc import AsyncIterator
 

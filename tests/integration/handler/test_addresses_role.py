@@ -1,4 +1,4 @@
-"""When the role has a NIC's guest told its addresses, and when no longer: seen by the sockets on the pod's taps."""
+"""When the role runs an address server for a NIC and when it stops it, observed by the sockets on the pod's taps."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,38 +22,38 @@ async def node() -> AsyncIterator[Node]:
 async def plugged(node: Node, *interfaces: str, ips: tuple[str, ...] = (IP,)) -> None:
     for interface in interfaces:
         node.attach_pod_nic(interface, *ips)
-    node.wish(*interfaces)
-    node.show_network_status(*interfaces)
+    node.put_vmi(*interfaces)
+    node.put_network_status(*interfaces)
     for interface in interfaces:
         await node.until_status(interface, "domain")
 
 
-async def test_a_nic_with_addresses_is_served_for_as_long_as_the_guest_has_the_card(node: Node) -> None:
+async def test_nic_with_addresses_is_served_as_long_as_the_guest_has_the_device(node: Node) -> None:
     await plugged(node, "blue")
     assert node.served() == {tap("blue")}
-    node.wish(absent=("blue",), operations=(operation("blue", kind=OperationKind.UNPLUG),))
+    node.put_vmi(absent=("blue",), operations=(operation("blue", kind=OperationKind.UNPLUG),))
     await node.settled()
-    assert node.served() == {tap("blue")}, "a paused guest does not let go"
+    assert node.served() == {tap("blue")}, "a paused guest does not release the device"
 
 
-async def test_a_nic_without_addresses_is_not_served(node: Node) -> None:
+async def test_nic_without_addresses_is_not_served(node: Node) -> None:
     await plugged(node, "blue", ips=())
     await node.settled()
     assert node.served() == set()
 
 
 @pytest.mark.parametrize("ips", [("fd00::2/64",), (IP, "fd00::2/64")], ids=["ipv6", "both"])
-async def test_ipv6_addresses_count(node: Node, ips: tuple[str, ...]) -> None:
+async def test_nic_with_ipv6_addresses_is_served(node: Node, ips: tuple[str, ...]) -> None:
     await plugged(node, "blue", ips=ips)
     assert node.served() == {tap("blue")}
 
 
-async def test_each_nic_has_a_server_of_its_own(node: Node) -> None:
+async def test_each_nic_has_its_own_server(node: Node) -> None:
     await plugged(node, "blue", "red")
     assert node.served() == {tap("blue"), tap("red")}
 
 
-async def test_a_handler_that_starts_again_serves_what_it_finds(node: Node) -> None:
+async def test_restarted_handler_serves_existing_nics(node: Node) -> None:
     await plugged(node, "blue", "red")
     await node.role.sessions.close()
     assert node.served() == set()
@@ -61,26 +61,26 @@ async def test_a_handler_that_starts_again_serves_what_it_finds(node: Node) -> N
     assert node.served() == {tap("blue"), tap("red")}
 
 
-async def test_a_namespace_that_is_gone_is_let_go(node: Node) -> None:
-    """The server's socket would keep it alive, and with it the node's end of the pod's links."""
+async def test_removed_namespace_is_freed(node: Node) -> None:
+    """The server's socket would keep the namespace alive, and with it the node's ends of the pod's veths."""
     await plugged(node, "blue")
     with node.netns.open("rb") as held:
         testbed.remove(node.netns)
         await node.settled()
         there = Path(f"/proc/self/fd/{held.fileno()}")
-        table = testbed.inside(there, lambda: Path("/proc/thread-self/net/packet").read_text())
-    assert len(table.splitlines()) == 1, "nobody listens"
+        table = testbed.run_in_netns(there, lambda: Path("/proc/thread-self/net/packet").read_text())
+    assert len(table.splitlines()) == 1, "a packet socket is still open"
     await node.kube.until(lambda: node.warnings() == ["AddressesNotServed"])
 
 
-async def test_a_guest_that_is_not_ours_any_more_is_not_served(node: Node) -> None:
+async def test_guest_owned_by_kubevirt_is_not_served(node: Node) -> None:
     await plugged(node, "blue")
     node.owner[0] = "kubevirt"
     await node.settled()
     assert node.served() == set()
 
 
-async def test_a_tap_that_cannot_be_listened_to_is_told_and_holds_nobody_up(node: Node) -> None:
+async def test_missing_tap_is_reported_and_does_not_block_other_nics(node: Node) -> None:
     await plugged(node, "blue")
     testbed.ip(node.netns, "link", "delete", tap("blue"))
     events = await node.until_published(lambda found: any(isinstance(event, Failed) for event in found))
@@ -89,15 +89,15 @@ async def test_a_tap_that_cannot_be_listened_to_is_told_and_holds_nobody_up(node
     assert failed.retry_after is not None
     await node.kube.until(lambda: node.warnings() == ["AddressesNotServed"])
     node.attach_pod_nic("red", IP)
-    node.wish("blue", "red")
-    node.show_network_status("blue", "red")
+    node.put_vmi("blue", "red")
+    node.put_network_status("blue", "red")
     await node.until_status("red", "domain")
     assert node.served() == {tap("red")}
 
 
-async def test_an_address_that_the_guest_does_not_want_is_told_once(node: Node) -> None:
+async def test_declined_address_records_one_event(node: Node) -> None:
     await plugged(node, "blue")
-    addresses = node.role.sessions.of(VMI_UID, ("default", "vm1"), POD_UID).addresses
+    addresses = node.role.sessions.open(VMI_UID, ("default", "vm1"), POD_UID).addresses
     for _ in range(2):
         addresses.declined.add("blue")
         await node.settled()

@@ -1,4 +1,4 @@
-"""Every guest driver against the real thing: QMP against QEMU and the lab's double of it, libvirt against libvirtd."""
+"""Every guest driver with the real thing: QMP with QEMU and with the lab's double, libvirt with libvirtd."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from services.common.guest.libvirt import LibvirtGuest
+from services.common.guest.port import GuestDriver
+from services.common.guest.qmp import QmpGuest
 from services.common.telemetry import Telemetry
-from services.handler.guest.libvirt import LibvirtGuest
-from services.handler.guest.port import Guest
-from services.handler.guest.qmp import QmpGuest
 from tests.support import netns as testbed
 from tests.support.guest_conformance import CPUS, PORTS, GuestConformance, taps
 from tests.support.libvirtd import NAME, Libvirtd, domain_xml, running_libvirtd
@@ -24,7 +24,7 @@ from tests.support.spans import recording_telemetry
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A path short enough for unix sockets."""
+    """Yield a directory whose path is short enough for unix sockets."""
     with tempfile.TemporaryDirectory(prefix="hn-") as path:
         yield Path(path)
 
@@ -43,11 +43,11 @@ def daemon(folder: Path, netns: Path) -> Iterator[Libvirtd]:
 
 
 USER = 64055
-"""Whom libvirtd and its guests run as: not root, as KubeVirt's do by default."""
+"""The user id of libvirtd and its guests: not root, as KubeVirt's by default."""
 
 
 class QmpMachine:
-    """A QEMU, or its double."""
+    """A QEMU or its double."""
 
     def __init__(self, start: Callable[[], AbstractAsyncContextManager[int]], socket: Path) -> None:
         self._start = start
@@ -55,7 +55,7 @@ class QmpMachine:
         self._stack = AsyncExitStack()
         self._pid = 0
 
-    def guest(self, telemetry: Telemetry | None = None, *, deadline: float = 5.0) -> Guest:
+    def guest(self, telemetry: Telemetry | None = None, *, deadline: float = 5.0) -> GuestDriver:
         return QmpGuest(str(self._socket), (telemetry or recording_telemetry()[0]).tracer, deadline=deadline)
 
     @contextlib.contextmanager
@@ -69,7 +69,7 @@ class QmpMachine:
     def end(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
 
-    async def again(self) -> None:
+    async def restart(self) -> None:
         await self.close()
         self._pid = await self._stack.enter_async_context(self._start())
 
@@ -85,13 +85,13 @@ class LibvirtMachine:
         self.hanging = daemon.hanging
         self.end = daemon.kill_domain
 
-    def guest(self, telemetry: Telemetry | None = None, *, deadline: float = 5.0) -> Guest:
+    def guest(self, telemetry: Telemetry | None = None, *, deadline: float = 5.0) -> GuestDriver:
         tracer = (telemetry or recording_telemetry()[0]).tracer
         return LibvirtGuest(NAME, self._daemon.socket, tracer, deadline=deadline)
 
-    async def again(self) -> None:
+    async def restart(self) -> None:
         self._daemon.remove()
-        # One more root port: libvirt puts the primary NIC on one.
+        # One more root port, because libvirt puts the primary NIC on one.
         self._daemon.define(domain_xml(ports=PORTS + 1, cpus=CPUS))
 
 
@@ -101,7 +101,7 @@ class TestQmp(GuestConformance):
         socket = folder / "qmp.sock"
         machine = QmpMachine(lambda: request.param(socket, netns, ports=PORTS, cpus=CPUS), socket)
         async with taps(netns):
-            await machine.again()
+            await machine.restart()
             yield machine
             await machine.close()
 
@@ -111,6 +111,6 @@ class TestLibvirt(GuestConformance):
     async def machine(self, daemon: Libvirtd, netns: Path) -> AsyncIterator[LibvirtMachine]:
         machine = LibvirtMachine(daemon)
         async with taps(netns, owner=USER):
-            await machine.again()
+            await machine.restart()
             yield machine
             daemon.remove()

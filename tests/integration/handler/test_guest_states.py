@@ -1,4 +1,4 @@
-"""Guests in every state, reached by QMP: booting, paused, rebooting, without an agent, gone, held by somebody else."""
+"""Guests in every state, reached by QMP: booting, paused, rebooting, without an agent, gone, with another client."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient
 
+from lab.guest.qemu import AGENT_SOCKET, LAB_QMP_SOCKET, BootNic, GuestSpec, QemuGuest
+from lab.tools import LabTools
 from schemas.events import ConfirmedBy, Event, Failed, GuestAttached
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
-from services.handler.pod_network import link_names
-from services.lab.guest.qemu import AGENT_SOCKET, LAB_QMP_SOCKET, BootNic, Guest, GuestSpec
-from services.lab.tools import Tools
+from services.common.domain.nic import link_names
 from tests.support.handler_node import IP, Node, handler_node, operation
 from tests.support.objects import VMI_UID
 from tests.support.qemu import PRIMARY_MAC, paused_qemu
@@ -24,25 +24,30 @@ NAMES = link_names(pod_interface("iface1"))
 
 
 class RealGuest:
-    """The lab's guest, in the pod's network namespace. Whether it has booted is not waited for."""
+    """The lab's guest in the pod's network namespace. Starting it does not wait until it has booted."""
 
-    guest: Guest
+    guest: QemuGuest
     folder: Path
 
     @asynccontextmanager
     async def machine(self, folder: Path) -> AsyncIterator[None]:
         self.folder = folder / VMI_UID
         spec = GuestSpec.with_tools(
-            Tools.find(), name="vm1", uid=VMI_UID, folder=self.folder, nics=[BootNic("default", PRIMARY_MAC)], ports=2
+            LabTools.find(),
+            name="vm1",
+            uid=VMI_UID,
+            folder=self.folder,
+            nics=[BootNic("default", PRIMARY_MAC)],
+            ports=2,
         )
-        self.guest = await Guest.start(spec, launch=["nsenter", f"--net={folder / 'pod'}", "--"])
+        self.guest = await QemuGuest.start(spec, launch=["nsenter", f"--net={folder / 'pod'}", "--"])
         try:
             yield
         finally:
             await self.guest.stop()
 
-    async def do(self, command: str, **arguments: Any) -> None:
-        """Have QEMU do something, by the lab's own monitor."""
+    async def execute_qmp(self, command: str, **arguments: Any) -> None:
+        """Execute a QMP command on the lab's own monitor."""
         client = QMPClient("test")
         await client.connect(str(self.folder / LAB_QMP_SOCKET))
         try:
@@ -60,19 +65,19 @@ def failures(events: list[Event]) -> list[Failed]:
 
 
 def plug(node: Node) -> None:
-    """Multus has attached the NIC, and the user wants it."""
+    """Attach a pod interface, and plug it."""
     node.attach_pod_nic("iface1", IP)
-    node.wish("iface1", operations=(operation("iface1"),))
-    node.show_network_status("iface1")
+    node.put_vmi("iface1", operations=(operation("iface1"),))
+    node.put_network_status("iface1")
 
 
 def unplug(node: Node) -> None:
-    """The user does not want it any more."""
-    node.wish(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
+    """Unplug the interface."""
+    node.put_vmi(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
 
 
 @pytest.mark.guest
-async def test_a_guest_that_boots_is_no_failure_and_one_that_is_paused_lets_go_when_it_runs_on() -> None:
+async def test_a_booting_guest_is_no_failure_and_a_paused_one_completes_an_unplug_when_it_continues() -> None:
     real = RealGuest()
     async with handler_node(real.machine, scripted_agent=False) as node:
         plug(node)
@@ -82,20 +87,20 @@ async def test_a_guest_that_boots_is_no_failure_and_one_that_is_paused_lets_go_w
         events = await node.until_published(lambda found: ConfirmedBy.GUEST_AGENT in confirmations(found))
         assert failures(events) == []
 
-        await real.do("stop")
+        await real.execute_qmp("stop")
         unplug(node)
         events = await node.until_published(lambda found: bool(failures(found)))
         late = failures(events)[0]
         assert (late.reason, late.operation.kind) == ("UnplugTimeout", OperationKind.UNPLUG)
         assert late.retry_after is not None
         assert {NAMES.bridged, NAMES.bridge, NAMES.tap} <= node.links()
-        await real.do("cont")
+        await real.execute_qmp("cont")
         await node.until_released("iface1")
-        assert node.links() == {"lo", NAMES.nic}
+        assert node.links() == {"lo", NAMES.pod_interface}
 
 
 @pytest.mark.guest
-async def test_a_guest_without_an_agent_is_confirmed_by_its_driver_and_lets_go_over_a_reboot() -> None:
+async def test_a_guest_without_an_agent_is_confirmed_by_its_driver_and_completes_an_unplug_after_a_reboot() -> None:
     real = RealGuest()
     async with handler_node(real.machine, scripted_agent=False) as node:
         await real.guest.wait_ready()
@@ -105,16 +110,16 @@ async def test_a_guest_without_an_agent_is_confirmed_by_its_driver_and_lets_go_o
         assert confirmations(events) == [ConfirmedBy.DEVICE, ConfirmedBy.DRIVER]
         assert node.status("iface1")["infoSource"] == "domain"
 
-        # What it is asked while it boots gets lost. It is asked again when its driver shows that it is up.
-        await real.do("set-action", reboot="reset")
-        await real.do("system_reset")
+        # A request during the boot is lost. The request is repeated when the driver shows activity.
+        await real.execute_qmp("set-action", reboot="reset")
+        await real.execute_qmp("system_reset")
         unplug(node)
-        await node.until_released("iface1", timeout=40)
-        assert node.links() == {"lo", NAMES.nic}
+        await node.until_released("iface1", timeout=45)
+        assert node.links() == {"lo", NAMES.pod_interface}
         assert {failed.reason for failed in failures(node.bus.published)} <= {"UnplugTimeout"}
 
 
-async def test_a_machine_that_is_gone_is_told_of_and_its_wiring_stays() -> None:
+async def test_a_machine_that_is_gone_is_reported_and_its_pod_network_remains() -> None:
     pids = []
 
     @asynccontextmanager
@@ -138,7 +143,7 @@ async def test_a_machine_that_is_gone_is_told_of_and_its_wiring_stays() -> None:
         assert {NAMES.bridged, NAMES.bridge, NAMES.tap} <= node.links()
 
 
-async def test_a_monitor_that_somebody_else_holds_is_waited_for() -> None:
+async def test_a_plug_waits_for_a_monitor_with_another_client() -> None:
     other = QMPClient("other")
 
     @asynccontextmanager

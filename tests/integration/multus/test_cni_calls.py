@@ -1,4 +1,4 @@
-"""``/cni`` over the real socket: a whole sandbox made and undone, with what is written on the pod."""
+"""``/cni`` over the real socket: whole sandboxes are created and deleted, and network-status is written."""
 
 import asyncio
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from schemas.networks import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, parse_network_status
-from schemas.operations import pod_nic_key, pod_nic_of
-from services.multus.records import Owner
+from schemas.operations import pod_nic_key, read_pod_nic
+from services.multus.records.sandbox import AttachmentOrigin
 from tests.support import netns as namespaces
 from tests.support.cni import RecordingPlugin, bridge_config, leases
 from tests.support.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
@@ -23,7 +23,7 @@ def link_names(netns: Path) -> list[str]:
     return sorted(link["ifname"] for link in json.loads(namespaces.ip(netns, "-j", "link")))
 
 
-async def test_add_attaches_all_networks_in_order_and_says_so_on_the_pod(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_add_attaches_all_networks_and_writes_network_status(daemon: Daemon, sandbox_netns: Path) -> None:
     elements = [{"name": "blue", "namespace": "default", "interface": IFACE}, {"name": "green"}]
     daemon.pod({NETWORKS: json.dumps(elements)})
     daemon.nad("blue", bridge_config(daemon.folder))
@@ -40,30 +40,37 @@ async def test_add_attaches_all_networks_in_order_and_says_so_on_the_pod(daemon:
         ("default/green", "net2", False),
     ]
     assert statuses[1].ips == leases(daemon.folder)
-    nic = pod_nic_of(daemon.annotations(), pod_nic_key("iface1"))
+    nic = read_pod_nic(daemon.annotations(), pod_nic_key("iface1"))
     assert nic is not None
     assert (nic.pod_uid, nic.sandbox_id, nic.interface, nic.mtu) == (POD_UID, SANDBOX, IFACE, 1500)
     assert nic.mac == statuses[1].mac
     assert nic.ips == (f"{leases(daemon.folder)[0]}/24",)
     record = daemon.record()
     assert record is not None
-    assert [a.owner for a in record.attachments] == [Owner.CLUSTER, Owner.NETWORKS, Owner.NETWORKS]
-    assert tree(daemon.spans.get_finished_spans()) == [
+    assert [a.origin for a in record.attachments] == [
+        AttachmentOrigin.CLUSTER,
+        AttachmentOrigin.NETWORKS,
+        AttachmentOrigin.NETWORKS,
+    ]
+    # The records are synced in the background, at any time during the call or after it.
+    in_order = [span for span in daemon.spans.get_finished_spans() if span.name != "record sync"]
+    attaching = [("record write", []), ("cni ADD bridge", []), ("record write", [])]
+    assert tree(in_order) == [
         (
             "POST /cni",
             [
                 ("kube get pods", []),
                 ("kube get network-attachment-definitions", []),
                 ("kube get network-attachment-definitions", []),
-                ("cni ADD bridge", []),
-                ("cni ADD bridge", []),
-                ("cni ADD bridge", []),
+                *attaching,
+                *attaching,
+                *attaching,
                 ("kube patch pods", []),
             ],
         )
     ]
 
-    # What the runtime made, and what was plugged later, goes with the sandbox.
+    # DEL deletes the attachments of the sandbox's creation and the hot-plugged ones.
     assert (await daemon.delegate("ADD", sandbox_netns, "pod00000000000", bridge_config(daemon.folder)))[0] == 200
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
     assert link_names(sandbox_netns) == ["lo"]
@@ -73,7 +80,7 @@ async def test_add_attaches_all_networks_in_order_and_says_so_on_the_pod(daemon:
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
 
 
-async def test_the_networks_controller_finds_the_same_attachment(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_delegate_add_recognizes_an_attachment_of_cni_add(daemon: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(daemon.folder)
     del config["name"]
     daemon.pod({NETWORKS: f"blue@{IFACE}"})
@@ -85,7 +92,7 @@ async def test_the_networks_controller_finds_the_same_attachment(daemon: Daemon,
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_a_failing_network_undoes_the_others(
+async def test_a_failing_network_rolls_the_others_back(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     recording.fail("ADD", 7, "bad luck")
@@ -110,12 +117,12 @@ async def test_a_failing_network_undoes_the_others(
         ('[{"name":"blue","default-route":["10.0.0.1", "10.0.0.2"]}]', "no ECMP"),
         ('[{"name":"blue","default-route":["10.0.0.1"]},{"name":"blue","default-route":["10.0.0.2"]}]', "no ECMP"),
         ('[{"name":"blue","default-route":["gateway"]}]', "does not appear to be an IPv4 or IPv6 address"),
-        ('[{"name":"blue","default-route":["192.0.2.1"]}]', "default-route of net1: adding route 0.0.0.0/0"),
+        ('[{"name":"blue","default-route":["192.0.2.1"]}]', "default-route of net1: cannot add route 0.0.0.0/0"),
         ("broken", "CNI configuration is not a JSON object"),
         ("blue@eth0", "validateIfName: interface name eth0 already exists"),
     ],
 )
-async def test_what_cannot_be_attached_is_refused_before_anything_is_made(
+async def test_an_invalid_annotation_is_refused_and_leaves_nothing(
     daemon: Daemon, sandbox_netns: Path, annotation: str, message: str
 ) -> None:
     daemon.pod({NETWORKS: annotation})
@@ -128,14 +135,14 @@ async def test_what_cannot_be_attached_is_refused_before_anything_is_made(
     assert daemon.record() is None
 
 
-async def test_add_waits_for_a_pod_and_then_gives_up(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_add_waits_for_an_unknown_pod_and_fails(daemon: Daemon, sandbox_netns: Path) -> None:
     status, error = await daemon.cni("ADD", sandbox_netns)
     assert (status, error["code"]) == (400, 3)
     assert f"cannot get pod default/{POD}" in error["msg"]
-    assert len([asked for asked in daemon.kube.asked if asked[1] == "pods"]) >= 2
+    assert len([request for request in daemon.kube.requests if request[1] == "pods"]) >= 2
 
 
-async def test_another_pod_of_that_name_is_refused_unless_it_is_static(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_another_pod_of_that_name_is_refused_unless_static(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod(uid="another")
     status, error = await daemon.cni("ADD", sandbox_netns)
     assert (status, error["code"]) == (400, 3)
@@ -145,7 +152,7 @@ async def test_another_pod_of_that_name_is_refused_unless_it_is_static(daemon: D
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_a_status_that_cannot_be_written_undoes_the_sandbox(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_add_is_rolled_back_when_the_status_cannot_be_written(daemon: Daemon, sandbox_netns: Path) -> None:
     def refuse(method: str, _plural: str, _name: str) -> None:
         if method == "PATCH":
             raise Refused(403, "Forbidden", "not for you")
@@ -159,7 +166,7 @@ async def test_a_status_that_cannot_be_written_undoes_the_sandbox(daemon: Daemon
     assert daemon.record() is None
 
 
-async def test_the_default_network_can_be_chosen_by_annotation(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_the_default_network_annotation_replaces_the_cluster_network(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod({DEFAULT_NETWORK: "blue"})
     daemon.nad("blue", bridge_config(daemon.folder), namespace="kube-system")
     status, answer = await daemon.cni("ADD", sandbox_netns)
@@ -172,7 +179,7 @@ async def test_the_default_network_can_be_chosen_by_annotation(daemon: Daemon, s
 
 @pytest.fixture
 def primary(daemon: Daemon, recording: RecordingPlugin) -> RecordingPlugin:
-    """A primary network that is recorded."""
+    """A primary network with a recording plugin."""
     config = {"cniVersion": "1.0.0", "name": "pods", "type": recording.type}
     (daemon.config.conf_dir / "10-primary.conflist").write_text(json.dumps(config))
     return recording
@@ -184,37 +191,37 @@ async def test_del_of_an_unknown_sandbox_frees_its_primary_network(
     primary.fail("DEL", 11, "not now")
     status, error = await daemon.cni("DEL", "")
     assert (status, error["code"]) == (400, 11)
-    primary.succeed("DEL")
+    primary.stop_failing("DEL")
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
     assert primary.commands == ["DEL eth0", "DEL eth0"]
     assert [call["netns"] for call in primary.calls] == ["", str(sandbox_netns)]
-    # The runtime asks again, and a controller comes late: nothing is left, and nothing shall come.
+    # Nothing is left for a repeated DEL, and a late ADD of a controller is refused.
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
     status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder))
     assert (status, error["code"]) == (400, 3)
     assert len(primary.calls) == 2
 
 
-async def test_del_without_a_record_frees_what_the_pod_still_names(
+async def test_del_without_a_record_frees_the_pods_networks(
     daemon: Daemon, sandbox_netns: Path, primary: RecordingPlugin
 ) -> None:
-    """Fault: a damaged cache made DEL do nothing, and the leases of secondary networks stayed (1087)."""
+    """Upstream fault: with a damaged cache, DEL did nothing and leases of secondary networks stayed (1087)."""
     daemon.pod({NETWORKS: f"absent,blue,blue@{IFACE}"})
     daemon.nad("blue", bridge_config(daemon.folder))
     daemon.nad("absent", bridge_config(daemon.folder, name="absent"))
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
     assert len(leases(daemon.folder)) == 2
-    await daemon.records.settled()
+    await daemon.records.flush()
     (daemon.config.cni_dir / "sandboxes" / f"{SANDBOX}.json").write_bytes(b"torn")
     daemon.kube.delete("network-attachment-definitions", "default", "absent")
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
     assert leases(daemon.folder) == []
-    assert link_names(sandbox_netns) == ["lo", "net1"]  # whose network is gone: nobody can say how to undo it
+    assert link_names(sandbox_netns) == ["lo", "net1"]  # net1's NAD is gone, so its DEL cannot be run
     assert primary.commands == ["ADD eth0", "DEL eth0"]
 
 
 @pytest.mark.parametrize("uid", ["another", None])
-async def test_del_without_a_record_asks_no_other_pod(
+async def test_del_without_a_record_ignores_another_pod(
     daemon: Daemon, sandbox_netns: Path, primary: RecordingPlugin, uid: str | None
 ) -> None:
     if uid is not None:
@@ -224,9 +231,7 @@ async def test_del_without_a_record_asks_no_other_pod(
     assert primary.commands == ["DEL eth0"]
 
 
-async def test_what_del_could_not_undo_is_undone_later(
-    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
-) -> None:
+async def test_the_sweep_finishes_a_failed_del(daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin) -> None:
     daemon.pod({NETWORKS: "red,blue"})
     daemon.nad("red", {"cniVersion": "1.0.0", "type": recording.type})
     daemon.nad("blue", bridge_config(daemon.folder))
@@ -238,26 +243,26 @@ async def test_what_del_could_not_undo_is_undone_later(
     record = daemon.record()
     assert record is not None
     assert [a.ifname for a in record.attachments] == ["net1"]
-    # No new attachment in a sandbox that is going away.
+    # A sandbox that is being deleted gets no new attachment.
     status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder))
     assert (status, error["code"]) == (400, 3)
-    recording.succeed("DEL")
-    assert await daemon.sweep.once() == 1
+    recording.stop_failing("DEL")
+    assert await daemon.sweep.run_once() == 1
     assert daemon.record() is None
 
 
-async def test_a_sandbox_that_went_while_the_daemon_was_away_is_undone(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_the_sweep_deletes_a_sandbox_without_a_namespace(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod({NETWORKS: "blue"})
     daemon.nad("blue", bridge_config(daemon.folder))
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
-    assert await daemon.sweep.once() == 0
+    assert await daemon.sweep.run_once() == 0
     namespaces.remove(sandbox_netns)
-    assert await daemon.sweep.once() == 1
+    assert await daemon.sweep.run_once() == 1
     assert leases(daemon.folder) == []
     assert daemon.record() is None
 
 
-async def test_gc_undoes_what_the_runtime_does_not_know(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_gc_deletes_sandboxes_that_the_runtime_does_not_list(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod()
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
     status, error = await daemon.cni("GC", "", daemon.conf)
@@ -270,7 +275,7 @@ async def test_gc_undoes_what_the_runtime_does_not_know(daemon: Daemon, sandbox_
     assert link_names(sandbox_netns) == ["lo"]
 
 
-async def test_check_asks_every_plugin_of_the_sandbox(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_check_runs_every_plugin_of_the_sandbox(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod()
     assert await daemon.cni("CHECK", sandbox_netns) == (200, None)
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
@@ -281,7 +286,7 @@ async def test_check_asks_every_plugin_of_the_sandbox(daemon: Daemon, sandbox_ne
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_status_is_the_primary_plugins(daemon: Daemon, recording: RecordingPlugin) -> None:
+async def test_status_is_the_primary_plugins_status(daemon: Daemon, recording: RecordingPlugin) -> None:
     assert await daemon.cni("STATUS", "") == (200, None)
     primary = {"cniVersion": "1.1.0", "name": "pods", "type": recording.type}
     (daemon.config.conf_dir / "10-primary.conflist").write_text(json.dumps(primary))
@@ -307,15 +312,15 @@ async def isolated(tmp_path: Path, plugins: Path) -> AsyncIterator[Daemon]:
         yield running
 
 
-async def test_isolation_and_default_networks(isolated: Daemon, sandbox_netns: Path) -> None:
+async def test_namespace_isolation_and_default_networks(isolated: Daemon, sandbox_netns: Path) -> None:
     isolated.pod({NETWORKS: "other/blue"})
     status, error = await isolated.cni("ADD", sandbox_netns)
     assert status == 400
     assert "namespace isolation" in error["msg"]
-    # Whatever the controller lets through: what the pod's author has written decides, at run time too.
+    # A hot-plug is checked as well: the annotation decides, whatever the networks controller allows.
     isolated.pod({NETWORKS: "other/blue@net7"})
     status, error = await isolated.delegate("ADD", sandbox_netns, "net1", bridge_config(isolated.folder))
-    assert status == 200, error  # of this link the annotation does not speak
+    assert status == 200, error  # the annotation does not name this link
     assert (await isolated.delegate("DEL", sandbox_netns, "net1", {}))[0] == 200
     for annotation in ("other/blue@net1", "other/blue"):
         isolated.pod({NETWORKS: annotation})
@@ -333,7 +338,7 @@ async def test_isolation_and_default_networks(isolated: Daemon, sandbox_netns: P
     await isolated.cni("DEL", sandbox_netns)
 
 
-async def test_the_primary_networks_readiness_is_waited_for(tmp_path: Path, plugins: Path, sandbox_netns: Path) -> None:
+async def test_add_and_status_wait_for_the_readiness_file(tmp_path: Path, plugins: Path, sandbox_netns: Path) -> None:
     ready = tmp_path / "ready"
     async with running_daemon(tmp_path, plugins, readinessindicatorfile=str(ready)) as daemon:
         (daemon.config.conf_dir / "10-primary.conflist").write_text(json.dumps(bridge_config(tmp_path)))
@@ -341,7 +346,7 @@ async def test_the_primary_networks_readiness_is_waited_for(tmp_path: Path, plug
         for command in ("ADD", "STATUS"):
             status, error = await daemon.cni(command, sandbox_netns)
             assert (status, error["code"]) == (400, 50)
-            assert f"readiness indicator file {ready} is not there" in error["msg"]
+            assert f"readiness indicator file {ready} does not exist" in error["msg"]
         asyncio.get_running_loop().call_later(0.1, ready.touch)
         assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
         ready.unlink()

@@ -1,6 +1,6 @@
-"""The CNI specification's errors, from a plugin through the daemon and the shim to the runtime: code, text, details.
+"""The CNI specification's errors, passed from a plugin through daemon and shim to the runtime: code, text and details.
 
-Source: CNI specification 1.1.0, section "Error". Each code that it reserves, and some that it leaves to plugins.
+Covers each code that CNI specification 1.1.0, section "Error", reserves, and some that it leaves to plugins.
 """
 
 import asyncio
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from services.multus import shim
-from services.multus.autoconfig import install_shim
+from services.multus.container_runtime import shim
+from services.multus.container_runtime.autoconfig import install_shim
 from tests.support.cni import RecordingPlugin
 from tests.support.multus_daemon import SANDBOX, Daemon, cni_environment
 
@@ -34,7 +34,7 @@ Shim = Callable[..., Awaitable[tuple[int, Any]]]
 
 @pytest.fixture
 def run_shim(daemon: Daemon, tmp_path: Path, sandbox_netns: Path) -> Shim:
-    """Execute the shim as the runtime does; gives exit code and document."""
+    """Return a function that executes the shim as the runtime does and returns its exit code and document."""
     folder = tmp_path / "shim"
     folder.mkdir()
     program = install_shim(Path(shim.__file__), folder)
@@ -52,7 +52,7 @@ def run_shim(daemon: Daemon, tmp_path: Path, sandbox_netns: Path) -> Shim:
 
 @pytest.fixture
 def primary(daemon: Daemon, recording: RecordingPlugin) -> RecordingPlugin:
-    """A primary network whose only plugin does what a test wants."""
+    """A primary network whose only plugin is scripted."""
     config = {"cniVersion": "1.1.0", "name": "pods", "type": recording.type}
     (daemon.config.conf_dir / "10-primary.conflist").write_text(json.dumps(config))
     daemon.pod()
@@ -60,10 +60,10 @@ def primary(daemon: Daemon, recording: RecordingPlugin) -> RecordingPlugin:
 
 
 @pytest.mark.parametrize(("code", "meaning"), sorted((RESERVED | PLUGINS_OWN).items()))
-async def test_a_plugins_error_reaches_the_runtime_with_its_code(
+async def test_a_plugins_error_code_reaches_the_runtime(
     run_shim: Shim, primary: RecordingPlugin, code: int, meaning: str
 ) -> None:
-    """Fault: codes were lost on the way, and the runtime saw 999 for each."""
+    """Upstream fault: codes were lost, and the runtime got 999 for each of them."""
     document = {"cniVersion": "1.1.0", "code": code, "msg": meaning, "details": f"details of {code}"}
     primary.fail_with("ADD", document)
     status, error = await run_shim("ADD")
@@ -71,12 +71,12 @@ async def test_a_plugins_error_reaches_the_runtime_with_its_code(
     assert error["msg"].endswith(meaning)
     assert error["details"] == f"details of {code}"
     assert error["cniVersion"] in {"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
-    # A failed ADD is followed by DEL, and the sandbox is as it was.
+    # The daemon runs DEL after the failed ADD.
     assert primary.commands == ["ADD eth0", "DEL eth0"]
 
 
 @pytest.mark.parametrize("code", [50, 51])
-async def test_status_says_why_the_network_is_not_ready(run_shim: Shim, primary: RecordingPlugin, code: int) -> None:
+async def test_status_reports_why_the_network_is_not_ready(run_shim: Shim, primary: RecordingPlugin, code: int) -> None:
     assert await run_shim("STATUS") == (0, None)
     primary.fail_with("STATUS", {"code": code, "msg": RESERVED[code]})
     status, error = await run_shim("STATUS")
@@ -84,7 +84,7 @@ async def test_status_says_why_the_network_is_not_ready(run_shim: Shim, primary:
     assert RESERVED[code] in error["msg"]
 
 
-async def test_check_says_what_is_not_as_add_left_it(run_shim: Shim, primary: RecordingPlugin) -> None:
+async def test_check_reports_a_plugins_error(run_shim: Shim, primary: RecordingPlugin) -> None:
     assert (await run_shim("ADD"))[0] == 0
     assert await run_shim("CHECK") == (0, None)
     primary.fail_with("CHECK", {"code": 3, "msg": "gone"})
@@ -93,7 +93,7 @@ async def test_check_says_what_is_not_as_add_left_it(run_shim: Shim, primary: Re
     assert await run_shim("DEL") == (0, None)
 
 
-async def test_each_reserved_code_is_the_daemons_own_where_the_fault_is_here(
+async def test_the_daemon_uses_every_reserved_code(
     daemon: Daemon, run_shim: Shim, primary: RecordingPlugin, sandbox_netns: Path, plugins: Path
 ) -> None:
     def network(**changes: Any) -> dict[str, Any]:
@@ -123,14 +123,14 @@ async def test_each_reserved_code_is_the_daemons_own_where_the_fault_is_here(
     assert await delegate("ADD", network(type="broken")) == 5
     # 6: decoding
     assert (await run_shim("ADD", raw=b"{"))[1]["code"] == 6
-    primary.answer("this is no result")
+    primary.set_result("this is not a result")
     assert await delegate("ADD", network()) == 6
     # 7: configuration
     assert await delegate("ADD", network(type="a/b")) == 7
     assert await delegate("ADD", {"cniVersion": "1.0.0", "name": "n"}) == 7
     assert await delegate("ADD", network(name="not a name")) == 7
-    # 999: the plugin is not there
+    # 999: missing plugin
     assert await delegate("ADD", network(type="absent")) == 999
-    # 11, a guest still uses it, stands in test_wired_links.
-    # Nothing of all that is left: not of a plugin that could not even be started either.
+    # 11, still in use by a guest, is tested in test_bridged_links.
+    # No record is left, not even of the plugin that could not be started.
     assert daemon.record(SANDBOX) is None

@@ -1,7 +1,7 @@
-"""A daemon that dies at any moment of a call: the next one, its sweep and the runtime's DEL leave nothing behind.
+"""A daemon that dies at any moment of a call: its successor, the sweep and the runtime's DEL leave nothing behind.
 
-A call is cut off after a while, a little later each time, and all goes on with new parts on the same directories: of a
-killed daemon no more is left than of one whose call never returned. The long profile cuts at every millisecond.
+A call is interrupted, a little later each time, and new parts continue with the same directories. A killed daemon
+leaves the same behind as one whose call never returned. The long profile interrupts at every millisecond.
 """
 
 import asyncio
@@ -15,34 +15,36 @@ from typing import Any
 import pytest
 
 from schemas.networks import NETWORKS
-from services.multus.call import Call, decode
-from services.multus.parts import Parts
+from services.multus.assembly import DaemonParts
+from services.multus.cni.call import CniCall, decode
 from tests.support import netns as namespaces
 from tests.support.cni import bridge_config, leases
 from tests.support.multus_daemon import Daemon, cni_environment
 
 LONG = os.environ.get("HOTNIC_HYPOTHESIS_PROFILE") == "long"
 MOMENTS = [ms / 1000 for ms in range(0, 120, 1 if LONG else 8)]
-"""Seconds after which a call is cut off: from before its first step until, on an idle machine, after its last."""
+"""Seconds until a call is interrupted: from before its first action to after its last one on an idle machine."""
 HOST = Path("/proc/self/ns/net")
 
 
-def call(daemon: Daemon, command: str, netns: Path, ifname: str = "eth0", config: dict[str, Any] | None = None) -> Call:
+def call(
+    daemon: Daemon, command: str, netns: Path, ifname: str = "eth0", config: dict[str, Any] | None = None
+) -> CniCall:
     document = base64.b64encode(json.dumps(config or daemon.conf).encode()).decode()
     env = {**cni_environment(command, netns), "CNI_IFNAME": ifname}
     return decode(json.dumps({"env": env, "config": document}).encode())
 
 
-async def cut_off(parts: Parts, what: Call, after: float) -> bool:
-    """Start a call and cut it off; gives whether it had come to its end."""
-    on = parts.calls.on_cni if what.ifname == "eth0" else parts.calls.on_delegate
-    task = asyncio.create_task(on(what))
+async def interrupt(parts: DaemonParts, call: CniCall, after: float) -> bool:
+    """Start a call and interrupt it; return whether it had finished."""
+    handle = parts.call_handler.handle_cni if call.ifname == "eth0" else parts.call_handler.handle_delegate
+    task = asyncio.create_task(handle(call))
     done, _ = await asyncio.wait([task], timeout=after)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    await parts.records.settled()
-    await parts.reports.written()
+    await parts.records.flush()
+    await parts.pod_events.flush()
     return bool(done)
 
 
@@ -52,18 +54,18 @@ def names(netns: Path) -> set[str]:
 
 @pytest.fixture
 async def node(daemon: Daemon) -> Daemon:
-    """A daemon whose pod asks for a network beside the primary one."""
+    """A daemon whose pod requests one network in addition to the primary one."""
     daemon.pod({NETWORKS: "blue"})
     daemon.nad("blue", bridge_config(daemon.folder))
     return daemon
 
 
 def held(daemon: Daemon, name: str) -> list[str]:
-    """The leases. An empty file is none: ``host-local``, killed between making and writing one, knows it no more."""
+    """Return the leases. ``host-local`` ignores an empty file, which it leaves when it is killed before it writes."""
     return [lease for lease in leases(daemon.folder, name) if (daemon.folder / "leases" / name / lease).stat().st_size]
 
 
-def assert_nothing_is_left(daemon: Daemon, parts: Parts, netns: Path) -> None:
+def assert_nothing_is_left(daemon: Daemon, parts: DaemonParts, netns: Path) -> None:
     assert names(netns) == {"lo"}
     assert held(daemon, "blue") == held(daemon, "pods") == []
     assert parts.records.ids() == []
@@ -71,53 +73,53 @@ def assert_nothing_is_left(daemon: Daemon, parts: Parts, netns: Path) -> None:
 
 
 @pytest.mark.timeout(600 if LONG else 60)
-async def test_an_add_that_dies_leaves_nothing_after_del(node: Daemon, sandbox_netns: Path) -> None:
+async def test_del_after_an_interrupted_add_leaves_nothing(node: Daemon, sandbox_netns: Path) -> None:
     ends = []
     for moment in [*MOMENTS, 30.0]:
-        ends.append(await cut_off(node.anew(), call(node, "ADD", sandbox_netns), moment))
-        after = node.anew()
-        await after.sweep.once()
-        await after.calls.on_cni(call(node, "DEL", sandbox_netns))
-        await after.records.settled()
+        ends.append(await interrupt(node.make_parts(), call(node, "ADD", sandbox_netns), moment))
+        after = node.make_parts()
+        await after.sweep.run_once()
+        await after.call_handler.handle_cni(call(node, "DEL", sandbox_netns))
+        await after.records.flush()
         assert_nothing_is_left(node, after, sandbox_netns)
     assert (ends[0], ends[-1]) == (False, True)
 
 
 @pytest.mark.timeout(600 if LONG else 60)
-async def test_a_del_that_dies_is_finished_by_the_sweep(node: Daemon, sandbox_netns: Path) -> None:
+async def test_the_sweep_finishes_an_interrupted_del(node: Daemon, sandbox_netns: Path) -> None:
     for moment in MOMENTS[1:]:
-        parts = node.anew()
-        await parts.calls.on_cni(call(node, "ADD", sandbox_netns))
-        await parts.records.settled()
-        await parts.reports.written()
-        await cut_off(parts, call(node, "DEL", sandbox_netns), moment)
-        after = node.anew()
-        await after.sweep.once()
-        await after.records.settled()
+        parts = node.make_parts()
+        await parts.call_handler.handle_cni(call(node, "ADD", sandbox_netns))
+        await parts.records.flush()
+        await parts.pod_events.flush()
+        await interrupt(parts, call(node, "DEL", sandbox_netns), moment)
+        after = node.make_parts()
+        await after.sweep.run_once()
+        await after.records.flush()
         assert_nothing_is_left(node, after, sandbox_netns)
 
 
 @pytest.mark.timeout(600 if LONG else 60)
-async def test_a_plug_that_dies_is_undone_alone_or_there_as_a_whole(node: Daemon, sandbox_netns: Path) -> None:
+async def test_an_interrupted_hot_plug_is_rolled_back_or_complete(node: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(node.folder, name="green", bridge="br-green")
-    parts = node.anew()
-    await parts.calls.on_cni(call(node, "ADD", sandbox_netns))
+    parts = node.make_parts()
+    await parts.call_handler.handle_cni(call(node, "ADD", sandbox_netns))
     for moment in MOMENTS[: len(MOMENTS) // 2]:
-        parts = node.anew()
-        await cut_off(parts, call(node, "ADD", sandbox_netns, "net7", config), moment)
-        after = node.anew()
-        await after.sweep.once()
-        await after.records.settled()
+        parts = node.make_parts()
+        await interrupt(parts, call(node, "ADD", sandbox_netns, "net7", config), moment)
+        after = node.make_parts()
+        await after.sweep.run_once()
+        await after.records.flush()
         there = "net7" in names(sandbox_netns)
         assert len(held(node, "green")) == int(there)
         assert names(sandbox_netns) - {"net7"} == {"lo", "eth0", "net1"}
-        # The controller asks again, whichever way it went, and for the end as well.
-        await after.calls.on_delegate(call(node, "ADD", sandbox_netns, "net7", config))
+        # The controller repeats the ADD in either case, and later the DEL.
+        await after.call_handler.handle_delegate(call(node, "ADD", sandbox_netns, "net7", config))
         assert len(held(node, "green")) == 1
-        await cut_off(after, call(node, "DEL", sandbox_netns, "net7", config), moment)
-        last = node.anew()
-        await last.calls.on_delegate(call(node, "DEL", sandbox_netns, "net7", config))
-        await last.records.settled()
+        await interrupt(after, call(node, "DEL", sandbox_netns, "net7", config), moment)
+        last = node.make_parts()
+        await last.call_handler.handle_delegate(call(node, "DEL", sandbox_netns, "net7", config))
+        await last.records.flush()
         assert held(node, "green") == []
         assert names(sandbox_netns) == {"lo", "eth0", "net1"}
-    await node.anew().calls.on_cni(call(node, "DEL", sandbox_netns))
+    await node.make_parts().call_handler.handle_cni(call(node, "DEL", sandbox_netns))

@@ -1,4 +1,4 @@
-"""``/delegate`` over the real socket: real bridge and host-local, real network namespaces."""
+"""``/delegate`` over the real socket, with real bridge and host-local plugins and real network namespaces."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ from pathlib import Path
 from schemas.multus import InterfaceAttributes
 from schemas.networks import NETWORKS
 from services.common.telemetry.propagation import context_of
-from services.multus.records import Owner, State
+from services.multus.records.sandbox import AttachmentOrigin, AttachmentState
 from tests.support import netns as namespaces
 from tests.support.cni import RecordingPlugin, bridge_config, leases
 from tests.support.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
@@ -21,7 +21,7 @@ def link_names(netns: Path) -> set[str]:
     return {link["ifname"] for link in json.loads(namespaces.ip(netns, "-j", "link"))}
 
 
-async def test_add_makes_the_link_and_del_leaves_nothing(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_add_creates_the_link_and_del_leaves_nothing(daemon: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(daemon.folder)
     status, answer = await daemon.delegate("ADD", sandbox_netns, IFACE, config)
     assert status == 200
@@ -34,7 +34,11 @@ async def test_add_makes_the_link_and_del_leaves_nothing(daemon: Daemon, sandbox
     record = daemon.record()
     assert record is not None
     [attachment] = record.attachments
-    assert (attachment.ifname, attachment.owner, attachment.state) == (IFACE, Owner.DELEGATE, State.ADDED)
+    assert (attachment.ifname, attachment.origin, attachment.state) == (
+        IFACE,
+        AttachmentOrigin.DELEGATE,
+        AttachmentState.ADDED,
+    )
     assert (attachment.mac, attachment.kind) == (inside["mac"], "veth")
     assert attachment.ifindex > 1
     assert len(leases(daemon.folder)) == 1
@@ -53,30 +57,30 @@ async def test_del_needs_no_configuration(daemon: Daemon, sandbox_netns: Path) -
     assert await daemon.delegate("DEL", sandbox_netns, IFACE, {}) == (200, None)
 
 
-async def test_del_shows_a_plugin_what_add_showed_it(
+async def test_del_passes_a_plugin_the_configuration_of_add(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
-    """The network has changed meanwhile, and the caller posts it as it is now."""
-    then = {"cniVersion": "1.0.0", "name": "red", "type": recording.type, "vlan": 7}
+    """The NAD has changed meanwhile, and the caller posts the new configuration."""
+    before = {"cniVersion": "1.0.0", "name": "red", "type": recording.type, "vlan": 7}
     daemon.pod({NETWORKS: "red@net1"})
-    daemon.nad("red", then)
+    daemon.nad("red", before)
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
-    assert (await daemon.delegate("ADD", sandbox_netns, "net2", then))[0] == 200
-    now = {**then, "name": "green", "vlan": 8}
+    assert (await daemon.delegate("ADD", sandbox_netns, "net2", before))[0] == 200
+    now = {**before, "name": "green", "vlan": 8}
     daemon.nad("red", now)
     assert (await daemon.delegate("DEL", sandbox_netns, "net2", now))[0] == 200
     assert (await daemon.cni("DEL", sandbox_netns))[0] == 200
     assert recording.commands == ["ADD net1", "ADD net2", "DEL net2", "DEL net1"]
     for call in (2, 3):
-        shown = recording.stdin(call)
-        assert shown.pop("prevResult")["cniVersion"] == "1.0.0"
-        assert shown == then
+        passed = recording.stdin(call)
+        assert passed.pop("prevResult")["cniVersion"] == "1.0.0"
+        assert passed == before
 
 
-async def test_add_twice_is_one_attachment(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_a_repeated_add_is_one_attachment(daemon: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(daemon.folder)
     first = await daemon.delegate("ADD", sandbox_netns, IFACE, config)
-    # Spelled differently: the networks controller fills in names and orders keys as it likes.
+    # The notation differs: the networks controller may fill in names and order keys differently.
     again = await daemon.delegate("ADD", sandbox_netns, IFACE, dict(reversed(config.items())))
     assert first == again
     assert len(leases(daemon.folder)) == 1
@@ -94,7 +98,7 @@ async def test_add_with_other_settings_is_refused_and_changes_nothing(daemon: Da
     await daemon.delegate("DEL", sandbox_netns, IFACE, config)
 
 
-async def test_a_link_that_is_not_ours_is_never_touched(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_a_foreign_link_is_never_touched(daemon: Daemon, sandbox_netns: Path) -> None:
     namespaces.ip(sandbox_netns, "link", "add", IFACE, "type", "bridge")
     config = bridge_config(daemon.folder)
     status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, config)
@@ -105,9 +109,7 @@ async def test_a_link_that_is_not_ours_is_never_touched(daemon: Daemon, sandbox_
     assert daemon.record() is None
 
 
-async def test_a_failed_add_undoes_what_it_has_made(
-    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
-) -> None:
+async def test_a_failed_add_is_rolled_back(daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin) -> None:
     recording.fail("ADD", 123, "no more")
     plain = bridge_config(daemon.folder)
     chain = {"cniVersion": "1.0.0", "name": "blue", "plugins": [plain, {"type": recording.type}]}
@@ -120,7 +122,7 @@ async def test_a_failed_add_undoes_what_it_has_made(
     assert recording.commands == [f"ADD {IFACE}", f"DEL {IFACE}"]
 
 
-async def test_what_could_not_be_undone_stays_in_the_record_until_it_is(
+async def test_a_failed_rollback_stays_in_the_record_until_the_sweep(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     recording.fail("ADD", 123)
@@ -129,9 +131,9 @@ async def test_what_could_not_be_undone_stays_in_the_record_until_it_is(
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, config))[0] == 400
     record = daemon.record()
     assert record is not None
-    assert [a.state for a in record.attachments] == [State.ADDING]
-    recording.succeed("DEL")
-    await daemon.sweep.once()
+    assert [a.state for a in record.attachments] == [AttachmentState.ADDING]
+    recording.stop_failing("DEL")
+    await daemon.sweep.run_once()
     assert daemon.record() is None
 
 
@@ -156,12 +158,12 @@ async def test_attributes_reach_the_plugin(daemon: Daemon, sandbox_netns: Path, 
     assert read["args"] == {"cni": {"a": "new", "b": 1}}
     assert (read["name"], read["cniVersion"]) == ("x", "1.0.0")
     assert (await daemon.delegate("DEL", sandbox_netns, IFACE, config))[0] == 200
-    # DEL shows the plugin what ADD showed it, although the caller of DEL sends no attributes.
+    # DEL passes the plugin what ADD passed it, although the caller of DEL sends no attributes.
     assert recording.stdin(1)["runtimeConfig"] == read["runtimeConfig"]
     assert "prevResult" in recording.stdin(1)
 
 
-async def test_calls_for_one_sandbox_come_one_after_the_other(
+async def test_calls_for_one_sandbox_run_one_after_the_other(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     recording.sleep("ADD", 0.05)
@@ -179,13 +181,12 @@ async def test_calls_for_one_sandbox_come_one_after_the_other(
         await daemon.delegate("DEL", sandbox_netns, f"net{i}", config)
 
 
-async def test_the_trace_goes_from_the_caller_through_to_the_plugin(
-    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
-) -> None:
+async def test_the_trace_reaches_the_plugin(daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin) -> None:
     config = {"cniVersion": "1.0.0", "name": "x", "type": recording.type}
     await daemon.delegate("ADD", sandbox_netns, IFACE, config)
-    spans = daemon.spans.get_finished_spans()
-    assert tree(spans) == [("POST /delegate", [("cni ADD recording", [])])]
+    # The record is synced in the background, at any time during the call or after it.
+    spans = [span for span in daemon.spans.get_finished_spans() if span.name != "record sync"]
+    assert tree(spans) == [("POST /delegate", [("record write", []), ("cni ADD recording", []), ("record write", [])])]
     seen = context_of(recording.calls[0]["traceparent"])
     assert seen is not None
     executed = named(spans, "cni ADD recording")
@@ -207,7 +208,7 @@ async def test_a_plugin_that_hangs_is_killed(tmp_path: Path, plugins: Path, sand
         assert daemon.record() is None
 
 
-async def test_check_asks_the_plugin_or_says_what_is_gone(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_check_runs_the_plugin_or_reports_a_lost_link(daemon: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(daemon.folder)
     await daemon.delegate("ADD", sandbox_netns, IFACE, config)
     assert await daemon.delegate("CHECK", sandbox_netns, IFACE, config) == (200, None)
@@ -215,7 +216,7 @@ async def test_check_asks_the_plugin_or_says_what_is_gone(daemon: Daemon, sandbo
     status, error = await daemon.delegate("CHECK", sandbox_netns, IFACE, config)
     assert status == 400
     assert "is gone" in error["msg"]
-    # The lost link is made anew by the next ADD; no second lease is taken.
+    # The next ADD creates the lost link again and takes no second lease.
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, config))[0] == 200
     assert len(leases(daemon.folder)) == 1
     await daemon.delegate("DEL", sandbox_netns, IFACE, config)

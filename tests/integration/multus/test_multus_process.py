@@ -1,4 +1,4 @@
-"""The daemon as a process and the shim as the runtime starts it: start, ADD, restart, DEL without a daemon, end."""
+"""The daemon as a process, with the shim as the runtime executes it: start, ADD, restart, DEL without a daemon, end."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from tests.support.node_kube import NADS, PODS, FakeKube, serving_kube, write_ku
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Look until something that another process does has happened."""
-    async with asyncio.timeout(15):
+    """Poll until a condition that another process fulfils is true."""
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 def text_of(path: Path) -> str:
-    """A file's text without the backslashes of JSON inside JSON; nothing when it has just gone."""
+    """Return a file's text without the backslashes of JSON inside JSON; empty when the file does not exist."""
     try:
         return path.read_text().replace("\\", "")
     except FileNotFoundError:
@@ -43,7 +43,7 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def daemon(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        """The daemon as a process, from its readiness on; ended by SIGTERM, exit code 0."""
+        """Run the daemon as a process; yield it when it is ready, end it by SIGTERM and expect exit code 0."""
         log = (self.folder / "daemon.log").open("ab")
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.multus", env=self.environ, stdout=log, stderr=log
@@ -61,10 +61,10 @@ class Node:
                 await process.wait()
 
     async def ready(self) -> None:
-        """Wait as the runtime does: by asking the shim, which waits for the daemon."""
+        """Wait as the runtime does: execute the shim, which waits for the daemon."""
         await until(lambda: self.conf.exists() and (self.folder / "bin" / "hotnic-multus").exists())
         status, out = await self.shim("CHECK", "", version="1.0.0")
-        assert status == 1, out  # it has been asked and has answered: CHECK needs a network namespace
+        assert status == 1, out  # the daemon has answered: it refuses a CHECK without a network namespace
 
     @property
     def conf(self) -> Path:
@@ -72,7 +72,7 @@ class Node:
         return self.folder / "conf" / "00-multus.conf"
 
     async def shim(self, command: str, netns: Path | str, version: str | None = None) -> tuple[int, Any]:
-        """Execute the shim with the configuration as it stands."""
+        """Execute the shim with the current configuration."""
         config = json.loads(self.conf.read_text())
         if version:
             config["cniVersion"] = version
@@ -112,10 +112,10 @@ async def node(tmp_path: Path, plugins: Path) -> AsyncIterator[Node]:
         yield Node(tmp_path, kube, environ)
 
 
-async def test_a_sandbox_lives_through_a_restart_of_the_daemon(node: Node, sandbox_netns: Path) -> None:
+async def test_a_sandbox_survives_a_restart_of_the_daemon(node: Node, sandbox_netns: Path) -> None:
     run_dir = node.folder / "run"
     run_dir.mkdir()
-    (run_dir / "of-somebody-else").touch()
+    (run_dir / "foreign-file").touch()
     inode = run_dir.stat().st_ino
     async with node.daemon():
         status, result = await node.shim("ADD", sandbox_netns)
@@ -125,7 +125,7 @@ async def test_a_sandbox_lives_through_a_restart_of_the_daemon(node: Node, sandb
         assert NETWORK_STATUS in node.kube.annotations(PODS, "default", POD)
         assert (node.folder / "run").stat().st_mode & 0o777 == 0o700
         assert (node.folder / "run" / "multus.sock").stat().st_mode & 0o777 == 0o600
-    # Stopped: the runtime still calls the shim, which does not hold up a pod that goes.
+    # The daemon is stopped. The runtime still calls the shim, whose DEL succeeds.
     assert node.conf.exists()
     assert await node.shim("DEL", sandbox_netns) == (0, None)
     assert len(leases(node.folder)) == 1
@@ -133,14 +133,14 @@ async def test_a_sandbox_lives_through_a_restart_of_the_daemon(node: Node, sandb
         status, again = await node.shim("ADD", sandbox_netns)
         assert (status, again) == (0, result)
         assert await node.shim("DEL", sandbox_netns) == (0, None)
-        # The directory is what others mount: it is neither made anew nor emptied.
+        # Other containers mount the directory, so it is neither recreated nor emptied.
         assert run_dir.stat().st_ino == inode
-        assert sorted(os.listdir(run_dir)) == ["multus.sock", "of-somebody-else", "records"]
+        assert sorted(os.listdir(run_dir)) == ["foreign-file", "multus.sock", "records"]
     assert leases(node.folder) == []
     assert leases(node.folder, "pods") == []
 
 
-async def test_add_waits_for_a_daemon_that_is_just_starting(node: Node, sandbox_netns: Path) -> None:
+async def test_add_waits_for_a_starting_daemon(node: Node, sandbox_netns: Path) -> None:
     async with node.daemon():
         pass
     calling = asyncio.create_task(node.shim("ADD", sandbox_netns))
@@ -150,23 +150,23 @@ async def test_add_waits_for_a_daemon_that_is_just_starting(node: Node, sandbox_
         assert await node.shim("DEL", sandbox_netns) == (0, None)
 
 
-async def test_a_call_under_way_is_finished_before_the_daemon_ends(
+async def test_a_running_call_finishes_before_the_daemon_ends(
     node: Node, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
-    recording.sleep("ADD", 5.5)  # most of what the daemon grants when it ends
+    recording.sleep("ADD", 5.5)  # most of the time that the daemon grants running calls
     slow = {"cniVersion": "1.0.0", "name": "slow", "type": recording.type}
     node.kube.put(NADS, "default", "blue", spec={"config": json.dumps(slow)})
     async with node.daemon():
         calling = asyncio.create_task(node.shim("ADD", sandbox_netns))
         await until(lambda: bool(recording.calls))
-    # The daemon has got its SIGTERM while the plugin was running, and has ended.
+    # The daemon got SIGTERM while the plugin was running, and has ended.
     status, result = await calling
     assert status == 0, result
     async with node.daemon():
         assert await node.shim("DEL", sandbox_netns) == (0, None)
 
 
-async def test_an_add_that_was_cut_off_by_a_kill_is_undone(
+async def test_an_add_interrupted_by_a_kill_is_rolled_back(
     node: Node, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     recording.sleep("ADD", 0.5)

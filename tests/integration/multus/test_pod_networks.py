@@ -1,4 +1,4 @@
-"""``/cni``: what a pod's networks may ask for beyond a name, and what is told of them."""
+"""``/cni``: what a pod's networks may request in addition to a name, and how they are reported."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ import structlog
 
 from schemas import cni
 from schemas.networks import NETWORK_STATUS, NETWORKS, RESOURCE_NAME, parse_network_status
-from services.multus.executor import Executor, Invocation
+from services.multus.cni.executor import Executor, Invocation
 from tests.support import netns as namespaces
 from tests.support.cni import RecordingPlugin, bridge_config
 from tests.support.kubelet import FakeKubelet, serving_kubelet
@@ -27,14 +27,14 @@ RESOURCE = "example.com/vf"
 
 
 def sysctl(netns: Path, key: str) -> str:
-    """A sysctl of the namespace."""
+    """Return a sysctl of the namespace."""
     path = "/proc/sys/" + key.replace(".", "/")
     done = subprocess.run(["nsenter", f"--net={netns}", "cat", path], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 def interfaces(daemon: Daemon) -> list[tuple[str, str | None]]:
-    """Name and interface of each entry of network-status."""
+    """Return name and interface of each entry of network-status."""
     return [(s.name, s.interface) for s in parse_network_status(daemon.annotations()[NETWORK_STATUS])]
 
 
@@ -57,7 +57,7 @@ async def test_every_field_of_an_element_reaches_a_plugin_that_declares_it(
         "ipam-claim-reference": "claim",
     }
     daemon.pod({NETWORKS: json.dumps([element])})
-    # The runtime's own wishes come along for every network; what belongs to one attachment does not.
+    # The runtime's own runtimeConfig is passed on to every network, except keys of a single attachment.
     config = {**daemon.conf, "runtimeConfig": {"dns": {"servers": ["10.0.0.2"]}, "mac": "02:00:00:00:00:99"}}
     assert (await daemon.cni("ADD", sandbox_netns, config))[0] == 200
     read = recording.stdin(0)
@@ -74,10 +74,10 @@ async def test_every_field_of_an_element_reaches_a_plugin_that_declares_it(
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_the_daemons_own_settings_never_reach_a_plugin(
+async def test_daemon_settings_never_reach_a_plugin(
     tmp_path: Path, plugins: Path, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
-    """Fault: the whole daemon-config.json was laid over every network, hot-plugged ones too."""
+    """Upstream fault: the whole daemon-config.json is laid over every network, hot-plugged ones included."""
     keys = {"cniVersion": "0.3.1", "logLevel": "debug", "capabilities": {"mac": True}, "name": "daemon"}
     async with running_daemon(tmp_path, plugins, **keys) as daemon:
         (daemon.config.conf_dir / "10-primary.conflist").write_text(json.dumps(bridge_config(tmp_path)))
@@ -91,10 +91,10 @@ async def test_the_daemons_own_settings_never_reach_a_plugin(
 
 
 @pytest.mark.parametrize(("namespaces_", "extra"), [(["default"], False), (["kube-system"], True)])
-async def test_default_networks_are_not_for_pods_of_system_namespaces(
+async def test_pods_of_system_namespaces_get_no_default_networks(
     tmp_path: Path, plugins: Path, sandbox_netns: Path, recording: RecordingPlugin, namespaces_: list[str], extra: bool
 ) -> None:
-    """Fault: the exemption was looked up by the pod's name in one of its two places."""
+    """Upstream fault: one of the two checks compares the pod's name instead of its namespace."""
     async with running_daemon(
         tmp_path, plugins, defaultNetworks=["extra"], systemNamespaces=namespaces_, multusNamespace="nets"
     ) as daemon:
@@ -106,7 +106,7 @@ async def test_default_networks_are_not_for_pods_of_system_namespaces(
         await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_devices_come_from_the_kubelet_one_for_each_attachment(
+async def test_each_attachment_gets_a_device_from_the_kubelet(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     plugin = {"type": recording.type, "capabilities": {"deviceID": True, "CNIDeviceInfoFile": True}}
@@ -122,7 +122,7 @@ async def test_devices_come_from_the_kubelet_one_for_each_attachment(
     async with serving_kubelet(daemon.folder / "kubelet.sock", kubelet):
         status, answer = await daemon.cni("ADD", sandbox_netns)
         assert status == 200, answer
-        assert kubelet.asked == 1
+        assert kubelet.calls == 1
         first, second = recording.stdin(0), recording.stdin(1)
         assert (first["deviceID"], first["pciBusID"]) == ("0000:03:02.0", "0000:03:02.0")
         assert second["deviceID"] == "0000:03:02.1"
@@ -130,22 +130,22 @@ async def test_devices_come_from_the_kubelet_one_for_each_attachment(
         assert copy == daemon.config.device_info_dir / "cni" / f"default-vf-{SANDBOX}_net1"
         statuses = parse_network_status(daemon.annotations()[NETWORK_STATUS])
         assert [status.device_info for status in statuses] == [None, info, None]
-        # DEL shows the plugin the same device, without asking the kubelet again.
+        # DEL passes the plugin the same device without another request to the kubelet.
         assert await daemon.cni("DEL", sandbox_netns) == (200, None)
         assert [recording.stdin(call)["deviceID"] for call in (2, 3)] == ["0000:03:02.1", "0000:03:02.0"]
         assert copy.name not in os.listdir(copy.parent)
-        assert kubelet.asked == 1
+        assert kubelet.calls == 1
         daemon.pod({NETWORKS: "vf,vf,vf"})
         status, error = await daemon.cni("ADD", sandbox_netns)
         assert (status, error["code"]) == (400, 7)
-        assert "the pod was given no more of it" in error["msg"]
+        assert "the pod has no unused one" in error["msg"]
     status, error = await daemon.cni("ADD", sandbox_netns)
     assert (status, error["code"]) == (400, 11)
-    assert f"cannot learn which devices of {RESOURCE}" in error["msg"]
+    assert f"cannot get the devices of {RESOURCE}" in error["msg"]
     assert daemon.record() is None
 
 
-async def test_delegates_stand_in_for_a_cluster_network(
+async def test_delegates_replace_a_cluster_network(
     tmp_path: Path, plugins: Path, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     delegates = [bridge_config(tmp_path), {"cniVersion": "1.0.0", "name": "second", "type": recording.type}]
@@ -157,7 +157,7 @@ async def test_delegates_stand_in_for_a_cluster_network(
         assert answer["Result"]["ips"][0]["address"].startswith("10.55.0.")
         assert interfaces(daemon) == [("blue", "eth0"), ("second", "net1")]
         assert recording.commands == ["ADD net1"]
-        # CHECK visits them all, and so does a networks controller that asks what must not be touched.
+        # CHECK runs for all of them, and the sandbox endpoint lists all of them.
         assert await daemon.cni("CHECK", sandbox_netns, config) == (200, None)
         assert recording.commands[-1] == "CHECK net1"
         _, body = await daemon.http.request("GET", f"/sandboxes/{SANDBOX}")
@@ -168,14 +168,14 @@ async def test_delegates_stand_in_for_a_cluster_network(
         await daemon.cni("DEL", sandbox_netns, config)
 
 
-async def test_without_cluster_network_and_delegates_add_is_refused(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_add_without_cluster_network_and_delegates_is_refused(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod()
     status, error = await daemon.cni("ADD", sandbox_netns, {"cniVersion": "1.0.0", "name": "m", "type": "m"})
     assert (status, error["code"]) == (400, 7)
     assert "neither clusterNetwork nor delegates" in error["msg"]
 
 
-async def test_plugins_dropped_beside_the_cluster_network_are_chained_to_it(
+async def test_plugins_in_the_networks_directory_extend_the_cluster_network(
     daemon: Daemon, sandbox_netns: Path
 ) -> None:
     folder = daemon.config.conf_dir / "pods"
@@ -185,16 +185,16 @@ async def test_plugins_dropped_beside_the_cluster_network_are_chained_to_it(
     daemon.pod()
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
     assert sysctl(sandbox_netns, "net.ipv4.conf.eth0.arp_filter") == "1"
-    # What was chained at ADD is undone at DEL, whatever stands in the directory then.
+    # DEL runs the plugins that ADD ran, whatever the directory holds by then.
     (folder / "10-tuning.conf").unlink()
     record = daemon.record()
     assert record is not None
-    assert record.attachments[0].parsed().types == ["bridge", "tuning"]
+    assert record.attachments[0].network_config().types == ["bridge", "tuning"]
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
 
 
 @pytest.mark.parametrize("inlined", [True, False])
-async def test_a_list_can_refuse_dropped_plugins(
+async def test_load_only_inlined_plugins_ignores_the_directory(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin, inlined: bool
 ) -> None:
     (daemon.config.conf_dir / "pods").mkdir()
@@ -208,7 +208,7 @@ async def test_a_list_can_refuse_dropped_plugins(
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_the_auxiliary_chain_runs_last_and_is_no_network_of_the_pod(
+async def test_the_auxiliary_chain_runs_last_and_has_no_status_entry(
     tmp_path: Path, plugins: Path, daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     folder = tmp_path / "second"
@@ -232,7 +232,7 @@ async def test_the_auxiliary_chain_runs_last_and_is_no_network_of_the_pod(
         assert recording.commands == ["ADD net2", "DEL net2"]
 
 
-async def test_the_pod_hears_of_its_networks_by_events(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_events_report_the_pods_networks(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod({NETWORKS: f"blue@{IFACE}"})
     daemon.nad("blue", bridge_config(daemon.folder))
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
@@ -241,23 +241,23 @@ async def test_the_pod_hears_of_its_networks_by_events(daemon: Daemon, sandbox_n
     await daemon.cni("DEL", sandbox_netns)
     status, error = await daemon.cni("ADD", sandbox_netns)
     assert status == 400
-    await daemon.parts.reports.written()
+    await daemon.parts.pod_events.flush()
     events = daemon.kube.of("events")
-    said = [(event["type"], event["reason"], event["message"]) for event in events]
-    assert len(said) == 3
-    assert said[0][:2] == said[1][:2] == ("Normal", "AddedInterface")
-    assert said[0][2].startswith("Add eth0 [10.77.0.")
-    assert said[0][2].endswith("/24] from pods")
-    assert said[1][2].endswith("/24] from default/blue")
-    assert said[2][:2] == ("Warning", "NoNetworkFound")
+    reported = [(event["type"], event["reason"], event["message"]) for event in events]
+    assert len(reported) == 3
+    assert reported[0][:2] == reported[1][:2] == ("Normal", "AddedInterface")
+    assert reported[0][2].startswith("Add eth0 [10.77.0.")
+    assert reported[0][2].endswith("/24] from pods")
+    assert reported[1][2].endswith("/24] from default/blue")
+    assert reported[2][:2] == ("Warning", "NoNetworkFound")
     expected = "cannot find a network-attachment-definition (absent) in namespace (default): "
-    assert said[2][2].startswith(expected)
+    assert reported[2][2].startswith(expected)
     assert error["msg"].startswith(expected)
     assert {event["involvedObject"]["uid"] for event in events} == {POD_UID}
 
 
-async def test_the_status_is_written_at_the_version_that_was_read(daemon: Daemon, sandbox_netns: Path) -> None:
-    """Fault: a write from a stale pod object loses what others have written (controller 157)."""
+async def test_the_status_patch_requires_the_version_that_was_read(daemon: Daemon, sandbox_netns: Path) -> None:
+    """Upstream fault: a write from a stale pod object overwrites what others wrote (networks controller 157)."""
     daemon.pod({"example.com/kept": "1"})
     others = iter(["2", "3"])
 
@@ -275,7 +275,7 @@ async def test_the_status_is_written_at_the_version_that_was_read(daemon: Daemon
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_nothing_is_written_on_a_pod_that_has_taken_the_name(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_nothing_is_written_to_another_pod_of_that_name(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod()
 
     def replaced(method: str, plural: str, _name: str) -> None:
@@ -290,7 +290,7 @@ async def test_nothing_is_written_on_a_pod_that_has_taken_the_name(daemon: Daemo
     assert daemon.record() is None
 
 
-async def test_a_repeated_add_keeps_what_was_plugged_at_run_time(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_a_repeated_add_keeps_hot_plugged_status_entries(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod()
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder)))[0] == 200
@@ -302,9 +302,7 @@ async def test_a_repeated_add_keeps_what_was_plugged_at_run_time(daemon: Daemon,
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_gc_reaches_the_secondary_networks(
-    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
-) -> None:
+async def test_gc_runs_for_secondary_networks(daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin) -> None:
     daemon.pod({NETWORKS: "red"})
     daemon.nad("red", {"cniVersion": "1.1.0", "name": "shared", "type": recording.type})
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
@@ -315,7 +313,7 @@ async def test_gc_reaches_the_secondary_networks(
     collected = [index for index, call in enumerate(recording.calls) if call["command"] == "GC"]
     assert len(collected) >= 1
     for index in collected:
-        # Not only the runtime's own interfaces: a plugin would free the addresses of all others.
+        # The list has more than the runtime's own interfaces; otherwise the plugin would free the other addresses.
         assert recording.stdin(index)["cni.dev/valid-attachments"] == [
             {"containerID": SANDBOX, "ifname": "net1"},
             {"containerID": SANDBOX, "ifname": IFACE},
@@ -323,7 +321,7 @@ async def test_gc_reaches_the_secondary_networks(
     await daemon.cni("DEL", sandbox_netns)
 
 
-async def test_no_more_calls_run_than_the_limit_allows(
+async def test_connection_limit_bounds_running_calls(
     tmp_path: Path, plugins: Path, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     recording.sleep("ADD", 0.1)
@@ -354,7 +352,7 @@ async def test_no_more_calls_run_than_the_limit_allows(
 
 @pytest.fixture
 def node_root(tmp_path: Path) -> Iterator[Path]:
-    """The node's root as a container sees it: everything, and ``/mnt`` with what only the node has."""
+    """The node's root as a container sees it: the same files, except ``/mnt``, which only the node has."""
     root = tmp_path / "hostroot"
     root.mkdir()
     subprocess.run(["mount", "--rbind", "/", root], check=True)
@@ -368,7 +366,7 @@ def node_root(tmp_path: Path) -> Iterator[Path]:
 async def test_plugins_are_found_and_run_inside_the_nodes_root(
     tmp_path: Path, sandbox_netns: Path, node_root: Path
 ) -> None:
-    """``chrootDir``: the daemon is in a container, the paths in configurations are the node's."""
+    """``chrootDir``: the daemon runs in a container, and the paths in configurations are the node's."""
     rooted = RecordingPlugin(node_root / "mnt", "rooted")
     async with running_daemon(tmp_path, Path("/mnt"), chrootDir=str(node_root)) as daemon:
         config = {"cniVersion": "1.0.0", "name": "x", "type": "rooted"}
@@ -376,34 +374,32 @@ async def test_plugins_are_found_and_run_inside_the_nodes_root(
         assert status == 200, answer
         assert rooted.calls[0]["netns"] == str(sandbox_netns)
         assert rooted.calls[0]["path"] == "/mnt"
-        assert rooted.folder == "/"  # not one that is outside of it (1308)
+        assert rooted.working_directory == "/"  # upstream: a directory outside of the root (1308)
         assert "rooted" not in os.listdir("/mnt")
         status, error = await daemon.delegate("ADD", sandbox_netns, "net2", {**config, "type": "absent"})
         assert (status, error["code"]) == (400, 999)
         assert 'failed to find plugin "absent"' in error["msg"]
-        # Nothing has run, so nothing is recorded that a DEL would have to undo with a plugin that is not there.
+        # No plugin ran, so there is no record whose DEL would need the missing plugin.
         record = daemon.record()
         assert record is not None
         assert [one.ifname for one in record.attachments] == ["net1"]
         assert (await daemon.delegate("DEL", sandbox_netns, "net1", config))[0] == 200
 
 
-async def test_a_plugin_inside_the_nodes_root_that_is_being_written_is_tried_again(
-    tmp_path: Path, node_root: Path
-) -> None:
+async def test_a_busy_plugin_file_inside_the_nodes_root_is_retried(tmp_path: Path, node_root: Path) -> None:
     telemetry, _ = recording_telemetry()
     rooted = RecordingPlugin(node_root / "mnt", "rooted")
     run = Executor(["/mnt"], tracer=telemetry.tracer, log=structlog.get_logger(), chroot=node_root)
     writer = (node_root / "mnt" / "rooted").open("ab")
     asyncio.get_running_loop().call_later(0.08, writer.close)
-    await run.run("rooted", Invocation(cni.Command.STATUS), b"")
+    await run.run("rooted", Invocation(cni.CniCommand.STATUS), b"")
     assert rooted.commands == ["STATUS"]
 
 
-async def test_a_namespace_is_opened_below_the_nodes_root_and_handed_on_as_it_came(
+async def test_a_namespace_is_opened_below_the_nodes_root_and_passed_on_unchanged(
     tmp_path: Path, plugins: Path, recording: RecordingPlugin
 ) -> None:
-    """``HOTNIC_HOST_ROOT``: the runtime names a path of the node, where ``/var/run`` is a link as everywhere."""
+    """``HOTNIC_HOST_ROOT``: the runtime passes a path of the node, where ``/var/run`` is a symbolic link."""
     node = tmp_path / "node"
     (node / "run" / "netns").mkdir(parents=True)
     (node / "var").mkdir()
@@ -419,4 +415,4 @@ async def test_a_namespace_is_opened_below_the_nodes_root_and_handed_on_as_it_ca
             assert (await daemon.delegate("ADD", path, "net1", config))[0] == 200
             assert (await daemon.delegate("DEL", path, "net1", config))[0] == 200
             assert [call["netns"] for call in recording.calls] == [path, path]
-            assert await daemon.sweep.once() == 0
+            assert await daemon.sweep.run_once() == 0

@@ -1,4 +1,4 @@
-"""The reference plugins themselves, plugged and unplugged: each leaves nothing behind, and neither does the pod."""
+"""The reference plugins: ADD, CHECK and DEL of each leave nothing behind."""
 
 import json
 import subprocess
@@ -20,14 +20,14 @@ PARENT = "parent0"
 
 @pytest.fixture
 def plugins(tmp_path: Path) -> Path:
-    """Every reference plugin that is asked for here."""
+    """A plugin directory with every reference plugin used here."""
     names = "bridge macvlan ptp vlan tuning portmap bandwidth firewall host-local static"
     return real_plugins(tmp_path / "bin", *names.split())
 
 
 @pytest.fixture
 def parent() -> Iterator[str]:
-    """A link of the node that macvlan and vlan can stand on."""
+    """A link of the node that can be the parent of macvlan and vlan links."""
     namespaces.ip(HOST, "link", "add", PARENT, "type", "veth", "peer", "name", f"{PARENT}-p")
     namespaces.ip(HOST, "link", "set", PARENT, "up")
     yield PARENT
@@ -39,7 +39,7 @@ def ipam(folder: Path, network: str) -> dict[str, Any]:
 
 
 def addresses(netns: Path, ifname: str) -> list[str]:
-    """The IPv4 addresses of a link."""
+    """Return the IPv4 addresses of a link."""
     [link] = json.loads(namespaces.ip(netns, "-j", "-4", "addr", "show", ifname))
     return [f"{info['local']}/{info['prefixlen']}" for info in link["addr_info"]]
 
@@ -48,10 +48,10 @@ def links(netns: Path) -> dict[str, dict[str, Any]]:
     return {link["ifname"]: link for link in json.loads(namespaces.ip(netns, "-j", "-d", "link"))}
 
 
-async def plug_and_unplug(
+async def add_and_delete(
     daemon: Daemon, netns: Path, config: dict[str, Any], attributes: InterfaceAttributes | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """ADD, CHECK and DEL of one attachment; gives the result, the link and its addresses as they were meanwhile."""
+    """ADD, CHECK and DEL one attachment; return the result, and the link and its addresses before the DEL."""
     before = set(links(HOST))
     status, answer = await daemon.delegate("ADD", netns, "net1", config, attributes)
     assert status == 200, answer
@@ -59,7 +59,7 @@ async def plug_and_unplug(
     assert await daemon.delegate("CHECK", netns, "net1", config, attributes) == (200, None)
     assert await daemon.delegate("DEL", netns, "net1", config) == (200, None)
     assert set(links(netns)) == {"lo"}
-    # A bridge is the node's and stays for the next pod.
+    # The plugin leaves its bridge on the node for the next pod.
     assert {name for name in set(links(HOST)) - before if not name.startswith("br-")} == set()
     assert leases(daemon.folder, config["name"]) == []
     assert daemon.record() is None
@@ -67,7 +67,7 @@ async def plug_and_unplug(
 
 
 async def test_bridge(daemon: Daemon, sandbox_netns: Path) -> None:
-    result, link, held = await plug_and_unplug(daemon, sandbox_netns, bridge_config(daemon.folder))
+    result, link, held = await add_and_delete(daemon, sandbox_netns, bridge_config(daemon.folder))
     assert link["linkinfo"]["info_kind"] == "veth"
     assert [ip["address"] for ip in result["ips"]] == held
 
@@ -75,18 +75,18 @@ async def test_bridge(daemon: Daemon, sandbox_netns: Path) -> None:
 async def test_macvlan(daemon: Daemon, sandbox_netns: Path, parent: str) -> None:
     config = {"cniVersion": "1.0.0", "name": "mv", "type": "macvlan", "master": parent, "mode": "bridge"}
     config["ipam"] = ipam(daemon.folder, "10.91.0.0/24")
-    _, link, held = await plug_and_unplug(daemon, sandbox_netns, config)
+    _, link, held = await add_and_delete(daemon, sandbox_netns, config)
     assert (link["linkinfo"]["info_kind"], held) == ("macvlan", ["10.91.0.2/24"])
 
 
 async def test_ptp(daemon: Daemon, sandbox_netns: Path) -> None:
     config = {"cniVersion": "1.0.0", "name": "pp", "type": "ptp", "ipam": ipam(daemon.folder, "10.92.0.0/24")}
-    _, link, held = await plug_and_unplug(daemon, sandbox_netns, config)
+    _, link, held = await add_and_delete(daemon, sandbox_netns, config)
     assert (link["linkinfo"]["info_kind"], held) == ("veth", ["10.92.0.2/24"])
 
 
-def kernel_makes_vlans(parent: str) -> bool:
-    """Not every kernel has them."""
+def kernel_has_vlans(parent: str) -> bool:
+    """Return whether the kernel supports VLAN links; not every kernel does."""
     try:
         namespaces.ip(HOST, "link", "add", "link", parent, "name", "probe.9", "type", "vlan", "id", "9")
     except AssertionError:
@@ -98,43 +98,43 @@ def kernel_makes_vlans(parent: str) -> bool:
 async def test_vlan(daemon: Daemon, sandbox_netns: Path, parent: str) -> None:
     config = {"cniVersion": "1.0.0", "name": "vl", "type": "vlan", "master": parent, "vlanId": 7}
     config["ipam"] = ipam(daemon.folder, "10.93.0.0/24")
-    if not kernel_makes_vlans(parent):
-        # The plugin takes an address before it fails: that is undone too.
+    if not kernel_has_vlans(parent):
+        # The plugin takes a lease before it fails; the lease is freed too.
         status, error = await daemon.delegate("ADD", sandbox_netns, "net1", config)
         assert (status, error["code"]) == (400, 999)
         assert "failed to create vlan: operation not supported" in error["msg"]
         assert leases(daemon.folder, "vl") == []
         assert daemon.record() is None
         return
-    _, link, _ = await plug_and_unplug(daemon, sandbox_netns, config)
+    _, link, _ = await add_and_delete(daemon, sandbox_netns, config)
     assert link["linkinfo"]["info_kind"] == "vlan"
     assert link["linkinfo"]["info_data"]["id"] == 7
 
 
-async def test_static_addresses_are_the_ones_asked_for(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_static_ipam_assigns_the_requested_addresses(daemon: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(daemon.folder, name="st")
     config |= {"capabilities": {"ips": True}, "ipam": {"type": "static"}}
-    asked = InterfaceAttributes(ips=["10.94.0.7/24"])
-    _, _, held = await plug_and_unplug(daemon, sandbox_netns, config, asked)
+    requested = InterfaceAttributes(ips=["10.94.0.7/24"])
+    _, _, held = await add_and_delete(daemon, sandbox_netns, config, requested)
     assert held == ["10.94.0.7/24"]
 
 
 async def test_a_tuning_chain_sets_the_mac(daemon: Daemon, sandbox_netns: Path) -> None:
     tuning = {"type": "tuning", "capabilities": {"mac": True}, "sysctl": {"net.ipv4.conf.net1.arp_filter": "1"}}
     config = {"cniVersion": "1.0.0", "name": "blue", "plugins": [bridge_config(daemon.folder), tuning]}
-    asked = InterfaceAttributes(mac="02:00:00:00:00:07")
-    result, link, _ = await plug_and_unplug(daemon, sandbox_netns, config, asked)
+    requested = InterfaceAttributes(mac="02:00:00:00:00:07")
+    result, link, _ = await add_and_delete(daemon, sandbox_netns, config, requested)
     assert link["address"] == "02:00:00:00:00:07"
     assert result["interfaces"][-1]["mac"] == "02:00:00:00:00:07"
 
 
 def rules() -> str:
-    """The node's address translation."""
+    """Return the node's NAT rules."""
     done = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=False)
     return done.stdout
 
 
-async def test_a_portmap_chain_forwards_and_forgets(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_a_portmap_chain_adds_and_deletes_its_rules(daemon: Daemon, sandbox_netns: Path) -> None:
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
     config = {"cniVersion": "1.0.0", "name": "blue", "plugins": [bridge_config(daemon.folder, isGateway=True), portmap]}
     daemon.nad("blue", config)
@@ -144,7 +144,7 @@ async def test_a_portmap_chain_forwards_and_forgets(daemon: Daemon, sandbox_netn
     assert status == 200, answer
     [address] = addresses(sandbox_netns, "net1")
     assert f"--to-destination {address.partition('/')[0]}:80" in rules()
-    # The NAD is gone and the pod too: the record is enough.
+    # NAD and pod are gone; DEL needs the record only.
     daemon.kube.delete("network-attachment-definitions", "default", "blue")
     daemon.kube.delete("pods", "default", POD)
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
@@ -153,11 +153,11 @@ async def test_a_portmap_chain_forwards_and_forgets(daemon: Daemon, sandbox_netn
 
 
 def queues(link: str) -> str:
-    """The queueing disciplines of one of the node's links."""
+    """Return the queueing disciplines of one of the node's links."""
     return subprocess.run(["tc", "qdisc", "show", "dev", link], capture_output=True, text=True, check=True).stdout
 
 
-async def test_a_bandwidth_chain_shapes(daemon: Daemon, sandbox_netns: Path) -> None:
+async def test_a_bandwidth_chain_limits_the_rate(daemon: Daemon, sandbox_netns: Path) -> None:
     bandwidth = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
     config = {"cniVersion": "1.0.0", "name": "blue", "plugins": [bridge_config(daemon.folder), bandwidth]}
     daemon.nad("blue", config)
@@ -172,12 +172,12 @@ async def test_a_bandwidth_chain_shapes(daemon: Daemon, sandbox_netns: Path) -> 
     assert leases(daemon.folder) == []
 
 
-async def test_a_nad_of_kube_ovn_with_portmap(daemon: Daemon, plugins: Path, sandbox_netns: Path) -> None:
-    """A network as KubeVirt users write it: version 0.3.1, a list, no addresses of its own; kube-ovn is recorded."""
+async def test_a_kube_ovn_nad_with_portmap(daemon: Daemon, plugins: Path, sandbox_netns: Path) -> None:
+    """A NAD as KubeVirt users write it: version 0.3.1, a list, no IPAM; kube-ovn is a recording plugin."""
     ovn = RecordingPlugin(plugins, "kube-ovn")
     inside = {"name": "pod7e0055a6880", "mac": "00:00:00:9E:2B:01", "sandbox": str(sandbox_netns)}
     address = {"version": "4", "address": "10.16.0.125/16", "gateway": "10.16.0.1", "interface": 0}
-    ovn.answer({"cniVersion": "0.3.1", "interfaces": [inside], "ips": [address]})
+    ovn.set_result({"cniVersion": "0.3.1", "interfaces": [inside], "ips": [address]})
     config = {
         "cniVersion": "0.3.1",
         "name": "kube-ovn",
@@ -194,7 +194,7 @@ async def test_a_nad_of_kube_ovn_with_portmap(daemon: Daemon, plugins: Path, san
     daemon.pod({NETWORKS: json.dumps([{"name": "net1", "namespace": "default", "interface": "pod7e0055a6880"}])})
     status, answer = await daemon.cni("ADD", sandbox_netns)
     assert status == 200, answer
-    # What kube-ovn's daemon looks the pod up by: provider, namespace, name, sandbox and link, at ADD and DEL alike.
+    # kube-ovn's daemon finds the pod by provider, namespace, name, sandbox and link, at ADD and at DEL.
     assert ovn.stdin(0) == {
         "type": "kube-ovn",
         "server_socket": "/run/openvswitch/kube-ovn-daemon.sock",
@@ -209,7 +209,7 @@ async def test_a_nad_of_kube_ovn_with_portmap(daemon: Daemon, plugins: Path, san
     assert (statuses[1].name, statuses[1].ips) == ("default/net1", ["10.16.0.125"])
     assert statuses[1].mac == "00:00:00:9E:2B:01"
 
-    # The same network once more while the pod runs; both attachments share the network's name, not its state.
+    # The same network is hot-plugged. Both attachments share the network's name but not its state.
     assert (await daemon.delegate("ADD", sandbox_netns, "net2", config))[0] == 200
     assert (await daemon.delegate("DEL", sandbox_netns, "net2", config))[0] == 200
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)

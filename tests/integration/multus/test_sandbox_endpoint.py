@@ -1,4 +1,4 @@
-"""``GET /sandboxes/<id>``: what the networks controller compares a pod's annotations with."""
+"""``GET /sandboxes/<id>``: the record that the networks role compares with a pod's annotations."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.cni import RecordingPlugin
 from tests.support.multus_daemon import POD_UID, SANDBOX, Daemon
 
 
-async def test_the_record_names_every_attachment_and_what_was_asked(
+async def test_the_endpoint_lists_attachments_and_requested_attributes(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     daemon.pod({NETWORKS: "red@net7"})
@@ -39,7 +39,7 @@ async def test_the_record_names_every_attachment_and_what_was_asked(
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
 
 
-async def test_an_unknown_sandbox_is_not_found_and_nothing_else_is_shown(daemon: Daemon) -> None:
+async def test_an_unknown_sandbox_is_404(daemon: Daemon) -> None:
     for sandbox_id in (SANDBOX, "..%2Fsandboxes", "%00"):
         assert (await daemon.http.request("GET", f"/sandboxes/{sandbox_id}"))[0] == 404
     assert (await daemon.http.request("DELETE", f"/sandboxes/{SANDBOX}"))[0] == 405

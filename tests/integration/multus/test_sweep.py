@@ -1,4 +1,4 @@
-"""The daemon's own tidying against what the container runtime says of its sandboxes."""
+"""The sweep with different sandbox lists of the container runtime."""
 
 import asyncio
 import contextlib
@@ -14,22 +14,22 @@ from tests.support.multus_daemon import SANDBOX, running_daemon
 IFACE = "pod7e0055a6880"
 
 
-class Listed:
-    """A container runtime that knows these sandboxes (each with whether it is ready), or does not answer."""
+class ScriptedRuntime:
+    """A container runtime with these sandboxes (each with whether it is ready), or one that does not answer."""
 
     def __init__(self, ready: dict[str, bool] | None) -> None:
         self.ready = ready
-        self.asked = asyncio.Event()
+        self.listed = asyncio.Event()
 
-    async def sandboxes(self) -> dict[str, bool] | None:
-        """All of them."""
-        self.asked.set()
+    async def list_sandboxes(self) -> dict[str, bool] | None:
+        """Return all of them."""
+        self.listed.set()
         return self.ready
 
 
 @contextlib.contextmanager
 def hidden(netns: Path) -> Iterator[None]:
-    """What a container sees of a namespace whose mount has not come through: an empty file."""
+    """Hide a network namespace as a missing mount does in a container: its path is an empty file."""
     bare = netns.with_name("bare")
     bare.touch()
     subprocess.run(["mount", "--bind", bare, netns], check=True)
@@ -39,42 +39,40 @@ def hidden(netns: Path) -> Iterator[None]:
         subprocess.run(["umount", netns], check=True)
 
 
-async def test_a_sandbox_that_the_runtime_has_lost_is_undone(
-    tmp_path: Path, plugins: Path, sandbox_netns: Path
-) -> None:
-    runtime = Listed({SANDBOX: True})
+async def test_a_sandbox_lost_by_the_runtime_is_deleted(tmp_path: Path, plugins: Path, sandbox_netns: Path) -> None:
+    runtime = ScriptedRuntime({SANDBOX: True})
     async with running_daemon(tmp_path, plugins, runtime=runtime) as daemon:
         assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(tmp_path)))[0] == 200
-        assert await daemon.sweep.once() == 0
+        assert await daemon.sweep.run_once() == 0
         runtime.ready = {}
-        # ADD comes before the runtime lists its sandbox: a record that has just changed says nothing yet.
-        assert await daemon.sweep.once() == 0
+        # The runtime calls ADD before it lists the sandbox, so a record that has just changed does not count as lost.
+        assert await daemon.sweep.run_once() == 0
         daemon.sweep.lost_after = -60.0
         runtime.ready = None
-        assert await daemon.sweep.once() == 0
+        assert await daemon.sweep.run_once() == 0
         runtime.ready = {}
-        assert await daemon.sweep.once() == 1
+        assert await daemon.sweep.run_once() == 1
         assert daemon.record() is None
         links = json.loads(namespaces.ip(sandbox_netns, "-j", "link"))
         assert [link["ifname"] for link in links] == ["lo"]
 
 
-async def test_a_sandbox_whose_add_outlasts_the_runtimes_list_is_not_lost(
+async def test_a_sandbox_whose_add_outlasts_the_list_is_kept(
     tmp_path: Path, plugins: Path, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
-    """The runtime lists it once its ADD is done: what it said while the plugin was still running is no news of it."""
-    runtime = Listed({})
+    """The runtime lists a sandbox after its ADD, so a list from during the ADD does not count."""
+    runtime = ScriptedRuntime({})
     recording.sleep("ADD", 0.4)
     config = {"cniVersion": "1.0.0", "name": "slow", "type": recording.type}
     async with running_daemon(tmp_path, plugins, runtime=runtime) as daemon:
         daemon.sweep.lost_after = 0.05
         adding = asyncio.create_task(daemon.delegate("ADD", sandbox_netns, IFACE, config))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not recording.calls:  # noqa: ASYNC110 (another process writes it)
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)  # older than ``lost_after`` now, and its plugin still runs
-        sweeping = asyncio.create_task(daemon.sweep.once())
-        await runtime.asked.wait()
+        await asyncio.sleep(0.1)  # the record is older than ``lost_after`` now, and the plugin still runs
+        sweeping = asyncio.create_task(daemon.sweep.run_once())
+        await runtime.listed.wait()
         assert not adding.done()
         assert (await adding)[0] == 200
         assert await sweeping == 0
@@ -83,18 +81,18 @@ async def test_a_sandbox_whose_add_outlasts_the_runtimes_list_is_not_lost(
         assert (await daemon.delegate("DEL", sandbox_netns, IFACE, config))[0] == 200
 
 
-async def test_a_running_sandbox_that_cannot_be_seen_keeps_its_addresses(
+async def test_a_running_sandbox_with_a_hidden_namespace_is_kept(
     tmp_path: Path, plugins: Path, sandbox_netns: Path
 ) -> None:
-    """A daemon whose mount of the node's namespaces is missing sees all of them gone: the runtime knows better."""
-    runtime = Listed({SANDBOX: True})
+    """Without the mount of the node's namespaces they all appear gone, but the runtime lists their sandboxes."""
+    runtime = ScriptedRuntime({SANDBOX: True})
     async with running_daemon(tmp_path, plugins, runtime=runtime) as daemon:
         assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(tmp_path)))[0] == 200
         with hidden(sandbox_netns):
-            assert await daemon.sweep.once() == 0
+            assert await daemon.sweep.run_once() == 0
             assert len(leases(tmp_path)) == 1
             assert daemon.record() is not None
             runtime.ready = {SANDBOX: False}
-            assert await daemon.sweep.once() == 1
+            assert await daemon.sweep.run_once() == 1
             assert leases(tmp_path) == []
             assert daemon.record() is None

@@ -1,4 +1,4 @@
-"""The role as a process of its own, configured by its environment, with a real NATS server beside it."""
+"""The role as a process that is configured by its environment, with a real NATS server."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ import pytest
 import structlog
 
 from schemas.encoding import stage_filter
-from schemas.events import Changed, Event, MultusAttached, ObjectRef, PodAnnotated
+from schemas.events import ChangedObject, Event, MultusAttached, ObjectRef, PodAnnotated
 from schemas.networks import NETWORK_STATUS, NETWORKS
 from schemas.operations import Operation
 from schemas.stages import OperationKind, Stage
-from services.common.bus.jetstream import connect
-from services.common.bus.protocol import Bus, Received
+from services.common.bus.nats.jetstream import connect
+from services.common.bus.protocol import Bus, ReceivedEvent
 from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
 from tests.support.fake_multus import FakeMultus, serving_multus
 from tests.support.nats import NatsServer
@@ -33,7 +33,7 @@ ETH0 = {"name": "cluster", "interface": "eth0", "default": True, "dns": {}}
 
 @dataclass
 class Process:
-    """The process, its surroundings and what it published."""
+    """The process, the servers around it and the events that it published."""
 
     folder: Path
     kube: FakeKube
@@ -41,12 +41,12 @@ class Process:
     bus: Bus
     nats: NatsServer
     health: int
-    heard: list[Event] = field(default_factory=list)
-    history: asyncio.Event = field(default_factory=asyncio.Event)
+    published: list[Event] = field(default_factory=list)
+    any_published: asyncio.Event = field(default_factory=asyncio.Event)
     child: asyncio.subprocess.Process | None = None
 
     async def start(self, *, until: str = "readyz check passed") -> None:
-        """Start it and wait until it says this of itself."""
+        """Start the process and wait until its readiness report contains a text."""
         self.child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -62,13 +62,13 @@ class Process:
                 "HOTNIC_TRACE_DIR": str(self.folder / "traces"),
             },
         )
-        async with asyncio.timeout(20):
-            # It tells nobody unasked.
+        async with asyncio.timeout(45):
+            # Readiness has no signal, so it is polled.
             while until not in await self.readyz():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def readyz(self) -> str:
-        """What it says of itself; nothing before it listens."""
+        """Return the readiness report; it is empty before the process listens."""
         with contextlib.suppress(aiohttp.ClientConnectorError):
             async with (
                 aiohttp.ClientSession() as session,
@@ -78,26 +78,26 @@ class Process:
         return ""
 
     async def stop(self) -> int:
-        """SIGTERM; gives the exit code."""
+        """Send SIGTERM and return the exit code."""
         assert self.child is not None
         if self.child.returncode is None:
             self.child.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(12):
+        async with asyncio.timeout(45):
             return await self.child.wait()
 
-    def hear(self, received: Received) -> None:
-        """Note an event."""
-        self.heard.append(received.event)
-        self.history.set()
+    def record_event(self, received: ReceivedEvent) -> None:
+        """Record a published event."""
+        self.published.append(received.event)
+        self.any_published.set()
 
     def links(self) -> list[str]:
-        """What network-status lists."""
+        """Return the links in network-status."""
         return [e["interface"] for e in json.loads(self.kube.annotations(PODS, "default", "p1")[NETWORK_STATUS])]
 
-    def want(self, *links: str) -> None:
-        """Edit the annotation."""
-        wanted = json.dumps([{"name": "blue", "interface": link} for link in links])
-        self.kube.annotate(PODS, "default", "p1", {NETWORKS: wanted})
+    def set_links(self, *links: str) -> None:
+        """Set the networks annotation to these links."""
+        networks = json.dumps([{"name": "blue", "interface": link} for link in links])
+        self.kube.annotate(PODS, "default", "p1", {NETWORKS: networks})
 
 
 @pytest.fixture
@@ -129,8 +129,8 @@ async def process(tmp_path: Path) -> AsyncIterator[Process]:
             status={"phase": "Running"},
         )
         running = Process(tmp_path, kube, multus, bus, nats, health)
-        listening = asyncio.create_task(
-            bus.consume(consumer="test", filters=[stage_filter(Stage.MULTUS_ATTACHED)], handler=running.hear)
+        consuming = asyncio.create_task(
+            bus.consume(consumer="test", filters=[stage_filter(Stage.MULTUS_ATTACHED)], handler=running.record_event)
         )
         await running.start()
         try:
@@ -138,27 +138,27 @@ async def process(tmp_path: Path) -> AsyncIterator[Process]:
         finally:
             if running.child is not None and running.child.returncode is None:
                 await running.stop()
-            listening.cancel()
-            await asyncio.wait({listening})
+            consuming.cancel()
+            await asyncio.wait({consuming})
 
 
-async def test_a_message_on_the_bus_is_enough_to_be_told(process: Process) -> None:
-    """The whole round over the real bus: annotated, attached, told; then an ordered end."""
-    process.want("ens58")
+async def test_bus_event_triggers_an_attach_that_is_published(process: Process) -> None:
+    """A plug over the real bus: annotated, attached, published; then an ordered shutdown."""
+    process.set_links("ens58")
     version = process.kube.objects[PODS, "default", "p1"]["metadata"]["resourceVersion"]
     await process.bus.publish(
         PodAnnotated(
             operation=Operation(id="op1", kind=OperationKind.PLUG, interface="ens58"),
             pod=ObjectRef("default", "p1", "uid-p1"),
             node="node1",
-            changed=Changed("Pod", "uid-p1", version),
+            changed=ChangedObject("Pod", "uid-p1", version),
             pod_interface="ens58",
         )
     )
     await process.kube.until(lambda: process.links() == ["eth0", "ens58"])
-    async with asyncio.timeout(5):
-        await process.history.wait()
-    (event,) = process.heard
+    async with asyncio.timeout(45):
+        await process.any_published.wait()
+    (event,) = process.published
     assert isinstance(event, MultusAttached)
     assert (event.sandbox_id, event.pod_interface) == ("s1", "ens58")
     assert await process.stop() == 0
@@ -166,19 +166,19 @@ async def test_a_message_on_the_bus_is_enough_to_be_told(process: Process) -> No
     assert "networks attach p1/ens58" in spans
 
 
-async def test_what_was_asked_for_while_it_was_away_is_done_at_its_start(process: Process) -> None:
+async def test_edit_during_downtime_is_applied_at_start(process: Process) -> None:
     assert process.child is not None
     process.child.kill()
     await process.child.wait()
-    process.want("ens58")
+    process.set_links("ens58")
     await process.start()
     await process.kube.until(lambda: process.links() == ["eth0", "ens58"])
     assert process.multus.verbs == ["ADD ens58"]
 
 
-async def test_without_nats_it_works_and_without_multus_it_is_not_ready(process: Process) -> None:
+async def test_role_works_without_nats_and_is_not_ready_without_multus(process: Process) -> None:
     await process.nats.stop()
-    process.want("ens58")
+    process.set_links("ens58")
     await process.kube.until(lambda: process.links() == ["eth0", "ens58"])
     assert process.multus.verbs == ["ADD ens58"]
     (process.folder / "multus.sock").unlink()

@@ -1,4 +1,4 @@
-"""The ladder by API: once and as a stream, with the bus and without it, for as many as there is room for."""
+"""The hot-plug status over the API: read once and watched, with and without the bus, and the limit of watches."""
 
 import asyncio
 import contextlib
@@ -19,18 +19,19 @@ from schemas.hotplug_status import (
     StageHistory,
     StageReached,
     StatusEntry,
-    encode,
-    entry_of,
+    decode_entry,
+    encode_entry,
 )
 from schemas.kube import Pod, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.stages import Stage
-from services.common.domain.hotplug_status import fold
+from services.common.domain.nic import parse_nics
+from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.http.server import SHUTDOWN_DEADLINE
 from tests.support import objects
 from tests.support.node_kube import PODS
 from tests.support.projecting import at_stage
-from tests.support.served_api import HOTNIC, Served, serving_api
+from tests.support.served_api import HOTNIC, ServedApi, serve_api
 
 VMIS = "virtualmachineinstances"
 PATH = f"/apis/{HOTNIC}/namespaces/default/{VMIS}/vm1/interfaces"
@@ -39,31 +40,31 @@ THEN = "2026-01-01T00:00:01.000Z"
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Served]:
-    async with serving_api(tmp_path, watchers=2) as served:
-        climb(served, Stage.POD_ANNOTATED)
+async def api(tmp_path: Path) -> AsyncIterator[ServedApi]:
+    async with serve_api(tmp_path, watchers=2) as served:
+        reach_stage(served, Stage.POD_ANNOTATED)
         yield served
 
 
-def climb(api: Served, stage: Stage) -> tuple[VirtualMachineInstance, Pod]:
+def reach_stage(api: ServedApi, stage: Stage) -> tuple[VirtualMachineInstance, Pod]:
     vmi, pod = at_stage(stage)
     api.put(VMIS, vmi)
     api.put(PODS, pod)
     return vmi, pod
 
 
-async def told(api: Served, stage: Stage, **fields: Any) -> None:
-    """The projector writes what it has heard."""
+async def store_failure(api: ServedApi, stage: Stage, **fields: Any) -> None:
+    """Store an entry with a time and a last failure in the bucket, as the projector does."""
     vmi, pod = at_stage(stage)
-    (nic_status,) = fold(vmi, pod)
+    (nic_status,) = derive_statuses(parse_nics(vmi, pod))
     history = StageHistory(
         {stage: StageReached(THEN)}, LastFailure(THEN, 4, Stage.MULTUS_ATTACHED, "CniFailed", "no lease")
     )
     entry = msgspec.structs.replace(StatusEntry(vmi.metadata.uid, pod.metadata.uid, nic_status, history), **fields)
-    await api.bus.kv(BUCKET).put(KEY, encode(entry))
+    await api.bus.kv(BUCKET).put(KEY, encode_entry(entry))
 
 
-async def read(api: Served) -> HotplugStatus:
+async def read(api: ServedApi) -> HotplugStatus:
     async with api.session.get(PATH) as answer:
         assert answer.status == 200
         return msgspec.json.decode(await answer.read(), type=HotplugStatus)
@@ -76,13 +77,16 @@ class Stream:
         self._answer = answer
 
     async def line(self) -> HotplugStatusEvent | None:
-        """The next one; ``None`` at the end."""
+        """Return the next event; ``None`` at the end of the stream."""
         async with asyncio.timeout(5):
             line = await self._answer.content.readline()
         return msgspec.json.decode(line, type=HotplugStatusEvent) if line else None
 
     async def until(self, stage: Stage, *, since: bool = False) -> HotplugStatusEvent:
-        """The first line in which the one NIC has come to a stage."""
+        """Return the first event in which the only interface has reached a stage.
+
+        :param since: whether the time of the stage must be known.
+        """
         while True:
             event = await self.line()
             assert event is not None
@@ -92,14 +96,14 @@ class Stream:
 
 
 @contextlib.asynccontextmanager
-async def watching(api: Served, **query: str) -> AsyncIterator[Stream]:
+async def watching(api: ServedApi, **query: str) -> AsyncIterator[Stream]:
     async with api.session.get(PATH, params={"watch": "true", **query}) as answer:
         assert answer.status == 200, await answer.text()
         yield Stream(answer)
 
 
-async def test_the_stage_is_the_objects_and_what_events_told_is_added(api: Served) -> None:
-    await told(api, Stage.POD_ANNOTATED)
+async def test_status_has_stages_of_objects_and_times_of_the_bucket(api: ServedApi) -> None:
+    await store_failure(api, Stage.POD_ANNOTATED)
     hotplug_status = await read(api)
     assert (hotplug_status.kind, hotplug_status.api_version, hotplug_status.degraded) == ("HotplugStatus", HOTNIC, None)
     (nic_status,) = hotplug_status.items
@@ -109,29 +113,29 @@ async def test_the_stage_is_the_objects_and_what_events_told_is_added(api: Serve
         "CniFailed",
         4,
     )
-    climb(api, Stage.GUEST_ATTACHED)
+    reach_stage(api, Stage.GUEST_ATTACHED)
     (nic_status,) = (await read(api)).items
     assert (nic_status.stage, nic_status.since, nic_status.reason) == (Stage.GUEST_ATTACHED, None, None)
 
 
 @pytest.mark.parametrize("fields", [{"vmi_uid": "another"}, {"pod_uid": "another"}])
-async def test_an_entry_of_somebody_elses_is_not_believed(api: Served, fields: dict[str, str]) -> None:
-    await told(api, Stage.POD_ANNOTATED, **fields)
+async def test_entry_of_another_vmi_or_pod_is_ignored(api: ServedApi, fields: dict[str, str]) -> None:
+    await store_failure(api, Stage.POD_ANNOTATED, **fields)
     (nic_status,) = (await read(api)).items
     assert (nic_status.since, nic_status.reason) == (None, "WaitingForMultusAttached")
     await api.bus.kv(BUCKET).put(KEY, b"garbage")
     assert (await read(api)).items == (nic_status,)
 
 
-async def stored(api: Served, **query: str) -> HotplugStatus:
+async def stored(api: ServedApi, **query: str) -> HotplugStatus:
     async with api.session.get(PATH, params={"stored": "true", **query}) as answer:
         assert answer.status == 200, await answer.text()
         return msgspec.json.decode(await answer.read(), type=HotplugStatus)
 
 
-async def test_whoever_asks_sees_all_that_the_bucket_holds_for_the_vm(api: Served) -> None:
+async def test_stored_parameter_adds_all_bucket_entries_of_the_vmi(api: ServedApi) -> None:
     assert (await stored(api)).stored == ()
-    await told(api, Stage.GUEST_ATTACHED)
+    await store_failure(api, Stage.GUEST_ATTACHED)
     bucket = api.bus.kv(BUCKET)
     left = await bucket.get(KEY)
     assert left is not None
@@ -144,30 +148,30 @@ async def test_whoever_asks_sees_all_that_the_bucket_holds_for_the_vm(api: Serve
     found = await stored(api)
     assert found.stored is not None
     assert {one.hash: one.entry for one in found.stored} == {
-        interface_hash("iface1"): entry_of(left.value),
-        interface_hash("gone"): entry_of(left.value),
+        interface_hash("iface1"): decode_entry(left.value),
+        interface_hash("gone"): decode_entry(left.value),
         interface_hash("broken"): None,
     }
-    # The ladder itself is the same, and who does not ask is shown nothing more.
+    # The statuses are the same with and without the parameter.
     assert found.items == (await read(api)).items
     assert (await read(api)).stored is None
     assert (await stored(api, stored="0")).stored is None
 
 
-async def test_without_the_bus_nobody_knows_what_the_bucket_holds(api: Served) -> None:
-    await told(api, Stage.POD_ANNOTATED)
+async def test_stored_entries_are_missing_without_the_bus(api: ServedApi) -> None:
+    await store_failure(api, Stage.POD_ANNOTATED)
     api.bus.broker.stop()
     found = await stored(api)
     assert (found.degraded, found.stored, len(found.items)) == ("bus", None, 1)
 
 
-async def test_a_flag_that_is_neither_true_nor_false_is_refused(api: Served) -> None:
+async def test_flag_that_is_neither_true_nor_false_is_refused(api: ServedApi) -> None:
     async with api.session.get(PATH, params={"stored": "perhaps"}) as answer:
         assert (answer.status, "perhaps" in (await answer.json())["message"]) == (400, True)
 
 
-async def test_without_the_bus_it_answers_from_objects_and_says_so(api: Served) -> None:
-    await told(api, Stage.POD_ANNOTATED)
+async def test_status_without_the_bus_is_degraded(api: ServedApi) -> None:
+    await store_failure(api, Stage.POD_ANNOTATED)
     api.bus.broker.stop()
     hotplug_status = await read(api)
     assert hotplug_status.degraded == "bus"
@@ -176,14 +180,14 @@ async def test_without_the_bus_it_answers_from_objects_and_says_so(api: Served) 
     ]
 
 
-async def test_a_watch_tells_every_change_of_objects_and_of_the_bucket(api: Served) -> None:
+async def test_watch_streams_changes_of_objects_and_of_the_bucket(api: ServedApi) -> None:
     async with watching(api) as stream:
         first = await stream.line()
         assert first is not None
         assert first.type == "ADDED"
-        await told(api, Stage.POD_ANNOTATED)
+        await store_failure(api, Stage.POD_ANNOTATED)
         assert (await stream.until(Stage.POD_ANNOTATED, since=True)).type == "MODIFIED"
-        climb(api, Stage.GUEST_ATTACHED)
+        reach_stage(api, Stage.GUEST_ATTACHED)
         await stream.until(Stage.GUEST_ATTACHED)
         api.bus.broker.stop()
         api.kube.delete(VMIS, "default", "vm1")
@@ -196,7 +200,7 @@ async def test_a_watch_tells_every_change_of_objects_and_of_the_bucket(api: Serv
         assert await stream.line() is None
 
 
-async def test_a_watch_ends_itself_and_goes_on_where_it_ended(api: Served) -> None:
+async def test_watch_ends_with_a_bookmark_and_resumes_from_it(api: ServedApi) -> None:
     async with watching(api, timeoutSeconds="1") as stream:
         first, mark = await stream.line(), await stream.line()
         assert first is not None
@@ -209,14 +213,14 @@ async def test_a_watch_ends_itself_and_goes_on_where_it_ended(api: Served) -> No
         again = await stream.line()
         assert again is not None
         assert again.type == "BOOKMARK"
-    climb(api, Stage.MULTUS_ATTACHED)
+    reach_stage(api, Stage.MULTUS_ATTACHED)
     async with watching(api, resourceVersion=token) as stream:
         changed = await stream.line()
         assert changed is not None
         assert (changed.type, changed.object.items[0].stage) == ("MODIFIED", Stage.MULTUS_ATTACHED)
 
 
-async def test_a_watch_without_the_bus_says_so_and_when_it_is_back(api: Served) -> None:
+async def test_watch_reports_when_the_bus_is_unavailable_and_back(api: ServedApi) -> None:
     api.bus.broker.stop()
     async with watching(api) as stream:
         first = await stream.line()
@@ -228,7 +232,7 @@ async def test_a_watch_without_the_bus_says_so_and_when_it_is_back(api: Served) 
         assert second.object.degraded is None
 
 
-async def test_there_is_room_for_so_many_watchers_and_leaving_makes_room(api: Served) -> None:
+async def test_watches_are_limited_and_a_closed_one_frees_its_place(api: ServedApi) -> None:
     async with watching(api) as one, watching(api) as two:
         await one.line()
         await two.line()
@@ -236,7 +240,7 @@ async def test_there_is_room_for_so_many_watchers_and_leaving_makes_room(api: Se
             status = await answer.json()
             assert (answer.status, status["reason"], answer.headers["Retry-After"]) == (429, "TooManyRequests", "1")
         assert (await read(api)).items
-    climb(api, Stage.MULTUS_ATTACHED)
+    reach_stage(api, Stage.MULTUS_ATTACHED)
     async with asyncio.timeout(5):
         while True:
             async with api.session.get(PATH, params={"watch": "1", "timeoutSeconds": "1"}) as answer:
@@ -244,10 +248,10 @@ async def test_there_is_room_for_so_many_watchers_and_leaving_makes_room(api: Se
                     break
 
 
-async def test_a_server_that_stops_ends_its_streams_in_order(tmp_path: Path) -> None:
+async def test_stopping_server_ends_streams_with_a_bookmark(tmp_path: Path) -> None:
     async with aiohttp.ClientSession() as own:
-        async with serving_api(tmp_path) as served:
-            climb(served, Stage.POD_ANNOTATED)
+        async with serve_api(tmp_path) as served:
+            reach_stage(served, Stage.POD_ANNOTATED)
             answer = await own.get(f"http://{served.address}{PATH}", params={"watch": "true"})
             stream = Stream(answer)
             assert await stream.line() is not None
@@ -262,13 +266,13 @@ async def test_a_server_that_stops_ends_its_streams_in_order(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("query", "code"), [({"watch": "perhaps"}, 400), ({"watch": "true", "timeoutSeconds": "soon"}, 400)]
 )
-async def test_a_parameter_that_means_nothing_is_refused(api: Served, query: dict[str, str], code: int) -> None:
+async def test_malformed_parameter_is_refused(api: ServedApi, query: dict[str, str], code: int) -> None:
     async with api.session.get(PATH, params=query) as answer:
         assert (answer.status, (await answer.json())["kind"]) == (code, "Status")
 
 
 @pytest.mark.parametrize("query", [{}, {"watch": "true"}])
-async def test_what_is_not_there_or_cannot_be_read_is_a_status(api: Served, query: dict[str, str]) -> None:
+async def test_missing_or_malformed_vmi_is_a_status_error(api: ServedApi, query: dict[str, str]) -> None:
     async with api.session.get(PATH.replace("vm1", "vm2"), params=query) as answer:
         assert (answer.status, (await answer.json())["reason"]) == (404, "NotFound")
     broken = msgspec.to_builtins(objects.vmi())
@@ -280,7 +284,7 @@ async def test_what_is_not_there_or_cannot_be_read_is_a_status(api: Served, quer
         assert "cannot be read" in status["message"]
 
 
-async def test_it_is_listed_under_our_own_group_alone(api: Served) -> None:
+async def test_interfaces_subresource_is_listed_in_the_hotnic_group_only(api: ServedApi) -> None:
     for group, listed in ((HOTNIC, True), ("subresources.kubevirt.io/v1", False)):
         async with api.session.get(f"/apis/{group}") as answer:
             found = [one for one in (await answer.json())["resources"] if one["name"].endswith("/interfaces")]

@@ -1,4 +1,4 @@
-"""Reading bodies: JSON or YAML, and every malformed one refused with words."""
+"""Decoding of request bodies: JSON and YAML, and the refusal of malformed ones."""
 
 import contextlib
 
@@ -21,7 +21,7 @@ GOOD = AddInterfaceOptions("default/net1", "iface1")
         b"{networkAttachmentDefinitionName: default/net1, name: 'iface1'}",
     ],
 )
-def test_json_and_yaml_are_both_read(body: bytes) -> None:
+def test_json_and_yaml_bodies_are_decoded(body: bytes) -> None:
     assert decode_add(body) == GOOD
 
 
@@ -46,19 +46,19 @@ def test_json_and_yaml_are_both_read(body: bytes) -> None:
         (b"[" * 60_000, "cannot unmarshal"),
     ],
 )
-def test_a_bad_body_is_refused_with_words(body: bytes, text: str) -> None:
+def test_malformed_add_body_is_refused_with_the_reason(body: bytes, text: str) -> None:
     with pytest.raises(BadBody, match=text.replace("`", "`")):
         decode_add(body)
 
 
 @given(st.binary(max_size=200))
-def test_no_body_breaks_the_decoder(body: bytes) -> None:
+def test_arbitrary_bytes_raise_only_bad_body(body: bytes) -> None:
     with contextlib.suppress(BadBody):
         assert decode_add(body).name
 
 
 @pytest.mark.parametrize("body", [b'{"name":"iface1"}', b"name: iface1"])
-def test_a_removal_names_an_interface(body: bytes) -> None:
+def test_remove_body_is_decoded(body: bytes) -> None:
     assert decode_remove(body) == RemoveInterfaceOptions("iface1")
 
 
@@ -66,6 +66,6 @@ def test_a_removal_names_an_interface(body: bytes) -> None:
     ("body", "text"),
     [(b"", "no request body"), (b"{}", "RemoveInterfaceOptions requires `name`"), (b'{"name":[]}', "cannot unmarshal")],
 )
-def test_a_bad_removal_is_refused_with_words(body: bytes, text: str) -> None:
+def test_malformed_remove_body_is_refused_with_the_reason(body: bytes, text: str) -> None:
     with pytest.raises(BadBody, match=text):
         decode_remove(body)

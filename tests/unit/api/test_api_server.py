@@ -1,4 +1,4 @@
-"""The api's routes: every verb under every group and version, the gate, the header, discovery."""
+"""The api's routes: every verb in every group and version, the feature gate, the operation header and discovery."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from schemas.operations import operation_of
+from schemas.operations import read_operation
 from schemas.stages import Stage
-from services.api.observe import Cluster
+from services.api.observe import ClusterSettings
 from tests.support import objects
 from tests.support.node_kube import NADS, Refused
-from tests.support.served_api import HOTNIC, Served, serving_api
+from tests.support.served_api import HOTNIC, ServedApi, serve_api
 
 VMS, VMIS = "virtualmachines", "virtualmachineinstances"
 VERSIONS = [HOTNIC, "subresources.kubevirt.io/v1", "subresources.kubevirt.io/v1alpha3"]
@@ -20,16 +20,18 @@ PLUG = {"networkAttachmentDefinitionName": "net1", "name": "iface1"}
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Served]:
-    async with serving_api(tmp_path) as served:
+async def api(tmp_path: Path) -> AsyncIterator[ServedApi]:
+    async with serve_api(tmp_path) as served:
         yield served
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("resource", [VMS, VMIS])
 @pytest.mark.parametrize("verb", ["addinterface", "removeinterface"])
-async def test_every_verb_is_served_everywhere(api: Served, version: str, resource: str, verb: str) -> None:
-    code, status, _ = await api.ask(resource, verb, PLUG, name="nobody", version=version)
+async def test_every_verb_is_served_in_every_group_and_version(
+    api: ServedApi, version: str, resource: str, verb: str
+) -> None:
+    code, status, _ = await api.request(resource, verb, PLUG, name="nobody", version=version)
     assert code == 404
     assert (status["kind"], status["reason"]) == ("Status", "NotFound")
     assert status["message"] == f'{resource[:-1]}.kubevirt.io "nobody" not found'
@@ -38,8 +40,8 @@ async def test_every_verb_is_served_everywhere(api: Served, version: str, resour
     assert (f"{resource}/{verb}", f"{verb[0].upper()}{verb[1:-9]}InterfaceOptions") in served
 
 
-async def test_virtctl_of_kubevirt_1_0_is_served_as_by_virt_api(api: Served) -> None:
-    """Its requests carry no Content-Type; before it shows an error it compares versions."""
+async def test_virtctl_1_0_is_served_as_by_virt_api(api: ServedApi) -> None:
+    """virtctl sends no Content-Type, and compares versions before it prints an error."""
     api.put(VMS, objects.vm())
     api.put(VMIS, objects.vmi(owned=True))
     for verb, body in (("addinterface", PLUG), ("removeinterface", {"name": "iface1"})):
@@ -57,7 +59,7 @@ async def test_virtctl_of_kubevirt_1_0_is_served_as_by_virt_api(api: Served) -> 
     assert {"gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"} < version.keys()
 
 
-async def test_the_discovery_documents_are_kubevirts(api: Served) -> None:
+async def test_discovery_documents_list_groups_and_resources(api: ServedApi) -> None:
     documents = {}
     for path in ("/", "/apis", *(f"/apis/{version}" for version in VERSIONS)):
         async with api.session.get(path) as answer:
@@ -77,87 +79,87 @@ async def test_the_discovery_documents_are_kubevirts(api: Served) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_health_is_the_connection_to_the_api_server(api: Served, version: str) -> None:
+async def test_healthz_reports_the_connection_to_the_api_server(api: ServedApi, version: str) -> None:
     async with api.session.get(f"/apis/{version}/healthz") as answer:
         assert (answer.status, (await answer.json())["apiserver"]["connectivity"]) == (200, "ok")
 
-    def away(_method: str, plural: str, _name: str) -> None:
+    def fail(_method: str, plural: str, _name: str) -> None:
         if plural == "version":
-            raise Refused(503, "ServiceUnavailable", "etcd is away")
+            raise Refused(503, "ServiceUnavailable", "etcd is down")
 
-    api.kube.before = away
+    api.kube.before = fail
     async with api.session.get(f"/apis/{version}/healthz") as answer:
-        said = (await answer.json())["apiserver"]
-        assert (answer.status, said["connectivity"]) == (500, "failed")
-        assert "etcd is away" in said["error"]
+        report = (await answer.json())["apiserver"]
+        assert (answer.status, report["connectivity"]) == (500, "failed")
+        assert "etcd is down" in report["error"]
 
 
 @pytest.mark.parametrize("resource", [VMS, VMIS])
 @pytest.mark.parametrize("verb", ["addinterface", "removeinterface"])
-async def test_with_the_gate_off_both_verbs_are_refused_in_kubevirts_words(
-    api: Served, resource: str, verb: str
+async def test_disabled_feature_gate_refuses_both_verbs_in_kubevirts_words(
+    api: ServedApi, resource: str, verb: str
 ) -> None:
     api.enabled = False
-    code, status, _ = await api.ask(resource, verb, "whatever")
+    code, status, _ = await api.request(resource, verb, "whatever")
     assert (code, status["reason"]) == (400, "BadRequest")
     assert status["message"] == 'Unable to Add Interface because the "HotplugNICs" feature gate is not enabled.'
 
 
-async def test_plug_and_unplug_of_a_vmi_are_published_and_a_repetition_joins(api: Served) -> None:
+async def test_vmi_plug_and_unplug_are_published_and_repeated_requests_join(api: ServedApi) -> None:
     api.put(VMIS, objects.vmi())
-    code, _, plugged = await api.ask(VMIS, "addinterface", PLUG)
-    again = await api.ask(VMIS, "addinterface", PLUG)
+    code, _, plugged = await api.request(VMIS, "addinterface", PLUG)
+    again = await api.request(VMIS, "addinterface", PLUG)
     assert (code, again[0], again[2]) == (202, 202, plugged)
-    code, _, unplugged = await api.ask(VMIS, "removeinterface", {"name": "iface1"})
-    again = await api.ask(VMIS, "removeinterface", {"name": "iface1"})
+    code, _, unplugged = await api.request(VMIS, "removeinterface", {"name": "iface1"})
+    again = await api.request(VMIS, "removeinterface", {"name": "iface1"})
     assert (code, again[0], again[2]) == (202, 202, unplugged)
     assert plugged != unplugged
     assert [(event.stage, event.operation.id) for event in api.bus.published] == [
         (Stage.REQUESTED, plugged),
         (Stage.REQUESTED, unplugged),
     ]
-    code, status, _ = await api.ask(VMIS, "addinterface", PLUG)
+    code, status, _ = await api.request(VMIS, "addinterface", PLUG)
     assert (code, status["reason"]) == (409, "AlreadyExists")
 
 
-async def test_requests_for_one_vm_at_once_take_turns_and_all_get_through(api: Served) -> None:
+async def test_concurrent_requests_for_one_vmi_all_succeed(api: ServedApi) -> None:
     api.put(VMIS, objects.vmi())
     bodies = [PLUG | {"name": f"iface{i}"} for i in range(12)]
-    answers = await asyncio.gather(*(api.ask(VMIS, "addinterface", body) for body in bodies))
+    answers = await asyncio.gather(*(api.request(VMIS, "addinterface", body) for body in bodies))
     assert [code for code, _, _ in answers] == [202] * len(bodies)
     interfaces = api.kube.objects[VMIS, "default", "vm1"]["spec"]["domain"]["devices"]["interfaces"]
     assert {interface["name"] for interface in interfaces} >= {body["name"] for body in bodies}
 
 
-async def test_a_vm_is_changed_in_its_template_alone_and_nothing_is_published(api: Served) -> None:
+async def test_vm_request_changes_the_template_only_and_publishes_nothing(api: ServedApi) -> None:
     api.put(VMS, objects.vm())
-    code, _, plugged = await api.ask(VMS, "addinterface", PLUG)
+    code, _, plugged = await api.request(VMS, "addinterface", PLUG)
     assert code == 202
-    written = operation_of(api.kube.annotations(VMS, "default", "vm1"), "iface1")
+    written = read_operation(api.kube.annotations(VMS, "default", "vm1"), "iface1")
     assert written is not None
     assert (written.id, written.traceparent is not None) == (plugged, True)
     template = api.kube.objects[VMS, "default", "vm1"]["spec"]["template"]["spec"]
     assert template["networks"][1] == {"name": "iface1", "multus": {"networkName": "net1"}}
-    code, _, unplugged = await api.ask(VMS, "removeinterface", {"name": "iface1"})
-    assert (code, (await api.ask(VMS, "removeinterface", {"name": "iface1"}))[2]) == (202, unplugged)
+    code, _, unplugged = await api.request(VMS, "removeinterface", {"name": "iface1"})
+    assert (code, (await api.request(VMS, "removeinterface", {"name": "iface1"}))[2]) == (202, unplugged)
     template = api.kube.objects[VMS, "default", "vm1"]["spec"]["template"]["spec"]
     assert template["domain"]["devices"]["interfaces"][1]["state"] == "absent"
     assert api.bus.published == []
 
 
-async def test_where_kubevirt_drives_the_nics_only_templates_are_changed(api: Served) -> None:
-    api.cluster = Cluster(owned=False)
+async def test_only_templates_are_changed_where_kubevirt_owns_the_vms(api: ServedApi) -> None:
+    api.cluster = ClusterSettings(owned_by_hotnic=False, default_binding="masquerade")
     api.put(VMIS, objects.vmi(owned=True))
     api.put(VMS, objects.vm())
-    code, status, _ = await api.ask(VMIS, "addinterface", PLUG)
+    code, status, _ = await api.request(VMIS, "addinterface", PLUG)
     assert code == 409
     assert "change the VM" in status["message"]
-    assert (await api.ask(VMS, "addinterface", PLUG))[0] == 202
+    assert (await api.request(VMS, "addinterface", PLUG))[0] == 202
 
 
-async def test_what_is_invalid_says_why_in_a_cause_for_kubectl_prints_nothing_else(api: Served) -> None:
+async def test_invalid_request_has_its_message_in_a_cause_for_kubectl(api: ServedApi) -> None:
     api.put(VMIS, objects.vmi())
-    code, status, _ = await api.ask(VMIS, "removeinterface", {"name": "default"})
+    code, status, _ = await api.request(VMIS, "removeinterface", {"name": "default"})
     assert (code, status["reason"]) == (422, "Invalid")
     (cause,) = status["details"]["causes"]
     assert cause["message"] == status["message"]
@@ -165,43 +167,47 @@ async def test_what_is_invalid_says_why_in_a_cause_for_kubectl_prints_nothing_el
 
 
 @pytest.mark.parametrize("resource", [VMS, VMIS])
-@pytest.mark.parametrize("there", [True, False], ids=["there", "not there"])
-async def test_a_network_of_another_namespace_is_for_those_who_may_read_it(
-    api: Served, resource: str, there: bool
+@pytest.mark.parametrize("exists", [True, False], ids=["existing", "missing"])
+async def test_nad_of_another_namespace_requires_permission_to_read_it(
+    api: ServedApi, resource: str, exists: bool
 ) -> None:
     api.put(VMS, objects.vm())
     api.put(VMIS, objects.vmi(owned=True))
-    if there:
+    if exists:
         api.kube.put(NADS, "secret", "net1", spec={"config": '{"type":"bridge"}'})
     api.kube.may = lambda spec: False
     foreign = {"networkAttachmentDefinitionName": "secret/net1", "name": "iface1"}
-    code, status, _ = await api.ask(resource, "addinterface", foreign)
+    code, status, _ = await api.request(resource, "addinterface", foreign)
     assert (code, status["reason"]) == (403, "Forbidden")
     assert 'User "someone" cannot get resource' in status["message"]
-    (asked,) = api.kube.reviewed
-    assert (asked["user"], asked["groups"], asked["extra"]) == ("someone", ["system:authenticated"], {"scopes": ["a"]})
+    (review,) = api.kube.reviewed
+    assert (review["user"], review["groups"], review["extra"]) == (
+        "someone",
+        ["system:authenticated"],
+        {"scopes": ["a"]},
+    )
     attributes = {"group": "k8s.cni.cncf.io", "version": "v1", "resource": NADS, "verb": "get"}
-    assert asked["resourceAttributes"] == {**attributes, "namespace": "secret", "name": "net1"}
+    assert review["resourceAttributes"] == {**attributes, "namespace": "secret", "name": "net1"}
 
     api.kube.may = lambda spec: True
-    code, _, _ = await api.ask(resource, "addinterface", foreign)
-    assert code == (202 if there else 404)
-    # Of the VM's own namespace nobody asks, and a removal names none.
-    code, _, _ = await api.ask(resource, "addinterface", PLUG | {"name": "iface2"})
+    code, _, _ = await api.request(resource, "addinterface", foreign)
+    assert code == (202 if exists else 404)
+    # A NAD of the VM's own namespace needs no review, and a removal names no NAD.
+    code, _, _ = await api.request(resource, "addinterface", PLUG | {"name": "iface2"})
     assert code == 202
-    await api.ask(resource, "removeinterface", {"name": "iface2"})
+    await api.request(resource, "removeinterface", {"name": "iface2"})
     assert len(api.kube.reviewed) == 2
 
 
-async def test_who_cannot_be_asked_about_is_not_let_through(api: Served) -> None:
+async def test_failed_access_review_refuses_the_request(api: ServedApi) -> None:
     api.put(VMIS, objects.vmi())
     api.kube.put(NADS, "secret", "net1", spec={"config": '{"type":"bridge"}'})
 
-    def refuse(_method: str, plural: str, _name: str) -> None:
+    def fail(_method: str, plural: str, _name: str) -> None:
         if plural == "subjectaccessreviews":
             raise Refused(403, "Forbidden", "the api may not ask")
 
-    api.kube.before = refuse
-    code, status, _ = await api.ask(VMIS, "addinterface", PLUG | {"networkAttachmentDefinitionName": "secret/net1"})
+    api.kube.before = fail
+    code, status, _ = await api.request(VMIS, "addinterface", PLUG | {"networkAttachmentDefinitionName": "secret/net1"})
     assert (code, status["message"]) == (403, "the api may not ask")
-    assert operation_of(api.kube.annotations(VMIS, "default", "vm1"), "iface1") is None
+    assert read_operation(api.kube.annotations(VMIS, "default", "vm1"), "iface1") is None

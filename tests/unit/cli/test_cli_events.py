@@ -1,15 +1,28 @@
-"""The time line of a VM: the same line from the bus and from a Kubernetes Event, as far as each tells it."""
+"""``hotnic events``: the same line from a NATS message and from a Kubernetes Event, and ``--follow`` from both."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from schemas.events import Event, Failed, GuestAttached, ObjectRef, Requested
 from schemas.operations import Operation
 from schemas.stages import OperationKind, Stage
-from services.cli.bus import shown
+from services.cli.bus import NATS_HINT, required_url, without_credentials
+from services.cli.commands.events import _from_cluster, _from_nats, _Printer
+from services.cli.commands.timeline import COLUMNS, cells, entry_of_event, entry_of_message
+from services.cli.errors import Unreachable
 from services.cli.output import NONE
-from services.cli.timeline import COLUMNS, cells, of_event, of_message
-from services.common.bus.envelope import BusMessage, outgoing
-from services.common.domain.kubernetes_events import kubernetes_event
+from services.cli.tracing.tracer import NoTraces
+from services.common.bus.envelope import BusMessage, encode_message
+from services.common.bus.nats.reader import StoredMessage
+from services.common.domain.status.kubernetes_events import build_kubernetes_event
+from services.common.kube.client import Kube
+from tests.support.node_kube import EVENTS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.projecting import at_stage
 
 TRACE = "a" * 32
 VMI = ObjectRef("default", "vm1", "uid")
@@ -18,17 +31,17 @@ LOST = Failed(PLUG, VMI, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="
 
 
 def from_bus(event: Event, role: str, node: str) -> BusMessage:
-    return outgoing(event, role=role, node=node, start_id="s")
+    return encode_message(event, role=role, node=node, start_id="s")
 
 
 def from_cluster(event: Event, role: str, host: str | None) -> dict[str, object]:
-    said = kubernetes_event(event)
-    assert said is not None
+    event_body = build_kubernetes_event(event)
+    assert event_body is not None
     return {
-        "metadata": {"annotations": said.annotations},
+        "metadata": {"annotations": event_body.annotations},
         "lastTimestamp": "2026-01-01T00:00:00Z",
-        "reason": said.reason,
-        "message": said.message,
+        "reason": event_body.reason,
+        "message": event_body.message,
         "source": {"component": f"hotnic-{role}"} | ({"host": host} if host else {}),
     }
 
@@ -37,9 +50,9 @@ def from_cluster(event: Event, role: str, host: str | None) -> dict[str, object]
     ("event", "role", "node"),
     [(Requested(PLUG, VMI), "api", "_"), (GuestAttached(PLUG, VMI), "handler", "n1"), (LOST, "networks", "n1")],
 )
-def test_bus_and_kubernetes_tell_the_same_story(event: Event, role: str, node: str) -> None:
+def test_message_and_kubernetes_event_give_the_same_entry(event: Event, role: str, node: str) -> None:
     host = None if node == "_" else node
-    bus, cluster = of_message(from_bus(event, role, node)), of_event(from_cluster(event, role, host))
+    bus, cluster = entry_of_message(from_bus(event, role, node)), entry_of_event(from_cluster(event, role, host))
     assert bus is not None
     assert cluster is not None
     for name in ("stage", "interface", "kind", "operation", "by", "trace_id"):
@@ -49,23 +62,23 @@ def test_bus_and_kubernetes_tell_the_same_story(event: Event, role: str, node: s
     assert all(cells(bus))
 
 
-def test_a_failed_attempt_says_at_what_why_and_when_it_is_tried_again() -> None:
-    line = of_message(from_bus(LOST, "networks", "n1"))
+def test_failed_attempt_has_stage_reason_and_retry_delay() -> None:
+    line = entry_of_message(from_bus(LOST, "networks", "n1"))
     assert line is not None
     assert (line.at, line.reason, line.attempt, line.retry_after) == ("multus-attached", "CniFailed", 3, 0.4)
-    shown_ = cells(line)
-    assert "failed (multus-attached)" in shown_
-    assert shown_[-1] == "CniFailed: no lease"
+    row = cells(line)
+    assert "failed (multus-attached)" in row
+    assert row[-1] == "CniFailed: no lease"
 
 
-def test_what_cannot_be_read_and_what_others_wrote_is_no_line() -> None:
-    assert of_message(BusMessage("hotplug.requested._.default.vm1", b"{", {})) is None
-    assert of_event({"source": {"component": "kubelet"}, "metadata": {}}) is None
-    assert of_event({"metadata": {}}) is None
+def test_malformed_message_and_foreign_event_give_no_entry() -> None:
+    assert entry_of_message(BusMessage("hotplug.requested._.default.vm1", b"{", {})) is None
+    assert entry_of_event({"source": {"component": "kubelet"}, "metadata": {}}) is None
+    assert entry_of_event({"metadata": {}}) is None
 
 
-def test_an_event_of_ours_that_is_no_stage_is_a_line_as_well() -> None:
-    line = of_event({"source": {"component": "hotnic-controller"}, "metadata": {}, "reason": "X", "message": "y"})
+def test_hotnic_event_without_a_stage_gives_an_entry() -> None:
+    line = entry_of_event({"source": {"component": "hotnic-controller"}, "metadata": {}, "reason": "X", "message": "y"})
     assert line is not None
     assert cells(line)[1:4] == [NONE] * 3
     assert cells(line)[-1] == "X: y"
@@ -80,5 +93,89 @@ def test_an_event_of_ours_that_is_no_stage_is_a_line_as_well() -> None:
         ("me:secret@host", "//host"),
     ],
 )
-def test_what_lets_one_in_is_not_shown(url: str, wanted: str) -> None:
-    assert shown(url) == wanted
+def test_addresses_are_printed_without_credentials(url: str, wanted: str) -> None:
+    assert without_credentials(url) == wanted
+
+
+@pytest.mark.parametrize("url", [None, ""])
+def test_missing_address_of_nats_is_reported_with_a_hint(url: str | None) -> None:
+    with pytest.raises(Unreachable) as caught:
+        required_url(url)
+    assert caught.value.message == f"no NATS address is set\n{NATS_HINT}"
+
+
+NATS_URL = "nats://me:secret@127.0.0.1:4222"
+
+
+class FakeReader:
+    """A reader of NATS with one stored message and one that is published after the subscription."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.error_output = ""
+
+    async def list_messages(self, _subjects: str) -> AsyncIterator[StoredMessage]:
+        """Yield the stored message."""
+        yield StoredMessage(1, from_bus(Requested(PLUG, VMI), "api", "_"))
+
+    async def follow_messages(
+        self, _subjects: str, after: int, on_subscribed: Callable[[], None]
+    ) -> AsyncIterator[StoredMessage]:
+        """Subscribe, yield the new message and end."""
+        assert after == 1
+        assert self._capsys.readouterr().err == ""
+        on_subscribed()
+        self.error_output = self._capsys.readouterr().err
+        yield StoredMessage(2, from_bus(GuestAttached(PLUG, VMI), "handler", "n1"))
+
+
+@pytest.mark.parametrize("follow", [True, False])
+async def test_follow_prints_a_line_when_nats_has_accepted_the_subscription(
+    follow: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = FakeReader(capsys)
+
+    @contextlib.asynccontextmanager
+    async def open_reader(*_args: object, **_fields: object) -> AsyncIterator[FakeReader]:
+        yield reader
+
+    monkeypatch.setattr("services.common.bus.nats.reader.open_reader", open_reader)
+    printer = _Printer(None, follow=follow, json=True)
+    assert await _from_nats(NATS_URL, "default", "vm1", printer, follow)
+    line = "following events of default/vm1 from NATS at nats://127.0.0.1:4222; press Ctrl-C to stop\n"
+    assert reader.error_output == (line if follow else "")
+    assert printer.count == (2 if follow else 1)
+    assert capsys.readouterr().err == ""
+
+
+async def test_follow_prints_a_line_when_the_kubernetes_events_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def put(name: str, event: Event, role: str) -> None:
+        server.put(EVENTS, "default", name, **from_cluster(event, role, None))
+
+    server = FakeKube()
+    vmi, _ = at_stage(Stage.REQUESTED)
+    document = msgspec.to_builtins(vmi)
+    server.put("virtualmachineinstances", "default", "vm1", **document)
+    put("one", Requested(PLUG, VMI), "api")
+    printer = _Printer(None, follow=True, json=True)
+    output, errors = "", ""
+    async with serving_kube(server), asyncio.timeout(10):
+        config = write_kubeconfig(tmp_path / "kubeconfig", server.url)
+        async with await Kube.connect(kubeconfig=config, telemetry=NoTraces(), user_agent="test") as kube:
+            following = asyncio.create_task(_from_cluster(kube, "default", "vm1", printer, follow=True))
+            while "following" not in errors:
+                assert not following.done()
+                await asyncio.sleep(0.01)
+                captured = capsys.readouterr()
+                output, errors = output + captured.out, errors + captured.err
+            assert (printer.count, '"stage":"requested"' in output) == (1, True)
+            put("two", GuestAttached(PLUG, VMI), "handler")
+            while printer.count < 2:
+                assert not following.done()
+                await asyncio.sleep(0.01)
+            following.cancel()
+            await asyncio.wait({following})
+    errors += capsys.readouterr().err
+    assert errors == "following events of default/vm1 from the Kubernetes API; press Ctrl-C to stop\n"

@@ -1,4 +1,4 @@
-"""The way of a plug or an unplug as the one who waits for it sees it."""
+"""The progress of a plug operation as ``--wait`` shows it, and the warning events of an interface."""
 
 from typing import Any
 
@@ -16,18 +16,17 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode, operation_key
+from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind, Stage, stage_path
-from services.cli.hotplug_status import Shown, folded
-from services.cli.progress import Progress, Result, standing
-from services.cli.reports import SHOWN, told
-from services.cli.status import COLUMNS, WIDE_COLUMNS, cells, document
+from services.cli.commands.status import COLUMNS, WIDE_COLUMNS, cells, document
+from services.cli.operations.hotplug_status import MAX_MESSAGES, StatusView, messages_about, status_of_objects
+from services.cli.operations.progress import OperationProgress, OperationResult, progress_message
 from tests.support import objects
 
 LINK = pod_interface("iface1")
 ANNOTATED = {NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])}
 ATTACHED = ANNOTATED | {NETWORK_STATUS: encode_network_status([NetworkStatus("default/net1", LINK, mac="02:01")])}
-OPERATION = {operation_key("iface1"): encode(Operation("op", OperationKind.PLUG, "iface1"))}
+OPERATION = {operation_key("iface1"): encode_annotation(Operation("op", OperationKind.PLUG, "iface1"))}
 STATES: list[tuple[dict[str, str], str | None]] = [
     ({}, None),
     (ANNOTATED, None),
@@ -44,54 +43,57 @@ def state(step: int, **fields: Any) -> tuple[VirtualMachineInstance, list[Pod]]:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1))
-def test_every_stage_is_told_once_and_in_order(steps: list[int]) -> None:
-    progress = Progress("iface1", "op")
-    told = [stage for step in steps for stage in progress.see(*state(step))]
-    assert told == list(stage_path(OperationKind.PLUG))[: max(steps) + 1]
+def test_every_stage_is_reported_once_and_in_order(steps: list[int]) -> None:
+    progress = OperationProgress("iface1", "op")
+    reported = [stage for step in steps for stage in progress.observe(*state(step))]
+    assert reported == list(stage_path(OperationKind.PLUG))[: max(steps) + 1]
     assert (progress.outcome is not None) == (3 in steps)
 
 
-def test_the_end_waits_for_both_writers_of_the_status() -> None:
-    progress = Progress("iface1", "op")
+def test_plug_completes_when_both_writers_of_the_status_are_done() -> None:
+    progress = OperationProgress("iface1", "op")
     vmi = objects.vmi(objects.nic("iface1"), status=[{"name": "iface1", "infoSource": "domain"}], annotations=OPERATION)
-    assert progress.see(vmi, [objects.pod(ATTACHED)])[-1] is Stage.GUEST_ATTACHED
+    assert progress.observe(vmi, [objects.pod(ATTACHED)])[-1] is Stage.GUEST_ATTACHED
     assert progress.outcome is None
     assert progress.nic_status is not None
-    assert "status" in standing(progress.nic_status)
-    progress.see(*state(3))
+    assert "status" in progress_message(progress.nic_status)
+    progress.observe(*state(3))
     assert progress.outcome is not None
-    assert progress.outcome.result is Result.ATTACHED
+    assert progress.outcome.result is OperationResult.ATTACHED
 
 
 @pytest.mark.parametrize(
-    ("vmi", "said"),
+    ("vmi", "text"),
     [
         (None, "deleted"),
         (objects.vmi(objects.nic("iface1"), phase="Succeeded", annotations=OPERATION), "Succeeded"),
-        (objects.vmi(annotations=OPERATION), "taken out"),
-        (objects.vmi(objects.nic("iface1")), "took its place"),
+        (objects.vmi(annotations=OPERATION), "removed from the VM's spec"),
+        (objects.vmi(objects.nic("iface1")), "replaced it"),
     ],
-    ids=["deleted", "stopped", "taken out of the spec", "another operation"],
+    ids=["deleted", "stopped", "removed from the spec", "another operation"],
 )
-def test_what_cannot_come_any_more_is_a_failure(vmi: VirtualMachineInstance | None, said: str) -> None:
-    progress = Progress("iface1", "op")
-    assert progress.see(vmi, [objects.pod(ATTACHED)]) == []
+def test_operation_that_cannot_complete_fails(vmi: VirtualMachineInstance | None, text: str) -> None:
+    progress = OperationProgress("iface1", "op")
+    assert progress.observe(vmi, [objects.pod(ATTACHED)]) == []
     assert progress.outcome is not None
-    assert progress.outcome.result is Result.FAILED
-    assert said in progress.outcome.message
+    assert progress.outcome.result is OperationResult.FAILED
+    assert text in progress.outcome.message
 
 
-def test_who_is_waited_for_is_named() -> None:
-    progress = Progress("iface1", "op")
-    progress.see(*state(2))
+def test_progress_message_names_the_role_that_is_waited_for() -> None:
+    progress = OperationProgress("iface1", "op")
+    progress.observe(*state(2))
     assert progress.nic_status is not None
-    assert (
-        standing(progress.nic_status) == "reached multus-attached, WaitingForGuestAttached: it is the turn of handler"
-    )
+    message = "reached stage multus-attached, waiting for handler (WaitingForGuestAttached)"
+    assert progress_message(progress.nic_status) == message
 
 
-FAILED = {operation_key("iface1"): encode(Operation("op", OperationKind.PLUG, "iface1", failed="NoFreeSlot"))}
-UNDONE = {operation_key("iface1"): encode(Operation("undo", OperationKind.UNPLUG, "iface1", failed="NoFreeSlot"))}
+FAILED = {
+    operation_key("iface1"): encode_annotation(Operation("op", OperationKind.PLUG, "iface1", failed="NoFreeSlot"))
+}
+UNDONE = {
+    operation_key("iface1"): encode_annotation(Operation("undo", OperationKind.UNPLUG, "iface1", failed="NoFreeSlot"))
+}
 
 
 @pytest.mark.parametrize(
@@ -100,27 +102,27 @@ UNDONE = {operation_key("iface1"): encode(Operation("undo", OperationKind.UNPLUG
         objects.vmi(objects.nic("iface1"), annotations=FAILED),
         objects.vmi(objects.nic("iface1", state="absent"), annotations=UNDONE),
     ],
-    ids=["given up", "being undone"],
+    ids=["failed", "being undone"],
 )
-def test_a_plug_that_ended_for_good_says_why(vmi: VirtualMachineInstance) -> None:
-    progress = Progress("iface1", "op")
-    progress.see(vmi, [objects.pod(ANNOTATED)])
+def test_failed_plug_has_its_reason(vmi: VirtualMachineInstance) -> None:
+    progress = OperationProgress("iface1", "op")
+    progress.observe(vmi, [objects.pod(ANNOTATED)])
     assert progress.outcome is not None
-    assert progress.outcome.result is Result.FAILED
+    assert progress.outcome.result is OperationResult.FAILED
     assert progress.outcome.message.startswith("NoFreeSlot")
 
 
 @pytest.mark.parametrize("step", range(4))
 def test_status_has_a_cell_for_every_column(step: int) -> None:
     vmi, (pod,) = state(step)
-    (nic_status,) = folded(vmi, pod)
+    (nic_status,) = status_of_objects(vmi, pod)
     assert len(cells(nic_status, wide=False)) == len(COLUMNS)
     assert len(cells(nic_status, wide=True)) == len(WIDE_COLUMNS)
     assert all(cells(nic_status, wide=True))
-    assert document(vmi, Shown((nic_status,)), {})["interfaces"] == (nic_status,)
+    assert document(vmi, StatusView((nic_status,)), {})["interfaces"] == (nic_status,)
 
 
-def test_only_what_was_reported_about_the_interface_is_told_latest_last() -> None:
+def test_only_messages_about_the_interface_are_returned_oldest_first() -> None:
     def event(message: str, at: int) -> dict[str, Any]:
         return {"reason": "Failed", "message": message, "lastTimestamp": f"2026-01-01T00:00:0{at}Z"}
 
@@ -132,9 +134,9 @@ def test_only_what_was_reported_about_the_interface_is_told_latest_last() -> Non
         {"reason": "Odd"},
         event("interface 'iface1' cannot be unplugged", 5),
     ]
-    assert told(events, "iface1") == [
+    assert messages_about(events, "iface1") == [
         "Failed: interface iface1: no slot",
         f"Failed: failed adding interface {LINK}: why",
         "Failed: interface 'iface1' cannot be unplugged",
     ]
-    assert len(told([event(LINK, at) for at in range(9)], "iface1")) == SHOWN
+    assert len(messages_about([event(LINK, at) for at in range(9)], "iface1")) == MAX_MESSAGES

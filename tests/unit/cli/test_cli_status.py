@@ -1,4 +1,4 @@
-"""``hotnic status``: by the api while it answers, from objects when it does not, and each change once."""
+"""``hotnic status``: from hotnic's api, or derived from objects when it does not answer; ``--watch`` shows changes."""
 
 import asyncio
 import contextlib
@@ -13,16 +13,16 @@ from schemas.hotplug_status import (
     HotplugStatusEvent,
     InterfaceHotplugStatus,
     StoredEntry,
-    as_json,
-    hotplug_status,
+    encode_json,
+    new_hotplug_status,
 )
 from schemas.stages import ROWS, OperationKind, Stage
-from services.cli.collect import AT_ONCE, with_ladders
-from services.cli.hotplug_status import Shown, follow, read
+from services.cli.commands.status import COLUMNS, WatchTable
+from services.cli.doctor.collect.objects import MAX_CONCURRENT_READS, with_hotplug_status
+from services.cli.doctor.snapshot import NotVisible, VmSnapshot
+from services.cli.operations.hotplug_status import StatusView, follow_status, read_status
 from services.cli.output import UNKNOWN
-from services.cli.status import COLUMNS, Lines
-from services.cli.tracing import NoTraces
-from services.common.domain.invariants.world import NotVisible, VmSnapshot
+from services.cli.tracing.tracer import NoTraces
 from services.common.kube.client import Kube
 from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.projecting import at_stage
@@ -31,23 +31,29 @@ VMIS = "virtualmachineinstances"
 THEN = "2026-01-01T00:00:01.000Z"
 
 
-def told(stage: Stage, since: str | None = THEN, degraded: str | None = None, version: str = "v") -> HotplugStatus:
-    """What the api says."""
+def api_status(
+    stage: Stage, since: str | None = THEN, degraded: str | None = None, version: str = "v"
+) -> HotplugStatus:
+    """Return a response of hotnic's api."""
     nic_status = InterfaceHotplugStatus(
         "iface1", "net1", OperationKind.PLUG, stage, "op", ROWS[stage].next.get(OperationKind.PLUG), since=since
     )
-    return hotplug_status("default", "vm1", version, (nic_status,), degraded)
+    return new_hotplug_status("default", "vm1", version, (nic_status,), degraded)
 
 
 class Cluster(FakeKube):
-    """A Kubernetes API with hotnic's api behind it, which says what it is told to; ``None`` cuts a stream."""
+    """A Kubernetes API server with hotnic's api.
+
+    :ivar status_of_api: the response of hotnic's api; ``None`` is 503.
+    :ivar streams: the events of each watch; ``None`` ends it without a bookmark.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.says: HotplugStatus | None = None
+        self.status_of_api: HotplugStatus | None = None
         self.streams: list[list[HotplugStatusEvent | None]] = []
-        self.resumed: list[str] = []
-        self.hotplug_statuses = 0
+        self.resume_versions: list[str] = []
+        self.status_requests = 0
 
     def app(self) -> web.Application:
         app = super().app()
@@ -57,21 +63,21 @@ class Cluster(FakeKube):
 
     async def _interfaces(self, request: web.Request) -> web.StreamResponse:
         if "watch" not in request.query:
-            self.hotplug_statuses += 1
-            if self.says is None:
+            self.status_requests += 1
+            if self.status_of_api is None:
                 return web.json_response({"kind": "Status", "reason": "ServiceUnavailable"}, status=503)
-            return web.Response(body=as_json(self.says))
-        self.resumed.append(request.query.get("resourceVersion", ""))
+            return web.Response(body=encode_json(self.status_of_api))
+        self.resume_versions.append(request.query.get("resourceVersion", ""))
         if not self.streams:
             return web.json_response({"kind": "Status", "reason": "ServiceUnavailable"}, status=503)
         response = web.StreamResponse()
         await response.prepare(request)
         for event in self.streams.pop(0):
             if event is not None:
-                await response.write(as_json(event) + b"\n")
+                await response.write(encode_json(event) + b"\n")
         return response
 
-    def climb(self, stage: Stage) -> None:
+    def reach_stage(self, stage: Stage) -> None:
         vmi, pod = at_stage(stage)
         for plural, found in ((VMIS, vmi), (PODS, pod)):
             document = msgspec.to_builtins(found)
@@ -80,79 +86,79 @@ class Cluster(FakeKube):
 
 @contextlib.asynccontextmanager
 async def cluster(directory: Path) -> AsyncIterator[tuple[Cluster, Kube]]:
-    made = Cluster()
-    async with serving_kube(made):
-        config = write_kubeconfig(directory / "kubeconfig", made.url)
+    server = Cluster()
+    async with serving_kube(server):
+        config = write_kubeconfig(directory / "kubeconfig", server.url)
         async with await Kube.connect(kubeconfig=config, telemetry=NoTraces(), user_agent="test") as kube:
-            made.climb(Stage.POD_ANNOTATED)
-            yield made, kube
+            server.reach_stage(Stage.POD_ANNOTATED)
+            yield server, kube
 
 
 VMI, _ = at_stage(Stage.POD_ANNOTATED)
 
 
-async def test_the_api_is_asked_and_objects_where_it_does_not_answer(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (made, kube):
-        made.says = told(Stage.MULTUS_ATTACHED)
-        assert await read(kube, VMI) == Shown(made.says.items)
-        made.says = told(Stage.MULTUS_ATTACHED, degraded="bus")
-        assert (await read(kube, VMI)).degraded == "bus"
-        made.says = None
-        shown = await read(kube, VMI)
+async def test_status_is_derived_from_objects_when_the_api_does_not_answer(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (server, kube):
+        server.status_of_api = api_status(Stage.MULTUS_ATTACHED)
+        assert await read_status(kube, VMI) == StatusView(server.status_of_api.items)
+        server.status_of_api = api_status(Stage.MULTUS_ATTACHED, degraded="bus")
+        assert (await read_status(kube, VMI)).degraded == "bus"
+        server.status_of_api = None
+        shown = await read_status(kube, VMI)
         assert (shown.degraded, [nic_status.stage for nic_status in shown.nic_statuses]) == (
             "api",
             [Stage.POD_ANNOTATED],
         )
-        assert shown.why
+        assert shown.cause
 
 
-async def machine(kube: Kube) -> VmSnapshot:
-    """The doctor's look at the one VM, from afar."""
-    (found,) = await with_ladders(kube, [VmSnapshot("default", "vm1", None, VMI)])
+async def snapshot_of_vm1(kube: Kube) -> VmSnapshot:
+    """Return the doctor's snapshot of the VM, without its node."""
+    (found,) = await with_hotplug_status(kube, [VmSnapshot("default", "vm1", None, VMI)])
     return found
 
 
-async def test_the_doctor_is_told_what_the_bus_keeps_or_why_not(tmp_path: Path) -> None:
+async def test_stored_status_is_read_or_not_visible(tmp_path: Path) -> None:
     held = (StoredEntry("7e0055a6880"),)
-    async with cluster(tmp_path) as (made, kube):
-        made.says = msgspec.structs.replace(told(Stage.MULTUS_ATTACHED), stored=held)
-        assert (await machine(kube)).hotplug_status == held
-        for says, why in (
-            (told(Stage.MULTUS_ATTACHED, degraded="bus"), "cannot reach the bus"),
-            (told(Stage.MULTUS_ATTACHED), "an earlier one"),
-            (None, "hotnic's api does not show it"),
+    async with cluster(tmp_path) as (server, kube):
+        server.status_of_api = msgspec.structs.replace(api_status(Stage.MULTUS_ATTACHED), stored=held)
+        assert (await snapshot_of_vm1(kube)).hotplug_status == held
+        for status_of_api, why in (
+            (api_status(Stage.MULTUS_ATTACHED, degraded="bus"), "is not connected to NATS"),
+            (api_status(Stage.MULTUS_ATTACHED), "an older version"),
+            (None, "hotnic's api does not return it"),
         ):
-            made.says = says
-            found = (await machine(kube)).hotplug_status
+            server.status_of_api = status_of_api
+            found = (await snapshot_of_vm1(kube)).hotplug_status
             assert isinstance(found, NotVisible)
-            assert why in found.why
+            assert why in found.message
 
 
-async def test_an_api_that_is_away_is_not_asked_for_every_vm(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (made, kube):
+async def test_unavailable_api_gets_no_request_for_every_vm(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (server, kube):
         machines = [VmSnapshot("default", "vm1", None, VMI)] * 100
-        found = await with_ladders(kube, machines)
+        found = await with_hotplug_status(kube, machines)
         assert all(isinstance(one.hotplug_status, NotVisible) for one in found)
-        assert 1 <= made.hotplug_statuses <= AT_ONCE
-        assert (await with_ladders(kube, [VmSnapshot("default", "gone", None, None)]))[0].hotplug_status == NotVisible(
-            "not looked at"
-        )
+        assert 1 <= server.status_requests <= MAX_CONCURRENT_READS
+        assert (await with_hotplug_status(kube, [VmSnapshot("default", "gone", None, None)]))[
+            0
+        ].hotplug_status == NotVisible("not read")
 
 
-async def test_without_the_right_to_read_vms_it_still_answers(tmp_path: Path) -> None:
+async def test_status_without_permission_to_read_vms(tmp_path: Path) -> None:
     def forbid(_method: str, plural: str, _name: str) -> None:
         if plural == "virtualmachines":
             raise Refused(403, "Forbidden", "no")
 
-    async with cluster(tmp_path) as (made, kube):
-        made.before = forbid
-        assert (await read(kube, VMI)).degraded == "api"
+    async with cluster(tmp_path) as (server, kube):
+        server.before = forbid
+        assert (await read_status(kube, VMI)).degraded == "api"
 
 
-async def test_a_watch_goes_on_after_its_end_and_shows_each_change_once(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (made, kube):
-        first, second = told(Stage.POD_ANNOTATED, version="1"), told(Stage.GUEST_ATTACHED, version="2")
-        made.streams = [
+async def test_watch_continues_after_a_bookmark_and_shows_each_change_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (server, kube):
+        first, second = api_status(Stage.POD_ANNOTATED, version="1"), api_status(Stage.GUEST_ATTACHED, version="2")
+        server.streams = [
             [HotplugStatusEvent("ADDED", first), HotplugStatusEvent("BOOKMARK", first)],
             [
                 HotplugStatusEvent("MODIFIED", first),
@@ -161,26 +167,26 @@ async def test_a_watch_goes_on_after_its_end_and_shows_each_change_once(tmp_path
             ],
             [HotplugStatusEvent("DELETED", second), HotplugStatusEvent("BOOKMARK", second)],
         ]
-        shown: list[Shown] = []
+        shown: list[StatusView] = []
         async with asyncio.timeout(5):
-            await follow(kube, VMI, shown.append)
+            await follow_status(kube, VMI, shown.append)
         assert [one.nic_statuses for one in shown] == [first.items, second.items]
-        assert made.resumed == ["", "1", "2"]
+        assert server.resume_versions == ["", "1", "2"]
 
 
-async def test_a_watch_that_is_cut_off_goes_on_with_objects_and_returns_to_the_api(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (made, kube):
-        first, back = told(Stage.POD_ANNOTATED), told(Stage.GUEST_ATTACHED)
-        made.streams = [[HotplugStatusEvent("ADDED", first), None]]
-        shown: list[Shown] = []
+async def test_watch_that_breaks_continues_with_objects_and_returns_to_the_api(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (server, kube):
+        first, back = api_status(Stage.POD_ANNOTATED), api_status(Stage.GUEST_ATTACHED)
+        server.streams = [[HotplugStatusEvent("ADDED", first), None]]
+        shown: list[StatusView] = []
 
-        def show(found: Shown) -> None:
+        def show(found: StatusView) -> None:
             shown.append(found)
             if found.degraded == "api":
-                made.streams = [[HotplugStatusEvent("ADDED", back), HotplugStatusEvent("DELETED", back)]]
+                server.streams = [[HotplugStatusEvent("ADDED", back), HotplugStatusEvent("DELETED", back)]]
 
         async with asyncio.timeout(5):
-            await follow(kube, VMI, show, again=0.2)
+            await follow_status(kube, VMI, show, retry_delay=0.2)
         assert [(one.degraded, one.nic_statuses[0].stage) for one in shown] == [
             (None, Stage.POD_ANNOTATED),
             ("api", Stage.POD_ANNOTATED),
@@ -188,23 +194,23 @@ async def test_a_watch_that_is_cut_off_goes_on_with_objects_and_returns_to_the_a
         ]
 
 
-async def test_a_vm_that_goes_away_ends_a_watch_without_the_api(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as (made, kube):
+async def test_watch_of_objects_ends_when_the_vmi_is_deleted(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (server, kube):
 
-        def show(_found: Shown) -> None:
-            made.delete(VMIS, "default", "vm1")
+        def show(_found: StatusView) -> None:
+            server.delete(VMIS, "default", "vm1")
 
         async with asyncio.timeout(5):
-            await follow(kube, VMI, show)
+            await follow_status(kube, VMI, show)
 
 
-def test_a_table_goes_on_with_what_is_new() -> None:
-    lines = Lines(wide=False)
-    head, first = lines.of(told(Stage.REQUESTED, None).items)
+def test_watch_table_prints_only_changes() -> None:
+    lines = WatchTable(wide=False)
+    head, first = lines.update(api_status(Stage.REQUESTED, None).items)
     assert head.split() == list(COLUMNS)
     assert first.split()[:4] == ["iface1", "net1", "requested", UNKNOWN]
-    assert lines.of(told(Stage.REQUESTED, None).items) == []
-    (second,) = lines.of(told(Stage.GUEST_ATTACHED).items)
+    assert lines.update(api_status(Stage.REQUESTED, None).items) == []
+    (second,) = lines.update(api_status(Stage.GUEST_ATTACHED).items)
     assert second.split()[2:4] == ["guest-attached", THEN]
-    (gone,) = lines.of(())
-    assert gone.split()[:3] == ["iface1", "net1", "gone"]
+    (removed,) = lines.update(())
+    assert removed.split()[:3] == ["iface1", "net1", "removed"]

@@ -1,4 +1,4 @@
-"""Span files, the tree in them and the waterfall, for whatever the files hold."""
+"""Span files, the tree of spans and the waterfall, for valid and invalid files."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.operations import Operation, encode, operation_key
+from lab.layout import Layout, lab_dir
+from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
 from services.cli.__main__ import main
-from services.cli.errors import Failed
-from services.cli.spans import Span, gaps, parse, parse_line, tree, window
-from services.cli.trace import latest, of_operation, of_trace, trace_id_of
-from services.cli.waterfall import Style, as_document, render, summary
+from services.cli.commands.trace import trace_id_of
+from services.cli.errors import CommandFailed
+from services.cli.tracing.span_files import latest_operation, spans_of_operation, spans_of_trace, trace_folder
+from services.cli.tracing.spans import Span, gaps, parse, parse_line, span_tree, window
+from services.cli.tracing.waterfall import Style, as_document, render, summary
 from tests.support import objects
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -35,7 +37,19 @@ spans = st.builds(
     times,
     st.one_of(st.none(), st.text()),
 )
-forests = st.lists(spans, unique_by=lambda span: span.span_id)
+span_lists = st.lists(spans, unique_by=lambda span: span.span_id)
+
+
+@pytest.mark.parametrize("chosen", [None, "elsewhere"])
+def test_trace_reads_the_span_files_of_the_lab_by_default(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("HOTNIC_TRACE_DIR", None), ("HOTNIC_LAB_DIR", chosen)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    traces = Layout(lab_dir()).traces
+    traces.mkdir(parents=True)
+    assert trace_folder(None) == traces
 
 
 def line(
@@ -50,7 +64,7 @@ def line(
     error: str | None = None,
     attributes: dict[str, str] | None = None,
 ) -> str:
-    """A line as OpenTelemetry's file exporter writes it."""
+    """Return a line as OpenTelemetry's file exporter writes it."""
     body: dict[str, Any] = {
         "traceId": trace,
         "spanId": span,
@@ -70,28 +84,28 @@ def line(
 
 
 @given(st.binary())
-def test_no_line_breaks_the_reader(data: bytes) -> None:
+def test_any_bytes_are_parsed_without_an_exception(data: bytes) -> None:
     found, unreadable = parse([data])
     assert found == []
     assert unreadable in (0, 1)
 
 
 @given(st.integers(1, 400))
-def test_a_line_that_is_being_written_is_not_a_span_yet(length: int) -> None:
+def test_incomplete_line_gives_no_span(length: int) -> None:
     whole = line("PUT", "1" * 16)
     found, unreadable = parse([whole, whole[: min(length, len(whole) - 2)]])
     assert [span.name for span in found] == ["PUT"]
     assert unreadable == 1
 
 
-def test_a_span_is_read_with_its_service_and_error() -> None:
+def test_span_has_service_error_and_attributes() -> None:
     (span,) = parse_line(line("PUT", "AB" * 8, "CD" * 8, start=5, end=3, error="boom", attributes={"a": "b"}))
     assert span == Span(TRACE, "ab" * 8, "cd" * 8, "hotnic-api", "PUT", 5, 5, "boom", {"a": "b"})
 
 
-@given(forests)
-def test_a_tree_has_every_span_once_and_parents_first(forest: list[Span]) -> None:
-    nodes = tree(forest)
+@given(span_lists)
+def test_tree_has_every_span_once_and_parents_first(forest: list[Span]) -> None:
+    nodes = span_tree(forest)
     assert sorted(node.span.span_id for node in nodes) == sorted(span.span_id for span in forest)
     above: list[Span] = []
     for node in nodes:
@@ -101,8 +115,8 @@ def test_a_tree_has_every_span_once_and_parents_first(forest: list[Span]) -> Non
         above.append(node.span)
 
 
-@given(forests, st.integers(1, 20 * MS))
-def test_in_a_gap_nothing_but_the_wait_itself_is_at_work(forest: list[Span], least: int) -> None:
+@given(span_lists, st.integers(1, 20 * MS))
+def test_no_span_but_a_waiting_root_is_active_in_a_gap(forest: list[Span], least: int) -> None:
     found = gaps(forest, least)
     ids, parents = {span.span_id for span in forest}, {span.parent_id for span in forest}
     for since, until in found:
@@ -116,11 +130,9 @@ def test_in_a_gap_nothing_but_the_wait_itself_is_at_work(forest: list[Span], lea
     assert found == sorted(found)
 
 
-@given(forests, st.one_of(st.none(), st.integers(0, 200)), st.booleans())
-def test_a_waterfall_has_a_line_for_every_span_and_obeys_nobody(
-    forest: list[Span], columns: int | None, unicode: bool
-) -> None:
-    lines = render(tree(forest), Style(columns=columns, unicode=unicode))
+@given(span_lists, st.one_of(st.none(), st.integers(0, 200)), st.booleans())
+def test_waterfall_has_a_printable_line_for_every_span(forest: list[Span], columns: int | None, unicode: bool) -> None:
+    lines = render(span_tree(forest), Style(columns=columns, unicode=unicode))
     errors = sum(span.error is not None for span in forest)
     assert len(lines) >= len(forest) + errors + bool(forest)
     for text in lines:
@@ -128,28 +140,28 @@ def test_a_waterfall_has_a_line_for_every_span_and_obeys_nobody(
         assert not columns or len(text) <= columns
 
 
-def test_what_waits_and_what_failed_is_seen() -> None:
+def test_waterfall_shows_gaps_errors_and_orphans() -> None:
     forest = [
         Span(TRACE, "1", "", "hotnic-cli", "hotnic addinterface", 0, 100 * MS),
         Span(TRACE, "2", "1", "hotnic-api", "PUT", 0, 10 * MS),
         Span(TRACE, "3", "2", "hotnic-handler", "qmp device_add", 50 * MS, 60 * MS, "no slot"),
         Span(TRACE, "4", "9", "hotnic-multus", "lost", 60 * MS, 100 * MS),
     ]
-    text = "\n".join(render(tree(forest)))
+    text = "\n".join(render(span_tree(forest)))
     assert "10.0       40.0" in text
-    assert "(nothing recorded)" in text
+    assert "(no spans)" in text
     assert "! no slot" in text
-    assert "lost  (its parent is not in these files)" in text
-    said = summary(tree(forest))
-    assert "4 spans of 4 services, 100.0 ms, 40.0 ms with nothing recorded, 1 failed" in said
-    shown = as_document(tree(forest))
+    assert "lost  (parent span not found)" in text
+    line_about_trace = summary(span_tree(forest))
+    assert "4 spans of 4 services, 100.0 ms, 40.0 ms without spans, 1 failed" in line_about_trace
+    shown = as_document(span_tree(forest))
     assert shown["gaps"] == [{"offsetMs": 10.0, "durationMs": 40.0}]
     assert render([]) == []
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two operations, one of them later, and work that belongs to none."""
+    """Span files of two operations, of which one is later, and of a trace without an operation."""
     other, noise = "1" * 32, "2" * 32
     (tmp_path / "api-lab-1.jsonl").write_text(
         line("PUT", "a" * 16, start=10 * MS, end=20 * MS)
@@ -164,25 +176,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_trace_is_put_together_from_all_files(folder: Path) -> None:
-    assert {span.name for span in of_trace(folder, TRACE.upper())} == {
+def test_spans_of_a_trace_are_read_from_all_files(folder: Path) -> None:
+    assert {span.name for span in spans_of_trace(folder, TRACE.upper())} == {
         "PUT",
         "send hotplug.requested",
         "qmp device_add",
     }
-    assert len(of_operation(folder, OPERATION)) == 3
-    assert {span.trace_id for span in latest(folder)} == {TRACE}
+    assert len(spans_of_operation(folder, OPERATION)) == 3
+    assert {span.trace_id for span in latest_operation(folder)} == {TRACE}
 
 
 @pytest.mark.parametrize("target", ["9" * 32, OPERATION.replace("4", "5")])
-def test_a_trace_that_is_not_there_is_said_so(folder: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_trace_is_an_error(folder: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", target, "--dir", str(folder)]) == 1
     assert target in capsys.readouterr().err
     assert main(["trace", target, "--dir", str(folder / "nowhere")]) == 1
     assert "HOTNIC_TRACE_DIR" in capsys.readouterr().err
 
 
-def test_no_cluster_is_asked_for_an_id(
+def test_trace_by_id_needs_no_cluster(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
@@ -196,12 +208,12 @@ def test_no_cluster_is_asked_for_an_id(
     assert [span["depth"] for span in document["spans"]] == [0, 1, 2]
 
 
-def test_the_latest_operation_of_a_vm_is_meant_unless_named() -> None:
+def test_trace_of_a_vm_is_that_of_its_latest_operation() -> None:
     def operation(interface: str, trace: str, at: str) -> dict[str, str]:
         written = Operation(
             interface, OperationKind.PLUG, interface, traceparent=f"00-{trace}-{'1' * 16}-01", requested_at=at
         )
-        return {operation_key(interface): encode(written)}
+        return {operation_key(interface): encode_annotation(written)}
 
     vmi = objects.vmi(
         objects.nic("a"),
@@ -211,7 +223,7 @@ def test_the_latest_operation_of_a_vm_is_meant_unless_named() -> None:
     )
     assert trace_id_of(vmi, None) == "a" * 32
     assert trace_id_of(vmi, "b") == "b" * 32
-    with pytest.raises(Failed, match="carries a trace"):
+    with pytest.raises(CommandFailed, match="has a trace context"):
         trace_id_of(vmi, "c")
-    with pytest.raises(Failed, match="there are: a, b, c"):
+    with pytest.raises(CommandFailed, match="its secondary interfaces: a, b, c"):
         trace_id_of(vmi, "d")

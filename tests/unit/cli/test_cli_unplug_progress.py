@@ -1,4 +1,4 @@
-"""The way of an unplug, and of a change of the template, as the one who waits sees it; and what is said of it."""
+"""The progress of an unplug and of a change of the template as ``--wait`` shows it, and the messages at the end."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode, operation_key
+from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind, Stage, stage_path
-from services.cli.change import Change, Verb
-from services.cli.errors import Failed, InProgress
-from services.cli.outcome import complaint, document, success
-from services.cli.progress import Outcome, Progress, Result, standing
+from services.cli.errors import CommandFailed, StillInProgress
+from services.cli.operations.outcome import document, error_of, success_message
+from services.cli.operations.progress import OperationOutcome, OperationProgress, OperationResult, progress_message
+from services.cli.operations.request import ChangeRequest, Verb
 from tests.support import objects
 
 NIC = "iface1"
@@ -33,14 +33,14 @@ ABSENT = objects.nic(NIC, state="absent")
 PLUGGED = [{"name": NIC, "infoSource": "domain, multus-status", "mac": "02:01"}]
 
 
-def noted(kind: OperationKind, operation: str = "op", **fields: Any) -> dict[str, str]:
-    return {operation_key(NIC): encode(Operation(operation, kind, NIC, **fields))}
+def operation_annotation(kind: OperationKind, operation: str = "op", **fields: Any) -> dict[str, str]:
+    return {operation_key(NIC): encode_annotation(Operation(operation, kind, NIC, **fields))}
 
 
-RELEASED = noted(OperationKind.UNPLUG, released=objects.POD_UID)
+RELEASED = operation_annotation(OperationKind.UNPLUG, released=objects.POD_UID)
 WAY: list[tuple[VirtualMachineInstance, Pod]] = [
     (
-        objects.vmi(ABSENT, status=PLUGGED, annotations=noted(OperationKind.UNPLUG)),
+        objects.vmi(ABSENT, status=PLUGGED, annotations=operation_annotation(OperationKind.UNPLUG)),
         objects.pod(ELEMENT | STATUS),
     ),
     (objects.vmi(ABSENT, annotations=RELEASED), objects.pod(STATUS)),
@@ -50,71 +50,73 @@ WAY: list[tuple[VirtualMachineInstance, Pod]] = [
 
 
 @given(st.lists(st.integers(0, 3), min_size=1))
-def test_every_stage_is_told_once_and_the_end_is_when_the_spec_has_lost_it(steps: list[int]) -> None:
-    progress = Progress(NIC, "op", OperationKind.UNPLUG)
-    told: list[Stage] = []
+def test_every_stage_is_reported_once_and_the_unplug_completes_with_the_spec(steps: list[int]) -> None:
+    progress = OperationProgress(NIC, "op", OperationKind.UNPLUG)
+    reported: list[Stage] = []
     for step in steps:
         vmi, pod = WAY[step]
-        told += progress.see(vmi, [pod])
-    assert told == ALL[: max(steps) + 1]
-    assert progress.outcome == (Outcome(Result.DETACHED) if 3 in steps else None)
+        reported += progress.observe(vmi, [pod])
+    assert reported == ALL[: max(steps) + 1]
+    assert progress.outcome == (OperationOutcome(OperationResult.DETACHED) if 3 in steps else None)
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "text"),
     [
-        (0, "reached requested, WaitingForGuestDetached: it is the turn of handler"),
-        (1, "reached guest-detached, WaitingForMultusDetached: it is the turn of networks"),
-        (2, "reached multus-detached, the VM's spec lists it yet"),
+        (0, "reached stage requested, waiting for handler (WaitingForGuestDetached)"),
+        (1, "reached stage guest-detached, waiting for networks (WaitingForMultusDetached)"),
+        (2, "reached stage multus-detached, the VMI's spec still lists the interface"),
     ],
 )
-def test_who_is_waited_for_is_named(step: int, said: str) -> None:
-    progress = Progress(NIC, "op", OperationKind.UNPLUG)
+def test_progress_message_names_the_role_that_is_waited_for(step: int, text: str) -> None:
+    progress = OperationProgress(NIC, "op", OperationKind.UNPLUG)
     vmi, pod = WAY[step]
-    progress.see(vmi, [pod])
+    progress.observe(vmi, [pod])
     assert progress.nic_status is not None
-    assert standing(progress.nic_status) == said
+    assert progress_message(progress.nic_status) == text
 
 
-def test_another_card_by_the_same_name_means_that_the_first_is_gone() -> None:
-    progress = Progress(NIC, "op", OperationKind.UNPLUG)
-    again = objects.vmi(objects.nic(NIC), annotations=noted(OperationKind.PLUG, "next"))
-    assert progress.see(again, [objects.pod()]) == ALL
-    assert progress.outcome == Outcome(Result.DETACHED)
+def test_unplug_is_complete_when_a_new_plug_has_the_same_name() -> None:
+    progress = OperationProgress(NIC, "op", OperationKind.UNPLUG)
+    again = objects.vmi(objects.nic(NIC), annotations=operation_annotation(OperationKind.PLUG, "next"))
+    assert progress.observe(again, [objects.pod()]) == ALL
+    assert progress.outcome == OperationOutcome(OperationResult.DETACHED)
 
 
 @pytest.mark.parametrize("kind", OperationKind)
-@pytest.mark.parametrize(("vmi", "said"), [(None, "deleted or stopped"), (objects.vmi(phase="Failed"), "phase Failed")])
-def test_a_running_vm_that_ends_takes_the_operation_along(
-    kind: OperationKind, vmi: VirtualMachineInstance | None, said: str
-) -> None:
-    progress = Progress(NIC, "op", kind)
-    progress.see(vmi, [])
+@pytest.mark.parametrize(("vmi", "text"), [(None, "deleted or stopped"), (objects.vmi(phase="Failed"), "phase Failed")])
+def test_operation_fails_when_the_vm_stops(kind: OperationKind, vmi: VirtualMachineInstance | None, text: str) -> None:
+    progress = OperationProgress(NIC, "op", kind)
+    progress.observe(vmi, [])
     assert progress.outcome is not None
-    assert progress.outcome.result is Result.FAILED
-    assert said in progress.outcome.message
+    assert progress.outcome.result is OperationResult.FAILED
+    assert text in progress.outcome.message
 
 
-def test_a_plug_through_the_template_is_awaited_until_the_running_vm_has_it() -> None:
-    progress = Progress(NIC, "op", persist=True)
-    vm = objects.vm(objects.nic(NIC), annotations=noted(OperationKind.PLUG))
-    assert progress.see(objects.vmi(owned=True), [objects.pod()], vm) == [Stage.REQUESTED]
+def test_plug_with_persist_completes_when_the_running_vm_has_the_nic() -> None:
+    progress = OperationProgress(NIC, "op", persist=True)
+    vm = objects.vm(objects.nic(NIC), annotations=operation_annotation(OperationKind.PLUG))
+    assert progress.observe(objects.vmi(owned=True), [objects.pod()], vm) == [Stage.REQUESTED]
     assert progress.nic_status is not None
     assert progress.nic_status.reason == "WaitingForController"
-    vmi = objects.vmi(objects.nic(NIC), status=PLUGGED, annotations=noted(OperationKind.PLUG), owned=True)
-    assert progress.see(vmi, [objects.pod(ELEMENT | STATUS)], vm) == list(stage_path(OperationKind.PLUG))[1:]
-    assert progress.outcome == Outcome(Result.ATTACHED)
+    vmi = objects.vmi(
+        objects.nic(NIC), status=PLUGGED, annotations=operation_annotation(OperationKind.PLUG), owned=True
+    )
+    assert progress.observe(vmi, [objects.pod(ELEMENT | STATUS)], vm) == list(stage_path(OperationKind.PLUG))[1:]
+    assert progress.outcome == OperationOutcome(OperationResult.ATTACHED)
 
 
-def test_an_unplug_through_the_template_is_over_when_both_have_lost_it() -> None:
-    progress = Progress(NIC, "op", OperationKind.UNPLUG, persist=True)
-    absent = objects.vm(ABSENT, annotations=noted(OperationKind.UNPLUG))
-    before = objects.vmi(objects.nic(NIC), status=PLUGGED, annotations=noted(OperationKind.PLUG, "old"), owned=True)
-    assert progress.see(before, [objects.pod(ELEMENT | STATUS)], absent) == [Stage.REQUESTED]
-    assert progress.see(objects.vmi(owned=True), [objects.pod()], absent) == ALL[1:]
+def test_unplug_with_persist_completes_when_vmi_and_template_are_cleared() -> None:
+    progress = OperationProgress(NIC, "op", OperationKind.UNPLUG, persist=True)
+    absent = objects.vm(ABSENT, annotations=operation_annotation(OperationKind.UNPLUG))
+    before = objects.vmi(
+        objects.nic(NIC), status=PLUGGED, annotations=operation_annotation(OperationKind.PLUG, "old"), owned=True
+    )
+    assert progress.observe(before, [objects.pod(ELEMENT | STATUS)], absent) == [Stage.REQUESTED]
+    assert progress.observe(objects.vmi(owned=True), [objects.pod()], absent) == ALL[1:]
     assert progress.outcome is None
-    assert progress.see(objects.vmi(owned=True), [objects.pod()], objects.vm()) == []
-    assert progress.outcome == Outcome(Result.DETACHED)
+    assert progress.observe(objects.vmi(owned=True), [objects.pod()], objects.vm()) == []
+    assert progress.outcome == OperationOutcome(OperationResult.DETACHED)
 
 
 @pytest.mark.parametrize(
@@ -131,82 +133,83 @@ def test_an_unplug_through_the_template_is_over_when_both_have_lost_it() -> None
     ],
     ids=["plug", "unplug", "unplug that is cleared already"],
 )
-def test_a_vm_that_does_not_run_changes_its_template_alone(
+def test_change_of_a_stopped_vm_has_the_result_template(
     kind: OperationKind, vm: VirtualMachine, vmi: VirtualMachineInstance | None
 ) -> None:
-    progress = Progress(NIC, "op", kind, persist=True)
-    assert progress.see(vmi, [], vm) == []
-    assert progress.outcome == Outcome(Result.TEMPLATE)
+    progress = OperationProgress(NIC, "op", kind, persist=True)
+    assert progress.observe(vmi, [], vm) == []
+    assert progress.outcome == OperationOutcome(OperationResult.TEMPLATE)
 
 
 @pytest.mark.parametrize(
-    ("kind", "vm", "said"),
+    ("kind", "vm", "text"),
     [
         (OperationKind.PLUG, None, "deleted"),
         (OperationKind.UNPLUG, objects.vm(deletionTimestamp="2026-01-01T00:00:00Z"), "deleted"),
-        (OperationKind.PLUG, objects.vm(), "is gone"),
+        (OperationKind.PLUG, objects.vm(), "is removed"),
         (OperationKind.PLUG, objects.vm(ABSENT), "is absent"),
-        (OperationKind.UNPLUG, objects.vm(objects.nic(NIC)), "is wanted"),
+        (OperationKind.UNPLUG, objects.vm(objects.nic(NIC)), "is present"),
     ],
 )
-def test_a_template_that_another_changed_is_a_failure(
-    kind: OperationKind, vm: VirtualMachine | None, said: str
+def test_operation_fails_when_the_template_is_changed_meanwhile(
+    kind: OperationKind, vm: VirtualMachine | None, text: str
 ) -> None:
-    progress = Progress(NIC, "op", kind, persist=True)
-    progress.see(None, [], vm)
+    progress = OperationProgress(NIC, "op", kind, persist=True)
+    progress.observe(None, [], vm)
     assert progress.outcome is not None
-    assert progress.outcome.result is Result.FAILED
-    assert said in progress.outcome.message
+    assert progress.outcome.result is OperationResult.FAILED
+    assert text in progress.outcome.message
 
 
-def changed(verb: Verb, *, persist: bool = False, result: Result | None, message: str = "") -> Change:
-    change = Change(verb, "vm1", NIC, {}, persist=persist, timeout=7)
+def changed(verb: Verb, *, persist: bool = False, result: OperationResult | None, message: str = "") -> ChangeRequest:
+    change = ChangeRequest(verb, "vm1", NIC, {}, persist=persist, timeout=7)
     change.namespace, change.operation = "default", "op"
-    change.progress = Progress(NIC, "op", verb.kind, persist=persist)
-    change.progress.outcome = Outcome(result, message) if result is not None else None
+    change.progress = OperationProgress(NIC, "op", verb.kind, persist=persist)
+    change.progress.outcome = OperationOutcome(result, message) if result is not None else None
     return change
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "text"),
     [
-        (changed(Verb.REMOVE, result=Result.DETACHED), "iface1 is unplugged from default/vm1"),
+        (changed(Verb.REMOVE, result=OperationResult.DETACHED), 'interface "iface1" unplugged from default/vm1'),
         (
-            changed(Verb.REMOVE, persist=True, result=Result.DETACHED),
-            "iface1 is unplugged from default/vm1 and out of its template",
+            changed(Verb.REMOVE, persist=True, result=OperationResult.DETACHED),
+            'interface "iface1" unplugged from default/vm1 and removed from its template',
         ),
         (
-            changed(Verb.REMOVE, persist=True, result=Result.TEMPLATE),
-            "iface1 is taken out of the template of default/vm1, which does not run: "
-            "it is without the card from its next start on",
+            changed(Verb.REMOVE, persist=True, result=OperationResult.TEMPLATE),
+            'interface "iface1" removed from the template of default/vm1; the VM is not running, '
+            "the change applies at its next start",
         ),
         (
-            changed(Verb.ADD, persist=True, result=Result.TEMPLATE),
-            "iface1 stands in the template of default/vm1, which does not run: it gets the card at its next start",
+            changed(Verb.ADD, persist=True, result=OperationResult.TEMPLATE),
+            'interface "iface1" added to the template of default/vm1; the VM is not running, '
+            "the change applies at its next start",
         ),
     ],
 )
-def test_success_says_what_is_so_now(change: Change, said: str) -> None:
-    assert success(change) == said
-    assert complaint(change) is None
+def test_success_message_names_the_result(change: ChangeRequest, text: str) -> None:
+    assert success_message(change) == text
+    assert error_of(change) is None
     assert document(change)["result"] in ("detached", "template")
 
 
 @pytest.mark.parametrize("verb", Verb)
-def test_trouble_has_its_exit_code_and_what_was_reported(verb: Verb) -> None:
-    failed, open_ = changed(verb, result=Result.FAILED, message="why"), changed(verb, result=None)
-    failed.warnings = open_.warnings = ["Reason: told"]
-    last_failure = complaint(failed)
-    assert isinstance(last_failure, Failed)
-    assert last_failure.message == "operation op failed: why\n  Reason: told"
-    last_failure = complaint(open_)
-    assert isinstance(last_failure, InProgress)
-    assert "hotnic status vm1 -n default" in last_failure.message
-    assert document(open_)["result"] == "in-progress"
+def test_error_has_its_exit_code_and_the_warning_events(verb: Verb) -> None:
+    failed, in_progress = changed(verb, result=OperationResult.FAILED, message="why"), changed(verb, result=None)
+    failed.warnings = in_progress.warnings = ["Reason: message"]
+    error = error_of(failed)
+    assert isinstance(error, CommandFailed)
+    assert error.message == "operation op failed: why\n  Reason: message"
+    error = error_of(in_progress)
+    assert isinstance(error, StillInProgress)
+    assert "hotnic status vm1 -n default" in error.message
+    assert document(in_progress)["result"] == "in-progress"
 
 
-def test_a_request_that_nobody_waited_for_tells_how_to_follow_it() -> None:
+def test_request_without_wait_names_the_status_command() -> None:
     change = changed(Verb.REMOVE, result=None)
     change.progress = None
-    assert success(change) == "operation op accepted; follow it with: hotnic status vm1 -n default"
+    assert success_message(change) == "operation op accepted; to follow it, run: hotnic status vm1 -n default"
     assert document(change) == {"operation": "op", "namespace": "default", "vmi": "vm1", "interface": NIC}

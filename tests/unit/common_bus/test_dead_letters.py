@@ -1,4 +1,4 @@
-"""Dead letters: what a reader is told of one, and what may be sent again."""
+"""Dead letters: their fields and payload for users, and which of them can be replayed."""
 
 import msgspec
 import pytest
@@ -6,43 +6,51 @@ import pytest
 from schemas.events import Requested
 from schemas.operations import Operation
 from schemas.stages import OperationKind
-from services.common.bus.dead_letters import again, dead_letter_of
-from services.common.bus.envelope import DEAD_SUBJECT, MSG_ID, BusMessage, Unusable, dead_letter, incoming, outgoing
+from services.common.bus.dead_letters import build_replay, parse_dead_letter
+from services.common.bus.envelope import (
+    DEAD_SUBJECT,
+    MSG_ID,
+    BusMessage,
+    UnusableMessage,
+    build_dead_letter,
+    decode_message,
+    encode_message,
+)
 
 EVENT = Requested(Operation("op", OperationKind.PLUG, "iface1"))
-SENT = outgoing(EVENT, role="api", node="_", start_id="start")
+SENT = encode_message(EVENT, role="api", node="_", start_id="start")
 TRACED = BusMessage(
     SENT.subject, SENT.payload, SENT.headers | {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}
 )
 
 
-def put_aside(message: BusMessage, reason: str = "HandlerFailed") -> BusMessage:
-    return dead_letter(message, Unusable(reason, "a detail"), consumer="controller", sequence=41)
+def dead_lettered(message: BusMessage, reason: str = "HandlerFailed") -> BusMessage:
+    return build_dead_letter(message, UnusableMessage(reason, "a detail"), consumer="controller", sequence=41)
 
 
-def test_a_letter_tells_why_whence_and_what() -> None:
-    letter = dead_letter_of(7, put_aside(TRACED))
-    document = letter.document()
-    assert (letter.sequence, letter.reason, letter.detail, letter.consumer) == (
+def test_dead_letter_has_reason_origin_and_content() -> None:
+    dead_letter = parse_dead_letter(7, dead_lettered(TRACED))
+    document = dead_letter.document()
+    assert (dead_letter.sequence, dead_letter.reason, dead_letter.detail, dead_letter.consumer) == (
         7,
         "HandlerFailed",
         "a detail",
         "controller",
     )
-    assert (letter.subject, letter.original_sequence) == (SENT.subject, "41")
+    assert (dead_letter.subject, dead_letter.original_sequence) == (SENT.subject, "41")
     assert document["payload"]["operation"]["id"] == "op"
     assert set(document["headers"]) == {
         "traceparent",
         "content-type",
-        *(n for n in SENT.headers if n.startswith("ce-")),
+        *(name for name in SENT.headers if name.startswith("ce-")),
     }
 
 
-def test_a_letter_is_sent_again_as_it_was_under_a_new_id() -> None:
-    message = again(dead_letter_of(7, put_aside(TRACED)), "fresh")
-    assert (message.subject, message.payload, message.id) == (SENT.subject, SENT.payload, "fresh")
-    assert message.headers == TRACED.headers | {MSG_ID: "fresh", "ce-id": "fresh"}
-    assert incoming(message.subject, message.headers, message.payload)[0] == EVENT
+def test_replayed_message_is_unchanged_but_for_its_id() -> None:
+    message = build_replay(parse_dead_letter(7, dead_lettered(TRACED)), "new-id")
+    assert (message.subject, message.payload, message.id) == (SENT.subject, SENT.payload, "new-id")
+    assert message.headers == TRACED.headers | {MSG_ID: "new-id", "ce-id": "new-id"}
+    assert decode_message(message.subject, message.headers, message.payload)[0] == EVENT
 
 
 @pytest.mark.parametrize(
@@ -58,16 +66,16 @@ def test_a_letter_is_sent_again_as_it_was_under_a_new_id() -> None:
         ),
     ],
 )
-def test_what_would_be_put_aside_again_is_refused(message: BusMessage, reason: str) -> None:
-    with pytest.raises(Unusable) as refused:
-        again(dead_letter_of(7, put_aside(message)), "fresh")
-    assert refused.value.reason == reason
+def test_message_that_would_be_dead_lettered_again_is_not_replayed(message: BusMessage, reason: str) -> None:
+    with pytest.raises(UnusableMessage) as raised:
+        build_replay(parse_dead_letter(7, dead_lettered(message)), "new-id")
+    assert raised.value.reason == reason
 
 
-def test_a_letter_of_somebody_elses_is_shown_as_far_as_it_goes() -> None:
-    letter = dead_letter_of(7, BusMessage("hotplug-dead.x", b"\xff\x00", {}))
-    assert letter.document()["payload"] == "ff00"
-    assert dead_letter_of(7, BusMessage("hotplug-dead.x", b"text", {})).document()["payload"] == "text"
-    with pytest.raises(Unusable):
-        again(letter, "fresh")
-    assert DEAD_SUBJECT not in letter.headers
+def test_foreign_dead_letter_is_shown_but_not_replayed() -> None:
+    dead_letter = parse_dead_letter(7, BusMessage("hotplug-dead.x", b"\xff\x00", {}))
+    assert dead_letter.document()["payload"] == "ff00"
+    assert parse_dead_letter(7, BusMessage("hotplug-dead.x", b"text", {})).document()["payload"] == "text"
+    with pytest.raises(UnusableMessage):
+        build_replay(dead_letter, "new-id")
+    assert DEAD_SUBJECT not in dead_letter.headers

@@ -1,4 +1,4 @@
-"""An event as a message and back, whatever the bytes are."""
+"""Encoding and decoding of messages, for arbitrary names and bytes."""
 
 from datetime import UTC, datetime
 
@@ -26,11 +26,11 @@ from services.common.bus.envelope import (
     DEAD_SUBJECT,
     MSG_ID,
     BusMessage,
-    Unusable,
-    dead_letter,
-    incoming,
+    UnusableMessage,
+    build_dead_letter,
+    decode_message,
+    encode_message,
     message_id,
-    outgoing,
 )
 from tests.support.bus_conformance import annotated
 
@@ -39,15 +39,15 @@ NOW = datetime(2026, 11, 23, 10, 0, 0, 1234, tzinfo=UTC)
 
 
 @given(NAMES, NAMES, NAMES, st.integers(1, 99))
-def test_round_trip(node: str, namespace: str, vmi: str, attempt: int) -> None:
+def test_message_round_trip(node: str, namespace: str, vmi: str, attempt: int) -> None:
     event = PodAnnotated(
         operation=Operation("1", OperationKind.PLUG, "a"),
         vmi=ObjectRef(namespace, vmi, "u"),
         node=node,
         attempt=attempt,
     )
-    message = outgoing(event, role="controller", node=node, start_id="s")
-    assert incoming(message.subject, message.headers, message.payload) == (event, event.subject)
+    message = encode_message(event, role="controller", node=node, start_id="s")
+    assert decode_message(message.subject, message.headers, message.payload) == (event, event.subject)
 
 
 @given(
@@ -55,14 +55,14 @@ def test_round_trip(node: str, namespace: str, vmi: str, attempt: int) -> None:
     st.dictionaries(st.text(max_size=10), st.text(max_size=10)) | st.none(),
     st.text(max_size=30),
 )
-def test_any_bytes_are_an_event_or_unusable(payload: bytes, headers: dict[str, str] | None, subject: str) -> None:
-    with pytest.raises(Unusable) as caught:
-        incoming(subject, headers, payload)
+def test_arbitrary_bytes_are_unusable(payload: bytes, headers: dict[str, str] | None, subject: str) -> None:
+    with pytest.raises(UnusableMessage) as caught:
+        decode_message(subject, headers, payload)
     assert caught.value.reason.isalpha()
 
 
-def test_headers() -> None:
-    message = outgoing(annotated(), role="controller", node="_", start_id="s", now=NOW)
+def test_headers_of_a_message() -> None:
+    message = encode_message(annotated(), role="controller", node="_", start_id="s", now=NOW)
     assert message.headers == {
         "ce-specversion": "1.0",
         "ce-id": message.id,
@@ -74,7 +74,7 @@ def test_headers() -> None:
     }
 
 
-def test_the_id_is_the_same_for_a_retry_only() -> None:
+def test_message_id_is_equal_for_retries_only() -> None:
     base = MultusAttached(
         operation=Operation("1", OperationKind.PLUG, "a"), pod=ObjectRef("n", "p", "u"), node="x", sandbox_id="s"
     )
@@ -94,22 +94,22 @@ def test_the_id_is_the_same_for_a_retry_only() -> None:
     ids = [message_id(event, "start") for event in (base, *others)]
     ids.append(message_id(base, "another start"))
     assert len(set(ids)) == len(ids)
-    # What was learnt in passing makes no new event.
+    # Details of the attachment do not distinguish events.
     assert message_id(replace(base, mac="02:00:00:00:00:01", ips=("10.0.0.1",)), "start") == ids[0]
 
 
-def test_a_long_failure_is_cut() -> None:
+def test_long_failure_message_is_truncated() -> None:
     failed = Failed(operation=Operation("1", OperationKind.PLUG, "a"), reason="X", message="é" * 100_000)
-    message = outgoing(failed, role="handler", node="n", start_id="s")
-    event, _ = incoming(message.subject, message.headers, message.payload)
+    message = encode_message(failed, role="handler", node="n", start_id="s")
+    event, _ = decode_message(message.subject, message.headers, message.payload)
     assert isinstance(event, Failed)
     assert event.message.endswith("é…")
     assert len(message.payload) < MAX_EVENT_BYTES
 
 
-def test_an_event_that_nobody_would_read_is_not_sent() -> None:
-    with pytest.raises(ValueError, match="at most 65536"):
-        outgoing(
+def test_oversized_event_is_not_encoded() -> None:
+    with pytest.raises(ValueError, match="the limit is 65536"):
+        encode_message(
             MultusAttached(operation=Operation("1", OperationKind.PLUG, "a"), ips=("x" * 70_000,)),
             role="networks",
             node="n",
@@ -117,9 +117,11 @@ def test_an_event_that_nobody_would_read_is_not_sent() -> None:
         )
 
 
-def test_a_dead_letter_keeps_the_message_and_says_why() -> None:
+def test_dead_letter_contains_the_message_and_the_reason() -> None:
     message = BusMessage("hotplug.a.b.c.d", b"\xff", {"ce-id": "1", MSG_ID: "x", "Nats-Expected-Stream": "HOTPLUG"})
-    letter = dead_letter(message, Unusable("Undecodable", "line\r\nNats-Evil: 1 ü"), consumer="c", sequence=7, now=NOW)
+    letter = build_dead_letter(
+        message, UnusableMessage("Undecodable", "line\r\nNats-Evil: 1 ü"), consumer="c", sequence=7, now=NOW
+    )
     assert letter.subject == "hotplug-dead.a.b.c.d"
     assert letter.payload == b"\xff"
     assert letter.headers["ce-id"] == "1"
@@ -130,9 +132,9 @@ def test_a_dead_letter_keeps_the_message_and_says_why() -> None:
     assert "Nats-Expected-Stream" not in letter.headers
 
 
-def test_one_message_has_one_letter_whoever_refuses_it() -> None:
+def test_dead_letters_of_one_message_have_the_same_id() -> None:
     message = BusMessage("hotplug.a.b.c.d", b"x", {})
-    error = Unusable("Undecodable", "")
-    one = dead_letter(message, error, consumer="a", sequence=7, now=NOW)
-    assert one.id == dead_letter(message, error, consumer="b", sequence=7).id
-    assert one.id != dead_letter(message, error, consumer="a", sequence=8).id
+    error = UnusableMessage("Undecodable", "")
+    one = build_dead_letter(message, error, consumer="a", sequence=7, now=NOW)
+    assert one.id == build_dead_letter(message, error, consumer="b", sequence=7).id
+    assert one.id != build_dead_letter(message, error, consumer="a", sequence=8).id

@@ -1,4 +1,4 @@
-"""The bus in memory, bare and behind the fault wrapper without faults, does what every bus must do."""
+"""Conformance of the bus in memory, alone and behind the faulty bus without faults; and the faults themselves."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,13 @@ import pytest
 from services.common.bus.envelope import BusMessage
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.telemetry import Telemetry
-from tests.support.bus import Broker, Faults, FaultyBus, MemoryBus, matches
+from tests.support.bus import Broker, MemoryBus, matches
 from tests.support.bus_conformance import BusConformance, Harness, Inbox, annotated, consuming
+from tests.support.faulty_bus import Faults, FaultyBus
 
 
 class MemoryHarness:
-    """A broker and the buses on it."""
+    """A broker in memory and the buses on it."""
 
     def __init__(self, *, faulty: bool = False) -> None:
         self.broker = Broker()
@@ -22,13 +23,13 @@ class MemoryHarness:
         bus = MemoryBus(self.broker, role=role, node=node, telemetry=telemetry)
         return FaultyBus(bus) if self._faulty else bus
 
-    async def stands(self, consumer: str) -> None:
+    async def wait_consumer(self, consumer: str) -> None:
         await self.broker.until(lambda: consumer in self.broker.consumers)
 
-    async def raw(self, message: BusMessage) -> None:
+    async def publish_raw(self, message: BusMessage) -> None:
         self.broker.accept(message)
 
-    async def dead(self, count: int) -> Sequence[BusMessage]:
+    async def dead_letters(self, count: int) -> Sequence[BusMessage]:
         await self.broker.until(lambda: len(self.broker.dead) >= count)
         return self.broker.dead
 
@@ -45,7 +46,7 @@ class TestFaultyBusWithoutFaults(BusConformance):
         return MemoryHarness(faulty=True)
 
 
-async def test_faults_lose_and_repeat_but_never_invent() -> None:
+async def test_faulty_bus_drops_and_duplicates_events_only() -> None:
     harness, inbox = MemoryHarness(), Inbox()
     publisher = await harness.bus("controller", "_")
     faulty = FaultyBus(publisher, Faults(drop=0.3, duplicate=0.3, reorder=0.3), seed=7)
@@ -63,7 +64,7 @@ async def test_faults_lose_and_repeat_but_never_invent() -> None:
     assert ids != sorted(ids, key=lambda text: int(text.split("-")[1]))
 
 
-async def test_events_wait_for_a_broker_that_is_down() -> None:
+async def test_events_are_delivered_after_the_broker_restarts() -> None:
     harness, inbox = MemoryHarness(), Inbox()
     bus = await harness.bus("controller", "_")
     async with consuming(harness, bus, inbox):
@@ -88,5 +89,5 @@ async def test_events_wait_for_a_broker_that_is_down() -> None:
         ("a.b.c", "a.b", False),
     ],
 )
-def test_subject_matching(pattern: str, subject: str, expected: bool) -> None:
+def test_subject_matching_follows_nats(pattern: str, subject: str, expected: bool) -> None:
     assert matches(pattern, subject) is expected

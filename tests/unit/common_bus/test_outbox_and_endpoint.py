@@ -1,4 +1,4 @@
-"""What waits for the bus, and where the bus is."""
+"""The outbox, the endpoint of NATS, and the configuration of the streams."""
 
 import asyncio
 from pathlib import Path
@@ -7,24 +7,24 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.common.bus.connection import Endpoint
 from services.common.bus.envelope import BusMessage
-from services.common.bus.outbox import Outbox
+from services.common.bus.nats.connection import Endpoint
+from services.common.bus.nats.outbox import Outbox
+from services.common.bus.nats.streams import stream_configs
 from services.common.bus.settings import BusSettings
-from services.common.bus.streams import wanted
 
 LIMIT = 4
 
 
 class OutboxMachine(RuleBasedStateMachine):
-    """An outbox against a plain list."""
+    """Compares an outbox with a plain list."""
 
     def __init__(self) -> None:
         super().__init__()
         self.outbox = Outbox(LIMIT)
         self.model: list[BusMessage] = []
         self.count = 0
-        self.gone: BusMessage | None = None
+        self.dropped_message: BusMessage | None = None
 
     @rule()
     def put(self) -> None:
@@ -32,56 +32,56 @@ class OutboxMachine(RuleBasedStateMachine):
         message = BusMessage(f"s.{self.count}", b"", {})
         dropped = self.outbox.put(message)
         assert dropped is (self.model.pop(0) if len(self.model) == LIMIT else None)
-        self.gone = dropped or self.gone
+        self.dropped_message = dropped or self.dropped_message
         self.model.append(message)
 
     @rule(old=st.booleans())
-    def done(self, old: bool) -> None:
-        if old and self.gone is not None:
-            self.outbox.done(self.gone)
+    def remove(self, old: bool) -> None:
+        if old and self.dropped_message is not None:
+            self.outbox.remove(self.dropped_message)
         elif self.model:
-            self.outbox.done(self.model[0])
-            self.gone = self.model.pop(0)
+            self.outbox.remove(self.model[0])
+            self.dropped_message = self.model.pop(0)
 
     @invariant()
-    def agrees(self) -> None:
+    def lengths_are_equal(self) -> None:
         assert len(self.outbox) == len(self.model)
 
 
 TestOutbox = OutboxMachine.TestCase
 
 
-async def test_the_head_is_waited_for_and_stays() -> None:
+async def test_wait_head_waits_and_does_not_remove() -> None:
     outbox, message = Outbox(LIMIT), BusMessage("s", b"", {})
-    waiting = asyncio.create_task(outbox.head())
+    waiting = asyncio.create_task(outbox.wait_head())
     await asyncio.sleep(0)
     assert not waiting.done()
     outbox.put(message)
     assert await waiting is message
-    assert await outbox.head() is message
-    drained = asyncio.create_task(outbox.drained())
+    assert await outbox.wait_head() is message
+    empty = asyncio.create_task(outbox.wait_empty())
     await asyncio.sleep(0)
-    assert not drained.done()
-    outbox.done(message)
-    await drained
+    assert not empty.done()
+    outbox.remove(message)
+    await empty
     assert not outbox
 
 
-def test_an_endpoint_reads_what_nats_own_tools_read() -> None:
+def test_endpoint_reads_the_variables_of_the_nats_tools() -> None:
     environ = {"NATS_CREDS": "/c", "NATS_CA": "/ca", "NATS_CERT": "/crt", "NATS_KEY": "/key"}
-    assert Endpoint.of("nats://a:4222, tls://b:4222,", environ) == Endpoint(
+    assert Endpoint.from_url("nats://a:4222, tls://b:4222,", environ) == Endpoint(
         ("nats://a:4222", "tls://b:4222"), "/c", "/ca", "/crt", "/key"
     )
-    assert Endpoint.of("nats://a", {}).tls() is None
+    assert Endpoint.from_url("nats://a", {}).tls() is None
 
 
-def test_a_missing_certificate_is_told_by_its_own_error(tmp_path: Path) -> None:
+def test_missing_certificate_raises_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r".+"):
         Endpoint(("tls://a",), ca=str(tmp_path / "none")).tls()
 
 
-def test_streams_have_every_limit() -> None:
-    events, dead = wanted(BusSettings())
+def test_stream_configs_set_every_limit() -> None:
+    events, dead = stream_configs(BusSettings())
     assert (events.name, events.subjects) == ("HOTPLUG", ["hotplug.>"])
     assert (events.max_age, events.duplicate_window) == (86_400, 120)
     assert events.max_consumers is not None

@@ -1,4 +1,4 @@
-"""Calls over a unix socket: answers, classified failures, the trace that goes along."""
+"""Requests over a unix socket: responses, classified failures, trace context."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,14 +10,14 @@ import pytest
 from aiohttp import web
 from opentelemetry.trace import SpanKind, StatusCode
 
-from services.common.http.client import BadAnswer, ConnectFailed, TimedOut, UnixHttp
+from services.common.http.client import BadResponse, ConnectFailed, TimedOut, UnixHttpClient
 from services.common.http.server import make_app, serve
 from tests.support.spans import named, recording_telemetry, tree
 
 
 @asynccontextmanager
-async def calling(path: Path, telemetry: Any) -> AsyncIterator[UnixHttp]:
-    client = UnixHttp(str(path), telemetry)
+async def connected_client(path: Path, telemetry: Any) -> AsyncIterator[UnixHttpClient]:
+    client = UnixHttpClient(str(path), telemetry)
     try:
         yield client
     finally:
@@ -25,29 +25,29 @@ async def calling(path: Path, telemetry: Any) -> AsyncIterator[UnixHttp]:
 
 
 @asynccontextmanager
-async def speaking(path: Path, said: bytes | None) -> AsyncIterator[None]:
-    """A server that says this and hangs up; ``None``: says nothing."""
+async def raw_server(path: Path, response: bytes | None) -> AsyncIterator[None]:
+    """Run a server that sends these bytes and closes the connection; ``None``: it sends nothing."""
 
-    talks: set[asyncio.Task[None]] = set()
+    connections: set[asyncio.Task[None]] = set()
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        talks.add(task)
+        connections.add(task)
         await reader.readuntil(b"\r\n\r\n")
-        if said is None:
+        if response is None:
             await reader.read()
         else:
-            writer.write(said)
+            writer.write(response)
         writer.close()
         await writer.wait_closed()
 
-    async with await asyncio.start_unix_server(talk, path):
+    async with await asyncio.start_unix_server(handle, path):
         yield
-        await asyncio.gather(*talks)
+        await asyncio.gather(*connections)
 
 
-async def test_client_and_server_are_one_trace(tmp_path: Path) -> None:
+async def test_client_and_server_spans_are_in_one_trace(tmp_path: Path) -> None:
     telemetry, spans = recording_telemetry()
     app = make_app(telemetry=telemetry, max_body=1000, errors="text")
 
@@ -56,7 +56,7 @@ async def test_client_and_server_are_one_trace(tmp_path: Path) -> None:
 
     app.router.add_post("/delegate", delegate)
     path = tmp_path / "s"
-    async with serve(app, f"unix:{path}"), calling(path, telemetry) as client:
+    async with serve(app, f"unix:{path}"), connected_client(path, telemetry) as client:
         with telemetry.tracer.start_as_current_span("caller"):
             assert await client.request("POST", "/delegate", json={"a": 1}) == (201, b'{"got": {"a": 1}}')
             assert await client.request("GET", "/nowhere") == (404, b"no such path: /nowhere\n")
@@ -68,36 +68,38 @@ async def test_client_and_server_are_one_trace(tmp_path: Path) -> None:
     assert (not_found.kind, not_found.status.status_code) == (SpanKind.CLIENT, StatusCode.ERROR)
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_a_missing_socket_is_connect_failed(tmp_path: Path) -> None:
     telemetry, spans = recording_telemetry()
-    async with calling(tmp_path / "absent", telemetry) as client:
+    async with connected_client(tmp_path / "absent", telemetry) as client:
         with pytest.raises(ConnectFailed, match="No such file"):
             await client.request("GET", "/x")
     (span,) = spans.get_finished_spans()
     assert span.attributes["error.type"] == "ConnectFailed"
+    assert span.attributes["server.address"] == str(tmp_path / "absent")
+    assert "server.port" not in span.attributes
 
 
-async def test_no_answer_in_time(tmp_path: Path) -> None:
+async def test_a_timeout_is_timed_out(tmp_path: Path) -> None:
     telemetry, _ = recording_telemetry()
-    async with speaking(tmp_path / "s", None), calling(tmp_path / "s", telemetry) as client:
+    async with raw_server(tmp_path / "s", None), connected_client(tmp_path / "s", telemetry) as client:
         with pytest.raises(TimedOut, match=r"within 0\.1 s"):
             await client.request("POST", "/x", body=b"x", timeout=0.1)
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort"]
+    "response", [b"", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort"]
 )
-async def test_what_is_no_answer(tmp_path: Path, said: bytes) -> None:
+async def test_a_malformed_response_is_bad_response(tmp_path: Path, response: bytes) -> None:
     telemetry, _ = recording_telemetry()
-    async with speaking(tmp_path / "s", said), calling(tmp_path / "s", telemetry) as client:
-        with pytest.raises(BadAnswer):
+    async with raw_server(tmp_path / "s", response), connected_client(tmp_path / "s", telemetry) as client:
+        with pytest.raises(BadResponse):
             await client.request("GET", "/x")
 
 
 async def test_a_restarted_server_is_reached_at_once(tmp_path: Path) -> None:
     telemetry, _ = recording_telemetry()
     path = tmp_path / "s"
-    async with calling(path, telemetry) as client:
+    async with connected_client(path, telemetry) as client:
         for _ in range(2):
             async with serve(make_app(telemetry=telemetry, max_body=10), f"unix:{path}"):
                 assert (await client.request("GET", "/x"))[0] == 404

@@ -1,4 +1,4 @@
-"""The server: errors in the asked form, body limits, spans, and where it listens."""
+"""The server: error formats, body limits, spans, and listening addresses."""
 
 import asyncio
 import os
@@ -74,14 +74,14 @@ async def test_every_error_is_a_status(method: str, path: str, code: int, reason
     assert "secret" not in body["message"]
 
 
-async def test_details_and_headers_of_an_error_are_kept() -> None:
+async def test_an_error_has_its_details_and_headers() -> None:
     async with server() as (client, _), client.get("/refuse") as response:
         body = await response.json()
         assert body["details"] == {"name": "vm", "causes": [{"field": "name", "message": "bad"}]}
         assert response.headers["X-Why"] == "because"
 
 
-async def test_405_names_what_is_allowed() -> None:
+async def test_405_names_the_allowed_methods() -> None:
     async with server() as (client, _), client.post("/apis/a/echo") as response:
         assert (response.status, response.headers["Allow"]) == (405, "PUT")
 
@@ -93,7 +93,7 @@ async def test_errors_can_be_text(path: str, code: int) -> None:
         assert (await response.text()).strip()
 
 
-async def test_a_bug_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with server() as (client, _), client.get("/bug"):
         pass
     assert "secret detail" in caplog.text
@@ -101,7 +101,7 @@ async def test_a_bug_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(("size", "code"), [(100, 200), (101, 413), (100_000, 413)])
-async def test_bodies_are_limited_however_they_come(size: int, code: int, chunked: bool) -> None:
+async def test_bodies_are_limited_with_and_without_chunks(size: int, code: int, chunked: bool) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, size, 50):
             yield b"x" * min(50, size - start)
@@ -115,7 +115,7 @@ async def test_bodies_are_limited_however_they_come(size: int, code: int, chunke
             assert await response.read() == b"next"
 
 
-async def test_a_request_is_a_server_span_below_the_caller() -> None:
+async def test_a_request_has_a_server_span_as_child_of_the_callers() -> None:
     async with server() as (client, spans):
         async with client.put("/apis/vm1/echo", data=b"x", headers={"traceparent": TRACEPARENT}):
             pass
@@ -134,23 +134,23 @@ async def test_a_request_is_a_server_span_below_the_caller() -> None:
     assert named(finished, "GET").attributes["http.response.status_code"] == 404
 
 
-async def test_requests_under_way_end_before_the_server_does() -> None:
+async def test_running_requests_end_before_the_server() -> None:
     telemetry, _ = recording_telemetry()
     app = make_app(telemetry=telemetry, max_body=100)
-    arrived, go_on = asyncio.Event(), asyncio.Event()
+    arrived, release = asyncio.Event(), asyncio.Event()
 
     async def slow(_request: web.Request) -> web.Response:
         arrived.set()
-        await go_on.wait()
+        await release.wait()
         return web.Response(text="done")
 
     app.router.add_get("/slow", slow)
     async with aiohttp.ClientSession() as client:
         async with serve(app, "127.0.0.1:0") as address:
-            asked = asyncio.create_task(client.get(f"http://{address}/slow"))
+            response = asyncio.create_task(client.get(f"http://{address}/slow"))
             await asyncio.wait_for(arrived.wait(), 5)
-            asyncio.get_running_loop().call_soon(go_on.set)
-        assert await (await asked).text() == "done"
+            asyncio.get_running_loop().call_soon(release.set)
+        assert await (await response).text() == "done"
 
 
 async def unix_get(path: Path) -> str:
@@ -167,7 +167,7 @@ def unix_app() -> web.Application:
     return app
 
 
-async def test_a_unix_socket_is_for_its_owner_only_and_goes_with_the_server(tmp_path: Path) -> None:
+async def test_a_unix_socket_has_mode_0600_and_is_removed_with_the_server(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "s.sock"
     async with serve(unix_app(), f"unix:{path}") as address:
         assert address == f"unix:{path}"
@@ -177,7 +177,7 @@ async def test_a_unix_socket_is_for_its_owner_only_and_goes_with_the_server(tmp_
     assert list(path.parent.iterdir()) == []
 
 
-async def test_a_restart_leaves_no_gap_and_a_successor_keeps_its_socket(tmp_path: Path) -> None:
+async def test_a_restart_leaves_no_gap_and_does_not_remove_the_successors_socket(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     async with serve(unix_app(), f"unix:{path}"):
         first = path.stat().st_ino
@@ -192,7 +192,7 @@ async def test_a_restart_leaves_no_gap_and_a_successor_keeps_its_socket(tmp_path
         assert await unix_get(path) == "hello"
 
 
-async def test_a_stale_socket_is_replaced_and_anything_else_is_not(tmp_path: Path) -> None:
+async def test_a_stale_socket_is_replaced_and_another_file_is_not(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(path))
@@ -200,13 +200,13 @@ async def test_a_stale_socket_is_replaced_and_anything_else_is_not(tmp_path: Pat
     async with serve(unix_app(), f"unix:{path}"):
         assert await unix_get(path) == "hello"
     path.write_text("mine")
-    with pytest.raises(FileExistsError, match="not a socket"):
+    with pytest.raises(FileExistsError, match="is no socket"):
         async with serve(unix_app(), f"unix:{path}"):
             pass
     assert path.read_text() == "mine"
 
 
-def test_a_path_too_long_for_a_socket_is_said_so(tmp_path: Path) -> None:
+def test_a_socket_path_that_is_too_long_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="longer than 107 bytes"):
         bind(f"unix:{tmp_path}/{'x' * 120}")
     assert list(tmp_path.iterdir()) == []
@@ -225,8 +225,8 @@ async def test_an_inherited_descriptor_is_served() -> None:
 
 
 @pytest.mark.parametrize("listen", ["", "nonsense", "127.0.0.1:", "127.0.0.1:http", "fd:x"])
-def test_what_is_no_address_is_refused(listen: str) -> None:
-    with pytest.raises(ValueError, match=r"not an address|invalid literal"):
+def test_a_malformed_address_is_refused(listen: str) -> None:
+    with pytest.raises(ValueError, match=r"use host:port, unix:/path or fd:N|invalid literal"):
         bind(listen)
 
 

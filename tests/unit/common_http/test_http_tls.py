@@ -1,4 +1,4 @@
-"""TLS: client certificates are asked for, verified, and name the client."""
+"""TLS: client certificates are requested, verified, and name the client."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def tls(tmp_path: Path, authority: Authority, *, required: bool) -> AsyncI
         yield f"https://{address}/"
 
 
-async def ask(url: str, authority: Authority, pair: Pair | None) -> str:
+async def get(url: str, authority: Authority, pair: Pair | None) -> str:
     context = ssl.create_default_context(cafile=str(authority.ca))
     if pair is not None:
         context.load_cert_chain(pair.cert, pair.key)
@@ -42,20 +42,20 @@ async def ask(url: str, authority: Authority, pair: Pair | None) -> str:
 async def test_a_client_certificate_names_the_client(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with tls(tmp_path, authority, required=False) as url:
-        assert await ask(url, authority, authority.client("front-proxy-client")) == "front-proxy-client"
-        assert await ask(url, authority, None) == "nobody"
+        assert await get(url, authority, authority.client("front-proxy-client")) == "front-proxy-client"
+        assert await get(url, authority, None) == "nobody"
 
 
-async def test_a_certificate_of_another_authority_is_refused(tmp_path: Path) -> None:
+async def test_a_certificate_of_an_unknown_ca_is_refused(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    stranger = Authority(tmp_path, "other-ca").client("front-proxy-client")
+    foreign = Authority(tmp_path, "other-ca").client("front-proxy-client")
     async with tls(tmp_path, authority, required=False) as url:
         with pytest.raises((aiohttp.ClientError, OSError)):
-            await ask(url, authority, stranger)
+            await get(url, authority, foreign)
 
 
 async def test_a_certificate_can_be_required(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with tls(tmp_path, authority, required=True) as url:
         with pytest.raises((aiohttp.ClientError, OSError)):
-            await ask(url, authority, None)
+            await get(url, authority, None)

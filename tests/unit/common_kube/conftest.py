@@ -1,4 +1,4 @@
-"""A scripted API server over plain HTTP, and our client in front of it."""
+"""A scripted API server over plain HTTP, and a client connected to it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,36 +12,36 @@ from aiohttp import web
 from services.common.kube.client import Kube
 from tests.support.spans import recording_telemetry
 
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Response = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Script:
-    """Answers requests from queues: one for lists and single requests, one for watches; records what came."""
+    """A server that responds from two queues, one for watches and one for other requests, and records the requests."""
 
     def __init__(self) -> None:
         self.requests: list[web.Request] = []
         self.bodies: list[bytes] = []
         self.arrived = asyncio.Semaphore(0)
-        self.answers: asyncio.Queue[Answer] = asyncio.Queue()
-        self.watches: asyncio.Queue[Answer] = asyncio.Queue()
+        self.responses: asyncio.Queue[Response] = asyncio.Queue()
+        self.watches: asyncio.Queue[Response] = asyncio.Queue()
         self.url = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         self.bodies.append(await request.read())
         self.arrived.release()
-        queue = self.watches if request.query.get("watch") else self.answers
+        queue = self.watches if request.query.get("watch") else self.responses
         return await (await queue.get())(request)
 
-    def answer(self, body: Any, status: int = 200, **headers: str) -> None:
-        async def answer(_request: web.Request) -> web.StreamResponse:
+    def respond(self, body: Any, status: int = 200, **headers: str) -> None:
+        async def respond(_request: web.Request) -> web.StreamResponse:
             raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
             return web.Response(status=status, body=raw, content_type="application/json", headers=headers)
 
-        self.answers.put_nowait(answer)
+        self.responses.put_nowait(respond)
 
     def listing(self, *objects: dict[str, Any], version: str = "10") -> None:
-        self.answer({"kind": "PodList", "metadata": {"resourceVersion": version}, "items": list(objects)})
+        self.respond({"kind": "PodList", "metadata": {"resourceVersion": version}, "items": list(objects)})
 
     def watch(self) -> "Stream":
         stream = Stream()
@@ -56,7 +56,7 @@ class Script:
 
 
 class Stream:
-    """One watch under the test's control."""
+    """A watch that the test controls."""
 
     def __init__(self) -> None:
         self._out: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -88,7 +88,7 @@ class Stream:
 
 
 def failure(code: int, reason: str, message: str = "", **details: Any) -> dict[str, Any]:
-    """A Status as an API server writes it."""
+    """Return a Status as an API server sends it."""
     return {
         "kind": "Status",
         "apiVersion": "v1",
@@ -102,7 +102,7 @@ def failure(code: int, reason: str, message: str = "", **details: Any) -> dict[s
 
 
 def pod(name: str, version: str, *, uid: str = "", node: str = "n1", namespace: str = "ns") -> dict[str, Any]:
-    """A pod as the API gives it."""
+    """Return a pod as the API server sends it."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -113,7 +113,7 @@ def pod(name: str, version: str, *, uid: str = "", node: str = "n1", namespace: 
 
 
 def kubeconfig(server: str, user: dict[str, Any] | None = None, cluster: dict[str, Any] | None = None) -> bytes:
-    """A kubeconfig for one server."""
+    """Return a kubeconfig for one server."""
     return msgspec.yaml.encode(
         {
             "apiVersion": "v1",
@@ -128,47 +128,47 @@ def kubeconfig(server: str, user: dict[str, Any] | None = None, cluster: dict[st
 
 @pytest.fixture
 async def script() -> AsyncIterator[Script]:
-    """The scripted server."""
-    made = Script()
+    """Run the scripted server."""
+    server = Script()
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", made.handle)
+    app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield made
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield server
     await runner.cleanup()
 
 
 @pytest.fixture
 async def recorded() -> Any:
-    """A recording telemetry and the spans it has finished."""
+    """Return a recording telemetry and its finished spans."""
     return recording_telemetry()
 
 
 @pytest.fixture
 async def kube(script: Script, tmp_path: Path, recorded: Any) -> AsyncIterator[Kube]:
-    """Our client of the scripted server."""
+    """Return a client of the scripted server."""
     path = tmp_path / "kubeconfig"
     path.write_bytes(kubeconfig(script.url, {"token": "t0ken"}))
-    async with await Kube.connect(kubeconfig=str(path), telemetry=recorded[0], user_agent="hotnic-test/1") as made:
-        yield made
+    async with await Kube.connect(kubeconfig=str(path), telemetry=recorded[0], user_agent="hotnic-test/1") as client:
+        yield client
 
 
 @pytest.fixture
 def make_pod() -> Callable[..., dict[str, Any]]:
-    """Makes pods."""
+    """Return a function that creates pods."""
     return pod
 
 
 @pytest.fixture
 def make_failure() -> Callable[..., dict[str, Any]]:
-    """Makes Status objects."""
+    """Return a function that creates Status objects."""
     return failure
 
 
 @pytest.fixture
 def make_kubeconfig() -> Callable[..., bytes]:
-    """Makes kubeconfig files."""
+    """Return a function that creates kubeconfigs."""
     return kubeconfig

@@ -1,4 +1,4 @@
-"""Credentials: client certificates, tokens, token files, exec plugins, the pod's service account; and their refresh."""
+"""Credentials (client certificates, tokens, token files, exec plugins, service accounts) and their refresh."""
 
 import ssl
 import stat
@@ -14,17 +14,17 @@ from aiohttp import web
 from schemas.kube import PODS
 from services.common.http.server import make_app, serve
 from services.common.http.tls import peer_common_name, server_context
-from services.common.kube.auth import ClusterAccess
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeconfigError, Unauthorized, Unavailable
-from services.common.kube.transport import Transport
+from services.common.kube.session.auth import ClusterAccess
+from services.common.kube.session.transport import Transport
 from tests.support.certs import Authority
 
 HOME = {"HOME": "/nonexistent"}
 
 
 class Clock:
-    """Time by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -52,7 +52,7 @@ async def who(request: web.Request) -> web.Response:
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["complete CA", "CA without key identifiers"])
-async def test_a_client_certificate_says_who_we_are(
+async def test_a_client_certificate_authenticates(
     tmp_path: Path, recorded: Any, make_kubeconfig: Any, strict: bool
 ) -> None:
     async with tls_server(tmp_path, recorded, who, strict=strict) as (server, authority):
@@ -64,9 +64,7 @@ async def test_a_client_certificate_says_who_we_are(
             assert (await kube.get(PODS, "ns", "x")).metadata.name == "hotnic:api"
 
 
-async def test_a_server_of_another_authority_is_not_talked_to(
-    tmp_path: Path, recorded: Any, make_kubeconfig: Any
-) -> None:
+async def test_a_server_with_an_unknown_ca_is_refused(tmp_path: Path, recorded: Any, make_kubeconfig: Any) -> None:
     async with tls_server(tmp_path, recorded, who) as (server, _):
         other = Authority(tmp_path, "other-ca")
         path = tmp_path / "config"
@@ -79,7 +77,7 @@ async def test_a_server_of_another_authority_is_not_talked_to(
             assert (await kube.get(PODS, "ns", "x")).metadata.name == "Bearer secret"
 
 
-async def test_a_token_file_is_read_anew_every_minute(tmp_path: Path, make_kubeconfig: Any) -> None:
+async def test_a_token_file_is_read_again_every_minute(tmp_path: Path, make_kubeconfig: Any) -> None:
     token = tmp_path / "token"
     token.write_text("one\n")
     path, clock = tmp_path / "config", Clock()
@@ -94,7 +92,7 @@ async def test_a_token_file_is_read_anew_every_minute(tmp_path: Path, make_kubec
     assert await access.headers() == {"Authorization": "Bearer two"}
 
 
-async def test_credentials_that_cannot_be_read_anew_stay_in_use(
+async def test_old_credentials_are_used_if_the_new_ones_cannot_be_read(
     tmp_path: Path, make_kubeconfig: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = tmp_path / "token"
@@ -110,7 +108,7 @@ async def test_credentials_that_cannot_be_read_anew_stay_in_use(
 
 
 def plugin(tmp_path: Path, status: dict[str, Any]) -> dict[str, Any]:
-    """An exec plugin that counts its runs in the token."""
+    """Return a user with an exec plugin that puts the number of its runs into the token."""
     script, count = tmp_path / "plugin", tmp_path / "count"
     credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
     text = msgspec.json.encode(credential).decode().replace("RUN", "'$(wc -c < " + str(count) + ")'")
@@ -134,7 +132,7 @@ async def test_an_exec_plugin_runs_again_when_its_token_expires(
     assert await access.headers() == {"Authorization": again}
 
 
-async def test_a_401_is_tried_once_more_with_fresh_credentials(
+async def test_a_401_is_retried_once_with_new_credentials(
     tmp_path: Path, recorded: Any, script: Any, make_pod: Any, make_failure: Any, make_kubeconfig: Any
 ) -> None:
     path, clock = tmp_path / "config", Clock()
@@ -145,17 +143,17 @@ async def test_a_401_is_tried_once_more_with_fresh_credentials(
     async with kube:
         path.write_bytes(make_kubeconfig(script.url, {"token": "new"}))
         clock.now = 10
-        script.answer(make_failure(401, "Unauthorized"), 401)
-        script.answer(make_pod("a", "1"))
+        script.respond(make_failure(401, "Unauthorized"), 401)
+        script.respond(make_pod("a", "1"))
         assert (await kube.get(PODS, "ns", "a")).metadata.name == "a"
         assert [request.headers["Authorization"] for request in script.requests] == ["Bearer old", "Bearer new"]
-        script.answer(make_failure(401, "Unauthorized"), 401)
+        script.respond(make_failure(401, "Unauthorized"), 401)
         with pytest.raises(Unauthorized):
             await kube.get(PODS, "ns", "a")
         assert len(script.requests) == 3
 
 
-async def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
+async def test_the_service_account_is_used_in_a_pod(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     (tmp_path / "ca.crt").write_bytes(authority.ca.read_bytes())
     (tmp_path / "token").write_text("sa-one\n")
@@ -178,21 +176,21 @@ async def test_in_a_pod_the_service_account_is_used(tmp_path: Path) -> None:
     "content",
     [b"", b"[]", b"{}", b"contexts: 3", b":::", b"\t{", b"current-context: x\ncontexts: []\nclusters: []\nusers: []"],
 )
-async def test_what_is_no_kubeconfig_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
+async def test_an_invalid_kubeconfig_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken"
     path.write_bytes(content)
     with pytest.raises(KubeconfigError, match="broken"):
         await ClusterAccess(str(path), environ=HOME).load()
 
 
-async def test_no_configuration_at_all_says_where_it_looked(tmp_path: Path) -> None:
+async def test_the_error_without_configuration_names_the_places(tmp_path: Path) -> None:
     with pytest.raises(KubeconfigError, match=r"no KUBECONFIG, no ~/\.kube/config, and not in a pod"):
         await ClusterAccess(None, environ=HOME).load()
     with pytest.raises(KubeconfigError, match="no such kubeconfig"):
         await ClusterAccess(str(tmp_path / "absent"), environ=HOME).load()
 
 
-async def test_another_context_can_be_asked_for(tmp_path: Path, make_kubeconfig: Any) -> None:
+async def test_a_context_can_be_selected(tmp_path: Path, make_kubeconfig: Any) -> None:
     first, second = tmp_path / "one", tmp_path / "two"
     first.write_bytes(make_kubeconfig("http://127.0.0.1:1"))
     second.write_bytes(make_kubeconfig("http://127.0.0.1:2").replace(b"test", b"other").replace(b": c\n", b": d\n"))

@@ -1,6 +1,7 @@
-"""Requests: what is sent, what comes back, which error it is, which span is left."""
+"""Requests of the client: what is sent, what is returned, errors and spans."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from opentelemetry.trace import SpanKind, StatusCode
 from schemas.kube import NADS, PODS, VMIS
 from services.common.kube import errors, patch
 from services.common.kube.client import Kube
+from services.common.kube.session import transport
 from services.common.telemetry.propagation import context_of, span_context
 from tests.support.spans import named
 
 
-async def test_get_decodes_and_says_who_asks(kube: Kube, script: Any, make_pod: Any) -> None:
-    script.answer(make_pod("a", "7"))
+async def test_get_decodes_the_object_and_sends_credentials(kube: Kube, script: Any, make_pod: Any) -> None:
+    script.respond(make_pod("a", "7"))
     pod = await kube.get(PODS, "ns", "a")
     assert (pod.metadata.resource_version, pod.spec.node_name) == ("7", "n1")
     request = script.requests[0]
@@ -26,11 +28,11 @@ async def test_get_decodes_and_says_who_asks(kube: Kube, script: Any, make_pod: 
     assert request.headers["Accept"] == "application/json"
 
 
-async def test_the_context_of_the_kubeconfig_is_known(kube: Kube, script: Any) -> None:
+async def test_access_has_server_context_and_namespace(kube: Kube, script: Any) -> None:
     assert (kube.access.server, kube.access.context, kube.access.namespace) == (script.url, "test", "from-context")
 
 
-async def test_list_says_what_it_left_out(kube: Kube, script: Any, make_pod: Any) -> None:
+async def test_list_counts_undecodable_objects(kube: Kube, script: Any, make_pod: Any) -> None:
     script.listing(make_pod("a", "1"), make_pod("bad", "2") | {"spec": 1}, version="42")
     listing = await kube.list(PODS, labels="a=b", fields="metadata.name=x")
     assert [pod.metadata.name for pod in listing.items] == ["a"]
@@ -39,9 +41,9 @@ async def test_list_says_what_it_left_out(kube: Kube, script: Any, make_pod: Any
     assert dict(script.requests[0].query) == {"labelSelector": "a=b", "fieldSelector": "metadata.name=x"}
 
 
-async def test_patches_are_sent_as_what_they_are(kube: Kube, script: Any, make_pod: Any) -> None:
-    script.answer(make_pod("a", "8"))
-    script.answer(make_pod("a", "9"))
+async def test_patches_have_their_content_type(kube: Kube, script: Any, make_pod: Any) -> None:
+    script.respond(make_pod("a", "8"))
+    script.respond(make_pod("a", "9"))
     annotation = patch.pointer("metadata", "annotations", "k8s.v1.cni.cncf.io/networks")
     await kube.json_patch(PODS, "ns", "a", [patch.test(annotation, None), patch.add(annotation, "[]")])
     await kube.merge_patch(PODS, "ns", "a", {"metadata": {"annotations": {"x": None}}}, subresource="status")
@@ -58,8 +60,8 @@ async def test_patches_are_sent_as_what_they_are(kube: Kube, script: Any, make_p
 
 
 async def test_create_and_delete(kube: Kube, script: Any, make_pod: Any) -> None:
-    script.answer(make_pod("a", "1"), 201)
-    script.answer({"kind": "Status", "status": "Success"})
+    script.respond(make_pod("a", "1"), 201)
+    script.respond({"kind": "Status", "status": "Success"})
     created = await kube.create(PODS, "ns", {"metadata": {"name": "a"}})
     assert created.metadata.uid == "uid-a"
     await kube.delete(PODS, "ns", "a", grace=0, uid="uid-a")
@@ -90,22 +92,22 @@ async def test_create_and_delete(kube: Kube, script: Any, make_pod: Any) -> None
 async def test_errors_are_classified(
     kube: Kube, script: Any, make_failure: Any, status: int, reason: str, expected: type[errors.KubeError]
 ) -> None:
-    script.answer(make_failure(status, reason, "because"), status)
+    script.respond(make_failure(status, reason, "because"), status)
     with pytest.raises(errors.KubeError) as caught:
         await kube.get(PODS, "ns", "a")
     assert type(caught.value) is expected
     assert (caught.value.status, caught.value.reason, caught.value.message) == (status, reason, "because")
 
 
-async def test_an_error_that_is_no_status_keeps_its_text(kube: Kube, script: Any) -> None:
-    script.answer(b"<html>bad gateway", 502)
+async def test_an_error_without_a_status_has_the_body_as_message(kube: Kube, script: Any) -> None:
+    script.respond(b"<html>bad gateway", 502)
     with pytest.raises(errors.Unavailable, match="bad gateway"):
         await kube.get(PODS, "ns", "a")
 
 
-async def test_later_says_when(kube: Kube, script: Any, make_failure: Any) -> None:
-    script.answer(make_failure(429, "TooManyRequests", retryAfterSeconds=3), 429)
-    script.answer(b"", 503, **{"Retry-After": "7"})
+async def test_errors_have_the_retry_time(kube: Kube, script: Any, make_failure: Any) -> None:
+    script.respond(make_failure(429, "TooManyRequests", retryAfterSeconds=3), 429)
+    script.respond(b"", 503, **{"Retry-After": "7"})
     for expected in (3.0, 7.0):
         with pytest.raises(errors.Unavailable) as caught:
             await kube.get(PODS, "ns", "a")
@@ -124,23 +126,23 @@ GENERIC = "the server rejected our request due to an error in our request"
         ('Pod "a" is invalid', {"kind": "Pod", "causes": [{"field": "spec", "message": "test"}]}, True, errors.Invalid),
     ],
 )
-async def test_a_failed_test_is_told_from_an_invalid_object(
+async def test_a_failed_test_differs_from_an_invalid_object(
     kube: Kube, script: Any, make_failure: Any, message: str, details: Any, guarded: bool, expected: type[Exception]
 ) -> None:
-    script.answer(make_failure(422, "Invalid", message, **details), 422)
+    script.respond(make_failure(422, "Invalid", message, **details), 422)
     ops = [patch.test("/spec/a", 1)] if guarded else []
     with pytest.raises(errors.Invalid) as caught:
         await kube.json_patch(VMIS, "ns", "a", [*ops, patch.replace("/spec/a", 2)])
     assert type(caught.value) is expected
 
 
-async def test_an_answer_of_another_shape_is_bad(kube: Kube, script: Any) -> None:
-    script.answer({"metadata": []})
-    with pytest.raises(errors.BadApiAnswer):
+async def test_an_undecodable_response_is_bad_api_response(kube: Kube, script: Any) -> None:
+    script.respond({"metadata": []})
+    with pytest.raises(errors.BadApiResponse):
         await kube.get(NADS, "ns", "a")
 
 
-async def test_nobody_there_is_unavailable(
+async def test_a_refused_connection_is_unavailable(
     tmp_path: Path, recorded: Any, make_kubeconfig: Any, unused_tcp_port: int
 ) -> None:
     path = tmp_path / "config"
@@ -151,18 +153,18 @@ async def test_nobody_there_is_unavailable(
     assert caught.value.reason == "Unreachable"
 
 
-async def test_no_answer_in_time_is_unavailable(kube: Kube) -> None:
+async def test_a_timeout_is_unavailable(kube: Kube) -> None:
     with pytest.raises(errors.Unavailable) as caught:
         await kube.request("GET", "/api/v1/pods", timeout=0.1)
     assert caught.value.reason == "Timeout"
 
 
-async def test_every_request_leaves_a_span_and_takes_the_trace_along(
+async def test_every_request_has_a_span_and_sends_the_trace_context(
     kube: Kube, script: Any, recorded: Any, make_pod: Any, make_failure: Any
 ) -> None:
     telemetry, spans = recorded
-    script.answer(make_pod("a", "1"))
-    script.answer(make_failure(404, "NotFound", "no pod"), 404)
+    script.respond(make_pod("a", "1"))
+    script.respond(make_failure(404, "NotFound", "no pod"), 404)
     with telemetry.tracer.start_as_current_span("root") as root:
         await kube.json_patch(PODS, "ns", "a", [patch.remove("/a")], subresource="status")
         with pytest.raises(errors.NotFound):
@@ -179,27 +181,104 @@ async def test_every_request_leaves_a_span_and_takes_the_trace_along(
     assert sent.span_id == patched.context.span_id
 
 
-async def test_a_lost_guard_is_no_failure_of_the_trace(
-    kube: Kube, script: Any, recorded: Any, make_failure: Any
+@pytest.mark.parametrize(
+    ("server", "address", "port"),
+    [
+        ("https://kube.example", "kube.example", 443),
+        ("https://kube.example:6443/prefix", "kube.example", 6443),
+        ("http://10.0.0.1", "10.0.0.1", 80),
+        ("https://[fd00::1]:6443", "fd00::1", 6443),
+    ],
+)
+def test_server_attributes_are_host_and_port(server: str, address: str, port: int) -> None:
+    assert transport._server_attributes(server) == {"server.address": address, "server.port": port}
+
+
+async def test_spans_name_host_and_port_of_the_server(kube: Kube, script: Any, recorded: Any, make_pod: Any) -> None:
+    script.respond(make_pod("a", "1"))
+    await kube.get(PODS, "ns", "a")
+    (span,) = recorded[1].get_finished_spans()
+    assert span.attributes["server.address"] == "127.0.0.1"
+    assert f"http://127.0.0.1:{span.attributes['server.port']}" == script.url
+
+
+async def _patch(kube: Kube) -> None:
+    await kube.json_patch(PODS, "ns", "a", [patch.test("/spec/a", 1), patch.remove("/spec/a")])
+
+
+async def _unguarded_patch(kube: Kube) -> None:
+    await kube.json_patch(PODS, "ns", "a", [patch.remove("/spec/a")])
+
+
+async def _merge(kube: Kube) -> None:
+    await kube.merge_patch(PODS, "ns", "a", {"metadata": {"resourceVersion": "1"}})
+
+
+async def _unguarded_merge(kube: Kube) -> None:
+    await kube.merge_patch(PODS, "ns", "a", {"metadata": {"labels": {}}})
+
+
+async def _delete(kube: Kube) -> None:
+    await kube.delete(PODS, "ns", "a", uid="u")
+
+
+async def _unguarded_put(kube: Kube) -> None:
+    await kube.request("PUT", "/apis/x/v1/y", body={"name": "blue"})
+
+
+@pytest.mark.parametrize(
+    ("send", "code", "reason", "kind", "conflict"),
+    [
+        (_patch, 422, "Invalid", errors.PatchTestFailed, True),
+        (_patch, 409, "Conflict", errors.Conflict, True),
+        (_patch, 403, "Forbidden", errors.Forbidden, False),
+        (_unguarded_patch, 422, "Invalid", errors.Invalid, False),
+        (_unguarded_patch, 409, "Conflict", errors.Conflict, False),
+        (_merge, 409, "Conflict", errors.Conflict, True),
+        (_merge, 422, "Invalid", errors.Invalid, False),
+        (_merge, 409, "AlreadyExists", errors.AlreadyExists, False),
+        (_unguarded_merge, 409, "Conflict", errors.Conflict, False),
+        (_delete, 409, "Conflict", errors.Conflict, True),
+        (_unguarded_put, 409, "Conflict", errors.Conflict, False),
+    ],
+)
+async def test_conflict_of_a_guarded_write_is_no_span_error(
+    kube: Kube,
+    script: Any,
+    recorded: Any,
+    make_failure: Any,
+    send: Callable[[Kube], Awaitable[None]],
+    code: int,
+    reason: str,
+    kind: type[errors.KubeError],
+    conflict: bool,
 ) -> None:
-    script.answer(make_failure(422, "Invalid", GENERIC), 422)
-    with pytest.raises(errors.PatchTestFailed):
-        await kube.json_patch(PODS, "ns", "a", [patch.test("/spec/a", 1), patch.remove("/spec/a")])
-    span = named(recorded[1].get_finished_spans(), "kube patch pods")
-    assert (span.attributes["hotnic.guard"], span.status.status_code) == ("lost", StatusCode.UNSET)
+    script.respond(make_failure(code, reason, GENERIC), code)
+    telemetry, exporter = recorded
+    with (
+        pytest.raises(errors.KubeError) as raised,
+        telemetry.tracer.start_as_current_span("role's own span"),
+    ):
+        await send(kube)
+    assert (type(raised.value), raised.value.conflict) == (kind, conflict)
+    for span in exporter.get_finished_spans():
+        assert span.attributes.get("hotnic.conflict", False) is conflict
+        assert span.status.status_code is (StatusCode.UNSET if conflict else StatusCode.ERROR)
+        assert span.name == "role's own span" or span.attributes["http.response.status_code"] == code
+        assert not (conflict and span.events)
 
 
-async def test_raw_requests_give_the_answer_as_it_is(kube: Kube, script: Any) -> None:
-    script.answer(b"raw", 202, **{"Hotnic-Operation": "id"})
-    answer = await kube.request("PUT", "/apis/x/v1/y", body={"a": 1}, query={"dryRun": "All"})
-    assert (answer.status, answer.body, answer.headers["hotnic-operation"]) == (202, b"raw", "id")
+async def test_raw_requests_return_the_response_unchanged(kube: Kube, script: Any) -> None:
+    script.respond(b"raw", 202, **{"Hotnic-Operation": "id"})
+    response = await kube.request("PUT", "/apis/x/v1/y", body={"a": 1}, query={"dryRun": "All"})
+    assert (response.status, response.body, response.headers["hotnic-operation"]) == (202, b"raw", "id")
     assert script.bodies == [b'{"a":1}']
     assert script.requests[0].query_string == "dryRun=All"
 
 
 async def test_one_connection_serves_many_requests(kube: Kube, script: Any, make_pod: Any) -> None:
     for n in range(5):
-        script.answer(make_pod("a", str(n)))
+        script.respond(make_pod("a", str(n)))
     for _ in range(5):
         await kube.get(PODS, "ns", "a")
     assert len({id(request.protocol) for request in script.requests}) == 1
@@ -210,5 +289,5 @@ async def test_requests_run_beside_each_other(kube: Kube, script: Any, make_pod:
     for _ in range(3):
         await asyncio.wait_for(script.arrived.acquire(), 5)
     for n in range(3):
-        script.answer(make_pod(str(n), "1"))
+        script.respond(make_pod(str(n), "1"))
     assert len(await asyncio.gather(*waiting)) == 3

@@ -1,4 +1,4 @@
-"""Kubernetes Events: deterministic, best effort, within limits."""
+"""Kubernetes Events have deterministic names, are best effort, and respect the API's limits."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from services.common.kube.client import Kube
 from services.common.kube.event_recorder import EventRecorder, event_name
-from services.common.logs import logger
+from services.common.telemetry.logs import logger
 
 VMI = {
     "kind": "VirtualMachineInstance",
@@ -19,14 +19,14 @@ VMI = {
 KEY = ("operation", "guest-attached", "Attached")
 
 
-async def emit(events: EventRecorder, **changed: Any) -> None:
+async def record(recorder: EventRecorder, **changed: Any) -> None:
     given = {"about": VMI, "type": "Normal", "reason": "Attached", "message": "done", "key": KEY} | changed
-    await events.emit(**given)
+    await recorder.record(**given)
 
 
-async def test_an_event_is_what_kubectl_describe_shows(kube: Kube, script: Any) -> None:
-    script.answer({}, 201)
-    await emit(EventRecorder(kube, "handler", log=logger("test"), node="n1"))
+async def test_an_event_has_the_fields_that_kubectl_describe_shows(kube: Kube, script: Any) -> None:
+    script.respond({}, 201)
+    await record(EventRecorder(kube, "handler", log=logger("test"), node="n1"))
     body = msgspec.json.decode(script.bodies[0])
     assert script.requests[0].path == "/api/v1/namespaces/ns/events"
     assert body["metadata"] == {"name": event_name("vm1", KEY), "namespace": "ns"}
@@ -42,31 +42,31 @@ async def test_an_event_is_what_kubectl_describe_shows(kube: Kube, script: Any) 
     assert body["firstTimestamp"] == body["lastTimestamp"]
 
 
-async def test_the_same_event_is_written_once(kube: Kube, script: Any, make_failure: Any) -> None:
-    events = EventRecorder(kube, "handler", log=logger("test"))
-    script.answer(make_failure(409, "AlreadyExists"), 409)
-    script.answer({}, 201)
-    await emit(events)
-    await emit(events)
-    await emit(events, key=("another", "operation"))
+async def test_the_same_event_is_created_once(kube: Kube, script: Any, make_failure: Any) -> None:
+    recorder = EventRecorder(kube, "handler", log=logger("test"))
+    script.respond(make_failure(409, "AlreadyExists"), 409)
+    script.respond({}, 201)
+    await record(recorder)
+    await record(recorder)
+    await record(recorder, key=("another", "operation"))
     assert len(script.requests) == 2
 
 
-async def test_what_cannot_be_written_is_logged_and_tried_the_next_time(
+async def test_a_failure_is_logged_and_retried_the_next_time(
     kube: Kube, script: Any, make_failure: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    events = EventRecorder(kube, "handler", log=logger("test"))
-    script.answer(make_failure(403, "Forbidden", "no events for you"), 403)
-    script.answer({}, 201)
-    await emit(events)
+    recorder = EventRecorder(kube, "handler", log=logger("test"))
+    script.respond(make_failure(403, "Forbidden", "no events for you"), 403)
+    script.respond({}, 201)
+    await record(recorder)
     assert "no events for you" in caplog.text
-    await emit(events)
+    await record(recorder)
     assert len(script.requests) == 2
 
 
-async def test_long_texts_are_cut_to_what_the_api_takes(kube: Kube, script: Any) -> None:
-    script.answer({}, 201)
-    await emit(
+async def test_long_texts_are_truncated_to_the_limits_of_the_api(kube: Kube, script: Any) -> None:
+    script.respond({}, 201)
+    await record(
         EventRecorder(kube, "api", log=logger("test")),
         message="ü" * 1000,
         about={**VMI, "name": "n" * 253, "namespace": ""},

@@ -1,4 +1,4 @@
-"""Leader election: one leads, the next takes over, and two never lead at once. In virtual time."""
+"""Leader election in virtual time: one replica leads, the next takes over, and two never lead at once."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ import structlog
 
 from schemas.kube import Lease, Resource
 from services.common.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound, Unavailable
-from services.common.kube.leader import Leader, Timing
+from services.common.kube.leader import Leader, LeaseTiming
 
 pytestmark = pytest.mark.looptime
 
 
 class Store:
-    """One lease, as an API server keeps it."""
+    """An API server that stores one Lease."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
@@ -32,7 +32,7 @@ class Store:
 
 
 class Client:
-    """One replica's way to it."""
+    """One replica's client."""
 
     def __init__(self, store: Store, who: str) -> None:
         self.store, self.who = store, who
@@ -43,7 +43,7 @@ class Client:
         if error is not None:
             raise error
 
-    def _kept(self) -> Lease:
+    def _stored(self) -> Lease:
         assert self.store.lease is not None
         self.store.version += 1
         self.store.lease["metadata"]["resourceVersion"] = str(self.store.version)
@@ -60,7 +60,7 @@ class Client:
         if self.store.lease is not None:
             raise AlreadyExists("there", status=409)
         self.store.lease = msgspec.json.decode(msgspec.json.encode(body))
-        return self._kept()
+        return self._stored()
 
     async def merge_patch(
         self, resource: Resource[Lease], namespace: str | None, name: str, body: Mapping[str, Any]
@@ -71,16 +71,16 @@ class Client:
         if body["metadata"]["resourceVersion"] != self.store.lease["metadata"]["resourceVersion"]:
             raise Conflict("changed", status=409)
         self.store.lease["spec"] |= body["spec"]
-        return self._kept()
+        return self._stored()
 
 
 class Replicas:
-    """Replicas of one role, and who of them led when."""
+    """Replicas of one role, and a record of which of them led."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.leading: set[str] = set()
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.most = 0
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.states: list[tuple[str, bool, str]] = []
@@ -96,7 +96,7 @@ class Replicas:
 
     async def _lead(self, who: str) -> None:
         self.leading.add(who)
-        self.begun.append(who)
+        self.started.append(who)
         self.most = max(self.most, len(self.leading))
         try:
             await asyncio.Event().wait()
@@ -104,13 +104,13 @@ class Replicas:
             self.leading.discard(who)
 
     async def until(self, *who: str, within: float = 60.0) -> float:
-        """Wait until exactly these lead; gives the seconds it took."""
+        """Wait until exactly these replicas lead; return the seconds it took."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        began = loop.time()
         async with asyncio.timeout(within):
             while self.leading != set(who):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        return loop.time() - started
+        return loop.time() - began
 
     async def stop(self, who: str) -> None:
         task = self.tasks.pop(who)
@@ -122,7 +122,7 @@ class Replicas:
             await self.stop(who)
 
 
-async def test_one_leads_and_the_next_one_begins_when_it_leaves() -> None:
+async def test_one_replica_leads_and_the_next_starts_when_it_stops() -> None:
     replicas = Replicas(Store())
     leader = replicas.start("a")
     assert await replicas.until("a") < 1
@@ -138,7 +138,7 @@ async def test_one_leads_and_the_next_one_begins_when_it_leaves() -> None:
     await replicas.close()
 
 
-async def test_a_leader_cut_off_stops_before_another_starts() -> None:
+async def test_a_disconnected_leader_stops_before_another_starts() -> None:
     replicas = Replicas(Store())
     replicas.start("a")
     await replicas.until("a")
@@ -146,7 +146,7 @@ async def test_a_leader_cut_off_stops_before_another_starts() -> None:
     await asyncio.sleep(5)
     replicas.store.failing = lambda who: Unavailable("away") if who == "a" else None
     stopped = await replicas.until()
-    assert stopped <= Timing().deadline + Timing().renew
+    assert stopped <= LeaseTiming().deadline + LeaseTiming().renew
     assert await replicas.until("b") > 0
     replicas.store.failing = lambda _who: None
     await asyncio.sleep(60)
@@ -156,7 +156,7 @@ async def test_a_leader_cut_off_stops_before_another_starts() -> None:
     await replicas.close()
 
 
-async def test_a_short_absence_of_the_api_server_changes_nothing() -> None:
+async def test_a_short_outage_of_the_api_server_changes_nothing() -> None:
     replicas = Replicas(Store())
     replicas.start("a")
     replicas.start("b")
@@ -175,12 +175,12 @@ async def _leads(replicas: Replicas, who: str) -> bool:
     return who in replicas.leading
 
 
-async def test_one_that_was_killed_goes_on_at_once_under_its_own_name_and_others_wait_for_the_lease_to_end() -> None:
+async def test_a_killed_leader_resumes_at_once_under_its_identity_and_others_wait_for_the_lease_to_expire() -> None:
     store = Store()
     first = Replicas(store)
     first.start("a")
     await first.until("a")
-    # Killed: it says nothing more, and its lease stands.
+    # A killed replica releases nothing, so its lease remains.
     killed, store.lease = msgspec.json.encode(store.lease), None
     await first.close()
     store.lease = msgspec.json.decode(killed)
@@ -194,23 +194,23 @@ async def test_one_that_was_killed_goes_on_at_once_under_its_own_name_and_others
     store.lease = msgspec.json.decode(killed)
     other = Replicas(store)
     other.start("b")
-    assert Timing().duration <= await other.until("b") < Timing().duration + 3
+    assert LeaseTiming().duration <= await other.until("b") < LeaseTiming().duration + 3
     await other.close()
 
 
-async def test_of_two_with_one_name_the_later_one_leads() -> None:
+async def test_the_later_one_of_two_replicas_with_one_identity_leads() -> None:
     replicas = Replicas(Store())
     replicas.start("first", "same")
     await replicas.until("first")
     replicas.start("second", "same")
-    await asyncio.sleep(Timing().renew + 0.1)
+    await asyncio.sleep(LeaseTiming().renew + 0.1)
     assert replicas.leading == {"second"}
     await replicas.stop("second")
     await replicas.until("first")
     await replicas.close()
 
 
-async def test_a_lease_that_somebody_labels_is_still_ours_and_one_that_is_deleted_is_made_anew() -> None:
+async def test_a_labelled_lease_is_kept_and_a_deleted_one_is_created_again() -> None:
     replicas = Replicas(Store())
     replicas.start("a")
     await replicas.until("a")
@@ -221,21 +221,21 @@ async def test_a_lease_that_somebody_labels_is_still_ours_and_one_that_is_delete
     replicas.store.lease = None
     await asyncio.sleep(20)
     assert (replicas.leading, replicas.store.holder) == ({"a"}, "a")
-    assert replicas.begun == ["a", "a"]
+    assert replicas.started == ["a", "a"]
     await replicas.close()
 
 
-async def test_without_the_right_to_leases_nobody_leads_and_the_role_says_why() -> None:
+async def test_without_permission_for_leases_nobody_leads_and_the_state_has_the_reason() -> None:
     replicas = Replicas(Store())
     replicas.store.failing = lambda _who: Forbidden("may not get leases", status=403)
     replicas.start("a")
     await asyncio.sleep(5)
     assert replicas.leading == set()
-    assert ("a", False, "lease ns/lease: may not get leases") in replicas.states
+    assert ("a", False, "cannot acquire lease ns/lease: may not get leases") in replicas.states
     await replicas.close()
 
 
-async def test_what_the_work_raises_comes_out_and_the_lease_is_given_back() -> None:
+async def test_an_exception_of_the_leader_is_raised_and_the_lease_is_released() -> None:
     store = Store()
 
     async def broken() -> None:

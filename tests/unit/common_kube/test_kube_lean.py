@@ -1,4 +1,4 @@
-"""The lean import: what it leaves out, and that the whole library still works beside it."""
+"""The partial import: what it leaves out, and that the whole library can still be imported."""
 
 import json
 import subprocess
@@ -18,27 +18,28 @@ def run(code: str) -> Any:
 
 
 def test_the_generated_models_are_not_imported() -> None:
-    seen = run(
+    measured = run(
         "import json, resource, sys\n"
         "import aiohttp\n"
         "def mib(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 2**20\n"
         "before, modules = mib(), len(sys.modules)\n"
-        "from services.common.kube.lean import load\n"
+        "from services.common.kube.session.lean import load\n"
         "lean = load()\n"
         "names = [n for n in sys.modules if n.startswith('kubernetes_asyncio')]\n"
         "print(json.dumps([names, mib() - before, len(sys.modules) - modules]))\n"
     )
-    names, mib, modules = seen
-    assert names == [], "nothing half-imported is left behind"
+    names, mib, modules = measured
+    assert names == [], "no partly imported module remains"
     assert mib < 12, "the whole library costs about 70 MiB"
     assert modules < 150, "the whole library is more than 1,000 modules"
 
 
-def test_our_client_does_not_import_them_either() -> None:
+def test_the_client_does_not_import_the_generated_models() -> None:
     names = run(
         "import json, sys\n"
-        "import services.common.kube.client, services.common.kube.reflector, services.common.kube.event_recorder\n"
-        "from services.common.kube.auth import ClusterAccess\n"
+        "import services.common.kube.client, services.common.kube.cache.reflector\n"
+        "import services.common.kube.event_recorder\n"
+        "from services.common.kube.session.auth import ClusterAccess\n"
         "ClusterAccess(None)\n"
         "print(json.dumps([n for n in sys.modules if n.startswith('kubernetes_asyncio.client.models')]))\n"
     )
@@ -48,7 +49,7 @@ def test_our_client_does_not_import_them_either() -> None:
 def test_the_whole_library_can_be_imported_afterwards() -> None:
     kind = run(
         "import json\n"
-        "from services.common.kube.lean import load\n"
+        "from services.common.kube.session.lean import load\n"
         "lean = load()\n"
         "import kubernetes_asyncio\n"
         "pod = kubernetes_asyncio.client.V1Pod(kind='Pod')\n"

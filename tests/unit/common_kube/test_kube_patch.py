@@ -8,7 +8,7 @@ from services.common.kube import patch
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4), st.text())
-def test_a_pointer_finds_what_stands_under_its_segments(segments: list[str], value: str) -> None:
+def test_a_pointer_finds_the_value_under_its_segments(segments: list[str], value: str) -> None:
     document: object = value
     for segment in reversed(segments):
         document = {segment: document}

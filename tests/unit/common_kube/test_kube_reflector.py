@@ -1,4 +1,4 @@
-"""The reflector against scripted watches: what may break, breaks."""
+"""The reflector against scripted watches and their failures."""
 
 import asyncio
 import random
@@ -12,46 +12,47 @@ import structlog
 from structlog.testing import LogCapture
 
 from schemas.kube import PODS, Pod
-from services.common.kube.client import Kube, RawListing
-from services.common.kube.reflector import Reflector
-from services.common.logs import logger
+from services.common.kube.cache.reflector import Reflector
+from services.common.kube.client import Kube
+from services.common.kube.listing import RawListing
+from services.common.telemetry.logs import logger
 
 NS = "ns"
 
 
-class Seen:
-    """Changes as they are announced."""
+class Recorder:
+    """Recorder of the reported changes and states."""
 
     def __init__(self) -> None:
         self.changes: list[tuple[str, str | None]] = []
         self.states: list[bool] = []
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def change(self, key: tuple[str, str], value: Pod | None) -> None:
         self.changes.append((key[1], value.metadata.resource_version if value else None))
-        self._news.set()
+        self._changed.set()
 
     def state(self, ok: bool, _why: str) -> None:
         self.states.append(ok)
-        self._news.set()
+        self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
             while not condition():
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
 
-class Fast(random.Random):
-    """Backoff without waiting."""
+class ShortBackoff(random.Random):
+    """A random source that makes backoff short."""
 
     def uniform(self, a: float, b: float) -> float:
         return 0.01
 
 
 @asynccontextmanager
-async def reflecting(kube: Kube, seen: Seen, **options: Any) -> AsyncIterator[Reflector[Pod]]:
-    fixed = {"log": logger("test"), "rng": Fast()}
+async def reflecting(kube: Kube, seen: Recorder, **options: Any) -> AsyncIterator[Reflector[Pod]]:
+    fixed = {"log": logger("test"), "rng": ShortBackoff()}
     reflector = Reflector(kube, PODS, on_change=seen.change, on_state=seen.state, **(fixed | options))
     task = asyncio.create_task(reflector.run())
     try:
@@ -63,8 +64,8 @@ async def reflecting(kube: Kube, seen: Seen, **options: Any) -> AsyncIterator[Re
             await task
 
 
-async def test_list_then_watch_from_its_version(kube: Kube, script: Any, make_pod: Any) -> None:
-    seen = Seen()
+async def test_watch_continues_from_the_version_of_the_list(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
     script.listing(make_pod("a", "3"), make_pod("b", "4"))
     stream = script.watch()
     async with reflecting(kube, seen, labels="app=x", fields="spec.nodeName=n1", namespace=NS) as reflector:
@@ -90,8 +91,8 @@ async def test_list_then_watch_from_its_version(kube: Kube, script: Any, make_po
     }
 
 
-async def test_a_watch_that_ends_goes_on_from_the_last_bookmark(kube: Kube, script: Any, make_pod: Any) -> None:
-    seen = Seen()
+async def test_a_watch_continues_from_the_last_bookmark(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
     script.listing()
     first, second = script.watch(), script.watch()
     async with reflecting(kube, seen):
@@ -104,10 +105,10 @@ async def test_a_watch_that_ends_goes_on_from_the_last_bookmark(kube: Kube, scri
 
 
 @pytest.mark.parametrize("how", ["status", "event"])
-async def test_a_version_too_old_lists_again_and_finds_what_was_deleted(
+async def test_an_expired_version_lists_again_and_finds_deleted_objects(
     kube: Kube, script: Any, make_pod: Any, make_failure: Any, how: str
 ) -> None:
-    seen = Seen()
+    seen = Recorder()
     script.listing(make_pod("gone", "1"), make_pod("same", "2"), make_pod("other", "3"), make_pod("reborn", "4"))
     if how == "status":
         script.refuse_watch(410, "Expired")
@@ -123,8 +124,8 @@ async def test_a_version_too_old_lists_again_and_finds_what_was_deleted(
         assert script.requests[-1].query["resourceVersion"] == "100"
 
 
-class Once(random.Random):
-    """One backoff without waiting, every further one for ever."""
+class OneShortBackoff(random.Random):
+    """A random source that makes the first backoff short and the next ones endless."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,47 +137,45 @@ class Once(random.Random):
         return self._waits.pop() if self._waits else 1e9
 
 
-async def test_after_an_outage_a_version_too_old_lists_again_without_a_further_wait(
-    kube: Kube, script: Any, make_pod: Any
-) -> None:
-    seen = Seen()
+async def test_an_expired_version_after_an_outage_lists_again_at_once(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
     script.listing(make_pod("a", "1"))
     first = script.watch()
     script.refuse_watch(410, "Expired")
     script.listing(make_pod("a", "2"), version="100")
     stream = script.watch()
-    async with reflecting(kube, seen, rng=Once()):
+    async with reflecting(kube, seen, rng=OneShortBackoff()):
         await asyncio.wait_for(first.opened.wait(), 5)
         first.drop()
         await asyncio.wait_for(stream.opened.wait(), 5)
         assert seen.changes == [("a", "1"), ("a", "2")]
 
 
-class Longest(random.Random):
-    """Backoff without jitter."""
+class NoJitter(random.Random):
+    """A random source without jitter."""
 
     def uniform(self, a: float, b: float) -> float:
         return b
 
 
-async def test_a_watch_that_was_open_for_a_while_begins_a_new_count_of_failures(kube: Kube, script: Any) -> None:
-    seen, said = Seen(), LogCapture()
+async def test_a_long_watch_resets_the_failure_count(kube: Kube, script: Any) -> None:
+    seen, logs = Recorder(), LogCapture()
     script.listing()
     streams = [script.watch() for _ in range(4)]
-    log = structlog.wrap_logger(None, processors=[said])
-    async with reflecting(kube, seen, rng=Longest(), steady=0.05, log=log):
+    log = structlog.wrap_logger(None, processors=[logs])
+    async with reflecting(kube, seen, rng=NoJitter(), min_watch=0.05, log=log):
         for number, stream in enumerate(streams[:3]):
             await asyncio.wait_for(stream.opened.wait(), 5)
             if number == 2:
-                # What is tested is that time passes.
+                # Real time must pass: a watch that was open this long counts as a success.
                 await asyncio.sleep(0.06)
             stream.drop()
         await asyncio.wait_for(streams[3].opened.wait(), 5)
-    assert [entry["again_in"] for entry in said.entries] == [0.1, 0.2, 0.1]
+    assert [entry["again_in"] for entry in logs.entries] == [0.1, 0.2, 0.1]
 
 
-async def test_a_dropped_connection_is_taken_up_again(kube: Kube, script: Any, make_pod: Any) -> None:
-    seen = Seen()
+async def test_a_dropped_connection_is_watched_again(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
     script.listing()
     first, second = script.watch(), script.watch()
     async with reflecting(kube, seen):
@@ -192,7 +191,7 @@ async def test_a_dropped_connection_is_taken_up_again(kube: Kube, script: Any, m
 
 
 async def test_a_silent_connection_counts_as_dead(kube: Kube, script: Any) -> None:
-    seen = Seen()
+    seen = Recorder()
     script.listing()
     first, second = script.watch(), script.watch()
     async with reflecting(kube, seen, idle=0.2):
@@ -202,7 +201,7 @@ async def test_a_silent_connection_counts_as_dead(kube: Kube, script: Any) -> No
 
 
 async def test_garbage_in_the_stream_lists_again(kube: Kube, script: Any, make_pod: Any) -> None:
-    seen = Seen()
+    seen = Recorder()
     script.listing(make_pod("a", "1"))
     script.watch().raw(b"<html>502 Bad Gateway</html>\n")
     script.listing(make_pod("a", "2"))
@@ -212,8 +211,8 @@ async def test_garbage_in_the_stream_lists_again(kube: Kube, script: Any, make_p
         assert seen.changes == [("a", "1"), ("a", "2")]
 
 
-async def test_events_are_found_whatever_way_the_stream_is_cut(kube: Kube, script: Any, make_pod: Any) -> None:
-    seen = Seen()
+async def test_events_are_found_however_the_stream_is_split(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
     script.listing()
     stream = script.watch()
     async with reflecting(kube, seen):
@@ -230,7 +229,7 @@ async def test_events_are_found_whatever_way_the_stream_is_cut(kube: Kube, scrip
 async def test_an_object_that_cannot_be_decoded_is_skipped(
     kube: Kube, script: Any, make_pod: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen = Seen()
+    seen = Recorder()
     bad = make_pod("bad", "2") | {"spec": "not an object"}
     script.listing(make_pod("a", "1"), bad)
     stream = script.watch()
@@ -241,12 +240,12 @@ async def test_an_object_that_cannot_be_decoded_is_skipped(
         await seen.until(lambda: ("b", "13") in seen.changes)
         assert seen.changes == [("a", "1"), ("b", "13")]
         assert reflector.version(NS, "a") == "1"
-    assert caplog.text.count("object cannot be decoded") == 2
-    assert "object without readable metadata" in caplog.text
+    assert caplog.text.count("undecodable object skipped") == 2
+    assert "object without metadata skipped" in caplog.text
 
 
-async def test_an_on_change_that_fails_does_not_end_the_watch(kube: Kube, script: Any, make_pod: Any) -> None:
-    seen = Seen()
+async def test_a_failing_on_change_does_not_end_the_watch(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
     script.listing()
     stream = script.watch()
 
@@ -264,11 +263,11 @@ async def test_an_on_change_that_fails_does_not_end_the_watch(kube: Kube, script
         await task
 
 
-async def test_refusals_are_waited_out(kube: Kube, script: Any, make_pod: Any, make_failure: Any) -> None:
-    seen = Seen()
-    script.answer(make_failure(403, "Forbidden"), 403)
-    script.answer(b"not json at all", 200)
-    script.answer(make_failure(503, "ServiceUnavailable"), 503)
+async def test_refused_lists_are_retried(kube: Kube, script: Any, make_pod: Any, make_failure: Any) -> None:
+    seen = Recorder()
+    script.respond(make_failure(403, "Forbidden"), 403)
+    script.respond(b"not json at all", 200)
+    script.respond(make_failure(503, "ServiceUnavailable"), 503)
     script.listing(make_pod("a", "1"))
     script.watch()
     async with reflecting(kube, seen) as reflector:
@@ -278,9 +277,9 @@ async def test_refusals_are_waited_out(kube: Kube, script: Any, make_pod: Any, m
         assert seen.changes == [("a", "1")]
 
 
-async def test_a_list_in_pages_is_followed(kube: Kube, script: Any, make_pod: Any) -> None:
-    seen = Seen()
-    script.answer({"metadata": {"resourceVersion": "9", "continue": "more/1"}, "items": [make_pod("a", "1")]})
+async def test_all_pages_of_a_list_are_read(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
+    script.respond({"metadata": {"resourceVersion": "9", "continue": "more/1"}, "items": [make_pod("a", "1")]})
     script.listing(make_pod("b", "2"))
     script.watch()
     async with reflecting(kube, seen) as reflector:
@@ -290,7 +289,7 @@ async def test_a_list_in_pages_is_followed(kube: Kube, script: Any, make_pod: An
 
 
 @pytest.mark.looptime
-async def test_a_server_that_ends_every_watch_at_once_is_not_hammered() -> None:
+async def test_watches_that_end_at_once_are_backed_off() -> None:
     reflector = Reflector(
         ShortWatches(),  # type: ignore[arg-type]
         PODS,
@@ -306,7 +305,7 @@ async def test_a_server_that_ends_every_watch_at_once_is_not_hammered() -> None:
 
 
 class ShortWatches:
-    """A client whose watches end as they begin."""
+    """A client whose watches end at once."""
 
     opened = 0
 

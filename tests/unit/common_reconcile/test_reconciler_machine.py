@@ -1,4 +1,4 @@
-"""The keyed queue against a model, with adds, outcomes and the flow of time in any order."""
+"""The keyed queue against a model: adds, outcomes and time in any order."""
 
 import asyncio
 import random
@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.common.logs import logger
 from services.common.reconcile import Attempt, Reconciler, Reject, Retry, Source
+from services.common.telemetry.logs import logger
 from tests.support.spans import recording_telemetry
 
 PARALLEL = 2
@@ -26,7 +26,7 @@ QUIET = "critical"
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Runs end only when a rule ends them; the model knows what must still be looked at."""
+    """State machine in which only a rule ends a run, and the model knows the keys that still need a run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,21 +42,21 @@ class QueueMachine(RuleBasedStateMachine):
             rng=random.Random(0),
         )
         self.running: dict[str, asyncio.Future[None]] = {}
-        self.unseen: set[str] = set()
+        self.pending: set[str] = set()
         self.failures: Counter[str] = Counter()
-        self.overlapped = False
+        self.has_overlapped = False
         self.wrong_numbers: list[tuple[str, int, int]] = []
-        self.free = False
+        self.finish_all = False
         self.task = self.loop.create_task(self.queue.run())
-        self.turn()
+        self.run_loop()
 
     async def reconcile(self, key: str, attempt: Attempt) -> None:
         if key in self.running:
-            self.overlapped = True
+            self.has_overlapped = True
         if attempt.number != self.failures[key] + 1:
             self.wrong_numbers.append((key, attempt.number, self.failures[key] + 1))
-        self.unseen.discard(key)
-        if self.free:
+        self.pending.discard(key)
+        if self.finish_all:
             self.failures[key] = 0
             return
         self.running[key] = ended = self.loop.create_future()
@@ -73,7 +73,7 @@ class QueueMachine(RuleBasedStateMachine):
         finally:
             del self.running[key]
 
-    def turn(self, seconds: float = 0.0) -> None:
+    def run_loop(self, seconds: float = 0.0) -> None:
         async def pass_time() -> None:
             for _ in range(4):
                 await asyncio.sleep(0)
@@ -85,34 +85,34 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), source=st.sampled_from(["bus", "watch"]), burst=st.integers(1, 3))
     def add(self, key: str, source: Source, burst: int) -> None:
-        self.unseen.add(key)
+        self.pending.add(key)
         for _ in range(burst):
             self.queue.add(key, source=source)
-        self.turn()
+        self.run_loop()
 
     @rule(key=st.sampled_from(KEYS))
     def resync(self, key: str) -> None:
         self.queue.add(key, source="resync")
-        self.turn()
+        self.run_loop()
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), outcome=st.sampled_from(sorted(OUTCOMES)))
-    def end_a_run(self, data: st.DataObject, outcome: str) -> None:
+    def finish_run(self, data: st.DataObject, outcome: str) -> None:
         future = self.running[data.draw(st.sampled_from(sorted(self.running)))]
         error = OUTCOMES[outcome]
         if error is None:
             future.set_result(None)
         else:
             future.set_exception(error)
-        self.turn()
+        self.run_loop()
 
     @rule(seconds=st.sampled_from([0.05, 1.0, 31.0]))
-    def let_time_pass(self, seconds: float) -> None:
-        self.turn(seconds)
+    def pass_seconds(self, seconds: float) -> None:
+        self.run_loop(seconds)
 
     @invariant()
-    def never_twice_at_once(self) -> None:
-        assert not self.overlapped
+    def one_key_never_runs_twice_at_once(self) -> None:
+        assert not self.has_overlapped
 
     @invariant()
     def never_more_than_the_limit(self) -> None:
@@ -120,20 +120,20 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.in_flight == len(self.running)
 
     @invariant()
-    def attempts_are_counted(self) -> None:
+    def attempt_numbers_are_right(self) -> None:
         assert not self.wrong_numbers
 
     @invariant()
-    def no_free_place_is_left_unused(self) -> None:
+    def no_slot_is_free_while_a_key_waits(self) -> None:
         assert self.queue.depth == 0 or len(self.running) == PARALLEL
 
     def teardown(self) -> None:
         try:
-            self.free = True
+            self.finish_all = True
             for future in list(self.running.values()):
                 future.set_result(None)
-            self.turn(400.0)
-            assert not self.unseen, "an add was lost"
+            self.run_loop(400.0)
+            assert not self.pending, "an add was lost"
             assert not self.running
             assert self.queue.depth == 0
             assert all(count == 0 for count in self.failures.values()), "a retry was lost"

@@ -1,17 +1,18 @@
-"""The keyed queue under virtual time: order, coalescing, backoff, resync, bugs."""
+"""The keyed queue in virtual time: order, coalescing, backoff, resync, unexpected exceptions."""
 
 import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 from opentelemetry.context import Context
 
 from services.common.kube.errors import Invalid, KubeError, PatchTestFailed, Unavailable
-from services.common.logs import logger
 from services.common.reconcile import Attempt, Cause, Reconciler, Reject, Retry
+from services.common.telemetry.logs import logger
 from services.common.telemetry.propagation import context_of, trace_id_of
 from tests.support.spans import recording_telemetry
 
@@ -25,7 +26,7 @@ Outcome = Callable[[str, Attempt], None]
 
 
 class Runs:
-    """A reconcile that takes ``takes`` seconds, records every run and ends as told."""
+    """A reconcile function that takes ``takes`` seconds, records every run and raises what ``outcome`` raises."""
 
     def __init__(self, outcome: Outcome = lambda _key, _attempt: None, takes: float = 1.0) -> None:
         self.outcome = outcome
@@ -52,8 +53,8 @@ class Runs:
         return [attempt.number for name, _, attempt in self.seen if name == key]
 
 
-class FullStep(random.Random):
-    """No jitter: every interval is its upper end."""
+class NoJitter(random.Random):
+    """A random source without jitter: every interval is its upper limit."""
 
     def uniform(self, a: float, b: float) -> float:
         return 1.0
@@ -71,7 +72,7 @@ async def running(
         meter=telemetry.meter,
         parallel=parallel,
         keys=keys,
-        rng=FullStep(),
+        rng=NoJitter(),
     )
     task = asyncio.create_task(queue.run())
     await asyncio.sleep(0)
@@ -100,7 +101,7 @@ async def test_a_burst_of_adds_is_one_run() -> None:
     assert runs.times("a") == [0.0]
 
 
-async def test_adds_during_a_run_are_one_more_run_afterwards() -> None:
+async def test_adds_during_a_run_lead_to_one_more_run() -> None:
     runs = Runs()
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -112,7 +113,7 @@ async def test_adds_during_a_run_are_one_more_run_afterwards() -> None:
     assert [cause.source for cause in runs.seen[1][2].causes] == ["bus", "watch"]
 
 
-async def test_keys_run_beside_each_other_up_to_the_limit() -> None:
+async def test_keys_run_in_parallel_up_to_the_limit() -> None:
     runs = Runs()
     async with running(runs, parallel=3) as queue:
         for key in "abcdefg":
@@ -125,7 +126,7 @@ async def test_keys_run_beside_each_other_up_to_the_limit() -> None:
     assert [key for key, _, _ in runs.seen] == list("abcdefg")
 
 
-async def test_what_was_added_before_the_start_runs_at_the_start() -> None:
+async def test_a_key_added_before_the_start_runs_at_the_start() -> None:
     telemetry, _ = recording_telemetry()
     runs = Runs()
     queue: Reconciler[str] = Reconciler("test", runs, log=logger("test"), meter=telemetry.meter)
@@ -138,7 +139,7 @@ async def test_what_was_added_before_the_start_runs_at_the_start() -> None:
     assert runs.times("early") == [0.0]
 
 
-async def test_retries_back_off_up_to_half_a_minute_and_go_on_for_ever() -> None:
+async def test_retries_back_off_up_to_30_seconds_and_never_end() -> None:
     runs = Runs(failing(Retry("NotYet")), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -167,7 +168,7 @@ async def test_jitter_spreads_keys_that_failed_together() -> None:
     assert all(0.1 + 0.1 + 0.2 + 0.4 <= at <= 0.1 + 0.2 + 0.4 + 0.8 for at in last)
 
 
-async def test_a_retry_may_name_its_own_time() -> None:
+async def test_a_retry_may_set_its_own_interval() -> None:
     runs = Runs(failing(Retry("NotYet", after=7.0), times=1), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -175,7 +176,7 @@ async def test_a_retry_may_name_its_own_time() -> None:
     assert runs.times("a") == [0.0, 7.0]
 
 
-async def test_success_starts_the_count_anew() -> None:
+async def test_a_success_resets_the_attempt_count() -> None:
     runs = Runs(failing(Retry("NotYet"), times=2), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -185,7 +186,7 @@ async def test_success_starts_the_count_anew() -> None:
     assert runs.attempts("a") == [1, 2, 3, 1, 2, 3]
 
 
-async def test_an_add_during_backoff_runs_at_once_and_keeps_the_count() -> None:
+async def test_an_add_during_backoff_runs_at_once_without_resetting_the_count() -> None:
     runs = Runs(failing(Retry("NotYet", after=25.0), times=1), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -196,7 +197,7 @@ async def test_an_add_during_backoff_runs_at_once_and_keeps_the_count() -> None:
     assert runs.attempts("a") == [1, 2]
 
 
-async def test_a_resync_during_backoff_waits_along() -> None:
+async def test_a_resync_does_not_end_a_backoff() -> None:
     runs = Runs(failing(Retry("NotYet", after=25.0), times=1), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -206,7 +207,7 @@ async def test_a_resync_during_backoff_waits_along() -> None:
     assert runs.times("a") == [0.0, 25.0]
 
 
-async def test_a_failing_run_that_starts_itself_again_is_slowed_down() -> None:
+async def test_a_failing_run_that_adds_its_own_key_is_paced() -> None:
     async with contextlib.AsyncExitStack() as stack:
         seen: list[float] = []
 
@@ -221,7 +222,26 @@ async def test_a_failing_run_that_starts_itself_again_is_slowed_down() -> None:
     assert 30 <= len(seen) <= 42
 
 
-async def test_a_rejection_is_not_retried_until_something_is_added() -> None:
+async def test_an_effect_of_a_failing_run_is_observed_at_once() -> None:
+    """A VM with one NIC that fails for a long time: the report of another NIC does not wait for the pace."""
+    async with contextlib.AsyncExitStack() as stack:
+        seen: list[float] = []
+
+        async def attaching(key: str, attempt: Attempt) -> None:
+            seen.append(asyncio.get_running_loop().time())
+            if attempt.number == 12:
+                queue.add(key, source="effect")
+            raise Retry("NotYet", after=5.0)
+
+        queue = await stack.enter_async_context(running(attaching))
+        queue.add("a", source="watch")
+        await asyncio.sleep(70)
+    pauses = [after - before for before, after in pairwise(seen)]
+    assert pauses[11] == 0.0
+    assert set(pauses[:11] + pauses[12:]) == {5.0}
+
+
+async def test_a_rejection_is_not_retried_until_an_add() -> None:
     runs = Runs(failing(Reject("Impossible", "no such NAD")), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -232,7 +252,7 @@ async def test_a_rejection_is_not_retried_until_something_is_added() -> None:
     assert runs.attempts("a") == [1, 1]
 
 
-async def test_all_keys_are_looked_at_at_start_and_every_minute() -> None:
+async def test_all_keys_run_at_start_and_every_minute() -> None:
     runs = Runs(takes=0.0)
     async with running(runs, keys=lambda: ["a", "b"]):
         await asyncio.sleep(130)
@@ -240,7 +260,9 @@ async def test_all_keys_are_looked_at_at_start_and_every_minute() -> None:
     assert [cause.source for cause in runs.seen[0][2].causes] == ["resync"]
 
 
-async def test_a_bug_is_logged_with_its_trace_and_retried_slowly(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_is_logged_with_its_trace_and_retried_slowly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     runs = Runs(failing(ZeroDivisionError("oops"), times=2), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="bus", context=context_of(OPERATION))
@@ -260,7 +282,7 @@ async def test_a_bug_is_logged_with_its_trace_and_retried_slowly(caplog: pytest.
         (Invalid("we sent nonsense"), [0.0, 5.0, 15.0]),
     ],
 )
-async def test_an_error_of_the_api_that_may_pass_is_a_retry(error: KubeError, times: list[float]) -> None:
+async def test_a_transient_kube_error_is_a_retry(error: KubeError, times: list[float]) -> None:
     runs = Runs(failing(error, times=2), takes=0.0)
     async with running(runs) as queue:
         queue.add("a", source="watch")
@@ -268,7 +290,7 @@ async def test_an_error_of_the_api_that_may_pass_is_a_retry(error: KubeError, ti
     assert runs.times("a") == times
 
 
-async def test_a_run_cancelled_from_inside_is_a_bug_and_not_lost() -> None:
+async def test_a_run_that_cancels_itself_is_retried() -> None:
     def outcome(_key: str, attempt: Attempt) -> None:
         if attempt.number == 1:
             raise asyncio.CancelledError
@@ -280,7 +302,7 @@ async def test_a_run_cancelled_from_inside_is_a_bug_and_not_lost() -> None:
     assert runs.attempts("a") == [1, 2]
 
 
-async def test_a_resync_that_fails_does_not_end_the_loop() -> None:
+async def test_a_failing_resync_does_not_end_the_loop() -> None:
     def broken() -> list[str]:
         raise RuntimeError("no list")
 
@@ -292,7 +314,7 @@ async def test_a_resync_that_fails_does_not_end_the_loop() -> None:
     assert runs.times("a") == [100.0]
 
 
-async def test_a_retry_still_knows_the_trace_that_asked_for_it() -> None:
+async def test_a_retry_has_the_causes_of_the_failed_attempt() -> None:
     runs = Runs(failing(Retry("NotYet"), times=1), takes=0.0)
     async with running(runs) as queue:
         for parent in (OPERATION, OTHER, LATER_HOP):
@@ -305,14 +327,14 @@ async def test_a_retry_still_knows_the_trace_that_asked_for_it() -> None:
     assert second.causes[-1] == Cause("retry")
 
 
-async def test_what_adds_a_key_does_not_become_the_parent_of_its_spans() -> None:
+async def test_the_span_of_an_add_is_not_the_parent_of_the_run() -> None:
     telemetry, _ = recording_telemetry()
     current: list[str | None] = []
 
-    async def look(_key: str, _attempt: Attempt) -> None:
+    async def record(_key: str, _attempt: Attempt) -> None:
         current.append(trace_id_of())
 
-    async with running(look) as queue:
+    async with running(record) as queue:
         with telemetry.tracer.start_as_current_span("request"):
             queue.add("a", source="bus", context=Context())
             await asyncio.sleep(1)
@@ -337,7 +359,7 @@ async def test_cancelling_the_loop_cancels_its_runs_and_waits_for_them() -> None
     assert asyncio.get_running_loop().time() == 3.0
 
 
-async def test_a_loop_that_is_run_again_takes_up_what_was_left() -> None:
+async def test_a_second_run_continues_the_remaining_keys() -> None:
     telemetry, _ = recording_telemetry()
     runs = Runs(failing(Retry("NotYet"), times=1), takes=5.0)
     queue: Reconciler[str] = Reconciler("test", runs, log=logger("test"), meter=telemetry.meter, parallel=1)
@@ -353,7 +375,7 @@ async def test_a_loop_that_is_run_again_takes_up_what_was_left() -> None:
     assert runs.attempts("waiting") == [1, 2]
 
 
-async def test_metrics_count_outcomes_depth_and_flight() -> None:
+async def test_metrics_count_outcomes_depth_and_keys_in_flight() -> None:
     telemetry, _ = recording_telemetry()
 
     async def reconcile(key: str, _attempt: Attempt) -> None:

@@ -1,4 +1,4 @@
-"""Tasks of a process: restarted, reported, never the end of it."""
+"""Background tasks are restarted and reported, and never end the process."""
 
 import asyncio
 import itertools
@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from services.common.logs import logger
-from services.common.tasks import Tasks
+from services.common.runtime.tasks import Tasks
+from services.common.telemetry.logs import logger
 
 pytestmark = pytest.mark.looptime
 
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.looptime
 async def test_a_failing_task_is_restarted_with_backoff(caplog: pytest.LogCaptureFixture) -> None:
     starts: list[float] = []
 
-    async def fails() -> None:
+    async def fail() -> None:
         starts.append(asyncio.get_running_loop().time())
         raise RuntimeError("broken pipe")
 
     tasks = Tasks(logger("test"), random.Random(0))
-    tasks.spawn("reflector pods", fails)
+    tasks.spawn("reflector pods", fail)
     await asyncio.sleep(100)
     assert await tasks.stop(1) == []
     assert 9 <= len(starts) <= 16
@@ -28,22 +28,22 @@ async def test_a_failing_task_is_restarted_with_backoff(caplog: pytest.LogCaptur
     assert "broken pipe" in caplog.text
 
 
-async def test_a_task_that_lived_long_starts_its_backoff_anew() -> None:
+async def test_a_task_that_ran_for_long_restarts_with_the_first_backoff() -> None:
     starts: list[float] = []
 
-    async def lives() -> None:
+    async def run_for_long() -> None:
         starts.append(asyncio.get_running_loop().time())
         await asyncio.sleep(120)
         raise RuntimeError("now and then")
 
     tasks = Tasks(logger("test"), random.Random(0))
-    tasks.spawn("slow", lives)
+    tasks.spawn("slow", run_for_long)
     await asyncio.sleep(1000)
     await tasks.stop(1)
     assert all(later - earlier < 120.2 for earlier, later in itertools.pairwise(starts))
 
 
-async def test_a_task_may_end_and_a_coroutine_is_run_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_task_may_end_and_a_coroutine_runs_once(caplog: pytest.LogCaptureFixture) -> None:
     runs: list[str] = []
 
     async def once(name: str, error: Exception | None = None) -> None:
@@ -62,7 +62,7 @@ async def test_a_task_may_end_and_a_coroutine_is_run_once(caplog: pytest.LogCapt
     assert await tasks.stop(1) == []
 
 
-async def test_stopping_cancels_all_and_names_what_hangs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_stop_cancels_all_tasks_and_returns_those_that_hang(caplog: pytest.LogCaptureFixture) -> None:
     ended: list[str] = []
     release = asyncio.Event()
 

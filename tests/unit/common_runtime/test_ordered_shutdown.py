@@ -1,4 +1,4 @@
-"""Shutdown: what hangs or fails does not keep the rest from being closed."""
+"""Shutdown closes everything in order, even if something hangs or fails."""
 
 import asyncio
 import contextlib
@@ -6,22 +6,22 @@ import contextlib
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.common.health import Readiness
-from services.common.logs import logger
-from services.common.runtime import RoleRuntime, shutdown
-from services.common.settings import Common
-from services.common.tasks import Tasks
+from services.common.runtime.health import Readiness
+from services.common.runtime.process import RoleRuntime, shutdown
+from services.common.runtime.settings import CommonSettings
+from services.common.runtime.tasks import Tasks
+from services.common.telemetry.logs import logger
 from tests.support.spans import recording_telemetry
 
 
-def made() -> tuple[RoleRuntime[Common], InMemorySpanExporter]:
+def make_runtime() -> tuple[RoleRuntime[CommonSettings], InMemorySpanExporter]:
     telemetry, spans = recording_telemetry()
     log = logger("test")
-    return RoleRuntime("test", Common(), telemetry, log, Readiness(), Tasks(log)), spans
+    return RoleRuntime("test", CommonSettings(), telemetry, log, Readiness(), Tasks(log)), spans
 
 
 async def test_the_order_is_tasks_then_the_stack_then_telemetry() -> None:
-    runtime, spans = made()
+    runtime, spans = make_runtime()
     order: list[str] = []
 
     async def work() -> None:
@@ -47,8 +47,8 @@ async def test_the_order_is_tasks_then_the_stack_then_telemetry() -> None:
 
 
 @pytest.mark.looptime
-async def test_what_hangs_is_left_behind_in_time(caplog: pytest.LogCaptureFixture) -> None:
-    runtime, _ = made()
+async def test_a_hanging_step_times_out(caplog: pytest.LogCaptureFixture) -> None:
+    runtime, _ = make_runtime()
     closed: list[str] = []
     runtime.stack.callback(closed.append, "below")
     runtime.stack.push_async_callback(asyncio.Event().wait)
@@ -58,11 +58,11 @@ async def test_what_hangs_is_left_behind_in_time(caplog: pytest.LogCaptureFixtur
     assert await shutdown(runtime, health, 0) == (1, True)
     assert asyncio.get_running_loop().time() - started < 10
     assert closed == ["below", "health"]
-    assert "closing takes too long" in caplog.text
+    assert "shutdown step timed out" in caplog.text
 
 
-async def test_what_fails_to_close_is_exit_1(caplog: pytest.LogCaptureFixture) -> None:
-    runtime, _ = made()
+async def test_a_failing_step_is_exit_1(caplog: pytest.LogCaptureFixture) -> None:
+    runtime, _ = make_runtime()
     closed: list[str] = []
 
     async def fails() -> None:

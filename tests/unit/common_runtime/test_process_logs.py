@@ -1,4 +1,4 @@
-"""Logs: one form for all lines, with the trace they belong to."""
+"""Logs: one format for all lines, with the ids of their trace."""
 
 import io
 import logging
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from services.common.logs import Format, configure
+from services.common.telemetry.logs import Format, configure
 from tests.support.spans import recording_telemetry
 
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """Where the lines go; the process' own handlers come back afterwards."""
+    """Return a stream for the lines, and restore the handlers of the process afterwards."""
     root = logging.getLogger()
     before = root.handlers[:], root.level, logging.getLogger("hotnic").level
     yield io.StringIO()
@@ -29,7 +29,7 @@ def lines(stream: io.StringIO) -> list[dict[str, object]]:
     return [msgspec.json.decode(line) for line in stream.getvalue().splitlines()]
 
 
-def test_our_lines_and_the_libraries_have_one_form(stream: io.StringIO) -> None:
+def test_our_lines_and_those_of_libraries_have_one_format(stream: io.StringIO) -> None:
     log = configure("api", level="info", form="json", stream=stream)
     log.info("nic attached", nic="eth1", key=("ns", "vm"), odd=object)
     log.debug("not shown")
@@ -42,7 +42,7 @@ def test_our_lines_and_the_libraries_have_one_form(stream: io.StringIO) -> None:
     assert str(ours["timestamp"]).endswith("Z")
 
 
-def test_a_line_names_the_span_it_was_written_in(stream: io.StringIO) -> None:
+def test_a_line_has_the_ids_of_the_current_span(stream: io.StringIO) -> None:
     telemetry, _ = recording_telemetry()
     log = configure("api", form="json", stream=stream)
     with telemetry.tracer.start_as_current_span("request") as span:
@@ -71,7 +71,7 @@ def test_an_exception_is_in_its_line(stream: io.StringIO, form: Format) -> None:
         assert len(text.splitlines()) == 1
 
 
-def test_debug_shows_ours_in_full_and_the_libraries_from_info(stream: io.StringIO) -> None:
+def test_level_debug_shows_libraries_from_info(stream: io.StringIO) -> None:
     log = configure("api", level="debug", form="json", stream=stream)
     log.debug("ours")
     logging.getLogger("hotnic.http").debug("GET / 200")
@@ -81,5 +81,5 @@ def test_debug_shows_ours_in_full_and_the_libraries_from_info(stream: io.StringI
 
 
 def test_rich_is_not_imported_for_logs() -> None:
-    code = "import sys, services.common.logs; sys.exit('rich' in sys.modules)"
+    code = "import sys, services.common.telemetry.logs; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0

@@ -1,20 +1,20 @@
-"""What a role's command line says before anything is started."""
+"""Command line options of a role."""
 
 from typing import Annotated
 
 import msgspec
 import pytest
 
-from services.common.runtime import RoleRuntime, main
-from services.common.settings import Common
+from services.common.runtime.process import RoleRuntime, main
+from services.common.runtime.settings import CommonSettings
 
 
-class Settings(Common, frozen=True, kw_only=True):
+class Settings(CommonSettings, frozen=True, kw_only=True):
     """Settings of a role that is never started."""
 
     act: Annotated[str, msgspec.Meta(description="what to do")] = ""
     ports: tuple[int, ...] = (1, 2)
-    token: Annotated[str | None, msgspec.Meta(description="not for eyes", extra={"secret": True})] = None
+    token: Annotated[str | None, msgspec.Meta(description="a secret", extra={"secret": True})] = None
 
 
 async def never(_runtime: RoleRuntime[Settings]) -> None:
@@ -25,9 +25,7 @@ def run(*argv: str) -> int:
     return main("test", Settings, never, list(argv))
 
 
-def test_print_config_shows_everything_but_secrets(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_print_config_redacts_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HOTNIC_TOKEN", "s3cr3t")
     monkeypatch.setenv("HOTNIC_ACT", "x")
     monkeypatch.delenv("HOTNIC_NODE_NAME", raising=False)

@@ -1,4 +1,4 @@
-"""The frame of a role, as a process of its own: options, health, signals, ordered shutdown."""
+"""A role as a process: options, health endpoints, signals, ordered shutdown."""
 
 import asyncio
 import os
@@ -14,33 +14,34 @@ import msgspec
 ROOT = Path(__file__).parents[3]
 
 ROLE = '''
-import asyncio, contextlib, sys, time
+import asyncio, contextlib, os, sys, time
 from typing import Annotated
 import msgspec
-from services.common.runtime import RoleRuntime, main
-from services.common.settings import Common, SettingsError
+from services.common.runtime.process import RoleRuntime, main
+from services.common.runtime.settings import CommonSettings, SettingsError
+from services.common.telemetry import configure
 
-class Settings(Common, frozen=True, kw_only=True):
-    """Settings of a role that does as it is told."""
+class Settings(CommonSettings, frozen=True, kw_only=True):
+    """Settings of a role whose behaviour the test chooses."""
     act: Annotated[str, msgspec.Meta(description="what to do")] = ""
-    token: Annotated[str | None, msgspec.Meta(description="not for eyes", extra={"secret": True})] = None
+    token: Annotated[str | None, msgspec.Meta(description="a secret", extra={"secret": True})] = None
 
 @contextlib.asynccontextmanager
 async def resource(name):
     yield
     print("closed", name, flush=True)
 
-async def fails():
+async def fail():
     raise RuntimeError("task broke")
 
-async def ignores_its_end():
+async def ignore_cancellation():
     while True:
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
             continue
 
-async def works(runtime):
+async def work(runtime):
     try:
         await asyncio.sleep(3600)
     finally:
@@ -53,20 +54,25 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     match runtime.settings.act:
         case "fail": raise RuntimeError("cannot start")
         case "setting": raise SettingsError("HOTNIC_ACT", "contradicts another")
-        case "hang": runtime.spawn("stubborn", ignores_its_end)
+        case "hang": runtime.spawn("stubborn", ignore_cancellation)
         case "slow start": await asyncio.sleep(3600)
-    runtime.spawn("broken", fails)
-    runtime.spawn("worker", lambda: works(runtime))
+    runtime.spawn("broken", fail)
+    runtime.spawn("worker", lambda: work(runtime))
     with runtime.telemetry.tracer.start_as_current_span("started"):
         pass
     runtime.readiness.set("kube", True)
 
-sys.exit(main("test", Settings, start))
+def instrument(telemetry):
+    other = configure("other")
+    other.metrics.set_bus_up(True)
+    return other
+
+sys.exit(main("test", Settings, start, instrument=instrument if os.environ.get("HOTNIC_ACT") == "instrument" else None))
 '''
 
 
 class Process:
-    """The role, running."""
+    """The running role."""
 
     def __init__(self, process: asyncio.subprocess.Process, health: Path) -> None:
         self.process = process
@@ -74,7 +80,7 @@ class Process:
         self.lines: list[str] = []
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Ask its health endpoints."""
+        """Get a path of its health endpoints."""
         connector = aiohttp.UnixConnector(str(self.health))
         async with (
             aiohttp.ClientSession(connector=connector) as client,
@@ -83,7 +89,7 @@ class Process:
             return response.status, await response.text()
 
     async def logged(self, event: str, **fields: object) -> None:
-        """Wait until it has logged this."""
+        """Wait until it has logged this event with these fields."""
         assert self.process.stderr is not None
         wanted = {"event": event} | fields
         async with asyncio.timeout(20):
@@ -91,19 +97,19 @@ class Process:
                 self.lines.append(line)
                 if line.startswith("{") and wanted.items() <= msgspec.json.decode(line).items():
                     return
-        raise AssertionError(f"it ended without logging {event}: {self.lines}")
+        raise AssertionError(f"the role ended without logging {event}: {self.lines}")
 
     async def ready(self) -> None:
-        """Wait until its start is done."""
+        """Wait until it has started."""
         await self.logged("condition met", condition="started")
 
     async def output(self) -> tuple[str, str]:
-        """What it wrote until its end."""
+        """Wait for its end; return its output and its logs."""
         out, err = await asyncio.wait_for(self.process.communicate(), 20)
         return out.decode(), "".join(self.lines) + err.decode()
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int | None, str, str]:
-        """Signal it and wait: exit code, output, logs."""
+        """Send a signal and wait; return exit code, output and logs."""
         self.process.send_signal(number)
         out, err = await self.output()
         return self.process.returncode, out, err
@@ -139,7 +145,7 @@ async def role(tmp_path: Path, *argv: str, **settings: str) -> AsyncIterator[Pro
         await process.communicate()
 
 
-async def test_health_says_what_is_missing_and_the_end_is_in_order(tmp_path: Path) -> None:
+async def test_health_endpoints_work_and_the_shutdown_is_ordered(tmp_path: Path) -> None:
     async with role(tmp_path) as running:
         await running.ready()
         assert await running.get("/healthz") == (200, "ok\n")
@@ -152,7 +158,7 @@ async def test_health_says_what_is_missing_and_the_end_is_in_order(tmp_path: Pat
         code, out, err = await running.stop()
     assert code == 0
     assert out.splitlines() == ["task ended; stopping True", "closed second", "closed first"]
-    assert "task broke" in err, "and it did not end the process"
+    assert "task broke" in err, "the failed task is logged and does not end the process"
     events = [msgspec.json.decode(line)["event"] for line in err.splitlines()]
     assert events[-1] == "stopped"
     assert not running.health.exists()
@@ -160,7 +166,7 @@ async def test_health_says_what_is_missing_and_the_end_is_in_order(tmp_path: Pat
     assert '"started"' in trace.read_text()
 
 
-async def test_readiness_names_each_condition_and_its_cause(tmp_path: Path) -> None:
+async def test_readyz_names_each_condition_and_its_reason(tmp_path: Path) -> None:
     async with role(tmp_path, act="slow start") as running:
         await running.logged("condition not met", condition="kube")
         status, text = await running.get("/readyz")
@@ -173,7 +179,16 @@ async def test_readiness_names_each_condition_and_its_cause(tmp_path: Path) -> N
     assert out.splitlines() == ["closed second", "closed first"]
 
 
-async def test_a_start_that_fails_ends_in_order_with_1(tmp_path: Path) -> None:
+async def test_the_role_uses_the_telemetry_that_instrument_returns(tmp_path: Path) -> None:
+    async with role(tmp_path, act="instrument") as running:
+        await running.ready()
+        _, text = await running.get("/metrics")
+        assert "hotnic_bus_up 1.0" in text
+        await running.stop()
+    assert ['"started"' in trace.read_text() for trace in (tmp_path / "traces").glob("other-*")] == [True]
+
+
+async def test_a_failed_start_is_exit_1_after_an_ordered_shutdown(tmp_path: Path) -> None:
     async with role(tmp_path, act="fail") as running:
         out, err = await running.output()
     assert running.process.returncode == 1
@@ -181,18 +196,20 @@ async def test_a_start_that_fails_ends_in_order_with_1(tmp_path: Path) -> None:
     assert "cannot start" in err
 
 
-async def test_settings_that_contradict_each_other_are_exit_2(tmp_path: Path) -> None:
+async def test_contradicting_settings_are_exit_2(tmp_path: Path) -> None:
     async with role(tmp_path, act="setting") as running:
         _, err = await running.output()
     assert running.process.returncode == 2
     assert "contradicts another" in err
 
 
-async def test_what_ignores_its_end_is_named_and_left_behind(tmp_path: Path) -> None:
+async def test_a_task_that_ignores_its_cancellation_is_logged_and_left_behind(tmp_path: Path) -> None:
     async with role(tmp_path, act="hang") as running:
         await running.ready()
         code, out, err = await running.stop()
     assert code == 1
     assert "closed first" in out
-    hanging = [line for line in map(msgspec.json.decode, err.splitlines()) if "hang" in line["event"]]
+    hanging = [
+        line for line in map(msgspec.json.decode, err.splitlines()) if line["event"] == "cancelled tasks still running"
+    ]
     assert hanging[0]["tasks"] == ["stubborn"]

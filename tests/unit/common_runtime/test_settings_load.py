@@ -1,4 +1,4 @@
-"""Settings from the environment: conversion, defaults, errors that name the variable, what is never shown."""
+"""Settings from the environment: conversion, defaults, error messages, redaction."""
 
 from typing import Annotated, Literal
 
@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.settings import Common, SettingsError, load, redacted, variables
+from services.common.runtime.settings import CommonSettings, SettingsError, load, redacted, variables
 
 
-class Settings(Common, frozen=True, kw_only=True):
-    """One field of each form."""
+class Settings(CommonSettings, frozen=True, kw_only=True):
+    """One field of each type."""
 
     listen: Annotated[str, msgspec.Meta(description="where to listen")]
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 80
@@ -49,7 +49,7 @@ def test_fields_are_read_from_prefixed_variables() -> None:
     )
 
 
-def test_defaults_hold_and_an_empty_variable_is_unset() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     settings = load(Settings, {"HOTNIC_LISTEN": "x", "HOTNIC_PORT": "", "NATS_URL": " "})
     assert settings == Settings(listen="x")
     assert settings.nats_url is None
@@ -73,13 +73,13 @@ def test_a_bad_value_names_its_variable(name: str, text: str, message: str) -> N
     assert str(caught.value).startswith(f"{name}: ")
 
 
-def test_a_missing_variable_is_named_with_its_meaning() -> None:
+def test_a_missing_variable_is_named_with_its_description() -> None:
     with pytest.raises(SettingsError, match="HOTNIC_LISTEN: must be set \\(where to listen\\)"):
         load(Settings, {})
 
 
 @given(secret=st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=5))
-def test_secrets_are_never_shown(secret: str) -> None:
+def test_secrets_are_redacted(secret: str) -> None:
     marked = f"s3cr3t{secret}"
     settings = load(
         Settings, {"HOTNIC_LISTEN": "x", "HOTNIC_PASSWORD": marked, "NATS_URL": f"nats://u:{marked}@a,tls://{marked}@b"}
@@ -91,8 +91,8 @@ def test_secrets_are_never_shown(secret: str) -> None:
     assert shown["HOTNIC_PORT"] == 80
 
 
-def test_variables_come_with_what_help_needs() -> None:
+def test_variables_have_field_name_requirement_and_description() -> None:
     found = {variable.name: variable for variable in variables(Settings)}
     assert found["HOTNIC_LISTEN"].required
     assert found["KUBECONFIG"].field == "kubeconfig"
-    assert all(variable.description for variable in variables(Common))
+    assert all(variable.description for variable in variables(CommonSettings))

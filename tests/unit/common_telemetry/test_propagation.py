@@ -1,4 +1,4 @@
-"""One trace over annotations, headers and queues."""
+"""Trace context in annotations, headers and queues."""
 
 from dataclasses import dataclass
 
@@ -49,15 +49,15 @@ def test_a_malformed_traceparent_is_none(text: str | None) -> None:
 
 
 @given(st.text())
-def test_any_text_has_an_answer(text: str) -> None:
+def test_any_text_is_a_context_or_none(text: str) -> None:
     found = context_of(text)
     assert found is None or span_context(found).is_valid
 
 
 def test_outside_of_any_span_nothing_is_injected() -> None:
-    headers: dict[str, str] = {"kept": "x"}
+    headers: dict[str, str] = {"other": "x"}
     inject(headers)
-    assert headers == {"kept": "x"}
+    assert headers == {"other": "x"}
     assert traceparent_of() is None
     assert trace_id_of() is None
 
@@ -77,15 +77,15 @@ def test_the_parent_is_the_latest_cause_of_the_same_trace() -> None:
 
 
 @pytest.mark.parametrize("causes", [(), (None,), (OTHER,), (None, OTHER)])
-def test_work_learnt_of_otherwise_joins_the_request(causes: tuple[str | None, ...]) -> None:
+def test_without_a_cause_in_the_trace_the_request_is_the_parent(causes: tuple[str | None, ...]) -> None:
     assert traceparent_of(parent_of(ONE, attempt(*causes))) == ONE
 
 
-def test_work_that_nobody_traced_has_no_parent() -> None:
+def test_work_without_a_traceparent_has_no_parent() -> None:
     assert parent_of(None, attempt(OTHER)) is None
 
 
-def test_links_name_the_spans_that_are_there() -> None:
+def test_links_leave_out_contexts_without_a_span() -> None:
     (link,) = links(None, context_of(OTHER), Context(), redelivered=True)
     assert link.context.trace_id == int("2" * 32, 16)
     assert dict(link.attributes or {}) == {"redelivered": True}

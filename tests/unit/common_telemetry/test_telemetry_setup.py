@@ -1,4 +1,4 @@
-"""The telemetry of a process: where spans go, what it says about itself, what its metrics are called."""
+"""Telemetry of a process: exporters, resource attributes, names of metrics."""
 
 import asyncio
 import gzip
@@ -25,7 +25,7 @@ def attributes(line: str) -> dict[str, str]:
     return {item["key"]: next(iter(item["value"].values())) for item in resource["attributes"]}
 
 
-def test_every_span_is_in_the_file_at_once(tmp_path: Path) -> None:
+def test_every_span_is_written_to_the_file_at_once(tmp_path: Path) -> None:
     telemetry = configure("networks", "node-1", environ={"HOTNIC_TRACE_DIR": str(tmp_path / "traces")})
     with telemetry.tracer.start_as_current_span("outer"), telemetry.tracer.start_as_current_span("inner"):
         pass
@@ -36,10 +36,10 @@ def test_every_span_is_in_the_file_at_once(tmp_path: Path) -> None:
     spans = [json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines]
     assert [span["name"] for span in spans] == ["inner", "outer"]
     assert spans[0]["parentSpanId"] == spans[1]["spanId"]
-    said = attributes(lines[0])
-    assert said["service.name"] == "hotnic-networks"
-    assert said["k8s.node.name"] == "node-1"
-    assert said["service.instance.id"]
+    resource_attributes = attributes(lines[0])
+    assert resource_attributes["service.name"] == "hotnic-networks"
+    assert resource_attributes["k8s.node.name"] == "node-1"
+    assert resource_attributes["service.instance.id"]
     telemetry.shutdown()
 
 
@@ -49,7 +49,7 @@ def test_a_node_name_never_leaves_the_directory(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_environment_has_the_last_word_on_the_resource(tmp_path: Path) -> None:
+def test_the_environment_overrides_resource_attributes(tmp_path: Path) -> None:
     environ = {
         "HOTNIC_TRACE_DIR": str(tmp_path),
         "OTEL_SERVICE_NAME": "mine",
@@ -58,28 +58,28 @@ def test_the_environment_has_the_last_word_on_the_resource(tmp_path: Path) -> No
     telemetry = configure("api", environ=environ)
     telemetry.tracer.start_span("x").end()
     telemetry.shutdown()
-    said = attributes(next(tmp_path.iterdir()).read_text())
-    assert said["service.name"] == "mine"
-    assert said["deployment.environment.name"] == "lab one"
-    assert said["k8s.cluster.name"] == "c"
-    assert "k8s.node.name" not in said
+    resource_attributes = attributes(next(tmp_path.iterdir()).read_text())
+    assert resource_attributes["service.name"] == "mine"
+    assert resource_attributes["deployment.environment.name"] == "lab one"
+    assert resource_attributes["k8s.cluster.name"] == "c"
+    assert "k8s.node.name" not in resource_attributes
 
 
-def test_without_configuration_spans_are_made_and_dropped() -> None:
+def test_without_exporters_spans_are_created_and_dropped() -> None:
     telemetry = configure("api", environ={})
     with telemetry.tracer.start_as_current_span("x") as span:
         assert span.get_span_context().is_valid
     telemetry.shutdown()
 
 
-def test_global_providers_stay_untouched() -> None:
+def test_global_providers_are_not_changed() -> None:
     before = trace.get_tracer_provider(), metrics.get_meter_provider()
     configure("api", environ={}).shutdown()
     recording_telemetry()[0].shutdown()
     assert (trace.get_tracer_provider(), metrics.get_meter_provider()) == before
 
 
-def test_exporters_are_imported_only_where_they_are_configured() -> None:
+def test_exporters_are_imported_only_if_configured() -> None:
     code = (
         "import sys; from services.common.telemetry import configure; configure('api', environ={});"
         "print([m for m in sys.modules if m.startswith('opentelemetry.exporter.otlp') or m in ('requests', 'aiohttp')])"
@@ -88,9 +88,9 @@ def test_exporters_are_imported_only_where_they_are_configured() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_metrics_of_two_processes_keep_apart() -> None:
+def test_metrics_of_two_telemetries_are_separate() -> None:
     one, two = configure("api", environ={}), configure("handler", environ={})
-    one.metrics.dead_letter("Oversized")
+    one.metrics.record_dead_letter("Oversized")
     assert b"hotnic_dead_letters_total" in one.metrics_text()
     assert b"hotnic_dead_letters_total" not in two.metrics_text()
     assert b'service_name="hotnic-handler"' in two.metrics_text()
@@ -106,45 +106,47 @@ def test_metrics_of_two_processes_keep_apart() -> None:
         ("2026-11-23T10:00:05Z", "0.0"),
     ],
 )
-def test_stage_latency_counts_from_the_request(requested_at: str, expected: str) -> None:
+def test_stage_latency_starts_at_the_request(requested_at: str, expected: str) -> None:
     telemetry, _ = recording_telemetry()
     event = GuestAttached(operation=Operation("1", OperationKind.PLUG, "a", None, requested_at))
-    telemetry.metrics.published(event, now=datetime(2026, 11, 23, 10, 0, 0, 250_000, tzinfo=UTC))
+    telemetry.metrics.record_published(event, now=datetime(2026, 11, 23, 10, 0, 0, 250_000, tzinfo=UTC))
     line = f'hotnic_stage_seconds_sum{{kind="plug",stage="guest-attached"}} {expected}'
     assert line in telemetry.metrics_text().decode()
 
 
 @pytest.mark.parametrize("requested_at", [None, "", "yesterday", "2026-11-23T10:00:00"])
-def test_an_operation_without_a_time_has_no_latency(requested_at: str | None) -> None:
+def test_an_operation_without_a_request_time_has_no_latency(requested_at: str | None) -> None:
     telemetry, _ = recording_telemetry()
-    telemetry.metrics.published(GuestAttached(operation=Operation("1", OperationKind.PLUG, "a", None, requested_at)))
+    telemetry.metrics.record_published(
+        GuestAttached(operation=Operation("1", OperationKind.PLUG, "a", None, requested_at))
+    )
     assert b"hotnic_stage_seconds" not in telemetry.metrics_text()
 
 
-def test_failures_count_by_stage_and_reason() -> None:
+def test_failures_are_counted_by_stage_and_reason() -> None:
     telemetry, _ = recording_telemetry()
     operation = Operation("1", OperationKind.PLUG, "a")
     for _ in range(2):
-        telemetry.metrics.published(Failed(operation=operation, at=Stage.MULTUS_ATTACHED, reason="CniFailed"))
+        telemetry.metrics.record_published(Failed(operation=operation, at=Stage.MULTUS_ATTACHED, reason="CniFailed"))
     assert b'hotnic_failures_total{reason="CniFailed",stage="multus-attached"} 2.0' in telemetry.metrics_text()
 
 
-async def test_otlp_goes_to_the_traces_path_of_the_collector() -> None:
+async def test_otlp_is_sent_to_the_traces_path_of_the_collector() -> None:
     received: list[tuple[str, bytes]] = []
 
-    async def take(request: web.Request) -> web.Response:
+    async def receive(request: web.Request) -> web.Response:
         body = await request.read()
         received.append((request.path, gzip.decompress(body) if request.headers.get("Content-Encoding") else body))
         return web.Response(content_type="application/x-protobuf", body=b"")
 
     app = web.Application()
-    app.router.add_post("/{path:.*}", take)
+    app.router.add_post("/{path:.*}", receive)
     async with TestServer(app) as server:
         telemetry = configure("api", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": str(server.make_url("/"))})
-        telemetry.tracer.start_span("asked").end()
-        # Shutting down flushes, and blocks while it does.
+        telemetry.tracer.start_span("exported").end()
+        # shutdown() exports the remaining spans and blocks, so it runs in a thread.
         await asyncio.to_thread(telemetry.shutdown)
     ((path, body),) = received
     assert path == "/v1/traces"
-    assert b"asked" in body
+    assert b"exported" in body
     assert b"hotnic-api" in body

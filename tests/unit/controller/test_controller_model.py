@@ -1,7 +1,7 @@
-"""A model of VM, VMI, pod and guest through random requests and edits: it always ends where the specs say.
+"""A stateful model of VM, VMI, pod and guest: after random requests and edits it always reaches the desired state.
 
-The api's and the controller's own plans decide; networks and handler are played by the few lines that matter here.
-Patches are applied as the API server does it, guards included, and whatever happens in between is random.
+The plans of the api and the controller are the real ones; networks and handler are reduced to a few lines. Patches are
+applied with their guards, as the API server does, and the order of all steps is random.
 """
 
 import copy
@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from lab.apiserver.rest.patch import PatchFailed, apply_json_patch
 from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import pod_interface
 from schemas.networks import (
@@ -22,22 +23,22 @@ from schemas.networks import (
     parse_network_status,
     parse_networks,
 )
-from schemas.operations import Operation, encode, is_operation_key, operation_key, operation_of
+from schemas.operations import Operation, encode_annotation, is_operation_key, operation_key, read_operation
 from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.stages import OperationKind
 from services.api import plan as api
-from services.common.domain.operations import ABSENT, kind_of, operation_for
+from services.common.domain.operations import ABSENT, operation_kind, resolve_operation
 from services.common.domain.status_interfaces import DOMAIN, with_token, without_token
-from services.controller.plan import Complain, Observed, Patch, Start, plan
-from services.lab.apiserver.patch import PatchFailed, apply_json_patch
+from services.controller.plan import PatchObject, StartOperations, WarnUser, plan
 from tests.support import objects
+from tests.support.observations import api_observed, controller_observed
 
 NAMES = ("a", "b")
 names = st.sampled_from(NAMES)
 
 
 class Machine(RuleBasedStateMachine):
-    """One VM."""
+    """The state of one VM, and the steps that users and roles take."""
 
     @initialize(slots=st.integers(1, 2))
     def begin(self, slots: int) -> None:
@@ -47,7 +48,7 @@ class Machine(RuleBasedStateMachine):
         self.vmi: dict[str, Any] | None = None
         self.pod: dict[str, Any] = {}
         self.guest: set[str] = set()
-        self.alone: set[str] = set()
+        self.vmi_only_unplugs: set[str] = set()
         self._start()
 
     # -- objects -------------------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ class Machine(RuleBasedStateMachine):
         self.pod = msgspec.to_builtins(objects.pod({"some": "thing"}))
         self.pod["metadata"]["uid"] = uid
         self.guest = set()
-        self.alone = set()
+        self.vmi_only_unplugs = set()
 
     def _vm(self) -> VirtualMachine:
         return msgspec.convert(copy.deepcopy(self.vm), VirtualMachine)
@@ -87,37 +88,35 @@ class Machine(RuleBasedStateMachine):
 
     # -- users ---------------------------------------------------------------------------------------------------
 
-    @rule(name=names, add=st.booleans(), vm=st.booleans(), calm=st.booleans())
-    def request(self, name: str, add: bool, vm: bool, calm: bool) -> None:
-        """A request to the api, perhaps once everything has come to rest."""
-        if calm:
+    @rule(name=names, add=st.booleans(), vm=st.booleans(), settled=st.booleans())
+    def request(self, name: str, add: bool, vm: bool, settled: bool) -> None:
+        """Send a request to the api, possibly after all roles have finished."""
+        if settled:
             self.settle()
         self.count += 1
-        target = api.Target.VM if vm else api.Target.VMI
+        target = api.RequestTarget.VM if vm else api.RequestTarget.VMI
         answer = api.plan(
-            api.Observed(
-                target=target,
-                namespace=objects.NAMESPACE,
-                name="vm1",
-                options=AddInterfaceOptions("net1", name) if add else RemoveInterfaceOptions(name),
+            api_observed(
+                target,
+                AddInterfaceOptions("net1", name) if add else RemoveInterfaceOptions(name),
                 vm=self._vm() if vm else None,
                 vmi=self._vmi(),
                 pod=self._pod(),
                 nad=objects.nad(),
-                fresh_id=f"op-{self.count}",
-                now="2026-01-01T00:00:00Z",
+                new_id=f"op-{self.count}",
+                traceparent=None,
             )
         )
-        if isinstance(answer, api.Change):
-            self.alone.discard(name)
-            if answer.target is api.Target.VMI and answer.operation.kind is OperationKind.UNPLUG:
-                self.alone.add(name)
-            self._patch("vm" if answer.target is api.Target.VM else "vmi", answer.ops)
+        if isinstance(answer, api.ChangeObject):
+            self.vmi_only_unplugs.discard(name)
+            if answer.target is api.RequestTarget.VMI and answer.operation.kind is OperationKind.UNPLUG:
+                self.vmi_only_unplugs.add(name)
+            self._patch("vm" if answer.target is api.RequestTarget.VM else "vmi", answer.ops)
 
     @rule(name=names, vm=st.booleans(), state=st.sampled_from(["", ABSENT, "gone"]))
     def edit(self, name: str, vm: bool, state: str) -> None:
-        """An edit with kubectl; on the VMI nothing is taken away, as its webhook has it."""
-        self.alone.discard(name)
+        """Edit an object with kubectl; KubeVirt's webhook refuses to remove interfaces from a VMI."""
+        self.vmi_only_unplugs.discard(name)
         if vm:
             spec = self.vm["spec"]["template"]["spec"]
         elif self.vmi is not None and state != "gone":
@@ -142,7 +141,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Stop the VM, or start it."""
+        """Stop the VM if it runs, otherwise start it."""
         if self.vmi is None:
             self._start()
         else:
@@ -151,10 +150,10 @@ class Machine(RuleBasedStateMachine):
     # -- roles ---------------------------------------------------------------------------------------------------
 
     @rule(until=st.integers(0, 3))
-    def control(self, until: int) -> None:
-        """The controller looks, and may die after any of its writes. It turns no absent interface back."""
+    def run_controller(self, until: int) -> None:
+        """Run the controller, which may crash after any write; it never reverts an absent interface."""
         before = self._states()
-        self._control(until)
+        self._run_controller(until)
         after = self._states()
         assert all(after[name] == ABSENT for name, state in before.items() if state == ABSENT and name in after)
 
@@ -162,21 +161,21 @@ class Machine(RuleBasedStateMachine):
         items = self.vmi["spec"]["domain"]["devices"]["interfaces"] if self.vmi is not None else []
         return {item["name"]: item.get("state", "") for item in items}
 
-    def _control(self, until: int = 99) -> bool:
-        seen = Observed(vmi=self._vmi(), pod=self._pod(), vm=self._vm(), now="2026-01-01T00:00:00Z")
+    def _run_controller(self, until: int = 99) -> bool:
+        observed = controller_observed(self._vm(), self._vmi(), self._pod())
         done = 0
-        for action in plan(seen):
+        for action in plan(observed):
             writes: list[tuple[str, list[Any]]] = []
-            if isinstance(action, Patch):
+            if isinstance(action, PatchObject):
                 writes.append((str(action.target), action.ops))
-            elif isinstance(action, Start):
-                operations = [wish.operation for wish in action.wishes]
-                if seen.vm is not None:
-                    writes.append(("vm", action.vm_ops(seen.vm, operations)))
-                assert seen.vmi is not None
-                writes.append(("vmi", action.vmi_ops(seen.vmi, operations)))
+            elif isinstance(action, StartOperations):
+                operations = [started.operation for started in action.started]
+                if observed.vm is not None:
+                    writes.append(("vm", action.vm_ops(observed.vm, operations)))
+                assert observed.vmi is not None
+                writes.append(("vmi", action.vmi_ops(observed.vmi, operations)))
             else:
-                assert isinstance(action, Complain)
+                assert isinstance(action, WarnUser)
             for target, ops in writes:
                 if done >= until:
                     return True
@@ -189,30 +188,32 @@ class Machine(RuleBasedStateMachine):
         return done > 0
 
     @rule()
-    def attach_or_detach(self) -> None:
-        """The networks role."""
-        self._networks()
+    def run_networks(self) -> None:
+        """Run the networks role."""
+        self._run_networks()
 
-    def _networks(self) -> bool:
+    def _run_networks(self) -> bool:
         if self.vmi is None:
             return False
         annotations = self.pod["metadata"]["annotations"]
-        wanted = {str(e.requested_interface) for e in parse_networks(annotations.get(NETWORKS))}
+        annotated_links = {str(e.requested_interface) for e in parse_networks(annotations.get(NETWORKS))}
         present = {str(s.interface) for s in parse_network_status(annotations.get(NETWORK_STATUS))}
-        if wanted == present:
+        if annotated_links == present:
             return False
         for name in NAMES:
-            assert name not in self.guest or pod_interface(name) in wanted, "detached under a card in the guest"
-        statuses = [NetworkStatus("default/net1", link) for link in sorted(wanted)]
+            assert name not in self.guest or pod_interface(name) in annotated_links, (
+                "detached while the NIC is in the guest"
+            )
+        statuses = [NetworkStatus("default/net1", link) for link in sorted(annotated_links)]
         annotations[NETWORK_STATUS] = encode_network_status(statuses)
         return True
 
     @rule()
-    def serve_guest(self) -> None:
-        """The handler."""
-        self._handler()
+    def run_handler(self) -> None:
+        """Run the handler."""
+        self._run_handler()
 
-    def _handler(self) -> bool:
+    def _run_handler(self) -> bool:
         vmi, pod = self._vmi(), self._pod()
         if vmi is None or pod is None or self.vmi is None:
             return False
@@ -220,13 +221,14 @@ class Machine(RuleBasedStateMachine):
         before = (copy.deepcopy(self.vmi), set(self.guest))
         entries = vmi.status.interfaces
         for interface in vmi.spec.interface_items():
-            name, operation = interface.name, operation_for(vmi, interface)
+            name = interface.name
+            operation = resolve_operation(vmi, interface, read_operation(vmi.metadata.annotations, name))
             if name not in NAMES:
                 continue
-            if kind_of(interface) is OperationKind.UNPLUG:
+            if operation_kind(interface) is OperationKind.UNPLUG:
                 self.guest.discard(name)
                 entries = without_token(entries, name, DOMAIN)
-                self._note(msgspec.structs.replace(operation, released=pod.metadata.uid))
+                self._write_operation(msgspec.structs.replace(operation, released=pod.metadata.uid))
             elif name in self.guest:
                 entries = with_token(entries, name, DOMAIN)
             elif pod_interface(name) in present and operation.kind is OperationKind.PLUG and operation.failed is None:
@@ -234,57 +236,61 @@ class Machine(RuleBasedStateMachine):
                     self.guest.add(name)
                     entries = with_token(entries, name, DOMAIN)
                 else:
-                    self._note(msgspec.structs.replace(operation, failed="NoFreeSlot"))
+                    self._write_operation(msgspec.structs.replace(operation, failed="NoFreeSlot"))
         if entries is not None:
             self._patch("vmi", [{"op": "add", "path": "/status/interfaces", "value": entries}])
         return (self.vmi, self.guest) != before
 
-    def _note(self, operation: Operation) -> None:
+    def _write_operation(self, operation: Operation) -> None:
         assert self.vmi is not None
-        self.vmi["metadata"]["annotations"][operation_key(operation.interface)] = encode(operation)
+        self.vmi["metadata"]["annotations"][operation_key(operation.interface)] = encode_annotation(operation)
 
-    # -- what must hold ------------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------------
 
     @invariant()
-    def nothing_hangs_in_the_guest_without_its_attachment(self) -> None:
+    def every_guest_nic_has_its_attachment(self) -> None:
         if self.vmi is None:
             return
-        wanted = {e.requested_interface for e in parse_networks(self.pod["metadata"]["annotations"].get(NETWORKS))}
-        assert {pod_interface(name) for name in self.guest} <= wanted
+        annotated_links = {
+            e.requested_interface for e in parse_networks(self.pod["metadata"]["annotations"].get(NETWORKS))
+        }
+        assert {pod_interface(name) for name in self.guest} <= annotated_links
 
     @rule()
     def settle(self) -> None:
-        """Left alone, everything comes to rest, and specs, pod and guest agree."""
+        """Run the roles until nothing changes; then specs, pod and guest agree."""
         for _ in range(60):
-            if not any([self._control(), self._networks(), self._handler()]):
+            if not any([self._run_controller(), self._run_networks(), self._run_handler()]):
                 break
         else:
-            raise AssertionError("no rest")
+            raise AssertionError("the roles do not stop changing objects")
         vmi, vm = self._vmi(), self._vm()
         if vmi is None:
-            assert all(kind_of(i) is OperationKind.PLUG for i in vm.spec.template.spec.interface_items())
+            assert all(operation_kind(i) is OperationKind.PLUG for i in vm.spec.template.spec.interface_items())
             return
-        wished = {i.name for i in vmi.spec.interface_items()} & set(NAMES)
-        assert not self.alone & wished, "unplugged from the running VM alone, and not brought back by the template"
-        assert all(kind_of(i) is OperationKind.PLUG for i in vmi.spec.interface_items()), "absent is gone in the end"
-        assert self.guest == wished
+        desired = {i.name for i in vmi.spec.interface_items()} & set(NAMES)
+        assert not self.vmi_only_unplugs & desired, "the template plugged an interface again"
+        assert all(operation_kind(i) is OperationKind.PLUG for i in vmi.spec.interface_items()), (
+            "an absent interface remains"
+        )
+        assert self.guest == desired
         annotations = self.pod["metadata"]["annotations"]
-        links = {pod_interface(name) for name in wished}
+        links = {pod_interface(name) for name in desired}
         assert {e.requested_interface for e in parse_networks(annotations.get(NETWORKS))} == links
         assert {s.interface for s in parse_network_status(annotations.get(NETWORK_STATUS))} == links
-        assert {e["name"] for e in vmi.status.interfaces or ()} == wished
+        assert {e["name"] for e in vmi.status.interfaces or ()} == desired
         template = {i.name for i in vm.spec.template.spec.interface_items()}
-        assert all(kind_of(i) is OperationKind.PLUG for i in vm.spec.template.spec.interface_items())
+        assert all(operation_kind(i) is OperationKind.PLUG for i in vm.spec.template.spec.interface_items())
         for name in NAMES:
-            marked = operation_of(vmi.metadata.annotations, name)
-            unplugged_alone = marked is not None and marked.kind is OperationKind.UNPLUG
-            # Whatever the template lists runs, unless it was unplugged from the running VM alone, which is remembered.
-            assert name not in template or name in wished or unplugged_alone
-            assert not (unplugged_alone and name in wished)
-            assert marked is None or name in wished or name in template
-        for owner, left in ((self.vm, template), (self.pod, wished)):
-            kept = {key for key in owner["metadata"]["annotations"] if is_operation_key(key)}
-            assert kept <= {operation_key(name) for name in left}
+            recorded = read_operation(vmi.metadata.annotations, name)
+            vmi_only = recorded is not None and recorded.kind is OperationKind.UNPLUG
+            # The VMI has every interface of the template, except one that a recorded unplug removed from the VMI only.
+            assert name not in template or name in desired or vmi_only
+            assert not (vmi_only and name in desired)
+            assert recorded is None or name in desired or name in template
+        for owner, existing in ((self.vm, template), (self.pod, desired)):
+            remaining = {key for key in owner["metadata"]["annotations"] if is_operation_key(key)}
+            assert remaining <= {operation_key(name) for name in existing}
 
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

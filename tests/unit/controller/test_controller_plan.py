@@ -1,4 +1,4 @@
-"""What the controller does with the pod and the status of a VMI, as a table."""
+"""Tables of the controller's plans for the pod's annotation and the VMI's status."""
 
 import pytest
 
@@ -12,12 +12,13 @@ from schemas.networks import (
     encode_networks,
     parse_networks,
 )
-from schemas.operations import Operation, encode, operation_key
+from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
 from services.common.reconcile import Reject
-from services.controller.plan import Observed, Patch, plan
-from services.controller.plan.actions import pod_annotated
+from services.controller.plan import PatchObject, plan
+from services.controller.plan.actions import pod_annotated_event
 from tests.support import objects
+from tests.support.observations import controller_observed
 
 LINK = pod_interface("iface1")
 ELEMENT = NetworkSelectionElement(name="net1", namespace="default", interface=LINK)
@@ -25,8 +26,8 @@ ATTACHED = NetworkStatus(name="default/net1", interface=LINK, mac="02:00:00:00:0
 OPERATION = Operation("op1", OperationKind.PLUG, "iface1")
 
 
-def noted(*operations: Operation) -> dict[str, str]:
-    return {operation_key(operation.interface): encode(operation) for operation in operations}
+def annotations_of(*operations: Operation) -> dict[str, str]:
+    return {operation_key(operation.interface): encode_annotation(operation) for operation in operations}
 
 
 def annotations(elements: list[NetworkSelectionElement], statuses: list[NetworkStatus] | None = None) -> dict[str, str]:
@@ -36,26 +37,26 @@ def annotations(elements: list[NetworkSelectionElement], statuses: list[NetworkS
     return found
 
 
-def test_a_plugged_interface_is_annotated_with_its_operation_and_published() -> None:
-    vmi, pod = objects.vmi(objects.nic("iface1"), annotations=noted(OPERATION)), objects.pod({"a": "b"})
-    (action,) = plan(Observed(vmi, pod))
-    assert isinstance(action, Patch)
+def test_interface_is_annotated_with_its_operation_and_published() -> None:
+    vmi, pod = objects.vmi(objects.nic("iface1"), annotations=annotations_of(OPERATION)), objects.pod({"a": "b"})
+    (action,) = plan(controller_observed(None, vmi, pod))
+    assert isinstance(action, PatchObject)
     values = {op["path"]: op["value"] for op in action.ops if op["op"] == "add"}
     assert values["/metadata/annotations/k8s.v1.cni.cncf.io~1networks"] == (
         '[{"name":"net1","namespace":"default","interface":"' + LINK + '"}]'
     )
-    assert values[f"/metadata/annotations/hotnic.io~1operation.{LINK[3:]}"] == encode(OPERATION)
-    event = pod_annotated(action.gained[0], vmi, pod, 1)
+    assert values[f"/metadata/annotations/hotnic.io~1operation.{LINK[3:]}"] == encode_annotation(OPERATION)
+    event = pod_annotated_event(action.added_attachments[0], vmi, pod, 1)
     assert event.operation == OPERATION
     assert str(event.subject) == "hotplug.pod-annotated.node1.default.vm1"
 
 
-def test_several_nics_on_one_network_are_several_elements() -> None:
+def test_interfaces_on_one_network_have_an_element_each() -> None:
     operations = (Operation("one", OperationKind.PLUG, "a"), Operation("two", OperationKind.PLUG, "b"))
-    vmi = objects.vmi(objects.nic("a"), objects.nic("b"), annotations=noted(*operations))
-    (action,) = plan(Observed(vmi, objects.pod(annotations([ELEMENT]))))
-    assert isinstance(action, Patch)
-    assert [(gained.operation.interface, gained.pod_interface) for gained in action.gained] == [
+    vmi = objects.vmi(objects.nic("a"), objects.nic("b"), annotations=annotations_of(*operations))
+    (action,) = plan(controller_observed(None, vmi, objects.pod(annotations([ELEMENT]))))
+    assert isinstance(action, PatchObject)
+    assert [(added.operation.interface, added.pod_interface) for added in action.added_attachments] == [
         ("a", pod_interface("a")),
         ("b", pod_interface("b")),
     ]
@@ -68,12 +69,12 @@ def test_several_nics_on_one_network_are_several_elements() -> None:
     ]
 
 
-def test_the_patch_is_guarded_by_what_was_seen() -> None:
+def test_annotation_patch_is_guarded_by_the_observed_value() -> None:
     other = NetworkSelectionElement(name="other", interface="net7x")
-    vmi = objects.vmi(objects.nic("iface1"), annotations=noted(OPERATION))
+    vmi = objects.vmi(objects.nic("iface1"), annotations=annotations_of(OPERATION))
     pod = objects.pod(annotations([other]))
-    (action,) = plan(Observed(vmi, pod))
-    assert isinstance(action, Patch)
+    (action,) = plan(controller_observed(None, vmi, pod))
+    assert isinstance(action, PatchObject)
     assert action.ops[0] == {
         "op": "test",
         "path": "/metadata/annotations/k8s.v1.cni.cncf.io~1networks",
@@ -88,70 +89,74 @@ def test_the_patch_is_guarded_by_what_was_seen() -> None:
     [
         (
             "not running",
-            objects.vmi(objects.nic("iface1"), phase="Scheduled", annotations=noted(OPERATION)),
+            objects.vmi(objects.nic("iface1"), phase="Scheduled", annotations=annotations_of(OPERATION)),
             objects.pod(),
         ),
         ("no pod", objects.vmi(objects.nic("iface1")), None),
-        ("pod going away", objects.vmi(objects.nic("iface1")), objects.pod(deletionTimestamp="2026-01-01T00:00:00Z")),
+        (
+            "pod being deleted",
+            objects.vmi(objects.nic("iface1")),
+            objects.pod(deletionTimestamp="2026-01-01T00:00:00Z"),
+        ),
         ("migrating", objects.vmi(objects.nic("iface1"), migrationState={"targetNode": "node2"}), objects.pod()),
         (
             "annotated already",
-            objects.vmi(objects.nic("iface1"), annotations=noted(OPERATION)),
+            objects.vmi(objects.nic("iface1"), annotations=annotations_of(OPERATION)),
             objects.pod(annotations([ELEMENT])),
         ),
         ("only the primary", objects.vmi(), objects.pod()),
     ],
 )
-def test_nothing_is_done(reason: str, vmi: object, pod: object) -> None:
-    assert plan(Observed(vmi, pod)) == [], reason  # type: ignore[arg-type]
+def test_no_action_is_planned(reason: str, vmi: object, pod: object) -> None:
+    assert plan(controller_observed(None, vmi, pod)) == [], reason  # type: ignore[arg-type]
 
 
-def test_a_finished_migration_no_longer_holds_anything_up() -> None:
+def test_completed_migration_does_not_block() -> None:
     vmi = objects.vmi(objects.nic("iface1"), migrationState={"completed": True})
-    assert len(plan(Observed(vmi, objects.pod()))) == 1
+    assert len(plan(controller_observed(None, vmi, objects.pod()))) == 1
 
 
-def test_an_absent_interface_keeps_its_element_until_this_pod_has_released_it() -> None:
-    gone = objects.nic("iface1", state="absent")
+def test_absent_interface_keeps_its_element_until_this_pod_has_released_it() -> None:
+    absent = objects.nic("iface1", state="absent")
     pod = objects.pod(annotations([ELEMENT]))
     for uid, actions in ((None, 0), ("another pod", 0), (objects.POD_UID, 1)):
         released = Operation("op2", OperationKind.UNPLUG, "iface1", released=uid)
-        vmi = objects.vmi(gone, annotations=noted(released))
-        assert len(plan(Observed(vmi, pod))) == actions
+        vmi = objects.vmi(absent, annotations=annotations_of(released))
+        assert len(plan(controller_observed(None, vmi, pod))) == actions
 
 
-def test_a_pod_with_ordinal_names_goes_on_with_ordinals() -> None:
+def test_pod_with_ordinal_names_gets_further_ordinals() -> None:
     first = NetworkSelectionElement(name="net1", namespace="default", interface="net1")
-    plugs = noted(Operation("a1", OperationKind.PLUG, "a"), Operation("b1", OperationKind.PLUG, "b"))
+    plugs = annotations_of(Operation("a1", OperationKind.PLUG, "a"), Operation("b1", OperationKind.PLUG, "b"))
     vmi = objects.vmi(objects.nic("a"), objects.nic("b"), annotations=plugs)
     pod = objects.pod(annotations([first]))
-    (action,) = plan(Observed(vmi, pod))
-    assert isinstance(action, Patch)
-    assert [gained.pod_interface for gained in action.gained] == ["net2"]
+    (action,) = plan(controller_observed(None, vmi, pod))
+    assert isinstance(action, PatchObject)
+    assert [added.pod_interface for added in action.added_attachments] == ["net2"]
 
 
-def test_the_status_follows_what_multus_has_attached_and_leaves_other_tokens_alone() -> None:
+def test_multus_status_token_is_added_and_other_tokens_stay() -> None:
     entries = [{"name": "default", "infoSource": "domain"}, {"name": "iface1", "infoSource": "domain", "mac": "02:.."}]
     vmi = objects.vmi(objects.nic("iface1"), status=entries)
-    (action,) = plan(Observed(vmi, objects.pod(annotations([ELEMENT], [ATTACHED]))))
-    assert isinstance(action, Patch)
+    (action,) = plan(controller_observed(None, vmi, objects.pod(annotations([ELEMENT], [ATTACHED]))))
+    assert isinstance(action, PatchObject)
     assert action.ops[0] == {"op": "test", "path": "/status/interfaces", "value": entries}
     assert action.ops[1]["value"] == [
         entries[0],
         {"name": "iface1", "infoSource": "domain, multus-status", "mac": "02:..", "podInterfaceName": LINK},
     ]
     done = objects.vmi(objects.nic("iface1"), status=action.ops[1]["value"])
-    assert plan(Observed(done, objects.pod(annotations([ELEMENT], [ATTACHED])))) == []
+    assert plan(controller_observed(None, done, objects.pod(annotations([ELEMENT], [ATTACHED])))) == []
 
 
-def test_the_token_goes_when_the_attachment_is_gone() -> None:
+def test_multus_status_token_is_removed_with_the_attachment() -> None:
     entries = [{"name": "iface1", "infoSource": "multus-status", "podInterfaceName": LINK}]
-    vmi = objects.vmi(objects.nic("iface1"), status=entries, annotations=noted(OPERATION))
-    (action,) = plan(Observed(vmi, objects.pod(annotations([ELEMENT], []))))
-    assert isinstance(action, Patch)
+    vmi = objects.vmi(objects.nic("iface1"), status=entries, annotations=annotations_of(OPERATION))
+    (action,) = plan(controller_observed(None, vmi, objects.pod(annotations([ELEMENT], []))))
+    assert isinstance(action, PatchObject)
     assert action.ops[1]["value"] == []
 
 
-def test_an_annotation_that_cannot_be_read_is_said_so() -> None:
+def test_malformed_annotation_is_rejected() -> None:
     with pytest.raises(Reject, match="MalformedObject"):
-        plan(Observed(objects.vmi(objects.nic("iface1")), objects.pod({NETWORKS: "[{"})))
+        plan(controller_observed(None, objects.vmi(objects.nic("iface1")), objects.pod({NETWORKS: "[{"})))

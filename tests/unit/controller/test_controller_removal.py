@@ -1,4 +1,4 @@
-"""How what is unplugged leaves the VMI's spec and the VM's template, as tables."""
+"""Tables of the controller's plans that remove unplugged interfaces from the VMI's spec and the VM's template."""
 
 from typing import Any
 
@@ -14,41 +14,42 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode, operation_key
+from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
-from services.controller.plan import Observed, Patch, Target, plan
+from services.controller.plan import PatchObject, PatchTarget, plan
 from tests.support import objects
+from tests.support.observations import controller_observed
 
 LINK = pod_interface("iface1")
 KEY = f"/metadata/annotations/hotnic.io~1operation.{interface_hash('iface1')}"
-IFACE, GONE = objects.nic("iface1"), objects.nic("iface1", state="absent")
+IFACE, ABSENT_IFACE = objects.nic("iface1"), objects.nic("iface1", state="absent")
 RELEASED = Operation("unplug", OperationKind.UNPLUG, "iface1", released=objects.POD_UID)
 LISTED = {NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])}
 ATTACHED = {NETWORK_STATUS: encode_network_status([NetworkStatus("default/net1", LINK)])}
 ENTRY = {"name": "iface1", "infoSource": "domain"}
 
 
-def noted(*operations: Operation) -> dict[str, str]:
-    return {operation_key(operation.interface): encode(operation) for operation in operations}
+def annotations_of(*operations: Operation) -> dict[str, str]:
+    return {operation_key(operation.interface): encode_annotation(operation) for operation in operations}
 
 
 def unplugged(**fields: Any) -> VirtualMachineInstance:
-    return objects.vmi(GONE, **{"owned": True, "annotations": noted(RELEASED), **fields})
+    return objects.vmi(ABSENT_IFACE, **{"owned": True, "annotations": annotations_of(RELEASED), **fields})
 
 
 def changes(vm: VirtualMachine | None, vmi: VirtualMachineInstance | None, pod: dict[str, str] | None = None) -> Any:
-    """What is written where, by object."""
-    seen = Observed(vmi=vmi, pod=objects.pod(pod) if vmi is not None else None, vm=vm)
-    patches = [action for action in plan(seen) if isinstance(action, Patch)]
+    """Return the changes of a plan: the written value of each path, for each object."""
+    observed = controller_observed(vm, vmi, objects.pod(pod) if vmi is not None else None)
+    patches = [action for action in plan(observed) if isinstance(action, PatchObject)]
     return {
         patch.target: {op["path"]: op.get("value") for op in patch.ops if op["op"] in ("add", "remove")}
         for patch in patches
     }
 
 
-def test_an_interface_of_which_nothing_is_left_goes_with_its_network_and_operation() -> None:
+def test_detached_interface_is_removed_with_its_network_and_operation() -> None:
     assert changes(objects.vm(), unplugged()) == {
-        Target.VMI: {
+        PatchTarget.VMI: {
             "/spec/networks": [objects.PRIMARY_NETWORK],
             "/spec/domain/devices/interfaces": [objects.PRIMARY],
             KEY: None,
@@ -57,70 +58,78 @@ def test_an_interface_of_which_nothing_is_left_goes_with_its_network_and_operati
 
 
 @pytest.mark.parametrize(
-    ("vmi", "pod", "left"),
+    ("vmi", "pod", "patched"),
     [
-        (unplugged(annotations=noted(Operation("u", OperationKind.UNPLUG, "iface1"))), {}, set()),
-        (unplugged(annotations=noted(Operation("u", OperationKind.UNPLUG, "iface1", released="earlier"))), {}, set()),
-        (unplugged(), LISTED, {Target.POD}),
-        (unplugged(), ATTACHED, {Target.VMI}),
+        (unplugged(annotations=annotations_of(Operation("u", OperationKind.UNPLUG, "iface1"))), {}, set()),
+        (
+            unplugged(annotations=annotations_of(Operation("u", OperationKind.UNPLUG, "iface1", released="earlier"))),
+            {},
+            set(),
+        ),
+        (unplugged(), LISTED, {PatchTarget.POD}),
+        (unplugged(), ATTACHED, {PatchTarget.VMI}),
         (unplugged(status=[ENTRY]), {}, set()),
         (unplugged(migrationState={}), {}, set()),
         (unplugged(phase="Scheduled"), {}, set()),
     ],
     ids=["not released", "released by another pod", "listed", "attached", "in the guest", "migrating", "not running"],
 )
-def test_until_then_it_stays(vmi: VirtualMachineInstance, pod: dict[str, str], left: set[Target]) -> None:
-    done = changes(objects.vm(GONE), vmi, pod)
-    assert set(done) == left
-    assert "/spec/networks" not in done.get(Target.VMI, {})
+def test_interface_stays_until_it_is_detached(
+    vmi: VirtualMachineInstance, pod: dict[str, str], patched: set[PatchTarget]
+) -> None:
+    changed = changes(objects.vm(ABSENT_IFACE), vmi, pod)
+    assert set(changed) == patched
+    assert "/spec/networks" not in changed.get(PatchTarget.VMI, {})
 
 
-def test_the_last_element_leaves_an_empty_annotation() -> None:
-    done = changes(None, unplugged(owned=False), LISTED)
-    assert done[Target.POD]["/metadata/annotations/k8s.v1.cni.cncf.io~1networks"] == ""
+def test_annotation_without_elements_is_empty() -> None:
+    changed = changes(None, unplugged(owned=False), LISTED)
+    assert changed[PatchTarget.POD]["/metadata/annotations/k8s.v1.cni.cncf.io~1networks"] == ""
 
 
-def test_the_template_is_cleared_once_the_vmi_knows_the_interface_no_more() -> None:
-    vm = objects.vm(GONE, annotations=noted(RELEASED))
-    assert Target.VM not in changes(vm, unplugged())
-    assert Target.VM not in changes(vm, objects.vmi(owned=True, status=[ENTRY]))
-    assert Target.VM not in changes(vm, objects.vmi(owned=True, annotations=noted(RELEASED)))
+def test_template_is_cleared_after_the_vmi() -> None:
+    vm = objects.vm(ABSENT_IFACE, annotations=annotations_of(RELEASED))
+    assert PatchTarget.VM not in changes(vm, unplugged())
+    assert PatchTarget.VM not in changes(vm, objects.vmi(owned=True, status=[ENTRY]))
+    assert PatchTarget.VM not in changes(vm, objects.vmi(owned=True, annotations=annotations_of(RELEASED)))
     expected = {
         "/spec/template/spec/networks": [objects.PRIMARY_NETWORK],
         "/spec/template/spec/domain/devices/interfaces": [objects.PRIMARY],
         KEY: None,
     }
-    assert changes(vm, objects.vmi(owned=True)) == {Target.VM: expected}
-    assert changes(vm, None) == {Target.VM: expected}
-    assert changes(vm, objects.vmi(GONE, owned=True, phase="Succeeded")) == {Target.VM: expected}
-    assert changes(vm, objects.vmi(GONE, owned=False, phase="Pending")) == {Target.VM: expected}
+    assert changes(vm, objects.vmi(owned=True)) == {PatchTarget.VM: expected}
+    assert changes(vm, None) == {PatchTarget.VM: expected}
+    assert changes(vm, objects.vmi(ABSENT_IFACE, owned=True, phase="Succeeded")) == {PatchTarget.VM: expected}
+    assert changes(vm, objects.vmi(ABSENT_IFACE, owned=False, phase="Pending")) == {PatchTarget.VM: expected}
 
 
-def test_a_stopped_vm_keeps_what_is_not_absent() -> None:
-    assert changes(objects.vm(IFACE, annotations=noted(Operation("p", OperationKind.PLUG, "iface1"))), None) == {}
+def test_stopped_vm_keeps_interfaces_that_are_not_absent() -> None:
+    assert (
+        changes(objects.vm(IFACE, annotations=annotations_of(Operation("p", OperationKind.PLUG, "iface1"))), None) == {}
+    )
     assert changes(None, None) == {}
 
 
-def test_operations_without_an_interface_go() -> None:
-    stale = noted(Operation("p", OperationKind.PLUG, "iface1"))
-    assert changes(objects.vm(annotations=stale), None) == {Target.VM: {KEY: None}}
-    assert changes(objects.vm(), objects.vmi(owned=True, annotations=stale)) == {Target.VMI: {KEY: None}}
-    assert changes(objects.vm(), objects.vmi(owned=True), stale) == {Target.POD: {KEY: None}}
+def test_operations_without_an_interface_are_removed() -> None:
+    stale = annotations_of(Operation("p", OperationKind.PLUG, "iface1"))
+    assert changes(objects.vm(annotations=stale), None) == {PatchTarget.VM: {KEY: None}}
+    assert changes(objects.vm(), objects.vmi(owned=True, annotations=stale)) == {PatchTarget.VMI: {KEY: None}}
+    assert changes(objects.vm(), objects.vmi(owned=True), stale) == {PatchTarget.POD: {KEY: None}}
     assert changes(objects.vm(), objects.vmi(owned=True), stale | ATTACHED) == {}
 
 
-def test_what_was_unplugged_from_the_vmi_alone_is_remembered_while_the_template_has_it() -> None:
+def test_unplug_of_the_vmi_only_stays_recorded_while_the_template_has_the_interface() -> None:
     vm = objects.vm(IFACE)
-    cleared = changes(vm, unplugged())[Target.VMI]
+    cleared = changes(vm, unplugged())[PatchTarget.VMI]
     assert cleared["/spec/domain/devices/interfaces"] == [objects.PRIMARY]
     assert KEY not in cleared
-    remembering = objects.vmi(owned=True, annotations=noted(RELEASED))
-    assert changes(vm, remembering) == {}
-    assert changes(None, remembering) == {}, "the VM may only be out of sight"
-    assert changes(objects.vm(), remembering) == {Target.VMI: {KEY: None}}
-    assert changes(objects.vm(GONE), remembering) == {Target.VMI: {KEY: None}}
+    recorded = objects.vmi(owned=True, annotations=annotations_of(RELEASED))
+    assert changes(vm, recorded) == {}
+    assert changes(None, recorded) == {}, "the VM may only be missing from the cache"
+    assert changes(objects.vm(), recorded) == {PatchTarget.VMI: {KEY: None}}
+    assert changes(objects.vm(ABSENT_IFACE), recorded) == {PatchTarget.VMI: {KEY: None}}
 
 
-def test_what_the_template_asked_to_unplug_is_not_remembered_even_if_it_wants_it_back() -> None:
-    cleared = changes(objects.vm(IFACE, annotations=noted(RELEASED)), unplugged())[Target.VMI]
+def test_unplug_of_the_template_does_not_stay_recorded() -> None:
+    cleared = changes(objects.vm(IFACE, annotations=annotations_of(RELEASED)), unplugged())[PatchTarget.VMI]
     assert KEY in cleared

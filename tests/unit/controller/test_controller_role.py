@@ -1,4 +1,4 @@
-"""The controller as a role: watches in, patches and events out, against a scripted Kubernetes API."""
+"""The controller as a role: its watches, patches and events, against a scripted Kubernetes API."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,19 +11,29 @@ import msgspec
 import pytest
 import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from schemas.encoding import StatusKey
-from schemas.hotplug_status import BUCKET, StatusEntry, entry_of
+from schemas.hotplug_status import BUCKET, StatusEntry, decode_entry
 from schemas.kube import VirtualMachine, VirtualMachineInstance
-from schemas.names import interface_hash
-from schemas.networks import NETWORKS, parse_networks
-from schemas.operations import Operation, encode, operation_key, operation_of
+from schemas.names import interface_hash, pod_interface
+from schemas.networks import (
+    NETWORK_STATUS,
+    NETWORKS,
+    NetworkSelectionElement,
+    NetworkStatus,
+    encode_network_status,
+    encode_networks,
+    parse_networks,
+)
+from schemas.operations import Operation, encode_annotation, operation_key, read_operation
 from schemas.stages import OperationKind, Stage
 from services.common.kube.client import Kube
-from services.common.kube.installations import Installations
+from services.common.runtime.installations import Installations
 from services.controller.role import Controller
 from tests.support import objects
 from tests.support.bus import MemoryBus
+from tests.support.contexts import role_context
 from tests.support.node_kube import EVENTS, PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.spans import named, recording_telemetry
 
@@ -33,24 +43,24 @@ PLUG = Operation("plug", OperationKind.PLUG, "iface1", traceparent=f"00-{TRACE}-
 
 
 class Webhook(FakeKube):
-    """An API server with a webhook that refuses some interfaces."""
+    """An API server whose webhook refuses interfaces with "refused" in their patch."""
 
     def _json_patched(self, key: Any, ops: list[Any]) -> Any:
         if key[0] == VMIS and any("refused" in str(op.get("value")) for op in ops if op["op"] == "add"):
-            raise Refused(403, "Forbidden", "the webhook says no")
+            raise Refused(403, "Forbidden", "refused by the webhook")
         return super()._json_patched(key, ops)
 
 
 @dataclass
 class Cluster:
-    """The API server and the running role."""
+    """The API server, the bus and the running role."""
 
     kube: FakeKube
     bus: MemoryBus
     spans: InMemorySpanExporter
     client: Kube
     role: Controller
-    switches: dict[str, bool] = field(default_factory=lambda: {"acting": True, "enabled": True})
+    switches: dict[str, bool] = field(default_factory=lambda: {"owner": True, "enabled": True})
 
     def put(self, plural: str, found: VirtualMachine | VirtualMachineInstance | Any) -> None:
         """Create or replace an object."""
@@ -59,20 +69,20 @@ class Cluster:
         self.kube.put(plural, meta["namespace"], meta["name"], **document)
 
     def vmi(self) -> VirtualMachineInstance:
-        """The VMI as it is."""
+        """Return the VMI."""
         return msgspec.convert(self.kube.objects[VMIS, "default", "vm1"], VirtualMachineInstance)
 
     def names(self) -> list[str]:
-        """The interfaces of the VMI."""
+        """Return the names of the VMI's interfaces."""
         return [interface.name for interface in self.vmi().spec.interface_items()]
 
     def links(self) -> list[str | None]:
-        """What the pod's annotation lists."""
+        """Return the pod interfaces that the pod's annotation lists."""
         text = self.kube.annotations(PODS, "default", "virt-launcher-vm1-abcde").get(NETWORKS)
         return [element.requested_interface for element in parse_networks(text)]
 
     async def idle(self) -> None:
-        """Wait until everything was seen and looked at."""
+        """Wait until the caches have all objects and the queue is empty."""
         for reflector, plural in ((self.role.vms, VMS), (self.role.vmis, VMIS), (self.role.pods, PODS)):
             for meta in [found["metadata"] for found in self.kube.of(plural)]:
                 while reflector.version("default", meta["name"]) != meta["resourceVersion"]:  # noqa: ASYNC110
@@ -81,7 +91,7 @@ class Cluster:
             await asyncio.sleep(0.001)
 
     def stages(self) -> list[tuple[Stage, str]]:
-        """What was published."""
+        """Return stage and interface of each published event."""
         return [(event.stage, event.operation.interface) for event in self.bus.published]
 
 
@@ -95,14 +105,11 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         client = await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test")
         await stack.enter_async_context(client)
         bus = MemoryBus(role="controller", node="_", telemetry=telemetry, log=log)
-        switches = {"acting": True, "enabled": True}
+        switches = {"owner": True, "enabled": True}
         role = Controller(
-            client,
-            bus,
-            telemetry,
-            log,
-            acting=lambda: switches["acting"],
-            enabled=lambda: switches["enabled"],
+            role_context("controller", client, bus, telemetry),
+            is_owner=lambda: switches["owner"],
+            is_enabled=lambda: switches["enabled"],
         )
         work = (role.vms.run, role.vmis.run, role.pods.run, role.lead)
         tasks = [asyncio.create_task(job()) for job in work]
@@ -114,10 +121,10 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         await asyncio.wait(tasks)
 
 
-async def test_a_wish_of_the_template_reaches_the_pod_in_the_trace_of_its_request(cluster: Cluster) -> None:
+async def test_template_interface_reaches_the_pod_in_the_trace_of_its_request(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True, annotations={"a": "b"}))
-    cluster.put(VMS, objects.vm(objects.nic("iface1"), annotations={operation_key("iface1"): encode(PLUG)}))
+    cluster.put(VMS, objects.vm(objects.nic("iface1"), annotations={operation_key("iface1"): encode_annotation(PLUG)}))
     await cluster.kube.until(lambda: len(cluster.links()) == 1)
     await cluster.idle()
     assert cluster.names() == ["default", "iface1"]
@@ -128,13 +135,13 @@ async def test_a_wish_of_the_template_reaches_the_pod_in_the_trace_of_its_reques
         assert format(span.context.trace_id, "032x") == TRACE
 
 
-async def test_an_edit_of_the_template_begins_a_trace_that_vm_vmi_and_pod_carry(cluster: Cluster) -> None:
+async def test_edit_of_the_template_starts_a_trace_on_vm_vmi_and_pod(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))
     cluster.put(VMS, objects.vm(objects.nic("iface1")))
     await cluster.kube.until(lambda: len(cluster.links()) == 1)
     written = [
-        operation_of(cluster.kube.annotations(plural, "default", name), "iface1")
+        read_operation(cluster.kube.annotations(plural, "default", name), "iface1")
         for plural, name in ((VMS, "vm1"), (VMIS, "vm1"), (PODS, "virt-launcher-vm1-abcde"))
     ]
     assert written[0] is not None
@@ -144,7 +151,7 @@ async def test_an_edit_of_the_template_begins_a_trace_that_vm_vmi_and_pod_carry(
     assert span.parent is None
 
 
-async def test_one_wish_that_is_refused_holds_up_no_other(cluster: Cluster) -> None:
+async def test_refused_operation_does_not_block_others(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))
     cluster.put(VMS, objects.vm(objects.nic("iface1"), objects.nic("refused"), objects.nic("iface2")))
@@ -153,10 +160,10 @@ async def test_one_wish_that_is_refused_holds_up_no_other(cluster: Cluster) -> N
     await cluster.kube.until(lambda: bool(cluster.kube.of(EVENTS)))
     (event,) = cluster.kube.of(EVENTS)
     assert event["involvedObject"]["kind"] == "VirtualMachine"
-    assert "the webhook says no" in event["message"]
+    assert "refused by the webhook" in event["message"]
 
 
-async def test_what_cannot_be_done_is_said_once_on_the_vm(cluster: Cluster) -> None:
+async def test_rejected_change_is_recorded_once_on_the_vm(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))
     cluster.put(VMS, objects.vm(objects.nic("iface1", model="e1000")))
@@ -174,18 +181,18 @@ async def test_what_cannot_be_done_is_said_once_on_the_vm(cluster: Cluster) -> N
     }
 
 
-async def test_an_unplug_leaves_pod_vmi_and_vm_as_if_the_nic_had_never_been(cluster: Cluster) -> None:
+async def test_unplug_removes_the_interface_from_pod_vmi_and_vm(cluster: Cluster) -> None:
     unplug = Operation("unplug", OperationKind.UNPLUG, "iface1", released=objects.POD_UID)
-    gone, kept = objects.nic("iface1", state="absent"), objects.nic("iface2")
-    noted = {operation_key("iface1"): encode(unplug), "some": "thing"}
-    cluster.put(VMS, objects.vm(gone, kept, annotations=noted))
+    absent, kept = objects.nic("iface1", state="absent"), objects.nic("iface2")
+    annotations_of = {operation_key("iface1"): encode_annotation(unplug), "some": "thing"}
+    cluster.put(VMS, objects.vm(absent, kept, annotations=annotations_of))
     cluster.put(PODS, objects.pod({"some": "thing"}))
     here = [{"name": "iface2", "infoSource": "domain, multus-status"}]
-    cluster.put(VMIS, objects.vmi(gone, kept, owned=True, annotations=noted, status=here))
+    cluster.put(VMIS, objects.vmi(absent, kept, owned=True, annotations=annotations_of, status=here))
     await cluster.kube.until(
         lambda: (
             cluster.names() == ["default", "iface2"]
-            and not operation_of(cluster.kube.annotations(VMS, "default", "vm1"), "iface1")
+            and not read_operation(cluster.kube.annotations(VMS, "default", "vm1"), "iface1")
         )
     )
     template = cluster.kube.objects[VMS, "default", "vm1"]["spec"]["template"]["spec"]
@@ -193,23 +200,48 @@ async def test_an_unplug_leaves_pod_vmi_and_vm_as_if_the_nic_had_never_been(clus
     assert operation_key("iface1") not in cluster.vmi().metadata.annotations
 
 
-async def test_where_kubevirt_owns_the_vms_nothing_is_written_until_it_no_longer_does(cluster: Cluster) -> None:
-    cluster.switches["acting"] = False
+async def test_status_written_by_another_role_meanwhile_is_no_failed_span(cluster: Cluster) -> None:
+    link = pod_interface("iface1")
+    attached = {
+        NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=link)]),
+        NETWORK_STATUS: encode_network_status([NetworkStatus("default/net1", link)]),
+    }
+    operations = {operation_key("iface1"): encode_annotation(PLUG)}
+    handlers = [{"name": "iface1", "infoSource": "domain"}]
+
+    def write_first(method: str, plural: str, _name: str) -> None:
+        if (method, plural) == ("PATCH", VMIS) and not cluster.vmi().status.interfaces:
+            cluster.put(VMIS, objects.vmi(objects.nic("iface1"), annotations=operations, status=handlers))
+
+    cluster.kube.before = write_first
+    cluster.put(PODS, objects.pod(attached))
+    cluster.put(VMIS, objects.vmi(objects.nic("iface1"), annotations=operations))
+    await cluster.kube.until(lambda: "multus-status" in str(cluster.vmi().status.interfaces))
+    await cluster.idle()
+    finished = cluster.spans.get_finished_spans()
+    for name in ("kube patch virtualmachineinstances", "controller status vm1"):
+        spans = [span for span in finished if span.name == name]
+        assert [(span.attributes or {}).get("hotnic.conflict", False) for span in spans] == [True, False]
+    assert all(span.status.status_code is StatusCode.UNSET and not span.events for span in finished)
+
+
+async def test_nothing_is_written_while_kubevirt_owns_the_vms(cluster: Cluster) -> None:
+    cluster.switches["owner"] = False
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))
     cluster.put(VMS, objects.vm(objects.nic("iface1")))
     await cluster.idle()
     assert cluster.kube.counted("PATCH", VMIS) == 0
-    cluster.switches["acting"] = True
-    cluster.role.look_at_all()
+    cluster.switches["owner"] = True
+    cluster.role.requeue_all()
     await cluster.kube.until(lambda: "iface1" in cluster.names())
 
 
-async def test_kubevirts_own_object_is_followed(cluster: Cluster) -> None:
+async def test_kubevirt_object_is_watched(cluster: Cluster) -> None:
     changes = asyncio.Semaphore(0)
     installations = Installations(cluster.client, structlog.get_logger(), changes.release)
     following = asyncio.create_task(installations.run())
-    await installations.known.wait()
+    await installations.synced.wait()
     assert installations.items() == []
     gates = {"configuration": {"developerConfiguration": {"featureGates": ["HotplugNICs"]}}}
     cluster.kube.put(KUBEVIRTS, "kubevirt", "kubevirt", spec=gates)
@@ -220,7 +252,7 @@ async def test_kubevirts_own_object_is_followed(cluster: Cluster) -> None:
     await asyncio.wait([following])
 
 
-async def test_a_cluster_without_kubevirts_crd_has_no_installation(cluster: Cluster) -> None:
+async def test_cluster_without_the_kubevirt_crd_has_no_installation(cluster: Cluster) -> None:
     def refuse(_method: str, plural: str, _name: str) -> None:
         if plural == KUBEVIRTS:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
@@ -228,21 +260,23 @@ async def test_a_cluster_without_kubevirts_crd_has_no_installation(cluster: Clus
     cluster.kube.before = refuse
     installations = Installations(cluster.client, structlog.get_logger())
     following = asyncio.create_task(installations.run())
-    await installations.known.wait()
+    await installations.synced.wait()
     assert installations.items() == []
     following.cancel()
     await asyncio.wait([following])
 
 
-async def test_the_controller_that_leads_keeps_the_ladder(cluster: Cluster) -> None:
+async def test_leading_controller_writes_the_hotplug_status(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
-    cluster.put(VMIS, objects.vmi(objects.nic("iface1"), annotations={operation_key("iface1"): encode(PLUG)}))
+    cluster.put(
+        VMIS, objects.vmi(objects.nic("iface1"), annotations={operation_key("iface1"): encode_annotation(PLUG)})
+    )
     await cluster.kube.until(lambda: len(cluster.links()) == 1)
     bucket = cluster.bus.kv(BUCKET)
     found: StatusEntry | None = None
     async with asyncio.timeout(5):
         while found is None or found.status.stage is not Stage.POD_ANNOTATED or found.status.since is None:
             held = await bucket.get(str(StatusKey("default", "vm1", interface_hash("iface1"))))
-            found = entry_of(held.value) if held is not None else None
+            found = decode_entry(held.value) if held is not None else None
             await asyncio.sleep(0.005)
     assert (found.status.operation, found.status.trace_id) == ("plug", TRACE)

@@ -1,4 +1,4 @@
-"""The projector: the bucket follows objects and events, and no state of the bus does more than hide times."""
+"""The projector: the bucket follows objects and events, and failures of the bus cost nothing but times."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,10 @@ from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.bus.protocol import KeyValueEntry
 from services.controller.projector import CONSUMER
-from services.controller.status_bucket import RELOAD
+from services.controller.status_bucket import RELOAD_INTERVAL
 from tests.support import objects
 from tests.support.bus import Broker, MemoryBus, MemoryKeyValue
-from tests.support.projecting import PLUG, VM1, Projecting, other, projecting
+from tests.support.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector
 
 pytestmark = pytest.mark.looptime
 
@@ -33,10 +33,10 @@ EVENTS = {
 
 
 class Cluster:
-    """A projector on a broker that can be stopped, emptied and set back."""
+    """A projector on a broker that a test can stop, empty and roll back."""
 
-    def __init__(self, broker: Broker, made: Projecting) -> None:
-        self.broker, self.made = broker, made
+    def __init__(self, broker: Broker, running: RunningProjector) -> None:
+        self.broker, self.running = broker, running
 
     @property
     def bucket(self) -> MemoryKeyValue:
@@ -44,10 +44,10 @@ class Cluster:
 
     async def publish(self, *stages: Stage) -> None:
         for stage in stages:
-            await self.made.bus.publish(EVENTS[stage])
+            await self.running.bus.publish(EVENTS[stage])
 
     async def stage(self, stage: Stage, *, timed: bool = True) -> InterfaceHotplugStatus:
-        found = await self.made.nic_status(
+        found = await self.running.wait_status(
             lambda nic_status: nic_status is not None and nic_status.stage is stage and bool(nic_status.since) is timed
         )
         assert found is not None
@@ -55,43 +55,43 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[Cluster]:
+async def run_cluster() -> AsyncIterator[Cluster]:
     broker = Broker()
-    async with projecting(MemoryBus(broker, log=structlog.get_logger())) as made:
+    async with run_projector(MemoryBus(broker, log=structlog.get_logger())) as running:
         await broker.until(lambda: CONSUMER in broker.consumers)
-        yield Cluster(broker, made)
+        yield Cluster(broker, running)
 
 
-async def test_the_bucket_follows_a_plug_from_stage_to_stage() -> None:
-    async with running() as cluster:
+async def test_bucket_follows_a_plug_from_stage_to_stage() -> None:
+    async with run_cluster() as cluster:
         for stage in EVENTS:
             await cluster.publish(stage)
-            cluster.made.climb(stage)
+            cluster.running.reach_stage(stage)
             nic_status = await cluster.stage(stage)
             assert (nic_status.operation, nic_status.interface) == ("op", "iface1")
         assert nic_status.complete
-        cluster.made.gone()
-        await cluster.made.nic_status(lambda nic_status: nic_status is None)
+        cluster.running.remove_interface()
+        await cluster.running.wait_status(lambda nic_status: nic_status is None)
 
 
-async def test_events_that_come_first_or_never_change_no_stage() -> None:
-    async with running() as cluster:
+async def test_early_and_missing_events_do_not_change_the_stage() -> None:
+    async with run_cluster() as cluster:
         await cluster.publish(Stage.GUEST_ATTACHED, Stage.MULTUS_ATTACHED)
-        cluster.made.climb(Stage.POD_ANNOTATED)
+        cluster.running.reach_stage(Stage.POD_ANNOTATED)
         await cluster.stage(Stage.POD_ANNOTATED, timed=False)
-        cluster.made.climb(Stage.MULTUS_ATTACHED)
+        cluster.running.reach_stage(Stage.MULTUS_ATTACHED)
         await cluster.stage(Stage.MULTUS_ATTACHED)
 
 
-async def test_a_failure_is_told_with_its_attempts() -> None:
-    async with running() as cluster:
-        cluster.made.climb(Stage.POD_ANNOTATED)
+async def test_failure_is_stored_with_its_attempts() -> None:
+    async with run_cluster() as cluster:
+        cluster.running.reach_stage(Stage.POD_ANNOTATED)
         for attempt in (1, 2):
             failed = Failed(
                 PLUG, VMI, POD, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="no lease", attempt=attempt
             )
-            await cluster.made.bus.publish(failed)
-        nic_status = await cluster.made.nic_status(
+            await cluster.running.bus.publish(failed)
+        nic_status = await cluster.running.wait_status(
             lambda nic_status: nic_status is not None and nic_status.attempts == 2
         )
         assert nic_status is not None
@@ -103,42 +103,42 @@ async def test_a_failure_is_told_with_its_attempts() -> None:
         assert nic_status.last_attempt
 
 
-async def test_a_new_operation_takes_the_entry_over() -> None:
-    async with running() as cluster:
+async def test_new_operation_replaces_the_entry() -> None:
+    async with run_cluster() as cluster:
         await cluster.publish(Stage.REQUESTED, Stage.POD_ANNOTATED)
-        cluster.made.climb(Stage.POD_ANNOTATED)
+        cluster.running.reach_stage(Stage.POD_ANNOTATED)
         await cluster.stage(Stage.POD_ANNOTATED)
-        cluster.made.climb(Stage.POD_ANNOTATED, other())
+        cluster.running.reach_stage(Stage.POD_ANNOTATED, other_operation())
         nic_status = await cluster.stage(Stage.POD_ANNOTATED, timed=False)
         assert nic_status.operation == "op2"
 
 
-async def test_without_the_bus_nothing_is_lost_but_time() -> None:
-    async with running() as cluster:
+async def test_only_times_are_lost_without_the_bus() -> None:
+    async with run_cluster() as cluster:
         cluster.broker.stop()
-        cluster.made.climb(Stage.MULTUS_ATTACHED)
+        cluster.running.reach_stage(Stage.MULTUS_ATTACHED)
         await asyncio.sleep(5)
         assert b'hotnic_operations_in_flight{kind="plug",stage="multus-attached"} 1.0' in (
-            cluster.made.telemetry.metrics_text()
+            cluster.running.telemetry.metrics_text()
         )
         cluster.broker.start()
         await cluster.stage(Stage.MULTUS_ATTACHED, timed=False)
-        cluster.made.climb(Stage.GUEST_ATTACHED)
+        cluster.running.reach_stage(Stage.GUEST_ATTACHED)
         await cluster.stage(Stage.GUEST_ATTACHED, timed=False)
-        assert b"hotnic_operations_in_flight{" not in cluster.made.telemetry.metrics_text()
+        assert b"hotnic_operations_in_flight{" not in cluster.running.telemetry.metrics_text()
 
 
 @pytest.mark.parametrize("how", ["wiped", "older", "foreign", "swept"])
-async def test_whatever_happens_to_the_bucket_is_mended(how: str) -> None:
-    async with running() as cluster:
+async def test_damaged_bucket_is_repaired(how: str) -> None:
+    async with run_cluster() as cluster:
         await cluster.publish(Stage.POD_ANNOTATED)
-        cluster.made.climb(Stage.POD_ANNOTATED)
+        cluster.running.reach_stage(Stage.POD_ANNOTATED)
         await cluster.stage(Stage.POD_ANNOTATED)
         older = await cluster.bucket.get(KEY)
         assert older is not None
         assert older.value is not None
         await cluster.publish(Stage.MULTUS_ATTACHED)
-        cluster.made.climb(Stage.MULTUS_ATTACHED)
+        cluster.running.reach_stage(Stage.MULTUS_ATTACHED)
         wanted = await cluster.stage(Stage.MULTUS_ATTACHED)
         if how == "wiped":
             cluster.bucket.restore({})
@@ -148,48 +148,48 @@ async def test_whatever_happens_to_the_bucket_is_mended(how: str) -> None:
             await cluster.bucket.put(KEY, b"not ours")
         else:
             await cluster.bucket.delete(KEY)
-        await asyncio.sleep(RELOAD + 5)
+        await asyncio.sleep(RELOAD_INTERVAL + 5)
         assert await cluster.stage(Stage.MULTUS_ATTACHED) == wanted
         assert [entry.key for entry in cluster.bucket.entries()] == [KEY]
 
 
-async def test_a_restarted_projector_keeps_what_the_bucket_knows_and_drops_what_is_gone() -> None:
+async def test_restarted_projector_keeps_times_and_removes_obsolete_entries() -> None:
     broker = Broker()
     bus = MemoryBus(broker, log=structlog.get_logger())
-    async with projecting(bus) as first:
+    async with run_projector(bus) as first:
         await broker.until(lambda: CONSUMER in broker.consumers)
         await bus.publish(EVENTS[Stage.POD_ANNOTATED])
-        first.climb(Stage.POD_ANNOTATED)
-        before = await first.nic_status(lambda nic_status: nic_status is not None and nic_status.since is not None)
+        first.reach_stage(Stage.POD_ANNOTATED)
+        before = await first.wait_status(lambda nic_status: nic_status is not None and nic_status.since is not None)
     await bus.kv(BUCKET).put(str(StatusKey("default", "vm9", "0" * 11)), b"{}")
-    async with projecting(bus) as second:
-        second.climb(Stage.POD_ANNOTATED)
+    async with run_projector(bus) as second:
+        second.reach_stage(Stage.POD_ANNOTATED)
         await asyncio.sleep(1)
-        assert await second.nic_status(lambda nic_status: nic_status is not None) == before
+        assert await second.wait_status(lambda nic_status: nic_status is not None) == before
         assert [entry.key for entry in broker.buckets[BUCKET].entries()] == [KEY]
 
 
-async def test_two_writers_end_with_what_objects_say() -> None:
+async def test_two_writers_converge_to_the_objects() -> None:
     broker = Broker()
     async with contextlib.AsyncExitStack() as stack:
         both = [
-            await stack.enter_async_context(projecting(MemoryBus(broker, log=structlog.get_logger()))) for _ in "12"
+            await stack.enter_async_context(run_projector(MemoryBus(broker, log=structlog.get_logger()))) for _ in "12"
         ]
         for stage in EVENTS:
-            for made in both:
-                made.climb(stage)
-            await both[0].nic_status(
+            for running in both:
+                running.reach_stage(stage)
+            await both[0].wait_status(
                 lambda nic_status, stage=stage: nic_status is not None and nic_status.stage is stage
             )  # type: ignore[misc]
 
 
-async def test_a_projector_writes_nothing_when_nothing_is_new() -> None:
-    async with running() as cluster:
-        cluster.made.climb(Stage.POD_ANNOTATED)
+async def test_unchanged_status_is_not_written() -> None:
+    async with run_cluster() as cluster:
+        cluster.running.reach_stage(Stage.POD_ANNOTATED)
         await cluster.stage(Stage.POD_ANNOTATED, timed=False)
         found: KeyValueEntry | None = await cluster.bucket.get(KEY)
         for _ in range(3):
-            cluster.made.climb(Stage.POD_ANNOTATED)
+            cluster.running.reach_stage(Stage.POD_ANNOTATED)
             await asyncio.sleep(1)
-        await asyncio.sleep(2 * RELOAD)
+        await asyncio.sleep(2 * RELOAD_INTERVAL)
         assert await cluster.bucket.get(KEY) == found

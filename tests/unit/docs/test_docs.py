@@ -13,12 +13,12 @@ import click
 import pytest
 
 from services.cli.__main__ import hotnic
-from services.cli.run import ROLES
-from services.common.settings import variables
+from services.cli.commands.run import ROLES
+from services.common.runtime.settings import variables
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-FOLDERS = ("schemas", "services", "tests", "scripts", "k8s", "docs", ".ci")
+FOLDERS = ("schemas", "services", "lab", "tests", "scripts", "k8s", "docs", ".ci")
 
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -130,7 +130,7 @@ def test_every_variable_that_a_page_names_is_read_somewhere() -> None:
         for role in ROLES
         for variable in variables(importlib.import_module(f"services.{role}.__main__").Settings)
     }
-    for folder in ("services", "scripts", "tests"):
+    for folder in ("services", "lab", "scripts", "tests"):
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and file.suffix in ("", ".py", ".sh") and file != Path(__file__):
                 known |= set(VARIABLE.findall(file.read_text()))

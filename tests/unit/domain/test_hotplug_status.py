@@ -1,4 +1,4 @@
-"""The ladder's stage, folded from objects."""
+"""The stage of each interface, derived from objects."""
 
 import pytest
 
@@ -12,9 +12,10 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode, operation_key
+from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind, Stage
-from services.common.domain.hotplug_status import confirmed_by_agent, fold, reached
+from services.common.domain.nic import parse_nics
+from services.common.domain.status.hotplug_status import confirmed_by_agent, derive_statuses, has_reached
 from tests.support import objects
 
 LINK = pod_interface("iface1")
@@ -31,14 +32,15 @@ ATTACHED = ANNOTATED | {NETWORK_STATUS: encode_network_status([NetworkStatus("de
         (ATTACHED, "domain, multus-status", Stage.GUEST_ATTACHED, None),
     ],
 )
-def test_a_plug_climbs(
+def test_stages_of_a_plug(
     annotations: dict[str, str], info_source: str | None, stage: Stage, waiting_for: Stage | None
 ) -> None:
     status = [{"name": "iface1", "infoSource": info_source}] if info_source else None
-    (nic_status,) = fold(objects.vmi(objects.nic("iface1"), status=status), objects.pod(annotations))
+    vmi = objects.vmi(objects.nic("iface1"), status=status)
+    (nic_status,) = derive_statuses(parse_nics(vmi, objects.pod(annotations)))
     assert (nic_status.stage, nic_status.waiting_for) == (stage, waiting_for)
     assert nic_status.complete == (waiting_for is None)
-    assert reached(nic_status, stage)
+    assert has_reached(nic_status, stage)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +52,12 @@ def test_a_plug_climbs(
         (objects.POD_UID, {}, Stage.MULTUS_DETACHED),
     ],
 )
-def test_an_unplug_climbs(released: str | None, annotations: dict[str, str], stage: Stage) -> None:
+def test_stages_of_an_unplug(released: str | None, annotations: dict[str, str], stage: Stage) -> None:
     operation = Operation("op", OperationKind.UNPLUG, "iface1", released=released)
-    vmi = objects.vmi(objects.nic("iface1", state="absent"), annotations={operation_key("iface1"): encode(operation)})
-    (nic_status,) = fold(vmi, objects.pod(annotations))
+    vmi = objects.vmi(
+        objects.nic("iface1", state="absent"), annotations={operation_key("iface1"): encode_annotation(operation)}
+    )
+    (nic_status,) = derive_statuses(parse_nics(vmi, objects.pod(annotations)))
     assert nic_status.stage is stage
     assert nic_status.operation == "op"
 
@@ -67,50 +71,56 @@ def test_an_unplug_climbs(released: str | None, annotations: dict[str, str], sta
         (objects.vmi(objects.nic("iface1")), objects.pod(), "WaitingForPodAnnotated"),
     ],
 )
-def test_every_wait_is_explained(vmi: object, pod: object, reason: str) -> None:
-    (nic_status,) = fold(vmi, pod)  # type: ignore[arg-type]
+def test_incomplete_status_has_a_reason(vmi: object, pod: object, reason: str) -> None:
+    (nic_status,) = derive_statuses(parse_nics(vmi, pod))  # type: ignore[arg-type]
     assert nic_status.reason == reason
 
 
-def test_what_the_guest_agent_says_is_shown() -> None:
+def test_fields_of_the_guest_agent_are_included() -> None:
     entry = {
         "name": "iface1",
         "infoSource": "domain, guest-agent, multus-status",
         "interfaceName": "eth1",
         "mac": "02:02",
     }
-    (nic_status,) = fold(objects.vmi(objects.nic("iface1"), status=[entry]), objects.pod(ATTACHED))
+    vmi = objects.vmi(objects.nic("iface1"), status=[entry])
+    (nic_status,) = derive_statuses(parse_nics(vmi, objects.pod(ATTACHED)))
     assert confirmed_by_agent(nic_status)
     assert (nic_status.guest_interface, nic_status.mac) == ("eth1", "02:02")
 
 
-def test_an_unplug_that_undoes_a_failed_plug_says_why() -> None:
-    undo = Operation("op", OperationKind.UNPLUG, "iface1", failed="NoFreeSlot")
+def test_unplug_that_undoes_a_failed_plug_has_its_reason() -> None:
+    undoing = Operation("op", OperationKind.UNPLUG, "iface1", failed="NoFreeSlot")
     failed = Operation("op", OperationKind.PLUG, "iface1", failed="NoFreeSlot")
-    for nic, operation in ((objects.nic("iface1", state="absent"), undo), (objects.nic("iface1"), failed)):
-        vmi = objects.vmi(nic, annotations={operation_key("iface1"): encode(operation)})
-        (nic_status,) = fold(vmi, objects.pod(ANNOTATED))
+    for nic, operation in ((objects.nic("iface1", state="absent"), undoing), (objects.nic("iface1"), failed)):
+        vmi = objects.vmi(nic, annotations={operation_key("iface1"): encode_annotation(operation)})
+        (nic_status,) = derive_statuses(parse_nics(vmi, objects.pod(ANNOTATED)))
         assert (nic_status.reason, nic_status.failed, nic_status.kind) == ("NoFreeSlot", "NoFreeSlot", operation.kind)
 
 
-def test_an_unplug_of_ordinal_names_says_why_it_waits() -> None:
+def test_unplug_of_an_ordinal_name_has_a_reason() -> None:
     pod = objects.pod({NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface="net1")])})
-    (nic_status,) = fold(objects.vmi(objects.nic("iface1", state="absent")), pod)
+    (nic_status,) = derive_statuses(parse_nics(objects.vmi(objects.nic("iface1", state="absent")), pod))
     assert nic_status.reason == "OrdinalInterfaceNames"
 
 
-def test_a_listed_attachment_is_not_detached_even_if_it_was_never_made() -> None:
+def test_listed_attachment_is_not_detached_even_if_it_was_never_attached() -> None:
     operation = Operation("op", OperationKind.UNPLUG, "iface1", released=objects.POD_UID)
-    vmi = objects.vmi(objects.nic("iface1", state="absent"), annotations={operation_key("iface1"): encode(operation)})
-    assert [nic_status.stage for nic_status in fold(vmi, objects.pod(ANNOTATED))] == [Stage.GUEST_DETACHED]
+    vmi = objects.vmi(
+        objects.nic("iface1", state="absent"), annotations={operation_key("iface1"): encode_annotation(operation)}
+    )
+    (nic_status,) = derive_statuses(parse_nics(vmi, objects.pod(ANNOTATED)))
+    assert nic_status.stage is Stage.GUEST_DETACHED
 
 
-def test_wishes_of_the_template_are_rungs_before_the_vmi_has_them() -> None:
+def test_template_changes_are_included_before_the_vmi_has_them() -> None:
     plug, unplug = Operation("p", OperationKind.PLUG, "iface2"), Operation("u", OperationKind.UNPLUG, "iface1")
-    noted = {operation_key(operation.interface): encode(operation) for operation in (plug, unplug)}
-    vm = objects.vm(objects.nic("iface1", state="absent"), objects.nic("iface2", "net2"), annotations=noted)
+    annotations_of_vm = {
+        operation_key(operation.interface): encode_annotation(operation) for operation in (plug, unplug)
+    }
+    vm = objects.vm(objects.nic("iface1", state="absent"), objects.nic("iface2", "net2"), annotations=annotations_of_vm)
     vmi = objects.vmi(objects.nic("iface1"), owned=True, status=[{"name": "iface1", "infoSource": "domain"}])
-    first, second = fold(vmi, objects.pod(ATTACHED), vm)
+    first, second = derive_statuses(parse_nics(vmi, objects.pod(ATTACHED)), vm)
     assert (first.operation, first.kind, first.stage, first.waiting_for) == (
         "u",
         OperationKind.UNPLUG,
@@ -119,8 +129,8 @@ def test_wishes_of_the_template_are_rungs_before_the_vmi_has_them() -> None:
     )
     assert first.info_source == "domain"
     assert (second.operation, second.network, second.reason) == ("p", "net2", "WaitingForController")
-    (alone,) = fold(vmi, objects.pod(ATTACHED))
-    assert alone.complete
+    (without_vm,) = derive_statuses(parse_nics(vmi, objects.pod(ATTACHED)))
+    assert without_vm.complete
 
 
 @pytest.mark.parametrize(
@@ -138,7 +148,7 @@ def test_wishes_of_the_template_are_rungs_before_the_vmi_has_them() -> None:
             "changed",
         ),
         (objects.vm(objects.nic("iface1", state="down")), objects.vmi(objects.nic("iface1"), owned=True), None),
-        # A webhook's MAC and a preference's model (kubevirt#15881, #18955).
+        # A MAC set by a webhook and a model set by a preference are no difference (kubevirt#15881, #18955).
         (
             objects.vm(objects.nic("iface1", macAddress="")),
             objects.vmi(objects.nic("iface1", macAddress="02:00:00:00:00:07", model="virtio"), owned=True),
@@ -146,8 +156,8 @@ def test_wishes_of_the_template_are_rungs_before_the_vmi_has_them() -> None:
         ),
     ],
 )
-def test_a_difference_to_the_template_is_shown(
+def test_difference_from_the_template_is_included(
     vm: VirtualMachine, vmi: VirtualMachineInstance, at_restart: str
 ) -> None:
-    (nic_status,) = fold(vmi, objects.pod(ATTACHED), vm)
+    (nic_status,) = derive_statuses(parse_nics(vmi, objects.pod(ATTACHED)), vm)
     assert nic_status.at_restart == at_restart

@@ -1,4 +1,4 @@
-"""What Kubernetes Events say of each transition: cause in the message, one name per transition."""
+"""Kubernetes Events of each transition: reason, message with the cause, and one key per transition."""
 
 import itertools
 
@@ -18,12 +18,18 @@ from schemas.events import (
 )
 from schemas.operations import Operation
 from schemas.stages import OperationKind, Stage, stage_path
-from services.common.domain.kubernetes_events import OPERATION, STAGE, TRACE, kubernetes_event, reason_of
+from services.common.domain.status.kubernetes_events import (
+    OPERATION,
+    STAGE,
+    TRACE,
+    build_kubernetes_event,
+    event_reason,
+)
 
 VMI = ObjectRef("default", "vm1", "uid")
 PLUG = Operation("op", OperationKind.PLUG, "blue", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
 UNPLUG = msgspec.structs.replace(PLUG, kind=OperationKind.UNPLUG)
-UNDO = msgspec.structs.replace(UNPLUG, failed="NoFreeSlot")
+UNDOING_UNPLUG = msgspec.structs.replace(UNPLUG, failed="NoFreeSlot")
 
 
 @pytest.mark.parametrize(
@@ -37,10 +43,10 @@ UNDO = msgspec.structs.replace(UNPLUG, failed="NoFreeSlot")
         ),
         (Requested(UNPLUG, VMI), "Normal", "InterfaceUnplugRequested", "interface blue: unplug requested"),
         (
-            Requested(UNDO, VMI),
+            Requested(UNDOING_UNPLUG, VMI),
             "Normal",
             "InterfaceUnplugRequested",
-            "interface blue: unplug requested, for its plug has failed: NoFreeSlot",
+            "interface blue: unplug requested because the plug failed: NoFreeSlot",
         ),
         (
             PodAnnotated(PLUG, VMI),
@@ -52,25 +58,25 @@ UNDO = msgspec.structs.replace(UNPLUG, failed="NoFreeSlot")
             MultusAttached(PLUG, VMI, pod_interface="podx", mac="02:00", ips=("10.0.0.2",)),
             "Normal",
             "InterfaceMultusAttached",
-            "interface blue: the CNI result stands in the pod's network status (podx, 02:00, 10.0.0.2)",
+            "interface blue: the pod's network-status annotation lists the attachment (podx, 02:00, 10.0.0.2)",
         ),
         (
             GuestAttached(PLUG, VMI, mac="02:00"),
             "Normal",
             "InterfaceGuestAttached",
-            "interface blue: the card is in the guest's domain (02:00)",
+            "interface blue: the device is in the guest's domain (02:00)",
         ),
         (
             GuestDetached(UNPLUG, VMI),
             "Normal",
             "InterfaceGuestDetached",
-            "interface blue: the card is gone from the domain and the wiring in the pod is undone",
+            "interface blue: the device is gone from the guest's domain and the pod network is torn down",
         ),
         (
             MultusDetached(UNPLUG, VMI),
             "Normal",
             "InterfaceMultusDetached",
-            "interface blue: CNI DEL is done and the network status rewritten",
+            "interface blue: CNI DEL succeeded and the pod's network-status annotation is updated",
         ),
         (
             Failed(PLUG, VMI, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="no lease left"),
@@ -80,20 +86,20 @@ UNDO = msgspec.structs.replace(UNPLUG, failed="NoFreeSlot")
         ),
     ],
 )
-def test_each_transition_is_said_with_its_cause(event: Event, type_: str, reason: str, message: str) -> None:
-    said = kubernetes_event(event)
-    assert said is not None
-    assert (said.type, said.reason, said.message) == (type_, reason, message)
-    assert said.annotations[OPERATION] == "op"
-    assert said.annotations[STAGE] == event.stage
-    assert said.annotations[TRACE] == "a" * 32
+def test_event_of_each_transition(event: Event, type_: str, reason: str, message: str) -> None:
+    recorded = build_kubernetes_event(event)
+    assert recorded is not None
+    assert (recorded.type, recorded.reason, recorded.message) == (type_, reason, message)
+    assert recorded.annotations[OPERATION] == "op"
+    assert recorded.annotations[STAGE] == event.stage
+    assert recorded.annotations[TRACE] == "a" * 32
 
 
-def test_attempts_and_confirmations_are_one_event_and_reasons_are_several() -> None:
+def test_key_ignores_attempt_and_confirmation_but_not_reason() -> None:
     def key(event: Event) -> tuple[str, ...]:
-        said = kubernetes_event(event)
-        assert said is not None
-        return said.key
+        recorded = build_kubernetes_event(event)
+        assert recorded is not None
+        return recorded.key
 
     assert key(GuestAttached(PLUG, VMI)) == key(GuestAttached(PLUG, VMI, attempt=3, mac="02:00"))
     first, second, third = (
@@ -108,11 +114,11 @@ def test_attempts_and_confirmations_are_one_event_and_reasons_are_several() -> N
     assert key(Requested(PLUG, VMI)) != key(Requested(PLUG, msgspec.structs.replace(VMI, uid="another")))
 
 
-def test_every_stage_has_a_reason_of_its_own() -> None:
-    steps = [(stage, kind) for kind in OperationKind for stage in stage_path(kind)]
-    assert len({reason_of(*step) for step in steps}) == len(steps)
-    assert all(reason_of(*one) != reason_of(*two) for one, two in itertools.combinations(steps, 2))
+def test_every_stage_has_a_distinct_reason() -> None:
+    stages = [(stage, kind) for kind in OperationKind for stage in stage_path(kind)]
+    assert len({event_reason(*stage_and_kind) for stage_and_kind in stages}) == len(stages)
+    assert all(event_reason(*one) != event_reason(*two) for one, two in itertools.combinations(stages, 2))
 
 
-def test_an_ordinary_pod_has_no_vmi_to_tell_of() -> None:
-    assert kubernetes_event(MultusAttached(PLUG)) is None
+def test_ordinary_pod_has_no_event() -> None:
+    assert build_kubernetes_event(MultusAttached(PLUG)) is None

@@ -1,4 +1,4 @@
-"""Who owns the VMs and whether hot-plug is on, as tables."""
+"""The owner of the VMs and whether hot-plug is enabled, as tables."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from schemas.kube import ObjectMeta, Pod, PodStatus
 from schemas.kubevirt import KubeVirt
-from services.common.domain.kubevirt import acting_owner, default_binding, hotplug_enabled, rivals
+from services.common.domain.kubevirt import acting_owner, default_binding, find_kubevirt_controllers, is_hotplug_enabled
 
 
 def installation(*gates: str, version: str = "", **configuration: Any) -> KubeVirt:
@@ -35,10 +35,8 @@ def installation(*gates: str, version: str = "", **configuration: Any) -> KubeVi
         ("off", [installation("HotplugNICs")], False),
     ],
 )
-def test_the_gate_is_the_settings_or_the_installations_word(
-    setting: Any, installations: list[KubeVirt], enabled: bool
-) -> None:
-    assert hotplug_enabled(setting, installations) is enabled
+def test_setting_or_feature_gate_enables_hotplug(setting: Any, installations: list[KubeVirt], enabled: bool) -> None:
+    assert is_hotplug_enabled(setting, installations) is enabled
 
 
 @pytest.mark.parametrize(
@@ -50,39 +48,39 @@ def test_the_gate_is_the_settings_or_the_installations_word(
         ("kubevirt", [], "kubevirt"),
     ],
 )
-def test_kubevirt_owns_the_vms_wherever_it_is_unless_told_otherwise(
+def test_kubevirt_owns_the_vms_where_installed_unless_the_setting_differs(
     setting: Any, installations: list[KubeVirt], owner: str
 ) -> None:
     assert acting_owner(setting, installations) == owner
 
 
-def test_an_unsaid_pod_network_is_bound_as_kubevirt_is_configured() -> None:
+def test_default_binding_is_that_of_the_kubevirt_configuration() -> None:
     assert default_binding([]) == "masquerade"
     assert default_binding([KubeVirt()]) == "bridge"
     assert default_binding([installation(network={"defaultNetworkInterface": "masquerade"})]) == "masquerade"
 
 
-HOME = KubeVirt(metadata=ObjectMeta(namespace="kubevirt", name="kubevirt"))
+KUBEVIRT = KubeVirt(metadata=ObjectMeta(namespace="kubevirt", name="kubevirt"))
 
 
 @pytest.mark.parametrize(
-    ("namespace", "component", "phase", "homes", "found"),
+    ("namespace", "component", "phase", "installations", "found"),
     [
-        ("kubevirt", "virt-controller", "Running", [HOME], True),
-        ("kubevirt", "virt-handler", "Running", [HOME], True),
-        ("kubevirt", "virt-handler", "Pending", [HOME], False),
-        ("kubevirt", "virt-handler", "Failed", [HOME], False),
-        ("kubevirt", "virt-operator", "Running", [HOME], False),
-        ("kubevirt", "virt-launcher", "Running", [HOME], False),
-        ("kubevirt", "", "Running", [HOME], False),
-        # A label is nobody's proof: any user may put it on a pod of theirs.
-        ("tenant", "virt-controller", "Running", [HOME], False),
+        ("kubevirt", "virt-controller", "Running", [KUBEVIRT], True),
+        ("kubevirt", "virt-handler", "Running", [KUBEVIRT], True),
+        ("kubevirt", "virt-handler", "Pending", [KUBEVIRT], False),
+        ("kubevirt", "virt-handler", "Failed", [KUBEVIRT], False),
+        ("kubevirt", "virt-operator", "Running", [KUBEVIRT], False),
+        ("kubevirt", "virt-launcher", "Running", [KUBEVIRT], False),
+        ("kubevirt", "", "Running", [KUBEVIRT], False),
+        # The label alone is no proof: any user may set it on a pod.
+        ("tenant", "virt-controller", "Running", [KUBEVIRT], False),
         ("kubevirt", "virt-controller", "Running", [], False),
     ],
 )
-def test_kubevirts_controllers_are_known_by_their_label_where_kubevirt_is_installed(
-    namespace: str, component: str, phase: str, homes: list[KubeVirt], found: bool
+def test_kubevirt_controllers_are_found_by_label_in_namespaces_of_kubevirt(
+    namespace: str, component: str, phase: str, installations: list[KubeVirt], found: bool
 ) -> None:
     labels = {"kubevirt.io": component} if component else {}
     pod = Pod(metadata=ObjectMeta(namespace=namespace, name="x", labels=labels), status=PodStatus(phase=phase))
-    assert rivals([pod], homes) == ([f"{namespace}/x"] if found else [])
+    assert find_kubevirt_controllers([pod], installations) == ([f"{namespace}/x"] if found else [])

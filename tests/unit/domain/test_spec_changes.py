@@ -1,33 +1,44 @@
-"""Guarded patches of both lists, what may be plugged at all, and names that collide."""
+"""Guarded patches of both lists, eligibility of interfaces, and hash collisions."""
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.apiserver.rest.patch import PatchFailed, apply_json_patch
 from schemas.kube import Interface, Network
 from schemas.names import interface_hash
 from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
-from schemas.operations import Operation, encode, operation_key, operation_of, operation_under, stale_operations
+from schemas.operations import (
+    Operation,
+    encode_annotation,
+    operation_key,
+    read_operation,
+    read_operation_at,
+    stale_operation_keys,
+)
 from schemas.stages import OperationKind
-from services.common.domain.attachments import secondary
-from services.common.domain.eligibility import hash_collision, ordinal, why_fixed, why_not_pluggable
-from services.common.domain.spec_patch import change, notes, of_vm, of_vmi
-from services.common.domain.template import lives, owns
-from services.lab.apiserver.patch import PatchFailed, apply_json_patch
+from services.common.domain.eligibility import (
+    find_change_obstacle,
+    find_hash_collision,
+    find_plug_obstacle,
+)
+from services.common.domain.nic import parse_nics
+from services.common.domain.spec_patch import build_patch, operation_annotations, template_spec_holder, vmi_spec_holder
+from services.common.domain.template import is_active, owns
 from tests.support import objects
 
 PLUG = Operation("plug", OperationKind.PLUG, "iface1")
 
 
-def test_a_change_applies_to_what_was_seen_and_to_nothing_else() -> None:
+def test_patch_applies_only_to_the_observed_state() -> None:
     vm = objects.vm(objects.nic("a"), annotations={"some": "thing"})
-    holder = of_vm(vm)
-    ops = change(holder, holder.lists.absent(["a"]), notes([PLUG]))
+    holder = template_spec_holder(vm)
+    ops = build_patch(holder, holder.lists.with_absent(["a"]), operation_annotations([PLUG]))
     document = msgspec.to_builtins(vm)
     patched = apply_json_patch(document, ops)
     assert patched["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"][1]["state"] == "absent"
-    assert operation_of(patched["metadata"]["annotations"], "iface1") == PLUG
+    assert read_operation(patched["metadata"]["annotations"], "iface1") == PLUG
     for changed in (
         objects.vm(objects.nic("a"), objects.nic("b"), annotations={"some": "thing"}),
         objects.vm(objects.nic("a"), annotations={"some": "thing"} | {operation_key("iface1"): "another"}),
@@ -36,15 +47,17 @@ def test_a_change_applies_to_what_was_seen_and_to_nothing_else() -> None:
             apply_json_patch(msgspec.to_builtins(changed), ops)
 
 
-def test_lists_that_do_not_change_are_not_written() -> None:
-    holder = of_vmi(objects.vmi(objects.nic("a"), annotations={operation_key("a"): "x"}))
-    ops = change(holder, holder.lists, {operation_key("a"): None})
+def test_unchanged_lists_are_not_written() -> None:
+    holder = vmi_spec_holder(objects.vmi(objects.nic("a"), annotations={operation_key("a"): "x"}))
+    ops = build_patch(holder, holder.lists, {operation_key("a"): None})
     assert [op["op"] for op in ops] == ["test", "test", "test", "remove"]
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c"]), unique=True))
-def test_without_takes_interface_and_network(names: list[str]) -> None:
-    lists = of_vmi(objects.vmi(*(objects.nic(name) for name in ("a", "b", "c")))).lists.without(names)
+def test_without_interfaces_removes_interface_and_network(names: list[str]) -> None:
+    lists = vmi_spec_holder(objects.vmi(*(objects.nic(name) for name in ("a", "b", "c")))).lists.without_interfaces(
+        names
+    )
     left = ["default", *(name for name in ("a", "b", "c") if name not in names)]
     assert [item["name"] for item in lists.networks or ()] == left
     assert [item["name"] for item in lists.interfaces or ()] == left
@@ -71,43 +84,47 @@ NAD = network(multus={"networkName": "net1"})
         (Interface("iface1", masquerade={}), NAD, "bridge", "bridge"),
     ],
 )
-def test_only_bridges_on_a_network_of_their_own_can_change(
+def test_only_bridge_interfaces_on_secondary_networks_can_change(
     interface: Interface, network: Network | None, fixed: str | None, not_pluggable: str | None
 ) -> None:
-    for why, expected in (
-        (why_fixed(interface, network), fixed),
-        (why_not_pluggable(interface, network), not_pluggable),
+    for reason, expected in (
+        (find_change_obstacle(interface, network), fixed),
+        (find_plug_obstacle(interface, network), not_pluggable),
     ):
-        assert (why is None) == (expected is None)
-        assert expected is None or expected in str(why)
+        assert (reason is None) == (expected is None)
+        assert expected is None or expected in str(reason)
 
 
-def test_of_two_names_with_the_same_links_the_first_one_counts() -> None:
+def test_first_of_two_interfaces_with_a_hash_collision_is_used() -> None:
     first, second = objects.COLLIDING
     assert interface_hash(first) == interface_hash(second)
     vmi = objects.vmi(objects.nic(first), objects.nic(second))
-    assert [interface.name for interface, _ in secondary(vmi.spec)] == [first]
-    assert hash_collision(vmi.spec, second) == first
-    assert hash_collision(vmi.spec, "other") is None
+    assert list(parse_nics(vmi, None).nics) == [first]
+    assert find_hash_collision(vmi.spec, second) == first
+    assert find_hash_collision(vmi.spec, "other") is None
 
 
-def test_a_pod_with_one_ordinal_name_is_ordinal() -> None:
+def test_pod_with_one_ordinal_name_has_ordinal_names() -> None:
     elements = [NetworkSelectionElement("a", interface="podabc"), NetworkSelectionElement("b", interface="net1")]
-    assert ordinal(objects.pod({NETWORKS: encode_networks(elements)}))
-    assert not ordinal(objects.pod({NETWORKS: encode_networks(elements[:1])}))
-    assert not ordinal(objects.pod())
+    assert parse_nics(objects.vmi(), objects.pod({NETWORKS: encode_networks(elements)})).ordinal
+    assert not parse_nics(objects.vmi(), objects.pod({NETWORKS: encode_networks(elements[:1])})).ordinal
+    assert not parse_nics(objects.vmi(), objects.pod()).ordinal
 
 
-def test_operations_are_found_under_their_key_and_stale_ones_told() -> None:
-    annotations = {operation_key("iface1"): encode(PLUG), operation_key("b"): encode(PLUG), "some": "thing"}
-    assert operation_under(annotations, operation_key("iface1")) == PLUG
-    assert operation_under(annotations, operation_key("b")) is None, "it speaks of another interface"
-    assert operation_under(annotations, "some") is None
-    assert stale_operations(annotations, {interface_hash("iface1")}) == [operation_key("b")]
+def test_operations_are_read_by_key_and_stale_keys_are_found() -> None:
+    annotations = {
+        operation_key("iface1"): encode_annotation(PLUG),
+        operation_key("b"): encode_annotation(PLUG),
+        "some": "thing",
+    }
+    assert read_operation_at(annotations, operation_key("iface1")) == PLUG
+    assert read_operation_at(annotations, operation_key("b")) is None, "it names another interface"
+    assert read_operation_at(annotations, "some") is None
+    assert stale_operation_keys(annotations, {interface_hash("iface1")}) == [operation_key("b")]
 
 
-def test_a_vmi_belongs_to_the_vm_it_was_made_from() -> None:
+def test_vm_owns_the_vmi_that_was_created_from_it() -> None:
     assert owns(objects.vm(), objects.vmi(owned=True))
     assert not owns(objects.vm(), objects.vmi())
-    assert lives(objects.vmi())
-    assert not lives(objects.vmi(phase="Failed"))
+    assert is_active(objects.vmi())
+    assert not is_active(objects.vmi(phase="Failed"))

@@ -1,4 +1,4 @@
-"""What events add to the ladder: the stage is the objects', times and reasons are the events', in whatever order."""
+"""What events add to the hot-plug status: stages come from objects, times and reasons from events in any order."""
 
 import datetime
 import itertools
@@ -17,12 +17,19 @@ from schemas.hotplug_status import (
     StageHistory,
     StageReached,
     StatusEntry,
-    encode,
-    entry_of,
+    decode_entry,
+    encode_entry,
 )
 from schemas.operations import Operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
-from services.common.domain.stage_history import MAX_MESSAGE, entry, history_of, merge, normal, with_history
+from services.common.domain.status.stage_history import (
+    MAX_MESSAGE,
+    build_entry,
+    history_of,
+    merge,
+    normalize_time,
+    with_history,
+)
 
 OP = Operation("op", OperationKind.PLUG, "iface1", requested_at="2026-01-01T00:00:00.000Z")
 
@@ -48,14 +55,14 @@ def failed(at_: Stage, attempt: int, reason: str = "CniFailed", message: str = "
     return Failed(OP, attempt=attempt, at=at_, reason=reason, message=message, retry_after=1.0)
 
 
-def folded(*events: tuple[Event, int]) -> StageHistory:
+def history_of_events(*events: tuple[Event, int]) -> StageHistory:
     history = StageHistory()
     for event, second in events:
         history = merge(history, history_of(event, at(second)))
     return history
 
 
-WAY: list[tuple[Event, int]] = [
+PLUG_EVENTS: list[tuple[Event, int]] = [
     (Requested(OP), 0),
     (PodAnnotated(OP), 1),
     (MultusAttached(OP, attempt=3), 9),
@@ -64,43 +71,43 @@ WAY: list[tuple[Event, int]] = [
 
 
 @pytest.mark.parametrize("stage", stage_path(OperationKind.PLUG))
-def test_every_stage_gets_its_time(stage: Stage) -> None:
-    found = with_history(nic_status(stage), folded(*WAY))
-    assert found.since == at({str(event.stage): second for event, second in WAY}[stage])
+def test_every_stage_has_its_time_and_attempts(stage: Stage) -> None:
+    found = with_history(nic_status(stage), history_of_events(*PLUG_EVENTS))
+    assert found.since == at({str(event.stage): second for event, second in PLUG_EVENTS}[stage])
     assert found.stage is stage
     assert found.attempts == (3 if stage is Stage.MULTUS_ATTACHED else 1)
 
 
-def test_from_objects_alone_the_stage_is_exact_and_the_time_unknown_but_for_the_request() -> None:
+def test_without_events_only_the_time_of_the_request_is_known() -> None:
     assert with_history(nic_status(Stage.MULTUS_ATTACHED), StageHistory()) == nic_status(Stage.MULTUS_ATTACHED)
     assert with_history(nic_status(Stage.REQUESTED), StageHistory()).since == at(0)
     assert with_history(nic_status(Stage.REQUESTED, requested_at=None), StageHistory()).since is None
 
 
-def test_the_last_failure_says_why_the_next_stage_is_not_reached() -> None:
-    history = folded(
-        *WAY[:2], (failed(Stage.MULTUS_ATTACHED, 1, "RuntimeAway"), 2), (failed(Stage.MULTUS_ATTACHED, 2), 3)
+def test_last_failure_is_the_reason_that_the_next_stage_is_not_reached() -> None:
+    history = history_of_events(
+        *PLUG_EVENTS[:2], (failed(Stage.MULTUS_ATTACHED, 1, "RuntimeAway"), 2), (failed(Stage.MULTUS_ATTACHED, 2), 3)
     )
     found = with_history(nic_status(Stage.POD_ANNOTATED), history)
     assert (found.reason, found.message, found.attempts) == ("CniFailed", "no address left", 2)
     assert (found.since, found.last_attempt) == (at(1), at(3))
 
 
-def test_a_failure_on_the_way_to_a_stage_that_is_reached_is_past() -> None:
-    history = folded(*WAY, (failed(Stage.MULTUS_ATTACHED, 2), 3))
+def test_failure_of_a_stage_that_is_reached_is_ignored() -> None:
+    history = history_of_events(*PLUG_EVENTS, (failed(Stage.MULTUS_ATTACHED, 2), 3))
     for stage in (Stage.MULTUS_ATTACHED, Stage.GUEST_ATTACHED):
         found = with_history(nic_status(stage), history)
         assert found.reason == nic_status(stage).reason
         assert (found.message, found.last_attempt) == (None, None)
 
 
-def test_what_objects_know_for_certain_is_the_reason() -> None:
+def test_specific_reason_from_objects_has_priority() -> None:
     found = with_history(
-        nic_status(Stage.POD_ANNOTATED, reason="VmiDeleting"), folded((failed(Stage.MULTUS_ATTACHED, 4), 3))
+        nic_status(Stage.POD_ANNOTATED, reason="VmiDeleting"), history_of_events((failed(Stage.MULTUS_ATTACHED, 4), 3))
     )
     assert (found.reason, found.message, found.attempts) == ("VmiDeleting", None, 4)
     ended = nic_status(Stage.MULTUS_ATTACHED, reason="NoFreeSlot")
-    found = with_history(ended, folded((failed(Stage.GUEST_ATTACHED, 1, "NoFreeSlot", "8 of 8 in use"), 3)))
+    found = with_history(ended, history_of_events((failed(Stage.GUEST_ATTACHED, 1, "NoFreeSlot", "8 of 8 in use"), 3)))
     assert (found.reason, found.message) == ("NoFreeSlot", "8 of 8 in use")
 
 
@@ -115,44 +122,43 @@ events = st.one_of(
 
 
 @given(st.lists(st.tuples(events, times), max_size=8), st.randoms(use_true_random=False))
-def test_order_and_repetition_of_events_change_nothing(found: list[tuple[Event, int]], rng: random.Random) -> None:
-    mixed = [*found, *rng.choices(found, k=len(found))] if found else []
-    rng.shuffle(mixed)
-    assert folded(*mixed) == folded(*found)
+def test_order_and_repetition_of_events_do_not_matter(found: list[tuple[Event, int]], rng: random.Random) -> None:
+    repeated = [*found, *rng.choices(found, k=len(found))] if found else []
+    rng.shuffle(repeated)
+    assert history_of_events(*repeated) == history_of_events(*found)
 
 
 @given(st.lists(st.tuples(events, times), max_size=8), st.sampled_from(stage_path(OperationKind.PLUG)), st.data())
-def test_whatever_events_are_lost_the_stage_is_that_of_the_objects(
-    found: list[tuple[Event, int]], stage: Stage, data: st.DataObject
-) -> None:
+def test_lost_events_do_not_change_the_stage(found: list[tuple[Event, int]], stage: Stage, data: st.DataObject) -> None:
     left = [event for event in found if data.draw(st.booleans())]
     base = nic_status(stage)
-    shown = with_history(base, folded(*left))
-    kept = ("interface", "network", "kind", "stage", "operation", "waiting_for", "requested_at", "failed")
-    assert [getattr(shown, name) for name in kept] == [getattr(base, name) for name in kept]
+    shown = with_history(base, history_of_events(*left))
+    fields = ("interface", "network", "kind", "stage", "operation", "waiting_for", "requested_at", "failed")
+    assert [getattr(shown, name) for name in fields] == [getattr(base, name) for name in fields]
     assert shown.reason == base.reason or (shown.reason in {"A", "B"} and not shown.complete)
 
 
 @given(st.lists(st.tuples(events, times), max_size=6), st.sampled_from(stage_path(OperationKind.PLUG)))
-def test_an_entry_kept_or_lost_or_of_an_earlier_time_is_mended_by_what_was_heard(
-    found: list[tuple[Event, int]], stage: Stage
-) -> None:
+def test_lost_or_outdated_entry_is_restored_from_the_events(found: list[tuple[Event, int]], stage: Stage) -> None:
     base = nic_status(stage)
-    whole = entry(base, "vmi", "pod", None, folded(*found))
+    whole = build_entry(base, "vmi", "pod", None, history_of_events(*found))
     for some in range(len(found) + 1):
-        older = entry(base, "vmi", "pod", None, folded(*found[:some]))
-        assert entry(base, "vmi", "pod", older, folded(*found)) == whole
-    assert entry(base, "vmi", "pod", whole, StageHistory()) == whole
-    assert entry_of(encode(whole)) == whole
+        older = build_entry(base, "vmi", "pod", None, history_of_events(*found[:some]))
+        assert build_entry(base, "vmi", "pod", older, history_of_events(*found)) == whole
+    assert build_entry(base, "vmi", "pod", whole, StageHistory()) == whole
+    assert decode_entry(encode_entry(whole)) == whole
 
 
-def test_another_pod_or_operation_or_vmi_by_the_same_name_starts_anew() -> None:
-    before = entry(nic_status(Stage.MULTUS_ATTACHED), "vmi", "pod", None, folded(*WAY[:3]))
-    assert entry(nic_status(Stage.MULTUS_ATTACHED), "vmi", "other", before, StageHistory()).status.since is None
-    assert Stage.REQUESTED in entry(nic_status(Stage.REQUESTED), "vmi", "other", before, StageHistory()).history.reached
+def test_history_of_another_pod_operation_or_vmi_is_ignored() -> None:
+    before = build_entry(nic_status(Stage.MULTUS_ATTACHED), "vmi", "pod", None, history_of_events(*PLUG_EVENTS[:3]))
+    assert build_entry(nic_status(Stage.MULTUS_ATTACHED), "vmi", "other", before, StageHistory()).status.since is None
+    assert (
+        Stage.REQUESTED
+        in build_entry(nic_status(Stage.REQUESTED), "vmi", "other", before, StageHistory()).history.reached
+    )
     later = nic_status(Stage.MULTUS_ATTACHED, operation="op2")
-    assert entry(later, "vmi", "pod", before, StageHistory()).history == StageHistory()
-    assert entry(nic_status(Stage.MULTUS_ATTACHED), "vmi2", "pod", before, StageHistory()).status.since is None
+    assert build_entry(later, "vmi", "pod", before, StageHistory()).history == StageHistory()
+    assert build_entry(nic_status(Stage.MULTUS_ATTACHED), "vmi2", "pod", before, StageHistory()).status.since is None
 
 
 @pytest.mark.parametrize(
@@ -166,31 +172,33 @@ def test_another_pod_or_operation_or_vmi_by_the_same_name_starts_anew() -> None:
         ("", ""),
     ],
 )
-def test_times_are_brought_to_one_form(text: str, wanted: str) -> None:
-    assert normal(text) == wanted
+def test_times_are_normalized(text: str, wanted: str) -> None:
+    assert normalize_time(text) == wanted
     assert bool(history_of(Requested(OP), text).reached) == bool(wanted)
 
 
-def test_an_entry_is_bounded_whatever_events_say() -> None:
-    loud = Failed(OP, at=Stage.GUEST_ATTACHED, reason="R" * 9000, message="m" * 60000, attempt=2**40)
-    whole: list[Event] = [Requested(OP), PodAnnotated(OP), MultusAttached(OP), GuestAttached(OP), loud]
-    made = entry(nic_status(Stage.POD_ANNOTATED), "v" * 36, "p" * 36, None, folded(*((one, 1) for one in whole)))
-    assert made.status.message is not None
-    assert len(made.status.message) == MAX_MESSAGE
-    assert len(encode(made)) < MAX_ENTRY_BYTES / 4
+def test_size_of_an_entry_is_bounded_for_oversized_events() -> None:
+    oversized = Failed(OP, at=Stage.GUEST_ATTACHED, reason="R" * 9000, message="m" * 60000, attempt=2**40)
+    whole: list[Event] = [Requested(OP), PodAnnotated(OP), MultusAttached(OP), GuestAttached(OP), oversized]
+    stored = build_entry(
+        nic_status(Stage.POD_ANNOTATED), "v" * 36, "p" * 36, None, history_of_events(*((one, 1) for one in whole))
+    )
+    assert stored.status.message is not None
+    assert len(stored.status.message) == MAX_MESSAGE
+    assert len(encode_entry(stored)) < MAX_ENTRY_BYTES / 4
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"\xff", b"x" * (MAX_ENTRY_BYTES + 1)])
-def test_a_value_of_somebody_else_is_no_entry(value: bytes | None) -> None:
-    assert entry_of(value) is None
+def test_foreign_value_is_no_entry(value: bytes | None) -> None:
+    assert decode_entry(value) is None
 
 
-def test_both_kinds_and_all_stages_survive_the_bucket() -> None:
+def test_entries_of_all_kinds_and_stages_round_trip() -> None:
     for kind, stage in itertools.product(OperationKind, Stage):
-        made = StatusEntry(
+        stored = StatusEntry(
             "v",
             "p",
             InterfaceHotplugStatus("i", "n", kind, stage, "o"),
             StageHistory({stage: StageReached(at(1))}, LastFailure("", 1, stage, "R")),
         )
-        assert entry_of(encode(made)) == made
+        assert decode_entry(encode_entry(stored)) == stored

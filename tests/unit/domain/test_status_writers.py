@@ -1,6 +1,7 @@
-"""Handler and controller write one ``status.interfaces``, each by guarded patch: neither erases the other's words.
+"""Handler and controller write the same ``status.interfaces`` by guarded patches and preserve each other's tokens.
 
-Both look, and both write what they saw then, in any order; a guard that fails makes the writer look again.
+Each plans from the state it has read and writes later, in any order. If the guard of a patch fails, the writer plans
+again.
 """
 
 import copy
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from schemas.kube import VirtualMachineInstance
 from schemas.names import device_alias, pod_interface
 from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
-from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, MULTUS_STATUS, Entry, entry_of, tokens
+from services.common.domain.nic import parse_nics
+from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, MULTUS_STATUS, Entry, find_entry, parse_tokens
+from services.common.guest.agent import GuestNic
+from services.common.guest.port import GuestView, NetDevice
 from services.controller.plan.attachments import write_status
-from services.handler.guest.agent import GuestNic
-from services.handler.guest.port import Card, GuestView
-from services.handler.status import entries
+from services.handler.plan.report import status_entries
 from tests.support import objects
 
 NAMES = ("a", "b")
@@ -28,31 +30,32 @@ OWNED = {"handler": {DOMAIN, GUEST_AGENT}, "controller": {MULTUS_STATUS}}
 PRIMARY: Entry = {"name": "default", "infoSource": "domain", "mac": "02:00:00:00:00:00"}
 
 
-class World:
-    """What is so, what the status says, and what each writer is about to write over which state."""
+class SharedStatus:
+    """The actual state, the written status, and the planned patch of each writer with its guard."""
 
     def __init__(self) -> None:
-        self.cards: set[str] = {"default"}
+        self.devices: set[str] = {"default"}
         self.attached: set[str] = set()
         self.agent: set[str] | None = None
         self.status: list[Entry] | None = None
-        self.held: dict[str, tuple[list[Entry] | None, list[Entry]]] = {}
+        self.planned: dict[str, tuple[list[Entry] | None, list[Entry]]] = {}
 
     def _vmi(self) -> VirtualMachineInstance:
         return objects.vmi(*(objects.nic(name) for name in NAMES), status=self.status)
 
     def handler(self) -> list[Entry] | None:
-        """The list as the handler wants it; ``None``: as it is."""
-        cards = {device_alias(name): Card(device_alias(name), mac(name)) for name in self.cards}
+        """Return the list that the handler wants to write; ``None`` when it is up to date."""
+        devices = {device_alias(name): NetDevice(device_alias(name), mac(name)) for name in self.devices}
         agent = None if self.agent is None else [GuestNic(f"eth-{name}", mac(name)) for name in sorted(self.agent)]
-        view = GuestView(cards, ())
-        after = entries(self.status, ["default", *NAMES], LINKS, view, agent, primary="default")
+        view = GuestView(devices, ())
+        after = status_entries(self.status, ["default", *NAMES], LINKS, view, agent, primary="default")
         return after if after != (self.status or []) else None
 
     def controller(self) -> list[Entry] | None:
-        """The same of the controller."""
+        """Return the list that the controller wants to write; ``None`` when it is up to date."""
         statuses = [NetworkStatus("default/net1", LINKS[name]) for name in sorted(self.attached)]
-        patch = write_status(self._vmi(), objects.pod({NETWORK_STATUS: encode_network_status(statuses)}))
+        pod = objects.pod({NETWORK_STATUS: encode_network_status(statuses)})
+        patch = next(write_status(parse_nics(self._vmi(), pod)), None)
         if patch is None:
             return None
         guard, write = patch.ops
@@ -60,35 +63,35 @@ class World:
         value: list[Entry] = write["value"]
         return value
 
-    def look(self, who: str) -> None:
-        """A writer looks and makes up its mind."""
-        wanted = {"handler": self.handler, "controller": self.controller}[who]()
+    def plan(self, writer: str) -> None:
+        """Plan a writer's patch from the current status."""
+        wanted = {"handler": self.handler, "controller": self.controller}[writer]()
         if wanted is None:
-            self.held.pop(who, None)
+            self.planned.pop(writer, None)
         else:
-            self.held[who] = (copy.deepcopy(self.status), wanted)
+            self.planned[writer] = (copy.deepcopy(self.status), wanted)
 
-    def write(self, who: str) -> None:
-        """A writer's patch arrives: it applies to the very state that was looked at, or not at all."""
-        guard, wanted = self.held.pop(who, (None, []))
+    def write(self, writer: str) -> None:
+        """Apply a writer's patch if the status is still the one it was planned from; otherwise plan again."""
+        guard, wanted = self.planned.pop(writer, (None, []))
         if not wanted and guard is None:
             return
         if guard != self.status:
-            self.look(who)
+            self.plan(writer)
             return
-        foreign = said(self.status, other(who))
+        foreign = tokens_of(self.status, other(writer))
         self.status = wanted
-        kept = said(self.status, other(who))
-        # An agent's word about a NIC that neither domain nor Multus knows is out of date, whoever finds that out.
-        gone = {(name, GUEST_AGENT) for name in NAMES if entry_of(self.status, name) is None}
-        assert kept == foreign - gone
+        remaining = tokens_of(self.status, other(writer))
+        # Either writer removes the token of the agent for a NIC that neither the domain nor Multus has.
+        removed = {(name, GUEST_AGENT) for name in NAMES if find_entry(self.status, name) is None}
+        assert remaining == foreign - removed
 
-    def settle(self) -> None:
-        """Both go on until neither has anything to say."""
+    def converge(self) -> None:
+        """Let both writers plan and write until the status is up to date."""
         for _ in range(8):
-            for who in OWNED:
-                self.look(who)
-                self.write(who)
+            for writer in OWNED:
+                self.plan(writer)
+                self.write(writer)
         assert self.handler() is None
         assert self.controller() is None
 
@@ -97,69 +100,69 @@ def mac(name: str) -> str:
     return f"02:00:00:00:00:{len(name) * 16 + ord(name[0]) % 16:02x}"
 
 
-def other(who: str) -> str:
-    return "controller" if who == "handler" else "handler"
+def other(writer: str) -> str:
+    return "controller" if writer == "handler" else "handler"
 
 
-def said(status: list[Entry] | None, who: str) -> set[tuple[str, str]]:
-    """What a writer says in a list."""
-    return {(entry["name"], token) for entry in status or () for token in tokens(entry) & OWNED[who]}
+def tokens_of(status: list[Entry] | None, writer: str) -> set[tuple[str, str]]:
+    """Return the tokens of a writer, by interface."""
+    return {(entry["name"], token) for entry in status or () for token in parse_tokens(entry) & OWNED[writer]}
 
 
-def change(world: World, part: str, name: str) -> None:
+def change(shared: SharedStatus, part: str, name: str) -> None:
     if part == "agent":
-        world.agent = (world.agent or set()) ^ {name}
+        shared.agent = (shared.agent or set()) ^ {name}
     else:
-        found: set[str] = getattr(world, part)
+        found: set[str] = getattr(shared, part)
         found ^= {name}
 
 
-steps = st.one_of(
-    st.tuples(st.just(change), st.sampled_from(["cards", "attached", "agent"]), st.sampled_from(NAMES)),
-    st.tuples(st.just(World.look), st.sampled_from(list(OWNED))),
-    st.tuples(st.just(World.write), st.sampled_from(list(OWNED))),
+STEPS = st.one_of(
+    st.tuples(st.just(change), st.sampled_from(["devices", "attached", "agent"]), st.sampled_from(NAMES)),
+    st.tuples(st.just(SharedStatus.plan), st.sampled_from(list(OWNED))),
+    st.tuples(st.just(SharedStatus.write), st.sampled_from(list(OWNED))),
 )
 
 
-@given(st.lists(steps, max_size=40))
-def test_neither_writer_erases_the_others_words_and_both_come_to_rest(
-    taken: list[tuple[Callable[..., None], Any]],
+@given(st.lists(STEPS, max_size=40))
+def test_writers_preserve_each_others_tokens_and_converge(
+    steps: list[tuple[Callable[..., None], Any]],
 ) -> None:
-    world = World()
-    for step, *arguments in taken:
-        step(world, *arguments)
-    world.settle()
+    shared = SharedStatus()
+    for step, *arguments in steps:
+        step(shared, *arguments)
+    shared.converge()
     for name in NAMES:
-        wanted = {DOMAIN} if name in world.cards else set()
-        wanted |= {MULTUS_STATUS} if name in world.attached else set()
-        if world.agent is not None and name in world.agent & world.cards:
+        wanted = {DOMAIN} if name in shared.devices else set()
+        wanted |= {MULTUS_STATUS} if name in shared.attached else set()
+        if shared.agent is not None and name in shared.agent & shared.devices:
             wanted |= {GUEST_AGENT}
-        entry = entry_of(world.status, name) or {}
-        assert tokens(entry) == wanted
-        assert len([one for one in world.status or () if one["name"] == name]) == (1 if wanted else 0)
+        entry = find_entry(shared.status, name) or {}
+        assert parse_tokens(entry) == wanted
+        assert len([one for one in shared.status or () if one["name"] == name]) == (1 if wanted else 0)
         assert entry.get("podInterfaceName") == (LINKS[name] if wanted else None)
         assert ("interfaceName" in entry) is (GUEST_AGENT in wanted)
 
 
 @pytest.mark.parametrize("first", ["handler", "controller"])
-def test_of_two_that_looked_at_the_same_state_the_later_one_looks_again(first: str) -> None:
-    world = World()
-    world.cards.add("a")
-    world.attached.add("a")
-    for who in OWNED:
-        world.look(who)
-    world.write(first)
-    before = copy.deepcopy(world.status)
-    world.write(other(first))
-    assert world.status == before
-    world.write(other(first))
-    assert tokens(entry_of(world.status, "a") or {}) == {DOMAIN, MULTUS_STATUS}
+def test_second_writer_of_the_same_state_plans_again(first: str) -> None:
+    shared = SharedStatus()
+    shared.devices.add("a")
+    shared.attached.add("a")
+    for writer in OWNED:
+        shared.plan(writer)
+    shared.write(first)
+    before = copy.deepcopy(shared.status)
+    shared.write(other(first))
+    assert shared.status == before
+    shared.write(other(first))
+    assert parse_tokens(find_entry(shared.status, "a") or {}) == {DOMAIN, MULTUS_STATUS}
 
 
-def test_words_of_a_third_writer_stay() -> None:
-    world = World()
-    world.status = [msgspec.json.decode(msgspec.json.encode(PRIMARY | {"somebody": "else"}))]
-    world.cards.add("a")
-    world.attached.add("a")
-    world.settle()
-    assert (entry_of(world.status, "default") or {})["somebody"] == "else"
+def test_fields_of_a_third_writer_are_preserved() -> None:
+    shared = SharedStatus()
+    shared.status = [msgspec.json.decode(msgspec.json.encode(PRIMARY | {"foreign": "field"}))]
+    shared.devices.add("a")
+    shared.attached.add("a")
+    shared.converge()
+    assert (find_entry(shared.status, "default") or {})["foreign"] == "field"

@@ -1,4 +1,4 @@
-"""What the handler decides: which NICs are plugged, which refused, and what the VMI says afterwards."""
+"""The plan of plugs and the report: which NICs are plugged or refused, and what is written to the VMI."""
 
 from typing import Any
 
@@ -16,22 +16,26 @@ from schemas.operations import (
     Operation,
     PodNic,
     RecordedRoute,
-    encode,
+    encode_annotation,
     operation_key,
     pod_nic_key,
-    pod_nic_of,
+    read_pod_nic,
 )
 from schemas.stages import OperationKind
+from services.common.domain.nic import link_names, parse_nics
+from services.common.guest.agent import GuestNic
+from services.common.guest.port import GuestView, NetDevice
 from services.common.netlink.links import Address, Link
-from services.common.netlink.links import Route as SeenRoute
+from services.common.netlink.links import Route as ObservedRoute
 from services.common.reconcile import Reject
-from services.handler.guest.agent import GuestNic
-from services.handler.guest.port import Card, GuestView
-from services.handler.netlink_operations import AddLink, Seen
-from services.handler.nics import acts_here, attached_nics
-from services.handler.plan import TERMINAL, Observed, Plug, Refuse, plug
-from services.handler.pod_network import bridge_mac, link_names
-from services.handler.report import report
+from services.handler.observe import parse
+from services.handler.plan.actions import Observed, Outcome, PublishFailure, ReportStatus, SetUpAndAttach
+from services.handler.plan.nics import attached_nics, is_eligible
+from services.handler.plan.plugs import TERMINAL, plan_plugs
+from services.handler.plan.report import plan_report as plan_report_of
+from services.handler.pod_network.operations import AddLink, ObservedLinks
+from services.handler.pod_network.setup import bridge_mac
+from tests.support.handler_observed import observed_state
 from tests.support.objects import NODE, POD_UID, nic, pod, vmi
 
 SANDBOX = "sandbox-1"
@@ -54,7 +58,7 @@ def record(name: str = "iface1", **changes: Any) -> str:
         "mtu": 1500,
         "ips": (IP,),
     }
-    return encode(PodNic(**(values | changes)))
+    return encode_annotation(PodNic(**(values | changes)))
 
 
 def attached_pod(*names: str, records: bool = True, **extra: str) -> Pod:
@@ -64,84 +68,94 @@ def attached_pod(*names: str, records: bool = True, **extra: str) -> Pod:
     return pod(annotations)
 
 
-def links(*names: str, kind: str | None = "veth", **fields: Any) -> Seen:
+def links(*names: str, kind: str | None = "veth", **fields: Any) -> ObservedLinks:
     found = [
         Link(index=i, name=pod_interface(name), kind=kind, mac=MAC, mtu=1500, up=True, **fields)
         for i, name in enumerate(names, start=2)
     ]
-    return Seen((Link(index=1, name="lo"), *found), tuple(Address(link.index, IP) for link in found))
+    return ObservedLinks((Link(index=1, name="lo"), *found), tuple(Address(link.index, IP) for link in found))
 
 
 def guest(*interfaces: str, free: tuple[str, ...] = ("rp1", "rp2"), cpus: int = 1) -> GuestView:
-    cards = {
-        device_alias(name): Card(device_alias(name), f"02:00:00:00:00:{i:02x}", up=True)
+    devices = {
+        device_alias(name): NetDevice(device_alias(name), f"02:00:00:00:00:{i:02x}", up=True)
         for i, name in enumerate(interfaces)
     }
-    return GuestView(cards, free, cpus)
+    return GuestView(devices, free, cpus)
 
 
 def observed(machine: VirtualMachineInstance, launcher: Pod, **fields: Any) -> Observed:
     values: dict[str, Any] = {
         "guest": guest("default"),
-        "seen": links("iface1"),
+        "pod_links": links("iface1"),
         "sandbox_id": SANDBOX,
         "tap_owner": 107,
     }
-    return Observed(machine, launcher, **(values | fields))
+    return observed_state(machine, launcher, **(values | fields))
 
 
-def only(actions: list[Plug | Refuse]) -> Plug | Refuse:
+def only(actions: list[SetUpAndAttach | PublishFailure]) -> SetUpAndAttach | PublishFailure:
     assert len(actions) == 1
     return actions[0]
 
 
-def plugged(actions: list[Plug | Refuse]) -> Plug:
+def plugged(actions: list[SetUpAndAttach | PublishFailure]) -> SetUpAndAttach:
     action = only(actions)
-    assert isinstance(action, Plug), action
+    assert isinstance(action, SetUpAndAttach), action
     return action
 
 
-def refused(actions: list[Plug | Refuse]) -> Refuse:
+def refused(actions: list[SetUpAndAttach | PublishFailure]) -> PublishFailure:
     action = only(actions)
-    assert isinstance(action, Refuse), action
+    assert isinstance(action, PublishFailure), action
     return action
 
 
-def test_an_attached_nic_is_wired_and_plugged() -> None:
-    action = plugged(plug(observed(vmi(nic("iface1")), attached_pod("iface1"))))
+def test_an_attached_nic_is_plugged() -> None:
+    action = plugged(plan_plugs(observed(vmi(nic("iface1")), attached_pod("iface1"))))
     assert action.record is None
-    assert action.steps
+    assert action.operations
     assert action.slot == "rp1"
-    card = action.card
-    assert (card.interface, card.mac, card.tap, card.mtu, card.queues) == ("iface1", MAC, "tap7e0055a6880", 1500, 1)
+    device = action.device
+    assert (device.interface, device.mac, device.tap, device.mtu, device.queues) == (
+        "iface1",
+        MAC,
+        "tap7e0055a6880",
+        1500,
+        1,
+    )
 
 
 @pytest.mark.parametrize(("status", "owner"), [({}, 107), ({"runtimeUser": 1000}, 1000), ({"runtimeUser": 0}, 0)])
-def test_the_tap_belongs_to_the_user_that_the_guest_runs_as(status: dict[str, int], owner: int) -> None:
-    action = plugged(plug(observed(vmi(nic("iface1"), **status), attached_pod("iface1"))))
-    assert [step.wish.owner for step in action.steps if isinstance(step, AddLink) and step.wish.kind == "tap"] == [
-        owner
-    ]
+def test_the_tap_is_owned_by_the_user_of_the_guest(status: dict[str, int], owner: int) -> None:
+    action = plugged(plan_plugs(observed(vmi(nic("iface1"), **status), attached_pod("iface1"))))
+    assert [
+        operation.desired.owner
+        for operation in action.operations
+        if isinstance(operation, AddLink) and operation.desired.kind == "tap"
+    ] == [owner]
 
 
-def test_each_card_gets_a_slot_of_its_own() -> None:
-    actions = plug(
-        observed(vmi(nic("iface1"), nic("iface2")), attached_pod("iface1", "iface2"), seen=links("iface1", "iface2"))
+def test_each_device_gets_a_slot_of_its_own() -> None:
+    actions = plan_plugs(
+        observed(
+            vmi(nic("iface1"), nic("iface2")), attached_pod("iface1", "iface2"), pod_links=links("iface1", "iface2")
+        )
     )
-    assert [action.slot for action in actions if isinstance(action, Plug)] == ["rp1", "rp2"]
+    assert [action.slot for action in actions if isinstance(action, SetUpAndAttach)] == ["rp1", "rp2"]
 
 
-def test_the_last_slot_is_given_once_and_the_next_nic_is_told() -> None:
-    first, second = plug(
+def test_the_last_slot_is_assigned_once_and_the_next_nic_is_refused() -> None:
+    first, second = plan_plugs(
         observed(
             vmi(nic("iface1"), nic("iface2")),
             attached_pod("iface1", "iface2"),
-            seen=links("iface1", "iface2"),
+            pod_links=links("iface1", "iface2"),
             guest=guest("default", free=("rp8",)),
         )
     )
-    assert isinstance(first, Plug)
-    assert isinstance(second, Refuse)
+    assert isinstance(first, SetUpAndAttach)
+    assert isinstance(second, PublishFailure)
     assert (second.reason, second.final) == ("NoFreeSlot", True)
 
 
@@ -152,22 +166,22 @@ def test_the_last_slot_is_given_once_and_the_next_nic_is_told() -> None:
         ({}, "other"),
     ],
 )
-def test_what_is_absent_or_not_attached_yet_is_left_alone(interface: dict[str, Any], network_status: str) -> None:
-    assert plug(observed(vmi(nic("iface1", **interface)), attached_pod(network_status))) == []
+def test_an_absent_or_unattached_interface_is_not_plugged(interface: dict[str, Any], network_status: str) -> None:
+    assert plan_plugs(observed(vmi(nic("iface1", **interface)), attached_pod(network_status))) == []
 
 
-def test_a_binding_other_than_bridge_is_left_alone() -> None:
+def test_an_interface_with_another_binding_is_not_plugged() -> None:
     item, network = nic("iface1")
     del item["bridge"]
-    assert plug(observed(vmi(({**item, "sriov": {}}, network)), attached_pod("iface1"))) == []
+    assert plan_plugs(observed(vmi(({**item, "sriov": {}}, network)), attached_pod("iface1"))) == []
 
 
-def test_a_card_in_the_domain_is_not_plugged_again() -> None:
-    assert plug(observed(vmi(nic("iface1")), attached_pod("iface1"), guest=guest("default", "iface1"))) == []
+def test_a_device_in_the_domain_is_not_plugged_again() -> None:
+    assert plan_plugs(observed(vmi(nic("iface1")), attached_pod("iface1"), guest=guest("default", "iface1"))) == []
 
 
-def test_nothing_is_planned_for_links_nobody_looked_at() -> None:
-    assert plug(observed(vmi(nic("iface1")), attached_pod("iface1"), seen=None)) == []
+def test_nothing_is_planned_without_observed_links() -> None:
+    assert plan_plugs(observed(vmi(nic("iface1")), attached_pod("iface1"), pod_links=None)) == []
 
 
 @pytest.mark.parametrize(
@@ -178,12 +192,12 @@ def test_nothing_is_planned_for_links_nobody_looked_at() -> None:
         ({}, None, MAC),
     ],
 )
-def test_the_guests_mac_is_the_specs_else_the_statuses_else_the_pod_nics(
+def test_the_guest_mac_is_from_the_spec_else_the_status_else_the_pod_interface(
     spec: dict[str, Any], shown: str | None, expected: str
 ) -> None:
     entries = [{"name": "iface1", "infoSource": "multus-status"} | ({"mac": shown} if shown else {})]
-    action = plugged(plug(observed(vmi(nic("iface1", **spec), status=entries), attached_pod("iface1"))))
-    assert action.card.mac == expected
+    action = plugged(plan_plugs(observed(vmi(nic("iface1", **spec), status=entries), attached_pod("iface1"))))
+    assert action.device.mac == expected
 
 
 @pytest.mark.parametrize(
@@ -191,50 +205,56 @@ def test_the_guests_mac_is_the_specs_else_the_statuses_else_the_pod_nics(
     [
         (vmi(nic("iface1", model="e1000")), {}, "UnsupportedModel", True),
         (vmi(nic("iface1")), {"guest": guest("default", free=())}, "NoFreeSlot", True),
-        (vmi(nic("iface1")), {"seen": links()}, "PodLinkMissing", False),
-        (vmi(nic("iface1")), {"seen": links("iface1", kind="ipvlan")}, "UnsupportedPodLink", True),
-        (vmi(nic("iface1")), {"seen": links("iface1", kind="macvlan", mode="bridge")}, "UnsupportedPodLink", True),
+        (vmi(nic("iface1")), {"pod_links": links()}, "PodLinkMissing", False),
+        (vmi(nic("iface1")), {"pod_links": links("iface1", kind="ipvlan")}, "UnsupportedPodLink", True),
+        (vmi(nic("iface1")), {"pod_links": links("iface1", kind="macvlan", mode="bridge")}, "UnsupportedPodLink", True),
     ],
 )
-def test_what_cannot_be_plugged_is_refused_before_anything_is_touched(
+def test_a_nic_that_cannot_be_plugged_is_refused(
     machine: VirtualMachineInstance, fields: dict[str, Any], reason: str, final: bool
 ) -> None:
-    action = refused(plug(observed(machine, attached_pod("iface1"), **fields)))
+    action = refused(plan_plugs(observed(machine, attached_pod("iface1"), **fields)))
     assert (action.reason, action.final) == (reason, final)
     assert action.message
 
 
-def test_a_model_that_is_virtio_by_name_is_plugged() -> None:
-    plugged(plug(observed(vmi(nic("iface1", model="virtio")), attached_pod("iface1"))))
+def test_the_model_virtio_is_plugged() -> None:
+    plugged(plan_plugs(observed(vmi(nic("iface1", model="virtio")), attached_pod("iface1"))))
 
 
-def test_a_leftover_link_is_a_conflict_that_may_pass() -> None:
-    seen = links("iface1")
+def test_a_leftover_link_is_a_conflict_that_is_retried() -> None:
+    pod_links = links("iface1")
     left = Link(index=9, name=link_names(pod_interface("iface1")).bridged, kind="veth")
-    action = refused(plug(observed(vmi(nic("iface1")), attached_pod("iface1"), seen=Seen((*seen.links, left)))))
+    action = refused(
+        plan_plugs(
+            observed(vmi(nic("iface1")), attached_pod("iface1"), pod_links=ObservedLinks((*pod_links.links, left)))
+        )
+    )
     assert (action.reason, action.final) == ("PodNetworkConflict", False)
 
 
-def written(action: Plug) -> PodNic:
+def written(action: SetUpAndAttach) -> PodNic:
     assert action.record is not None
     value = action.record[-1]["value"]
     text = value if isinstance(value, str) else value[pod_nic_key("iface1")]
-    found = pod_nic_of({"x": text}, "x")
+    found = read_pod_nic({"x": text}, "x")
     assert found is not None
     return found
 
 
-def test_a_missing_record_is_made_from_the_link_before_the_first_step() -> None:
-    seen = msgspec.structs.replace(
+def test_a_missing_record_is_made_from_the_pod_interface() -> None:
+    pod_links = msgspec.structs.replace(
         links("iface1"),
         routes=(
-            SeenRoute(2, "10.0.0.0/24"),
-            SeenRoute(2, "0.0.0.0/0", "10.0.0.1", 5),
-            SeenRoute(2, "fe80::/64"),
-            SeenRoute(3, "10.9.0.0/16", "10.0.0.9"),
+            ObservedRoute(2, "10.0.0.0/24"),
+            ObservedRoute(2, "0.0.0.0/0", "10.0.0.1", 5),
+            ObservedRoute(2, "fe80::/64"),
+            ObservedRoute(3, "10.9.0.0/16", "10.0.0.9"),
         ),
     )
-    action = plugged(plug(observed(vmi(nic("iface1")), attached_pod("iface1", records=False), seen=seen)))
+    action = plugged(
+        plan_plugs(observed(vmi(nic("iface1")), attached_pod("iface1", records=False), pod_links=pod_links))
+    )
     assert action.record is not None
     assert action.record[0] == {"op": "test", "path": "/metadata/uid", "value": POD_UID}
     made = written(action)
@@ -247,75 +267,77 @@ def test_a_record_of_another_pod_or_sandbox_counts_as_missing(change: dict[str, 
     launcher = attached_pod(
         "iface1", records=False, **{pod_nic_key("iface1"): record(mac="02:00:00:00:00:77", **change)}
     )
-    action = plugged(plug(observed(vmi(nic("iface1")), launcher)))
+    action = plugged(plan_plugs(observed(vmi(nic("iface1")), launcher)))
     assert written(action).mac == MAC
 
 
-def half_wired(*, keeper: bool) -> Seen:
+def partly_set_up(*, dummy: bool) -> ObservedLinks:
     names = link_names(pod_interface("iface1"))
     found = [
         Link(index=1, name="lo"),
-        Link(index=2, name=names.bridged, kind="veth", mac=bridge_mac(POD_UID, names.nic), mtu=1400),
+        Link(index=2, name=names.bridged, kind="veth", mac=bridge_mac(POD_UID, names.pod_interface), mtu=1400),
     ]
-    if keeper:
-        found.append(Link(index=5, name=names.nic, kind="dummy", mac=MAC, mtu=1400))
-    return Seen(tuple(found), (Address(5, IP),) if keeper else ())
+    if dummy:
+        found.append(Link(index=5, name=names.pod_interface, kind="dummy", mac=MAC, mtu=1400))
+    return ObservedLinks(tuple(found), (Address(5, IP),) if dummy else ())
 
 
-def test_a_lost_record_is_made_from_the_link_that_keeps_the_addresses() -> None:
+def test_a_lost_record_is_made_from_the_dummy() -> None:
     launcher = attached_pod("iface1", records=False)
-    made = written(plugged(plug(observed(vmi(nic("iface1")), launcher, seen=half_wired(keeper=True)))))
+    made = written(plugged(plan_plugs(observed(vmi(nic("iface1")), launcher, pod_links=partly_set_up(dummy=True)))))
     assert (made.mac, made.mtu, made.ips) == (MAC, 1400, (IP,))
 
 
 def test_a_lost_record_without_addresses_is_made_from_network_status() -> None:
     launcher = attached_pod("iface1", records=False)
-    made = written(plugged(plug(observed(vmi(nic("iface1")), launcher, seen=half_wired(keeper=False)))))
+    made = written(plugged(plan_plugs(observed(vmi(nic("iface1")), launcher, pod_links=partly_set_up(dummy=False)))))
     assert (made.mac, made.ips) == (MAC, ())
 
 
-def test_a_record_lost_for_good_is_not_invented() -> None:
+def test_a_nic_whose_record_cannot_be_made_is_refused() -> None:
     launcher = pod({NETWORK_STATUS: str(status("iface1", ips=["10.0.0.2"]))})
-    action = refused(plug(observed(vmi(nic("iface1")), launcher, seen=half_wired(keeper=False))))
+    action = refused(plan_plugs(observed(vmi(nic("iface1")), launcher, pod_links=partly_set_up(dummy=False))))
     assert (action.reason, action.final) == ("PodNicRecordLost", True)
 
 
-def crowded(routes: int) -> Seen:
-    found = tuple(SeenRoute(2, f"172.16.{i}.0/24", "10.0.0.1") for i in range(routes))
+def crowded(routes: int) -> ObservedLinks:
+    found = tuple(ObservedRoute(2, f"172.16.{i}.0/24", "10.0.0.1") for i in range(routes))
     return msgspec.structs.replace(links("iface1"), routes=found)
 
 
-def test_a_nic_of_which_too_much_is_to_be_noted_is_refused_before_anything_is_changed() -> None:
+def test_a_nic_whose_record_is_too_large_is_refused() -> None:
     launcher = attached_pod("iface1", records=False)
-    action = refused(plug(observed(vmi(nic("iface1")), launcher, seen=crowded(250))))
+    action = refused(plan_plugs(observed(vmi(nic("iface1")), launcher, pod_links=crowded(250))))
     assert (action.reason, action.final, action.reason in TERMINAL) == ("PodNicRecordTooLarge", True, True)
     assert pod_interface("iface1") in action.message
-    assert f"at most {MAX_POD_NIC_BYTES}" in action.message
+    assert f"the limit is {MAX_POD_NIC_BYTES}" in action.message
 
 
-def test_what_the_handler_notes_of_a_nic_it_can_read_again() -> None:
-    action = plugged(plug(observed(vmi(nic("iface1")), attached_pod("iface1", records=False), seen=crowded(150))))
+def test_a_written_record_can_be_read_back() -> None:
+    action = plugged(
+        plan_plugs(observed(vmi(nic("iface1")), attached_pod("iface1", records=False), pod_links=crowded(150)))
+    )
     assert len(written(action).routes) == 150
 
 
-def test_queues_follow_the_cpus_when_asked_for() -> None:
+def test_a_multiqueue_vm_has_a_queue_for_each_cpu() -> None:
     machine = vmi(nic("iface1"))
     devices = msgspec.structs.replace(machine.spec.domain.devices, network_interface_multiqueue=True)
     spec = msgspec.structs.replace(machine.spec, domain=msgspec.structs.replace(machine.spec.domain, devices=devices))
     machine = msgspec.structs.replace(machine, spec=spec)
-    action = plugged(plug(observed(machine, attached_pod("iface1"), guest=guest("default", cpus=4))))
-    assert action.card.queues == 4
+    action = plugged(plan_plugs(observed(machine, attached_pod("iface1"), guest=guest("default", cpus=4))))
+    assert action.device.queues == 4
 
 
-def test_a_pod_with_ordinal_names_keeps_them() -> None:
+def test_a_pod_with_ordinal_names_gets_ordinal_link_names() -> None:
     text = encode_network_status([NetworkStatus(name="default/net1", interface="net1", mac=MAC)])
-    (found,) = attached_nics(vmi(nic("iface1")), pod({NETWORK_STATUS: text, NETWORKS: "net1@net1"}))
-    assert (found.names.nic, found.names.tap) == ("net1", "tap1")
+    (found,) = attached_nics(parse_nics(vmi(nic("iface1")), pod({NETWORK_STATUS: text, NETWORKS: "net1@net1"})))
+    assert (found.link, found.names.tap) == ("net1", "tap1")
 
 
-def test_a_malformed_annotation_needs_someone_to_change_it() -> None:
+def test_a_malformed_annotation_is_rejected() -> None:
     with pytest.raises(Reject, match="MalformedObject"):
-        plug(observed(vmi(nic("iface1")), pod({NETWORK_STATUS: "["})))
+        parse(vmi(nic("iface1")), pod({NETWORK_STATUS: "["}))
 
 
 @pytest.mark.parametrize(
@@ -330,17 +352,22 @@ def test_a_malformed_annotation_needs_someone_to_change_it() -> None:
         (vmi(migrationState={"completed": True}), pod(), NODE, True),
     ],
 )
-def test_only_a_vm_that_runs_here_and_stays_is_worked_on(
+def test_only_a_vm_that_runs_here_and_does_not_migrate_is_eligible(
     machine: VirtualMachineInstance, launcher: Pod | None, node: str, expected: bool
 ) -> None:
-    assert acts_here(machine, launcher, node) is expected
+    assert is_eligible(machine, launcher, node) is expected
 
 
 # -- the report ---------------------------------------------------------------------------------------------------
 
 
+def plan_report(state: Observed) -> ReportStatus | None:
+    """Return the report of a state in which no operation ends."""
+    return plan_report_of(state, Outcome(frozenset(), {}))
+
+
 def slots(free: int = 2, nics: int = 2) -> dict[str, str]:
-    return {NIC_SLOTS: encode(NicSlots(free, nics, POD_UID))}
+    return {NIC_SLOTS: encode_annotation(NicSlots(free, nics, POD_UID))}
 
 
 def after(found: Any) -> list[dict[str, Any]]:
@@ -350,10 +377,12 @@ def after(found: Any) -> list[dict[str, Any]]:
     return value
 
 
-def test_a_new_card_is_reported_beside_what_others_wrote() -> None:
+def test_a_new_device_is_reported_beside_the_entries_of_others() -> None:
     before = [{"name": "iface1", "infoSource": "multus-status", "podInterfaceName": "pod7e0055a6880"}]
-    found = report(
-        observed(vmi(nic("iface1"), status=before), attached_pod("iface1"), guest=guest("default", "iface1"), seen=None)
+    found = plan_report(
+        observed(
+            vmi(nic("iface1"), status=before), attached_pod("iface1"), guest=guest("default", "iface1"), pod_links=None
+        )
     )
     assert after(found) == [
         {"name": "default", "mac": "02:00:00:00:00:00", "queueCount": 1, "linkState": "up", "infoSource": "domain"},
@@ -372,8 +401,8 @@ def test_a_new_card_is_reported_beside_what_others_wrote() -> None:
 
 
 def reported(machine: VirtualMachineInstance, **fields: Any) -> VirtualMachineInstance:
-    """The VMI after its report was written."""
-    found = report(observed(machine, attached_pod("iface1"), seen=None, **fields))
+    """Return the VMI after its report was written."""
+    found = plan_report(observed(machine, attached_pod("iface1"), pod_links=None, **fields))
     interfaces = after(found)
     document = msgspec.to_builtins(machine)
     document["status"]["interfaces"] = interfaces
@@ -381,35 +410,36 @@ def reported(machine: VirtualMachineInstance, **fields: Any) -> VirtualMachineIn
     return msgspec.convert(document, VirtualMachineInstance)
 
 
-def test_what_is_reported_is_not_reported_again() -> None:
+def test_a_reported_device_is_not_reported_again() -> None:
     view = guest("default", "iface1")
     done = reported(vmi(nic("iface1")), guest=view)
-    assert report(observed(done, attached_pod("iface1"), guest=view, seen=None)) is None
+    assert plan_report(observed(done, attached_pod("iface1"), guest=view, pod_links=None)) is None
 
 
-def test_a_driver_confirms_a_card_once_and_only_where_no_agent_does() -> None:
+def test_a_driver_confirms_a_device_once_and_only_without_an_agent() -> None:
     view = guest("default", "iface1")
     done = reported(vmi(nic("iface1")), guest=view)
-    driven = msgspec.structs.replace(
-        view, cards={alias: msgspec.structs.replace(card, driven=True) for alias, card in view.cards.items()}
+    driver_active = msgspec.structs.replace(
+        view,
+        devices={alias: msgspec.structs.replace(device, driver_active=True) for alias, device in view.devices.items()},
     )
-    parts: dict[str, Any] = {"guest": driven, "seen": None}
-    found = report(observed(done, attached_pod("iface1"), unconfirmed=frozenset({"iface1"}), **parts))
+    parts: dict[str, Any] = {"guest": driver_active, "pod_links": None}
+    found = plan_report(observed(done, attached_pod("iface1"), unconfirmed=frozenset({"iface1"}), **parts))
     assert found is not None
     assert [(nic.name, by) for nic, by in found.confirmed] == [("iface1", ConfirmedBy.DRIVER)]
     assert found.ops == []
-    assert report(observed(done, attached_pod("iface1"), **parts)) is None
+    assert plan_report(observed(done, attached_pod("iface1"), **parts)) is None
     agent = (GuestNic("eth1", "02:00:00:00:00:01"),)
-    found = report(observed(done, attached_pod("iface1"), unconfirmed=frozenset({"iface1"}), agent=agent, **parts))
+    found = plan_report(observed(done, attached_pod("iface1"), unconfirmed=frozenset({"iface1"}), agent=agent, **parts))
     assert found is not None
     assert [(nic.name, by) for nic, by in found.confirmed] == [("iface1", ConfirmedBy.GUEST_AGENT)]
 
 
-def test_the_agent_adds_the_guests_own_name_and_addresses() -> None:
+def test_the_agent_adds_the_link_name_and_addresses_in_the_guest() -> None:
     view = guest("default", "iface1")
     done = reported(vmi(nic("iface1")), guest=view)
     agent = (GuestNic("eth0", "02:00:00:00:00:00", ("10.0.2.15",)), GuestNic("eth1", "02:00:00:00:00:01"))
-    found = report(observed(done, attached_pod("iface1"), guest=view, agent=agent, seen=None))
+    found = plan_report(observed(done, attached_pod("iface1"), guest=view, agent=agent, pod_links=None))
     first, second = after(found)
     assert (first["interfaceName"], first["ipAddress"], first["ipAddresses"]) == ("eth0", "10.0.2.15", ["10.0.2.15"])
     assert (second["interfaceName"], second["infoSource"]) == ("eth1", "domain, guest-agent")
@@ -418,26 +448,26 @@ def test_the_agent_adds_the_guests_own_name_and_addresses() -> None:
     assert [(nic.name, by) for nic, by in found.confirmed] == [("iface1", ConfirmedBy.GUEST_AGENT)]
 
 
-def test_an_agent_that_no_longer_lists_a_nic_is_believed() -> None:
+def test_a_nic_that_the_agent_no_longer_lists_loses_the_agent_fields() -> None:
     view = guest("default", "iface1")
     listed = (GuestNic("eth1", "02:00:00:00:00:01", ("10.0.0.9",)),)
     done = reported(vmi(nic("iface1")), guest=view, agent=listed)
-    found = report(observed(done, attached_pod("iface1"), guest=view, agent=(), seen=None))
+    found = plan_report(observed(done, attached_pod("iface1"), guest=view, agent=(), pod_links=None))
     entry = after(found)[1]
     assert entry["infoSource"] == "domain"
     assert not {"interfaceName", "ipAddress", "ipAddresses"} & entry.keys()
 
 
-def test_a_card_that_left_the_domain_loses_its_tokens() -> None:
+def test_a_device_that_is_gone_from_the_domain_loses_its_tokens() -> None:
     done = reported(vmi(nic("iface1")), guest=guest("default", "iface1"))
-    found = report(observed(done, attached_pod("iface1"), guest=guest("default"), seen=None))
+    found = plan_report(observed(done, attached_pod("iface1"), guest=guest("default"), pod_links=None))
     assert [entry["name"] for entry in after(found)] == ["default"]
 
 
 def test_free_slots_are_counted_for_this_pod() -> None:
     view = guest("default", "iface1", free=())
     done = reported(vmi(nic("iface1")), guest=view)
-    found = report(observed(done, attached_pod("iface1"), guest=view, seen=None))
+    found = plan_report(observed(done, attached_pod("iface1"), guest=view, pod_links=None))
     assert found is not None
     assert found.ops == [
         {"op": "test", "path": "/metadata/uid", "value": done.metadata.uid},
@@ -446,9 +476,9 @@ def test_free_slots_are_counted_for_this_pod() -> None:
     assert found.confirmed == []
 
 
-def test_the_operation_of_the_annotation_is_carried_on() -> None:
+def test_the_action_has_the_operation_of_the_annotation() -> None:
     operation = Operation(
         id="op-1", kind=OperationKind.PLUG, interface="iface1", traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"
     )
-    machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(operation)})
-    assert plugged(plug(observed(machine, attached_pod("iface1")))).nic.operation == operation
+    machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode_annotation(operation)})
+    assert plugged(plan_plugs(observed(machine, attached_pod("iface1")))).nic.operation == operation

@@ -1,38 +1,40 @@
-"""What a session makes of the news from a guest, which is scripted here and speaks the port."""
+"""How a guest session handles the events of a guest, which is scripted."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import structlog
 from opentelemetry.context import Context
 
-from services.handler.guest.agent import AgentSilent, GuestNic
-from services.handler.guest.port import Change, GuestEvent, GuestNotReachable, GuestView, NewCard
-from services.handler.guest.watch import GIVE_UP
-from services.handler.pending_unplug import Asked
-from services.handler.sessions import Key, Leaving, Plugged, Session
+from services.common.guest.agent import AgentUnavailable, GuestNic
+from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDeviceSpec
+from services.common.reconcile import Source
+from services.handler.agent_poller import MAX_UNANSWERED
+from services.handler.sessions import GuestSession, Key, PluggedDevice, UnplugRecord
+from services.handler.unplug import IllegalTransition, UnplugEvent, UnplugState
 
 KEY = ("default", "vm1")
 
 
 class ScriptedGuest:
-    """A guest that says what the test puts in; ``None`` ends the connection."""
+    """A guest whose events the test puts into a queue; ``None`` ends the connection."""
 
     def __init__(self) -> None:
-        self.says: asyncio.Queue[GuestEvent | None] = asyncio.Queue()
+        self.event_queue: asyncio.Queue[GuestEvent | None] = asyncio.Queue()
 
     async def events(self) -> AsyncIterator[GuestEvent]:
-        while (event := await self.says.get()) is not None:
+        while (event := await self.event_queue.get()) is not None:
             yield event
 
     async def list(self) -> GuestView:
         raise GuestNotReachable("not in this test")
 
-    async def attach(self, card: NewCard, slot: str) -> None:
+    async def attach(self, device: NetDeviceSpec, slot: str) -> None:
         raise GuestNotReachable("not in this test")
 
-    async def detach(self, interface: str) -> None:
+    async def request_unplug(self, interface: str) -> None:
         raise GuestNotReachable("not in this test")
 
     async def remove_backend(self, interface: str) -> None:
@@ -42,84 +44,141 @@ class ScriptedGuest:
         raise GuestNotReachable("not in this test")
 
     async def close(self) -> None:
-        self.says.put_nowait(None)
+        self.event_queue.put_nowait(None)
 
 
 class SilentAgent:
-    """An agent that never answers, and counts the questions."""
+    """An agent that never responds, and counts the queries."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.queries = 0
 
     async def interfaces(self, *, timeout: float) -> tuple[GuestNic, ...]:
-        self.asked += 1
-        raise AgentSilent("nobody")
+        self.queries += 1
+        raise AgentUnavailable("no response")
 
     async def close(self) -> None:
         return
 
 
-class Listened:
-    """A session that listens, and the looks that it asked for."""
+class WatchedSession:
+    """A session that watches its guest's events, and the requeues that it makes."""
 
     def __init__(self) -> None:
         self.guest, self.agent = ScriptedGuest(), SilentAgent()
-        self.looks: asyncio.Queue[Context | None] = asyncio.Queue()
-        self.session = Session(KEY, self.guest, self.agent, self._look, structlog.get_logger())
-        self.session.listen()
+        self.requeues: asyncio.Queue[Context | None] = asyncio.Queue()
+        self.session = GuestSession(KEY, self.guest, self.agent, self._requeue, structlog.get_logger())
+        self.session.watch_events()
 
-    def _look(self, key: Key, context: Context | None) -> None:
+    def _requeue(self, key: Key, context: Context | None, _source: Source) -> None:
         assert key == KEY
-        self.looks.put_nowait(context)
+        self.requeues.put_nowait(context)
 
 
-async def test_a_guest_that_says_it_keeps_its_card_is_remembered_so_and_looked_at() -> None:
-    listened = Listened()
-    context = Context()
-    leaving = listened.session.leaving["blue"] = Leaving(Asked(1, 0.0, 1.0), context)
-    listened.guest.says.put_nowait(GuestEvent(Change.CARD_STAYS, "ua-blue"))
-    assert await listened.looks.get() is context
-    assert leaving.asked.refused
-    await listened.session.close()
+def requested(session: GuestSession, *times: float) -> UnplugRecord:
+    """Return the record of an unplug that was requested at these times."""
+    session.open_unplug("blue", in_domain=True, released=False)
+    record = session.unplugs["blue"]
+    for now in times:
+        record.advance(UnplugEvent.REQUEST_DUE)
+        record.record_request(now, restart=False)
+        record.record_response(now, "")
+    return record
 
 
-async def test_a_guest_that_is_up_again_is_asked_again_at_once() -> None:
-    listened = Listened()
+async def test_a_refused_unplug_is_recorded_and_requeues_the_key() -> None:
+    watched = WatchedSession()
+    record = requested(watched.session, 0.0)
+    record.context = Context()
+    watched.guest.event_queue.put_nowait(GuestEvent(GuestChange.UNPLUG_REFUSED, "ua-blue"))
+    assert await watched.requeues.get() is record.context
+    assert record.unplug.requests is not None
+    assert record.unplug.requests.refused
+    assert record.unplug.state is UnplugState.PENDING, "only a run changes the state"
+    await watched.session.close()
+
+
+async def test_guest_activity_advances_the_next_request_and_requeues_the_key() -> None:
+    watched = WatchedSession()
     now = asyncio.get_running_loop().time()
-    leaving = listened.session.leaving["blue"] = Leaving(Asked(5, now - 60, now + 30), Context())
-    for change in (Change.AGENT_CAME, Change.CARD_IN_USE):
-        leaving.asked = Asked(5, now - 60, now + 30)
-        listened.guest.says.put_nowait(GuestEvent(change))
-        await listened.looks.get()
-        assert leaving.asked.due <= asyncio.get_running_loop().time()
-    await listened.session.close()
+    for change in (GuestChange.AGENT_CONNECTED, GuestChange.DEVICE_IN_USE):
+        watched.session.unplugs.clear()
+        record = requested(watched.session, now - 60, now - 59, now - 57, now - 53, now - 30)
+        watched.guest.event_queue.put_nowait(GuestEvent(change))
+        before = record.unplug.requests
+        assert before is not None
+        assert before.next_at > now - 20
+        record._set(msgspec.structs.replace(before, next_at=now + 30))
+        await watched.requeues.get()
+        after = record.unplug.requests
+        assert after is not None
+        assert after.next_at <= asyncio.get_running_loop().time()
+    await watched.session.close()
+
+
+async def test_an_illegal_transition_raises_and_leaves_the_state() -> None:
+    watched = WatchedSession()
+    record = requested(watched.session, 0.0)
+    before = record.unplug
+    with pytest.raises(IllegalTransition, match="event pod-network-absent in state pending"):
+        record.advance(UnplugEvent.POD_NETWORK_ABSENT)
+    assert record.unplug is before
+    await watched.session.close()
+
+
+async def test_the_state_of_an_unplug_is_derived_unless_it_is_under_way() -> None:
+    watched = WatchedSession()
+    session = watched.session
+    session.open_unplug("blue", in_domain=True, released=False)
+    record = session.unplugs["blue"]
+    session.open_unplug("blue", in_domain=False, released=False)
+    assert session.unplugs["blue"] is record
+    # The release of an earlier unplug under the same name does not count.
+    record.advance(UnplugEvent.RELEASE_RECORDED)
+    session.open_unplug("blue", in_domain=False, released=False)
+    assert session.unplugs["blue"].unplug.state is UnplugState.DEVICE_GONE
+    session.retain_unplugs({"red"})
+    assert session.unplugs == {}
+    await session.close()
+
+
+async def test_a_request_to_a_device_that_is_back_is_the_first_one_again() -> None:
+    watched = WatchedSession()
+    record = requested(watched.session, 0.0, 1.0)
+    record.deleted_at = 5
+    record.record_request(50.0, restart=True)
+    assert record.unplug.requests is not None
+    assert (record.unplug.requests.count, record.unplug.requests.first_at, record.deleted_at) == (1, 50.0, 0)
+    await watched.session.close()
 
 
 @pytest.mark.looptime
-@pytest.mark.parametrize(("change", "asked"), [(Change.AGENT_CAME, 1 + GIVE_UP), (Change.CARD_IN_USE, 1)])
-async def test_an_agent_is_waited_for_only_where_there_is_one(change: Change, asked: int) -> None:
-    listened = Listened()
-    listened.session.agent.expect({"02:00:00:00:00:01"})
-    listened.guest.says.put_nowait(GuestEvent(change))
+@pytest.mark.parametrize(
+    ("change", "queries"), [(GuestChange.AGENT_CONNECTED, 1 + MAX_UNANSWERED), (GuestChange.DEVICE_IN_USE, 1)]
+)
+async def test_only_a_connected_agent_is_polled_slowly(change: GuestChange, queries: int) -> None:
+    watched = WatchedSession()
+    watched.session.agent.expect({"02:00:00:00:00:01"})
+    watched.guest.event_queue.put_nowait(GuestEvent(change))
     await asyncio.sleep(600)
-    assert listened.agent.asked == asked
-    await listened.session.close()
+    assert watched.agent.queries == queries
+    await watched.session.close()
 
 
-async def test_the_end_of_a_connection_is_a_reason_to_look() -> None:
-    listened = Listened()
-    listened.guest.says.put_nowait(None)
-    assert await listened.looks.get() is None
-    await listened.session.close()
+async def test_the_end_of_the_connection_requeues_the_key() -> None:
+    watched = WatchedSession()
+    watched.guest.event_queue.put_nowait(None)
+    assert await watched.requeues.get() is None
+    await watched.session.close()
 
 
-async def test_a_card_is_looked_at_when_no_agent_speaks_for_it() -> None:
-    listened = Listened()
-    listened.session.plugged["blue"] = Plugged(Context())
-    assert listened.session.unconfirmed() == {"blue"}
-    listened.session.agent.ask()
-    await listened.looks.get()
-    listened.session.plugged["blue"].driven = True
-    assert listened.session.unconfirmed() == frozenset()
-    await listened.session.close()
-    assert (listened.agent.asked, listened.looks.qsize()) == (1, 0)
+async def test_an_unconfirmed_device_without_an_agent_requeues_the_key() -> None:
+    watched = WatchedSession()
+    watched.session.plugged_devices["blue"] = PluggedDevice(Context())
+    assert watched.session.unconfirmed() == {"blue"}
+    watched.session.agent.poll()
+    await watched.requeues.get()
+    watched.session.plugged_devices["blue"].driver_reported = True
+    assert watched.session.unconfirmed() == frozenset()
+    await watched.session.close()
+    assert (watched.agent.queries, watched.requeues.qsize()) == (1, 0)

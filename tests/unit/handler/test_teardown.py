@@ -1,4 +1,4 @@
-"""The way back, taken by a model of the kernel's links: from any half-way state the plain pod NIC is there again."""
+"""The operations of the teardown, on a model of the kernel: they restore the pod interface from every state."""
 
 import msgspec
 import pytest
@@ -6,20 +6,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.operations import PodNic, RecordedRoute
+from services.common.domain.nic import link_names
 from services.common.netlink.links import Address, Link
-from services.common.netlink.links import Route as SeenRoute
-from services.handler.netlink_operations import (
+from services.common.netlink.links import Route as ObservedRoute
+from services.handler.pod_network.operations import (
     AddAddress,
     AddRoute,
     ChangeLink,
     DeleteLink,
     DeleteLinks,
-    Seen,
+    NetlinkOperation,
+    ObservedLinks,
     SetSysctl,
-    Step,
 )
-from services.handler.pod_network import ARP_IGNORE, PodNetworkConflict, bridge_binding, link_names, pod_nic_link, steps
-from services.handler.teardown import is_wired, release_steps
+from services.handler.pod_network.setup import (
+    ARP_IGNORE,
+    PodNetworkConflict,
+    bridge_binding,
+    pod_nic_link,
+    setup_operations,
+)
+from services.handler.pod_network.teardown import is_set_up, teardown_operations
 from tests.support.kernel_links import Kernel
 
 POD, MAC = "22222222-2222-4222-8222-222222222222", "3e:89:92:5a:b5:a7"
@@ -35,43 +42,47 @@ ROUTES = (
 )
 
 
-def pod(ips: tuple[str, ...] = IPS, routes: tuple[RecordedRoute, ...] = ROUTES, mtu: int = 1400) -> Seen:
-    """A pod as the CNI plugins leave it."""
-    nic = Link(index=NIC, name=NAMES.nic, kind="veth", mac=MAC, mtu=mtu, up=True, link=7)
-    return Seen(
+def pod(ips: tuple[str, ...] = IPS, routes: tuple[RecordedRoute, ...] = ROUTES, mtu: int = 1400) -> ObservedLinks:
+    """Return a pod's links as the CNI plugins leave them."""
+    nic = Link(index=NIC, name=NAMES.pod_interface, kind="veth", mac=MAC, mtu=mtu, up=True, link=7)
+    return ObservedLinks(
         (Link(index=1, name="lo", mtu=65536, up=True), nic),
         tuple(Address(NIC, ip) for ip in ips),
-        tuple(SeenRoute(NIC, route.dst, route.gw, route.priority) for route in routes),
+        tuple(ObservedRoute(NIC, route.dst, route.gw, route.priority) for route in routes),
     )
 
 
 def record(ips: tuple[str, ...] = IPS, routes: tuple[RecordedRoute, ...] = ROUTES, mtu: int = 1400) -> PodNic:
-    return PodNic(pod_uid=POD, sandbox_id="s", interface=NAMES.nic, mac=MAC.upper(), mtu=mtu, ips=ips, routes=routes)
+    return PodNic(
+        pod_uid=POD, sandbox_id="s", interface=NAMES.pod_interface, mac=MAC.upper(), mtu=mtu, ips=ips, routes=routes
+    )
 
 
-def wire(kernel: Kernel, nic: PodNic, stop_after: int | None = None) -> None:
-    link = pod_nic_link(kernel.seen(), NAMES)
+def set_up(kernel: Kernel, nic: PodNic, stop_after: int | None = None) -> None:
+    link = pod_nic_link(kernel.observe(), NAMES)
     assert link is not None
-    for step in steps(kernel.seen(), bridge_binding(nic, NAMES, link, position=1, owner=107))[:stop_after]:
-        kernel.take(step)
+    for operation in setup_operations(kernel.observe(), bridge_binding(nic, NAMES, link, position=1, owner=107))[
+        :stop_after
+    ]:
+        kernel.apply(operation)
 
 
-def release(kernel: Kernel, nic: PodNic | None, stop_after: int | None = None) -> list[Step]:
-    todo = release_steps(kernel.seen(), NAMES, nic)
-    for step in todo[:stop_after]:
-        kernel.take(step)
-    return todo
+def tear_down(kernel: Kernel, nic: PodNic | None, stop_after: int | None = None) -> list[NetlinkOperation]:
+    operations = teardown_operations(kernel.observe(), NAMES, nic)
+    for operation in operations[:stop_after]:
+        kernel.apply(operation)
+    return operations
 
 
 def expect_plain(kernel: Kernel, nic: PodNic) -> None:
-    assert [link.name for link in kernel.links.values()] == ["lo", NAMES.nic]
-    link = kernel.at(NAMES.nic)
+    assert [link.name for link in kernel.links.values()] == ["lo", NAMES.pod_interface]
+    link = kernel.at(NAMES.pod_interface)
     assert (link.index, link.mac, link.mtu, link.up, link.master) == (NIC, MAC, nic.mtu, True, None)
     assert sorted(a.cidr for a in kernel.addresses) == sorted(nic.ips)
     assert {(r.dst, r.gw) for r in kernel.routes} == {(r.dst, r.gw) for r in nic.routes}
     assert kernel.sysctls.get(ARP_IGNORE, "0") == "0"
-    assert not is_wired(kernel.seen(), NAMES)
-    assert release(kernel, nic) == []
+    assert not is_set_up(kernel.observe(), NAMES)
+    assert tear_down(kernel, nic) == []
 
 
 ADDRESSES = st.lists(st.sampled_from(IPS), unique=True).map(tuple)
@@ -80,34 +91,34 @@ ADDRESSES = st.lists(st.sampled_from(IPS), unique=True).map(tuple)
 @given(
     ips=ADDRESSES,
     mtu=st.sampled_from([1280, 1500, 9000]),
-    way=st.lists(st.tuples(st.sampled_from([wire, release]), st.integers(0, 16)), max_size=6),
+    turns=st.lists(st.tuples(st.sampled_from([set_up, tear_down]), st.integers(0, 16)), max_size=6),
 )
-def test_from_any_half_way_state_the_plain_nic_is_back(
-    ips: tuple[str, ...], mtu: int, way: list[tuple[object, int]]
+def test_the_plain_pod_interface_is_restored_from_every_intermediate_state(
+    ips: tuple[str, ...], mtu: int, turns: list[tuple[object, int]]
 ) -> None:
-    """A crash after any step, of the wiring or of the way back, any number of times."""
+    """The handler may crash after any operation of set-ups and teardowns, any number of times."""
     routes = ROUTES if "10.0.0.2/24" in ips else ()
     kernel, nic = Kernel(pod(ips, routes, mtu)), record(ips, routes, mtu)
-    for turn, stop in way:
-        (wire if turn is wire else release)(kernel, nic, stop)
-    release(kernel, nic)
+    for turn, stop in turns:
+        (set_up if turn is set_up else tear_down)(kernel, nic, stop)
+    tear_down(kernel, nic)
     expect_plain(kernel, nic)
 
 
 @pytest.mark.parametrize("stop", range(16))
-def test_a_crash_after_each_step_back_costs_nothing(stop: int) -> None:
+def test_a_crash_after_each_operation_is_recovered(stop: int) -> None:
     kernel = Kernel(pod())
-    wire(kernel, record())
-    release(kernel, record(), stop)
-    release(kernel, record())
+    set_up(kernel, record())
+    tear_down(kernel, record(), stop)
+    tear_down(kernel, record())
     expect_plain(kernel, record())
 
 
-def test_the_way_back_has_its_order() -> None:
+def test_the_operations_are_in_order() -> None:
     kernel = Kernel(pod())
-    wire(kernel, record())
-    todo = release(kernel, record())
-    assert [type(step) for step in todo] == [
+    set_up(kernel, record())
+    operations = tear_down(kernel, record())
+    assert [type(operation) for operation in operations] == [
         SetSysctl,
         DeleteLinks,
         ChangeLink,
@@ -118,63 +129,74 @@ def test_the_way_back_has_its_order() -> None:
         AddRoute,
         AddRoute,
     ]
-    assert isinstance(todo[1], DeleteLinks)
-    assert todo[1].names == (NAMES.tap, NAMES.bridge, NAMES.nic)
-    assert todo[2:4] == [ChangeLink(NIC, up=False), ChangeLink(NIC, NAMES.nic, True, MAC)]
-    # One that others lead over comes first.
-    assert [step.gw for step in todo if isinstance(step, AddRoute)] == [None, "10.0.0.1", "10.9.0.1"]
+    assert isinstance(operations[1], DeleteLinks)
+    assert operations[1].names == (NAMES.tap, NAMES.bridge, NAMES.pod_interface)
+    assert operations[2:4] == [ChangeLink(NIC, up=False), ChangeLink(NIC, NAMES.pod_interface, True, MAC)]
+    # A route that others depend on comes first.
+    assert [operation.gw for operation in operations if isinstance(operation, AddRoute)] == [
+        None,
+        "10.0.0.1",
+        "10.9.0.1",
+    ]
 
 
-def test_a_nic_that_was_never_wired_is_left_as_it_is() -> None:
-    assert release_steps(pod(), NAMES, record()) == []
-    assert not is_wired(pod(), NAMES)
-    assert release_steps(Seen(pod().links[:1]), NAMES, None) == []
+def test_a_plain_pod_interface_is_not_changed() -> None:
+    assert teardown_operations(pod(), NAMES, record()) == []
+    assert not is_set_up(pod(), NAMES)
+    assert teardown_operations(ObservedLinks(pod().links[:1]), NAMES, None) == []
 
 
-def test_other_nics_keep_the_pod_from_answering_for_their_guests() -> None:
+def test_arp_ignore_is_not_reset_while_another_nic_needs_it() -> None:
     kernel = Kernel(pod())
-    wire(kernel, record())
-    seen = kernel.seen()
+    set_up(kernel, record())
+    observed = kernel.observe()
     other = Link(index=90, name=OTHER.bridge, kind="bridge", up=True)
     with_ipv4 = msgspec.structs.replace(
-        seen, links=(*seen.links, other), addresses=(*seen.addresses, Address(90, "169.254.75.12/32"))
+        observed, links=(*observed.links, other), addresses=(*observed.addresses, Address(90, "169.254.75.12/32"))
     )
-    without = msgspec.structs.replace(seen, links=(*seen.links, other))
-    assert not any(isinstance(step, SetSysctl) for step in release_steps(with_ipv4, NAMES, record()))
-    assert SetSysctl(ARP_IGNORE, "0") in release_steps(without, NAMES, record())
+    without = msgspec.structs.replace(observed, links=(*observed.links, other))
+    assert not any(isinstance(operation, SetSysctl) for operation in teardown_operations(with_ipv4, NAMES, record()))
+    assert SetSysctl(ARP_IGNORE, "0") in teardown_operations(without, NAMES, record())
 
 
-def test_without_a_record_the_nic_gets_its_name_back_and_the_mac_that_is_known() -> None:
+def test_without_a_record_the_name_and_the_known_mac_are_restored() -> None:
     kernel = Kernel(pod())
-    wire(kernel, record())
-    for step in release_steps(kernel.seen(), NAMES, None, "3E:89:92:5A:B5:A7"):
-        kernel.take(step)
-    link = kernel.at(NAMES.nic)
+    set_up(kernel, record())
+    for operation in teardown_operations(kernel.observe(), NAMES, None, "3E:89:92:5A:B5:A7"):
+        kernel.apply(operation)
+    link = kernel.at(NAMES.pod_interface)
     assert (link.index, link.mac, link.up) == (NIC, MAC, True)
     assert len(kernel.links) == 2
 
 
-def test_a_nic_that_vanished_leaves_nothing_of_its_wiring() -> None:
+def test_the_pod_network_of_a_missing_pod_interface_is_torn_down() -> None:
     kernel = Kernel(pod())
-    wire(kernel, record())
-    kernel.take(DeleteLink(NIC, NAMES.bridged))
-    release(kernel, record())
-    assert not is_wired(kernel.seen(), NAMES)
+    set_up(kernel, record())
+    kernel.apply(DeleteLink(NIC, NAMES.bridged))
+    tear_down(kernel, record())
+    assert not is_set_up(kernel.observe(), NAMES)
 
 
-def test_routes_in_the_records_own_words_are_known_again() -> None:
-    seen = pod(routes=(RecordedRoute("10.9.0.0/16"),))
-    assert release_steps(seen, NAMES, record(routes=(RecordedRoute("10.9.3.4/16"), RecordedRoute("10.0.0.0/24")))) == []
+def test_routes_are_compared_as_networks() -> None:
+    observed = pod(routes=(RecordedRoute("10.9.0.0/16"),))
+    assert (
+        teardown_operations(
+            observed, NAMES, record(routes=(RecordedRoute("10.9.3.4/16"), RecordedRoute("10.0.0.0/24")))
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", [NAMES.tap, NAMES.bridge])
-def test_a_stranger_under_one_of_the_names_is_not_removed(name: str) -> None:
-    seen = pod()
+def test_a_foreign_link_with_one_of_the_names_is_not_deleted(name: str) -> None:
+    observed = pod()
     with pytest.raises(PodNetworkConflict, match=name):
-        release_steps(Seen((*seen.links, Link(index=9, name=name, kind="veth"))), NAMES, record())
+        teardown_operations(ObservedLinks((*observed.links, Link(index=9, name=name, kind="veth"))), NAMES, record())
 
 
-def test_two_nics_that_could_be_meant_are_a_conflict() -> None:
-    seen = pod()
+def test_two_possible_pod_interfaces_are_a_conflict() -> None:
+    observed = pod()
     with pytest.raises(PodNetworkConflict, match="left over"):
-        release_steps(Seen((*seen.links, Link(index=9, name=NAMES.bridged, kind="veth"))), NAMES, record())
+        teardown_operations(
+            ObservedLinks((*observed.links, Link(index=9, name=NAMES.bridged, kind="veth"))), NAMES, record()
+        )

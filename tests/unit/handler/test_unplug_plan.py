@@ -1,5 +1,6 @@
-"""How an absent NIC leaves (asked, waited for, released), what the VMI says of it, and what ends a plug for good."""
+"""The plan of unplugs, the requests to the guest, the report of released NICs, and plugs that fail for good."""
 
+import math
 from typing import Any
 
 import msgspec
@@ -15,23 +16,45 @@ from schemas.operations import (
     NicSlots,
     Operation,
     PodNic,
-    encode,
+    encode_annotation,
     operation_key,
-    operation_of,
     pod_nic_key,
-    pod_nic_of,
+    read_operation,
+    read_pod_nic,
 )
 from schemas.stages import OperationKind
+from services.common.domain.nic import link_names, parse_nics
+from services.common.guest.port import GuestView, NetDevice
 from services.common.netlink.links import Address, Link
-from services.handler.guest.port import Card, GuestView
-from services.handler.netlink_operations import AddAddress, ChangeLink, DeleteLinks, Seen
-from services.handler.nics import attached_nics
-from services.handler.pending_unplug import MAX_AGAIN, PATIENCE, Asked, asked_again, next_look, stirred, told
-from services.handler.plan import Observed, Plug, Refuse, plug
-from services.handler.pod_network import bridge_mac, link_names
-from services.handler.records import stale
-from services.handler.report import Report, report
-from services.handler.unplug import LetGo, Release, Wait, unplug
+from services.handler.plan.actions import (
+    Observed,
+    Outcome,
+    PublishFailure,
+    ReportStatus,
+    RequestUnplug,
+    SetUpAndAttach,
+    TearDown,
+    WarnOverdue,
+)
+from services.handler.plan.nics import attached_nics
+from services.handler.plan.plugs import plan_plugs
+from services.handler.plan.report import plan_report
+from services.handler.plan.unplugs import plan_requeue, plan_unplugs, released_interfaces
+from services.handler.pod_network.operations import AddAddress, ChangeLink, DeleteLinks, ObservedLinks
+from services.handler.pod_network.records import has_stale_record
+from services.handler.pod_network.setup import bridge_mac
+from services.handler.unplug import (
+    MAX_RETRY_INTERVAL,
+    UNPLUG_TIMEOUT,
+    Unplug,
+    UnplugRequests,
+    UnplugState,
+    after_guest_activity,
+    after_request,
+    seconds_until_next,
+    timeout_message,
+)
+from tests.support.handler_observed import observed_state
 from tests.support.objects import POD_UID, nic, pod, vmi
 
 SANDBOX, MAC, IP = "sandbox-1", "3e:89:92:5a:b5:a7", "10.0.0.2/24"
@@ -40,42 +63,50 @@ UNPLUG = Operation(
     id="op-u", kind=OperationKind.UNPLUG, interface="iface1", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 )
 LO = Link(index=1, name="lo")
-PLAIN = Link(index=2, name=NAMES.nic, kind="veth", mac=MAC, mtu=1500, up=True)
-WIRED = (
+PLAIN = Link(index=2, name=NAMES.pod_interface, kind="veth", mac=MAC, mtu=1500, up=True)
+SET_UP = (
     LO,
-    Link(index=2, name=NAMES.bridged, kind="veth", mac=bridge_mac(POD_UID, NAMES.nic), mtu=1500, up=True, master=3),
+    Link(
+        index=2,
+        name=NAMES.bridged,
+        kind="veth",
+        mac=bridge_mac(POD_UID, NAMES.pod_interface),
+        mtu=1500,
+        up=True,
+        master=3,
+    ),
     Link(index=3, name=NAMES.bridge, kind="bridge", up=True),
     Link(index=4, name=NAMES.tap, kind="tun", up=True, master=3, multi_queue=False),
-    Link(index=5, name=NAMES.nic, kind="dummy", mac=MAC, mtu=1500),
+    Link(index=5, name=NAMES.pod_interface, kind="dummy", mac=MAC, mtu=1500),
 )
 
 
 def record(**changes: Any) -> PodNic:
-    whole = PodNic(pod_uid=POD_UID, sandbox_id=SANDBOX, interface=NAMES.nic, mac=MAC, mtu=1500, ips=(IP,))
+    whole = PodNic(pod_uid=POD_UID, sandbox_id=SANDBOX, interface=NAMES.pod_interface, mac=MAC, mtu=1500, ips=(IP,))
     return msgspec.structs.replace(whole, **changes)
 
 
 def launcher(*attached: str, recorded: bool = True, **annotations: str) -> Pod:
     entries = [NetworkStatus(name="default/net1", interface=pod_interface(name), mac=MAC) for name in attached]
-    held = {NETWORK_STATUS: encode_network_status(entries), **annotations}
+    annotated = {NETWORK_STATUS: encode_network_status(entries), **annotations}
     if recorded and "iface1" in attached:
-        held[pod_nic_key("iface1")] = encode(record())
-    return pod(held)
+        annotated[pod_nic_key("iface1")] = encode_annotation(record())
+    return pod(annotated)
 
 
 def guest(*names: str, free: tuple[str, ...] = ("rp1",)) -> GuestView:
-    return GuestView({device_alias(n): Card(device_alias(n), MAC) for n in ("default", *names)}, free)
+    return GuestView({device_alias(n): NetDevice(device_alias(n), MAC) for n in ("default", *names)}, free)
 
 
-def leaving(*others: Any, operation: Operation | None = UNPLUG, **fields: Any) -> VirtualMachineInstance:
-    """A VMI whose ``iface1`` is absent."""
-    annotations = {operation_key("iface1"): encode(operation)} if operation else {}
+def unplugging(*others: Any, operation: Operation | None = UNPLUG, **fields: Any) -> VirtualMachineInstance:
+    """Return a VMI whose ``iface1`` is absent."""
+    annotations = {operation_key("iface1"): encode_annotation(operation)} if operation else {}
     return vmi(nic("iface1", state="absent"), *others, annotations=annotations, **fields)
 
 
 def observed(machine: VirtualMachineInstance, launcher: Pod, **fields: Any) -> Observed:
-    values: dict[str, Any] = {"guest": guest(), "seen": Seen((LO,)), "sandbox_id": SANDBOX, "now": 100.0}
-    return Observed(machine, launcher, **(values | fields))
+    values: dict[str, Any] = {"guest": guest(), "pod_links": ObservedLinks((LO,)), "sandbox_id": SANDBOX, "now": 100.0}
+    return observed_state(machine, launcher, **(values | fields))
 
 
 def one(actions: list[Any]) -> Any:
@@ -83,202 +114,271 @@ def one(actions: list[Any]) -> Any:
     return actions[0]
 
 
-def released(action: Any) -> Release:
-    assert isinstance(action, Release), action
+def torn_down(action: Any) -> TearDown:
+    assert isinstance(action, TearDown), action
     return action
 
 
-# -- asking ---------------------------------------------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------------------------------
 
 
-def test_while_the_domain_has_the_card_nothing_is_undone() -> None:
-    seen = observed(leaving(), launcher("iface1"), guest=guest("iface1"), seen=Seen(WIRED))
-    assert isinstance(one(unplug(seen)), LetGo)
+def test_nothing_is_torn_down_while_the_domain_has_the_device() -> None:
+    state = observed(unplugging(), launcher("iface1"), guest=guest("iface1"), pod_links=ObservedLinks(SET_UP))
+    assert isinstance(one(plan_unplugs(state)), RequestUnplug)
 
 
-@pytest.mark.parametrize(("now", "action"), [(10.9, Wait), (11.0, LetGo), (50.0, LetGo)])
-def test_a_guest_that_was_asked_is_asked_again_when_it_is_due(now: float, action: type) -> None:
-    asked = {"iface1": Asked(1, since=10.0, due=11.0)}
-    seen = observed(leaving(), launcher("iface1"), guest=guest("iface1"), seen=None, asked=asked, now=now)
-    assert isinstance(one(unplug(seen)), action)
+@pytest.mark.parametrize(("now", "requested", "wait"), [(10.9, False, 0.1), (11.0, True, 2.0), (14.9, True, 0.1)])
+def test_a_request_is_repeated_when_it_is_due(now: float, requested: bool, wait: float) -> None:
+    unplugs = {"iface1": Unplug(UnplugState.PENDING, UnplugRequests(1, first_at=10.0, next_at=11.0))}
+    state = observed(unplugging(), launcher("iface1"), guest=guest("iface1"), pod_links=None, unplugs=unplugs, now=now)
+    assert [type(action) for action in plan_unplugs(state)] == ([RequestUnplug] if requested else [])
+    seconds = plan_requeue(state).seconds
+    assert seconds is not None
+    assert math.isclose(seconds, wait)
 
 
-def test_a_card_that_is_there_although_it_was_released_is_asked_for() -> None:
-    machine = leaving(operation=msgspec.structs.replace(UNPLUG, released=POD_UID))
-    assert isinstance(one(unplug(observed(machine, launcher(), guest=guest("iface1")))), LetGo)
+def test_a_request_that_is_due_is_made_before_the_overdue_unplug_is_reported() -> None:
+    """The report follows at once, with the error of the last request."""
+    unplugs = {"iface1": Unplug(UnplugState.PENDING, UnplugRequests(1, first_at=10.0, next_at=11.0))}
+    state = observed(unplugging(), launcher("iface1"), guest=guest("iface1"), pod_links=None, unplugs=unplugs, now=50.0)
+    assert isinstance(one(plan_unplugs(state)), RequestUnplug)
+    assert plan_requeue(state).seconds == 0.0
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_an_overdue_unplug_is_reported_once_for_each_request(refused: bool) -> None:
+    now = 11.5 if refused else 16.0
+    requests = UnplugRequests(2, first_at=10.0, next_at=18.0, refused=refused, last_error="busy")
+    unplugs = {"iface1": Unplug(UnplugState.PENDING, requests)}
+    parts: dict[str, Any] = {"guest": guest("iface1"), "pod_links": None, "now": now}
+    state = observed(unplugging(), launcher("iface1"), unplugs=unplugs, **parts)
+    warning = one(plan_unplugs(state))
+    assert isinstance(warning, WarnOverdue)
+    assert (warning.nic.name, warning.count, warning.retry_after) == ("iface1", 2, 18.0 - now)
+    assert warning.message == timeout_message("iface1", requests, now)
+    assert plan_requeue(state).seconds == 18.0 - now
+    reported = {"iface1": Unplug(UnplugState.OVERDUE, msgspec.structs.replace(requests, warned_count=2))}
+    assert plan_unplugs(observed(unplugging(), launcher("iface1"), unplugs=reported, **parts)) == []
+
+
+def test_without_a_pending_unplug_nothing_is_requeued() -> None:
+    assert plan_requeue(observed(unplugging(), launcher("iface1"))).seconds is None
+
+
+def test_an_unplug_is_requested_for_a_released_nic_that_the_domain_has() -> None:
+    machine = unplugging(operation=msgspec.structs.replace(UNPLUG, released=POD_UID))
+    assert isinstance(one(plan_unplugs(observed(machine, launcher(), guest=guest("iface1")))), RequestUnplug)
 
 
 @given(times=st.integers(1, 12))
-def test_the_guest_is_asked_at_growing_intervals_for_ever(times: int) -> None:
-    asked, now, before = None, 0.0, 0.0
+def test_requests_are_repeated_at_growing_intervals_without_limit(times: int) -> None:
+    requests, now, before = None, 0.0, 0.0
     for _ in range(times):
-        asked = asked_again(asked, now)
-        assert before <= asked.due - now <= MAX_AGAIN
-        before, now = asked.due - now, asked.due
-    assert asked is not None
-    assert (asked.times, asked.since) == (times, 0.0)
+        requests = after_request(requests, now)
+        assert before <= requests.next_at - now <= MAX_RETRY_INTERVAL
+        before, now = requests.next_at - now, requests.next_at
+    assert requests is not None
+    assert (requests.count, requests.first_at) == (times, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("asked", "due"),
+    ("requests", "next_at"),
     [
-        pytest.param(Asked(5, since=0.0, due=130.0), 100.0, id="at once, when no request is pending"),
-        pytest.param(Asked(5, since=0.0, due=130.0, taken=98.0), 103.0, id="when QEMU takes it again"),
-        pytest.param(Asked(5, since=0.0, due=130.0, taken=10.0), 100.0, id="at once, when the last one is old"),
-        pytest.param(Asked(5, since=0.0, due=101.0, taken=98.0), 101.0, id="not later than it would be"),
-        pytest.param(Asked(1, since=99.5, due=100.5), 100.5, id="not while it is about to let go"),
+        pytest.param(UnplugRequests(5, first_at=0.0, next_at=130.0), 100.0, id="at once without a pending request"),
+        pytest.param(
+            UnplugRequests(5, first_at=0.0, next_at=130.0, accepted_at=98.0), 103.0, id="when QEMU accepts it again"
+        ),
+        pytest.param(
+            UnplugRequests(5, first_at=0.0, next_at=130.0, accepted_at=10.0),
+            100.0,
+            id="at once when the last request is old",
+        ),
+        pytest.param(
+            UnplugRequests(5, first_at=0.0, next_at=101.0, accepted_at=98.0), 101.0, id="not later than before"
+        ),
+        pytest.param(
+            UnplugRequests(1, first_at=99.5, next_at=100.5), 100.5, id="unchanged right after the first request"
+        ),
     ],
 )
-def test_a_guest_that_shows_that_it_is_up_is_asked_again(asked: Asked, due: float) -> None:
-    assert stirred(asked, 100.0) == msgspec.structs.replace(asked, due=due)
+def test_guest_activity_advances_the_next_request(requests: UnplugRequests, next_at: float) -> None:
+    assert after_guest_activity(requests, 100.0) == msgspec.structs.replace(requests, next_at=next_at)
 
 
-def test_people_hear_of_a_guest_that_is_late_or_refuses() -> None:
-    asked = asked_again(None, 0.0)
-    assert not asked.late(PATIENCE - 0.1)
-    assert asked.late(PATIENCE)
-    assert msgspec.structs.replace(asked, refused=True).late(0.1)
-    assert asked_again(msgspec.structs.replace(asked, refused=True), 2.0).refused
-    text = told("iface1", msgspec.structs.replace(asked, why="guest is busy"), 7.0)
-    assert text.startswith("the guest has not let go for 7 s of iface1; it was asked 1 times")
-    assert text.endswith("(guest is busy)")
-    assert "refuses to let go of iface1" in told("iface1", msgspec.structs.replace(asked, refused=True), 1.0)
+def test_an_unplug_is_overdue_after_the_timeout_or_a_refusal() -> None:
+    requests = after_request(None, 0.0)
+    assert not requests.overdue(UNPLUG_TIMEOUT - 0.1)
+    assert requests.overdue(UNPLUG_TIMEOUT)
+    assert msgspec.structs.replace(requests, refused=True).overdue(0.1)
+    assert after_request(msgspec.structs.replace(requests, refused=True), 2.0).refused
+    text = timeout_message("iface1", msgspec.structs.replace(requests, last_error="guest is busy"), 7.0)
+    assert text.startswith("the guest has not released iface1 7 s after the first request; number of requests: 1;")
+    assert text.endswith("(last error: guest is busy)")
+    assert "refuses to release iface1" in timeout_message(
+        "iface1", msgspec.structs.replace(requests, refused=True), 1.0
+    )
 
 
-def test_the_next_look_is_when_to_ask_again_or_to_tell() -> None:
-    asked = Asked(3, since=0.0, due=7.0)
-    assert next_look(asked, 3.0) == PATIENCE - 3.0
-    assert next_look(asked, 5.0) == 2.0
-    assert next_look(asked, 9.0) == 0.0
+def test_the_next_run_is_at_the_next_request_or_the_deadline() -> None:
+    requests = UnplugRequests(3, first_at=0.0, next_at=7.0)
+    assert seconds_until_next(requests, 3.0) == UNPLUG_TIMEOUT - 3.0
+    assert seconds_until_next(requests, 5.0) == 0.0, "the report is due"
+    requests = msgspec.structs.replace(requests, warned_count=3)
+    assert seconds_until_next(requests, 5.0) == 2.0
+    assert seconds_until_next(requests, 9.0) == 0.0
 
 
-# -- releasing ------------------------------------------------------------------------------------------------------
+# -- teardown ------------------------------------------------------------------------------------------------------
 
 
-def test_a_card_that_is_gone_is_released_step_by_step() -> None:
-    action = released(one(unplug(observed(leaving(), launcher("iface1"), seen=Seen(WIRED)))))
+def test_the_pod_network_of_a_device_that_is_gone_is_torn_down() -> None:
+    action = torn_down(one(plan_unplugs(observed(unplugging(), launcher("iface1"), pod_links=ObservedLinks(SET_UP)))))
     assert action.record is None
-    (gone,) = [step.names for step in action.steps if isinstance(step, DeleteLinks)]
-    assert gone == (NAMES.tap, NAMES.bridge, NAMES.nic)
+    (gone,) = [operation.names for operation in action.operations if isinstance(operation, DeleteLinks)]
+    assert gone == (NAMES.tap, NAMES.bridge, NAMES.pod_interface)
 
 
 @pytest.mark.parametrize(
-    ("pod_", "seen"),
+    ("pod_", "pod_links"),
     [
-        (launcher(), Seen((LO,))),
-        (launcher("iface1"), Seen((LO, PLAIN), (Address(2, IP),))),
-        (launcher("iface1", recorded=False), Seen((LO, PLAIN))),
-        (pod(), Seen((LO,))),
+        (launcher(), ObservedLinks((LO,))),
+        (launcher("iface1"), ObservedLinks((LO, PLAIN), (Address(2, IP),))),
+        (launcher("iface1", recorded=False), ObservedLinks((LO, PLAIN))),
+        (pod(), ObservedLinks((LO,))),
     ],
-    ids=["never annotated", "attached, never wired", "attached by another", "a pod without annotations"],
+    ids=[
+        "never annotated",
+        "attached without a pod network",
+        "attached by another controller",
+        "a pod without annotations",
+    ],
 )
-def test_a_nic_that_was_never_wired_is_released_after_a_look(pod_: Pod, seen: Seen) -> None:
-    action = released(one(unplug(observed(leaving(), pod_, seen=seen))))
-    assert (action.record, action.steps) == (None, [])
+def test_a_nic_without_a_pod_network_is_released_without_operations(pod_: Pod, pod_links: ObservedLinks) -> None:
+    action = torn_down(one(plan_unplugs(observed(unplugging(), pod_, pod_links=pod_links))))
+    assert (action.record, action.operations) == (None, [])
 
 
-def test_nothing_is_released_before_somebody_looked() -> None:
-    assert unplug(observed(leaving(), launcher("iface1"), seen=None)) == []
+def test_nothing_is_released_without_observed_links() -> None:
+    assert plan_unplugs(observed(unplugging(), launcher("iface1"), pod_links=None)) == []
+
+
+def test_a_torn_down_nic_is_released_and_not_torn_down_again() -> None:
+    unplugs = {"iface1": Unplug(UnplugState.TORN_DOWN, None)}
+    state = observed(unplugging(), launcher("iface1"), unplugs=unplugs, pod_links=None)
+    assert plan_unplugs(state) == []
+    assert released_interfaces(state) == {"iface1"}
+
+
+def test_nothing_is_released_before_the_teardown() -> None:
+    for view, pod_links in ((guest("iface1"), SET_UP), (guest(), SET_UP), (guest(), (LO,))):
+        state = observed(unplugging(), launcher("iface1"), guest=view, pod_links=ObservedLinks(pod_links))
+        assert released_interfaces(state) == frozenset()
 
 
 @pytest.mark.parametrize("uid", [POD_UID, "another"])
-def test_released_means_this_pod(uid: str) -> None:
-    machine = leaving(operation=msgspec.structs.replace(UNPLUG, released=uid))
-    assert bool(unplug(observed(machine, launcher()))) is (uid != POD_UID)
+def test_only_a_release_by_this_pod_counts(uid: str) -> None:
+    machine = unplugging(operation=msgspec.structs.replace(UNPLUG, released=uid))
+    assert bool(plan_unplugs(observed(machine, launcher()))) is (uid != POD_UID)
 
 
-def test_a_record_that_is_lost_is_made_from_the_stand_in_and_written_first() -> None:
-    seen = Seen(WIRED, (Address(5, IP),))
-    action = released(one(unplug(observed(leaving(), launcher("iface1", recorded=False), seen=seen))))
+def test_a_lost_record_is_made_from_the_dummy_and_written_first() -> None:
+    pod_links = ObservedLinks(SET_UP, (Address(5, IP),))
+    action = torn_down(
+        one(plan_unplugs(observed(unplugging(), launcher("iface1", recorded=False), pod_links=pod_links)))
+    )
     assert action.record is not None
-    written = pod_nic_of({pod_nic_key("iface1"): action.record[-1]["value"]}, pod_nic_key("iface1"))
+    written = read_pod_nic({pod_nic_key("iface1"): action.record[-1]["value"]}, pod_nic_key("iface1"))
     assert written is not None
     assert (written.mac, written.ips) == (MAC, (IP,))
 
 
-def test_a_nic_of_which_too_much_is_to_be_noted_is_released_without_a_note() -> None:
-    """An unplug never waits for it: what the look has seen is put back from memory."""
+def test_a_nic_whose_record_is_too_large_is_torn_down_without_writing_it() -> None:
+    """The unplug is not delayed: the pod interface is restored from the record in memory."""
     addresses = tuple(Address(5, f"10.0.{i // 250}.{i % 250}/16") for i in range(600))
-    seen = Seen(WIRED, addresses)
-    action = released(one(unplug(observed(leaving(), launcher("iface1", recorded=False), seen=seen))))
+    pod_links = ObservedLinks(SET_UP, addresses)
+    action = torn_down(
+        one(plan_unplugs(observed(unplugging(), launcher("iface1", recorded=False), pod_links=pod_links)))
+    )
     assert action.record is None
-    assert [step.cidr for step in action.steps if isinstance(step, AddAddress)] == [a.cidr for a in addresses]
+    assert [operation.cidr for operation in action.operations if isinstance(operation, AddAddress)] == [
+        a.cidr for a in addresses
+    ]
 
 
-def test_where_nothing_tells_what_the_nic_was_it_gets_its_name_and_mac_back() -> None:
-    """The record is another sandbox's, and the stand-in that could tell is gone."""
-    entry = NetworkStatus(name="default/net1", interface=NAMES.nic, mac=MAC, ips=["10.0.0.2"])
-    held = {
+def test_without_a_record_the_pod_interface_gets_its_name_and_mac_back() -> None:
+    """The record belongs to another sandbox, and the dummy is gone."""
+    entry = NetworkStatus(name="default/net1", interface=NAMES.pod_interface, mac=MAC, ips=["10.0.0.2"])
+    annotated = {
         NETWORK_STATUS: encode_network_status([entry]),
-        pod_nic_key("iface1"): encode(record(sandbox_id="earlier", mac="02:00:00:00:00:01")),
+        pod_nic_key("iface1"): encode_annotation(record(sandbox_id="earlier", mac="02:00:00:00:00:01")),
     }
-    action = released(one(unplug(observed(leaving(), pod(held), seen=Seen(WIRED[:4])))))
+    action = torn_down(one(plan_unplugs(observed(unplugging(), pod(annotated), pod_links=ObservedLinks(SET_UP[:4])))))
     assert action.record is None
-    assert action.steps[-1] == ChangeLink(2, NAMES.nic, True, MAC)
+    assert action.operations[-1] == ChangeLink(2, NAMES.pod_interface, True, MAC)
 
 
-def test_a_stranger_in_the_way_is_told_and_waited_for() -> None:
-    seen = Seen((*WIRED[:3], Link(index=4, name=NAMES.tap, kind="veth")))
-    action = one(unplug(observed(leaving(), launcher("iface1"), seen=seen)))
-    assert isinstance(action, Refuse)
+def test_a_foreign_link_is_a_conflict_that_is_retried() -> None:
+    pod_links = ObservedLinks((*SET_UP[:3], Link(index=4, name=NAMES.tap, kind="veth")))
+    action = one(plan_unplugs(observed(unplugging(), launcher("iface1"), pod_links=pod_links)))
+    assert isinstance(action, PublishFailure)
     assert (action.reason, action.final) == ("PodNetworkConflict", False)
 
 
-def test_each_absent_nic_is_decided_on_its_own() -> None:
+def test_each_absent_nic_is_planned_on_its_own() -> None:
     machine = vmi(nic("a", state="absent"), nic("b"), nic("c", state="absent"))
-    actions = unplug(observed(machine, launcher("a", "b", "c"), guest=guest("a", "b")))
-    assert [(type(action), action.nic.name) for action in actions] == [(LetGo, "a"), (Release, "c")]
+    actions = plan_unplugs(observed(machine, launcher("a", "b", "c"), guest=guest("a", "b")))
+    assert [(type(action), action.nic.name) for action in actions] == [(RequestUnplug, "a"), (TearDown, "c")]
 
 
-def test_numbered_and_foreign_bindings_are_refused_with_a_reason() -> None:
-    numbered = pod({NETWORKS: '[{"name": "net1", "interface": "net1"}]'})
-    action = one(unplug(observed(leaving(), numbered, guest=guest("iface1"))))
+def test_ordinal_names_and_other_bindings_are_refused_with_a_reason() -> None:
+    ordinal = pod({NETWORKS: '[{"name": "net1", "interface": "net1"}]'})
+    action = one(plan_unplugs(observed(unplugging(), ordinal, guest=guest("iface1"))))
     assert (action.reason, action.final) == ("OrdinalPodInterface", True)
     interface = {"name": "iface1", "sriov": {}, "state": "absent"}
     machine = vmi((interface, {"name": "iface1", "multus": {"networkName": "net1"}}))
-    assert one(unplug(observed(machine, launcher()))).reason == "UnsupportedBinding"
+    assert one(plan_unplugs(observed(machine, launcher()))).reason == "UnsupportedBinding"
 
 
-def test_the_primary_interface_is_none_of_the_handlers_business() -> None:
+def test_the_primary_interface_is_not_unplugged() -> None:
     document = msgspec.to_builtins(vmi())
     document["spec"]["domain"]["devices"]["interfaces"][0]["state"] = "absent"
-    assert unplug(observed(msgspec.convert(document, VirtualMachineInstance), launcher())) == []
+    assert plan_unplugs(observed(msgspec.convert(document, VirtualMachineInstance), launcher())) == []
 
 
-# -- what the VMI says ----------------------------------------------------------------------------------------------
+# -- the report ----------------------------------------------------------------------------------------------
 
-SAID: list[dict[str, Any]] = [
+STATUS: list[dict[str, Any]] = [
     {"name": "default", "infoSource": "domain", "mac": MAC, "queueCount": 1, "linkState": "up"},
     {"name": "iface1", "infoSource": "domain, guest-agent, multus-status", "mac": MAC, "interfaceName": "eth1"},
 ]
-SLOTS = {NIC_SLOTS: encode(NicSlots(free=1, nics=1, pod_uid=POD_UID))}
+SLOTS = {NIC_SLOTS: encode_annotation(NicSlots(free=1, nics=1, pod_uid=POD_UID))}
 
 
-def reported(seen: Observed, released: tuple[str, ...] = (), failed: dict[str, str] | None = None) -> Report:
-    found = report(seen, released, failed)
+def reported(state: Observed, released: tuple[str, ...] = (), failed: dict[str, str] | None = None) -> ReportStatus:
+    found = plan_report(state, Outcome(frozenset(released), failed or {}))
     assert found is not None
     return found
 
 
-def written(found: Report, interface: str = "iface1") -> Operation | None:
+def written(found: ReportStatus, interface: str = "iface1") -> Operation | None:
     values = [op["value"] for op in found.ops if op["op"] == "add" and "operation" in op["path"]]
     values += [op["value"].get(operation_key(interface)) for op in found.ops if op["path"] == "/metadata/annotations"]
-    return operation_of({operation_key(interface): values[0]}, interface) if values else None
+    return read_operation({operation_key(interface): values[0]}, interface) if values else None
 
 
-def test_released_tokens_and_slots_are_one_patch() -> None:
-    found = reported(observed(leaving(status=SAID), launcher("iface1")), ("iface1",))
+def test_released_and_tokens_and_slots_are_one_patch() -> None:
+    found = reported(observed(unplugging(status=STATUS), launcher("iface1")), ("iface1",))
     operation = written(found)
     assert operation is not None
     assert (operation.id, operation.released) == ("op-u", POD_UID)
     assert operation.traceparent == UNPLUG.traceparent
     (status,) = [op["value"] for op in found.ops if op["op"] == "add" and op["path"] == "/status/interfaces"]
     assert status[1] == {"name": "iface1", "infoSource": "multus-status", "mac": MAC}
-    assert any(op["op"] == "test" and op["value"] == encode(UNPLUG) for op in found.ops)
+    assert any(op["op"] == "test" and op["value"] == encode_annotation(UNPLUG) for op in found.ops)
     assert [gone.operation.released for gone in found.released] == [POD_UID]
 
 
-def test_an_operation_nobody_wrote_down_is_written_with_what_was_done() -> None:
+def test_a_derived_operation_is_written_with_its_outcome() -> None:
     for annotations in ({}, SLOTS):
         machine = vmi(nic("iface1", state="absent"), annotations=annotations)
         found = reported(observed(machine, launcher()), ("iface1",))
@@ -288,68 +388,76 @@ def test_an_operation_nobody_wrote_down_is_written_with_what_was_done() -> None:
         assert {"op": "test", "path": "/metadata/resourceVersion", "value": "100"} in found.ops
 
 
-def test_what_is_released_already_is_not_said_again() -> None:
+def test_a_released_nic_is_not_reported_again() -> None:
     done = msgspec.structs.replace(UNPLUG, released=POD_UID)
     machine = vmi(
-        nic("iface1", state="absent"), annotations={**SLOTS, operation_key("iface1"): encode(done)}, status=SAID[:1]
+        nic("iface1", state="absent"),
+        annotations={**SLOTS, operation_key("iface1"): encode_annotation(done)},
+        status=STATUS[:1],
     )
-    assert report(observed(machine, launcher()), ("iface1",)) is None
+    assert plan_report(observed(machine, launcher()), Outcome(frozenset({"iface1"}), {})) is None
 
 
-def test_an_interface_that_is_wished_for_again_meanwhile_is_not_called_released() -> None:
+def test_an_interface_that_is_plugged_again_meanwhile_is_not_reported_as_released() -> None:
     plugging = Operation(id="op-p", kind=OperationKind.PLUG, interface="iface1")
-    machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(plugging)})
+    machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode_annotation(plugging)})
     found = reported(observed(machine, launcher()), ("iface1",))
     assert (written(found), found.released) == (None, [])
 
 
-# -- slots, and plugs that end for good -----------------------------------------------------------------------------
+# -- slots, and plugs that fail for good -----------------------------------------------------------------------------
 
 
 def ten() -> Observed:
     names = [f"n{i}" for i in range(10)]
     links = [LO, *(Link(index=i, name=pod_interface(n), kind="veth", mac=MAC) for i, n in enumerate(names, 2))]
     free = tuple(f"rp{i}" for i in range(1, 9))
-    return observed(vmi(*map(nic, names)), launcher(*names), seen=Seen(tuple(links)), guest=guest(free=free))
+    return observed(
+        vmi(*map(nic, names)), launcher(*names), pod_links=ObservedLinks(tuple(links)), guest=guest(free=free)
+    )
 
 
-def test_ten_nics_on_eight_slots_are_eight_in_and_two_refused() -> None:
-    seen = ten()
-    actions = plug(seen)
-    assert [action.slot for action in actions if isinstance(action, Plug)] == list(seen.guest.free_slots)
-    refused = [action for action in actions if isinstance(action, Refuse)]
+def test_of_ten_nics_for_eight_slots_eight_are_plugged_and_two_refused() -> None:
+    state = ten()
+    actions = plan_plugs(state)
+    assert [action.slot for action in actions if isinstance(action, SetUpAndAttach)] == list(state.guest.free_slots)
+    refused = [action for action in actions if isinstance(action, PublishFailure)]
     assert [(action.nic.name, action.reason, action.final) for action in refused] == [
         ("n8", "NoFreeSlot", True),
         ("n9", "NoFreeSlot", True),
     ]
 
 
-def test_a_slot_that_a_card_is_leaving_is_waited_for() -> None:
-    """Unplug one, plug two where no slot is free: the first gets the slot that will be, the second is told at once."""
-    machine = leaving(nic("b"), nic("c"))
+def test_a_plug_waits_for_the_slot_of_a_pending_unplug() -> None:
+    """With one pending unplug and two plugs, the first plug waits for the slot and the second is refused."""
+    machine = unplugging(nic("b"), nic("c"))
     links = (LO, *(Link(index=i, name=pod_interface(n), kind="veth", mac=MAC) for i, n in enumerate("bc", 2)))
-    seen = observed(machine, launcher("iface1", "b", "c"), seen=Seen(links), guest=guest("iface1", free=()))
-    assert [(a.nic.name, a.reason, a.final) for a in plug(seen) if isinstance(a, Refuse)] == [
+    state = observed(
+        machine, launcher("iface1", "b", "c"), pod_links=ObservedLinks(links), guest=guest("iface1", free=())
+    )
+    assert [(a.nic.name, a.reason, a.final) for a in plan_plugs(state) if isinstance(a, PublishFailure)] == [
         ("b", "WaitingForSlot", False),
         ("c", "NoFreeSlot", True),
     ]
 
 
-def test_a_plug_that_ended_for_good_is_written_down_and_not_tried_again() -> None:
+def test_a_plug_that_failed_for_good_is_reported_and_not_tried_again() -> None:
     plugging = Operation(id="op-p", kind=OperationKind.PLUG, interface="iface1")
-    machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(plugging)})
-    seen = observed(machine, launcher("iface1"), seen=Seen((LO, PLAIN)), guest=guest(free=()))
-    found = reported(seen, failed={"iface1": "NoFreeSlot"})
+    machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode_annotation(plugging)})
+    state = observed(machine, launcher("iface1"), pod_links=ObservedLinks((LO, PLAIN)), guest=guest(free=()))
+    found = reported(state, failed={"iface1": "NoFreeSlot"})
     operation = written(found)
     assert operation is not None
     assert (operation.id, operation.failed, operation.kind) == ("op-p", "NoFreeSlot", OperationKind.PLUG)
-    after = vmi(nic("iface1"), annotations={operation_key("iface1"): encode(operation)})
-    assert attached_nics(after, launcher("iface1")) == []
-    assert plug(msgspec.structs.replace(seen, vmi=after)) == []
+    after = vmi(nic("iface1"), annotations={operation_key("iface1"): encode_annotation(operation)})
+    nics = parse_nics(after, launcher("iface1"))
+    assert attached_nics(nics) == []
+    assert plan_plugs(msgspec.structs.replace(state, nics=nics)) == []
 
 
-def test_an_ended_plug_that_was_unplugged_meanwhile_is_not_marked() -> None:
-    found = report(observed(leaving(), launcher("iface1")), failed={"iface1": "NoFreeSlot"})
+def test_a_failed_plug_that_is_unplugged_meanwhile_is_not_marked() -> None:
+    outcome = Outcome(frozenset(), {"iface1": "NoFreeSlot"})
+    found = plan_report(observed(unplugging(), launcher("iface1")), outcome)
     assert found is None or written(found) is None
 
 
@@ -361,14 +469,14 @@ def test_an_ended_plug_that_was_unplugged_meanwhile_is_not_marked() -> None:
     [
         ((LO, PLAIN), False),
         ((LO, msgspec.structs.replace(PLAIN, mac="02:00:00:00:00:99")), True),
-        ((LO, msgspec.structs.replace(PLAIN, mac=bridge_mac(POD_UID, NAMES.nic))), False),
-        (WIRED, False),
+        ((LO, msgspec.structs.replace(PLAIN, mac=bridge_mac(POD_UID, NAMES.pod_interface))), False),
+        (SET_UP, False),
         ((LO,), False),
     ],
-    ids=["its own", "a newer link", "half wired", "wired", "no link"],
+    ids=["its own", "a newer link", "partly set up", "set up", "no link"],
 )
-def test_a_record_of_an_earlier_attachment_is_noticed(links: tuple[Link, ...], old: bool) -> None:
+def test_a_record_of_an_earlier_attachment_is_detected(links: tuple[Link, ...], old: bool) -> None:
     attached = launcher("iface1")
-    nics = attached_nics(vmi(nic("iface1")), attached)
-    assert stale(attached, nics, Seen(links), SANDBOX) is old
-    assert not stale(attached, nics, Seen(links), "another sandbox")
+    nics = attached_nics(parse_nics(vmi(nic("iface1")), attached))
+    assert has_stale_record(attached, nics, ObservedLinks(links), SANDBOX) is old
+    assert not has_stale_record(attached, nics, ObservedLinks(links), "another sandbox")

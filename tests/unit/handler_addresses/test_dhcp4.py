@@ -1,4 +1,4 @@
-"""DHCPv4 messages and their frames: what is built reads back, and whatever comes is read or refused."""
+"""DHCPv4 messages and their frames: encoding is reversible, and arbitrary input is parsed or refused."""
 
 import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.handler.addresses.dhcp4 import Kind, Message, Option, classless_routes, decode, encode
-from services.handler.addresses.frames import Datagram, Malformed, build, checksum, read
-from services.handler.addresses.names import dns_names
+from services.handler.addresses.dhcp.dhcp4 import (
+    Dhcp4Message,
+    Dhcp4MessageType,
+    Dhcp4Option,
+    classless_routes,
+    decode,
+    encode,
+)
+from services.handler.addresses.dhcp.names import encode_domains
+from services.handler.addresses.packets.frames import Datagram, MalformedPacket, build_frame, checksum, parse_frame
 
 MAC = bytes.fromhex("3e89925ab5a7")
 
@@ -19,7 +26,7 @@ macs = st.binary(min_size=6, max_size=6)
 ports = st.integers(0, 0xFFFF)
 options = st.dictionaries(st.integers(1, 254), st.binary(max_size=300), max_size=3)
 messages = st.builds(
-    Message,
+    Dhcp4Message,
     op=st.sampled_from([1, 2]),
     xid=st.integers(0, 0xFFFFFFFF),
     chaddr=macs,
@@ -34,28 +41,28 @@ datagrams = st.builds(Datagram, macs, macs, ipv4, ipv4, ports, ports, st.binary(
 )
 
 
-def whatever(data: bytes) -> None:
+def parse_or_refuse(data: bytes) -> None:
     try:
-        packet = read(data)
+        packet = parse_frame(data)
         if isinstance(packet, Datagram):
             decode(packet.payload)
-    except Malformed:
+    except MalformedPacket:
         return
 
 
 @given(messages)
-def test_a_message_reads_back(message: Message) -> None:
+def test_message_survives_encode_and_decode(message: Dhcp4Message) -> None:
     assert decode(encode(message, 1472)) == message
 
 
 @given(datagrams)
-def test_a_datagram_reads_back_from_its_frame(datagram: Datagram) -> None:
-    assert read(build(datagram)) == datagram
+def test_datagram_survives_build_and_parse(datagram: Datagram) -> None:
+    assert parse_frame(build_frame(datagram)) == datagram
 
 
 @given(datagrams)
-def test_a_frame_carries_right_checksums(datagram: Datagram) -> None:
-    packet = build(datagram)[14:]
+def test_frame_has_valid_checksums(datagram: Datagram) -> None:
+    packet = build_frame(datagram)[14:]
     source, destination = datagram.source.packed, datagram.destination.packed
     if datagram.source.version == 4:
         assert checksum(packet[:20]) == 0
@@ -64,24 +71,24 @@ def test_a_frame_carries_right_checksums(datagram: Datagram) -> None:
 
 
 @given(st.binary(max_size=700))
-def test_whatever_bytes_come_are_refused_in_one_way(data: bytes) -> None:
-    whatever(data)
+def test_arbitrary_bytes_raise_only_malformed_packet(data: bytes) -> None:
+    parse_or_refuse(data)
     try:
         decode(data)
-    except Malformed:
+    except MalformedPacket:
         return
 
 
 @given(messages, st.data())
-def test_a_frame_that_was_tampered_with_is_read_or_refused(message: Message, data: st.DataObject) -> None:
-    frame = bytearray(build(Datagram(MAC, MAC, IPv4Address(0), IPv4Address(1), 68, 67, encode(message, 1472))))
+def test_corrupted_frame_is_parsed_or_refused(message: Dhcp4Message, data: st.DataObject) -> None:
+    frame = bytearray(build_frame(Datagram(MAC, MAC, IPv4Address(0), IPv4Address(1), 68, 67, encode(message, 1472))))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
-    whatever(bytes(frame[: data.draw(st.integers(0, len(frame)))]))
+    parse_or_refuse(bytes(frame[: data.draw(st.integers(0, len(frame)))]))
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "reason"),
     [
         ({0: 3}, "operation"),
         ({1: 6}, "operation"),
@@ -90,44 +97,52 @@ def test_a_frame_that_was_tampered_with_is_read_or_refused(message: Message, dat
         ({241: 200}, "cut off"),
     ],
 )
-def test_what_is_no_message_says_why(changes: dict[int, int], why: str) -> None:
-    data = bytearray(encode(Message(1, 7, MAC, options={Option.KIND: b"\1"}))[:243])
+def test_malformed_message_error_names_the_reason(changes: dict[int, int], reason: str) -> None:
+    data = bytearray(encode(Dhcp4Message(1, 7, MAC, options={Dhcp4Option.MESSAGE_TYPE: b"\1"}))[:243])
     for at, value in changes.items():
         data[at] = value
-    with pytest.raises(Malformed, match=why):
+    with pytest.raises(MalformedPacket, match=reason):
         decode(bytes(data))
 
 
-@pytest.mark.parametrize(("raw", "kind"), [(b"\1", Kind.DISCOVER), (b"\x63", None), (b"", None), (b"\1\1", None)])
-def test_the_kind_of_a_message(raw: bytes, kind: Kind | None) -> None:
-    assert Message(1, 7, MAC, options={Option.KIND: raw}).kind is kind
+@pytest.mark.parametrize(
+    ("raw", "message_type"), [(b"\1", Dhcp4MessageType.DISCOVER), (b"\x63", None), (b"", None), (b"\1\1", None)]
+)
+def test_message_type_of_option_53(raw: bytes, message_type: Dhcp4MessageType | None) -> None:
+    assert Dhcp4Message(1, 7, MAC, options={Dhcp4Option.MESSAGE_TYPE: raw}).message_type is message_type
 
 
-def test_an_address_of_another_length_is_refused() -> None:
-    with pytest.raises(Malformed, match="should be an address"):
-        Message(1, 7, MAC, options={Option.REQUESTED: b"\1\2\3"}).address(Option.REQUESTED)
+def test_address_option_of_wrong_length_is_refused() -> None:
+    with pytest.raises(MalformedPacket, match="expected an IPv4 address"):
+        Dhcp4Message(1, 7, MAC, options={Dhcp4Option.REQUESTED_ADDRESS: b"\1\2\3"}).address(
+            Dhcp4Option.REQUESTED_ADDRESS
+        )
 
 
 @pytest.mark.parametrize(
-    ("asked", "limit"), [(None, 548), (b"\x01\x00", 548), (b"\x04\x00", 996), (b"\xff\xff", 1472), (b"\x04", 548)]
+    ("requested", "size"), [(None, 548), (b"\x01\x00", 548), (b"\x04\x00", 996), (b"\xff\xff", 1472), (b"\x04", 548)]
 )
-def test_a_client_is_sent_what_it_can_take(asked: bytes | None, limit: int) -> None:
-    message = Message(1, 7, MAC, options={} if asked is None else {Option.MAX_SIZE: asked})
-    assert message.limit() == limit
+def test_max_size_follows_the_clients_limit(requested: bytes | None, size: int) -> None:
+    message = Dhcp4Message(1, 7, MAC, options={} if requested is None else {Dhcp4Option.MAX_MESSAGE_SIZE: requested})
+    assert message.max_size() == size
 
 
-def test_options_that_do_not_fit_are_left_out_and_the_others_stay_whole() -> None:
-    options: dict[int, bytes] = {Option.KIND: b"\2", Option.CLASSLESS_ROUTES: bytes(400), Option.MTU: b"\5\xdc"}
-    sent = encode(Message(2, 7, MAC, options=options), 548)
+def test_options_that_do_not_fit_are_left_out_whole() -> None:
+    options: dict[int, bytes] = {
+        Dhcp4Option.MESSAGE_TYPE: b"\2",
+        Dhcp4Option.CLASSLESS_ROUTES: bytes(400),
+        Dhcp4Option.MTU: b"\5\xdc",
+    }
+    sent = encode(Dhcp4Message(2, 7, MAC, options=options), 548)
     assert len(sent) <= 548
-    assert decode(sent).options == {Option.KIND: b"\2", Option.MTU: b"\5\xdc"}
+    assert decode(sent).options == {Dhcp4Option.MESSAGE_TYPE: b"\2", Dhcp4Option.MTU: b"\5\xdc"}
 
 
-def test_no_message_is_shorter_than_what_old_clients_want() -> None:
-    assert len(encode(Message(2, 7, MAC))) == 300
+def test_messages_have_the_bootp_minimum_size() -> None:
+    assert len(encode(Dhcp4Message(2, 7, MAC))) == 300
 
 
-def test_classless_routes_have_only_the_bytes_that_count() -> None:
+def test_classless_routes_contain_only_significant_octets() -> None:
     hop = IPv4Address("10.0.0.1")
     routes = [(IPv4Network(net), hop) for net in ("10.1.2.0/24", "10.0.0.0/8", "10.1.0.0/17", "0.0.0.0/0")]
     assert classless_routes(routes).hex(" ") == (
@@ -135,5 +150,5 @@ def test_classless_routes_have_only_the_bytes_that_count() -> None:
     )
 
 
-def test_names_that_dns_cannot_carry_are_left_out() -> None:
-    assert dns_names(["corp.example.", "", "a" * 64, ".".join(["b" * 50] * 6), "x"]) == b"\4corp\7example\0\1x\0"
+def test_domains_that_dns_cannot_encode_are_left_out() -> None:
+    assert encode_domains(["corp.example.", "", "a" * 64, ".".join(["b" * 50] * 6), "x"]) == b"\4corp\7example\0\1x\0"

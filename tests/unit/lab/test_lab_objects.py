@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from lab.node import kubelet, launcher, objects, scheduler
+from lab.node.cri import SandboxStatus
 from schemas.networks import NETWORKS, parse_networks
-from services.lab.node import kubelet, launcher, objects, scheduler
-from services.lab.node.cri import Running
 
 NOW = "2026-01-01T00:00:00Z"
 LATER = "2026-01-01T00:01:00Z"
@@ -42,14 +42,14 @@ def vm(spec: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def vmi(**metadata: Any) -> dict[str, Any]:
-    """The VMI of that VM, as the API server would have it."""
-    made = objects.vmi_of(vm())
-    made["metadata"] |= {"uid": "vmi-uid", **metadata}
-    return made
+    """The VMI of that VM, as the API server stores it."""
+    instance = objects.vmi_of(vm())
+    instance["metadata"] |= {"uid": "vmi-uid", **metadata}
+    return instance
 
 
 @pytest.mark.parametrize(
-    ("spec", "phase", "wanted", "again"),
+    ("spec", "phase", "needed", "restart"),
     [
         ({}, None, True, False),
         ({}, "Running", True, False),
@@ -66,27 +66,29 @@ def vmi(**metadata: Any) -> dict[str, Any]:
         ({"running": None}, None, False, False),
     ],
 )
-def test_whether_a_vm_has_a_vmi(spec: dict[str, Any], phase: str | None, wanted: bool, again: bool) -> None:
+def test_run_strategy_decides_whether_vm_needs_vmi(
+    spec: dict[str, Any], phase: str | None, needed: bool, restart: bool
+) -> None:
     machine = vm(spec)
     instance = None if phase is None else {**vmi(), "status": {"phase": phase}}
-    assert objects.wants_vmi(machine, instance) is wanted
+    assert objects.needs_vmi(machine, instance) is needed
     if instance is not None:
-        assert objects.restarts(machine, instance) is again
+        assert objects.needs_restart(machine, instance) is restart
 
 
-def test_a_vmi_is_the_template_whole_and_a_copy() -> None:
+def test_vmi_is_a_full_copy_of_the_template() -> None:
     machine = vm()
-    made = objects.vmi_of(machine)
-    assert made["spec"] == machine["spec"]["template"]["spec"]
-    made["spec"]["domain"]["unknown"]["kept"] = 2
+    instance = objects.vmi_of(machine)
+    assert instance["spec"] == machine["spec"]["template"]["spec"]
+    instance["spec"]["domain"]["unknown"]["kept"] = 2
     assert machine["spec"]["template"]["spec"]["domain"]["unknown"]["kept"] == 1
-    assert made["metadata"]["labels"] == {"app": "x", "kubevirt.io/vm": "vm1"}
-    assert made["metadata"]["annotations"] == {"note": "y"}
-    (owner,) = made["metadata"]["ownerReferences"]
+    assert instance["metadata"]["labels"] == {"app": "x", "kubevirt.io/vm": "vm1"}
+    assert instance["metadata"]["annotations"] == {"note": "y"}
+    (owner,) = instance["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["uid"], owner["controller"]) == ("VirtualMachine", "vm-uid", True)
 
 
-def test_a_launcher_pod_asks_for_the_secondary_networks_by_hashed_names() -> None:
+def test_launcher_pod_requests_secondary_networks_with_hashed_names() -> None:
     pod = objects.launcher_pod(vmi())
     (element,) = parse_networks(pod["metadata"]["annotations"][NETWORKS])
     assert (element.name, element.namespace, element.interface) == ("net1", "ns", "pod7e0055a6880")
@@ -96,7 +98,7 @@ def test_a_launcher_pod_asks_for_the_secondary_networks_by_hashed_names() -> Non
     assert [c["name"] for c in pod["spec"]["containers"]] == ["compute"]
 
 
-def test_a_launcher_pod_without_secondary_networks_has_no_networks_annotation() -> None:
+def test_launcher_pod_without_secondary_networks_has_no_annotation() -> None:
     instance = vmi()
     instance["spec"] = {}
     assert NETWORKS not in objects.launcher_pod(instance)["metadata"]["annotations"]
@@ -113,16 +115,16 @@ def test_a_launcher_pod_without_secondary_networks_has_no_networks_annotation() 
         ({"memory": {"guest": 1}}, 1),
     ],
 )
-def test_memory(domain: dict[str, Any], expected: int) -> None:
+def test_guest_memory_in_mib(domain: dict[str, Any], expected: int) -> None:
     assert objects.memory_mib({"spec": {"domain": domain}}) == expected
 
 
-def test_memory_that_is_no_quantity() -> None:
+def test_invalid_memory_quantity_raises() -> None:
     with pytest.raises(ValueError, match="lots"):
         objects.memory_mib({"spec": {"domain": {"memory": {"guest": "lots"}}}})
 
 
-def test_a_condition_keeps_its_time_until_its_value_changes() -> None:
+def test_condition_transition_time_changes_only_with_its_value() -> None:
     first = objects.with_conditions([{"type": "Other", "status": "True"}], {"Ready": (False, "Booting")}, NOW)
     same = objects.with_conditions(first, {"Ready": (False, "Booting")}, LATER)
     assert same == first
@@ -131,19 +133,19 @@ def test_a_condition_keeps_its_time_until_its_value_changes() -> None:
     assert ready == {"type": "Ready", "status": "True", "lastTransitionTime": LATER}
 
 
-def test_what_a_vm_shows_of_its_vmi() -> None:
-    def shown(instance: dict[str, Any] | None, spec: dict[str, Any] | None = None) -> str:
+def test_vm_printable_status_follows_vmi() -> None:
+    def printable(instance: dict[str, Any] | None, spec: dict[str, Any] | None = None) -> str:
         return str(objects.vm_status(vm(spec), instance)["printableStatus"])
 
-    assert shown(None) == "Starting"
-    assert shown(None, {"running": False}) == "Stopped"
-    assert shown({**vmi(), "status": {"phase": "Scheduled"}}) == "Starting"
-    assert shown({**vmi(), "status": {"phase": "Running"}}) == "Running"
-    assert shown({**vmi(deletionTimestamp=NOW), "status": {"phase": "Running"}}) == "Stopping"
-    assert shown({**vmi(), "status": {"phase": "Failed"}}) == "Stopped"
+    assert printable(None) == "Starting"
+    assert printable(None, {"running": False}) == "Stopped"
+    assert printable({**vmi(), "status": {"phase": "Scheduled"}}) == "Starting"
+    assert printable({**vmi(), "status": {"phase": "Running"}}) == "Running"
+    assert printable({**vmi(deletionTimestamp=NOW), "status": {"phase": "Running"}}) == "Stopping"
+    assert printable({**vmi(), "status": {"phase": "Failed"}}) == "Stopped"
 
 
-def test_the_primary_nic_only_is_there_at_boot() -> None:
+def test_only_the_primary_nic_is_present_at_boot() -> None:
     (nic,) = launcher.boot_nics(vmi())
     assert nic.interface == "default"
     assert nic.mac == launcher.derived_mac(vmi())
@@ -151,7 +153,7 @@ def test_the_primary_nic_only_is_there_at_boot() -> None:
     assert nic.mac != launcher.derived_mac(vmi(uid="other"))
 
 
-def test_a_vmi_that_names_no_nic_gets_one_unless_it_says_so() -> None:
+def test_vmi_without_interfaces_gets_default_nic_unless_disabled() -> None:
     instance = vmi()
     instance["spec"] = {"domain": {"devices": {}}}
     assert [nic.interface for nic in launcher.boot_nics(instance)] == ["default"]
@@ -169,24 +171,24 @@ def test_a_vmi_that_names_no_nic_gets_one_unless_it_says_so() -> None:
         ({"nodeSelector": {"kubernetes.io/os": "plan9"}}, False),
     ],
 )
-def test_what_the_scheduler_takes(spec: dict[str, Any], expected: bool) -> None:
+def test_scheduler_selects_unbound_matching_pods(spec: dict[str, Any], expected: bool) -> None:
     pod = {"metadata": {"name": "p"}, "spec": spec}
-    assert scheduler.fits(pod, {"kubernetes.io/os": "linux"}) is expected
+    assert scheduler.is_schedulable(pod, {"kubernetes.io/os": "linux"}) is expected
     pod["metadata"]["deletionTimestamp"] = NOW
-    assert scheduler.fits(pod, {"kubernetes.io/os": "linux"}) is False
+    assert scheduler.is_schedulable(pod, {"kubernetes.io/os": "linux"}) is False
 
 
-def test_a_pods_status_runs_and_ends() -> None:
+def test_pod_status_while_running_and_after_exit() -> None:
     pod = objects.launcher_pod(vmi())
-    status = kubelet.pod_status(pod, Running("s1", ("10.88.0.2", "fd00::2"), "/run/netns/x", 7), NOW)
+    status = kubelet.pod_status(pod, SandboxStatus("s1", ("10.88.0.2", "fd00::2"), "/run/netns/x", 7), NOW)
     assert status["phase"] == "Running"
     assert status["podIPs"] == [{"ip": "10.88.0.2"}, {"ip": "fd00::2"}]
     (container,) = status["containerStatuses"]
     assert (container["name"], container["containerID"]) == ("compute", "containerd://s1")
     pod["status"] = status
-    assert kubelet.pod_status(pod, Running("s1", ("10.88.0.2", "fd00::2"), "/run/netns/x", 7), LATER) == status
+    assert kubelet.pod_status(pod, SandboxStatus("s1", ("10.88.0.2", "fd00::2"), "/run/netns/x", 7), LATER) == status
     for code, phase in ((0, "Succeeded"), (9, "Failed")):
-        ended = kubelet.ended_status(pod, code, LATER)
+        ended = kubelet.terminated_status(pod, code, LATER)
         assert ended["phase"] == phase
         assert ended["containerStatuses"][0]["state"]["terminated"]["exitCode"] == code
         assert ended["containerStatuses"][0]["containerID"] == "containerd://s1"

@@ -1,4 +1,4 @@
-"""The supervisor's children, its control socket and the relay, with real processes and sockets."""
+"""The supervisor's child processes, its control socket and the relay, with real processes and sockets."""
 
 import asyncio
 import contextlib
@@ -10,52 +10,55 @@ from pathlib import Path
 
 import pytest
 
-from services.lab import control, readiness, relay, requests
-from services.lab.processes import EarlyExitError, Processes, Spec, last_lines
+from lab.namespaces import control
+from lab.supervisor import readiness, relay, requests
+from lab.supervisor.processes import EarlyExitError, Processes, ProcessSpec, last_lines
 
 
 @pytest.fixture
 async def processes() -> AsyncIterator[Processes]:
-    """No children; all that a test starts are stopped."""
-    made = Processes()
-    yield made
-    for name in list(made.children):
-        await made.stop(name)
-    made.close()
+    """A set of no children; it stops the processes that a test starts."""
+    supervised = Processes()
+    yield supervised
+    for name in list(supervised.children):
+        await supervised.stop(name)
+    supervised.close()
 
 
-def spec(tmp_path: Path, code: str, name: str = "child", grace: float = 5.0) -> Spec:
+def spec(tmp_path: Path, code: str, name: str = "child", grace: float = 5.0) -> ProcessSpec:
     """A Python one-liner as a process."""
-    return Spec(name, (sys.executable, "-I", "-S", "-c", code), tmp_path / f"{name}.log", {}, grace=grace)
+    return ProcessSpec(name, (sys.executable, "-I", "-S", "-c", code), tmp_path / f"{name}.log", {}, grace=grace)
 
 
-async def test_a_child_that_dies_stays_visible(processes: Processes, tmp_path: Path) -> None:
+async def test_ended_child_is_listed_as_exited(processes: Processes, tmp_path: Path) -> None:
     child = processes.start(spec(tmp_path, "print('last words'); raise SystemExit(7)"))
     assert await child.exit == 7
     assert (child.state, child.code) == ("exited", 7)
     assert last_lines(child.spec.log, 3) == ["last words"]
 
 
-async def test_a_child_is_stopped_and_started_again(processes: Processes, tmp_path: Path) -> None:
+async def test_child_can_be_stopped_and_restarted(processes: Processes, tmp_path: Path) -> None:
     forever = spec(tmp_path, "import time; time.sleep(60)")
     child = processes.start(forever)
-    with pytest.raises(ValueError, match="runs already"):
+    with pytest.raises(ValueError, match="is already running"):
         processes.start(forever)
     await processes.stop("child")
     assert (child.state, child.code) == ("stopped", -15)
     assert processes.start(forever).state == "running"
 
 
-async def test_a_child_that_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path) -> None:
+async def test_child_that_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    deaf = f"import signal,socket; signal.signal(15, 1); s = socket.socket(1); s.bind({str(path)!r}); s.listen(); "
-    child = processes.start(spec(tmp_path, deaf + "signal.pause()\nwhile True: signal.pause()", grace=0.05))
-    await readiness.before_exit(child, readiness.unix(path))
+    ignore_sigterm = (
+        f"import signal,socket; signal.signal(15, 1); s = socket.socket(1); s.bind({str(path)!r}); s.listen(); "
+    )
+    child = processes.start(spec(tmp_path, ignore_sigterm + "signal.pause()\nwhile True: signal.pause()", grace=0.05))
+    await readiness.wait_unless_exited(child, readiness.wait_for_socket(path))
     await processes.stop("child")
     assert child.code == -9
 
 
-async def test_a_run_to_the_end_says_why_it_failed(processes: Processes, tmp_path: Path) -> None:
+async def test_failed_run_raises_with_log_tail(processes: Processes, tmp_path: Path) -> None:
     await processes.run(spec(tmp_path, "pass"), timeout=10)
     with pytest.raises(EarlyExitError, match=r"code 3(.|\n)*no such image"):
         await processes.run(spec(tmp_path, "print('no such image'); raise SystemExit(3)"), timeout=10)
@@ -63,13 +66,13 @@ async def test_a_run_to_the_end_says_why_it_failed(processes: Processes, tmp_pat
         await processes.run(spec(tmp_path, "import time; time.sleep(60)"), timeout=0.05)
 
 
-async def test_waiting_for_a_child_ends_with_it(processes: Processes, tmp_path: Path) -> None:
+async def test_waiting_for_readiness_ends_when_child_exits(processes: Processes, tmp_path: Path) -> None:
     child = processes.start(spec(tmp_path, "print('bad flag'); raise SystemExit(2)"))
     with pytest.raises(EarlyExitError, match="bad flag"):
-        await readiness.before_exit(child, readiness.unix(tmp_path / "never.sock"))
+        await readiness.wait_unless_exited(child, readiness.wait_for_socket(tmp_path / "never.sock"))
 
 
-async def test_control_works_in_a_directory_longer_than_a_socket_path(tmp_path: Path) -> None:
+async def test_control_socket_works_below_long_directory(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
     descriptor = os.open(folder, os.O_PATH)
@@ -89,7 +92,7 @@ async def test_control_works_in_a_directory_longer_than_a_socket_path(tmp_path: 
         list(control.request(folder / "nobody.sock", {"verb": "hello"}))
 
 
-async def test_the_relay_carries_both_ways_and_closes() -> None:
+async def test_relay_copies_both_ways_and_closes() -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.readline())
         writer.close()
@@ -106,7 +109,7 @@ async def test_the_relay_carries_both_ways_and_closes() -> None:
             await writer.wait_closed()
 
 
-async def test_the_relay_closes_when_nobody_is_behind_it() -> None:
+async def test_relay_closes_connection_when_server_is_down() -> None:
     nobody = socket.create_server(("127.0.0.1", 0))
     port = nobody.getsockname()[1]
     nobody.close()

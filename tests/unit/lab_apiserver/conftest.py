@@ -1,4 +1,4 @@
-"""A running server of our own on loopback, in the test's loop, and clients for it."""
+"""An API server on loopback, in the test's event loop, and clients of it."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from services.lab.apiserver import pki
-from services.lab.apiserver.app import Running, Settings, running
+from lab.apiserver.app import RunningServer, Settings, serving
+from lab.apiserver.identity import pki
 from tests.cluster.tools import Api
 
 
@@ -20,13 +20,13 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def server(settings: Settings) -> AsyncIterator[Running]:
-    async with running(settings) as found:
+async def server(settings: Settings) -> AsyncIterator[RunningServer]:
+    async with serving(settings) as found:
         yield found
 
 
 def client_context(directory: Path, user: pki.KeyPair | None) -> ssl.SSLContext:
-    """TLS that trusts the server, with a client certificate or without."""
+    """Return a TLS context that trusts the server, with or without a client certificate."""
     context = ssl.create_default_context(cafile=pki.ca_file(directory))
     if user is not None:
         context.load_cert_chain(user.cert, user.key)
@@ -34,7 +34,7 @@ def client_context(directory: Path, user: pki.KeyPair | None) -> ssl.SSLContext:
 
 
 @pytest.fixture
-async def api(server: Running, settings: Settings) -> AsyncIterator[Api]:
+async def api(server: RunningServer, settings: Settings) -> AsyncIterator[Api]:
     context = client_context(settings.directory, pki.pair(settings.directory, "admin"))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
         found = Api(server.url, session, "default")
@@ -43,7 +43,7 @@ async def api(server: Running, settings: Settings) -> AsyncIterator[Api]:
 
 
 @pytest.fixture
-async def stranger(server: Running, settings: Settings) -> AsyncIterator[Api]:
+async def unauthenticated(server: RunningServer, settings: Settings) -> AsyncIterator[Api]:
     """A client without a certificate."""
     context = client_context(settings.directory, None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:

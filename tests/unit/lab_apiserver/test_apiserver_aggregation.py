@@ -1,4 +1,4 @@
-"""The aggregation layer, with a backend on loopback that believes nobody but the front proxy."""
+"""The aggregation layer, with a backend on loopback that accepts only the front proxy's certificate."""
 
 import asyncio
 import base64
@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from services.lab.apiserver import pki
-from services.lab.apiserver.app import Settings
+from lab.apiserver.app import Settings
+from lab.apiserver.identity import pki
 from tests.cluster.tools import DEADLINE, Api
 
 GROUP = "extra.test.hotnic.io"
@@ -23,18 +23,18 @@ RESOURCES = {
     "apiVersion": "v1",
     "groupVersion": f"{GROUP}/v1",
     "resources": [
-        {"name": "cards", "singularName": "card", "namespaced": True, "kind": "Card", "verbs": ["get"]},
-        {"name": "cards/plug", "singularName": "", "namespaced": True, "kind": "Card", "verbs": ["update"]},
+        {"name": "nics", "singularName": "nic", "namespaced": True, "kind": "Nic", "verbs": ["get"]},
+        {"name": "nics/plug", "singularName": "", "namespaced": True, "kind": "Nic", "verbs": ["update"]},
     ],
 }
 
 
 @dataclass
 class Backend:
-    """An aggregated server: what it heard, and a gate that holds its slow answers."""
+    """An aggregated server: records requests, and delays slow responses until `gate` is set."""
 
     port: int = 0
-    heard: list[web.BaseRequest] = field(default_factory=list)
+    requests: list[web.BaseRequest] = field(default_factory=list)
     certificates: list[Any] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -43,7 +43,7 @@ class Backend:
         body = await request.read()
         if request.path == BASE:
             return web.json_response(RESOURCES)
-        self.heard.append(request)
+        self.requests.append(request)
         assert request.transport is not None
         self.certificates.append(request.transport.get_extra_info("peercert"))
         self.bodies.append(body)
@@ -84,7 +84,7 @@ async def backend(settings: Settings, api: Api) -> AsyncIterator[Backend]:
 
 
 async def register(settings: Settings, api: Api, port: int) -> None:
-    """Service, Endpoints and APIService as an installation makes them."""
+    """Create Service, Endpoints and APIService, as an installation does."""
     metadata = {"name": "extra"}
     service = {"metadata": metadata, "spec": {"ports": [{"name": "https", "port": 443, "targetPort": port}]}}
     assert (await api("POST", "/api/v1/namespaces/{ns}/services", service)).code == 201
@@ -105,7 +105,7 @@ async def register(settings: Settings, api: Api, port: int) -> None:
 
 
 async def condition(api: Api, status: str) -> dict[str, Any]:
-    """The Available condition, as soon as it has that status."""
+    """Return the Available condition once it has that status."""
     path = f"{APISERVICES}?watch=true&fieldSelector=metadata.name=v1.{GROUP}"
     async with asyncio.timeout(DEADLINE):
         async for event in api.watch(path):
@@ -115,26 +115,26 @@ async def condition(api: Api, status: str) -> dict[str, Any]:
     raise AssertionError(f"never Available={status}")
 
 
-async def test_requests_arrive_with_the_callers_identity(settings: Settings, api: Api, backend: Backend) -> None:
-    """X-Remote-* tell the user; what the caller sent under those names, and its credentials, do not pass."""
+async def test_forwarded_request_carries_user_identity(settings: Settings, api: Api, backend: Backend) -> None:
+    """X-Remote-* carry the user; the client's headers of these names and its credentials are dropped."""
     await register(settings, api, backend.port)
     api.defaults |= {"X-Remote-User": "root", "X-Remote-Extra-Scope": "all", "traceparent": "00-1-2-01"}
-    answer = await api("PUT", f"{BASE}/namespaces/default/cards/a/plug?dryRun=All", {"name": "nic"})
+    answer = await api("PUT", f"{BASE}/namespaces/default/nics/a/plug?dryRun=All", {"name": "nic"})
     assert (answer.code, answer.body) == (202, {"method": "PUT"})
     assert answer.headers["Hotnic-Operation"] == "op-1"
-    [heard] = backend.heard
-    assert heard.raw_path == f"{BASE}/namespaces/default/cards/a/plug?dryRun=All"
-    assert heard.headers.getall("X-Remote-User") == ["kubernetes-admin"]
-    assert heard.headers.getall("X-Remote-Group") == ["system:masters", "system:authenticated"]
-    assert "X-Remote-Extra-Scope" not in heard.headers
-    assert "Authorization" not in heard.headers
-    assert heard.headers["traceparent"] == "00-1-2-01"
-    assert heard.headers["Content-Type"] == "application/json"
+    [request] = backend.requests
+    assert request.raw_path == f"{BASE}/namespaces/default/nics/a/plug?dryRun=All"
+    assert request.headers.getall("X-Remote-User") == ["kubernetes-admin"]
+    assert request.headers.getall("X-Remote-Group") == ["system:masters", "system:authenticated"]
+    assert "X-Remote-Extra-Scope" not in request.headers
+    assert "Authorization" not in request.headers
+    assert request.headers["traceparent"] == "00-1-2-01"
+    assert request.headers["Content-Type"] == "application/json"
     assert backend.bodies == [b'{"name": "nic"}']
     assert (("commonName", "front-proxy-client"),) in backend.certificates[0]["subject"]
 
 
-async def test_the_group_is_discovered_and_available(settings: Settings, api: Api, backend: Backend) -> None:
+async def test_aggregated_group_is_discovered_and_available(settings: Settings, api: Api, backend: Backend) -> None:
     await register(settings, api, backend.port)
     found = await condition(api, "True")
     assert (found["reason"], found["message"]) == ("Passed", "all checks passed")
@@ -146,14 +146,16 @@ async def test_the_group_is_discovered_and_available(settings: Settings, api: Ap
     items = (await api("GET", "/apis", accept=accept)).body["items"]
     [group] = [item for item in items if item["metadata"].get("name") == GROUP]
     [resource] = group["versions"][0]["resources"]
-    assert (resource["resource"], resource["scope"], resource["singularResource"]) == ("cards", "Namespaced", "card")
+    assert (resource["resource"], resource["scope"], resource["singularResource"]) == ("nics", "Namespaced", "nic")
     assert resource["subresources"][0]["subresource"] == "plug"
 
 
-async def test_answers_stream_and_watches_have_no_limit(settings: Settings, api: Api, backend: Backend) -> None:
-    """A watch of a collection gets its first line before the backend has finished, and outlives the limit."""
+async def test_responses_are_streamed_and_watches_have_no_time_limit(
+    settings: Settings, api: Api, backend: Backend
+) -> None:
+    """The first line of a watch arrives before the backend has finished, and the watch outlives the limit."""
     await register(settings, api, backend.port)
-    url = api.url(f"{BASE}/namespaces/default/cards?watch=true")
+    url = api.url(f"{BASE}/namespaces/default/nics?watch=true")
     async with api.session.get(url) as response:
         assert await response.content.readline() == b'{"n":1}\n'
         with pytest.raises(TimeoutError):
@@ -165,54 +167,56 @@ async def test_answers_stream_and_watches_have_no_limit(settings: Settings, api:
         assert await response.content.read() == b""
 
 
-async def test_a_slow_answer_is_a_504_status(settings: Settings, api: Api, backend: Backend) -> None:
+async def test_slow_response_is_a_504_status(settings: Settings, api: Api, backend: Backend) -> None:
     await register(settings, api, backend.port)
-    answer = await api("GET", f"{BASE}/namespaces/default/cards/slow")
+    answer = await api("GET", f"{BASE}/namespaces/default/nics/slow")
     assert (answer.code, answer.body["reason"]) == (504, "Timeout")
 
 
-async def test_an_answer_cut_off_half_way_breaks_the_connection(settings: Settings, api: Api, backend: Backend) -> None:
-    """`?watch` on one object is no watch: the limit ends it, and what came is not taken for the whole."""
+async def test_response_beyond_limit_breaks_the_connection(settings: Settings, api: Api, backend: Backend) -> None:
+    """`?watch` on a single object is no watch: the limit ends it, and the client can tell that the body is cut."""
     await register(settings, api, backend.port)
-    for path in ("cards/half", "cards/a?watch=true"):
+    for path in ("nics/half", "nics/a?watch=true"):
         async with api.session.get(api.url(f"{BASE}/namespaces/default/{path}")) as response:
             assert await response.content.readline() == b'{"n":1}\n'
             with pytest.raises(aiohttp.ClientError):
                 await response.read()
 
 
-async def test_without_a_service_it_is_unavailable(settings: Settings, api: Api, backend: Backend) -> None:
+async def test_api_service_without_its_service_object_is_unavailable(
+    settings: Settings, api: Api, backend: Backend
+) -> None:
     await register(settings, api, backend.port)
     await condition(api, "True")
     await api("DELETE", "/api/v1/namespaces/{ns}/services/extra")
     assert (await condition(api, "False"))["reason"] == "ServiceNotFound"
-    answer = await api("GET", f"{BASE}/namespaces/default/cards/a")
+    answer = await api("GET", f"{BASE}/namespaces/default/nics/a")
     assert (answer.code, answer.body["reason"]) == (503, "ServiceUnavailable")
     assert "currently unable to handle the request" in answer.body["message"]
 
 
-async def test_a_server_that_does_not_listen_is_unavailable(settings: Settings, api: Api, backend: Backend) -> None:
+async def test_unreachable_server_is_unavailable(settings: Settings, api: Api, backend: Backend) -> None:
     await register(settings, api, 1)
     assert (await condition(api, "False"))["reason"] == "FailedDiscoveryCheck"
-    answer = await api("GET", f"{BASE}/namespaces/default/cards/a")
+    answer = await api("GET", f"{BASE}/namespaces/default/nics/a")
     assert (answer.code, answer.body["reason"]) == (503, "ServiceUnavailable")
 
 
-async def test_a_server_with_anothers_name_is_not_believed(settings: Settings, api: Api) -> None:
-    """The certificate must be for <service>.<namespace>.svc and of the CA in caBundle."""
+async def test_server_with_wrong_certificate_name_is_unavailable(settings: Settings, api: Api) -> None:
+    """The certificate must be issued for <service>.<namespace>.svc by the CA in caBundle."""
     impostor = Backend()
     runner = await serve(settings, impostor, "other.default.svc")
     try:
         await register(settings, api, impostor.port)
-        answer = await api("GET", f"{BASE}/namespaces/default/cards/a")
+        answer = await api("GET", f"{BASE}/namespaces/default/nics/a")
         assert (answer.code, answer.body["reason"]) == (503, "ServiceUnavailable")
-        assert impostor.heard == []
+        assert impostor.requests == []
     finally:
         await runner.cleanup()
 
 
-async def test_an_api_service_without_service_is_local(api: Api) -> None:
+async def test_api_service_without_service_reference_is_local(api: Api) -> None:
     spec = {"group": GROUP, "version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 15}
     await api("POST", APISERVICES, {"metadata": {"name": f"v1.{GROUP}"}, "spec": spec})
     assert (await condition(api, "True"))["reason"] == "Local"
-    assert (await api("GET", f"{BASE}/cards")).code == 404
+    assert (await api("GET", f"{BASE}/nics")).code == 404

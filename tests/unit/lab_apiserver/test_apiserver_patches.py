@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.lab.apiserver.errors import ApiError
-from services.lab.apiserver.fieldsets import fields_of, merge_applied, overlap, path_text, remove_fields, subtract
-from services.lab.apiserver.patch import PatchFailed, apply_json_patch, apply_merge_patch
-from services.lab.apiserver.schema import compile_schema
-from services.lab.apiserver.strategic import strategic_merge
+from lab.apiserver.errors import ApiError
+from lab.apiserver.registry.schema import compile_schema
+from lab.apiserver.rest.fieldsets import fields_of, merge_applied, overlap, path_text, remove_fields, subtract
+from lab.apiserver.rest.patch import PatchFailed, apply_json_patch, apply_merge_patch
+from lab.apiserver.rest.strategic import strategic_merge
 
 NAMES = st.sampled_from(["a", "b", "a/b", "~", "0", "-", ""])
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "x"])
@@ -24,8 +24,8 @@ DOCUMENTS = st.dictionaries(NAMES, VALUES, max_size=4)
 
 
 @given(DOCUMENTS, DOCUMENTS)
-def test_a_difference_made_by_another_implementation_leads_to_the_target(source: Any, target: Any) -> None:
-    """jsonpatch (an independent implementation) makes the operations, ours applies them."""
+def test_json_patch_of_another_implementation_produces_target(source: Any, target: Any) -> None:
+    """jsonpatch (an independent implementation) computes the operations, this implementation applies them."""
     operations = jsonpatch.make_patch(source, target).patch
     assert apply_json_patch(copy.deepcopy(source), operations) == target
 
@@ -44,8 +44,8 @@ OPERATIONS = st.lists(
 
 
 @given(DOCUMENTS, OPERATIONS)
-def test_any_operations_give_a_document_or_a_refusal(document: Any, operations: Any) -> None:
-    """Nothing but the two ways to say no ever comes out."""
+def test_any_operations_produce_a_document_or_a_known_error(document: Any, operations: Any) -> None:
+    """No exception other than PatchFailed and ApiError is raised."""
     with contextlib.suppress(PatchFailed, ApiError):
         apply_json_patch(document, operations)
 
@@ -66,13 +66,13 @@ def test_any_operations_give_a_document_or_a_refusal(document: Any, operations: 
         ({"op": "add", "path": "x", "value": 1}, "missing path"),
     ],
 )
-def test_refusals_say_which_operation_and_why(operation: dict[str, Any], message: str) -> None:
+def test_patch_error_names_operation_and_reason(operation: dict[str, Any], message: str) -> None:
     with pytest.raises(PatchFailed, match=message):
         apply_json_patch({"x": 1, "list": [], "deep": {}}, [operation])
 
 
-def test_a_missing_value_passes_a_test_against_null() -> None:
-    """As evanphx/json-patch has it; hotnic's guarded patches count on it where a list is not there yet."""
+def test_test_operation_accepts_missing_value_as_null() -> None:
+    """As in evanphx/json-patch; hotnic's guarded patches depend on it where a list does not exist yet."""
     assert apply_json_patch({}, [{"op": "test", "path": "/spec/networks", "value": None}]) == {}
 
 
@@ -80,10 +80,10 @@ def test_negative_indices_count_from_the_end() -> None:
     assert apply_json_patch({"a": [1, 2]}, [{"op": "replace", "path": "/a/-1", "value": 3}]) == {"a": [1, 3]}
 
 
-def test_too_many_operations_are_too_large() -> None:
-    with pytest.raises(ApiError) as refused:
+def test_too_many_operations_get_413() -> None:
+    with pytest.raises(ApiError) as error:
         apply_json_patch({}, [{"op": "test", "path": "/x"}] * 10_001)
-    assert refused.value.code == 413
+    assert error.value.code == 413
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_too_many_operations_are_too_large() -> None:
         ({"a": "b"}, ["c"], ["c"]),
     ],
 )
-def test_merge_patch_follows_the_examples_of_rfc_7386(target: Any, patch: Any, result: Any) -> None:
+def test_merge_patch_follows_rfc_7386_examples(target: Any, patch: Any, result: Any) -> None:
     assert apply_merge_patch(target, patch) == result
 
 
@@ -131,15 +131,15 @@ def test_merge_patch_follows_the_examples_of_rfc_7386(target: Any, patch: Any, r
         ),
     ],
 )
-def test_strategic_merge_knows_which_lists_are_maps(target: Any, patch: Any, result: Any) -> None:
+def test_strategic_merge_merges_lists_by_key(target: Any, patch: Any, result: Any) -> None:
     assert strategic_merge(target, patch) == result
 
 
 @pytest.mark.parametrize("patch", [[], {"$patch": "paint"}, {"containers": [{"image": "x"}]}])
-def test_a_senseless_strategic_merge_is_a_bad_request(patch: Any) -> None:
-    with pytest.raises(ApiError) as refused:
+def test_invalid_strategic_merge_is_a_bad_request(patch: Any) -> None:
+    with pytest.raises(ApiError) as error:
         strategic_merge({}, patch)
-    assert refused.value.code == 400
+    assert error.value.code == 400
 
 
 # -- field sets
@@ -175,8 +175,8 @@ CONFIGS = st.fixed_dictionaries(
 
 
 @given(CONFIGS, CONFIGS)
-def test_one_manager_alone_gets_exactly_what_it_applies(first: Any, second: Any) -> None:
-    """Apply one configuration, then another: nothing of the first stays that the second leaves out."""
+def test_single_manager_gets_exactly_what_it_applies(first: Any, second: Any) -> None:
+    """Apply one configuration, then another: no field remains that only the first has."""
     live = merge_applied({}, copy.deepcopy(first), KEYED)
     remove_fields(live, fields_of(first, KEYED), [fields_of(second, KEYED)])
     live = merge_applied(live, copy.deepcopy(second), KEYED)
@@ -185,18 +185,18 @@ def test_one_manager_alone_gets_exactly_what_it_applies(first: Any, second: Any)
 
 
 @given(CONFIGS, CONFIGS)
-def test_fields_of_others_stay(mine: Any, theirs: Any) -> None:
-    """What another manager applied is there after mine is applied and withdrawn again, unless both set it."""
-    live = merge_applied({}, copy.deepcopy(theirs), KEYED)
-    live = merge_applied(live, copy.deepcopy(mine), KEYED)
-    remove_fields(live, fields_of(mine, KEYED), [fields_of(theirs, KEYED)])
-    assert fields_of(live, KEYED) == fields_of(theirs, KEYED)
+def test_fields_of_other_managers_remain(own: Any, other: Any) -> None:
+    """The fields of another manager remain after this manager's are applied and removed, except those that both set."""
+    live = merge_applied({}, copy.deepcopy(other), KEYED)
+    live = merge_applied(live, copy.deepcopy(own), KEYED)
+    remove_fields(live, fields_of(own, KEYED), [fields_of(other, KEYED)])
+    assert fields_of(live, KEYED) == fields_of(other, KEYED)
 
 
-def test_overlaps_are_the_fields_that_would_change() -> None:
-    mine = {"a": 1, "m": {"x": 1, "y": 1}, "items": [{"name": "p", "v": 1}]}
+def test_overlap_contains_fields_that_would_change() -> None:
+    own = {"a": 1, "m": {"x": 1, "y": 1}, "items": [{"name": "p", "v": 1}]}
     live = {"a": 1, "m": {"x": 2}, "items": [{"name": "p", "v": 2}]}
-    found = overlap(fields_of(mine, KEYED), fields_of(live, KEYED), mine, live)
+    found = overlap(fields_of(own, KEYED), fields_of(live, KEYED), own, live)
     assert [path_text(path) for path in found] == ['.items[name="p"].v', ".m.x"]
-    left = subtract(fields_of(live, KEYED), found)
-    assert left == {"f:a": {}, "f:m": {}, "f:items": {'k:{"name":"p"}': {".": {}, "f:name": {}}}}
+    remaining = subtract(fields_of(live, KEYED), found)
+    assert remaining == {"f:a": {}, "f:m": {}, "f:items": {'k:{"name":"p"}': {".": {}, "f:name": {}}}}

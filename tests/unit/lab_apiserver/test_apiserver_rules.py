@@ -1,4 +1,4 @@
-"""Selectors, schemas, columns, watches of the log, certificates: the parts that decide without a server."""
+"""Selectors, schemas, columns, the watch cache and certificates: the parts that need no server."""
 
 import datetime as dt
 import stat
@@ -12,28 +12,29 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.lab.apiserver import crd, pki
-from services.lab.apiserver.builtin_schema import model, with_schema
-from services.lab.apiserver.errors import ApiError
-from services.lab.apiserver.jsonpath import compile_path
-from services.lab.apiserver.persist import Database
-from services.lab.apiserver.printers import human_span
-from services.lab.apiserver.request import Form, Target, accepted_form, parse_target
-from services.lab.apiserver.resources import BUILTIN, Registry
-from services.lab.apiserver.schema import compile_schema, fill_defaults, prune
-from services.lab.apiserver.selectors import make_selector, parse_labels
-from services.lab.apiserver.store import Store
-from services.lab.apiserver.tables import columns_of
-from services.lab.apiserver.validation import validate
-from services.lab.apiserver.watch import Watcher
+from lab.apiserver.documents.jsonpath import compile_path
+from lab.apiserver.documents.printers import human_span
+from lab.apiserver.documents.tables import columns_of
+from lab.apiserver.endpoints.request import ResourceTarget, ResponseForm, accepted_form, parse_target
+from lab.apiserver.errors import ApiError
+from lab.apiserver.identity import pki
+from lab.apiserver.registry import crd
+from lab.apiserver.registry.builtin_schema import model, with_schema
+from lab.apiserver.registry.resources import BUILTIN, Registry
+from lab.apiserver.registry.schema import compile_schema, fill_defaults, prune
+from lab.apiserver.registry.selectors import make_selector, parse_labels
+from lab.apiserver.registry.validation import validate
+from lab.apiserver.storage.persist import Database
+from lab.apiserver.storage.store import Store
+from lab.apiserver.storage.watch import Watcher
 
-CRDS = Path(__file__).parents[3] / "k8s" / "crds"
+CRDS = Path(__file__).parents[3] / "lab" / "crds"
 LABELS = st.dictionaries(st.sampled_from(["a", "b", "x.io/c"]), st.sampled_from(["", "1", "2", "v"]), max_size=3)
 TERMS = st.sampled_from(["a=1", "a==v", "a!=1", "a", "!a", "b in (1,2)", "b notin (1, v)", "x.io/c=2", "a>0", "b<2"])
 
 
-def meaning(term: str, labels: dict[str, str]) -> bool:
-    """What one requirement of TERMS says, read naively."""
+def evaluate(term: str, labels: dict[str, str]) -> bool:
+    """Evaluate one requirement of TERMS in the simplest way."""
     for operator in (" notin ", " in ", "!=", "==", "=", ">", "<"):
         if operator in term:
             key, _, text = term.partition(operator)
@@ -53,22 +54,22 @@ def meaning(term: str, labels: dict[str, str]) -> bool:
 
 
 @given(st.lists(TERMS, max_size=4), LABELS)
-def test_a_label_selector_is_the_conjunction_of_its_terms(terms: list[str], labels: dict[str, str]) -> None:
+def test_label_selector_is_the_conjunction_of_its_terms(terms: list[str], labels: dict[str, str]) -> None:
     matches = parse_labels(",".join(terms))
-    assert all(match(labels) for match in matches) == all(meaning(term, labels) for term in terms)
+    assert all(match(labels) for match in matches) == all(evaluate(term, labels) for term in terms)
 
 
 @given(st.text(alphabet="ab=!,()<> in.x/", max_size=12))
-def test_any_text_is_a_label_selector_or_a_bad_request(text: str) -> None:
+def test_any_text_is_a_label_selector_or_bad_request(text: str) -> None:
     refusals = []
     try:
         parse_labels(text)
-    except ApiError as refused:
-        refusals.append(refused.code)
+    except ApiError as error:
+        refusals.append(error.code)
     assert refusals in ([], [400])
 
 
-def test_events_are_selected_by_what_they_involve() -> None:
+def test_events_are_selected_by_involved_object() -> None:
     events = next(resource for resource in BUILTIN if resource.plural == "events")
     event = {"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "uid": "u"}, "reason": "Started"}
     for fields, wanted in (
@@ -84,14 +85,14 @@ def test_events_are_selected_by_what_they_involve() -> None:
 @pytest.mark.parametrize(
     ("path", "target"),
     [
-        ("/api/v1/pods", Target("", "v1", "pods")),
-        ("/api/v1/namespaces/n/pods/p/log", Target("", "v1", "pods", "n", "p", "log")),
-        ("/api/v1/namespaces", Target("", "v1", "namespaces")),
-        ("/api/v1/namespaces/n", Target("", "v1", "namespaces", "", "n")),
-        ("/api/v1/namespaces/n/status", Target("", "v1", "namespaces", "", "n", "status")),
-        ("/api/v1/namespaces/n/finalize", Target("", "v1", "namespaces", "", "n", "finalize")),
-        ("/apis/g.io/v1/things/t/status", Target("g.io", "v1", "things", "", "t", "status")),
-        ("/apis/g.io/v1/namespaces/n/things/", Target("g.io", "v1", "things", "n")),
+        ("/api/v1/pods", ResourceTarget("", "v1", "pods")),
+        ("/api/v1/namespaces/n/pods/p/log", ResourceTarget("", "v1", "pods", "n", "p", "log")),
+        ("/api/v1/namespaces", ResourceTarget("", "v1", "namespaces")),
+        ("/api/v1/namespaces/n", ResourceTarget("", "v1", "namespaces", "", "n")),
+        ("/api/v1/namespaces/n/status", ResourceTarget("", "v1", "namespaces", "", "n", "status")),
+        ("/api/v1/namespaces/n/finalize", ResourceTarget("", "v1", "namespaces", "", "n", "finalize")),
+        ("/apis/g.io/v1/things/t/status", ResourceTarget("g.io", "v1", "things", "", "t", "status")),
+        ("/apis/g.io/v1/namespaces/n/things/", ResourceTarget("g.io", "v1", "things", "n")),
         ("/apis/g.io/v1", None),
         ("/api/v1", None),
         ("/openapi/v2", None),
@@ -99,29 +100,29 @@ def test_events_are_selected_by_what_they_involve() -> None:
         ("/apis/g.io/v1//things/t", None),
     ],
 )
-def test_paths_are_read_as_upstream_reads_them(path: str, target: Target | None) -> None:
+def test_paths_are_parsed_like_upstream(path: str, target: ResourceTarget | None) -> None:
     assert parse_target(path) == target
 
 
 @pytest.mark.parametrize(
     ("accept", "form"),
     [
-        ("", Form()),
-        ("*/*", Form()),
-        ("application/vnd.kubernetes.protobuf,application/json", Form()),
-        ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Form("Table", "meta.k8s.io", "v1")),
-        ("application/json;as=Odd;v=v1;g=meta.k8s.io,application/json", Form()),
-        ("application/yaml", Form(yaml=True)),
+        ("", ResponseForm()),
+        ("*/*", ResponseForm()),
+        ("application/vnd.kubernetes.protobuf,application/json", ResponseForm()),
+        ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", ResponseForm("Table", "meta.k8s.io", "v1")),
+        ("application/json;as=Odd;v=v1;g=meta.k8s.io,application/json", ResponseForm()),
+        ("application/yaml", ResponseForm(yaml=True)),
     ],
 )
-def test_the_first_form_that_can_be_made_is_taken(accept: str, form: Form) -> None:
+def test_first_supported_form_is_accepted(accept: str, form: ResponseForm) -> None:
     assert accepted_form(accept) == form
 
 
-def test_a_form_that_cannot_be_made_is_not_acceptable() -> None:
-    with pytest.raises(ApiError) as refused:
+def test_unsupported_form_is_not_acceptable() -> None:
+    with pytest.raises(ApiError) as error:
         accepted_form("image/png, application/cbor")
-    assert refused.value.code == 406
+    assert error.value.code == 406
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_form_that_cannot_be_made_is_not_acceptable() -> None:
         (800 * 86_400, "2y70d"),
     ],
 )
-def test_ages_read_as_kubectl_users_know_them(seconds: int, text: str) -> None:
+def test_ages_are_formatted_like_human_duration(seconds: int, text: str) -> None:
     assert human_span(seconds) == text
 
 
@@ -166,14 +167,14 @@ def test_json_paths_of_printer_columns(path: str, values: list[Any]) -> None:
     assert compile_path(path)(obj) == values
 
 
-def test_a_json_path_that_cannot_be_read_is_an_error() -> None:
+def test_invalid_json_path_raises() -> None:
     with pytest.raises(ValueError, match="invalid JSONPath"):
         compile_path(".a[")
 
 
 @pytest.mark.parametrize("file", sorted(CRDS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_products_crds_are_accepted_as_they_are(file: Path) -> None:
-    """Nothing in them is unknown to the API, and every printer column can be read."""
+def test_crds_of_this_repository_are_valid(file: Path) -> None:
+    """The CRDs have no field that the API does not specify, and every printer column compiles."""
     definition = yaml.safe_load(file.read_text())
     assert definition["metadata"]["name"] == f"{definition['spec']['names']['plural']}.{definition['spec']['group']}"
     resource = next(r for r in BUILTIN if r.kind == "CustomResourceDefinition")
@@ -183,8 +184,8 @@ def test_the_products_crds_are_accepted_as_they_are(file: Path) -> None:
     prune(definition, schema, unknown)
     assert unknown == []
     assert validate(definition, schema) == []
-    crd.complete(definition)
-    assert crd.check(definition, None) == []
+    crd.set_defaults(definition)
+    assert crd.validate_crd(definition, None) == []
     for served, _ in crd.resources_of(definition):
         for column in served.columns:
             compile_path(column.path)
@@ -193,15 +194,15 @@ def test_the_products_crds_are_accepted_as_they_are(file: Path) -> None:
 
 def vmi_schema() -> Any:
     definition = yaml.safe_load((CRDS / "kubevirt.io_virtualmachineinstances.yaml").read_text())
-    crd.complete(definition)
+    crd.set_defaults(definition)
     [(resource, _)] = crd.resources_of(definition)
     assert not resource.status
     assert resource.schema is not None
     return resource.schema
 
 
-def test_the_status_of_a_running_machine_prunes_what_kubevirt_does_not_know() -> None:
-    """A field of our own in status.interfaces would be lost on a real cluster, so it is lost here."""
+def test_vmi_status_prunes_unknown_interface_fields() -> None:
+    """A real cluster would prune a field of our own in status.interfaces, so this server does too."""
     entry = {"name": "nic", "infoSource": "domain", "queueCount": 1, "hotnic": "secret"}
     vmi = {
         "metadata": {"name": "vm"},
@@ -215,8 +216,8 @@ def test_the_status_of_a_running_machine_prunes_what_kubevirt_does_not_know() ->
     assert validate(vmi, vmi_schema()) == []
 
 
-def test_every_built_in_kind_has_its_schema_from_the_client_library() -> None:
-    """A new release of the library that spells its models otherwise must not pass unnoticed."""
+def test_each_built_in_kind_has_a_schema() -> None:
+    """A release of the library with another format of models must fail this test."""
     for resource in BUILTIN:
         assert with_schema(resource).schema is not None, resource.kind
     container = model("V1Container")
@@ -227,7 +228,7 @@ def test_every_built_in_kind_has_its_schema_from_the_client_library() -> None:
     assert container.required == ("name",)
 
 
-def test_a_pod_loses_unknown_fields_and_may_count_in_numbers() -> None:
+def test_pod_schema_prunes_unknown_fields_and_allows_numeric_quantities() -> None:
     pods = next(resource for resource in BUILTIN if resource.plural == "pods")
     schema = with_schema(pods).schema
     assert schema is not None
@@ -241,7 +242,7 @@ def test_a_pod_loses_unknown_fields_and_may_count_in_numbers() -> None:
     assert [cause.field for cause in validate(pod, schema)] == ["spec.containers"]
 
 
-def test_defaults_fill_what_is_missing_or_null_at_every_depth() -> None:
+def test_defaults_apply_at_every_depth() -> None:
     inner = {"type": "object", "properties": {"n": {"type": "integer", "default": 1}}}
     schema = compile_schema(
         {
@@ -273,7 +274,7 @@ def test_defaults_fill_what_is_missing_or_null_at_every_depth() -> None:
         ({"allOf": [{"minimum": 5}], "type": "integer"}, 3, "greater than or equal to 5"),
     ],
 )
-def test_rules_of_schemas(schema: Any, value: Any, message: str) -> None:
+def test_schema_violations_have_upstream_messages(schema: Any, value: Any, message: str) -> None:
     causes = validate({"v": value}, compile_schema({"type": "object", "properties": {"v": schema}}))
     assert [message in cause.message for cause in causes] == [True]
     assert causes[0].field == "v"
@@ -290,9 +291,9 @@ def obj(name: str, value: int, **labels: str) -> Any:
     return {"metadata": {"name": name, "namespace": "n", "uid": name, "labels": labels}, "value": value}
 
 
-def drain(watcher: Watcher) -> list[tuple[str, str, int]]:
-    """All queued events, without waiting."""
-    return [(kind, stored.obj["metadata"]["name"], stored.obj["value"]) for kind, stored in watcher.pending()]
+def queued_events(watcher: Watcher) -> list[tuple[str, str, int]]:
+    """Return all queued events without waiting."""
+    return [(kind, stored.obj["metadata"]["name"], stored.obj["value"]) for kind, stored in watcher.take_pending()]
 
 
 CHANGES = st.lists(
@@ -301,33 +302,33 @@ CHANGES = st.lists(
 
 
 @given(CHANGES, st.integers(0, 25))
-def test_a_watch_from_any_version_rebuilds_the_selection(changes: list[tuple[str, int, str]], at: int) -> None:
-    """List at some version, then fold the watch's events over it: the result is the selection at the end."""
-    held = store()
+def test_watch_from_any_version_rebuilds_the_selection(changes: list[tuple[str, int, str]], at: int) -> None:
+    """List at some version, then apply the watch's events: the result is the selection at the end."""
+    objects = store()
     selection: dict[str, int] = {}
-    seen, version = dict[str, int](), held.version
+    seen, version = dict[str, int](), objects.version
 
     def selects(found: Any) -> bool:
         return bool(found["metadata"]["labels"].get("side") == "in")
 
     for step, (name, value, side) in enumerate(changes):
         if step == at:
-            seen, version = dict(selection), held.version
-        before = held.get("k", "n", name)
+            seen, version = dict(selection), objects.version
+        before = objects.get("k", "n", name)
         if side == "gone":
             if before is not None:
-                held.remove("k", before)
+                objects.remove("k", before)
             selection.pop(name, None)
             continue
-        held.put("k", obj(name, value, side=side))
+        objects.put("k", obj(name, value, side=side))
         if side == "in":
             selection[name] = value
         else:
             selection.pop(name, None)
     if at >= len(changes):
-        seen, version = dict(selection), held.version
-    watcher = held.table("k").channel.subscribe(version, held.version, "n", selects)
-    for kind, name, value in drain(watcher):
+        seen, version = dict(selection), objects.version
+    watcher = objects.table("k").channel.subscribe(version, objects.version, "n", selects)
+    for kind, name, value in queued_events(watcher):
         assert (name in seen) is (kind != "ADDED")
         if kind == "DELETED":
             del seen[name]
@@ -336,46 +337,50 @@ def test_a_watch_from_any_version_rebuilds_the_selection(changes: list[tuple[str
     assert seen == selection
 
 
-def test_a_bounded_log_forgets_and_says_so() -> None:
-    held = store(log_size=3)
-    versions = [held.put("k", obj("a", n)).version for n in range(6)]
-    channel = held.table("k").channel
-    with pytest.raises(ApiError) as gone:
-        channel.subscribe(versions[1], held.version, "", None)
-    assert (gone.value.code, gone.value.reason) == (410, "Expired")
-    assert [value for _, _, value in drain(channel.subscribe(versions[2], held.version, "", None))] == [3, 4, 5]
+def test_version_older_than_bounded_log_is_expired() -> None:
+    objects = store(log_size=3)
+    versions = [objects.put("k", obj("a", n)).version for n in range(6)]
+    channel = objects.table("k").channel
+    with pytest.raises(ApiError) as expired:
+        channel.subscribe(versions[1], objects.version, "", None)
+    assert (expired.value.code, expired.value.reason) == (410, "Expired")
+    assert [value for _, _, value in queued_events(channel.subscribe(versions[2], objects.version, "", None))] == [
+        3,
+        4,
+        5,
+    ]
     with pytest.raises(ApiError) as future:
-        channel.subscribe(held.version + 1, held.version, "", None)
+        channel.subscribe(objects.version + 1, objects.version, "", None)
     assert future.value.code == 504
 
 
-async def test_a_waiting_watcher_is_woken_by_the_commit_itself() -> None:
-    """No polling: after `put` returns, the event is there to take."""
-    held = store()
-    watcher = held.table("k").channel.subscribe(held.version, held.version, "", None)
-    held.put("k", obj("a", 1))
-    assert [kind for kind, _ in await watcher.take()] == ["ADDED"]
+async def test_watcher_gets_event_when_commit_returns() -> None:
+    """No polling: the event is queued when `put` returns."""
+    objects = store()
+    watcher = objects.table("k").channel.subscribe(objects.version, objects.version, "", None)
+    objects.put("k", obj("a", 1))
+    assert [kind for kind, _ in await watcher.next_events()] == ["ADDED"]
     watcher.close()
-    assert await watcher.take() == []
+    assert await watcher.next_events() == []
 
 
-def test_the_file_keeps_objects_versions_and_the_counter(tmp_path: Path) -> None:
+def test_database_persists_objects_versions_and_counter(tmp_path: Path) -> None:
     first = Store(Database(tmp_path / "db"))
-    kept = first.put("/configmaps", obj("a", 1))
+    written = first.put("/configmaps", obj("a", 1))
     first.remove("/configmaps", first.put("/configmaps", obj("b", 2)))
     first.close()
     second = Store(Database(tmp_path / "db"))
     [found] = second.list("/configmaps")
-    assert (found.obj, found.version, second.version) == (kept.obj, kept.version, first.version)
+    assert (found.obj, found.version, second.version) == (written.obj, written.version, first.version)
     assert second.by_uid("a") == ("/configmaps", "n", "a")
     second.close()
 
 
-def test_stored_bytes_are_the_object() -> None:
+def test_stored_bytes_encode_the_object() -> None:
     configmaps = Registry.with_builtin().find("", "v1", "configmaps")
     assert configmaps is not None
-    held = store()
-    stored = held.put("/configmaps", {"kind": "ConfigMap", "apiVersion": "v1", **obj("a", 1)})
+    objects = store()
+    stored = objects.put("/configmaps", {"kind": "ConfigMap", "apiVersion": "v1", **obj("a", 1)})
     whole = msgspec.json.decode(stored.render(configmaps))
     assert whole == {"kind": "ConfigMap", "apiVersion": "v1", **stored.obj}
     assert msgspec.json.decode(stored.bare) == stored.obj
@@ -387,7 +392,7 @@ def test_stored_bytes_are_the_object() -> None:
 # -- certificates
 
 
-def test_certificates_are_private_to_their_owner_and_say_who_they_are(tmp_path: Path) -> None:
+def test_certificates_are_private_and_identify_their_owner(tmp_path: Path) -> None:
     pki.ensure_pki(tmp_path)
     pair = pki.issue_client(tmp_path, "system:node:lab", ["system:nodes", "x"])
     serving = pki.issue_server(tmp_path, "api", ["api.default.svc"], ["127.0.0.1"])
@@ -404,7 +409,7 @@ def test_certificates_are_private_to_their_owner_and_say_who_they_are(tmp_path: 
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(pki.ca_file(tmp_path).read_bytes()))
 
 
-def test_a_second_start_keeps_the_certificates_of_the_first(tmp_path: Path) -> None:
+def test_second_start_reuses_certificates(tmp_path: Path) -> None:
     pki.ensure_pki(tmp_path)
     before = {file.name: file.read_bytes() for file in (tmp_path / "pki").iterdir()}
     pki.ensure_pki(tmp_path)

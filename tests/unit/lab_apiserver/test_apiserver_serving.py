@@ -1,4 +1,4 @@
-"""The server as a whole: who may come in, how watches live, what survives."""
+"""The whole server: authentication, watches, persistence, and the process."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
-from services.lab.apiserver import pki
-from services.lab.apiserver.app import Running, Settings, running
+from lab.apiserver.app import RunningServer, Settings, serving
+from lab.apiserver.identity import pki
 from tests.cluster.tools import Api, events
 from tests.unit.lab_apiserver.conftest import client_context
 
@@ -23,37 +23,37 @@ MERGE = "application/merge-patch+json"
 
 
 @pytest.mark.parametrize("path", ["/version", "/healthz", "/readyz", "/livez", "/readyz/ping"])
-async def test_health_and_version_are_open_to_all(stranger: Api, path: str) -> None:
-    assert (await stranger("GET", path)).code == 200
+async def test_health_and_version_need_no_authentication(unauthenticated: Api, path: str) -> None:
+    assert (await unauthenticated("GET", path)).code == 200
 
 
-async def test_strangers_get_a_401_status(stranger: Api) -> None:
-    answer = await stranger("GET", CONFIGMAPS)
+async def test_unauthenticated_request_gets_401_status(unauthenticated: Api) -> None:
+    answer = await unauthenticated("GET", CONFIGMAPS)
     assert (answer.code, answer.body["reason"]) == (401, "Unauthorized")
 
 
-async def test_a_token_of_the_file_is_a_user(stranger: Api) -> None:
-    stranger.defaults["Authorization"] = "Bearer secret-token"
-    review = await stranger("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", {})
-    told = review.body["status"]["userInfo"]
-    assert told == {
+async def test_token_of_token_file_authenticates_user(unauthenticated: Api) -> None:
+    unauthenticated.defaults["Authorization"] = "Bearer secret-token"
+    review = await unauthenticated("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", {})
+    user_info = review.body["status"]["userInfo"]
+    assert user_info == {
         "username": "jane",
         "uid": "uid-7",
         "groups": ["developers", "testers", "system:authenticated"],
     }
-    stranger.defaults["Authorization"] = "Bearer secret-toke"
-    assert (await stranger("GET", CONFIGMAPS)).code == 401
+    unauthenticated.defaults["Authorization"] = "Bearer secret-toke"
+    assert (await unauthenticated("GET", CONFIGMAPS)).code == 401
 
 
-async def test_a_certificate_is_a_user_with_groups(settings: Settings, server: Running) -> None:
+async def test_certificate_authenticates_user_with_groups(settings: Settings, server: RunningServer) -> None:
     pair = pki.issue_client(settings.directory, "system:node:lab", ["system:nodes"])
     context = client_context(settings.directory, pair)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
         review = await Api(server.url, session, "default")(
             "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", {}
         )
-    told = review.body["status"]["userInfo"]
-    assert told == {"username": "system:node:lab", "groups": ["system:nodes", "system:authenticated"]}
+    user_info = review.body["status"]["userInfo"]
+    assert user_info == {"username": "system:node:lab", "groups": ["system:nodes", "system:authenticated"]}
 
 
 async def test_impersonation_changes_the_user(api: Api) -> None:
@@ -62,7 +62,7 @@ async def test_impersonation_changes_the_user(api: Api) -> None:
     assert review.body["status"]["userInfo"]["username"] == "bob"
 
 
-async def test_token_reviews_know_the_token_file(api: Api) -> None:
+async def test_token_review_uses_token_file(api: Api) -> None:
     path = "/apis/authentication.k8s.io/v1/tokenreviews"
     known = await api("POST", path, {"spec": {"token": "secret-token"}})
     assert known.body["status"]["user"]["username"] == "jane"
@@ -78,34 +78,34 @@ async def test_token_reviews_know_the_token_file(api: Api) -> None:
         ({"user": "system:anonymous", "groups": ["system:unauthenticated"]}, False),
     ],
 )
-async def test_access_reviews_allow_whoever_is_known(api: Api, spec: dict[str, Any], allowed: bool) -> None:
+async def test_access_review_allows_authenticated_users(api: Api, spec: dict[str, Any], allowed: bool) -> None:
     body = {"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}, **spec}}
     answer = await api("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body)
     assert (answer.code, answer.body["status"]["allowed"]) == (201, allowed)
 
 
-async def test_an_access_review_without_a_question_is_invalid(api: Api) -> None:
+async def test_access_review_without_attributes_is_invalid(api: Api) -> None:
     answer = await api("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", {"spec": {"user": "x"}})
     assert (answer.code, answer.body["reason"]) == (422, "Invalid")
 
 
-async def test_a_version_before_the_log_is_gone(api: Api) -> None:
-    """The log remembers 20 events; older versions get one ERROR event with a 410 Status, then the end."""
+async def test_watch_from_version_before_log_gets_410(api: Api) -> None:
+    """The log keeps 20 events; for an older version the watch sends one ERROR event with a 410 Status and ends."""
     made = await api("POST", CONFIGMAPS, {"metadata": {"name": "x"}})
     first = made.body["metadata"]["resourceVersion"]
     for n in range(25):
         await api("PATCH", f"{CONFIGMAPS}/x", {"data": {"n": str(n)}}, content=MERGE)
-    told = [event async for event in api.watch(f"{CONFIGMAPS}?watch=true&resourceVersion={first}")]
-    assert [event["type"] for event in told] == ["ERROR"]
-    assert (told[0]["object"]["code"], told[0]["object"]["reason"]) == (410, "Expired")
+    received = [event async for event in api.watch(f"{CONFIGMAPS}?watch=true&resourceVersion={first}")]
+    assert [event["type"] for event in received] == ["ERROR"]
+    assert (received[0]["object"]["code"], received[0]["object"]["reason"]) == (410, "Expired")
 
 
-async def test_a_version_of_the_future_is_refused(api: Api) -> None:
+async def test_watch_from_future_version_gets_504(api: Api) -> None:
     answer = await api("GET", f"{CONFIGMAPS}?watch=true&resourceVersion=999999")
     assert (answer.code, answer.body["reason"]) == (504, "Timeout")
 
 
-async def test_bookmarks_come_in_silence_and_can_be_watched_from(api: Api) -> None:
+async def test_bookmark_is_sent_without_changes_and_starts_a_watch(api: Api) -> None:
     made = await api("POST", CONFIGMAPS, {"metadata": {"name": "x"}})
     version = made.body["metadata"]["resourceVersion"]
     await api("POST", "/api/v1/namespaces/{ns}/secrets", {"metadata": {"name": "elsewhere"}})
@@ -119,22 +119,22 @@ async def test_bookmarks_come_in_silence_and_can_be_watched_from(api: Api) -> No
     assert event["object"]["metadata"]["name"] == "y"
 
 
-async def test_initial_events_end_with_a_marked_bookmark(api: Api) -> None:
-    """WatchList: the present objects, then a bookmark annotated k8s.io/initial-events-end."""
+async def test_initial_events_end_with_annotated_bookmark(api: Api) -> None:
+    """WatchList: the current objects, then a bookmark with the annotation k8s.io/initial-events-end."""
     await api("POST", CONFIGMAPS, {"metadata": {"name": "x"}})
     options = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
-    told = await events(api.watch(f"{CONFIGMAPS}?{options}&fieldSelector=metadata.name=x"), 2)
-    assert [event["type"] for event in told] == ["ADDED", "BOOKMARK"]
-    assert told[1]["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+    received = await events(api.watch(f"{CONFIGMAPS}?{options}&fieldSelector=metadata.name=x"), 2)
+    assert [event["type"] for event in received] == ["ADDED", "BOOKMARK"]
+    assert received[1]["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
     refused = await api("GET", f"{CONFIGMAPS}?watch=true&sendInitialEvents=true")
     assert refused.code == 422
 
 
-async def test_what_was_written_survives_a_restart(settings: Settings) -> None:
-    """Objects, versions and CRDs stay; watches from before the restart get 410."""
+async def test_objects_and_versions_survive_a_restart(settings: Settings) -> None:
+    """Objects, versions and CRDs persist; a watch from a version before the restart gets 410."""
     path, made = f"{CONFIGMAPS}/x", {}
     for round_ in range(2):
-        async with running(settings) as server:
+        async with serving(settings) as server:
             context = client_context(settings.directory, pki.pair(settings.directory, "admin"))
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
                 api = Api(server.url, session, "default")
@@ -153,7 +153,7 @@ async def test_what_was_written_survives_a_restart(settings: Settings) -> None:
                 await api.close()
 
 
-async def test_log_and_exec_say_what_is_missing(api: Api) -> None:
+async def test_pod_log_is_not_implemented(api: Api) -> None:
     pod = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "b"}]}}
     assert (await api("POST", "/api/v1/namespaces/{ns}/pods", pod)).code == 201
     answer = await api("GET", "/api/v1/namespaces/{ns}/pods/p/log")
@@ -161,7 +161,7 @@ async def test_log_and_exec_say_what_is_missing(api: Api) -> None:
     assert "pods/log" in answer.body["message"]
 
 
-async def test_protobuf_is_read_for_known_kinds_only(api: Api) -> None:
+async def test_protobuf_is_decoded_only_for_known_kinds(api: Api) -> None:
     content = "application/vnd.kubernetes.protobuf"
     pod = "k8s\x00\n\t\n\x02v1\x12\x03Pod\x12\x00"
     answer = await api("POST", "/api/v1/namespaces/{ns}/pods", pod, content=content)
@@ -171,7 +171,7 @@ async def test_protobuf_is_read_for_known_kinds_only(api: Api) -> None:
         assert (answer.code, answer.body["reason"]) == (400, "BadRequest")
 
 
-async def test_the_trust_of_aggregated_servers_is_published(api: Api) -> None:
+async def test_authentication_configmap_is_published(api: Api) -> None:
     path = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication"
     data = (await api("GET", path)).body["data"]
     assert json.loads(data["requestheader-allowed-names"]) == ["front-proxy-client"]
@@ -182,7 +182,7 @@ async def test_the_trust_of_aggregated_servers_is_published(api: Api) -> None:
     assert data["client-ca-file"].startswith("-----BEGIN CERTIFICATE-----")
 
 
-async def test_openapi_answers_unchanged_documents_with_304(api: Api) -> None:
+async def test_unchanged_openapi_document_gets_304(api: Api) -> None:
     index = (await api("GET", "/openapi/v3")).body["paths"]
     url = index["api/v1"]["serverRelativeURL"]
     document = await api("GET", url)
@@ -192,13 +192,13 @@ async def test_openapi_answers_unchanged_documents_with_304(api: Api) -> None:
 
 
 class Process:
-    """The server as a process of its own."""
+    """The server in a process of its own."""
 
     def __init__(self, directory: Path, *arguments: str, pass_fds: tuple[int, ...] = ()) -> None:
-        command = [sys.executable, "-m", "services.lab.apiserver", "--dir", str(directory), *arguments]
+        command = [sys.executable, "-m", "lab.apiserver", "--dir", str(directory), *arguments]
         self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=pass_fds)
         assert self.popen.stdout is not None
-        self.told = cast("dict[str, Any]", json.loads(self.popen.stdout.readline()))
+        self.ready = cast("dict[str, Any]", json.loads(self.popen.stdout.readline()))
 
     def end(self, number: int) -> int:
         self.popen.send_signal(number)
@@ -215,20 +215,20 @@ def inherited() -> Iterator[socket.socket]:
         yield listener
 
 
-async def test_the_process_takes_inherited_sockets_and_ends_at_once(tmp_path: Path, inherited: socket.socket) -> None:
-    """--listen and --listen-fd together; SIGTERM ends it although a watch is open."""
+async def test_process_uses_inherited_sockets_and_ends_on_sigterm(tmp_path: Path, inherited: socket.socket) -> None:
+    """--listen and --listen-fd work together; SIGTERM ends the process although a watch is open."""
     port = inherited.getsockname()[1]
     fd = os.dup(inherited.fileno())
     os.set_inheritable(fd, True)
     process = Process(tmp_path, "--listen", "127.0.0.1:0", "--listen-fd", str(fd), pass_fds=(fd,))
     os.close(fd)
     try:
-        assert process.told["listen"][0] == f"127.0.0.1:{port}"
+        assert process.ready["listen"][0] == f"127.0.0.1:{port}"
         context = client_context(tmp_path, pki.pair(tmp_path, "admin"))
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
-            for listening in process.told["listen"]:
+            for listening in process.ready["listen"]:
                 assert (await Api(f"https://{listening}", session, "default")("GET", CONFIGMAPS)).code == 200
-            api = Api(process.told["server"], session, "default")
+            api = Api(process.ready["server"], session, "default")
             watch = api.watch(f"{CONFIGMAPS}?watch=true")
             await events(watch, 1)
             assert process.end(signal.SIGTERM) == 0
@@ -238,14 +238,14 @@ async def test_the_process_takes_inherited_sockets_and_ends_at_once(tmp_path: Pa
             process.end(signal.SIGKILL)
 
 
-async def test_a_killed_process_lost_nothing(tmp_path: Path) -> None:
-    """SIGKILL right after the answer: the object is there after the next start."""
+async def test_object_survives_sigkill_after_response(tmp_path: Path) -> None:
+    """After SIGKILL right after the response, the object exists after the next start."""
     process = Process(tmp_path)
     context = client_context(tmp_path, pki.pair(tmp_path, "admin"))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
-        made = await Api(process.told["server"], session, "default")("POST", CONFIGMAPS, {"metadata": {"name": "x"}})
+        made = await Api(process.ready["server"], session, "default")("POST", CONFIGMAPS, {"metadata": {"name": "x"}})
         process.end(signal.SIGKILL)
         process = Process(tmp_path)
-        found = await Api(process.told["server"], session, "default")("GET", f"{CONFIGMAPS}/x")
+        found = await Api(process.ready["server"], session, "default")("GET", f"{CONFIGMAPS}/x")
         process.end(signal.SIGTERM)
     assert found.body["metadata"] == made.body["metadata"]

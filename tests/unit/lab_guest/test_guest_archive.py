@@ -1,4 +1,4 @@
-"""The archives of the guest image: what the kernel's and containerd's readers expect of them."""
+"""The archives of the guest image, checked against what the kernel and containerd expect."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import tarfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.lab.guest import archive
-from services.lab.guest.image import module_dependencies
+from lab.guest import archive
+from lab.guest.image import module_dependencies
 
 
 def read_cpio(data: bytes) -> dict[str, tuple[int, bytes]]:
-    """Read a `newc` archive as the kernel does, refusing what is not aligned."""
+    """Read a `newc` archive as the kernel does; fail on misaligned entries."""
     found, at = {}, 0
     while True:
         assert at % 4 == 0
@@ -35,8 +35,8 @@ names = st.lists(st.text("abcxyz.-", min_size=1, max_size=8), min_size=1, max_si
 
 
 @given(st.dictionaries(names, st.binary(max_size=70), max_size=8))
-def test_cpio_reads_back(files: dict[str, bytes]) -> None:
-    # a name that is also a folder of another one cannot be a file
+def test_cpio_archive_reads_back(files: dict[str, bytes]) -> None:
+    # A name that is also the parent folder of another one cannot be a file.
     files = {n: d for n, d in files.items() if not any(o.startswith(n + "/") for o in files)}
     found = read_cpio(archive.cpio([archive.file(name, data) for name, data in files.items()]))
     assert {name: data for name, (mode, data) in found.items() if mode & 0o170000 == 0o100000} == files
@@ -45,7 +45,7 @@ def test_cpio_reads_back(files: dict[str, bytes]) -> None:
         assert not parent or parent in found
 
 
-def test_links_and_modes() -> None:
+def test_cpio_links_and_modes() -> None:
     found = read_cpio(
         archive.cpio([archive.symlink("bin/sh", "busybox"), archive.file("init", b"#!", executable=True)])
     )
@@ -54,7 +54,7 @@ def test_links_and_modes() -> None:
     assert found["bin"][0] == 0o040755
 
 
-def test_the_docker_archive_is_consistent_and_reproducible() -> None:
+def test_docker_archive_is_consistent_and_reproducible() -> None:
     layer = [archive.file("bin/sh", b"x", executable=True)]
     image = archive.docker_archive("example/pause:1", layer, ["/bin/sh"])
     assert image == archive.docker_archive("example/pause:1", layer, ["/bin/sh"])

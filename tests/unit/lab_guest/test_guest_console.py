@@ -1,4 +1,4 @@
-"""The console parser: whatever pieces the log comes in, and whatever else is printed, the events are the same."""
+"""The console parser: its events do not depend on how the log is split or on what else is printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.lab.guest.console import (
+from lab.guest.console import (
     AddressEvent,
     ConsoleFollower,
     ConsoleParser,
@@ -70,9 +70,9 @@ def printed(event: GuestEvent) -> str:
     if isinstance(event, Ready):
         return stamp + "ready"
     if isinstance(event, AddressEvent):
-        told = f"router {event.router or '-'} server {event.server or '-'}"
+        fields = f"router {event.router or '-'} server {event.server or '-'}"
         lease = "-" if event.lease is None else event.lease
-        return f"{stamp}address {event.action} {event.name} {event.address or '-'} {told} lease {lease}"
+        return f"{stamp}address {event.action} {event.name} {event.address or '-'} {fields} lease {lease}"
     state = {True: "up", False: "down", None: "-"}[event.up]
     carrier = {True: "on", False: "off", None: "-"}[event.carrier]
     link = f"link {event.action} {event.name} mac {event.mac or '-'} mtu {event.mtu or '-'}"
@@ -80,17 +80,17 @@ def printed(event: GuestEvent) -> str:
 
 
 @given(events)
-def test_a_printed_event_reads_back(event: GuestEvent) -> None:
+def test_printed_event_reads_back(event: GuestEvent) -> None:
     assert parse_line(printed(event), 7.0) == event
 
 
 @given(st.text())
-def test_no_line_makes_the_parser_fail(text: str) -> None:
+def test_parser_accepts_any_line(text: str) -> None:
     parse_line(text, 0.0)
 
 
 @given(st.lists(events | noise, max_size=12), st.data())
-def test_pieces_and_noise_change_nothing(content: list[GuestEvent | str], data: st.DataObject) -> None:
+def test_events_do_not_depend_on_split_or_noise(content: list[GuestEvent | str], data: st.DataObject) -> None:
     lines = [item if isinstance(item, str) else printed(item) + "\r" for item in content]
     output = "".join(line + "\n" for line in lines).encode()
     parser, found = ConsoleParser(), []
@@ -112,23 +112,23 @@ def test_pieces_and_noise_change_nothing(content: list[GuestEvent | str], data: 
         "[    3.513785] some-other: ready",
     ],
 )
-def test_what_is_not_a_report_is_ignored(line: str) -> None:
+def test_lines_without_a_report_are_ignored(line: str) -> None:
     assert parse_line(line, 0.0) is None
 
 
-def test_a_prompt_in_front_of_a_report_does_not_hide_it() -> None:
+def test_report_after_a_prompt_is_parsed() -> None:
     event = parse_line("/ # \x1b[6n" + ADD, 1.0)
     assert event == LinkEvent("add", "eth1", "02:00:00:00:01:01", 1450, False, False, 8.608547, 1.0)
 
 
-def test_output_without_a_newline_is_not_kept_for_ever() -> None:
+def test_output_without_newline_is_bounded() -> None:
     parser = ConsoleParser()
     for _ in range(100):
         assert parser.feed(b"x" * 10_000, 0.0) == []
     assert parser.feed(b"\n" + READY.encode() + b"\n", 0.0) == [Ready(3.513785, 0.0)]
 
 
-async def test_the_follower_is_woken_by_a_write(tmp_path: Path) -> None:
+async def test_follower_wakes_on_write(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
     async with ConsoleFollower(log) as console:
         waiting = asyncio.create_task(console.wait_for_link("02:00:00:00:01:01", timeout=5))
@@ -143,7 +143,7 @@ async def test_the_follower_is_woken_by_a_write(tmp_path: Path) -> None:
         assert list(console.links_seen()) == ["eth1"]
 
 
-async def test_the_follower_reads_what_was_there_before(tmp_path: Path) -> None:
+async def test_follower_reads_existing_output(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
     log.write_text(f"{ADD}\n[   9.000000] hotnic-guest: link remove eth1 mac - mtu - state - carrier -\n{READY}\n")
     async with ConsoleFollower(log) as console:
@@ -152,7 +152,7 @@ async def test_the_follower_reads_what_was_there_before(tmp_path: Path) -> None:
         assert console.links_seen() == {}
 
 
-async def test_waiting_ends_with_a_deadline_or_with_the_console(tmp_path: Path) -> None:
+async def test_wait_ends_at_deadline_or_console_end(tmp_path: Path) -> None:
     async with ConsoleFollower(tmp_path / "console.log") as console:
         with pytest.raises(TimeoutError):
             await console.wait_ready(timeout=0.01)

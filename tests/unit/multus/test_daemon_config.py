@@ -1,4 +1,4 @@
-"""``daemon-config.json``: every key of multus works, is refused with a reason, or is said to have no effect."""
+"""``daemon-config.json``: every key of multus works, is refused with a reason, or causes a warning."""
 
 import json
 import logging
@@ -9,15 +9,15 @@ import msgspec
 import pytest
 import structlog
 
-from services.common.logs import logger
-from services.common.settings import SettingsError
-from services.multus import logs
-from services.multus.autoconfig import CONF_NAME, Autoconfig, document
-from services.multus.daemon_config import DaemonConfig, parse
-from services.multus.settings import Config, Settings, read
+from services.common.runtime.settings import SettingsError
+from services.common.telemetry.logs import logger
+from services.multus.config import logs
+from services.multus.config.daemon_config import DaemonConfig, parse
+from services.multus.config.settings import Config, Settings, read_config
+from services.multus.container_runtime.autoconfig import CONF_NAME, Autoconfig, runtime_configuration
 
 UPSTREAM_KEYS = {
-    # the daemon's, the generator's, and the ones that every request is overlaid with (multus-cni v4.3.0)
+    # Keys of the daemon, of the generator, and those that upstream lays over every request (multus-cni v4.3.0).
     *("chrootDir", "socketDir", "logFile", "logLevel", "logToStderr", "connectionLimit", "metricsPort", "enablePprof"),
     *("perNodeCertificate", "cniVersion", "multusConfigFile", "multusAutoconfigDir", "multusMasterCNI", "cniConfigDir"),
     *("readinessindicatorfile", "forceCNIVersion", "overrideNetworkName", "binDir", "cniDir", "capabilities"),
@@ -33,16 +33,16 @@ def configured(tmp_path: Path, **keys: Any) -> tuple[Config, list[str]]:
     file.write_text(json.dumps(keys))
     conf = tmp_path / "conf"
     conf.mkdir(exist_ok=True)
-    return read(Settings(multus_config=str(file), cni_conf_dir=str(conf)))
+    return read_config(Settings(multus_config=str(file), cni_conf_dir=str(conf)))
 
 
-def test_every_key_of_upstream_is_known() -> None:
+def test_every_upstream_key_has_a_field() -> None:
     assert {field.encode_name for field in msgspec.structs.fields(DaemonConfig)} == UPSTREAM_KEYS
 
 
-def test_a_key_that_nobody_knows_is_said_to_be_ignored() -> None:
-    _, said = parse(b'{"cniVersion":"1.0.0","hostNetwork":true,"apiVersion":1}')
-    assert said == [
+def test_an_unknown_key_causes_a_warning() -> None:
+    _, warnings = parse(b'{"cniVersion":"1.0.0","hostNetwork":true,"apiVersion":1}')
+    assert warnings == [
         "apiVersion is not a key of multus and is ignored",
         "hostNetwork is not a key of multus and is ignored",
     ]
@@ -52,22 +52,25 @@ def test_a_key_that_nobody_knows_is_said_to_be_ignored() -> None:
     ("keys", "reason"),
     [
         ({"forceCNIVersion": True}, "would rewrite the primary CNI's own file"),
-        ({"perNodeCertificate": {"enabled": True, "certDir": "/c"}}, "give it a service account or a kubeconfig"),
-        ({"connectionLimit": 0}, "is not a number of connections"),
-        ({"metricsPort": 70000}, "is not a port"),
+        (
+            {"perNodeCertificate": {"enabled": True, "certDir": "/c"}},
+            "give the daemon a service account or a kubeconfig",
+        ),
+        ({"connectionLimit": 0}, "is not a positive number of connections"),
+        ({"metricsPort": 70000}, "is not a TCP port"),
         ({"logLevel": "loud"}, "is none of debug, verbose, error, panic"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_its_reason(tmp_path: Path, keys: dict[str, Any], reason: str) -> None:
+def test_unsupported_values_are_refused_with_a_reason(tmp_path: Path, keys: dict[str, Any], reason: str) -> None:
     with pytest.raises(SettingsError, match=reason):
         configured(tmp_path, **keys)
 
 
 @pytest.mark.parametrize(
-    ("keys", "sentence"),
+    ("keys", "warning"),
     [
         ({"enablePprof": True}, "enablePprof is ignored"),
-        ({"retryDeleteOnError": False}, "retryDeleteOnError is ignored: what a DEL could not undo is always"),
+        ({"retryDeleteOnError": False}, "retryDeleteOnError is ignored: a failed DEL always"),
         ({"logToStderr": False}, "logToStderr false is ignored by the daemon"),
         ({"logOptions": {"maxAge": 5}}, "logOptions.maxAge and .compress are ignored"),
         ({"runtimeConfig": {"ips": ["a"]}}, "runtimeConfig is ignored in this file"),
@@ -75,22 +78,22 @@ def test_what_cannot_be_done_is_refused_with_its_reason(tmp_path: Path, keys: di
         ({"forceCNIVersion": False, "perNodeCertificate": {"enabled": False}, "logToStderr": True}, None),
     ],
 )
-def test_what_has_no_effect_is_said(tmp_path: Path, keys: dict[str, Any], sentence: str | None) -> None:
-    _, said = configured(tmp_path, **keys)
-    assert len(said) == (0 if sentence is None else 1)
-    assert (sentence or "") in "".join(said)
+def test_keys_without_effect_cause_a_warning(tmp_path: Path, keys: dict[str, Any], warning: str | None) -> None:
+    _, warnings = configured(tmp_path, **keys)
+    assert len(warnings) == (0 if warning is None else 1)
+    assert (warning or "") in "".join(warnings)
 
 
-def test_names_and_capabilities_of_the_written_configuration(tmp_path: Path) -> None:
+def test_generated_configuration_has_configured_name_type_and_capabilities(tmp_path: Path) -> None:
     config, _ = configured(tmp_path, capabilities={"bandwidth": True, "mac": False}, name="mine", type="multus-shim")
-    made = document(config, "/p", json.dumps(PRIMARY))
+    made = runtime_configuration(config, "/p", json.dumps(PRIMARY))
     assert (made["name"], made["type"]) == ("mine", "multus-shim")
     assert made["capabilities"] == {"bandwidth": True, "ips": True}
     config, _ = configured(tmp_path, overrideNetworkName=True)
-    assert document(config, "/p", json.dumps(PRIMARY))["name"] == "pods"
+    assert runtime_configuration(config, "/p", json.dumps(PRIMARY))["name"] == "pods"
 
 
-def test_where_plugins_and_namespaces_are_reached_from_a_container(tmp_path: Path) -> None:
+def test_chroot_dir_sets_the_root_for_plugins_and_namespaces(tmp_path: Path) -> None:
     config, _ = configured(tmp_path, chrootDir="/hostroot", binDir="/opt/bin", cniDir="/state", kubeconfig="/k")
     assert (config.chroot_dir, config.host_root) == (Path("/hostroot"), "/hostroot")
     assert (config.bin_dir, config.cni_dir, config.kubeconfig) == (Path("/opt/bin"), Path("/state"), "/k")
@@ -98,57 +101,57 @@ def test_where_plugins_and_namespaces_are_reached_from_a_container(tmp_path: Pat
     assert (config.chroot_dir, config.host_root) == (None, "/")
     own = Settings(host_root="/node", multus_config=str(tmp_path / "daemon-config.json"))
     (tmp_path / "daemon-config.json").write_text('{"chrootDir":"/hostroot"}')
-    assert read(own)[0].host_root == "/node"
+    assert read_config(own)[0].host_root == "/node"
 
 
-def test_a_finished_configuration_is_copied_and_the_daemon_goes_on(tmp_path: Path) -> None:
-    """Fault: with a path in multusConfigFile the daemon ended as soon as it had started (1366, 1143)."""
+def test_a_finished_configuration_is_copied(tmp_path: Path) -> None:
+    """Upstream fault: with a path in multusConfigFile, the daemon ended right after its start (1366, 1143)."""
     finished = tmp_path / "70-mine.conf"
     finished.write_text('{"cniVersion":"1.0.0","name":"m","type":"multus-shim","clusterNetwork":"pods"}\n')
-    config, said = configured(tmp_path, multusConfigFile=str(finished))
-    assert said == []
+    config, warnings = configured(tmp_path, multusConfigFile=str(finished))
+    assert warnings == []
     states: list[tuple[bool, str]] = []
     auto = Autoconfig(config, structlog.get_logger(), lambda ok, why: states.append((ok, why)))
-    auto.look()
+    auto.update()
     assert (config.conf_dir / finished.name).read_text() == finished.read_text()
     assert not (config.conf_dir / CONF_NAME).exists()
     finished.write_text("{")
-    auto.look()
+    auto.update()
     assert [ok for ok, _ in states] == [True, False]
     assert "is not a JSON object" in states[-1][1]
     assert "clusterNetwork" in (config.conf_dir / finished.name).read_text()
 
 
-def test_the_runtime_is_not_sent_here_before_the_readiness_file_is_there(tmp_path: Path) -> None:
+def test_no_configuration_is_written_before_the_readiness_file_exists(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     config, _ = configured(tmp_path, readinessindicatorfile=str(ready))
     (config.conf_dir / "10-a.conflist").write_text(json.dumps(PRIMARY))
     states: list[tuple[bool, str]] = []
     auto = Autoconfig(config, structlog.get_logger(), lambda ok, why: states.append((ok, why)))
-    auto.look()
-    assert states == [(False, f"readiness indicator file {ready} is awaited")]
+    auto.update()
+    assert states == [(False, f"waiting for readiness indicator file {ready}")]
     assert not (config.conf_dir / CONF_NAME).exists()
     ready.touch()
-    auto.look()
+    auto.update()
     assert (config.conf_dir / CONF_NAME).exists()
-    # It goes again: pods made now wait in the daemon, they do not lose their networks.
+    # The configuration stays without the file: pods created now wait in the daemon and keep their networks.
     ready.unlink()
-    auto.look()
+    auto.update()
     assert not states[-1][0]
     assert (config.conf_dir / CONF_NAME).exists()
 
 
-def test_the_log_goes_to_the_file_at_the_level_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_file_gets_the_log_at_the_configured_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "multus.log"
     config, _ = configured(tmp_path, logFile=str(path), logLevel="debug", logOptions={"maxSize": 1, "maxBackups": 2})
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
-        log = logs.applied(config, Settings(), logger("multus"))
-        log.debug("heard", answer=42)
+        log = logs.configure_logs(config, Settings(), logger("multus"))
+        log.debug("reply", answer=42)
         [line] = [json.loads(text) for text in path.read_text().splitlines()]
-        assert (line["event"], line["answer"], line["level"]) == ("heard", 42, "debug")
-        assert "heard" in capsys.readouterr().err
+        assert (line["event"], line["answer"], line["level"]) == ("reply", 42, "debug")
+        assert "reply" in capsys.readouterr().err
     finally:
         for handler in root.handlers:
             if handler not in before:

@@ -1,4 +1,4 @@
-"""The configuration for the runtime, the settings behind it, and the shim's installation."""
+"""The generated CNI configuration, the settings that it depends on, and the installation of the shim."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 import structlog
 
-from services.common.settings import SettingsError
-from services.multus.autoconfig import CONF_NAME, Autoconfig, document, install_shim, primary
-from services.multus.errors import CniError
-from services.multus.settings import Config, Settings, read
+from services.common.runtime.settings import SettingsError
+from services.multus.cni.errors import CniError
+from services.multus.config.settings import Config, Settings, read_config
+from services.multus.container_runtime.autoconfig import (
+    CONF_NAME,
+    Autoconfig,
+    choose_primary,
+    install_shim,
+    runtime_configuration,
+)
 
 PRIMARY = {
     "cniVersion": "0.4.0",
@@ -28,7 +34,7 @@ def configured(tmp_path: Path, **keys: Any) -> Config:
     file.write_text(json.dumps(keys))
     conf = tmp_path / "conf"
     conf.mkdir(exist_ok=True)
-    return read(Settings(multus_config=str(file), cni_conf_dir=str(conf)))[0]
+    return read_config(Settings(multus_config=str(file), cni_conf_dir=str(conf)))[0]
 
 
 @pytest.mark.parametrize(
@@ -43,15 +49,15 @@ def configured(tmp_path: Path, **keys: Any) -> Config:
         ([".10-a.conflist.1.tmp", "10-a.conflist~", "99-z.conf"], None, "99-z.conf"),
     ],
 )
-def test_the_primary_is_the_first_that_is_not_multus_own(
+def test_choose_primary_skips_multus_own_configuration(
     names: list[str], master: str | None, expected: str | None
 ) -> None:
-    assert primary(names, master) == expected
+    assert choose_primary(names, master) == expected
 
 
-def test_the_configuration_names_shim_socket_and_primary(tmp_path: Path) -> None:
+def test_generated_configuration_names_shim_socket_and_primary(tmp_path: Path) -> None:
     config = configured(tmp_path, daemonSocketDir="/run/multus/", socketDir="/host/run/multus/", logLevel="verbose")
-    assert document(config, "/etc/cni/net.d/10-a.conflist", json.dumps(PRIMARY)) == {
+    assert runtime_configuration(config, "/etc/cni/net.d/10-a.conflist", json.dumps(PRIMARY)) == {
         "cniVersion": "0.4.0",
         "name": "multus-cni-network",
         "type": "hotnic-multus",
@@ -61,65 +67,65 @@ def test_the_configuration_names_shim_socket_and_primary(tmp_path: Path) -> None
         "capabilities": {"bandwidth": True, "portMappings": True},
     }
     chosen = configured(tmp_path, cniVersion="0.3.1", clusterNetwork="mine")
-    made = document(chosen, "/x", '{"name":"n","type":"bridge","cniVersion":"1.0.0"}')
+    made = runtime_configuration(chosen, "/x", '{"name":"n","type":"bridge","cniVersion":"1.0.0"}')
     assert (made["cniVersion"], made["clusterNetwork"]) == ("0.3.1", "mine")
     assert "capabilities" not in made
     with pytest.raises(CniError):
-        document(config, "/x", "{}")
+        runtime_configuration(config, "/x", "{}")
 
 
-def test_the_file_follows_the_primary_and_stays(tmp_path: Path) -> None:
+def test_the_file_follows_the_primary_configuration(tmp_path: Path) -> None:
     config = configured(tmp_path)
-    said: list[tuple[bool, str]] = []
-    auto = Autoconfig(config, structlog.get_logger(), lambda ok, why: said.append((ok, why)))
+    states: list[tuple[bool, str]] = []
+    auto = Autoconfig(config, structlog.get_logger(), lambda ok, why: states.append((ok, why)))
     target = config.conf_dir / CONF_NAME
-    auto.look()
+    auto.update()
     assert not target.exists()
-    assert said == [(False, f"no primary CNI configuration in {config.conf_dir}: one beside multus' own is awaited")]
+    assert states == [(False, f"no primary CNI configuration in {config.conf_dir}: waiting for one beside multus' own")]
 
     source = config.conf_dir / "10-a.conflist"
     source.write_text(json.dumps(PRIMARY))
-    auto.look()
-    assert said[-1] == (True, "")
+    auto.update()
+    assert states[-1] == (True, "")
     assert target.stat().st_mode & 0o777 == 0o600
     first = json.loads(target.read_text())
     inode = target.stat().st_ino
-    auto.look()
+    auto.update()
     assert target.stat().st_ino == inode
 
     source.write_text(json.dumps({**PRIMARY, "cniVersion": "1.0.0"}))
-    auto.look()
+    auto.update()
     assert json.loads(target.read_text()) == {**first, "cniVersion": "1.0.0"}
-    # Whoever else takes it away or writes it, such as a multus-cni that ends, does not have the last word.
+    # A multus-cni that shuts down may remove or rewrite the file; the daemon restores it.
     target.unlink()
-    auto.look()
+    auto.update()
     assert target.exists()
     target.write_text("{}")
-    auto.look()
+    auto.update()
     assert json.loads(target.read_text()) == {**first, "cniVersion": "1.0.0"}
     source.write_text("{")
-    auto.look()
-    assert not said[-1][0]
+    auto.update()
+    assert not states[-1][0]
     assert json.loads(target.read_text())["cniVersion"] == "1.0.0"
 
 
-def test_the_file_of_a_former_daemon_is_kept_when_it_says_the_same(tmp_path: Path) -> None:
+def test_an_equal_file_of_an_earlier_daemon_is_not_rewritten(tmp_path: Path) -> None:
     config = configured(tmp_path)
     (config.conf_dir / "10-a.conflist").write_text(json.dumps(PRIMARY))
-    Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).look()
+    Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).update()
     inode = (config.conf_dir / CONF_NAME).stat().st_ino
-    Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).look()
+    Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).update()
     assert (config.conf_dir / CONF_NAME).stat().st_ino == inode
 
 
-def test_upstreams_default_configuration_is_understood(tmp_path: Path) -> None:
+def test_upstreams_default_configuration_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "daemon-config.json"
     file.write_text(
         '{"chrootDir":"/hostroot","cniVersion":"0.3.1","logLevel":"verbose","logToStderr":true,'
         '"cniConfigDir":"/host/etc/cni/net.d","multusAutoconfigDir":"/host/etc/cni/net.d",'
         '"multusConfigFile":"auto","socketDir":"/host/run/multus/"}'
     )
-    config, warnings = read(Settings(multus_config=str(file)))
+    config, warnings = read_config(Settings(multus_config=str(file)))
     assert warnings == []
     assert config.socket_dir == Path("/host/run/multus")
     assert config.shim_socket_dir == "/run/multus/"
@@ -134,11 +140,11 @@ def test_a_bad_file_is_a_settings_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "daemon-config.json"
     file.write_text(text)
     with pytest.raises(SettingsError, match=r"daemon-config\.json") as caught:
-        read(Settings(multus_config=str(file)))
+        read_config(Settings(multus_config=str(file)))
     assert caught.value.variable == "HOTNIC_MULTUS_CONFIG"
 
 
-def test_the_shim_is_installed_whole_and_only_when_it_has_changed(tmp_path: Path) -> None:
+def test_the_shim_is_replaced_atomically_and_only_when_it_changed(tmp_path: Path) -> None:
     source = tmp_path / "shim.py"
     source.write_text("#!/bin/sh\necho 1\n")
     bin_dir = tmp_path / "bin"
@@ -149,7 +155,7 @@ def test_the_shim_is_installed_whole_and_only_when_it_has_changed(tmp_path: Path
     install_shim(source, bin_dir)
     assert path.stat().st_ino == inode
     source.write_text("#!/bin/sh\necho 2\n")
-    with path.open("rb") as running:  # a running instance keeps what it started
+    with path.open("rb") as running:  # a running shim keeps its file
         install_shim(source, bin_dir)
         assert running.read() == b"#!/bin/sh\necho 1\n"
     assert path.read_text() == source.read_text()

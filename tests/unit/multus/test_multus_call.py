@@ -1,4 +1,4 @@
-"""Requests on the socket: any bytes give a call or an exception that says why not."""
+"""Decoding of requests: any bytes result in a call or in an error that names the reason."""
 
 import base64
 import json
@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
-from schemas.multus import InterfaceAttributes, delegate_request
+from schemas.multus import InterfaceAttributes, build_delegate_request
 from schemas.networks import Bandwidth, NetworkSelectionElement
-from services.multus.call import Attributes, MalformedError, PodId, attributes_of, decode, plugin_args
-from services.multus.errors import CniError
+from services.multus.cni.call import MalformedError, PodId, attributes_of, decode, plugin_args
+from services.multus.cni.conflist import AttachmentAttributes
+from services.multus.cni.errors import CniError
 
 ENV = {
     "CNI_COMMAND": "ADD",
@@ -30,8 +31,8 @@ def body(config: bytes = b"{}", attributes: Any = None, **changes: str | None) -
     return json.dumps(document).encode()
 
 
-def test_what_the_networks_controller_sends_is_understood() -> None:
-    request = delegate_request(
+def test_decode_reads_a_request_of_the_networks_controller() -> None:
+    request = build_delegate_request(
         command="add",
         sandbox_id="abc",
         netns="/run/netns/x",
@@ -43,23 +44,23 @@ def test_what_the_networks_controller_sends_is_understood() -> None:
         attributes=InterfaceAttributes(ips=["10.1.1.11/24"], mac="02:00:00:00:00:01"),
     )
     call = decode(msgspec.json.encode(request))
-    assert (call.command, call.sandbox_id, call.ifname) == (cni.Command.ADD, "abc", "pod7e0055a6880")
+    assert (call.command, call.sandbox_id, call.ifname) == (cni.CniCommand.ADD, "abc", "pod7e0055a6880")
     assert (call.pod, call.config) == (PodId("ns", "pod", "uid"), b'{"name":"blue"}')
-    assert call.attributes == Attributes({"mac": "02:00:00:00:00:01", "ips": ["10.1.1.11/24"]})
+    assert call.attributes == AttachmentAttributes({"mac": "02:00:00:00:00:01", "ips": ["10.1.1.11/24"]})
 
 
-def test_what_the_shim_sends_is_understood() -> None:
+def test_decode_reads_a_request_of_the_shim() -> None:
     call = decode(body(PATH="/bin", CNI_PATH="/opt/cni/bin"))
     assert call.pod == PodId("ns", "pod", "uid")
-    assert call.attributes == Attributes()
+    assert call.attributes == AttachmentAttributes()
     assert decode(body(CNI_IFNAME=None)).ifname == "eth0"
     assert decode(body(CNI_COMMAND="DEL", CNI_NETNS="")).netns == ""
-    assert decode(b'{"env":{"CNI_COMMAND":"STATUS"}}').command is cni.Command.STATUS
+    assert decode(b'{"env":{"CNI_COMMAND":"STATUS"}}').command is cni.CniCommand.STATUS
 
 
-def test_null_attributes_are_none() -> None:
+def test_null_attributes_are_empty() -> None:
     call = decode(body(attributes={"cni-args": None, "ips": None}))
-    assert call.attributes == Attributes()
+    assert call.attributes == AttachmentAttributes()
 
 
 @pytest.mark.parametrize(
@@ -81,22 +82,22 @@ def test_null_attributes_are_none() -> None:
         ({"CNI_ARGS": "A=b=c"}, "is not of the form key=value"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(changes: dict[str, str | None], part: str) -> None:
+def test_a_missing_or_invalid_variable_is_named(changes: dict[str, str | None], part: str) -> None:
     with pytest.raises(CniError) as caught:
         decode(body(**changes))
-    assert caught.value.code == cni.Code.INVALID_ENVIRONMENT
+    assert caught.value.code == cni.CniErrorCode.INVALID_ENVIRONMENT
     assert part in caught.value.msg
 
 
 @pytest.mark.parametrize("attributes", [{"mac": "x;IP=1.2.3.4"}, {"mac": "02:00"}, {"ips": ["10.0.0.1,K=v"]}])
-def test_attributes_cannot_smuggle_arguments(attributes: dict[str, Any]) -> None:
+def test_attributes_cannot_add_cni_args(attributes: dict[str, Any]) -> None:
     with pytest.raises(CniError) as caught:
         decode(body(attributes=attributes))
-    assert caught.value.code == cni.Code.INVALID_CONFIG
+    assert caught.value.code == cni.CniErrorCode.INVALID_CONFIG
 
 
 @pytest.mark.parametrize("data", [b"null", b"", b"[]", b"{", b'{"env":[]}', b'{"env":{},"config":"*"}', b"\xff"])
-def test_what_is_no_request_is_malformed(data: bytes) -> None:
+def test_decode_refuses_what_is_not_a_request(data: bytes) -> None:
     with pytest.raises(MalformedError):
         decode(data)
 
@@ -114,15 +115,15 @@ documents = st.fixed_dictionaries(
 
 
 @given(documents.map(lambda document: json.dumps(document).encode()) | st.binary(max_size=80))
-def test_any_bytes_give_a_call_or_a_reason(data: bytes) -> None:
+def test_any_bytes_result_in_a_call_or_an_error(data: bytes) -> None:
     try:
         call = decode(data)
     except (MalformedError, CniError):
         return
-    assert call.command in cni.Command
+    assert call.command in cni.CniCommand
 
 
-def test_an_element_becomes_capabilities_and_arguments() -> None:
+def test_an_element_becomes_runtime_config_and_cni_args() -> None:
     element = NetworkSelectionElement(
         name="blue",
         mac="02:00:00:00:00:01",
@@ -154,13 +155,13 @@ def test_an_element_becomes_capabilities_and_arguments() -> None:
         ".".join(["abcd"] * 10),
     ],
 )
-def test_every_hardware_address_that_multus_reads_is_read(mac: str) -> None:
+def test_every_hardware_address_of_multus_is_accepted(mac: str) -> None:
     assert attributes_of(NetworkSelectionElement("n", mac=mac)).mac == mac
     assert attributes_of(NetworkSelectionElement("n", infiniband_guid=mac)).runtime == {"infinibandGUID": mac}
 
 
 @pytest.mark.parametrize("mac", ["02:00:00:00:00", "02:00-00:00:00:01", "02:00:00:00:00:01:02", "0200.0000", "x" * 17])
-def test_what_is_no_hardware_address_is_refused(mac: str) -> None:
+def test_an_invalid_hardware_address_is_refused(mac: str) -> None:
     with pytest.raises(CniError, match=r"mac .* is not a MAC address"):
         attributes_of(NetworkSelectionElement("n", mac=mac))
     with pytest.raises(CniError, match=r"infiniband-guid .* is not a MAC address"):

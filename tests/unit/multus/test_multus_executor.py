@@ -1,4 +1,4 @@
-"""Executing plugins: scripts stand in for them, everything else is as in the daemon."""
+"""Execution of plugins. The plugins are scripts; everything else is as in the daemon."""
 
 import asyncio
 import os
@@ -10,17 +10,17 @@ import structlog
 
 from schemas import cni
 from services.common.telemetry.propagation import context_of
-from services.multus import network
-from services.multus.call import PodId
-from services.multus.conflist import Attributes, parse
-from services.multus.errors import CniError
-from services.multus.executor import Executor, Invocation
-from services.multus.network import Place
+from services.multus.cni import network
+from services.multus.cni.call import PodId
+from services.multus.cni.conflist import AttachmentAttributes, parse
+from services.multus.cni.errors import CniError
+from services.multus.cni.executor import Executor, Invocation
+from services.multus.cni.network import AttachmentTarget
 from tests.support.cni import RecordingPlugin
 from tests.support.spans import named, recording_telemetry
 
-PLACE = Place("abc", "/run/netns/x", "net1", PodId("default", "pod", "uid"))
-CALL = PLACE.invocation(cni.Command.ADD, Attributes())
+PLACE = AttachmentTarget("abc", "/run/netns/x", "net1", PodId("default", "pod", "uid"))
+CALL = PLACE.invocation(cni.CniCommand.ADD, AttachmentAttributes())
 
 
 def executor(*folders: Path, timeout: float = 10.0, environ: dict[str, str] | None = None) -> Executor:
@@ -36,14 +36,14 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-async def test_output_input_and_environment(tmp_path: Path) -> None:
+async def test_run_passes_input_and_environment_and_returns_output(tmp_path: Path) -> None:
     script(tmp_path / "echo", 'cat; echo "$CNI_COMMAND $CNI_IFNAME $CNI_PATH $HELLO $CNI_STALE" >&2')
     run = executor(tmp_path, environ={"HELLO": "hello", "CNI_STALE": "stale", "PATH": os.environ["PATH"]})
     big = b"x" * 300_000  # more than a pipe holds
     assert await run.run("echo", CALL, big) == big
 
 
-async def test_the_first_directory_wins_and_a_missing_plugin_is_named(tmp_path: Path) -> None:
+async def test_the_first_directory_takes_precedence_and_a_missing_plugin_is_named(tmp_path: Path) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
     first.mkdir()
     second.mkdir()
@@ -56,7 +56,7 @@ async def test_the_first_directory_wins_and_a_missing_plugin_is_named(tmp_path: 
     assert await run.run("folder", CALL, b"") == b"2\n"
     with pytest.raises(CniError, match=r'failed to find plugin "absent" in path \[') as caught:
         await run.run("absent", CALL, b"")
-    assert caught.value.code == cni.Code.INTERNAL
+    assert caught.value.code == cni.CniErrorCode.INTERNAL
 
 
 async def test_the_daemons_own_cni_path_is_searched_last(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ async def test_the_daemons_own_cni_path_is_searched_last(tmp_path: Path) -> None
         ("exit 1", 999, "it ended with exit code 1"),
     ],
 )
-async def test_failures_are_sorted(tmp_path: Path, text: str, code: int, message: str) -> None:
+async def test_failures_are_classified(tmp_path: Path, text: str, code: int, message: str) -> None:
     script(tmp_path / "plugin", text)
     with pytest.raises(CniError) as caught:
         await executor(tmp_path).run("plugin", CALL, b"")
@@ -93,7 +93,7 @@ async def test_a_file_that_cannot_be_executed_is_an_error(tmp_path: Path) -> Non
     (tmp_path / "plugin").write_text("")
     with pytest.raises(CniError) as caught:
         await executor(tmp_path).run("plugin", CALL, b"")
-    assert caught.value.code == cni.Code.IO_FAILURE
+    assert caught.value.code == cni.CniErrorCode.IO_FAILURE
 
 
 async def test_a_plugin_and_its_children_are_killed_at_the_deadline(tmp_path: Path) -> None:
@@ -102,18 +102,18 @@ async def test_a_plugin_and_its_children_are_killed_at_the_deadline(tmp_path: Pa
     started = time.monotonic()
     with pytest.raises(CniError, match=r"did not end within 0\.2 s") as caught:
         await executor(tmp_path, timeout=0.2).run("slow", CALL, b"")
-    assert caught.value.code == cni.Code.TRY_AGAIN_LATER
+    assert caught.value.code == cni.CniErrorCode.TRY_AGAIN_LATER
     assert time.monotonic() - started < 5
     await ended(int(pid.read_text()))
 
 
-async def test_a_killed_plugin_that_does_not_end_at_once_is_reaped_later(tmp_path: Path) -> None:
-    """The loop goes on meanwhile: a plugin that hangs in the kernel would stop every other pod's calls."""
+async def test_a_killed_plugin_that_ends_late_is_reaped(tmp_path: Path) -> None:
+    """The event loop is not blocked meanwhile; otherwise a plugin that hangs in the kernel would stop all calls."""
     pid = tmp_path / "pid"
     script(tmp_path / "slow", f"echo $$ > {pid}; exec sleep 60")
     telemetry, _ = recording_telemetry()
     log = structlog.get_logger()
-    run = Executor([str(tmp_path)], tracer=telemetry.tracer, log=log, timeout=0.2, kill_patience=0.0)
+    run = Executor([str(tmp_path)], tracer=telemetry.tracer, log=log, timeout=0.2, kill_timeout=0.0)
     with pytest.raises(CniError, match="did not end within"):
         await run.run("slow", CALL, b"")
     process = Path(f"/proc/{pid.read_text().strip()}")
@@ -123,7 +123,7 @@ async def test_a_killed_plugin_that_does_not_end_at_once_is_reaped_later(tmp_pat
 
 
 async def ended(pid: int) -> None:
-    """Wait for the end of a process that is not our child."""
+    """Wait for the end of a process that is not a child of this one."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -139,7 +139,7 @@ async def ended(pid: int) -> None:
         os.close(descriptor)
 
 
-async def test_a_grandchild_that_keeps_its_output_open_holds_up_nobody(tmp_path: Path) -> None:
+async def test_a_grandchild_with_open_output_delays_nothing(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     script(tmp_path / "daemonising", f"sleep 60 & echo $! > {pid}; echo done")
     async with asyncio.timeout(5):
@@ -147,7 +147,7 @@ async def test_a_grandchild_that_keeps_its_output_open_holds_up_nobody(tmp_path:
     os.kill(int(pid.read_text()), 9)
 
 
-async def test_a_file_that_is_being_written_is_tried_again(tmp_path: Path) -> None:
+async def test_a_plugin_file_that_is_being_written_is_retried(tmp_path: Path) -> None:
     path = script(tmp_path / "busy", "echo fine")
     writer = path.open("ab")
     loop = asyncio.get_running_loop()
@@ -155,26 +155,26 @@ async def test_a_file_that_is_being_written_is_tried_again(tmp_path: Path) -> No
     assert await executor(tmp_path).run("busy", CALL, b"") == b"fine\n"
 
 
-async def test_a_file_that_stays_busy_is_a_failure(tmp_path: Path) -> None:
-    """Fault: after the last attempt the plugin counted as one that had printed nothing and succeeded."""
+async def test_a_plugin_file_that_stays_busy_is_an_error(tmp_path: Path) -> None:
+    """Upstream fault: after the last attempt, the plugin counted as successful without output."""
     path = script(tmp_path / "busy", "echo fine")
     telemetry, _ = recording_telemetry()
     run = Executor([str(tmp_path)], tracer=telemetry.tracer, log=structlog.get_logger(), busy_pauses=(0.0, 0.0))
     with path.open("ab"), pytest.raises(CniError, match="Text file busy") as caught:
         await run.run("busy", CALL, b"")
-    assert caught.value.code == cni.Code.IO_FAILURE
+    assert caught.value.code == cni.CniErrorCode.IO_FAILURE
 
 
-async def test_what_a_plugin_writes_to_standard_error_is_logged(tmp_path: Path) -> None:
-    plugin = RecordingPlugin(tmp_path, "talkative")
-    plugin.say("looked\ntwice\n")
+async def test_standard_error_of_a_plugin_is_logged(tmp_path: Path) -> None:
+    plugin = RecordingPlugin(tmp_path, "verbose")
+    plugin.write_stderr("line 1\nline 2\n")
     with structlog.testing.capture_logs() as lines:
-        await executor(tmp_path).run("talkative", CALL, b"")
+        await executor(tmp_path).run("verbose", CALL, b"")
     (line,) = [line for line in lines if "stderr" in line]
-    assert (line["plugin"], line["command"], line["stderr"]) == ("talkative", "ADD", "looked\ntwice")
+    assert (line["plugin"], line["command"], line["stderr"]) == ("verbose", "ADD", "line 1\nline 2")
 
 
-async def test_the_span_says_what_was_run_and_the_plugin_joins_the_trace(tmp_path: Path) -> None:
+async def test_the_span_names_the_plugin_and_the_plugin_gets_the_trace(tmp_path: Path) -> None:
     telemetry, exporter = recording_telemetry()
     script(tmp_path / "plugin", 'echo "$TRACEPARENT"; [ "$CNI_IFNAME" = net1 ]')
     run = Executor([str(tmp_path)], tracer=telemetry.tracer, log=structlog.get_logger())
@@ -185,13 +185,13 @@ async def test_the_span_says_what_was_run_and_the_plugin_joins_the_trace(tmp_pat
     assert f"{span.context.span_id:016x}" in printed.decode()
     exporter.clear()
     with pytest.raises(CniError):
-        await run.run("plugin", Invocation(cni.Command.DEL, "abc", "", "net2"), b"")
+        await run.run("plugin", Invocation(cni.CniCommand.DEL, "abc", "", "net2"), b"")
     failed = named(exporter.get_finished_spans(), "cni DEL plugin")
     assert not failed.status.is_ok
-    assert (failed.attributes or {})["cni.error.code"] == cni.Code.INTERNAL
+    assert (failed.attributes or {})["cni.error.code"] == cni.CniErrorCode.INTERNAL
 
 
-async def test_a_chain_hands_its_result_on_and_is_undone_in_reverse(tmp_path: Path) -> None:
+async def test_add_passes_results_on_and_del_runs_in_reverse(tmp_path: Path) -> None:
     first = RecordingPlugin(
         tmp_path, "first", {"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.0.0.1/24"}]}
     )
@@ -199,55 +199,55 @@ async def test_a_chain_hands_its_result_on_and_is_undone_in_reverse(tmp_path: Pa
     plugins = [{"type": "first"}, {"type": "second"}]
     chain = parse(f'{{"cniVersion":"0.4.0","name":"n","plugins":{plugins!r}}}'.replace("'", '"'))
     run = executor(tmp_path)
-    result = await network.add(run, chain, PLACE, Attributes())
+    result = await network.add(run, chain, PLACE, AttachmentAttributes())
     assert result.ips == []
     assert "prevResult" not in first.stdin(0)
     assert second.stdin(0)["prevResult"]["ips"] == [{"address": "10.0.0.1/24", "version": "4"}]
-    await network.check(run, chain, PLACE, Attributes(), result)
-    await network.delete(run, chain, PLACE, Attributes(), result)
+    await network.check(run, chain, PLACE, AttachmentAttributes(), result)
+    await network.delete(run, chain, PLACE, AttachmentAttributes(), result)
     assert first.commands == ["ADD net1", "CHECK net1", "DEL net1"]
     assert second.commands == ["ADD net1", "CHECK net1", "DEL net1"]
     assert (tmp_path / "second.stdin.2").stat().st_mtime_ns <= (tmp_path / "first.stdin.2").stat().st_mtime_ns
     assert first.stdin(2)["prevResult"] == {"cniVersion": "0.4.0"}
 
 
-async def test_what_a_version_or_a_switch_forbids_is_not_run(tmp_path: Path) -> None:
+async def test_commands_that_the_version_or_a_flag_excludes_do_not_run(tmp_path: Path) -> None:
     plugin = RecordingPlugin(tmp_path, "p")
     run = executor(tmp_path)
     old = parse('{"cniVersion":"0.3.1","name":"n","type":"p"}')
-    await network.check(run, old, PLACE, Attributes(), None)
+    await network.check(run, old, PLACE, AttachmentAttributes(), None)
     await network.status(run, old)
-    await network.collect(run, old, [])
+    await network.collect_garbage(run, old, [])
     switched = parse(
         '{"cniVersion":"1.1.0","name":"n","disableCheck":"true","disableGC":true,"plugins":[{"type":"p"}]}'
     )
-    await network.check(run, switched, PLACE, Attributes(), None)
-    await network.collect(run, switched, [])
+    await network.check(run, switched, PLACE, AttachmentAttributes(), None)
+    await network.collect_garbage(run, switched, [])
     assert plugin.commands == []
-    await network.delete(run, old, PLACE, Attributes(), cni.CniResult())
+    await network.delete(run, old, PLACE, AttachmentAttributes(), cni.CniResult())
     assert "prevResult" not in plugin.stdin(0)
     await network.status(run, switched)
     assert plugin.commands == ["DEL net1", "STATUS"]
 
 
-async def test_gc_asks_every_plugin_and_reports_the_first_failure(tmp_path: Path) -> None:
+async def test_gc_runs_every_plugin_and_raises_the_first_failure(tmp_path: Path) -> None:
     first, second = RecordingPlugin(tmp_path, "first"), RecordingPlugin(tmp_path, "second")
     first.fail("GC", 123)
     chain = parse('{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"first"},{"type":"second"}]}')
     with pytest.raises(CniError) as caught:
-        await network.collect(executor(tmp_path), chain, [("abc", "eth0")])
+        await network.collect_garbage(executor(tmp_path), chain, [("abc", "eth0")])
     assert caught.value.code == 123
     assert second.stdin(0)["cni.dev/valid-attachments"] == [{"containerID": "abc", "ifname": "eth0"}]
     assert first.calls[0]["container"] == ""
 
 
-async def test_something_that_is_no_result_is_an_error(tmp_path: Path) -> None:
+async def test_add_refuses_output_that_is_not_a_result(tmp_path: Path) -> None:
     plugin = RecordingPlugin(tmp_path, "p")
-    plugin.answer("surprise")
+    plugin.set_result("surprise")
     single = parse('{"cniVersion":"1.0.0","name":"n","type":"p"}')
     with pytest.raises(CniError, match="not a result") as caught:
-        await network.add(executor(tmp_path), single, PLACE, Attributes())
-    assert caught.value.code == cni.Code.DECODE_FAILURE
+        await network.add(executor(tmp_path), single, PLACE, AttachmentAttributes())
+    assert caught.value.code == cni.CniErrorCode.DECODE_FAILURE
     for empty in ("", "null", " {} "):
-        plugin.answer(empty)
-        assert (await network.add(executor(tmp_path), single, PLACE, Attributes())).cni_version == "1.1.0"
+        plugin.set_result(empty)
+        assert (await network.add(executor(tmp_path), single, PLACE, AttachmentAttributes())).cni_version == "1.1.0"

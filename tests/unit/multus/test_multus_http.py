@@ -1,4 +1,4 @@
-"""The daemon's socket as upstream's clients use it: paths, methods, statuses, bodies. No plugin is run here."""
+"""The daemon's HTTP interface as upstream's clients use it: paths, methods, statuses and bodies. No plugin runs."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.common.http.client import UnixHttp
+from services.common.http.client import UnixHttpClient
 from services.common.http.server import serve
 from services.common.telemetry import configure
 from services.multus.server import metrics_app
@@ -26,14 +26,12 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 @pytest.mark.parametrize(("method", "body"), [("GET", None), ("POST", None), ("POST", b"null")])
-async def test_probes_are_answered_whatever_they_carry(
-    daemon: Daemon, path: str, method: str, body: bytes | None
-) -> None:
-    """Upstream's shim posts the literal ``null``, the controller's probe is ``curl``."""
+async def test_probes_succeed_with_any_body(daemon: Daemon, path: str, method: str, body: bytes | None) -> None:
+    """Upstream's shim posts the literal ``null``; its networks controller probes with ``curl``."""
     assert await daemon.http.request(method, path, body=body) == (200, b"")
 
 
-async def test_a_daemon_that_ends_is_healthy_and_not_ready(daemon: Daemon) -> None:
+async def test_a_stopping_daemon_is_healthy_and_not_ready(daemon: Daemon) -> None:
     daemon.stopping = True
     assert (await daemon.http.request("GET", "/readyz"))[0] == 500
     assert (await daemon.http.request("GET", "/healthz"))[0] == 200
@@ -55,7 +53,7 @@ async def test_other_methods_and_paths_are_refused(daemon: Daemon, method: str, 
 
 @pytest.mark.parametrize("path", ["/cni", "/delegate"])
 @pytest.mark.parametrize("body", [b"null", b"", b"{", b"[]", b'{"env":{},"config":"*"}'])
-async def test_what_is_no_request_is_400_and_a_line_of_text(daemon: Daemon, path: str, body: bytes) -> None:
+async def test_a_malformed_request_is_answered_with_400_and_text(daemon: Daemon, path: str, body: bytes) -> None:
     status, answer = await daemon.http.request("POST", path, body=body)
     assert status == 400
     assert answer.startswith(b"request body: ")
@@ -63,14 +61,14 @@ async def test_what_is_no_request_is_400_and_a_line_of_text(daemon: Daemon, path
 
 
 def request(command: str, **more: Any) -> dict[str, Any]:
-    """What upstream's shim sends: its whole environment, whatever stands in it."""
+    """Return a request of upstream's shim, which sends its whole environment, whatever it contains."""
     odd = {"PATH": "/bin", "EMPTY": "", "UNICODE": "\u20ac", "EQUALS": "a=b", "LINES": "a\nb"}
     config = base64.b64encode(json.dumps({"cniVersion": "1.1.0", "name": "m", "type": "m"}).encode()).decode()
     return {"env": {**odd, **cni_environment(command, "/nowhere"), **more.pop("env", {})}, "config": config, **more}
 
 
 @pytest.mark.parametrize("attributes", [None, {"cni-args": None}, {"cni-args": None, "ips": None, "later": [1]}])
-async def test_a_failed_call_is_400_and_a_cni_error(daemon: Daemon, attributes: Any) -> None:
+async def test_a_failed_call_is_answered_with_400_and_a_cni_error(daemon: Daemon, attributes: Any) -> None:
     daemon.pod()
     status, error = await daemon.post("/cni", request("ADD", interfaceAttributes=attributes))
     assert (status, error["code"]) == (400, 7)
@@ -79,13 +77,13 @@ async def test_a_failed_call_is_400_and_a_cni_error(daemon: Daemon, attributes: 
     assert (status, error) == (400, {"code": 4, "msg": "unknown cmd type: GC"})
 
 
-async def test_a_verb_without_a_result_has_an_empty_body(daemon: Daemon) -> None:
+async def test_a_command_without_a_result_has_an_empty_body(daemon: Daemon) -> None:
     for path, command in (("/cni", "DEL"), ("/cni", "CHECK"), ("/delegate", "DEL")):
         assert await daemon.http.request("POST", path, json=request(command, config=None)) == (200, b""), command
 
 
-async def test_requests_are_counted_as_upstream_counts_them(tmp_path: Path) -> None:
-    """A path that is none makes no series of its own."""
+async def test_requests_are_counted_as_upstream_does(tmp_path: Path) -> None:
+    """All unknown paths are counted in one series."""
     telemetry = configure("multus", environ={})
     folder = tmp_path / "counted"
     folder.mkdir()
@@ -94,7 +92,7 @@ async def test_requests_are_counted_as_upstream_counts_them(tmp_path: Path) -> N
             await daemon.http.request(method, path)
         client, _ = recording_telemetry("client")
         async with serve(metrics_app(telemetry), f"unix:{folder}/metrics.sock", shutdown=1.0):
-            http = UnixHttp(f"{folder}/metrics.sock", client)
+            http = UnixHttpClient(f"{folder}/metrics.sock", client)
             status, text = await http.request("GET", "/metrics")
             await http.close()
     telemetry.shutdown()
@@ -107,8 +105,8 @@ async def test_requests_are_counted_as_upstream_counts_them(tmp_path: Path) -> N
     ]
 
 
-async def test_a_sandbox_that_nobody_knows_may_go(daemon: Daemon) -> None:
-    """DEL is forgiving: no pod, no record, no network namespace, no configuration of a network."""
+async def test_del_of_an_unknown_sandbox_succeeds(daemon: Daemon) -> None:
+    """There is no pod, no record, no network namespace and no network configuration."""
     assert await daemon.cni("DEL", "", {"cniVersion": "1.0.0", "name": "m", "type": "m"}) == (200, None)
     assert await daemon.delegate("DEL", "/nowhere", "net1", {}) == (200, None)
     assert daemon.record(SANDBOX) is None

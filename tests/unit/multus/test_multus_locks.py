@@ -1,27 +1,27 @@
-"""The locks: calls of a sandbox one after the other, GC alone."""
+"""Locks: the calls of a sandbox run one after the other, and a GC runs alone."""
 
 import asyncio
 
 import pytest
 
-from services.multus.errors import CniError
-from services.multus.locks import Locks
+from services.multus.cni.errors import CniError
+from services.multus.records.locks import SandboxLocks
 
 
-async def test_gc_waits_for_calls_and_holds_new_ones_back() -> None:
-    locks = Locks(5)
+async def test_gc_waits_for_running_calls_and_blocks_new_ones() -> None:
+    locks = SandboxLocks(5)
     order: list[str] = []
     entered, leave = asyncio.Event(), asyncio.Event()
 
     async def call(name: str, until: asyncio.Event | None = None) -> None:
-        async with locks.one(name):
+        async with locks.hold(name):
             order.append(name)
             if until is not None:
                 entered.set()
                 await until.wait()
 
     async def collect() -> None:
-        async with locks.all():
+        async with locks.hold_all():
             order.append("GC")
             await asyncio.sleep(0)
             order.append("GC ends")
@@ -39,18 +39,18 @@ async def test_gc_waits_for_calls_and_holds_new_ones_back() -> None:
     assert len(locks) == 0
 
 
-async def test_who_waits_too_long_is_told_to_try_again() -> None:
-    locks = Locks(0.02)
-    async with locks.one("a"):
-        for waiting in (locks.one("a"), locks.all()):
+async def test_a_wait_beyond_the_timeout_is_error_11() -> None:
+    locks = SandboxLocks(0.02)
+    async with locks.hold("a"):
+        for waiting in (locks.hold("a"), locks.hold_all()):
             with pytest.raises(CniError) as caught:
                 async with waiting:
-                    raise AssertionError("two hold it")
+                    raise AssertionError("two calls hold the lock")
             assert caught.value.code == 11
-    async with locks.all():
+    async with locks.hold_all():
         with pytest.raises(CniError, match="a GC has been running"):
-            async with locks.one("a"):
-                raise AssertionError("a call beside a GC")
-    async with locks.one("a"):
+            async with locks.hold("a"):
+                raise AssertionError("a call runs during a GC")
+    async with locks.hold("a"):
         pass
     assert len(locks) == 0

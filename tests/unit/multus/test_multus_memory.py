@@ -1,6 +1,6 @@
-"""The daemon's memory under requests that are none. ``make test-long`` sends 10,000, every other run a sample of 2,000.
+"""The daemon's memory under malformed requests: ``make test-long`` sends 10,000, every other run 2,000.
 
-The daemon is a process of its own, so that its memory is only its own.
+The daemon runs in a process of its own, so that only its memory is measured.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.http.client import UnixHttp
+from services.common.http.client import UnixHttpClient
 from tests.bench.measure import rss
 from tests.support.node_kube import FakeKube, serving_kube, write_kubeconfig
 from tests.support.spans import recording_telemetry
@@ -21,12 +21,12 @@ from tests.support.spans import recording_telemetry
 LONG = os.environ.get("HOTNIC_HYPOTHESIS_PROFILE") == "long"
 FIRST, ALL = (1000, 10_000) if LONG else (200, 2000)
 GROWTH = 5.0
-"""MiB that may be added between the first requests and the last."""
+"""MiB by which memory may grow between the first requests and the last."""
 
 
 @contextlib.asynccontextmanager
 async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Path]]:
-    """The daemon as a process, and its socket, from the moment it serves."""
+    """Run the daemon as a process; yield it and its socket once the socket exists."""
     for name in ("conf", "bin"):
         (folder / name).mkdir()
     async with serving_kube(FakeKube()) as kube:
@@ -39,7 +39,7 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
             "HOTNIC_CNI_STATE_DIR": str(folder / "state"),
             "HOTNIC_LOG_LEVEL": "error",
         }
-        # Not a pipe: nobody reads it, and a full one would stop the daemon.
+        # A file and not a pipe: nothing reads it, and a full pipe would block the daemon.
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "services.multus", env=environ, stderr=log
@@ -56,7 +56,7 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
 
 
 def malformed(random_: random.Random) -> bytes:
-    """A request that is none: rubbish, JSON that is no call, calls with something missing, or no HTTP at all."""
+    """Return a malformed request: random bytes, JSON that is not a call, an incomplete call, or no HTTP at all."""
     body = random_.choice(
         (
             random_.randbytes(random_.randrange(200)),
@@ -81,7 +81,7 @@ def malformed(random_: random.Random) -> bytes:
 
 
 async def send(socket: Path, request: bytes) -> bytes:
-    """Send it, say that nothing more comes, and take what is answered."""
+    """Send a request, close the sending side, and return the response."""
     reader, writer = await asyncio.open_unix_connection(socket)
     try:
         writer.write(request)
@@ -96,7 +96,7 @@ async def send(socket: Path, request: bytes) -> bytes:
 
 
 @pytest.mark.timeout(600 if LONG else 60)
-async def test_malformed_requests_leave_no_memory_behind(tmp_path: Path) -> None:
+async def test_malformed_requests_do_not_grow_memory(tmp_path: Path) -> None:
     random_ = random.Random(20)
     async with daemon(tmp_path) as (process, socket):
 
@@ -108,7 +108,7 @@ async def test_malformed_requests_leave_no_memory_behind(tmp_path: Path) -> None
 
         first = await some(FIRST)
         last = await some(ALL - FIRST)
-        http = UnixHttp(str(socket), recording_telemetry("client")[0])
+        http = UnixHttpClient(str(socket), recording_telemetry("client")[0])
         assert (await http.request("GET", "/healthz"))[0] == 200
         await http.close()
     assert last - first <= GROWTH, f"{first:.1f} MiB after {FIRST}, {last:.1f} MiB after {ALL} requests"

@@ -1,4 +1,4 @@
-"""What multus decides: what is made, kept, refused and undone, from a record and the links of a sandbox."""
+"""Decisions of multus from a record and the links of a sandbox: what is added, kept, refused and deleted."""
 
 import json
 from typing import Any
@@ -12,30 +12,40 @@ from schemas import cni
 from schemas.kube import ObjectMeta, Pod
 from services.common.netlink.links import Link
 from services.multus import plan
-from services.multus.call import PodId
-from services.multus.conflist import Attributes, parse
-from services.multus.errors import CniError
-from services.multus.plan import Attach, Detach, Keep, RemoveLink, RenameLink, Wanted
-from services.multus.pod import check_pod, pod_patch
-from services.multus.records import Attachment, Owner, Sandbox, State
+from services.multus.cni.call import PodId
+from services.multus.cni.conflist import AttachmentAttributes, parse
+from services.multus.cni.errors import CniError
+from services.multus.plan import (
+    AddAttachment,
+    DeleteAttachment,
+    DesiredAttachment,
+    KeepAttachment,
+    RemoveLink,
+    RenameLink,
+)
+from services.multus.pod.reader import check_pod
+from services.multus.pod.status import pod_patch
+from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
 
 POD_LINK, NIC, BRIDGE = "pod7e0055a6880", "7e0055a6880-nic", "k6t-7e0055a6880"
 POD = Pod(metadata=ObjectMeta(name="pod", namespace="default", uid="uid", resource_version="7"))
 LO = Link(1, "lo")
 
 
-def wanted(ifname: str = POD_LINK, bridge: str = "b", owner: Owner = Owner.DELEGATE, **runtime: Any) -> Wanted:
+def desired(
+    ifname: str = POD_LINK, bridge: str = "b", origin: AttachmentOrigin = AttachmentOrigin.DELEGATE, **runtime: Any
+) -> DesiredAttachment:
     network = parse(json.dumps({"cniVersion": "1.0.0", "name": "blue", "type": "bridge", "bridge": bridge}))
-    return Wanted(ifname, network, "default/blue", owner, Attributes(runtime))
+    return DesiredAttachment(ifname, network, "default/blue", origin, AttachmentAttributes(runtime))
 
 
 def added(ifname: str = POD_LINK, index: int = 5, kind: str = "veth", **fields: Any) -> Attachment:
-    made = wanted(ifname).attachment()
-    return msgspec.structs.replace(made, state=State.ADDED, ifindex=index, kind=kind, **fields)
+    made = desired(ifname).attachment()
+    return msgspec.structs.replace(made, state=AttachmentState.ADDED, ifindex=index, kind=kind, **fields)
 
 
-def sandbox(*attachments: Attachment) -> Sandbox:
-    return Sandbox("abc", "/ns", "default", "pod", "uid", attachments)
+def sandbox(*attachments: Attachment) -> SandboxState:
+    return SandboxState("abc", "/ns", "default", "pod", "uid", attachments)
 
 
 def veth(name: str, index: int = 5, master: int | None = None) -> Link:
@@ -45,115 +55,122 @@ def veth(name: str, index: int = 5, master: int | None = None) -> Link:
 # ---- ADD ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_free_name_is_attached() -> None:
-    assert plan.adding(None, [wanted()], [LO]) == [Attach(wanted())]
-    assert plan.adding(sandbox(added("net1")), [wanted()], [LO, veth("net1")]) == [Attach(wanted())]
+def test_add_uses_a_free_name() -> None:
+    assert plan.plan_add(None, [desired()], [LO]) == [AddAttachment(desired())]
+    assert plan.plan_add(sandbox(added("net1")), [desired()], [LO, veth("net1")]) == [AddAttachment(desired())]
 
 
-def test_the_same_attachment_is_kept_also_when_it_is_wired() -> None:
-    kept = [Keep(added())]
-    assert plan.adding(sandbox(added()), [wanted()], [LO, veth(POD_LINK)]) == kept
-    wired = [LO, veth(NIC, master=9), Link(9, BRIDGE, "bridge"), Link(10, POD_LINK, "dummy")]
-    assert plan.adding(sandbox(added()), [wanted()], wired) == kept
+def test_add_keeps_an_equal_attachment_even_in_use() -> None:
+    kept = [KeepAttachment(added())]
+    assert plan.plan_add(sandbox(added()), [desired()], [LO, veth(POD_LINK)]) == kept
+    in_use = [LO, veth(NIC, master=9), Link(9, BRIDGE, "bridge"), Link(10, POD_LINK, "dummy")]
+    assert plan.plan_add(sandbox(added()), [desired()], in_use) == kept
 
 
-@pytest.mark.parametrize("other", [wanted(bridge="other"), wanted(mac="02:00:00:00:00:01")])
-def test_other_settings_for_a_standing_attachment_are_refused(other: Wanted) -> None:
+@pytest.mark.parametrize("other", [desired(bridge="other"), desired(mac="02:00:00:00:00:01")])
+def test_add_refuses_other_settings_for_an_existing_attachment(other: DesiredAttachment) -> None:
     with pytest.raises(CniError, match=f"validateIfName: interface name {POD_LINK} already exists") as caught:
-        plan.adding(sandbox(added()), [other], [LO, veth(POD_LINK)])
-    assert caught.value.code == cni.Code.INVALID_CONFIG
+        plan.plan_add(sandbox(added()), [other], [LO, veth(POD_LINK)])
+    assert caught.value.code == cni.CniErrorCode.INVALID_CONFIG
 
 
-def test_a_link_of_somebody_else_and_a_name_asked_for_twice_are_refused() -> None:
+def test_add_refuses_a_foreign_link_and_a_duplicate_name() -> None:
     with pytest.raises(CniError, match="already exists"):
-        plan.adding(None, [wanted()], [LO, veth(POD_LINK)])
+        plan.plan_add(None, [desired()], [LO, veth(POD_LINK)])
     with pytest.raises(CniError, match="already exists"):
-        plan.adding(None, [wanted(), wanted()], [LO])
+        plan.plan_add(None, [desired(), desired()], [LO])
 
 
-def test_a_lost_link_and_an_add_that_was_cut_off_are_undone_and_made_anew() -> None:
+def test_add_recreates_a_lost_link_and_an_interrupted_attachment() -> None:
     lost = added()
-    assert plan.adding(sandbox(lost), [wanted()], [LO]) == [Detach(lost), Attach(wanted())]
-    begun = wanted().attachment()
-    assert plan.adding(sandbox(begun), [wanted()], [LO, veth(POD_LINK)]) == [Detach(begun), Attach(wanted())]
-    changed = wanted(bridge="other")
-    assert plan.adding(sandbox(lost), [changed], [LO]) == [Detach(lost), Attach(changed)]
+    assert plan.plan_add(sandbox(lost), [desired()], [LO]) == [DeleteAttachment(lost), AddAttachment(desired())]
+    interrupted = desired().attachment()
+    assert plan.plan_add(sandbox(interrupted), [desired()], [LO, veth(POD_LINK)]) == [
+        DeleteAttachment(interrupted),
+        AddAttachment(desired()),
+    ]
+    changed = desired(bridge="other")
+    assert plan.plan_add(sandbox(lost), [changed], [LO]) == [DeleteAttachment(lost), AddAttachment(changed)]
 
 
 # ---- DEL ---------------------------------------------------------------------------------------------------------
 
 
-def test_all_are_undone_the_last_first() -> None:
+def test_delete_runs_in_reverse_order() -> None:
     known = sandbox(added("eth0", 2), added("net1", 3), added("net2", 4))
     links = [LO, veth("eth0", 2), veth("net1", 3), veth("net2", 4)]
-    actions = plan.deleting(known, None, links, going=True)
+    actions = plan.plan_delete(known, None, links, deleting_sandbox=True)
     assert [(a.attachment.ifname, a.links, a.with_netns) for a in actions] == [
         ("net2", (), True),
         ("net1", (), True),
         ("eth0", (), True),
     ]
-    assert plan.deleting(known, ["net1"], links, going=False) == [Detach(added("net1", 3))]
+    assert plan.plan_delete(known, ["net1"], links, deleting_sandbox=False) == [DeleteAttachment(added("net1", 3))]
 
 
-def test_without_a_namespace_only_what_is_held_elsewhere_is_freed() -> None:
-    assert plan.deleting(sandbox(added()), None, None, going=True) == [Detach(added(), with_netns=False)]
+def test_delete_without_a_namespace_passes_no_netns() -> None:
+    assert plan.plan_delete(sandbox(added()), None, None, deleting_sandbox=True) == [
+        DeleteAttachment(added(), with_netns=False)
+    ]
 
 
-WIRED = {
+IN_USE = {
     "port of the bridge": [veth(NIC, master=9), Link(9, BRIDGE, "bridge"), Link(10, POD_LINK, "dummy")],
-    "freed, bridge stands": [veth(NIC), Link(9, BRIDGE, "bridge"), Link(10, POD_LINK, "dummy")],
-    "wiring has just begun": [veth(POD_LINK), Link(9, BRIDGE, "bridge")],
-    "enslaved elsewhere": [veth(POD_LINK, master=9), Link(9, "other", "bridge")],
+    "detached, bridge exists": [veth(NIC), Link(9, BRIDGE, "bridge"), Link(10, POD_LINK, "dummy")],
+    "set-up has just started": [veth(POD_LINK), Link(9, BRIDGE, "bridge")],
+    "port of another bridge": [veth(POD_LINK, master=9), Link(9, "other", "bridge")],
     "link lost under the guest": [Link(9, BRIDGE, "bridge"), Link(10, POD_LINK, "dummy")],
 }
 
 
-@pytest.mark.parametrize("links", WIRED.values(), ids=WIRED.keys())
-def test_a_link_that_a_guest_uses_is_not_undone(links: list[Link]) -> None:
+@pytest.mark.parametrize("links", IN_USE.values(), ids=IN_USE.keys())
+def test_delete_refuses_a_link_in_use_by_a_guest(links: list[Link]) -> None:
     with pytest.raises(CniError, match="still in use by a guest") as caught:
-        plan.deleting(sandbox(added()), [POD_LINK], [LO, *links], going=False)
-    assert caught.value.code == cni.Code.TRY_AGAIN_LATER
+        plan.plan_delete(sandbox(added()), [POD_LINK], [LO, *links], deleting_sandbox=False)
+    assert caught.value.code == cni.CniErrorCode.TRY_AGAIN_LATER
 
 
-@pytest.mark.parametrize("stand_in", [Link(10, POD_LINK, "dummy"), Link(10, POD_LINK, "bridge")])
-def test_a_link_that_is_only_renamed_gets_its_name_back(stand_in: Link) -> None:
-    expected = Detach(added(), (RemoveLink(10, POD_LINK), RenameLink(5, POD_LINK)))
-    assert plan.deleting(sandbox(added()), [POD_LINK], [LO, veth(NIC), stand_in], going=False) == [expected]
-    bare = Detach(added(), (RenameLink(5, POD_LINK),))
-    assert plan.deleting(sandbox(added()), [POD_LINK], [LO, veth(NIC)], going=False) == [bare]
+@pytest.mark.parametrize("dummy", [Link(10, POD_LINK, "dummy"), Link(10, POD_LINK, "bridge")])
+def test_delete_restores_the_name_of_a_renamed_link(dummy: Link) -> None:
+    expected = DeleteAttachment(added(), (RemoveLink(10, POD_LINK), RenameLink(5, POD_LINK)))
+    assert plan.plan_delete(sandbox(added()), [POD_LINK], [LO, veth(NIC), dummy], deleting_sandbox=False) == [expected]
+    bare = DeleteAttachment(added(), (RenameLink(5, POD_LINK),))
+    assert plan.plan_delete(sandbox(added()), [POD_LINK], [LO, veth(NIC)], deleting_sandbox=False) == [bare]
 
 
-def test_the_end_of_the_sandbox_overrides_the_guest() -> None:
-    expected = Detach(added(), (RemoveLink(10, POD_LINK), RenameLink(5, POD_LINK)))
-    assert plan.deleting(sandbox(added()), None, [LO, *WIRED["port of the bridge"]], going=True) == [expected]
+def test_delete_of_the_sandbox_ignores_use_by_a_guest() -> None:
+    expected = DeleteAttachment(added(), (RemoveLink(10, POD_LINK), RenameLink(5, POD_LINK)))
+    assert plan.plan_delete(sandbox(added()), None, [LO, *IN_USE["port of the bridge"]], deleting_sandbox=True) == [
+        expected
+    ]
 
 
-def test_a_stranger_under_the_name_is_not_undone() -> None:
-    stranger = veth(POD_LINK, index=77)
-    assert plan.deleting(sandbox(added()), [POD_LINK], [LO, stranger], going=False) == [
-        Detach(added(), with_netns=False)
+def test_delete_does_not_touch_a_foreign_link() -> None:
+    foreign = veth(POD_LINK, index=77)
+    assert plan.plan_delete(sandbox(added()), [POD_LINK], [LO, foreign], deleting_sandbox=False) == [
+        DeleteAttachment(added(), with_netns=False)
     ]
     with pytest.raises(CniError, match="did not make"):
-        plan.deleting(sandbox(added()), [POD_LINK], [LO, stranger, veth("mine")], going=False)
+        plan.plan_delete(sandbox(added()), [POD_LINK], [LO, foreign, veth("mine")], deleting_sandbox=False)
 
 
-def test_a_link_used_by_the_workload_itself_is_undone() -> None:
+def test_delete_detaches_a_link_used_by_the_workload() -> None:
     bonded = [veth("net1", master=9), Link(9, "bond0", "bond")]
-    expected = Detach(added("net1"), (RenameLink(5, "net1"),))
-    assert plan.deleting(sandbox(added("net1")), ["net1"], [LO, *bonded], going=False) == [expected]
+    expected = DeleteAttachment(added("net1"), (RenameLink(5, "net1"),))
+    assert plan.plan_delete(sandbox(added("net1")), ["net1"], [LO, *bonded], deleting_sandbox=False) == [expected]
 
 
-def test_ordinal_names_are_guarded_too() -> None:
+def test_delete_refuses_an_ordinal_link_in_use_by_a_guest() -> None:
     links = [veth("net1-nic", master=9), Link(9, "k6t-net1", "bridge"), Link(10, "net1", "dummy")]
     with pytest.raises(CniError, match="still in use"):
-        plan.deleting(sandbox(added("net1")), ["net1"], [LO, *links], going=False)
+        plan.plan_delete(sandbox(added("net1")), ["net1"], [LO, *links], deleting_sandbox=False)
 
 
-def test_an_unrecorded_name_frees_at_most_a_lease() -> None:
-    network = wanted().network
-    assert plan.releasing(network, POD_LINK, Attributes(), [LO, veth(POD_LINK)]) == []
+def test_delete_of_an_unrecorded_name_touches_no_link() -> None:
+    network = desired().network
+    assert plan.plan_delete_unrecorded(network, POD_LINK, AttachmentAttributes(), [LO, veth(POD_LINK)]) == []
     for links in ([LO], None):
-        [release] = plan.releasing(network, POD_LINK, Attributes(), links)
+        [release] = plan.plan_delete_unrecorded(network, POD_LINK, AttachmentAttributes(), links)
         assert not release.with_netns
 
 
@@ -172,10 +189,10 @@ some_links = st.lists(
 
 
 @given(some_links)
-def test_no_link_but_ours_and_its_stand_in_is_ever_touched(links: list[Link]) -> None:
-    for going in (False, True):
+def test_delete_touches_only_the_recorded_link_and_its_dummy(links: list[Link]) -> None:
+    for deleting_sandbox in (False, True):
         try:
-            [action] = plan.deleting(sandbox(added()), [POD_LINK], links, going=going)
+            [action] = plan.plan_delete(sandbox(added()), [POD_LINK], links, deleting_sandbox=deleting_sandbox)
         except CniError:
             continue
         by_index = {link.index: link for link in links}
@@ -186,31 +203,31 @@ def test_no_link_but_ours_and_its_stand_in_is_ever_touched(links: list[Link]) ->
             else:
                 assert link.name == POD_LINK
                 assert link.index != 5 or link.kind != "veth"
-        if not going:
+        if not deleting_sandbox:
             assert BRIDGE not in {link.name for link in links}
         after = {link.name: link for link in links if RemoveLink(link.index, link.name) not in action.links}
         if action.with_netns and POD_LINK in after:
             assert after[POD_LINK].index == 5
 
 
-# ---- the rest ----------------------------------------------------------------------------------------------------
+# ---- CHECK, GC and the pod ---------------------------------------------------------------------------------------
 
 
-def test_check_asks_the_plugin_only_about_links_that_stand_as_it_left_them() -> None:
-    assert plan.checking(sandbox(added()), None, [LO, veth(POD_LINK)]) == [added()]
-    assert plan.checking(sandbox(added()), None, [LO, *WIRED["port of the bridge"]]) == []
+def test_check_runs_plugins_only_for_unchanged_links() -> None:
+    assert plan.plan_check(sandbox(added()), None, [LO, veth(POD_LINK)]) == [added()]
+    assert plan.plan_check(sandbox(added()), None, [LO, *IN_USE["port of the bridge"]]) == []
     with pytest.raises(CniError, match="is gone"):
-        plan.checking(sandbox(added()), None, [LO, Link(10, POD_LINK, "dummy")])
+        plan.plan_check(sandbox(added()), None, [LO, Link(10, POD_LINK, "dummy")])
 
 
-def test_the_pod_is_told_everything_in_order() -> None:
+def test_the_pod_patch_lists_all_networks_in_order() -> None:
     result = cni.CniResult(
         "1.1.0",
         [cni.CniInterface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")],
-        [cni.Ip("10.0.0.5/24", "10.0.0.1", 0)],
+        [cni.CniIp("10.0.0.5/24", "10.0.0.1", 0)],
         [cni.CniRoute("0.0.0.0/0")],
     )
-    attachments = [added("eth0", owner=Owner.CLUSTER, network="pods"), added(result=result)]
+    attachments = [added("eth0", origin=AttachmentOrigin.CLUSTER, network="pods"), added(result=result)]
     annotations = pod_patch(sandbox(), POD, attachments)["metadata"]["annotations"]
     assert json.loads(annotations["k8s.v1.cni.cncf.io/network-status"]) == [
         {"name": "pods", "interface": "eth0", "default": True, "dns": {}},
@@ -235,10 +252,10 @@ def test_the_pod_is_told_everything_in_order() -> None:
     }
 
 
-def test_a_record_that_nobody_would_read_is_not_written() -> None:
+def test_a_pod_nic_record_that_is_too_large_is_left_out() -> None:
     routes = [cni.CniRoute(f"172.16.{i}.0/24", "10.0.0.1") for i in range(250)]
     result = cni.CniResult(
-        "1.1.0", [cni.CniInterface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")], [cni.Ip("10.0.0.5/24")], routes
+        "1.1.0", [cni.CniInterface(POD_LINK, "0A:00:00:00:00:01", 1400, "/ns")], [cni.CniIp("10.0.0.5/24")], routes
     )
     annotations = pod_patch(sandbox(), POD, [added(result=result)])["metadata"]["annotations"]
     assert list(annotations) == ["k8s.v1.cni.cncf.io/network-status"]
@@ -253,7 +270,7 @@ def test_a_record_that_nobody_would_read_is_not_written() -> None:
         ("other", {"kubernetes.io/config.source": "file"}, True),
     ],
 )
-def test_the_pod_must_be_the_one_the_runtime_means(uid: str, annotations: dict[str, str], fits: bool) -> None:
+def test_check_pod_refuses_another_pod_of_that_name(uid: str, annotations: dict[str, str], fits: bool) -> None:
     pod = msgspec.convert({"metadata": {"name": "pod", "uid": uid, "annotations": annotations}}, Pod)
     if fits:
         check_pod(pod, PodId("default", "pod", "uid"))
@@ -263,9 +280,11 @@ def test_the_pod_must_be_the_one_the_runtime_means(uid: str, annotations: dict[s
     check_pod(pod, PodId("default", "pod"))
 
 
-def test_gc_without_a_list_is_refused() -> None:
-    assert plan.valid_attachments({"cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}]}) == [("a", "eth0")]
+def test_gc_refuses_a_missing_list_of_valid_attachments() -> None:
+    assert plan.parse_valid_attachments({"cni.dev/attachments": [{"containerID": "a", "ifname": "eth0"}]}) == [
+        ("a", "eth0")
+    ]
     bad: list[Any] = [{}, {"cni.dev/valid-attachments": None}, {"cni.dev/valid-attachments": [{"ifname": "x"}]}]
     for document in bad:
         with pytest.raises(CniError):
-            plan.valid_attachments(document)
+            plan.parse_valid_attachments(document)

@@ -1,4 +1,4 @@
-"""The shim as the runtime executes it: its one file, run by the system's Python, against a scripted daemon."""
+"""The shim as the runtime executes it: a single file, run by the system's Python, with a scripted daemon."""
 
 import asyncio
 import base64
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from schemas import cni
-from services.multus import shim
-from services.multus.autoconfig import install_shim
+from services.multus.container_runtime import shim
+from services.multus.container_runtime.autoconfig import install_shim
 
 RESULT: dict[str, Any] = {
     "cniVersion": "1.1.0",
@@ -25,7 +25,7 @@ RESULT: dict[str, Any] = {
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
-    """The installed shim: the one for Python, or the one that ``scripts/shim-static`` has built."""
+    """The installed shim: the Python file, or the executable that ``scripts/shim-static`` builds."""
     return install_shim(Path(os.environ.get("HOTNIC_TEST_SHIM", shim.__file__)), tmp_path)
 
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 async def run(
     plugin: Path, command: str | None, config: dict[str, Any] | bytes, **environ: str
 ) -> tuple[int, Any, str]:
-    """Execute it; gives exit code, decoded output and what it wrote to standard error."""
+    """Execute the shim; return its exit code, its decoded output and its standard error."""
     raw = config if isinstance(config, bytes) else json.dumps(config).encode()
     env = {"CNI_CONTAINERID": "abc", "CNI_NETNS": "/ns", "CNI_IFNAME": "eth0", "SECRET": "s", **environ}
     if command is not None:
@@ -50,7 +50,7 @@ async def run(
 
 
 class Scripted:
-    """A daemon that answers as it is told: raw bytes for each POST, 200 for the health question."""
+    """A scripted daemon: it responds to each POST with raw bytes and to the health check with 200."""
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
@@ -74,7 +74,7 @@ class Scripted:
 
 @asynccontextmanager
 async def daemon(folder: Path, answer: bytes = b"") -> AsyncIterator[Scripted]:
-    """A scripted daemon while the context is open."""
+    """Run a scripted daemon while the context is open."""
     scripted = Scripted(answer)
     server = await asyncio.start_unix_server(scripted.handle, folder / "multus.sock")
     try:
@@ -85,20 +85,20 @@ async def daemon(folder: Path, answer: bytes = b"") -> AsyncIterator[Scripted]:
 
 
 def http(body: Any, status: str = "200 OK") -> bytes:
-    """An answer with a length."""
+    """Return a response with a Content-Length."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 def chunked(body: Any) -> bytes:
-    """The same in chunks."""
+    """Return the same response in chunks."""
     data = json.dumps(body).encode()
     parts = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:7], data[7:]))
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + parts + b"0\r\n\r\n"
 
 
 @pytest.mark.parametrize("version", ["0.3.0", *cni.SUPPORTED_VERSIONS])
-async def test_add_answers_in_the_version_of_its_configuration(
+async def test_add_prints_the_version_of_the_configuration(
     plugin: Path, config: dict[str, Any], tmp_path: Path, version: str
 ) -> None:
     config["cniVersion"] = version
@@ -123,9 +123,9 @@ async def test_add_answers_in_the_version_of_its_configuration(
 @pytest.mark.parametrize(
     "answer",
     [chunked({"Result": RESULT}), b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps({"Result": RESULT}).encode()],
-    ids=["chunked", "up to the end"],
+    ids=["chunked", "until the end"],
 )
-async def test_answers_are_read_however_they_are_framed(
+async def test_responses_are_read_in_any_framing(
     plugin: Path, config: dict[str, Any], tmp_path: Path, answer: bytes
 ) -> None:
     async with daemon(tmp_path, answer):
@@ -139,13 +139,13 @@ async def test_answers_are_read_however_they_are_framed(
         (http({"code": 11, "msg": "later", "details": "d"}, "400 Bad Request"), 11, "later"),
         (http(b'ContainerID:"abc" ERRORED: text\n', "400 Bad Request"), 999, 'status 400: ContainerID:"abc"'),
         (http({"code": "x"}, "400 Bad Request"), 999, "status 400"),
-        (http({"Nothing": 1}), 999, "is no result"),
-        (http(b""), 999, "is no result"),
-        (http(b"[]"), 999, "is no result"),
-        (b"", 11, "without an answer"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", 11, "cut short"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}", 11, "cut short"),
-        (b"rubbish\r\n\r\n", 11, "failed"),
+        (http({"Nothing": 1}), 999, "is not a result"),
+        (http(b""), 999, "is not a result"),
+        (http(b"[]"), 999, "is not a result"),
+        (b"", 11, "without a response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", 11, "is incomplete"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}", 11, "is incomplete"),
+        (b"garbage\r\n\r\n", 11, "failed"),
     ],
 )
 async def test_failures_become_error_documents(
@@ -158,27 +158,27 @@ async def test_failures_become_error_documents(
     assert part in out["msg"]
 
 
-async def test_add_waits_for_the_daemon(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
-    asked = asyncio.Event()
+async def test_add_waits_until_the_daemon_is_ready(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+    probed = asyncio.Event()
     calling = asyncio.create_task(run(plugin, "ADD", config))
     async with daemon(tmp_path, http({"Result": RESULT})) as scripted:
         answers = iter([False, False])
 
         def healthy() -> bool:
-            asked.set()
+            probed.set()
             return next(answers, True)
 
         scripted.healthy = healthy
-        await asyncio.wait_for(asked.wait(), 5)
+        await asyncio.wait_for(probed.wait(), 5)
         code, out, _ = await calling
     assert (code, out["cniVersion"]) == (0, "1.0.0")
     assert [first.split()[0] for first, _, _ in scripted.requests] == ["GET", "GET", "GET", "POST"]
 
 
-async def test_a_daemon_that_goes_between_its_health_answer_and_the_call_is_waited_for(
+async def test_add_retries_when_the_daemon_ends_before_the_call(
     plugin: Path, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Fault: the daemon dies between readiness probe and CNI call, and the pod's creation fails."""
+    """Upstream fault: the daemon dies between health check and call, and the creation of the pod fails."""
     gone = asyncio.Event()
     log = tmp_path / "shim.log"
     config |= {"logFile": str(log), "logLevel": "verbose"}
@@ -186,7 +186,7 @@ async def test_a_daemon_that_goes_between_its_health_answer_and_the_call_is_wait
         first.healthy = lambda: gone.set() is None and not (tmp_path / "multus.sock").unlink()
         calling = asyncio.create_task(run(plugin, "ADD", config))
         await asyncio.wait_for(gone.wait(), 10)
-        while not (log.exists() and "is being restarted" in log.read_text()):  # noqa: ASYNC110
+        while not (log.exists() and "is restarting" in log.read_text()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     async with daemon(tmp_path, http({"Result": RESULT})) as second:
         code, _, _ = await calling
@@ -194,7 +194,7 @@ async def test_a_daemon_that_goes_between_its_health_answer_and_the_call_is_wait
     assert [line.split()[0] for line, _, _ in second.requests] == ["GET", "POST"]
 
 
-async def test_del_never_stops_a_pod_from_going(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+async def test_del_always_succeeds(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
     code, out, err = await run(plugin, "DEL", config)
     assert (code, out) == (0, None)
     assert "DEL is left to the daemon's next start" in err
@@ -217,7 +217,7 @@ async def test_del_never_stops_a_pod_from_going(plugin: Path, config: dict[str, 
         (None, "1.0.0", 4, "CNI_COMMAND"),
     ],
 )
-async def test_what_a_version_does_not_know_is_refused_without_the_daemon(
+async def test_unsupported_commands_and_versions_are_refused_without_the_daemon(
     plugin: Path, config: dict[str, Any], command: str | None, version: str, code: int, part: str
 ) -> None:
     status, out, _ = await run(plugin, command, {**config, "cniVersion": version})
@@ -226,12 +226,12 @@ async def test_what_a_version_does_not_know_is_refused_without_the_daemon(
 
 
 @pytest.mark.parametrize("config", [b"", b"{", b"[]", b"null", b"\xff"])
-async def test_a_configuration_that_is_none_is_refused(plugin: Path, config: bytes) -> None:
+async def test_an_invalid_configuration_is_refused(plugin: Path, config: bytes) -> None:
     status, out, _ = await run(plugin, "ADD", config)
     assert (status, out["code"]) == (1, 6)
 
 
-async def test_verbs_without_a_result_print_nothing(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+async def test_commands_without_a_result_print_nothing(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
     config["cniVersion"] = "1.1.0"
     async with daemon(tmp_path, http(b"")):
         for command in ("CHECK", "STATUS", "GC", "DEL"):
@@ -245,7 +245,9 @@ async def test_version_needs_neither_daemon_nor_configuration(plugin: Path) -> N
     assert set(cni.SUPPORTED_VERSIONS) <= set(out["supportedVersions"])
 
 
-async def test_it_logs_where_it_is_told(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
+async def test_the_log_keys_of_the_configuration_are_obeyed(
+    plugin: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
     log = tmp_path / "shim.log"
     config |= {"logFile": str(log), "logLevel": "verbose", "logToStderr": False}
     async with daemon(tmp_path, http({"Result": RESULT})):
@@ -254,7 +256,7 @@ async def test_it_logs_where_it_is_told(plugin: Path, config: dict[str, Any], tm
     assert "hotnic-multus: ADD for container abc" in log.read_text()
 
 
-def test_it_needs_nothing_but_a_small_part_of_the_standard_library() -> None:
+def test_the_shim_imports_only_a_few_standard_modules() -> None:
     imported = {
         line.split()[1]
         for line in Path(shim.__file__).read_text().splitlines()

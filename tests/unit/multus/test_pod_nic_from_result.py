@@ -1,4 +1,4 @@
-"""From a CNI result to network-status and to the record of a pod NIC."""
+"""Conversion of a CNI result to network-status entries and to the record of a pod interface."""
 
 import msgspec
 import pytest
@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from schemas import cni
 from schemas.networks import Dns, NetworkStatus
 from schemas.operations import PodNic, RecordedRoute
-from services.common.domain.pod_nic import network_status, network_statuses, pod_nic
-from services.multus import results
-from services.multus.errors import CniError
+from services.common.domain.pod_nic import build_network_status, build_network_statuses, build_pod_nic
+from services.multus.cni import results
+from services.multus.cni.errors import CniError
 
 RESULT = cni.CniResult(
     "1.1.0",
@@ -20,9 +20,9 @@ RESULT = cni.CniResult(
         cni.CniInterface("net1", "0A:00:00:00:00:01", 1400, "/ns"),
     ],
     [
-        cni.Ip("10.0.0.5/24", "10.0.0.1", 2),
-        cni.Ip("fd00::5/64", None, 2),
-        cni.Ip("10.9.9.9/32", None, 0),
+        cni.CniIp("10.0.0.5/24", "10.0.0.1", 2),
+        cni.CniIp("fd00::5/64", None, 2),
+        cni.CniIp("10.9.9.9/32", None, 0),
     ],
     [cni.CniRoute("0.0.0.0/0"), cni.CniRoute("10.8.0.0/16", "10.0.0.9", priority=5), cni.CniRoute("::/0", "fd00::1")],
     Dns(nameservers=["10.0.0.2"], domain="example", search=["a.example"]),
@@ -30,7 +30,7 @@ RESULT = cni.CniResult(
 
 
 def test_network_status_has_the_sandbox_link_and_its_addresses() -> None:
-    assert network_status("default/blue", "net1", RESULT) == NetworkStatus(
+    assert build_network_status("default/blue", "net1", RESULT) == NetworkStatus(
         name="default/blue",
         interface="net1",
         ips=["10.0.0.5", "fd00::5"],
@@ -39,13 +39,13 @@ def test_network_status_has_the_sandbox_link_and_its_addresses() -> None:
         dns=RESULT.dns,
         gateway=["10.0.0.1", "fd00::1"],
     )
-    bare = network_status("pods", "eth0", cni.CniResult(), default=True)
+    bare = build_network_status("pods", "eth0", cni.CniResult(), default=True)
     assert bare == NetworkStatus(name="pods", interface="eth0", default=True)
 
 
-def test_a_plugin_that_makes_several_links_has_an_entry_for_each() -> None:
-    """As upstream's plural builder: addresses by index, those without one on the last, one default."""
-    assert network_statuses("pods", "eth0", RESULT, True) == [network_status("pods", "eth0", RESULT, True)]
+def test_network_status_has_an_entry_per_link() -> None:
+    """As upstream's builder for several links: addresses by index, without an index on the last link; one default."""
+    assert build_network_statuses("pods", "eth0", RESULT, True) == [build_network_status("pods", "eth0", RESULT, True)]
     several = cni.CniResult(
         "1.1.0",
         [
@@ -53,24 +53,24 @@ def test_a_plugin_that_makes_several_links_has_an_entry_for_each() -> None:
             cni.CniInterface("host0", "02:00:00:00:00:02"),
             cni.CniInterface("udn1", "02:00:00:00:00:03", 1400, "/ns"),
         ],
-        [cni.Ip("10.0.0.5/24", None, 0), cni.Ip("10.1.0.5/24", "10.1.0.1", 2), cni.Ip("fd00::5/64")],
+        [cni.CniIp("10.0.0.5/24", None, 0), cni.CniIp("10.1.0.5/24", "10.1.0.1", 2), cni.CniIp("fd00::5/64")],
         [cni.CniRoute("0.0.0.0/0", "10.1.0.1")],
     )
     gateway = ["10.1.0.1"]
-    assert network_statuses("pods", "eth0", several, True) == [
+    assert build_network_statuses("pods", "eth0", several, True) == [
         NetworkStatus("pods", "eth0", ["10.0.0.5"], "02:00:00:00:00:01", gateway=gateway),
         NetworkStatus("pods", "udn1", ["10.1.0.5", "fd00::5"], "02:00:00:00:00:03", 1400, True, gateway=gateway),
     ]
     no_gateway = msgspec.structs.replace(several, ips=several.ips[:1], routes=[])
-    assert [(s.interface, s.default) for s in network_statuses("pods", "eth0", no_gateway, True)] == [
+    assert [(s.interface, s.default) for s in build_network_statuses("pods", "eth0", no_gateway, True)] == [
         ("eth0", True),
         ("udn1", False),
     ]
-    assert not [s for s in network_statuses("ns/nad", "net1", several) if s.default]
+    assert not [s for s in build_network_statuses("ns/nad", "net1", several) if s.default]
 
 
-def test_the_record_keeps_what_taking_the_link_down_loses() -> None:
-    assert pod_nic("uid", "abc", "net1", RESULT) == PodNic(
+def test_the_record_has_what_setting_the_link_down_loses() -> None:
+    assert build_pod_nic("uid", "abc", "net1", RESULT) == PodNic(
         pod_uid="uid",
         sandbox_id="abc",
         interface="net1",
@@ -88,36 +88,36 @@ def test_the_record_keeps_what_taking_the_link_down_loses() -> None:
     )
 
 
-def test_the_link_itself_stands_in_for_what_the_result_does_not_say() -> None:
+def test_the_link_completes_a_result_without_mac_and_mtu() -> None:
     silent = cni.CniResult("1.1.0", [cni.CniInterface("net1", sandbox="/ns")])
-    assert pod_nic("uid", "abc", "net1", silent) is None
-    assert pod_nic("uid", "abc", "net1", silent, mac="02:00:00:00:00:01") is None
-    record = pod_nic("uid", "abc", "net1", cni.CniResult(), mac="02:00:00:00:00:01", mtu=9000)
+    assert build_pod_nic("uid", "abc", "net1", silent) is None
+    assert build_pod_nic("uid", "abc", "net1", silent, mac="02:00:00:00:00:01") is None
+    record = build_pod_nic("uid", "abc", "net1", cni.CniResult(), mac="02:00:00:00:00:01", mtu=9000)
     assert record is not None
     assert (record.mac, record.mtu, record.ips) == ("02:00:00:00:00:01", 9000, ())
-    named = pod_nic("uid", "abc", "net1", RESULT, mac="02:00:00:00:00:01", mtu=9000)
+    named = build_pod_nic("uid", "abc", "net1", RESULT, mac="02:00:00:00:00:01", mtu=9000)
     assert named is not None
     assert (named.mac, named.mtu) == ("0a:00:00:00:00:01", 1400)
 
 
-def test_an_old_plugins_result_is_completed_from_the_link() -> None:
+def test_a_result_of_an_old_plugin_is_completed_from_the_link() -> None:
     old = results.decode(b'{"cniVersion":"0.3.1","interfaces":[{"name":"net1","sandbox":"/ns"}]}', "p")
-    done = results.completed(old, "net1", mac="02:00:00:00:00:01", mtu=1450)
+    done = results.fill_in_link(old, "net1", mac="02:00:00:00:00:01", mtu=1450)
     assert done.interfaces == [cni.CniInterface("net1", "02:00:00:00:00:01", 1450, "/ns")]
-    assert results.completed(RESULT, "net1", mac="x", mtu=1) == RESULT
-    assert results.completed(cni.CniResult(), "net1", mac="x", mtu=1) == cni.CniResult()
+    assert results.fill_in_link(RESULT, "net1", mac="x", mtu=1) == RESULT
+    assert results.fill_in_link(cni.CniResult(), "net1", mac="x", mtu=1) == cni.CniResult()
 
 
-def test_null_is_nothing_wherever_it_stands() -> None:
-    """Plugins that are not written with libcni's types print it."""
+def test_null_counts_as_absent_anywhere() -> None:
+    """Plugins that do not use libcni's types print ``null``."""
     empty = cni.CniResult("1.1.0")
     assert results.decode(b'{"cniVersion":"1.0.0","interfaces":null,"ips":null,"routes":null,"dns":null}', "p") == empty
     raw = (
         b'{"interfaces":[{"name":"a","mac":null}],"ips":[{"address":"10.0.0.1/24","gateway":""}],"dns":{"search":null}}'
     )
     found = results.decode(raw, "p")
-    assert found == cni.CniResult("1.1.0", [cni.CniInterface("a")], [cni.Ip("10.0.0.1/24", "")])
-    assert network_status("n", "a", found).gateway is None
+    assert found == cni.CniResult("1.1.0", [cni.CniInterface("a")], [cni.CniIp("10.0.0.1/24", "")])
+    assert build_network_status("n", "a", found).gateway is None
 
 
 interfaces = st.builds(
@@ -127,7 +127,7 @@ interfaces = st.builds(
     sandbox=st.none() | st.just("/ns"),
 )
 ips = st.builds(
-    cni.Ip,
+    cni.CniIp,
     st.sampled_from(["10.0.0.1/24", "fd00::1/64"]),
     st.none() | st.just("10.0.0.254"),
     st.none() | st.integers(0, 2),
@@ -135,7 +135,7 @@ ips = st.builds(
 
 
 @given(st.builds(cni.CniResult, st.just("1.1.0"), st.lists(interfaces, max_size=3), st.lists(ips, max_size=3)))
-def test_results_survive_every_version(result: cni.CniResult) -> None:
+def test_results_survive_conversion_to_every_version(result: cni.CniResult) -> None:
     for version in ("0.3.0", *cni.SUPPORTED_VERSIONS):
         document = results.down_convert(result, version)
         assert document["cniVersion"] == version
@@ -159,6 +159,6 @@ def test_results_survive_every_version(result: cni.CniResult) -> None:
         b'{"routes":[{"dst":"10.0.0.0/8","gw":"10.0.0.1/8"}]}',
     ],
 )
-def test_what_is_no_result_is_refused(raw: bytes) -> None:
+def test_decode_refuses_what_is_not_a_result(raw: bytes) -> None:
     with pytest.raises(CniError, match="not a result"):
         results.decode(raw, "p")

@@ -1,4 +1,4 @@
-"""The role's pure parts: configuration of a NAD, answers of multus, Event texts, annotations to write."""
+"""The role's pure parts: CNI configuration of a NAD, responses of multus, Event messages, annotations to write."""
 
 import json
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from schemas import cni
 from schemas.kube import NetworkAttachmentDefinition
 from schemas.names import pod_interface
 from schemas.networks import NETWORK_STATUS, NetworkSelectionElement, parse_network_status
-from schemas.operations import hotplug_mark_key, hotplug_mark_of, operation_of_link, pod_nic_key, pod_nic_of
-from services.networks import messages, status
-from services.networks.delegate import attributes_of, failure_of
-from services.networks.failure import Failure
-from services.networks.nad import config_of
+from schemas.operations import hotplug_mark_key, pod_nic_key, read_hotplug_mark, read_operation_of_link, read_pod_nic
+from services.networks import status
+from services.networks.multus_client import AttachmentFailure, attachment_failure, interface_attributes
+from services.networks.network_config import cni_config
+from services.networks.plan import messages
 from tests.support.objects import pod
 
 BLUE = pod_interface("blue")
@@ -29,18 +29,18 @@ def nad(config: str) -> NetworkAttachmentDefinition:
     )
 
 
-def test_a_named_configuration_is_passed_on_byte_for_byte() -> None:
+def test_named_configuration_is_returned_byte_for_byte() -> None:
     text = '{ "name": "n",  "type":"bridge", "x": [1.0, null] }'
-    assert config_of(nad(text)) == text.encode()
+    assert cni_config(nad(text)) == text.encode()
 
 
 @pytest.mark.parametrize("text", ['{"type":"bridge"}', '{"plugins":[{"type":"bridge"}],"name":""}'])
-def test_a_configuration_without_a_name_gets_the_nads(text: str) -> None:
-    assert msgspec.json.decode(config_of(nad(text))) == {**json.loads(text), "name": "blue"}
+def test_configuration_without_a_name_gets_the_name_of_the_nad(text: str) -> None:
+    assert msgspec.json.decode(cni_config(nad(text))) == {**json.loads(text), "name": "blue"}
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [
         ("", "has no spec.config"),
         (" \n", "has no spec.config"),
@@ -50,20 +50,20 @@ def test_a_configuration_without_a_name_gets_the_nads(text: str) -> None:
         ('{"type":1}', "names no plugin"),
     ],
 )
-def test_what_is_no_configuration_says_so(text: str, why: str) -> None:
-    with pytest.raises(Failure, match=why) as caught:
-        config_of(nad(text))
+def test_invalid_configuration_error_names_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(AttachmentFailure, match=reason) as caught:
+        cni_config(nad(text))
     assert caught.value.reason == "InvalidNetwork"
 
 
 @given(st.text())
-def test_any_text_is_a_configuration_or_a_failure(text: str) -> None:
-    told = ""
+def test_arbitrary_text_is_a_configuration_or_a_failure(text: str) -> None:
+    message = ""
     try:
-        config_of(nad(text))
-    except Failure as failure:
-        told = failure.message
-    assert told == "" or "default/blue" in told
+        cni_config(nad(text))
+    except AttachmentFailure as failure:
+        message = failure.message
+    assert message == "" or "default/blue" in message
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_any_text_is_a_configuration_or_a_failure(text: str) -> None:
         (NetworkSelectionElement("n", cni_args={}), {"cni-args": {}}),
     ],
 )
-def test_attributes(element: NetworkSelectionElement, sent: dict[str, Any] | None) -> None:
-    attributes = attributes_of(element)
+def test_interface_attributes_of_an_element(element: NetworkSelectionElement, sent: dict[str, Any] | None) -> None:
+    attributes = interface_attributes(element)
     assert (None if attributes is None else msgspec.to_builtins(attributes)) == sent
 
 
@@ -92,12 +92,12 @@ def test_attributes(element: NetworkSelectionElement, sent: dict[str, Any] | Non
         (b'{"msg":"no code"}', "CniFailed", 'CNI DEL (status 400): {"msg":"no code"}'),
     ],
 )
-def test_errors_of_multus(answer: bytes, reason: str, text: str) -> None:
-    failure = failure_of(cni.Command.DEL, 400, answer)
+def test_failure_of_a_multus_error_response(answer: bytes, reason: str, text: str) -> None:
+    failure = attachment_failure(cni.CniCommand.DEL, 400, answer)
     assert (failure.reason, failure.message) == (reason, text)
 
 
-def test_event_texts_have_upstreams_form() -> None:
+def test_event_messages_match_upstream() -> None:
     of = pod()
     name = f"pod [default/{of.metadata.name}]"
     plain = NetworkSelectionElement("blue", interface="ens58")
@@ -112,32 +112,37 @@ def test_event_texts_have_upstreams_form() -> None:
     )
 
 
-def outcome(link: str, ips: Sequence[cni.Ip] = (), **interface: Any) -> status.Outcome:
+def outcome(link: str, ips: Sequence[cni.CniIp] = (), **interface: Any) -> status.AttachOutcome:
     result = cni.CniResult(interfaces=[cni.CniInterface(link, sandbox="/run/netns/x", **interface)], ips=list(ips))
-    return status.outcome(
-        pod_uid="u", sandbox_id="s", network="default/blue", link=link, asked="0123456789abcdef", result=result
+    return status.attach_outcome(
+        pod_uid="u",
+        sandbox_id="s",
+        network="default/blue",
+        link=link,
+        settings_digest="0123456789abcdef",
+        result=result,
     )
 
 
-def test_a_guests_nic_is_recorded() -> None:
-    annotations = status.attached({}, outcome(BLUE, mac="02:00:00:00:00:01", mtu=1500))
-    record = pod_nic_of({k: v for k, v in annotations.items() if v}, pod_nic_key("blue"))
+def test_hashed_link_gets_a_pod_nic_record() -> None:
+    annotations = status.annotations_with({}, outcome(BLUE, mac="02:00:00:00:00:01", mtu=1500))
+    record = read_pod_nic({k: v for k, v in annotations.items() if v}, pod_nic_key("blue"))
     assert record is not None
     assert (record.pod_uid, record.sandbox_id, record.interface) == ("u", "s", BLUE)
-    assert record.asked == "0123456789abcdef"
+    assert record.settings_digest == "0123456789abcdef"
 
 
 @pytest.mark.parametrize("link", [BLUE, "ens58"])
-def test_where_no_record_can_be_made_a_mark_stands(link: str) -> None:
-    annotations = status.attached({}, outcome(link, mac="02:00:00:00:00:01"))
+def test_link_without_a_record_gets_a_hotplug_mark(link: str) -> None:
+    annotations = status.annotations_with({}, outcome(link, mac="02:00:00:00:00:01"))
     assert set(annotations) == {NETWORK_STATUS, hotplug_mark_key(link)}
-    mark = hotplug_mark_of({k: v for k, v in annotations.items() if v}, link)
+    mark = read_hotplug_mark({k: v for k, v in annotations.items() if v}, link)
     assert mark is not None
-    assert (mark.pod_uid, mark.asked) == ("u", "0123456789abcdef")
+    assert (mark.pod_uid, mark.settings_digest) == ("u", "0123456789abcdef")
 
 
-def test_a_record_that_nobody_would_read_is_not_written() -> None:
-    ips = [cni.Ip(f"10.0.{i // 250}.{i % 250}/16", interface=0) for i in range(600)]
+def test_oversized_record_is_replaced_by_a_mark() -> None:
+    ips = [cni.CniIp(f"10.0.{i // 250}.{i % 250}/16", interface=0) for i in range(600)]
     found = outcome(BLUE, ips, mac="02:00:00:00:00:01", mtu=1500)
     assert set(found.records) == {hotplug_mark_key(BLUE)}
     assert len(found.entry.ips or ()) == 600
@@ -152,33 +157,40 @@ def links_of(annotations: status.Annotations) -> list[str | None]:
     return [entry.interface for entry in parse_network_status(annotations[NETWORK_STATUS])]
 
 
-def test_the_order_of_the_status_is_kept() -> None:
-    assert links_of(status.attached({NETWORK_STATUS: statuses("eth0", "b", "a")}, outcome("c"))) == [
+def test_order_of_network_status_is_preserved() -> None:
+    assert links_of(status.annotations_with({NETWORK_STATUS: statuses("eth0", "b", "a")}, outcome("c"))) == [
         "eth0",
         "b",
         "a",
         "c",
     ]
-    assert links_of(status.attached({NETWORK_STATUS: statuses("eth0", "b", "a")}, outcome("b"))) == ["eth0", "b", "a"]
-    assert links_of(status.detached({NETWORK_STATUS: statuses("eth0", "b", "a")}, "default/blue", "b")) == ["eth0", "a"]
+    assert links_of(status.annotations_with({NETWORK_STATUS: statuses("eth0", "b", "a")}, outcome("b"))) == [
+        "eth0",
+        "b",
+        "a",
+    ]
+    assert links_of(status.annotations_without({NETWORK_STATUS: statuses("eth0", "b", "a")}, "default/blue", "b")) == [
+        "eth0",
+        "a",
+    ]
 
 
-def test_detaching_takes_record_and_mark_away_and_nothing_else() -> None:
+def test_detaching_removes_only_entry_record_and_mark() -> None:
     annotations = {NETWORK_STATUS: statuses("eth0", BLUE), pod_nic_key("blue"): "{}", "other": "x"}
-    changed = status.detached(annotations, "default/blue", BLUE)
+    changed = status.annotations_without(annotations, "default/blue", BLUE)
     assert links_of(changed) == ["eth0"]
     assert changed[pod_nic_key("blue")] is None
     assert set(changed) == {NETWORK_STATUS, pod_nic_key("blue")}
 
 
-def test_a_default_entry_is_never_taken_out() -> None:
-    assert links_of(status.detached({NETWORK_STATUS: statuses("eth0")}, "default/blue", "eth0")) == ["eth0"]
+def test_default_entry_is_never_removed() -> None:
+    assert links_of(status.annotations_without({NETWORK_STATUS: statuses("eth0")}, "default/blue", "eth0")) == ["eth0"]
 
 
 @pytest.mark.parametrize("text", ["{", "null", '{"id":"x","kind":"plug","interface":"red"}', "x" * 600])
-def test_an_operation_that_is_not_this_links_counts_as_absent(text: str) -> None:
-    assert operation_of_link({f"hotnic.io/operation.{BLUE[3:]}": text}, BLUE) is None
+def test_operation_of_another_link_counts_as_absent(text: str) -> None:
+    assert read_operation_of_link({f"hotnic.io/operation.{BLUE[3:]}": text}, BLUE) is None
 
 
-def test_a_link_without_a_hash_has_no_operation_of_its_own() -> None:
-    assert operation_of_link({"hotnic.io/operation.x": "{}"}, "net1") is None
+def test_link_without_a_hash_has_no_operation() -> None:
+    assert read_operation_of_link({"hotnic.io/operation.x": "{}"}, "net1") is None

@@ -1,4 +1,4 @@
-"""What a pod has beside its annotations, as tables: the sandbox's record, marks, and what is not written down yet."""
+"""The plan with knowledge besides the annotations, as tables: the sandbox's record, marks, unwritten attachments."""
 
 import json
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import pytest
 
 from schemas.kube import Pod
-from schemas.multus import RecordedAttachment, SandboxRecord
+from schemas.multus import RecordedAttachment
 from schemas.networks import NetworkSelectionElement
-from schemas.operations import HotplugMark, encode, hotplug_mark_key
-from services.networks.attachment_settings import of_element
-from services.networks.current import Known
-from services.networks.plan import Isolation, Observed, Report, asks_for_record, plan
+from schemas.operations import HotplugMark, encode_annotation, hotplug_mark_key
+from services.networks.plan import needs_sandbox_record, plan
+from services.networks.plan.actions import NamespaceIsolation, RecordEvent
+from services.networks.plan.attachments import element_digest
 from tests.support.fake_multus import recorded
-from tests.support.networks_pods import BLUE, ETH0, NODE, UID, decided, element, entry, mark, pod, short
+from tests.support.networks_pods import BLUE, ETH0, UID, element, entry, mark, observed, planned, pod
 
 CLUSTER = recorded("eth0", "cluster", "cluster")
 MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
-def asked(link: str, **wish: Any) -> dict[str, str]:
-    """A mark that says what was asked."""
-    digest = of_element(NetworkSelectionElement("net", **wish))
-    return {hotplug_mark_key(link): encode(HotplugMark(pod_uid=UID, interface=link, asked=digest))}
+def marked(link: str, **settings: Any) -> dict[str, str]:
+    """Return a mark with the digest of these settings."""
+    digest = element_digest(NetworkSelectionElement("net", **settings))
+    return {hotplug_mark_key(link): encode_annotation(HotplugMark(pod_uid=UID, interface=link, settings_digest=digest))}
 
 
 @pytest.mark.parametrize(
@@ -32,61 +32,61 @@ def asked(link: str, **wish: Any) -> dict[str, str]:
             pod("[]", [ETH0, entry("net", "net1")]),
             [CLUSTER, recorded("net1", "default/net", "networks")],
             ["-default/net@net1"],
-            id="made with the pod for an element that is gone",
+            id="made at pod creation for an element that was removed",
         ),
         pytest.param(
             pod("[]", [ETH0, entry("net", "net1"), entry("net", "ens58")]),
             [CLUSTER, recorded("net1", "default/net", "default"), recorded("ens58", "net", "delegate")],
             ["-default/net@ens58"],
-            id="a default network of the node stays, what was hot-plugged goes",
+            id="a default network of the node stays, a hot-plugged one is detached",
         ),
         pytest.param(
             pod("[]", [entry("net", "eth0")], annotations=mark("eth0")),
             [recorded("eth0", "default/net", "cluster")],
             [],
-            id="the cluster network stays, whatever the annotations say",
+            id="the cluster network stays despite a mark",
         ),
         pytest.param(
             pod([element("net", "net1")], [ETH0, entry("node-wide", "net1")]),
             [CLUSTER, recorded("net1", "default/node-wide", "default")],
             ["!InterfaceAddRejected"],
-            id="a link that a default network has",
+            id="a link of a default network",
         ),
         pytest.param(
             pod([element("net", "net1")], [ETH0]),
             [CLUSTER, recorded("net1", "default/node-wide", "default")],
             ["!InterfaceAddRejected"],
-            id="the same, where the status does not even list it",
+            id="a link of a default network that the status does not list",
         ),
         pytest.param(
             pod("[]", [ETH0]),
             [CLUSTER, recorded("ens58", "blue-net", "delegate")],
             ["-blue-net@ens58"],
-            id="hot-plugged, never written down, and wanted no longer",
+            id="hot-plugged, unwritten, without an element",
         ),
         pytest.param(
             pod([element("net", "ens58")], [ETH0]),
             [CLUSTER, recorded("ens58", "blue-net", "delegate")],
             ["+default/net@ens58"],
-            id="hot-plugged and never written down: ADD gives its result again",
+            id="hot-plugged and unwritten: ADD returns its result again",
         ),
         pytest.param(
             pod([element("net", "ens58", mac=MAC)], [ETH0]),
             [CLUSTER, recorded("ens58", "blue-net", "delegate", mac=OTHER_MAC)],
             ["~default/net@ens58"],
-            id="the same, from another wish: made anew",
+            id="hot-plugged and unwritten with other settings: replaced",
         ),
         pytest.param(
             pod("[]", [ETH0]),
             [CLUSTER, recorded("net1", "default/net", "networks")],
             [],
-            id="made with the pod and not in its status: the runtime may be at it",
+            id="made at pod creation and not in the status: the runtime may not have finished",
         ),
         pytest.param(
             pod([element("net", "net1", mac=MAC)], [ETH0, entry("net", "net1")]),
             [CLUSTER, recorded("net1", "default/net", "networks", mac=MAC.upper())],
             [],
-            id="made with the pod from the same wish, spelled otherwise",
+            id="made at pod creation with the same settings in another spelling",
         ),
         pytest.param(
             pod([element("net", "net1", mac=MAC)], [ETH0, entry("net", "net1")]),
@@ -110,52 +110,51 @@ def asked(link: str, **wish: Any) -> dict[str, str]:
             pod([element("net", "net1")], [ETH0, entry("net", "net1")]),
             [CLUSTER, recorded("net1", "default/net", "networks", mac=MAC)],
             ["~default/net@net1"],
-            id="a wish that is taken back",
+            id="a setting was removed",
         ),
         pytest.param(
             pod([element("net", BLUE, mac=MAC)], [ETH0, entry("net", BLUE)]),
             [CLUSTER, recorded(BLUE, "net", "delegate")],
             [f"~default/net@{BLUE}"],
-            id="a guest's NIC: multus knows whether it is wired",
+            id="a NIC of a guest: multus knows whether it is bridged",
         ),
         pytest.param(
             pod([element("net"), element("net")], [ETH0, entry("node-wide", "net1"), entry("net", "net2")]),
             [CLUSTER, recorded("net1", "default/node-wide", "default"), recorded("net2", "default/net", "networks")],
             ["+default/net@net3"],
-            id="positions count from behind the default networks",
+            id="positions start after the default networks",
         ),
     ],
 )
-def test_the_record_of_the_sandbox_decides(of: Pod, attachments: list[RecordedAttachment], expected: list[str]) -> None:
-    known = Known(SandboxRecord(sandbox_id="s1", pod_uid=UID, attachments=attachments))
-    assert [short(action) for action in plan(Observed(pod=of, node=NODE, known=known))] == expected
+def test_plan_with_a_sandbox_record(of: Pod, attachments: list[RecordedAttachment], expected: list[str]) -> None:
+    assert planned(of, record=attachments) == expected
 
 
 @pytest.mark.parametrize(
     ("of", "expected"),
     [
         pytest.param(
-            pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=asked("x", mac=OTHER_MAC)),
+            pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=marked("x", mac=OTHER_MAC)),
             ["~default/net@x"],
-            id="another mac than the mark says",
+            id="another MAC than in the mark",
         ),
         pytest.param(
-            pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=asked("x", mac=MAC)),
+            pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=marked("x", mac=MAC)),
             [],
-            id="the one that the mark says",
+            id="the MAC of the mark",
         ),
         pytest.param(
-            pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=mark("x")), [], id="nobody knows"
+            pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=mark("x")), [], id="settings unknown"
         ),
         pytest.param(
-            pod([element("net", BLUE, mac=MAC)], [entry("net", BLUE)], annotations=asked(BLUE)),
+            pod([element("net", BLUE, mac=MAC)], [entry("net", BLUE)], annotations=marked(BLUE)),
             ["!InterfaceChangeRejected"],
-            id="a guest's NIC, and nobody who could tell whether it is wired",
+            id="a NIC of a guest without a record: it may be bridged",
         ),
     ],
 )
 def test_without_a_record_marks_say_what_was_asked(of: Pod, expected: list[str]) -> None:
-    assert decided(of) == expected
+    assert planned(of) == expected
 
 
 @pytest.mark.parametrize(
@@ -168,19 +167,19 @@ def test_without_a_record_marks_say_what_was_asked(of: Pod, expected: list[str])
 )
 def test_namespace_isolation_holds_on_hot_plug(namespace: str, shared: set[str], expected: list[str]) -> None:
     of = pod([element("net", "x") | {"namespace": namespace}], [ETH0])
-    isolation = Isolation(on=True, shared=frozenset(shared))
-    actions = plan(Observed(pod=of, node=NODE, isolation=isolation))
-    assert [short(action) for action in actions] == expected
-    assert decided(of) == [f"+{namespace}/net@x"]
+    isolation = NamespaceIsolation(enabled=True, global_namespaces=frozenset(shared))
+    assert planned(of, isolation=isolation) == expected
+    assert planned(of) == [f"+{namespace}/net@x"]
 
 
-def test_isolation_takes_nothing_away() -> None:
+def test_isolation_detaches_nothing() -> None:
     of = pod([element("net", "x") | {"namespace": "other"}], [{"name": "other/net", "interface": "x", "dns": {}}])
-    assert plan(Observed(pod=of, node=NODE, isolation=Isolation(on=True))) == []
+    isolation = NamespaceIsolation(enabled=True, global_namespaces=frozenset({"default"}))
+    assert planned(of, isolation=isolation) == []
 
 
 @pytest.mark.parametrize(
-    ("wanted", "present", "expected"),
+    ("desired", "present", "expected"),
     [
         ([element("net"), element("net")], [ETH0, entry("net", "net1")], ["+default/net@net2"]),
         ([element("a"), element("b")], [ETH0, entry("b", "net2")], ["+default/a@net1"]),
@@ -190,48 +189,47 @@ def test_isolation_takes_nothing_away() -> None:
     ],
 )
 def test_unnamed_elements_get_the_name_that_multus_would_give(
-    wanted: list[dict[str, Any]], present: list[dict[str, Any]], expected: list[str]
+    desired: list[dict[str, Any]], present: list[dict[str, Any]], expected: list[str]
 ) -> None:
-    assert decided(pod(wanted, present)) == expected
+    assert planned(pod(desired, present)) == expected
 
 
-def test_a_name_that_is_taken_comes_with_the_way_out() -> None:
-    (report,) = plan(Observed(pod=pod([element("b"), element("c")], [ETH0, entry("b", "net2")]), node=NODE))
-    assert isinstance(report, Report)
-    assert report.message.endswith('another network; give the element an "interface" of its own')
+def test_message_for_a_taken_name_contains_a_hint() -> None:
+    (event,) = plan(observed(pod([element("b"), element("c")], [ETH0, entry("b", "net2")])))
+    assert isinstance(event, RecordEvent)
+    assert event.message.endswith('another network; set "interface" in the element')
 
 
 @pytest.mark.parametrize(
-    ("of", "compared", "asks"),
+    ("of", "compared", "needed"),
     [
-        pytest.param(pod(None, [ETH0]), None, False, id="nothing was ever asked for"),
-        pytest.param(pod("[]", [ETH0]), None, True, id="the first look at a pod"),
-        pytest.param(pod(None, [ETH0, entry("net", "net1")]), None, True, id="the first look at one with networks"),
-        pytest.param(pod([element("net", "x")], [ETH0]), "", False, id="something new"),
+        pytest.param(pod(None, [ETH0]), None, False, id="no networks at all"),
+        pytest.param(pod("[]", [ETH0]), None, True, id="first run for a pod"),
+        pytest.param(pod(None, [ETH0, entry("net", "net1")]), None, True, id="first run for a pod with networks"),
+        pytest.param(pod([element("net", "x")], [ETH0]), "", False, id="a new element"),
         pytest.param(
-            pod([element("net", "x")], [ETH0, entry("net", "x")], annotations=asked("x")), "", False, id="marked"
+            pod([element("net", "x")], [ETH0, entry("net", "x")], annotations=marked("x")), "", False, id="marked"
         ),
-        pytest.param(pod([element("net", "x")], [ETH0, entry("net", "x")]), "", True, id="made with the pod"),
-        pytest.param(pod("[]", [ETH0, entry("net", "x")]), "", True, id="to go, made with the pod"),
+        pytest.param(pod([element("net", "x")], [ETH0, entry("net", "x")]), "", True, id="made at pod creation"),
+        pytest.param(pod("[]", [ETH0, entry("net", "x")]), "", True, id="to be detached, made at pod creation"),
         pytest.param(pod("[]", [ETH0, entry("net", "x")]), "[]", False, id="compared before"),
-        pytest.param(pod("[]", [ETH0, entry("net", "x")], annotations=mark("x")), "", False, id="to go, marked"),
-        pytest.param(pod([element("net")], [ETH0]), json.dumps([element("net")]), True, id="a name to be given"),
+        pytest.param(
+            pod("[]", [ETH0, entry("net", "x")], annotations=mark("x")), "", False, id="to be detached, marked"
+        ),
+        pytest.param(pod([element("net")], [ETH0]), json.dumps([element("net")]), True, id="an unnamed element"),
         pytest.param(pod("net", phase="Pending"), None, False, id="not running"),
         pytest.param(pod("net", host_network=True), None, False, id="host network"),
-        pytest.param(pod("{", [ETH0]), None, False, id="unreadable"),
+        pytest.param(pod("{", [ETH0]), None, False, id="malformed annotation"),
     ],
 )
-def test_the_record_is_asked_only_where_it_can_change_the_plan(of: Pod, compared: str | None, asks: bool) -> None:
-    assert asks_for_record(Observed(pod=of, node=NODE), compared) is asks
+def test_record_is_needed_only_if_it_can_change_the_plan(of: Pod, compared: str | None, needed: bool) -> None:
+    assert needs_sandbox_record(observed(of), compared) is needed
 
 
-def test_what_was_made_and_not_written_goes_when_it_is_wanted_no_longer() -> None:
-    known = Known(unwritten=(("default/net", "ens58"),))
-    assert [short(a) for a in plan(Observed(pod=pod("[]", [ETH0]), node=NODE, known=known))] == ["-default/net@ens58"]
+def test_unwritten_attachment_without_an_element_is_detached() -> None:
+    assert planned(pod("[]", [ETH0]), unwritten=[("default/net", "ens58")]) == ["-default/net@ens58"]
 
 
-def test_what_was_undone_and_is_still_listed_is_made_again_when_it_is_wanted_again() -> None:
+def test_detached_link_that_is_still_listed_is_attached_again() -> None:
     of = pod([element("net", "ens58")], [ETH0, entry("net", "ens58")], annotations=mark("ens58"))
-    known = Known(undone=frozenset({"ens58"}))
-    actions = plan(Observed(pod=of, node=NODE, known=known))
-    assert [short(action) for action in actions] == ["-default/net@ens58", "+default/net@ens58"]
+    assert planned(of, detached_links=["ens58"]) == ["-default/net@ens58", "+default/net@ens58"]

@@ -1,4 +1,4 @@
-"""Annotations: our own, and Multus' networks and network-status."""
+"""Annotations: those of hotnic, and Multus' ``networks`` and ``network-status``."""
 
 import json
 from typing import Any
@@ -41,53 +41,53 @@ def operation(**more: Any) -> Operation:
 
 
 def test_operation_round_trip() -> None:
-    wish = operation(traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01", requested_at="2026-11-23T10:00:00Z")
-    annotations = {operations.operation_key("iface1"): operations.encode(wish)}
+    written = operation(traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01", requested_at="2026-11-23T10:00:00Z")
+    annotations = {operations.operation_key("iface1"): operations.encode_annotation(written)}
     assert annotations.keys() == {"hotnic.io/operation.7e0055a6880"}
-    assert operations.operation_of(annotations, "iface1") == wish
-    assert operations.operation_of(annotations, "iface2") is None
+    assert operations.read_operation(annotations, "iface1") == written
+    assert operations.read_operation(annotations, "iface2") is None
 
 
-def test_an_operation_is_at_most_512_bytes() -> None:
-    size = len(operations.encode(operation(requested_at="")))
-    operations.encode(operation(requested_at="x" * (512 - size)))
+def test_operation_is_limited_to_512_bytes() -> None:
+    size = len(operations.encode_annotation(operation(requested_at="")))
+    operations.encode_annotation(operation(requested_at="x" * (512 - size)))
     with pytest.raises(ValueError, match="513 bytes"):
-        operations.encode(operation(requested_at="x" * (513 - size)))
+        operations.encode_annotation(operation(requested_at="x" * (513 - size)))
 
 
-def test_the_largest_real_operation_fits() -> None:
-    wish = Operation(
-        operations.derived_id("f" * 36, "x" * 63, OperationKind.UNPLUG, 2**63),
+def test_largest_real_operation_fits_the_limit() -> None:
+    largest = Operation(
+        operations.derive_operation_id("f" * 36, "x" * 63, OperationKind.UNPLUG, 2**63),
         OperationKind.UNPLUG,
         "x" * 63,
         "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         "2026-11-23T10:00:00.123456+00:00",
         "4a7c0000-0000-0000-0000-000000000000",
     )
-    assert len(operations.encode(wish)) <= operations.MAX_OPERATION_BYTES
+    assert len(operations.encode_annotation(largest)) <= operations.MAX_OPERATION_BYTES
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", '{"id":"1"}', '{"id":"1","kind":"twist","interface":"iface1"}', " " * 600],
 )
-def test_an_operation_edited_beyond_reading_counts_as_absent(text: str) -> None:
-    assert operations.operation_of({operations.operation_key("iface1"): text}, "iface1") is None
+def test_malformed_operation_counts_as_absent(text: str) -> None:
+    assert operations.read_operation({operations.operation_key("iface1"): text}, "iface1") is None
 
 
-def test_an_operation_of_another_interface_counts_as_absent() -> None:
-    text = operations.encode(Operation("1", OperationKind.PLUG, "other"))
-    assert operations.operation_of({operations.operation_key("iface1"): text}, "iface1") is None
+def test_operation_of_another_interface_counts_as_absent() -> None:
+    text = operations.encode_annotation(Operation("1", OperationKind.PLUG, "other"))
+    assert operations.read_operation({operations.operation_key("iface1"): text}, "iface1") is None
 
 
-def test_derived_ids_are_the_same_for_everyone() -> None:
-    one = operations.derived_id("uid", "iface1", OperationKind.PLUG, 3)
-    assert one == operations.derived_id("uid", "iface1", OperationKind.PLUG, 3)
+def test_derived_id_depends_on_its_inputs_only() -> None:
+    one = operations.derive_operation_id("uid", "iface1", OperationKind.PLUG, 3)
+    assert one == operations.derive_operation_id("uid", "iface1", OperationKind.PLUG, 3)
     others = {
-        operations.derived_id("uid2", "iface1", OperationKind.PLUG, 3),
-        operations.derived_id("uid", "iface2", OperationKind.PLUG, 3),
-        operations.derived_id("uid", "iface1", OperationKind.UNPLUG, 3),
-        operations.derived_id("uid", "iface1", OperationKind.PLUG, 4),
+        operations.derive_operation_id("uid2", "iface1", OperationKind.PLUG, 3),
+        operations.derive_operation_id("uid", "iface2", OperationKind.PLUG, 3),
+        operations.derive_operation_id("uid", "iface1", OperationKind.UNPLUG, 3),
+        operations.derive_operation_id("uid", "iface1", OperationKind.PLUG, 4),
     }
     assert len(others | {one}) == 5
 
@@ -104,36 +104,36 @@ def test_pod_nic_round_trip() -> None:
     )
     key = operations.pod_nic_key("iface1")
     assert key == operations.pod_nic_key_of_link(pod_interface("iface1"))
-    assert operations.pod_nic_of({key: operations.encode(record)}, key) == record
-    assert json.loads(operations.encode(record))["podUID"] == "u"
+    assert operations.read_pod_nic({key: operations.encode_annotation(record)}, key) == record
+    assert json.loads(operations.encode_annotation(record))["podUID"] == "u"
 
 
 @given(st.text(max_size=9))
-def test_no_pod_nic_is_written_that_would_not_be_read(filler: str) -> None:
-    """The limit counts bytes when writing and characters when reading, of which there are never more."""
+def test_every_pod_nic_record_that_is_written_can_be_read(filler: str) -> None:
+    """The limit counts bytes when writing and characters when reading; there are never more characters than bytes."""
     bare = PodNic(pod_uid="u", sandbox_id="s", interface="pod7e0055a6880", mac="02:00:00:00:00:01", mtu=1450)
-    size = len(operations.encode(msgspec.structs.replace(bare, domain=filler)).encode())
+    size = len(operations.encode_annotation(msgspec.structs.replace(bare, domain=filler)).encode())
     full = msgspec.structs.replace(bare, domain=filler + "x" * (operations.MAX_POD_NIC_BYTES - size))
-    assert operations.pod_nic_of({"k": operations.encode(full)}, "k") == full
-    with pytest.raises(operations.AnnotationTooLarge, match=r"8193 bytes; at most 8192"):
-        operations.encode(msgspec.structs.replace(full, domain=f"{full.domain}x"))
+    assert operations.read_pod_nic({"k": operations.encode_annotation(full)}, "k") == full
+    with pytest.raises(operations.AnnotationTooLarge, match=r"8193 bytes; the limit is 8192"):
+        operations.encode_annotation(msgspec.structs.replace(full, domain=f"{full.domain}x"))
 
 
 @pytest.mark.parametrize("link", ["net1", "eth0", "pod", "podXe0055a6880", "pod7e0055a68801"])
-def test_a_link_that_is_not_hashed_has_no_pod_nic_key(link: str) -> None:
+def test_link_without_hashed_name_has_no_pod_nic_key(link: str) -> None:
     assert operations.pod_nic_key_of_link(link) is None
-    assert operations.pod_nic_of({}, None) is None
+    assert operations.read_pod_nic({}, None) is None
 
 
-def test_small_records() -> None:
+def test_nic_slots_and_hotplug_mark_round_trip() -> None:
     slots = NicSlots(free=3, nics=1, pod_uid="u")
-    assert operations.nic_slots_of({operations.NIC_SLOTS: operations.encode(slots)}) == slots
-    assert operations.nic_slots_of({}) is None
-    assert operations.nic_slots_of({operations.NIC_SLOTS: "many"}) is None
+    assert operations.read_nic_slots({operations.NIC_SLOTS: operations.encode_annotation(slots)}) == slots
+    assert operations.read_nic_slots({}) is None
+    assert operations.read_nic_slots({operations.NIC_SLOTS: "many"}) is None
     mark = HotplugMark(pod_uid="u", interface="net1")
-    annotations = {operations.hotplug_mark_key("net1"): operations.encode(mark)}
-    assert operations.hotplug_mark_of(annotations, "net1") == mark
-    assert operations.hotplug_mark_of(annotations, "net2") is None
+    annotations = {operations.hotplug_mark_key("net1"): operations.encode_annotation(mark)}
+    assert operations.read_hotplug_mark(annotations, "net1") == mark
+    assert operations.read_hotplug_mark(annotations, "net2") is None
 
 
 @given(st.lists(ELEMENTS, max_size=4))
@@ -141,7 +141,7 @@ def test_networks_json_round_trip(elements: list[NetworkSelectionElement]) -> No
     assert parse_networks(encode_networks(elements)) == elements
 
 
-def test_what_is_empty_in_an_element_is_not_given() -> None:
+def test_empty_fields_of_an_element_count_as_absent() -> None:
     (element,) = parse_networks('[{"name":"a","namespace":"","interface":"","ips":null,"default-route":null}]')
     assert element.namespace in ("", None)
     assert element.requested_interface is None
@@ -161,23 +161,23 @@ def test_networks_short_form(items: list[tuple[str | None, str, str | None]], sp
 
 
 @given(st.text(max_size=60))
-def test_networks_parser_answers_or_refuses(text: str) -> None:
-    """Whatever stands in the annotation: a list of valid elements, or one kind of error."""
+def test_networks_parser_returns_valid_elements_or_raises_value_error(text: str) -> None:
+    """Any annotation gives a list of valid elements or a ``ValueError``."""
     try:
         found = parse_networks(text)
     except ValueError:
         return
     for element in found:
         assert element.name
-        assert element.requested_interface is None or networks.valid_link_name(element.requested_interface)
+        assert element.requested_interface is None or networks.is_valid_link_name(element.requested_interface)
 
 
 @pytest.mark.parametrize("text", [None, "", "  ", "\n"])
-def test_no_networks(text: str | None) -> None:
+def test_absent_networks_annotation_is_an_empty_list(text: str | None) -> None:
     assert parse_networks(text) == []
 
 
-def test_no_attachment_keeps_the_key() -> None:
+def test_no_attachment_is_encoded_as_empty_text() -> None:
     assert encode_networks([]) == ""
 
 
@@ -207,17 +207,17 @@ def test_no_attachment_keeps_the_key() -> None:
         " " * (networks.MAX_ANNOTATION_BYTES) + "a",
     ],
 )
-def test_malformed_networks_are_refused(text: str) -> None:
+def test_malformed_networks_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_networks(text)
 
 
-def test_the_deprecated_key_is_read() -> None:
+def test_deprecated_interface_request_key_is_read() -> None:
     (element,) = parse_networks('[{"name":"a","interfaceRequest":"net7"}]')
     assert element.requested_interface == "net7"
 
 
-def test_the_keys_are_multus_own() -> None:
+def test_keys_are_those_of_multus() -> None:
     element = NetworkSelectionElement(
         name="br", namespace="ns", interface="net1", cni_args={"a": 1}, infiniband_guid="g", default_route=["1.1.1.1"]
     )
@@ -227,7 +227,7 @@ def test_the_keys_are_multus_own() -> None:
     )
 
 
-def test_network_status_text_is_laid_out_as_multus_writes_it() -> None:
+def test_network_status_is_formatted_as_multus_writes_it() -> None:
     text = encode_network_status(
         [
             NetworkStatus(name="cbr0", interface="eth0", ips=["10.0.0.2"], mac="02:00:00:00:00:02", default=True),
@@ -260,12 +260,12 @@ def test_network_status_round_trip(statuses: list[NetworkStatus]) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '[{"interface":"a"}]', "x" * (networks.MAX_ANNOTATION_BYTES + 1)])
-def test_malformed_network_status_is_refused(text: str) -> None:
+def test_malformed_network_status_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_network_status(text)
 
 
-def test_absent_network_status() -> None:
+def test_absent_network_status_is_an_empty_list() -> None:
     assert parse_network_status(None) == []
     assert parse_network_status("") == []
     assert encode_network_status([]) == "[]"

@@ -1,4 +1,4 @@
-"""CNI results over their versions, bodies of the multus socket, options of the subresources, resource paths."""
+"""CNI results of all versions, bodies of the multus socket, options of the subresources, resource paths."""
 
 import base64
 import json
@@ -11,69 +11,69 @@ from schemas.cni import (
     NEWEST_VERSION,
     SUPPORTED_VERSIONS,
     CniInterface,
+    CniIp,
     CniResult,
     CniRoute,
-    Ip,
     down_convert,
     up_convert,
 )
-from schemas.multus import CniRequest, DelegateResponse, InterfaceAttributes, delegate_request
+from schemas.multus import CniRequest, DelegateResponse, InterfaceAttributes, build_delegate_request
 from schemas.options import AddInterfaceOptions
 
 RESULT = CniResult(
     cni_version=NEWEST_VERSION,
     interfaces=[CniInterface("br0", mac="02:00:00:00:00:01", mtu=1500), CniInterface("net1", sandbox="/run/netns/a")],
-    ips=[Ip("10.0.0.5/24", gateway="10.0.0.1", interface=1), Ip("fd00::5/64", interface=1)],
+    ips=[CniIp("10.0.0.5/24", gateway="10.0.0.1", interface=1), CniIp("fd00::5/64", interface=1)],
     routes=[CniRoute("0.0.0.0/0", gw="10.0.0.1", mtu=1400, priority=100)],
 )
 
 
 @pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
-def test_a_result_survives_the_way_down_and_up_again(version: str) -> None:
+def test_result_survives_conversion_to_an_older_version_and_back(version: str) -> None:
     document = down_convert(RESULT, version)
     assert document["cniVersion"] == version
-    again = up_convert(json.dumps(document).encode())
-    assert again.cni_version == NEWEST_VERSION
-    assert again.ips == RESULT.ips
-    assert [link.name for link in again.interfaces] == ["br0", "net1"]
-    assert [route.dst for route in again.routes] == ["0.0.0.0/0"]
+    converted = up_convert(json.dumps(document).encode())
+    assert converted.cni_version == NEWEST_VERSION
+    assert converted.ips == RESULT.ips
+    assert [link.name for link in converted.interfaces] == ["br0", "net1"]
+    assert [route.dst for route in converted.routes] == ["0.0.0.0/0"]
 
 
-def test_the_newest_version_loses_nothing() -> None:
+def test_newest_version_preserves_all_fields() -> None:
     assert up_convert(json.dumps(down_convert(RESULT, NEWEST_VERSION)).encode()) == RESULT
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0"])
-def test_old_versions_name_the_family_of_an_address(version: str) -> None:
+def test_old_versions_contain_the_address_family(version: str) -> None:
     assert [ip["version"] for ip in down_convert(RESULT, version)["ips"]] == ["4", "6"]
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
-def test_what_1_1_0_added_is_left_out_before(version: str) -> None:
+def test_older_versions_omit_fields_of_1_1_0(version: str) -> None:
     document = down_convert(RESULT, version)
     assert document["interfaces"][0] == {"name": "br0", "mac": "02:00:00:00:00:01"}
     assert document["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}]
 
 
 @pytest.mark.parametrize("version", ["", "0.2.0", "2.0.0"])
-def test_other_versions_are_refused(version: str) -> None:
+def test_unsupported_versions_are_rejected(version: str) -> None:
     with pytest.raises(ValueError, match="not supported"):
         down_convert(RESULT, version)
 
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"{}"])
-def test_an_empty_answer_is_an_empty_result(raw: bytes) -> None:
+def test_empty_output_is_an_empty_result(raw: bytes) -> None:
     assert up_convert(raw) == CniResult(cni_version=NEWEST_VERSION)
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"ips":[{}]}', b'{"interfaces":{}}'])
-def test_what_is_no_result_is_refused(raw: bytes) -> None:
+def test_malformed_results_are_rejected(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         up_convert(raw)
 
 
-def test_the_delegate_request_has_five_variables() -> None:
-    request = delegate_request(
+def test_delegate_request_has_five_variables() -> None:
+    request = build_delegate_request(
         command="add",
         sandbox_id="s",
         netns="/run/netns/a",
@@ -100,24 +100,24 @@ def test_the_delegate_request_has_five_variables() -> None:
     assert request.config_bytes() == b'{"type":"bridge"}'
 
 
-def test_a_request_without_attributes_says_nothing_of_them() -> None:
+def test_request_without_attributes_omits_them() -> None:
     assert json.loads(msgspec.json.encode(CniRequest(env={"A": "b"}))) == {"env": {"A": "b"}}
     assert CniRequest().config_bytes() == b""
 
 
-def test_a_configuration_that_is_not_base64_is_refused() -> None:
+def test_configuration_that_is_not_base64_is_rejected() -> None:
     with pytest.raises(ValueError, match=r".+"):
         CniRequest(config="{}").config_bytes()
 
 
-def test_the_answer_capitalises_its_result() -> None:
+def test_delegate_response_capitalises_result() -> None:
     assert json.loads(msgspec.json.encode(DelegateResponse(result=CniResult(cni_version="1.1.0")))) == {
         "Result": {"cniVersion": "1.1.0"}
     }
     assert msgspec.json.encode(DelegateResponse()) == b"{}"
 
 
-def test_options_ignore_what_they_do_not_know() -> None:
+def test_options_ignore_unknown_fields() -> None:
     text = b'{"networkAttachmentDefinitionName":"ns/br","name":"iface1","dryRun":["All"]}'
     assert msgspec.json.decode(text, type=AddInterfaceOptions) == AddInterfaceOptions("ns/br", "iface1")
 
@@ -130,7 +130,7 @@ def test_resource_paths() -> None:
     assert kube.PODS.api_version == "v1"
 
 
-def test_items_of_a_spec_stay_as_they_came() -> None:
+def test_items_of_a_spec_preserve_unknown_fields() -> None:
     raw = {"spec": {"domain": {"devices": {"interfaces": [{"name": "a", "bridge": {}, "unknown": 1}]}}}}
     vmi = msgspec.convert(raw, kube.VirtualMachineInstance)
     assert vmi.spec.domain.devices.interfaces == [{"name": "a", "bridge": {}, "unknown": 1}]

@@ -1,4 +1,4 @@
-"""Events on the wire, their headers, and the walk over the stage table."""
+"""Encoding of events, their headers, and the order of stages in the stage table."""
 
 import json
 from typing import get_args
@@ -11,7 +11,7 @@ from schemas import cloudevents, stages
 from schemas.encoding import Subject
 from schemas.events import (
     MAX_EVENT_BYTES,
-    Changed,
+    ChangedObject,
     ConfirmedBy,
     Event,
     Failed,
@@ -29,15 +29,15 @@ from schemas.operations import Operation
 from schemas.stages import OperationKind, Stage
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-SOME = TEXT.filter(bool)
-REFS = st.builds(ObjectRef, SOME, SOME, TEXT)
+NON_EMPTY = TEXT.filter(bool)
+REFS = st.builds(ObjectRef, NON_EMPTY, NON_EMPTY, TEXT)
 COMMON = {
     "operation": st.builds(Operation, TEXT, st.sampled_from(OperationKind), TEXT, st.none() | TEXT, st.none() | TEXT),
     "vmi": st.none() | REFS,
     "pod": st.none() | REFS,
     "sandbox_id": st.none() | TEXT,
-    "node": SOME,
-    "changed": st.none() | st.builds(Changed, TEXT, TEXT, TEXT),
+    "node": NON_EMPTY,
+    "changed": st.none() | st.builds(ChangedObject, TEXT, TEXT, TEXT),
     "attempt": st.integers(1, 1000),
 }
 EVENTS: st.SearchStrategy[Event] = st.one_of(
@@ -60,32 +60,32 @@ OPERATION = Operation("id", OperationKind.PLUG, "iface1")
 
 
 @given(EVENTS)
-def test_round_trip(event: Event) -> None:
+def test_event_round_trip(event: Event) -> None:
     assert decode(encode(event)) == event
 
 
 @given(EVENTS)
-def test_payload_names_its_stage_and_speaks_camel_case(event: Event) -> None:
+def test_payload_contains_its_stage_and_camel_case_keys(event: Event) -> None:
     body = json.loads(encode(event))
     assert body["stage"] == event.stage
     assert not [key for key in body if "_" in key]
 
 
 @given(EVENTS, st.dictionaries(st.from_regex(r"x-[a-z]{1,8}", fullmatch=True), st.integers() | TEXT))
-def test_unknown_fields_of_a_newer_publisher_are_tolerated(event: Event, more: dict[str, int | str]) -> None:
+def test_unknown_fields_of_a_newer_publisher_are_ignored(event: Event, more: dict[str, int | str]) -> None:
     body = json.loads(encode(event)) | more
     assert decode(json.dumps(body).encode()) == event
 
 
 @given(EVENTS)
-def test_subject_of_an_event(event: Event) -> None:
+def test_subject_contains_stage_node_and_vmi(event: Event) -> None:
     subject = event.subject
     assert subject.stage == event.stage
     assert subject.node == event.node
     assert subject.vmi == (event.vmi.name if event.vmi else "_")
 
 
-def test_subject_of_an_ordinary_pod() -> None:
+def test_subject_of_an_ordinary_pod_has_no_vmi() -> None:
     event = MultusAttached(operation=OPERATION, pod=ObjectRef("ns", "pod", "u"), node="n")
     assert event.subject == Subject("multus-attached", "n", "ns", "_")
 
@@ -104,23 +104,23 @@ def test_events_are_frozen() -> None:
         b"null",
         b"[]",
         b'{"stage":"requested"}',
-        b'{"stage":"unheard-of","operation":{"id":"1","kind":"plug","interface":"a"}}',
+        b'{"stage":"unknown","operation":{"id":"1","kind":"plug","interface":"a"}}',
         b'{"stage":"requested","operation":{"id":"1","kind":"twist","interface":"a"}}',
         b'{"stage":"requested","operation":{"id":1,"kind":"plug","interface":"a"}}',
         b"\xff\xfe",
     ],
 )
-def test_what_is_no_event_is_refused(payload: bytes) -> None:
+def test_malformed_events_are_rejected(payload: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         decode(payload)
 
 
-def test_a_payload_too_large_is_refused_unread() -> None:
+def test_oversized_payload_is_rejected_before_decoding() -> None:
     with pytest.raises(ValueError, match="65537 bytes"):
         decode(b" " * (MAX_EVENT_BYTES + 1))
 
 
-def test_defaults_are_not_sent() -> None:
+def test_defaults_are_not_encoded() -> None:
     assert json.loads(encode(GuestDetached(operation=OPERATION))) == {
         "stage": "guest-detached",
         "operation": {"id": "id", "kind": "plug", "interface": "iface1"},
@@ -134,7 +134,7 @@ def test_every_stage_has_one_event_and_one_row() -> None:
     assert set(stages.ROWS) == set(Stage)
 
 
-def test_the_way_of_a_plug_and_of_an_unplug() -> None:
+def test_stages_of_plug_and_unplug() -> None:
     assert stages.stage_path(OperationKind.PLUG) == (
         Stage.REQUESTED,
         Stage.POD_ANNOTATED,
@@ -144,25 +144,25 @@ def test_the_way_of_a_plug_and_of_an_unplug() -> None:
     assert stages.stage_path(OperationKind.UNPLUG) == (Stage.REQUESTED, Stage.GUEST_DETACHED, Stage.MULTUS_DETACHED)
 
 
-def test_every_stage_but_failed_lies_on_a_way() -> None:
+def test_every_stage_but_failed_belongs_to_an_operation() -> None:
     assert {stage for kind in OperationKind for stage in stages.stage_path(kind)} == set(Stage) - {Stage.FAILED}
 
 
-def test_nobody_but_the_handler_removes_wiring() -> None:
+def test_only_handler_and_networks_publish_detached_stages() -> None:
     assert stages.ROWS[Stage.GUEST_DETACHED].publishers == ("handler",)
     assert stages.ROWS[Stage.MULTUS_DETACHED].publishers == ("networks",)
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_headers_agree_with_the_payload(stage: Stage) -> None:
-    headers = cloudevents.headers(event_id="1", stage=stage, role="api", node="_", time="2026-11-23T10:00:00Z")
+def test_headers_match_the_payload(stage: Stage) -> None:
+    headers = cloudevents.build_headers(event_id="1", stage=stage, role="api", node="_", time="2026-11-23T10:00:00Z")
     assert headers["ce-type"] == f"io.hotnic.hotplug.{stage}.v1"
     assert headers["ce-source"] == "/hotnic/api/_"
     assert cloudevents.stage_of_type(headers["ce-type"]) is stage
-    cloudevents.check(headers, stage)
+    cloudevents.check_headers(headers, stage)
     other = next(one for one in Stage if one is not stage)
     with pytest.raises(ValueError, match="contradicts"):
-        cloudevents.check(headers, other)
+        cloudevents.check_headers(headers, other)
 
 
 @pytest.mark.parametrize(
@@ -172,15 +172,15 @@ def test_headers_agree_with_the_payload(stage: Stage) -> None:
         ({"ce-specversion": "0.3"}, "not 1.0"),
         ({"ce-type": "com.example.v1"}, "not a hotplug event type"),
         ({"ce-type": "io.hotnic.hotplug.requested.v2"}, "not a hotplug event type"),
-        ({"ce-type": "io.hotnic.hotplug.unheard-of.v1"}, "unheard-of"),
+        ({"ce-type": "io.hotnic.hotplug.unknown.v1"}, "unknown"),
     ],
 )
-def test_headers_that_speak_of_something_else(changes: dict[str, str], message: str) -> None:
-    headers = cloudevents.headers(event_id="1", stage=Stage.REQUESTED, role="api", node="_", time="t")
+def test_missing_or_contradicting_headers_are_rejected(changes: dict[str, str], message: str) -> None:
+    headers = cloudevents.build_headers(event_id="1", stage=Stage.REQUESTED, role="api", node="_", time="t")
     with pytest.raises(ValueError, match=message):
-        cloudevents.check(headers | changes, Stage.REQUESTED)
+        cloudevents.check_headers(headers | changes, Stage.REQUESTED)
 
 
-def test_versions_are_carried_as_text() -> None:
-    event = Requested(operation=OPERATION, changed=Changed("Pod", "u", "00123"))
+def test_resource_versions_are_opaque_text() -> None:
+    event = Requested(operation=OPERATION, changed=ChangedObject("Pod", "u", "00123"))
     assert json.loads(encode(event))["changed"]["resourceVersion"] == "00123"

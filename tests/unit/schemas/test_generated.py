@@ -1,4 +1,4 @@
-"""The generated documents: up to date, valid, and true of what is really sent."""
+"""The generated documents: up to date, valid, and consistent with encoded events."""
 
 import json
 from pathlib import Path
@@ -13,51 +13,51 @@ from schemas.events import Event, Failed, GuestAttached, MultusAttached, ObjectR
 from schemas.operations import Operation
 from schemas.stages import TABLE, OperationKind, Stage
 
-DOCUMENTS = {name: json.loads(text) for name, text in generate.documents().items()}
+DOCUMENTS = {name: json.loads(text) for name, text in generate.build_documents().items()}
 ASYNCAPI = DOCUMENTS["asyncapi.json"]
 SCHEMAS = {name: body for name, body in DOCUMENTS.items() if name.endswith(".schema.json")}
 OPERATION = Operation("1", OperationKind.PLUG, "iface1")
 
 
-def test_the_committed_files_are_up_to_date() -> None:
-    assert generate.drift() == []
+def test_committed_files_are_up_to_date() -> None:
+    assert generate.find_drift() == []
     assert generate.main(["--check"]) == 0
 
 
-def test_drift_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drift_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate.main(["--to", str(tmp_path)]) == 0
-    assert generate.drift(tmp_path) == []
+    assert generate.find_drift(tmp_path) == []
     (tmp_path / "event.schema.json").write_text("{}")
     (tmp_path / "old.schema.json").write_text("{}")
     (tmp_path / "asyncapi.json").unlink()
-    assert generate.drift(tmp_path) == ["asyncapi.json", "event.schema.json", "old.schema.json"]
+    assert generate.find_drift(tmp_path) == ["asyncapi.json", "event.schema.json", "old.schema.json"]
     assert generate.main(["--check", "--to", str(tmp_path)]) == 1
     assert "old.schema.json" in capsys.readouterr().err
-    generate.write(tmp_path)
-    assert generate.drift(tmp_path) == []
+    generate.write_documents(tmp_path)
+    assert generate.find_drift(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_every_schema_is_one(name: str) -> None:
+def test_every_schema_is_valid(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMAS[name])
     assert SCHEMAS[name]["$id"] == f"urn:hotnic:schema:{name.removesuffix('.schema.json')}"
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_reference_leads_somewhere(name: str) -> None:
-    def walk(node: Any) -> None:
+def test_every_reference_resolves(name: str) -> None:
+    def check_references(node: Any) -> None:
         if isinstance(node, dict):
             if isinstance(reference := node.get("$ref"), str):
                 target: Any = DOCUMENTS[name]
                 for part in reference.removeprefix("#/").split("/"):
                     target = target[part]
             for value in node.values():
-                walk(value)
+                check_references(value)
         elif isinstance(node, list):
             for value in node:
-                walk(value)
+                check_references(value)
 
-    walk(DOCUMENTS[name])
+    check_references(DOCUMENTS[name])
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_every_reference_leads_somewhere(name: str) -> None:
     ],
     ids=lambda event: str(event.stage),
 )
-def test_what_is_sent_obeys_its_schema(event: Event) -> None:
+def test_encoded_event_matches_its_schema(event: Event) -> None:
     validator = jsonschema.Draft202012Validator(SCHEMAS["event.schema.json"])
     body = json.loads(encode(event))
     validator.validate(body)
     assert not validator.is_valid(body | {"operation": None})
-    assert not validator.is_valid(body | {"stage": "unheard-of"})
+    assert not validator.is_valid(body | {"stage": "unknown"})
 
 
 def test_fields_are_described() -> None:
@@ -85,19 +85,19 @@ def test_fields_are_described() -> None:
     assert "``" not in json.dumps(SCHEMAS)
 
 
-def test_asyncapi_structure() -> None:
+def test_asyncapi_document_is_consistent() -> None:
     assert ASYNCAPI["asyncapi"] == "3.0.0"
     assert {"title", "version"} <= ASYNCAPI["info"].keys()
     assert set(ASYNCAPI) <= {"asyncapi", "info", "defaultContentType", "channels", "operations", "components"}
     for channel in ASYNCAPI["channels"].values():
-        places = {part.strip("{}") for part in channel["address"].split(".") if part.startswith("{")}
-        assert places == channel["parameters"].keys()
+        tokens = {part.strip("{}") for part in channel["address"].split(".") if part.startswith("{")}
+        assert tokens == channel["parameters"].keys()
     for operation in ASYNCAPI["operations"].values():
         assert operation["action"] == "send"
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: str(row.stage))
-def test_asyncapi_has_a_channel_and_its_senders_for_every_stage(row: Any) -> None:
+def test_asyncapi_has_a_channel_and_publishers_for_every_stage(row: Any) -> None:
     (name,) = [
         name for name, channel in ASYNCAPI["channels"].items() if channel["address"].startswith(f"hotplug.{row.stage}.")
     ]
@@ -106,10 +106,12 @@ def test_asyncapi_has_a_channel_and_its_senders_for_every_stage(row: Any) -> Non
     message = ASYNCAPI["components"]["messages"][name]
     assert message["name"] == cloudevents.event_type(row.stage)
     assert ASYNCAPI["components"]["schemas"][name]["properties"]["stage"] == {"enum": [str(row.stage)]}
-    senders = {key.split("-")[0] for key in ASYNCAPI["operations"] if key.endswith(f"-{name}")}
-    assert senders == set(row.publishers)
+    publishers = {key.split("-")[0] for key in ASYNCAPI["operations"] if key.endswith(f"-{name}")}
+    assert publishers == set(row.publishers)
     for role in row.publishers:
-        headers = cloudevents.headers(event_id="1", stage=row.stage, role=role, node="n", time="2026-11-23T10:00:00Z")
+        headers = cloudevents.build_headers(
+            event_id="1", stage=row.stage, role=role, node="n", time="2026-11-23T10:00:00Z"
+        )
         jsonschema.validate(headers, message["headers"])
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(headers | {"ce-source": "/hotnic/nobody/n"}, message["headers"])
+        jsonschema.validate(headers | {"ce-source": "/hotnic/unknown/n"}, message["headers"])

@@ -1,4 +1,4 @@
-"""Names and encodings: check values, rules, and round trips of whatever a name may hold."""
+"""Names and encodings: known values, rules, and round trips of arbitrary names."""
 
 import pytest
 from hypothesis import example, given
@@ -15,12 +15,12 @@ from schemas.encoding import (
     stage_filter,
 )
 
-# No lone surrogates: they have no UTF-8 form, and no API server lets one into a name.
+# No lone surrogates: they have no UTF-8 encoding, so no API server accepts them in a name.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
-HARD = ["a.b", "50%", "%2E", "=3D", "=", "-x", "*", ">", "ü", "日本", "a b", "\n", "_", "..", "$JS"]
+SPECIAL = ["a.b", "50%", "%2E", "=3D", "=", "-x", "*", ">", "ü", "日本", "a b", "\n", "_", "..", "$JS"]
 
 
-def test_check_value() -> None:
+def test_names_of_iface1() -> None:
     assert names.interface_hash("iface1") == "7e0055a6880"
     assert names.pod_interface("iface1") == "pod7e0055a6880"
     assert names.bridge("iface1") == "k6t-7e0055a6880"
@@ -30,7 +30,7 @@ def test_check_value() -> None:
 
 
 @given(TEXT)
-def test_every_link_name_fits_the_kernel(interface: str) -> None:
+def test_every_link_name_has_at_most_15_bytes(interface: str) -> None:
     for name in (
         names.pod_interface(interface),
         names.bridge(interface),
@@ -45,13 +45,13 @@ def test_alias_round_trip(interface: str) -> None:
     assert names.interface_of_alias(names.device_alias(interface)) == interface
 
 
-def test_an_alias_keeps_the_case() -> None:
+def test_alias_preserves_case() -> None:
     assert names.device_alias("NicA") == "ua-NicA"
     assert names.interface_of_alias("ua-NicA") == "NicA"
 
 
 @pytest.mark.parametrize("alias", ["", "ua-", "net0", "UA-x"])
-def test_a_foreign_device_is_no_nic(alias: str) -> None:
+def test_foreign_device_has_no_interface(alias: str) -> None:
     assert names.interface_of_alias(alias) is None
 
 
@@ -75,9 +75,9 @@ def test_interface_name_rules(name: str, new: bool, known: bool) -> None:
     assert bool(names.KNOWN_INTERFACE_NAME.fullmatch(name)) is known
 
 
-def test_colliding_names() -> None:
-    assert names.colliding(["a", "b", "a"]) is None
-    assert names.colliding([]) is None
+def test_equal_names_do_not_collide() -> None:
+    assert names.find_colliding_names(["a", "b", "a"]) is None
+    assert names.find_colliding_names([]) is None
 
 
 @pytest.mark.parametrize(
@@ -101,18 +101,18 @@ def test_subject_round_trip(subject: Subject) -> None:
 @given(st.builds(StatusKey, TEXT, TEXT, TEXT))
 @example(StatusKey("default", "vm.1", "7e0055a6880"))
 @example(StatusKey("=", "%", "-"))
-def test_operation_key_round_trip(key: StatusKey) -> None:
+def test_status_key_round_trip(key: StatusKey) -> None:
     text = str(key)
     assert parse_status_key(text) == key
-    # What a NATS bucket takes for a key; a leading or trailing dot would make it invalid.
+    # The characters that NATS accepts in a key; a leading or trailing dot would be invalid.
     assert all(c.isascii() and (c.isalnum() or c in "-_=.") for c in text)
     assert "%" not in text
     assert text.count(".") == 2
 
 
-@pytest.mark.parametrize("name", HARD)
-def test_hard_names_keep_apart(name: str) -> None:
-    others = {str(Subject("s", other, "n", "v")) for other in HARD if other != name}
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_names_have_different_tokens(name: str) -> None:
+    others = {str(Subject("s", other, "n", "v")) for other in SPECIAL if other != name}
     assert str(Subject("s", name, "n", "v")) not in others
 
 
@@ -132,25 +132,25 @@ def test_hard_names_keep_apart(name: str) -> None:
         "",
     ],
 )
-def test_foreign_subjects_are_refused(subject: str) -> None:
+def test_foreign_subjects_are_rejected(subject: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_subject(subject)
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a.b.c.d", "a.b.%20", "a..c", "a.b.=zz"])
-def test_foreign_keys_are_refused(key: str) -> None:
+def test_foreign_keys_are_rejected(key: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_status_key(key)
 
 
-def test_an_empty_name_has_no_token() -> None:
+def test_empty_name_is_rejected() -> None:
     with pytest.raises(ValueError, match="empty"):
         str(Subject("s", "", "n", "v"))
 
 
 @given(TEXT)
 @example("node-1.example")
-def test_filters_and_consumers_of_a_node(node: str) -> None:
+def test_filter_and_consumer_name_of_a_node(node: str) -> None:
     assert node_filter(node).startswith("hotplug.*.")
     assert node_filter(node).endswith(".>")
     assert node_filter(node).count(".") == 3

@@ -1,0 +1,147 @@
+"""``hotnic lab``: the development cluster on one machine. Each verb calls a function of `lab.cli.commands`.
+
+`--dir` or `HOTNIC_LAB_DIR` selects the lab's directory; the default is `.lab` in the working directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from services.cli.output import Duration, examples
+
+if TYPE_CHECKING:
+    from lab.layout import GuestKind
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _directory(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Path:
+    from lab.layout import lab_dir
+
+    return lab_dir(value)
+
+
+def dir_option(command: F) -> F:
+    """Add ``--dir``."""
+    return click.option(
+        "--dir",
+        "directory",
+        metavar="DIR",
+        callback=_directory,
+        help="Directory of the lab (default: HOTNIC_LAB_DIR, else .lab).",
+    )(command)
+
+
+@click.group()
+def lab() -> None:
+    """Run a cluster on this machine for development.
+
+    It runs NATS, containerd, CNI plugins and QEMU guests, and requires root.
+    """
+
+
+@lab.command(
+    epilog=examples(
+        "hotnic lab up",
+        "# Start a second lab and leave out a role, to run it by hand",
+        "hotnic lab up --dir second --without handler",
+    )
+)
+@click.option("--bare", is_flag=True, help="Do not create the sample network and VM.")
+@click.option("--without", multiple=True, metavar="ROLE", help="Do not start this role (repeatable).")
+@click.option(
+    "--guests",
+    type=click.Choice(["qemu", "double"]),
+    default="qemu",
+    show_default=True,
+    help="QEMU guests, or test doubles that start at once and have no kernel.",
+)
+@click.option(
+    "--timeout", type=Duration(), default="2m", show_default=True, help="The length of time to wait for the start."
+)
+@dir_option
+def up(bare: bool, without: tuple[str, ...], guests: GuestKind, timeout: float, directory: Path) -> int:
+    """Start the lab and wait until it is ready."""
+    # Imported in each command, so that help texts appear at once.
+    from lab.cli import commands
+
+    options = commands.UpOptions(dir=directory, bare=bare, without=without, timeout=timeout, guests=guests)
+    return commands.up(options)
+
+
+@lab.command(epilog=examples("hotnic lab down"))
+@dir_option
+def down(directory: Path) -> int:
+    """Stop the lab and remove everything except its logs and traces."""
+    from lab.cli import commands
+
+    return commands.down(directory)
+
+
+@lab.command(epilog=examples("hotnic lab status", "hotnic lab status -o json"))
+@click.option("-o", "--output", type=click.Choice(["json"]), help="Print JSON.")
+@dir_option
+def status(output: str | None, directory: Path) -> int:
+    """Show the lab's processes and VMs; the exit code is 1 if something does not run."""
+    from lab.cli import commands
+
+    return commands.status(directory, as_json=output == "json")
+
+
+@lab.command(epilog=examples("hotnic lab console centos-stream9-1"))
+@click.argument("vm", metavar="VM")
+@click.option("-n", "--namespace", default="default", show_default=True, help="Namespace of the VM.")
+@dir_option
+def console(vm: str, namespace: str, directory: Path) -> int:
+    """Attach to a guest's serial console; press Ctrl-] to detach."""
+    from lab.cli import commands
+
+    return commands.console(directory, vm, namespace=namespace)
+
+
+@lab.command(epilog=examples('export KUBECONFIG="$(hotnic lab kubeconfig)"'))
+@dir_option
+def kubeconfig(directory: Path) -> int:
+    """Print the path of the lab's kubeconfig."""
+    from lab.cli import commands
+
+    return commands.kubeconfig(directory)
+
+
+@lab.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog=examples("hotnic lab exec ip -brief link", "hotnic lab exec hotnic doctor"),
+)
+@dir_option
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(directory: Path, command: tuple[str, ...]) -> int:
+    """Run a command inside the lab's namespaces."""
+    from lab.cli import commands
+
+    return commands.exec_(directory, command)
+
+
+@lab.command(epilog=examples("hotnic lab logs handler -f"))
+@click.argument("component")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
+@dir_option
+def logs(component: str, follow: bool, directory: Path) -> int:
+    """Print the log of one of the lab's processes."""
+    from lab.cli import commands
+
+    return commands.logs(directory, component, follow=follow)
+
+
+@lab.command(epilog=examples("hotnic lab restart handler"))
+@click.argument("component")
+@dir_option
+def restart(component: str, directory: Path) -> int:
+    """Restart one of the lab's processes."""
+    from lab.cli import commands
+
+    return commands.restart(directory, component)

@@ -1,0 +1,187 @@
+"""The paths of one lab, below its directory or inside its namespaces.
+
+This module names paths; only `prepare`, `remove_state` and `write_identity` change files. The lab's directory has the
+same path inside and outside the lab's mount namespace. Unix sockets are the exception, because their path must stay
+below 108 bytes however long the directory's is: they are in `run/`, which is bind-mounted at `/run/hotnic` inside, and
+is reached through an open descriptor from outside (`lab.namespaces.control`).
+`lab.namespaces.isolation` mounts the fixed paths inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+DEFAULT_DIR: Final = ".lab"
+ROLES: Final = ("api", "controller", "networks", "multus", "handler")
+"""The five roles of hotnic, in the order they are started and shown."""
+
+GuestKind = Literal["qemu", "double"]
+"""The kind of a VM's guest: a QEMU guest, or a small process that answers QMP as QEMU does."""
+
+NODE_NAME: Final = "lab"
+INSIDE_RUN: Final = Path("/run/hotnic")
+CONTAINERD_SOCKET: Final = Path("/run/containerd/containerd.sock")
+NATS_PORT: Final = 4222
+API_PORT: Final = 8443
+"""Port of the api role in the lab's network namespace."""
+
+
+def lab_dir(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """Return the lab's directory: `chosen`, else HOTNIC_LAB_DIR, else `.lab` in the working directory."""
+    return Path(chosen or os.environ.get("HOTNIC_LAB_DIR") or DEFAULT_DIR).absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class LabIdentity:
+    """Identifies a running lab; stored in `lab.json`, so that its leftovers can be found after a crash."""
+
+    id: str
+    """Eight hexadecimal digits; part of the cgroup's name."""
+    apiserver_port: int
+    """Loopback port of the API server, the same outside and inside."""
+    nats_port: int
+    """Loopback port outside, relayed to nats-server inside."""
+    pid: int
+    """Process id, outside, of the process that holds the namespaces; 0 until it is started."""
+    started: float
+    """Seconds since the epoch."""
+    holder_ticks: int = 0
+    """Start time of that process in clock ticks since boot; distinguishes it from a later process with this id."""
+
+    @property
+    def cgroup(self) -> str:
+        """Return the name of the lab's cgroup in every hierarchy."""
+        return f"hotnic-lab-{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths of the lab in `dir`."""
+
+    dir: Path
+
+    @property
+    def lock(self) -> Path:
+        """Return the file that is locked while the lab runs."""
+        return self.dir / "lock"
+
+    @property
+    def identity_file(self) -> Path:
+        """Return the file that stores the `LabIdentity`."""
+        return self.dir / "lab.json"
+
+    @property
+    def run(self) -> Path:
+        """Return the folder of sockets and guests, `/run/hotnic` inside."""
+        return self.dir / "run"
+
+    @property
+    def guests(self) -> Path:
+        """Return the folder that contains one folder per guest, named by the VMI's UID."""
+        return self.run / "guests"
+
+    @property
+    def control_socket(self) -> Path:
+        """Return the supervisor's socket as seen from outside; its path may exceed 108 bytes."""
+        return self.run / "control.sock"
+
+    @property
+    def state(self) -> Path:
+        """Return the folder of state that is deleted before each start."""
+        return self.dir / "state"
+
+    @property
+    def apiserver(self) -> Path:
+        """Return the apiserver's folder (its database and `pki/`)."""
+        return self.state / "apiserver"
+
+    @property
+    def config(self) -> Path:
+        """Return the folder of generated configuration files."""
+        return self.dir / "config"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Return the administrator's kubeconfig, valid inside and outside."""
+        return self.dir / "kubeconfig"
+
+    @property
+    def logs(self) -> Path:
+        """Return the folder of logs, one file per process; `down` leaves it."""
+        return self.dir / "logs"
+
+    @property
+    def traces(self) -> Path:
+        """Return the folder of span files; `down` leaves it."""
+        return self.dir / "traces"
+
+    @property
+    def overlay(self) -> Path:
+        """Return the mount point of the tmpfs that holds the overlays' upper layers inside."""
+        return self.state / "overlay"
+
+    @property
+    def serving_certificate(self) -> Path:
+        """Return the path of the api role's serving certificate and key, without the suffixes `.crt` and `.key`."""
+        return self.apiserver / "pki" / "hotnic-api"
+
+    def role_kubeconfig(self, role: str) -> Path:
+        """Return the kubeconfig of `role` (a role's name, or `node`)."""
+        return self.config / f"{role}.kubeconfig"
+
+    def log(self, component: str) -> Path:
+        """Return the log file of `component`."""
+        return self.logs / f"{component}.log"
+
+    def binds(self) -> dict[Path, Path]:
+        """Return the bind mounts inside, by fixed path: the folder of the lab that is mounted there."""
+        return {
+            INSIDE_RUN: self.run,
+            Path("/var/lib/cni"): self.state / "cni",
+            Path("/var/lib/containerd"): self.state / "containerd",
+            Path("/etc/cni/net.d"): self.state / "cni-conf",
+            Path("/opt/cni/bin"): self.state / "cni-bin",
+        }
+
+    def prepare(self) -> None:
+        """Remove everything of an earlier run except traces, and create every folder."""
+        self.remove_state()
+        self.dir.mkdir(parents=True, exist_ok=True)
+        folders = (self.guests, self.run / "health", self.apiserver, self.overlay, self.config, self.logs)
+        for folder in (*folders, self.traces, *self.binds().values()):
+            folder.mkdir(parents=True, exist_ok=True)
+        # They contain keys, sockets and kubeconfigs.
+        for secret in (self.state, self.run, self.config):
+            secret.chmod(0o700)
+        for log in self.logs.glob("*.log"):
+            log.unlink()
+
+    def remove_state(self) -> None:
+        """Remove everything of a stopped lab except lock, logs and traces."""
+        for folder in (self.run, self.state, self.config):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.kubeconfig, self.identity_file):
+            file.unlink(missing_ok=True)
+
+    def identity(self) -> LabIdentity | None:
+        """Return the content of `lab.json`, or None when it is missing or unreadable."""
+        try:
+            return LabIdentity(**json.loads(self.identity_file.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_identity(self, identity: LabIdentity) -> None:
+        """Write `lab.json` atomically."""
+        temporary = self.identity_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(identity)) + "\n")
+        temporary.chmod(0o600)
+        temporary.replace(self.identity_file)
+
+
+# Fixed paths inside on which a tmpfs is mounted; their content vanishes with the namespaces.
+SCRATCH: Final = (Path("/run/netns"), Path("/run/containerd"), Path("/run/multus"))

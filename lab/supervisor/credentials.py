@@ -1,0 +1,35 @@
+"""Issue the certificates and kubeconfigs of a lab: administrator, roles, node, and the api role's server.
+
+Only files are written; `lab.apiserver.identity.pki` is the certificate authority. Every role has an identity of its
+own, with the name of its service account on a real cluster. Next: `bootstrap.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lab.apiserver.identity import pki
+from lab.layout import ROLES, Layout
+
+NAMESPACE: Final = "hotnic"
+"""The namespace in which hotnic is installed."""
+
+
+def issue(layout: Layout, server: str) -> None:
+    """Issue all certificates and write the kubeconfigs of the administrator, the roles and the node.
+
+    :param server: URL of the API server.
+    """
+    folder = layout.apiserver
+    pki.ensure_pki(folder)
+    pki.write_kubeconfig(layout.kubeconfig, server, folder, pki.pair(folder, "admin"))
+    for role in ROLES:
+        user = f"system:serviceaccount:{NAMESPACE}:hotnic-{role}"
+        groups = ("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}")
+        pair = pki.issue_client(folder, user, groups, file_name=f"role-{role}")
+        pki.write_kubeconfig(layout.role_kubeconfig(role), server, folder, pair, user_name=f"hotnic-{role}")
+    # The node process is kubelet, scheduler and virt-controller in one, so it is in system:masters.
+    pair = pki.issue_client(folder, "system:node:lab", ("system:nodes", "system:masters"), file_name="node")
+    pki.write_kubeconfig(layout.role_kubeconfig("node"), server, folder, pair, user_name="node")
+    names = [f"hotnic-api.{NAMESPACE}.svc", f"hotnic-api.{NAMESPACE}.svc.cluster.local", "localhost"]
+    pki.issue_server(folder, "hotnic-api", names, ["127.0.0.1"], file_name=layout.serving_certificate.name)

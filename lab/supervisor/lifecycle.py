@@ -1,0 +1,252 @@
+"""One lab from start to stop: starts the processes in order, serves the control socket, stops the processes.
+
+Processes that do not depend on each other start at the same time: API server, nats-server and containerd first; the
+roles and the node once the cluster's objects exist (`bootstrap.py`). Progress is reported on a pipe. Afterwards the
+supervisor serves the control socket (`requests.py`) until a stop is requested. When a process fails to start, the
+supervisor reports the end of its log and stops all others. When the supervisor is killed, its PID namespace ends with
+every process in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from lab.layout import CONTAINERD_SOCKET, INSIDE_RUN, NATS_PORT, ROLES, Layout
+from lab.namespaces.holder import SupervisorOptions
+from lab.supervisor import components, readiness, relay, requests
+from lab.supervisor.processes import Processes
+from lab.tools import LabTools
+
+
+class StartError(Exception):
+    """The lab cannot be started; the message names what failed."""
+
+
+class StartProgress:
+    """Reports progress to the process that called `lab up`; discards it once that process has ended.
+
+    :param fd: write end of the pipe.
+    :param started_at: CLOCK_MONOTONIC at the start of `lab up`.
+    """
+
+    def __init__(self, fd: int, started_at: float) -> None:
+        self._fd = fd
+        self._started_at = started_at
+
+    @property
+    def elapsed(self) -> float:
+        """Return the seconds since the start of `lab up`."""
+        return time.monotonic() - self._started_at
+
+    def report(self, **message: object) -> None:
+        """Write one message: a JSON object on a line of its own."""
+        if self._fd < 0:
+            return
+        try:
+            os.write(self._fd, json.dumps({"at": round(self.elapsed, 3), **message}).encode() + b"\n")
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Close the pipe."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    async def run_step(self, name: str, work: Awaitable[object]) -> None:
+        """Await `work` and report how long it took, under `name`."""
+        before = time.monotonic()
+        await work
+        self.report(step=name, ms=round((time.monotonic() - before) * 1000))
+
+
+class Supervisor:
+    """One lab, from start to stop."""
+
+    def __init__(self, options: SupervisorOptions, progress: StartProgress) -> None:
+        self.options = options
+        self.layout = Layout(Path(options.dir))
+        identity = self.layout.identity()
+        if identity is None:
+            raise StartError(f"{self.layout.identity_file} is missing")
+        self.parameters = components.LabParameters(
+            self.layout, identity, LabTools.find(), options.apiserver_fd, options.guests
+        )
+        self.processes = Processes()
+        self.stopping = asyncio.Event()
+        self.up = False
+        self._progress = progress
+
+    async def run(self) -> int:
+        """Start the lab, serve requests until a stop is requested, stop the lab; return the exit code."""
+        loop = asyncio.get_running_loop()
+        # Process 1 of a PID namespace ignores signals for which it has no handler.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        # The control socket is served from the start, so that `lab down` can interrupt a start.
+        server = await requests.serve(INSIDE_RUN / "control.sock", requests.Requests(self).answer)
+        outward = await relay.serve(socket.socket(fileno=self.options.nats_fd), NATS_PORT)
+        try:
+            if await self._started_before_stop():
+                self.up = True
+                self._progress.report(done=True, ok=True)
+                self._progress.close()
+                await self.stopping.wait()
+            return 0
+        except StartError as error:
+            self._progress.report(done=True, ok=False, error=str(error))
+            return 1
+        finally:
+            outward.close()
+            await self.stop_all()
+            server.close()
+            self.processes.close()
+
+    async def _started_before_stop(self) -> bool:
+        """Start the lab unless a stop is requested meanwhile; return whether everything has started.
+
+        :raises StartError: as `_start`.
+        """
+        starting = asyncio.ensure_future(self._start())
+        stopping = asyncio.ensure_future(self.stopping.wait())
+        racing: set[asyncio.Future[Any]] = {starting, stopping}
+        try:
+            await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+            return starting.done()
+        finally:
+            for future in racing:
+                future.cancel()
+            await asyncio.gather(*racing, return_exceptions=True)
+
+    async def _start(self) -> None:
+        """Start everything, within the deadline of `hotnic lab up`.
+
+        :raises StartError: a process failed, or the deadline passed.
+        """
+        try:
+            async with asyncio.timeout(self.options.deadline - self._progress.elapsed):
+                await self._start_in_order()
+        except TimeoutError as error:
+            waiting = ", ".join(await self._not_ready())
+            raise StartError(
+                f"not everything was ready after {self.options.deadline:g} s: {waiting or 'the sample VM'}"
+            ) from error
+        except Exception as error:
+            # Any failure is handled alike: report it, stop the processes that run, exit.
+            cause = first_leaf(error)
+            raise StartError(str(cause) or type(cause).__name__) from error
+
+    async def _start_in_order(self) -> None:
+        progress = self._progress
+        components.write_configuration(self.parameters)
+        # These need no certificates, so they start while `_cluster` issues them.
+        for component in ("nats", "containerd"):
+            self.launch(component)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(progress.run_step("nats-server", self.wait_ready("nats")))
+            group.create_task(progress.run_step("containerd and pause image", self._containerd()))
+            group.create_task(self._cluster())
+        if not self.options.bare:
+            # Imported here because the import takes longer than containerd's start, which can go on meanwhile.
+            from lab.supervisor import bootstrap
+
+            await progress.run_step("sample network and VM", bootstrap.create_samples(self.layout))
+
+    async def _containerd(self) -> None:
+        await self.wait_ready("containerd")
+        await self.processes.run(components.import_pause_image(self.parameters, os.environ), timeout=20)
+
+    async def _cluster(self) -> None:
+        from lab.supervisor import credentials
+
+        progress = self._progress
+        before = progress.elapsed
+        credentials.issue(self.layout, self.parameters.api_server.endpoint)
+        progress.report(step="certificates", ms=round((progress.elapsed - before) * 1000))
+        self.launch("apiserver")
+
+        from lab.supervisor import bootstrap
+
+        await progress.run_step("apiserver", self.wait_ready("apiserver"))
+        await progress.run_step("namespaces, CRDs, API registration", bootstrap.create_objects(self.layout))
+        selected = [c for c in (*ROLES, "node") if c not in self.options.without]
+        for component in selected:
+            self.launch(component)
+        async with asyncio.TaskGroup() as group:
+            for component in selected:
+                group.create_task(progress.run_step(component, self.wait_ready(component)))
+        for role in self.options.without:
+            progress.report(by_hand=role, command=components.manual_command(self.parameters, role))
+
+    def launch(self, component: str) -> None:
+        """Start the process of `component`."""
+        self.processes.start(components.process_spec(self.parameters, component, os.environ))
+
+    async def wait_ready(self, component: str) -> None:
+        """Return once `component` is ready.
+
+        :raises EarlyExitError: its process ended first.
+        """
+        match component:
+            case "apiserver":
+                probe = self.parameters.api_server.wait_ready()
+            case "nats":
+                probe = readiness.wait_for_port(NATS_PORT)
+            case "containerd":
+                probe = readiness.wait_for_socket(CONTAINERD_SOCKET)
+            case _:
+                probe = readiness.wait_for_readyz(components.health_socket(component))
+        await readiness.wait_unless_exited(self.processes.children[component], probe)
+
+    async def wait_ready_within(self, component: str, seconds: float) -> None:
+        """Return once `component` is ready.
+
+        :raises EarlyExitError: its process ended first.
+        :raises TimeoutError: it is not ready after `seconds`.
+        """
+        async with asyncio.timeout(seconds):
+            await self.wait_ready(component)
+
+    async def _not_ready(self) -> list[str]:
+        answers = []
+        for component in (*ROLES, "node"):
+            if component in self.processes.children:
+                status, reason = await readiness.http_get(components.health_socket(component), "/readyz")
+                if status != 200:
+                    answers.append(f"{component} ({reason or status})")
+        return answers
+
+    async def stop_all(self, on_stopped: Callable[[str, float], None] = lambda _name, _seconds: None) -> None:
+        """Stop every process: roles and node first, then the processes that they depend on.
+
+        :param on_stopped: called with the name of each stopped process and the seconds that its stop took.
+        """
+
+        async def stop(component: str) -> None:
+            if component in self.processes.children:
+                on_stopped(component, await self.processes.stop(component))
+
+        for together in reversed(components.START_GROUPS):
+            await asyncio.gather(*(stop(component) for component in together))
+
+
+def first_leaf(group: BaseException) -> BaseException:
+    """Return the first leaf of an exception group."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+async def supervise(options: SupervisorOptions, progress: StartProgress) -> int:
+    """Run one lab; return the exit code."""
+    return await Supervisor(options, progress).run()

@@ -1,0 +1,89 @@
+"""Wait until a started process is ready: its port or unix socket accepts connections, or its /readyz returns 200.
+
+Each probe polls at a short interval until it succeeds; the caller sets the deadline. `wait_unless_exited` stops at once
+when the process has ended, so that a wrong flag does not look like a slow start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from lab.supervisor.processes import Child, EarlyExitError
+
+INTERVAL: Final = 0.02
+"""Seconds between two attempts."""
+
+ATTEMPT_TIMEOUT: Final = 2.0
+"""Seconds that one attempt may take."""
+
+
+async def wait_for_port(number: int) -> None:
+    """Return once a process accepts connections on 127.0.0.1:`number`."""
+    while True:
+        try:
+            async with asyncio.timeout(ATTEMPT_TIMEOUT):
+                _, writer = await asyncio.open_connection("127.0.0.1", number)
+        except (OSError, TimeoutError):
+            await asyncio.sleep(INTERVAL)
+        else:
+            writer.close()
+            return
+
+
+async def wait_for_socket(path: Path) -> None:
+    """Return once a process accepts connections on the unix socket `path`."""
+    while True:
+        try:
+            async with asyncio.timeout(ATTEMPT_TIMEOUT):
+                _, writer = await asyncio.open_unix_connection(str(path))
+        except (OSError, TimeoutError):
+            await asyncio.sleep(INTERVAL)
+        else:
+            writer.close()
+            return
+
+
+async def wait_for_readyz(path: Path) -> None:
+    """Return once GET /readyz on the unix socket `path` returns status 200."""
+    while True:
+        status, _ = await http_get(path, "/readyz")
+        if status == 200:
+            return
+        await asyncio.sleep(INTERVAL)
+
+
+async def http_get(path: Path, resource: str) -> tuple[int, str]:
+    """Return status and body of GET `resource` on the unix socket `path`; (0, reason) when there is no answer."""
+    try:
+        async with asyncio.timeout(ATTEMPT_TIMEOUT):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            try:
+                # With HTTP/1.0 the server closes the connection after its response, which ends `read`.
+                writer.write(f"GET {resource} HTTP/1.0\r\nHost: lab\r\n\r\n".encode())
+                answer = (await reader.read()).decode(errors="replace")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        return 0, str(error) or type(error).__name__
+    head, _, body = answer.partition("\r\n\r\n")
+    words = head.split(" ", 2)
+    return (int(words[1]), body.strip()) if len(words) > 1 and words[1].isdigit() else (0, "no HTTP answer")
+
+
+async def wait_unless_exited(child: Child, probe: Coroutine[None, None, None]) -> None:
+    """Await `probe`.
+
+    :raises EarlyExitError: `child` ended first.
+    """
+    probing = asyncio.ensure_future(probe)
+    try:
+        racing: set[asyncio.Future[Any]] = {probing, child.exit}
+        await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
+        if child.exit.done():
+            raise EarlyExitError(child)
+        await probing
+    finally:
+        probing.cancel()

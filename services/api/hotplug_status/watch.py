@@ -1,0 +1,200 @@
+"""``?watch=true``: stream the hot-plug status of one VMI, one line for each change, each with the whole status.
+
+The Kubernetes API server ends a call of a subresource after 60 s, so a stream ends earlier, with a bookmark. A client
+that resumes with the bookmark's ``resourceVersion`` gets a line only when the status has changed. Each stream has
+watches of its own; the number of streams is limited. A status is built in :mod:`services.api.hotplug_status.read`.
+Next: :mod:`services.common.kube.cache.vmi_watch`.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing, suppress
+
+import msgspec
+from aiohttp import web
+
+from schemas.hotplug_status import (
+    BUCKET,
+    HotplugStatus,
+    HotplugStatusEvent,
+    StatusEntry,
+    decode_entry,
+    encode_json,
+    new_hotplug_status,
+)
+from schemas.kube import ObjectMeta, StatusDetails
+from services.api.hotplug_status.read import (
+    BUS_DEADLINE,
+    bucket_prefix,
+    build_hotplug_status,
+    derive_vmi_statuses,
+    observe_vmi,
+)
+from services.common.bus.protocol import BusUnavailable
+from services.common.http.server import StatusError
+from services.common.kube.cache.vmi_watch import VmiWatch, watch_vmi
+from services.common.runtime.context import RoleContext
+
+MAX_DURATION = 50.0
+"""Seconds after which a stream ends, before the API server ends it after 60 s."""
+MAX_WATCHERS = 64
+"""Maximum number of open streams of one server."""
+DEBOUNCE = 0.05
+"""Seconds in which changes are collected into one line."""
+BUS_RETRY_DELAY = 1.0
+"""Seconds between two attempts to watch the bucket while the bus is unavailable."""
+
+
+def parse_duration(query: Mapping[str, str]) -> float | None:
+    """Return the requested duration of a stream in seconds; ``None`` when the request is not a watch.
+
+    :raises StatusError: 400; a parameter cannot be parsed.
+    """
+    watch = parse_flag(query, "watch")
+    try:
+        requested = int(query.get("timeoutSeconds", "0"))
+    except ValueError:
+        raise StatusError(400, "BadRequest", "timeoutSeconds must be a whole number of seconds") from None
+    if not watch:
+        return None
+    return min(float(requested), MAX_DURATION) if requested > 0 else MAX_DURATION
+
+
+def parse_flag(query: Mapping[str, str], name: str) -> bool:
+    """Return the value of a boolean parameter; a missing one is false.
+
+    :raises StatusError: 400; the value is neither true nor false.
+    """
+    value = query.get(name, "false").lower()
+    if value not in ("", "1", "t", "true", "0", "f", "false"):
+        raise StatusError(400, "BadRequest", f"{name} must be true or false, not {value!r}")
+    # As in Kubernetes, a parameter without a value is true.
+    return value not in ("0", "f", "false")
+
+
+class StatusStreams:
+    """The streams of one server.
+
+    :param limit: the maximum number of open streams.
+    :ivar open: the number of open streams.
+    """
+
+    def __init__(self, context: RoleContext, limit: int = MAX_WATCHERS) -> None:
+        self._context = context
+        self._limit = limit
+        self._closing = asyncio.Event()
+        self.open = 0
+
+    async def close(self, _app: web.Application) -> None:
+        """End all streams; the server would wait for them when it stops."""
+        self._closing.set()
+
+    async def serve(self, request: web.Request, namespace: str, name: str, duration: float) -> web.StreamResponse:
+        """Stream the status of a VMI until the duration is over, the VMI is deleted, or the client disconnects.
+
+        :param duration: in seconds.
+        :raises StatusError: 429, too many streams are open; or 500, the VMI cannot be parsed.
+        :raises KubeError: the API server does not answer, or the VMI does not exist.
+        """
+        if self.open >= self._limit:
+            details = StatusDetails(retry_after_seconds=1)
+            message = f"too many open watches ({self._limit}); try again later"
+            raise StatusError(429, "TooManyRequests", message, details, headers={"Retry-After": "1"})
+        self.open += 1
+        try:
+            observed = await observe_vmi(self._context.kube, namespace, name)
+            # Once the response has begun, an error can no longer be reported by its HTTP status.
+            derive_vmi_statuses(observed)
+            assert observed.vmi is not None
+            response = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
+            await response.prepare(request)
+            stream = _Stream(response, self._context, observed.vmi.metadata)
+            try:
+                await stream.run(duration, request.query.get("resourceVersion", ""), self._closing)
+            except ConnectionError:
+                pass  # the client has disconnected
+            except StatusError as error:
+                self._context.log.warning(
+                    "hot-plug status stream failed", vmi=f"{namespace}/{name}", error=error.message
+                )
+            return response
+        finally:
+            self.open -= 1
+
+
+class _Stream:
+    def __init__(self, response: web.StreamResponse, context: RoleContext, meta: ObjectMeta) -> None:
+        self._response = response
+        self._context = context
+        self._meta = meta
+        self._last = new_hotplug_status(meta.namespace, meta.name, "", (), None)
+        self._entries: dict[str, StatusEntry] | None = None
+        self._bucket_loaded = asyncio.Event()
+
+    async def run(self, duration: float, version: str, closing: asyncio.Event) -> None:
+        async with watch_vmi(self._context.kube, self._meta, with_vm=True, log=self._context.log) as watched:
+            tasks = [
+                asyncio.create_task(self._write_changes(watched, version)),
+                asyncio.create_task(self._follow_bucket(watched)),
+                asyncio.create_task(closing.wait()),
+            ]
+            try:
+                await asyncio.wait({tasks[0], tasks[2]}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+            # The writer's own error, such as a lost connection, ends the stream without a bookmark.
+            if not tasks[0].cancelled():
+                tasks[0].result()
+        await self._write("BOOKMARK", msgspec.structs.replace(self._last, items=(), degraded=None))
+        await self._response.write_eof()
+
+    async def _write_changes(self, watched: VmiWatch, version: str) -> None:
+        """Write the status, unless the client has this version, then every change; return when the VMI is deleted."""
+        await watched.wait_synced()
+        # Without this wait the first line of a working bus would be `degraded`.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BUS_DEADLINE):
+                await self._bucket_loaded.wait()
+        first = "MODIFIED" if version else "ADDED"
+        while True:
+            # Cleared before the objects are read, so that a change during the read is not missed.
+            watched.changed.clear()
+            observed = watched.read()
+            if observed.vmi is None:
+                await self._write("DELETED", self._last)
+                return
+            self._last = now = build_hotplug_status(observed, derive_vmi_statuses(observed), self._entries)
+            if now.metadata["resourceVersion"] != version:
+                await self._write(first, now)
+                version, first = now.metadata["resourceVersion"], "MODIFIED"
+            await watched.changed.wait()
+            await asyncio.sleep(DEBOUNCE)
+
+    async def _follow_bucket(self, watched: VmiWatch) -> None:
+        """Keep the bucket's entries of the VMI up to date; they are ``None`` while the bus is unavailable."""
+        keys = f"{bucket_prefix(self._meta.namespace, self._meta.name)}>"
+        while True:
+            try:
+                found: dict[str, StatusEntry] = {}
+                async with aclosing(self._context.bus.kv(BUCKET).watch(keys)) as entries:
+                    async for item in entries:
+                        if item is None:
+                            self._entries = found
+                            self._bucket_loaded.set()
+                        else:
+                            entry = decode_entry(item.value)
+                            found.pop(item.key, None)
+                            if entry is not None:
+                                found[item.key] = entry
+                        if self._bucket_loaded.is_set():
+                            watched.changed.set()
+            except BusUnavailable:
+                self._entries = None
+                self._bucket_loaded.set()
+                watched.changed.set()
+                await asyncio.sleep(BUS_RETRY_DELAY)
+
+    async def _write(self, event_type: str, status: HotplugStatus) -> None:
+        await self._response.write(encode_json(HotplugStatusEvent(event_type, status)) + b"\n")

@@ -1,0 +1,151 @@
+"""The request that plugs or unplugs an interface, and with ``--wait`` the progress of its operation.
+
+The request goes to the subresource of the VMI, or with ``--persist`` of the VM; the body is KubeVirt's. The response
+names the operation, which continues when the command ends.
+Next: :mod:`services.cli.operations.follow`, the wait; :mod:`services.cli.operations.outcome`, the messages at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from services.cli.cluster import cluster_message, explain_not_found, find_vm, find_vmi, get_or_none
+from services.cli.errors import CommandFailed
+
+if TYPE_CHECKING:
+    from schemas.kube import VirtualMachine, VirtualMachineInstance
+    from schemas.stages import OperationKind, Stage
+    from services.cli.operations.progress import OperationProgress
+    from services.common.kube.client import Kube
+
+PATH = "/apis/subresources.hotnic.io/v1/namespaces/{namespace}/{resource}/{name}/{verb}"
+
+
+class Verb(StrEnum):
+    """The subresource of the request."""
+
+    ADD = "addinterface"
+    REMOVE = "removeinterface"
+
+    @property
+    def kind(self) -> OperationKind:
+        """The kind of the operation."""
+        from schemas.stages import OperationKind
+
+        return OperationKind.PLUG if self is Verb.ADD else OperationKind.UNPLUG
+
+
+class ChangeRequest:
+    """One request of addinterface or removeinterface and its operation.
+
+    :param body: the body of the subresource.
+    :param persist: whether to change the VM instead of the VMI.
+    :param timeout: seconds to wait for the operation; ``None`` does not wait.
+    :ivar operation: the operation's id; ``None`` until the server has accepted the request.
+    :ivar progress: the operation's progress; ``None`` when it was not read.
+    :ivar warnings: Warning Events about the interface.
+    """
+
+    def __init__(
+        self, verb: Verb, vm: str, interface: str, body: dict[str, str], *, persist: bool, timeout: float | None
+    ) -> None:
+        self.verb = verb
+        self.vm = vm
+        self.interface = interface
+        self.persist = persist
+        self.timeout = timeout
+        self.namespace = ""
+        self.operation: str | None = None
+        self.progress: OperationProgress | None = None
+        self.warnings: list[str] = []
+        self._body = body
+        self._started = time.monotonic()
+
+    @property
+    def status_command(self) -> str:
+        """The command that shows the operation's stage."""
+        return f"hotnic status {self.vm} -n {self.namespace}"
+
+    async def run(self, kube: Kube, namespace: str) -> None:
+        """Send the request and, with a timeout, wait for the operation.
+
+        :raises CliError: the server refused the request, or its response names no operation.
+        """
+        from schemas.kube import VMIS
+        from services.cli.operations.progress import OperationProgress, can_follow_template
+
+        self.namespace = namespace
+        click.echo(cluster_message(kube), err=True)
+        self.operation = await self._request(kube)
+        progress = OperationProgress(self.interface, self.operation, self.verb.kind, persist=self.persist)
+        vm: VirtualMachine | None = None
+        vmi: VirtualMachineInstance | None = None
+        if self.persist:
+            vm = await find_vm(kube, namespace, self.vm)
+            vmi = await get_or_none(kube.get(VMIS, namespace, self.vm))
+            if not can_follow_template(vm, vmi):
+                # The VM is not running: only its template changes.
+                self.progress = progress
+                progress.observe(vmi, (), vm)
+                return
+        if self.timeout is not None:
+            self.progress = progress
+            await self._wait(kube, vmi or await find_vmi(kube, namespace, self.vm), vm, progress, self.timeout)
+
+    async def _request(self, kube: Kube) -> str:
+        from schemas.options import OPERATION_HEADER
+
+        path = PATH.format(
+            namespace=quote(self.namespace, safe=""),
+            resource="virtualmachines" if self.persist else "virtualmachineinstances",
+            name=quote(self.vm, safe=""),
+            verb=self.verb,
+        )
+        self._started = time.monotonic()
+        request = kube.request("PUT", path, body=self._body, span=f"kube put {self.verb}")
+        response = await explain_not_found(request, self.namespace, self.vm)
+        operation: str | None = response.headers.get(OPERATION_HEADER)
+        if operation is None:
+            raise CommandFailed(
+                f"the response has no header {OPERATION_HEADER}: another API serves this path; check the APIService of "
+                "subresources.hotnic.io"
+            )
+        return operation
+
+    async def _wait(
+        self,
+        kube: Kube,
+        vmi: VirtualMachineInstance,
+        vm: VirtualMachine | None,
+        progress: OperationProgress,
+        timeout: float,
+    ) -> None:
+        from services.cli.operations.follow import follow_operation
+        from services.cli.operations.hotplug_status import read_warnings
+        from services.cli.operations.progress import OperationResult
+
+        click.echo(f"operation {self.operation} accepted", err=True)
+        await follow_operation(
+            kube,
+            vmi,
+            progress,
+            with_vm=self.persist,
+            timeout=timeout,
+            on_stage=self._print_stage,
+            on_watch_error=self._print_line,
+        )
+        if progress.outcome is None or progress.outcome.result is OperationResult.FAILED:
+            # The controller records Events about the template on the VM.
+            others = (vm.metadata.uid,) if vm is not None else ()
+            self.warnings = await read_warnings(kube, vmi, self.interface, *others)
+
+    def _print_stage(self, stage: Stage) -> None:
+        self._print_line(str(stage))
+
+    def _print_line(self, text: str) -> None:
+        click.echo(f"{time.monotonic() - self._started:7.3f} s  {text}", err=True)

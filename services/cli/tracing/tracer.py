@@ -1,0 +1,52 @@
+"""The spans of the command line itself, which it creates only when the environment configures an exporter.
+
+With ``TRACEPARENT`` the request belongs to the caller's trace; otherwise the api's request span is the root.
+Next: :mod:`services.common.telemetry.setup`.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+from opentelemetry.context import Context
+from opentelemetry.trace import NoOpTracer, Tracer
+
+from services.common.telemetry.propagation import context_of
+
+_EXPORTER_VARIABLES = ("HOTNIC_TRACE_DIR", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+class Traces(Protocol):
+    """A tracer with its exporter."""
+
+    @property
+    def tracer(self) -> Tracer:
+        """The tracer."""
+        ...
+
+    def shutdown(self) -> None:
+        """Export the remaining spans."""
+        ...
+
+
+class NoTraces:
+    """A tracer that creates no spans; requests still carry the caller's trace context."""
+
+    tracer: Tracer = NoOpTracer()
+
+    def shutdown(self) -> None:
+        """Do nothing."""
+
+
+def configure_tracing(environ: Mapping[str, str] = os.environ) -> Traces:
+    """Return a tracer as the environment configures it."""
+    if not any(environ.get(name) for name in _EXPORTER_VARIABLES):
+        return NoTraces()
+    from services.common.telemetry.setup import configure
+
+    return configure("cli", environ=environ)
+
+
+def caller_context(environ: Mapping[str, str] = os.environ) -> Context | None:
+    """Return the trace context in ``TRACEPARENT``; ``None`` when there is none."""
+    return context_of(environ.get("TRACEPARENT"))

@@ -1,0 +1,187 @@
+"""One pull consumer: created when missing, one long pull request outstanding, every message acked at once.
+
+This module does not interpret messages; :mod:`services.common.bus.delivery` does. A consumer pulls on one connection at
+a time; :meth:`services.common.bus.nats.jetstream.JetStreamBus.consume` runs it again on the next connection.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
+
+from services.common.bus.envelope import BusMessage
+from services.common.bus.nats.connection import BusConnection
+from services.common.bus.settings import BusSettings
+from services.common.telemetry.logs import Log
+
+OnMessage = Callable[[BusMessage, int, int], None]
+"""Callback for a message, its sequence in the stream and the number of its deliveries."""
+
+_ACK_PREFIX = "$JS.ACK."
+_encode = msgspec.json.Encoder().encode
+
+
+class ConsumerLost(Exception):
+    """The consumer does not exist on the server any more, or its heartbeats are missing."""
+
+
+class PullConsumer:
+    """Pulls for one named consumer, on one connection after the other.
+
+    :ivar resume: server time after the last message; a consumer that must be created again starts there.
+        ``None`` means that it starts with new messages.
+    """
+
+    def __init__(
+        self,
+        consumer: str,
+        filters: Sequence[str],
+        *,
+        settings: BusSettings,
+        log: Log,
+        on_message: OnMessage,
+    ) -> None:
+        self._consumer = consumer
+        self._filters = list(filters)
+        self._settings = settings
+        self._log = log.bind(consumer=consumer)
+        self._on_message = on_message
+        self.resume: datetime | None = None
+        self._outstanding = 0
+        self._pull_number = 0
+        self._lost_reason: str | None = None
+        self._last_seen = 0.0
+        self._wake = asyncio.Event()
+
+    def config(self) -> ConsumerConfig:
+        """Return the desired configuration: in memory, named, removed by the server some time after its last use.
+
+        The first consumer delivers new messages only. One that is created after a loss delivers what came in between.
+        """
+        return ConsumerConfig(
+            name=self._consumer,
+            filter_subject=self._filters[0] if len(self._filters) == 1 else None,
+            filter_subjects=self._filters if len(self._filters) > 1 else None,
+            deliver_policy=DeliverPolicy.BY_START_TIME if self.resume else DeliverPolicy.NEW,
+            opt_start_time=self.resume,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self._settings.ack_wait,
+            max_ack_pending=self._settings.max_ack_pending,
+            inactive_threshold=self._settings.inactive_threshold,
+            # The loss of a consumer costs latency only, so it needs neither disk nor replicas.
+            mem_storage=True,
+            num_replicas=1,
+        )
+
+    async def run(self, connection: BusConnection) -> None:
+        """Pull on a connection until cancelled.
+
+        :raises ConsumerLost: the caller runs it again, on this or the next connection.
+        :raises nats.errors.Error: the server rejected a request; the caller runs it again later.
+        """
+        await self._ensure_consumer(connection)
+        self._lost_reason, self._outstanding = None, 0
+        inbox = connection.client.new_inbox()
+
+        async def on_received(msg: Msg) -> None:
+            await self._receive(msg)
+
+        subscription = await connection.client.subscribe(f"{inbox}.*", cb=on_received)
+        lost = asyncio.ensure_future(connection.lost.wait())
+        lost.add_done_callback(lambda _: self._wake.set())
+        self._last_seen = asyncio.get_running_loop().time()
+        try:
+            while not connection.lost.is_set():
+                if self._lost_reason is not None:
+                    raise ConsumerLost(self._lost_reason)
+                if self._outstanding <= 0:
+                    await self._request(connection, inbox)
+                await self._wait_change()
+            raise ConsumerLost("connection lost")
+        finally:
+            lost.cancel()
+            if not connection.client.is_closed:
+                await subscription.unsubscribe()
+
+    async def _ensure_consumer(self, connection: BusConnection) -> None:
+        stream = self._settings.stream
+        try:
+            found = (await connection.js.consumer_info(stream, self._consumer)).config
+        except NotFoundError:
+            found = None
+        if found is not None:
+            present_filters = found.filter_subjects or ([found.filter_subject] if found.filter_subject else [])
+            if sorted(present_filters) == sorted(self._filters):
+                return
+            # Role and node give the name, the code the filters: another version of the role has created it.
+            await connection.js.delete_consumer(stream, self._consumer)
+        info = await connection.js.add_consumer(stream, self.config())
+        if self.resume is None and isinstance(info.created, datetime):
+            # A consumer that is lost before its first message is created again from this time.
+            self.resume = info.created
+        self._log.info("consumer created", filters=self._filters)
+
+    async def _request(self, connection: BusConnection, inbox: str) -> None:
+        """Request the next batch; the server sends each message as soon as it arrives."""
+        self._pull_number += 1
+        self._outstanding = self._settings.pull_batch
+        body = {
+            "batch": self._outstanding,
+            "expires": int(self._settings.pull_expires * 1e9),
+            "idle_heartbeat": int(self._settings.pull_heartbeat * 1e9),
+        }
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.stream}.{self._consumer}"
+        # One reply subject per request: `_handle_status` ignores the status of an earlier one.
+        await connection.client.publish(subject, _encode(body), reply=f"{inbox}.{self._pull_number}")
+
+    async def _wait_change(self) -> None:
+        """Wait for a status, the end of a batch or the loss of the connection.
+
+        :raises ConsumerLost: two heartbeats are missing, so the server has dropped the pull request.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = self._last_seen + 2 * self._settings.pull_heartbeat + 0.5
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._wake.wait()
+        except TimeoutError:
+            if loop.time() >= self._last_seen + 2 * self._settings.pull_heartbeat:
+                raise ConsumerLost("heartbeats of the consumer are missing") from None
+        self._wake.clear()
+
+    async def _receive(self, msg: Msg) -> None:
+        self._last_seen = asyncio.get_running_loop().time()
+        if not msg.reply.startswith(_ACK_PREFIX):
+            self._handle_status(msg)
+            return
+        metadata = msg.metadata
+        self._outstanding -= 1
+        if self._outstanding <= 0:
+            self._wake.set()
+        # A datetime drops the server's nanoseconds: without one more microsecond the last message would be redelivered.
+        self.resume = metadata.timestamp + timedelta(microseconds=1)
+        self._on_message(
+            BusMessage(msg.subject, msg.data, dict(msg.headers or {})), metadata.sequence.stream, metadata.num_delivered
+        )
+        # Acked in any case: by now its key is in the queue, or the message is dead-lettered.
+        try:
+            await msg.ack()
+        except NatsError as error:
+            self._log.debug("ack failed, message will be redelivered", error=repr(error))
+
+    def _handle_status(self, msg: Msg) -> None:
+        """Handle the status of a pull request (NATS ADR-37); the status of an older request is ignored."""
+        headers = msg.headers or {}
+        code, description = headers.get("Status", ""), headers.get("Description", "")
+        if code == "100" or not msg.subject.endswith(f".{self._pull_number}"):
+            return
+        if code == "503" or (code == "409" and "consumer" in description.lower()):
+            self._lost_reason = description or "no responders"
+        # Any other status ends this pull request: it expired (404, 408) or exceeded a limit (409).
+        self._outstanding = 0
+        self._wake.set()

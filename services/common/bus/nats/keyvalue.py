@@ -1,0 +1,146 @@
+"""A bucket in JetStream's key-value store: created when missing, with the errors of the protocol.
+
+Next: :mod:`services.common.bus.nats.reader`, which reads streams for the CLI.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.js.api import KeyValueConfig, StorageType
+from nats.js.errors import (
+    BucketNotFoundError,
+    KeyNotFoundError,
+    KeyWrongLastSequenceError,
+    NoStreamResponseError,
+    NotFoundError,
+)
+from nats.js.kv import KeyValue as NatsKeyValue
+
+from services.common.bus.nats.connection import BusConnection
+from services.common.bus.protocol import BusUnavailable, KeyValueEntry, WrongRevision
+from services.common.bus.settings import BusSettings
+
+T = TypeVar("T")
+
+
+class JetStreamKeyValue:
+    """A bucket by name, on the connection that is open at the time of a call."""
+
+    def __init__(self, bucket: str, connection: Callable[[], BusConnection | None], settings: BusSettings) -> None:
+        self._bucket = bucket
+        self._current_connection = connection
+        self._settings = settings
+        self._opened: tuple[BusConnection, NatsKeyValue] | None = None
+
+    async def get(self, key: str) -> KeyValueEntry | None:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+
+        async def call(store: NatsKeyValue) -> KeyValueEntry | None:
+            try:
+                found = await store.get(key)
+            except KeyNotFoundError:
+                return None
+            return KeyValueEntry(key, found.value or b"", found.revision or 0)
+
+        return await self._call(call)
+
+    async def put(self, key: str, value: bytes) -> int:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+        return await self._call(lambda store: store.put(key, value))
+
+    async def create(self, key: str, value: bytes) -> int:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+        return await self._call(lambda store: store.create(key, value))
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+        return await self._call(lambda store: store.update(key, value, last=revision))
+
+    async def delete(self, key: str) -> None:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+        await self._call(lambda store: store.delete(key))
+
+    async def purge(self, key: str) -> None:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+
+        async def call(_store: NatsKeyValue) -> None:
+            assert self._opened is not None
+            js = self._opened[0].js
+            # Not the client's purge, which leaves a marker itself.
+            await js.purge_stream(f"KV_{self._bucket}", subject=f"$KV.{self._bucket}.{key}")
+
+        await self._call(call)
+
+    async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+        # nats-py stops a watch without deleting its consumer, so the server must remove the consumer soon.
+        threshold = self._settings.watch_threshold
+        watcher = await self._call(lambda store: store.watch(keys, inactive_threshold=threshold))
+        assert self._opened is not None
+        connection = self._opened[0]
+        lost = asyncio.ensure_future(connection.lost.wait())
+        try:
+            while True:
+                # The watcher of nats-py has no type annotations.
+                following = asyncio.ensure_future(watcher.__anext__())  # type: ignore[no-untyped-call]
+                try:
+                    await asyncio.wait({following, lost}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not following.done():
+                        following.cancel()
+                if following.cancelled() or not following.done():
+                    raise BusUnavailable(f"watch of bucket {self._bucket}: NATS connection lost")
+                found = following.result()
+                if found is None:
+                    yield None
+                else:
+                    deleted = found.operation in ("DEL", "PURGE")
+                    yield KeyValueEntry(found.key, None if deleted else found.value or b"", found.revision or 0)
+        finally:
+            lost.cancel()
+            if not connection.client.is_closed:
+                await watcher.stop()  # type: ignore[no-untyped-call]
+
+    async def _call(self, call: Callable[[NatsKeyValue], Awaitable[T]]) -> T:
+        """Call the bucket; open or create it again if it has vanished.
+
+        :raises WrongRevision: the key has another revision.
+        :raises BusUnavailable: NATS is not connected, or the call failed.
+        """
+        try:
+            try:
+                return await call(await self._open())
+            except (NoStreamResponseError, NoRespondersError, NotFoundError):
+                # The bucket is gone: the server lost its data, or a user deleted the bucket.
+                self._opened = None
+                return await call(await self._open())
+        except KeyWrongLastSequenceError as error:
+            raise WrongRevision(str(error)) from error
+        except (NatsError, OSError) as error:
+            raise BusUnavailable(f"bucket {self._bucket}: {error!r}") from error
+
+    async def _open(self) -> NatsKeyValue:
+        connection = self._current_connection()
+        if connection is None:
+            raise BusUnavailable(f"bucket {self._bucket}: NATS is not connected")
+        if self._opened is None or self._opened[0] is not connection:
+            self._opened = (connection, await self._open_or_create(connection))
+        return self._opened[1]
+
+    async def _open_or_create(self, connection: BusConnection) -> NatsKeyValue:
+        try:
+            return await connection.js.key_value(self._bucket)
+        except (BucketNotFoundError, NotFoundError):
+            return await connection.js.create_key_value(
+                KeyValueConfig(
+                    bucket=self._bucket,
+                    history=1,
+                    max_bytes=self._settings.bucket_max_bytes,
+                    storage=StorageType.FILE,
+                    replicas=self._settings.replicas,
+                    direct=True,
+                )
+            )

@@ -1,0 +1,196 @@
+"""The streams as CLI commands read them: dead letters to list and replay, and the events of one VM to list and follow.
+
+One command uses one connection; roles do not use this module. An ordered consumer lets the server send all stored
+messages at once: one request per message would cost a round trip each, which is slow over a distant connection.
+Next: :mod:`services.common.bus.dead_letters`, the content of a dead letter.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from uuid import uuid4
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.errors import NotFoundError
+
+from schemas.encoding import DEAD_ROOT
+from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dead_letter
+from services.common.bus.envelope import BusMessage
+from services.common.bus.nats.connection import BusConnection, Endpoint
+from services.common.bus.protocol import BusUnavailable
+from services.common.bus.settings import BusSettings
+from services.common.telemetry.logs import Log
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message of a stream with its sequence."""
+
+    sequence: int
+    message: BusMessage
+
+
+class StreamReader:
+    """Reads the streams over one connection; :func:`open_reader` creates it.
+
+    :raises BusUnavailable: (every call) NATS does not answer.
+    """
+
+    def __init__(self, connection: BusConnection, settings: BusSettings) -> None:
+        self._connection = connection
+        self._settings = settings
+
+    async def list_dead_letters(self) -> AsyncIterator[DeadLetter]:
+        """Yield all dead letters, oldest first."""
+        async for stored in self._iterate_stored(self._settings.dead_stream, f"{DEAD_ROOT}.>"):
+            yield parse_dead_letter(stored.sequence, stored.message)
+
+    async def get_dead_letter(self, sequence: int) -> DeadLetter | None:
+        """Return the dead letter with this sequence, ``None`` if there is none."""
+        with _translate_errors(), contextlib.suppress(NotFoundError):
+            found = await self._connection.js.get_msg(self._settings.dead_stream, seq=sequence)
+            return parse_dead_letter(sequence, _to_bus_message(found))
+        return None
+
+    async def replay(self, dead_letter: DeadLetter, *, keep: bool) -> str:
+        """Publish the message of a dead letter again, delete the dead letter and return the new id of the message.
+
+        :param keep: do not delete the dead letter.
+        :raises UnusableMessage: the message would only be dead-lettered again; nothing is published or deleted.
+        """
+        message = build_replay(dead_letter, uuid4().hex)
+        with _translate_errors():
+            await self._connection.js.publish(
+                message.subject, message.payload, headers=message.headers, timeout=self._settings.publish_timeout
+            )
+            if not keep:
+                with contextlib.suppress(NotFoundError):
+                    await self._connection.js.delete_msg(self._settings.dead_stream, dead_letter.sequence)
+        return message.id
+
+    async def list_messages(self, subjects: str) -> AsyncIterator[StoredMessage]:
+        """Yield the stored messages on the subjects, oldest first."""
+        async for stored in self._iterate_stored(self._settings.stream, subjects):
+            yield stored
+
+    async def follow_messages(
+        self, subjects: str, after: int, on_subscribed: Callable[[], None] | None = None
+    ) -> AsyncGenerator[StoredMessage, None]:
+        """Yield the messages on the subjects after a sequence, until cancelled.
+
+        :param on_subscribed: called once, when the server has accepted the subscription.
+        """
+        with _translate_errors():
+            subscription = await self._subscribe(self._settings.stream, subjects, after)
+        if on_subscribed is not None:
+            on_subscribed()
+        async with contextlib.aclosing(self._iterate(subscription)) as delivered:
+            async for found in delivered:
+                yield _to_stored_message(found)
+
+    async def _iterate_stored(self, stream: str, subjects: str) -> AsyncIterator[StoredMessage]:
+        """Yield the messages that are stored when the call starts.
+
+        :raises BusUnavailable: the server stops sending before the last one.
+        """
+        try:
+            with _translate_errors():
+                subscription = await self._subscribe(stream, subjects, 0)
+        except NotFoundError:
+            return
+        async with contextlib.aclosing(self._iterate(subscription)) as delivered:
+            with _translate_errors():
+                info = await subscription.consumer_info()
+            # The count includes the messages that the server has sent since the subscription.
+            left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
+            while left > 0:
+                try:
+                    async with asyncio.timeout(self._settings.api_timeout):
+                        found = await anext(delivered)
+                except TimeoutError as error:
+                    raise BusUnavailable(f"stream {stream}: the server stopped sending stored messages") from error
+                yield _to_stored_message(found)
+                # The server may delete the oldest messages in the meantime.
+                left = min(left - 1, found.metadata.num_pending)
+
+    async def _subscribe(self, stream: str, subjects: str, after: int) -> JetStreamContext.PushSubscription:
+        """Subscribe to all messages after a sequence, in stream order.
+
+        The client of an ordered consumer subscribes again by itself when it has missed a message.
+        """
+        return await self._connection.js.subscribe(
+            subjects,
+            stream=stream,
+            ordered_consumer=True,
+            inactive_threshold=self._settings.watch_threshold,
+            config=ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1),
+        )
+
+    async def _iterate(self, subscription: JetStreamContext.PushSubscription) -> AsyncGenerator[Msg, None]:
+        """Yield the messages of a subscription until the caller stops.
+
+        :raises BusUnavailable: the connection is lost.
+        """
+        lost = asyncio.ensure_future(self._connection.lost.wait())
+        following = asyncio.ensure_future(subscription.next_msg(timeout=None))
+        try:
+            while True:
+                await asyncio.wait({following, lost}, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    raise BusUnavailable("NATS connection lost")
+                with _translate_errors():
+                    found = following.result()
+                following = asyncio.ensure_future(subscription.next_msg(timeout=None))
+                yield found
+        finally:
+            lost.cancel()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            if not self._connection.client.is_closed:
+                with contextlib.suppress(NatsError):
+                    await subscription.unsubscribe()
+
+
+@contextlib.asynccontextmanager
+async def open_reader(
+    url: str, environ: Mapping[str, str], *, log: Log, settings: BusSettings | None = None
+) -> AsyncIterator[StreamReader]:
+    """Connect to NATS and close the connection at the end of the block.
+
+    :param url: ``NATS_URL``.
+    :param environ: variables for the credentials, as in :func:`services.common.bus.nats.jetstream.connect`.
+    :raises BusUnavailable: no server answers, or it rejects the credentials.
+    """
+    limits = settings or BusSettings()
+    with _translate_errors():
+        connection = await BusConnection.open(
+            Endpoint.from_url(url, environ), name="hotnic-cli", settings=limits, log=log
+        )
+    try:
+        yield StreamReader(connection, limits)
+    finally:
+        await connection.close()
+
+
+@contextlib.contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Raise errors of the client as :class:`BusUnavailable`, except a missing stream or message."""
+    try:
+        yield
+    except NotFoundError:
+        raise
+    except (NatsError, OSError) as error:
+        raise BusUnavailable(str(error) or type(error).__name__) from error
+
+
+def _to_bus_message(found: RawStreamMsg) -> BusMessage:
+    return BusMessage(found.subject or "", found.data or b"", dict(found.headers or {}))
+
+
+def _to_stored_message(found: Msg) -> StoredMessage:
+    return StoredMessage(
+        found.metadata.sequence.stream, BusMessage(found.subject, found.data, dict(found.headers or {}))
+    )

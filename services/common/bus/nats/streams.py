@@ -1,0 +1,78 @@
+"""The desired configuration of the two streams, and its application on the server.
+
+Every process applies it when it connects. A stream may vanish at any time and be created again empty, which costs
+latency only. Next: :mod:`services.common.bus.settings`, the limits.
+"""
+
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError, NotFoundError
+
+from schemas.encoding import DEAD_ROOT, SUBJECT_ROOT
+from services.common.bus.settings import BusSettings
+from services.common.telemetry.logs import Log
+
+_CHECKED_SETTINGS = ("subjects", "max_age", "max_bytes", "max_consumers", "duplicate_window", "num_replicas", "discard")
+
+
+def stream_configs(settings: BusSettings) -> tuple[StreamConfig, StreamConfig]:
+    """Return the configurations of the stream for events and of the stream for dead letters."""
+    events = StreamConfig(
+        name=settings.stream,
+        description="hotnic: stages of NIC hot-plug operations",
+        subjects=[f"{SUBJECT_ROOT}.>"],
+        retention=RetentionPolicy.LIMITS,
+        # No safe store: the server acks before it syncs the file, by default every 2 minutes (nats-server#7564).
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_age=settings.max_age,
+        max_bytes=settings.max_bytes,
+        max_consumers=settings.max_consumers,
+        duplicate_window=settings.duplicate_window,
+        num_replicas=settings.replicas,
+        allow_direct=True,
+    )
+    dead = StreamConfig(
+        name=settings.dead_stream,
+        description="hotnic: messages that no consumer could use",
+        subjects=[f"{DEAD_ROOT}.>"],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_age=settings.dead_max_age,
+        max_bytes=settings.dead_max_bytes,
+        duplicate_window=settings.duplicate_window,
+        num_replicas=settings.replicas,
+        allow_direct=True,
+    )
+    return events, dead
+
+
+async def ensure_streams(js: JetStreamContext, settings: BusSettings, log: Log) -> None:
+    """Create missing streams and update the settings of existing ones.
+
+    A setting that the server or the user's permissions do not allow to change is logged and left as it is.
+
+    :raises nats.errors.Error: a missing stream could not be created.
+    """
+    for config in stream_configs(settings):
+        assert config.name is not None
+        try:
+            present = (await js.stream_info(config.name)).config
+        except NotFoundError:
+            await js.add_stream(config)
+            log.info("stream created", stream=config.name)
+            continue
+        different = [name for name in _CHECKED_SETTINGS if _differs(getattr(config, name), getattr(present, name))]
+        if not different:
+            continue
+        try:
+            await js.update_stream(config)
+            log.info("stream updated", stream=config.name, settings=different)
+        except (APIError, NatsError) as error:
+            log.warning("stream update failed", stream=config.name, settings=different, error=str(error))
+
+
+def _differs(desired: object, actual: object) -> bool:
+    return desired is not None and desired != actual

@@ -1,0 +1,208 @@
+"""The NICs of a VMI: each secondary interface with its network, its operation and its state in the acting pod.
+
+A VMI and its pod are parsed here once, when a role observes them. Plans, the hot-plug status and the doctor read
+:class:`VmiNics` and never parse an annotation. Not here: the pod's links and the guest's devices, which only a node can
+observe, and the interfaces of a VM's template (:mod:`services.common.domain.template`).
+Next: :mod:`services.common.domain.attachments`, the attachments that the pod should have.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from schemas.kube import Interface, Network, Pod, VirtualMachineInstance
+from schemas.names import is_ordinal, pod_interface
+from schemas.networks import (
+    NETWORK_STATUS,
+    NETWORKS,
+    NetworkSelectionElement,
+    NetworkStatus,
+    parse_network_status,
+    parse_networks,
+)
+from schemas.operations import Operation, PodNic, pod_nic_key, read_pod_nic
+from schemas.stages import OperationKind
+from services.common.domain.operations import read_operations, resolve_operation
+from services.common.domain.status_interfaces import Entry, find_entry, parse_tokens
+
+
+class LinkNames(msgspec.Struct, frozen=True):
+    """The names of one NIC's links in the pod's network namespace.
+
+    :ivar pod_interface: the link that CNI creates; while it is bridged, the dummy interface has this name.
+    :ivar bridged: the real link while it is a port of the in-pod bridge.
+    :ivar bridge: the in-pod bridge.
+    :ivar tap: the tap behind the guest NIC.
+    """
+
+    pod_interface: str
+    bridged: str
+    bridge: str
+    tap: str
+
+
+def link_names(pod_interface: str) -> LinkNames:
+    """Return the link names of a pod interface, hashed (``pod<h>``) or ordinal (``net<i>``, KubeVirt before 1.0)."""
+    # KubeVirt's names: net1 has the links net1-nic, k6t-net1 and tap1.
+    if is_ordinal(pod_interface):
+        return LinkNames(pod_interface, f"{pod_interface}-nic", f"k6t-{pod_interface}", f"tap{pod_interface[3:]}")
+    suffix = pod_interface.removeprefix("pod")
+    return LinkNames(pod_interface, f"{suffix}-nic", f"k6t-{suffix}", f"tap{suffix}")
+
+
+class Nic(msgspec.Struct, frozen=True):
+    """One secondary interface of a VMI's spec.
+
+    :ivar interface: the interface in the spec.
+    :ivar network: the network in the spec; it names a NAD.
+    :ivar position: index of the interface in the spec, from 0, primary interfaces included.
+    :ivar nad: the NAD as ``namespace/name``.
+    :ivar names: the names of its links in the pod.
+    :ivar operation: the operation that the desired state belongs to; derived when ``written`` is for another.
+    :ivar written: the operation in the VMI's annotation, of whatever kind; ``None`` when there is none.
+    :ivar element: its element in the pod's networks annotation.
+    :ivar status: its entry in the pod's network-status annotation.
+    :ivar record: the pod NIC record, of whatever pod and sandbox it names.
+    :ivar entry: its entry in the VMI's ``status.interfaces``; empty when there is none.
+    """
+
+    interface: Interface
+    network: Network
+    position: int
+    nad: str
+    names: LinkNames
+    operation: Operation
+    written: Operation | None
+    element: NetworkSelectionElement | None
+    status: NetworkStatus | None
+    record: PodNic | None
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        """The interface's name."""
+        return self.interface.name
+
+    @property
+    def link(self) -> str:
+        """The name of the pod interface."""
+        return self.names.pod_interface
+
+    @property
+    def absent(self) -> bool:
+        """Whether the spec requests that the interface be unplugged."""
+        return self.operation.kind is OperationKind.UNPLUG
+
+    @property
+    def has_operation(self) -> bool:
+        """Whether the operation is in the VMI's annotation; otherwise it is derived."""
+        return self.written is not None and self.written.kind is self.operation.kind
+
+    @property
+    def in_pod(self) -> bool:
+        """Whether an annotation of the pod lists the attachment, as desired or as present."""
+        return self.element is not None or self.status is not None
+
+    @property
+    def tokens(self) -> frozenset[str]:
+        """The tokens of ``infoSource`` in the VMI's status."""
+        return parse_tokens(self.entry)
+
+
+class VmiNics(msgspec.Struct, frozen=True):
+    """The interfaces of a VMI and the attachments of its acting pod. Iterating it yields its NICs.
+
+    :ivar vmi: the VMI.
+    :ivar pod: the acting pod; ``None`` when there is none (yet).
+    :ivar interfaces: all interfaces of the spec by name, primary ones included.
+    :ivar networks: all networks of the spec by name.
+    :ivar nics: the secondary interfaces by name, in spec order; of two with a hash collision only the first.
+    :ivar operations: the operations in the VMI's annotations by interface, also of interfaces no longer in the spec.
+    :ivar elements: the pod's networks annotation.
+    :ivar statuses: the pod's network-status annotation.
+    :ivar ordinal: whether the pod has ordinal interface names; then no interface can be unplugged from it.
+    """
+
+    vmi: VirtualMachineInstance
+    pod: Pod | None
+    interfaces: dict[str, Interface]
+    networks: dict[str, Network]
+    nics: dict[str, Nic]
+    operations: dict[str, Operation]
+    elements: tuple[NetworkSelectionElement, ...]
+    statuses: tuple[NetworkStatus, ...]
+    ordinal: bool
+
+    def __iter__(self) -> Iterator[Nic]:
+        return iter(self.nics.values())
+
+    def released(self, nic: Nic) -> bool:
+        """Return whether the handler has torn down the NIC's pod network in the acting pod, for its unplug.
+
+        A teardown in an earlier pod, such as before a migration, does not count.
+        """
+        return nic.absent and self.pod is not None and nic.operation.released == self.pod.metadata.uid
+
+
+def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
+    """Parse a VMI and its acting pod.
+
+    If the pod has one ordinal interface name, all names are ordinal, in spec order (KubeVirt's rule).
+
+    :raises ValueError: an item of the spec or an annotation of the pod is malformed.
+    """
+    annotations = pod.metadata.annotations if pod is not None else {}
+    elements = parse_networks(annotations.get(NETWORKS))
+    statuses = parse_network_status(annotations.get(NETWORK_STATUS))
+    element_by_link = {element.requested_interface: element for element in elements}
+    status_by_link = {status.interface: status for status in statuses}
+    ordinal = any(link is not None and is_ordinal(link) for link in (*element_by_link, *status_by_link))
+    interfaces, networks = vmi.spec.interface_items(), {network.name: network for network in vmi.spec.network_items()}
+    operations = read_operations(vmi.metadata.annotations)
+    nics = {}
+    for number, (position, network, hashed) in enumerate(_secondary(interfaces, networks), start=1):
+        interface, link = interfaces[position], f"net{number}" if ordinal else hashed
+        written = operations.get(interface.name)
+        assert network.multus is not None
+        nics[interface.name] = Nic(
+            interface=interface,
+            network=network,
+            position=position,
+            nad=qualified_nad(network.multus.network_name, vmi.metadata.namespace),
+            names=link_names(link),
+            operation=resolve_operation(vmi, interface, written),
+            written=written,
+            element=element_by_link.get(link),
+            status=status_by_link.get(link),
+            record=read_pod_nic(annotations, pod_nic_key(interface.name)),
+            entry=find_entry(vmi.status.interfaces, interface.name) or {},
+        )
+    return VmiNics(
+        vmi=vmi,
+        pod=pod,
+        interfaces={interface.name: interface for interface in interfaces},
+        networks=networks,
+        nics=nics,
+        operations=operations,
+        elements=tuple(elements),
+        statuses=tuple(statuses),
+        ordinal=ordinal,
+    )
+
+
+def qualified_nad(reference: str, namespace: str) -> str:
+    """Return a NAD reference, ``name`` or ``namespace/name``, as ``namespace/name``.
+
+    :param namespace: the VMI's namespace, the default.
+    """
+    return reference if "/" in reference else f"{namespace}/{reference}"
+
+
+def _secondary(interfaces: Sequence[Interface], networks: Mapping[str, Network]) -> Iterator[tuple[int, Network, str]]:
+    """Yield position, network and hashed pod interface of each interface on a NAD that is not the default network."""
+    taken: set[str] = set()
+    for position, interface in enumerate(interfaces):
+        network, link = networks.get(interface.name), pod_interface(interface.name)
+        if network is not None and network.multus is not None and not network.multus.default and link not in taken:
+            taken.add(link)
+            yield position, network, link

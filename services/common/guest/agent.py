@@ -1,0 +1,149 @@
+"""A client of the QEMU guest agent (qemu-ga) on its unix socket: lists the NICs that the guest itself sees.
+
+The QEMU Guest Agent protocol is lines of JSON after a delimited sync. Responses to an earlier client may still be in
+the channel, so none is used before the sync's own id has come back. A guest without an agent never responds; that is no
+failure. When to query is the caller's decision. Next: :mod:`services.common.guest.launcher`, for guests of libvirt.
+"""
+
+import asyncio
+import itertools
+from typing import Any, Protocol
+
+import msgspec
+
+MAX_RESPONSE_BYTES = 1024 * 1024
+"""Limit of one response, because the guest controls its size."""
+_SENTINEL = b"\xff"
+"""Precedes the response to a delimited sync. Before a request, it makes the agent discard an incomplete earlier one."""
+_ids = itertools.count(1)
+
+
+class AgentUnavailable(Exception):
+    """No agent responds: the guest is booting, has no agent, or the agent is busy."""
+
+
+class GuestNic(msgspec.Struct, frozen=True):
+    """A NIC as the guest sees it.
+
+    :ivar name: the name of the link in the guest.
+    :ivar mac: the MAC address, lower case.
+    :ivar ips: addresses without prefix length, in the agent's order.
+    """
+
+    name: str
+    mac: str
+    ips: tuple[str, ...] = ()
+
+
+class GuestAgent(Protocol):
+    """A client of the agent inside one guest."""
+
+    async def interfaces(self, *, timeout: float) -> tuple[GuestNic, ...]:
+        """Return the guest's NICs that have a MAC.
+
+        :param timeout: seconds for the whole query.
+        :raises AgentUnavailable: there was no response, or not a valid one.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Disconnect; may be called repeatedly."""
+        ...
+
+
+class _Address(msgspec.Struct, frozen=True, rename="kebab"):
+    ip_address: str
+
+
+class _Interface(msgspec.Struct, frozen=True, rename="kebab"):
+    name: str
+    hardware_address: str | None = None
+    ip_addresses: list[_Address] = []
+
+
+class _Response(msgspec.Struct, frozen=True):
+    result: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="return")
+    error: Any = None
+
+
+_response = msgspec.json.Decoder(_Response)
+_interfaces = msgspec.json.Decoder(list[_Interface])
+
+
+class QemuGuestAgent:
+    """A client of one guest's agent. It stays connected while the agent responds, and disconnects otherwise."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._path = socket_path
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._lock = asyncio.Lock()
+
+    async def interfaces(self, *, timeout: float) -> tuple[GuestNic, ...]:
+        """Return the guest's NICs that have a MAC.
+
+        :param timeout: seconds for the whole query.
+        :raises AgentUnavailable: there was no response, or not a valid one.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(timeout):
+                    reader, writer = await self._synchronised()
+                    raw = await _request(reader, writer, b'{"execute":"guest-network-get-interfaces"}\n')
+                    return parse_interfaces(raw)
+            except (TimeoutError, OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
+                await self._disconnect()
+                raise AgentUnavailable(f"guest agent at {self._path}: {str(exc) or 'no response'}") from exc
+            except asyncio.CancelledError:
+                # Half of a response may be in the stream: the next query needs a new sync.
+                await self._disconnect()
+                raise
+
+    async def close(self) -> None:
+        """Disconnect; may be called repeatedly."""
+        async with self._lock:
+            await self._disconnect()
+
+    async def _synchronised(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is not None:
+            return self._streams
+        reader, writer = self._streams = await asyncio.open_unix_connection(self._path, limit=MAX_RESPONSE_BYTES)
+        number = next(_ids)
+        request = msgspec.json.encode({"execute": "guest-sync-delimited", "arguments": {"id": number}})
+        writer.write(_SENTINEL + request + b"\n")
+        while True:
+            # Everything before the sentinel, and a sync with another id, was meant for an earlier client.
+            await reader.readuntil(_SENTINEL)
+            response = _response.decode(await reader.readuntil(b"\n"))
+            if bytes(response.result) == str(number).encode():
+                return reader, writer
+
+    async def _disconnect(self) -> None:
+        if self._streams is not None:
+            _, writer = self._streams
+            self._streams = None
+            writer.close()
+            try:
+                await writer.wait_closed()
+            except OSError:
+                return
+
+
+async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+    writer.write(request)
+    line = await reader.readuntil(b"\n")
+    response = _response.decode(line)
+    if not bytes(response.result):
+        raise ValueError(f"error response {response.error!r}")
+    return bytes(response.result)
+
+
+def parse_interfaces(raw: bytes) -> tuple[GuestNic, ...]:
+    """Parse the response to ``guest-network-get-interfaces``; links without a MAC (loopback) are left out.
+
+    :raises ValueError: it is not a valid response.
+    """
+    return tuple(
+        GuestNic(nic.name, nic.hardware_address.lower(), tuple(address.ip_address for address in nic.ip_addresses))
+        for nic in _interfaces.decode(raw)
+        if nic.hardware_address and nic.hardware_address != "00:00:00:00:00:00"
+    )

@@ -1,0 +1,167 @@
+"""Read libvirt's description of a domain (its NICs and free slots) and write the element of a new NIC. Pure.
+
+The slots are the domain's PCIe root ports. A device goes into the running domain and into its persistent configuration
+at the same time, so a slot is free only where neither has a device in it.
+Next: :mod:`services.common.guest.libvirt`, which gets the descriptions.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+from schemas.names import device_alias, interface_of_alias
+from services.common.guest.port import GuestNotReachable, GuestView, NetDevice, NetDeviceSpec
+
+MAX_DESCRIPTION = 4 * 1024 * 1024
+"""Characters of the longest description that is read. libvirt itself sends at most as many bytes."""
+
+_SLOT = "pci."
+_PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
+
+
+class UnreadableDomain(GuestNotReachable):
+    """The description from libvirt is not a readable domain."""
+
+
+def parse_domain(live: str, persistent: str | None, transmitting: Collection[str] = ()) -> GuestView:
+    """Return the observed state of a running domain.
+
+    :param live: the description of the running domain.
+    :param persistent: the description of its persistent configuration; ``None`` when it has none.
+    :param transmitting: the taps that the guest has sent packets through.
+    :raises GuestNotReachable: the domain does not run, or a description is not readable.
+    """
+    domain = _parse(live)
+    # libvirt gives an id to running domains only.
+    if domain.get("id") is None:
+        raise GuestNotReachable("the domain does not run")
+    devices = {}
+    for alias, interface in sorted(_interfaces(domain)):
+        if interface_of_alias(alias) is None:
+            continue
+        mac = interface.find("mac")
+        link = interface.find("link")
+        up = link is None or link.get("state") != "down"
+        target = interface.find("target")
+        active = target is not None and target.get("dev") in transmitting
+        devices[alias] = NetDevice(alias, (mac.get("address") or "").lower() if mac is not None else "", up, active)
+    taken = set(_buses(domain))
+    if persistent is not None:
+        taken |= set(_buses(_parse(persistent)))
+    free = sorted(set(_ports(domain)) - taken)
+    return GuestView(devices, tuple(f"{_SLOT}{bus}" for bus in free), _cpus(domain))
+
+
+def transmitting_taps(counters: Mapping[str, Any]) -> set[str]:
+    """Return the taps that the guest has sent packets through.
+
+    A device sends nothing until a driver in the guest uses it. libvirt reports no better sign of a driver.
+
+    :param counters: libvirt's interface statistics of the domain.
+    """
+    return {
+        str(counters.get(f"net.{number}.name"))
+        for number in range(int(counters.get("net.count", 0)))
+        if counters.get(f"net.{number}.tx.pkts", 0) > 0
+    }
+
+
+def has_device(description: str, interface: str) -> bool:
+    """Return whether a description has the device of an interface."""
+    return any(alias == device_alias(interface) for alias, _ in _interfaces(_parse(description)))
+
+
+def interface_xml(device: NetDeviceSpec, slot: str) -> str:
+    """Return the ``<interface>`` element of a new device, with its parts in the order that KubeVirt writes them.
+
+    :raises ValueError: the slot is not one of :attr:`GuestView.free_slots`.
+    """
+    bus = int(slot.removeprefix(_SLOT)) if slot.startswith(_SLOT) else 0
+    # Bus 0 is the root complex (pcie.0), which does not support hot-plug.
+    if bus < 1:
+        raise ValueError(f"{slot} is not a slot of this domain")
+    element = ElementTree.Element("interface", type="ethernet")
+    # Without managed="no" libvirt creates the tap itself, and deletes it with the device.
+    ElementTree.SubElement(element, "target", dev=device.tap, managed="no")
+    # KubeVirt's translation of the model `virtio`.
+    ElementTree.SubElement(element, "model", type="virtio-non-transitional")
+    ElementTree.SubElement(element, "mac", address=device.mac)
+    ElementTree.SubElement(element, "mtu", size=str(device.mtu))
+    if not device.up:
+        ElementTree.SubElement(element, "link", state="down")
+    ElementTree.SubElement(element, "alias", name=device_alias(device.interface))
+    if device.queues > 1:
+        ElementTree.SubElement(element, "driver", queues=str(device.queues))
+    # The guest never boots from a hot-plugged device, so it needs no option ROM.
+    ElementTree.SubElement(element, "rom", enabled="no")
+    address = {"type": "pci", "domain": "0x0000", "bus": f"{bus:#04x}", "slot": "0x00", "function": "0x0"}
+    ElementTree.SubElement(element, "address", address)
+    return ElementTree.tostring(element, encoding="unicode")
+
+
+def with_link_state(description: str, interface: str, up: bool) -> str | None:
+    """Return a device's own element with a link state; ``None`` when there is no such device."""
+    for alias, element in _interfaces(_parse(description)):
+        if alias == device_alias(interface):
+            for link in element.findall("link"):
+                element.remove(link)
+            if not up:
+                ElementTree.SubElement(element, "link", state="down")
+            return ElementTree.tostring(element, encoding="unicode")
+    return None
+
+
+def _parse(description: str) -> ElementTree.Element:
+    # Only a document type can declare entities, which could expand without limit. libvirt never sends one.
+    if len(description) > MAX_DESCRIPTION or "<!DOCTYPE" in description:
+        raise UnreadableDomain("the domain's description is too long or has a document type")
+    try:
+        domain = ElementTree.fromstring(description)
+    except ElementTree.ParseError as error:
+        raise UnreadableDomain(f"the domain's description is not valid XML: {error}") from error
+    if domain.tag != "domain":
+        raise UnreadableDomain(f"the description is of a {domain.tag}, not of a domain")
+    return domain
+
+
+def _devices(domain: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    yield from domain.iterfind("devices/*")
+
+
+def _interfaces(domain: ElementTree.Element) -> Iterator[tuple[str, ElementTree.Element]]:
+    """Yield the interfaces that have an alias, with the alias."""
+    for interface in domain.iterfind("devices/interface"):
+        alias = interface.find("alias")
+        if alias is not None:
+            yield alias.get("name") or "", interface
+
+
+def _ports(domain: ElementTree.Element) -> Iterator[int]:
+    """Yield the bus of every PCIe port that supports hot-plug."""
+    for controller in domain.iterfind("devices/controller[@type='pci']"):
+        target = controller.find("target")
+        fixed = target is not None and target.get("hotplug") == "off"
+        if controller.get("model") in _PORTS and not fixed:
+            yield _number(controller.get("index"))
+
+
+def _buses(domain: ElementTree.Element) -> Iterator[int]:
+    """Yield the bus of every device.
+
+    Only an ``<address>`` directly below the device counts: a deeper one is the address of a host device.
+    """
+    for device in _devices(domain):
+        for address in device.findall("address[@type='pci']"):
+            yield _number(address.get("bus"))
+
+
+def _number(text: str | None) -> int:
+    try:
+        return int(text or "0", 0)
+    except ValueError as error:
+        raise UnreadableDomain(f"{text!r} is not a number") from error
+
+
+def _cpus(domain: ElementTree.Element) -> int:
+    vcpu = domain.find("vcpu")
+    return _number(vcpu.get("current") or vcpu.text) if vcpu is not None else 1

@@ -1,0 +1,282 @@
+"""Reflector: keeps a store in sync with a collection by list and watch with bookmarks.
+
+After any failure (a version too old, a dropped or silent connection, garbage in the stream, an error event) it watches
+or lists again, with jittered backoff. A new list also finds what was deleted meanwhile. An object that cannot be
+decoded is logged and skipped. This is no queue: ``on_change`` is called at once and must be cheap.
+Next: :mod:`services.common.reconcile`, whose ``add`` an ``on_change`` usually calls.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from schemas.kube import Resource, Status
+from services.common.backoff import jittered
+from services.common.kube.client import Kube
+from services.common.kube.errors import BadApiResponse, Gone, KubeError, of_status
+from services.common.telemetry.logs import Log
+
+T = TypeVar("T")
+Key: TypeAlias = tuple[str, str]
+
+FIRST_BACKOFF = 0.1
+MAX_BACKOFF = 10.0
+"""Seconds, and so the longest time that a watch takes to return after an outage of the API server."""
+MIN_WATCH_SECONDS = 1.0
+"""Seconds. A watch that ended sooner and delivered nothing counts as a failure, however it ended."""
+MAX_LINE = 32 * 1024 * 1024
+"""Bytes. Bounds the memory of a stream without newlines; etcd limits one object to 1.5 MiB by default."""
+
+
+class _Meta(msgspec.Struct, frozen=True, rename="camel"):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    metadata: _Meta
+
+
+class _WatchEvent(msgspec.Struct, frozen=True):
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: msgspec.Raw
+
+
+class _Stored(msgspec.Struct, Generic[T], frozen=True):
+    uid: str
+    version: str
+    value: T
+
+
+_identity = msgspec.json.Decoder(_Identity)
+_event = msgspec.json.Decoder(_WatchEvent)
+_status = msgspec.json.Decoder(Status)
+
+
+class Reflector(Generic[T]):
+    """The store of one collection.
+
+    :param labels: label selector.
+    :param fields: field selector.
+    :param on_change: called with the key and the object, or ``None`` if it was deleted. An object that was deleted and
+        created again under its name is reported as deleted first.
+    :param on_state: called when the watch opens (``True``) or breaks (``False``), with the cause.
+    :param idle: seconds without data after which a watch counts as dead.
+    :param duration: seconds after which the server ends a watch, plus or minus 20 %.
+    :param min_watch: seconds after which a watch without events counts as a success.
+    :ivar synced: set after the first list.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        resource: Resource[T],
+        *,
+        namespace: str | None = None,
+        labels: str | None = None,
+        fields: str | None = None,
+        on_change: Callable[[Key, T | None], None],
+        log: Log,
+        on_state: Callable[[bool, str], None] = lambda _ok, _why: None,
+        rng: random.Random | None = None,
+        idle: float = 75.0,
+        duration: float = 300.0,
+        min_watch: float = MIN_WATCH_SECONDS,
+    ) -> None:
+        self._kube = kube
+        self._resource = resource
+        self._namespace = namespace
+        self._labels = labels
+        self._fields = fields
+        self._on_change = on_change
+        self._on_state = on_state
+        self._log = log.bind(resource=resource.plural)
+        self._rng = rng or random.Random()
+        self._idle = idle
+        self._duration = duration
+        self._min_watch = min_watch
+        self._opened: float | None = None
+        self._relisted = False
+        self._store: dict[Key, _Stored[T]] = {}
+        self._version = ""
+        self._failures = 0
+        self._state: bool | None = None
+        self.synced = asyncio.Event()
+
+    def get(self, namespace: str, name: str) -> T | None:
+        """Return an object as last seen."""
+        found = self._store.get((namespace, name))
+        return found.value if found is not None else None
+
+    def items(self) -> Iterable[T]:
+        """Return all objects as last seen."""
+        return [stored.value for stored in self._store.values()]
+
+    def keys(self) -> list[Key]:
+        """Return the keys of all objects as last seen."""
+        return list(self._store)
+
+    def version(self, namespace: str, name: str) -> str | None:
+        """Return the resource version of an object as last seen. Compare it for equality only."""
+        found = self._store.get((namespace, name))
+        return found.version if found is not None else None
+
+    async def run(self) -> None:
+        """Keep the store in sync until cancelled."""
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+                await self._watch()
+            except KubeError as error:
+                if isinstance(error, Gone):
+                    self._version = ""
+                await self._pause(error)
+
+    async def _list(self) -> None:
+        listing = await self._kube.list_raw(self._resource, self._namespace, labels=self._labels, fields=self._fields)
+        seen: set[Key] = set()
+        for raw in listing.items:
+            identity = self._identify(raw)
+            if identity is not None:
+                seen.add(_key(identity))
+                self._put(identity, raw)
+        for key in [key for key in self._store if key not in seen]:
+            self._remove(key)
+        self._version = listing.resource_version
+        self.synced.set()
+
+    async def _watch(self) -> None:
+        received = False
+        # Jitter, so that watches that began together do not end together.
+        duration = self._duration * self._rng.uniform(0.8, 1.2)
+        async with self._kube.watch(
+            self._resource,
+            self._namespace,
+            resource_version=self._version,
+            labels=self._labels,
+            fields=self._fields,
+            duration=duration,
+            idle=self._idle,
+        ) as chunks:
+            self._opened = self._now()
+            self._set_state(True, "")
+            async for line in _lines(chunks):
+                self._handle(line)
+                received, self._failures, self._relisted = True, 0, False
+        if not received and not self._lasted():
+            raise BadApiResponse("the watch ended as soon as it was open")
+        self._failures = 0
+
+    def _handle(self, line: bytes) -> None:
+        try:
+            event = _event.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Garbage, such as a proxy's error page. Events may be lost, so list again.
+            self._version = ""
+            raise BadApiResponse(f"cannot decode watch event: {error}: {line[:200]!r}") from error
+        if event.type == "ERROR":
+            self._version = ""
+            raise _error_of(event.object)
+        identity = self._identify(event.object)
+        if identity is None:
+            return
+        if event.type == "DELETED":
+            self._remove(_key(identity))
+        elif event.type != "BOOKMARK":
+            self._put(identity, event.object)
+        # A bookmark changes only this: the next watch then starts where this one ended, without a list.
+        self._version = identity.resource_version or self._version
+
+    def _identify(self, raw: msgspec.Raw) -> _Meta | None:
+        try:
+            return _identity.decode(raw).metadata
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._log.error("object without metadata skipped", error=str(error))
+            return None
+
+    def _put(self, identity: _Meta, raw: msgspec.Raw) -> None:
+        key = _key(identity)
+        before = self._store.get(key)
+        if before is not None and before.uid == identity.uid and before.version == identity.resource_version:
+            # A new list repeats what the store has: nothing changed.
+            return
+        try:
+            value = self._kube.decode(self._resource, raw)
+        except BadApiResponse as error:
+            self._log.error("undecodable object skipped", namespace=key[0], object=key[1], error=str(error))
+            return
+        if before is not None and before.uid != identity.uid:
+            # Deleted and created again between two events.
+            self._remove(key)
+        self._store[key] = _Stored(identity.uid, identity.resource_version, value)
+        self._notify(key, value)
+
+    def _remove(self, key: Key) -> None:
+        if self._store.pop(key, None) is not None:
+            self._notify(key, None)
+
+    def _notify(self, key: Key, value: T | None) -> None:
+        try:
+            self._on_change(key, value)
+        except Exception:
+            self._log.exception("on_change failed", namespace=key[0], object=key[1])
+
+    def _set_state(self, ok: bool, why: str) -> None:
+        if ok is not self._state:
+            self._state = ok
+            self._on_state(ok, why)
+
+    def _lasted(self) -> bool:
+        return self._opened is not None and self._now() - self._opened >= self._min_watch
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _pause(self, error: KubeError) -> None:
+        self._failures = 1 if self._lasted() else self._failures + 1
+        self._opened = None
+        if isinstance(error, Gone) and not self._relisted:
+            # An expired version is normal: list again at once. A second one in a row is a failure like any other.
+            self._relisted = True
+            return
+        wait = max(error.retry_after or 0.0, jittered(self._failures, FIRST_BACKOFF, MAX_BACKOFF, self._rng))
+        self._log.warning("watch interrupted", error=str(error), reason=error.reason, again_in=round(wait, 3))
+        self._set_state(False, f"{error.reason}: {error}")
+        await asyncio.sleep(wait)
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Split a stream into lines. A last line without a newline was cut off and is dropped."""
+    rest = bytearray()
+    async for chunk in chunks:
+        if b"\n" not in chunk:
+            rest += chunk
+            if len(rest) > MAX_LINE:
+                raise BadApiResponse(f"watch event larger than {MAX_LINE} bytes")
+            continue
+        first, *others = chunk.split(b"\n")
+        rest += first
+        if rest:
+            yield bytes(rest)
+        for line in others[:-1]:
+            if line:
+                yield line
+        rest = bytearray(others[-1])
+
+
+def _key(identity: _Meta) -> Key:
+    return identity.namespace, identity.name
+
+
+def _error_of(raw: msgspec.Raw) -> KubeError:
+    try:
+        return of_status(_status.decode(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return BadApiResponse(f"watch error event without a Status: {bytes(raw)[:200]!r}")

@@ -1,0 +1,62 @@
+"""Lists of Kubernetes objects: the decoded form, the raw form, and one page of a response.
+
+Next: :mod:`services.common.kube.client`, which reads them.
+"""
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from services.common.kube.errors import BadApiResponse
+
+T = TypeVar("T")
+
+
+class Listing(msgspec.Struct, Generic[T], frozen=True):
+    """The objects of a collection at one resource version.
+
+    :ivar skipped: number of objects that are left out because they could not be decoded.
+    """
+
+    items: list[T]
+    resource_version: str
+    skipped: int = 0
+
+
+class RawListing(msgspec.Struct, frozen=True):
+    """A :class:`Listing` with undecoded objects."""
+
+    items: list[msgspec.Raw]
+    resource_version: str
+
+
+class ListMeta(msgspec.Struct, frozen=True, rename="camel"):
+    """Metadata of a page.
+
+    :ivar continue_: token for the next page; empty on the last page.
+    """
+
+    resource_version: str = ""
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class ListPage(msgspec.Struct, frozen=True):
+    """One page of a collection."""
+
+    metadata: ListMeta = ListMeta()
+    items: list[msgspec.Raw] | None = None
+
+
+_decoder = msgspec.json.Decoder(ListPage)
+
+
+def decode_page(plural: str, status: int, body: bytes) -> ListPage:
+    """Decode the response to a list request.
+
+    :param plural: name of the resource, for the error message.
+    :raises BadApiResponse: the body is no list.
+    """
+    try:
+        return _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadApiResponse(f"cannot decode list of {plural}: {error}", status=status) from error

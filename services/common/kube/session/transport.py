@@ -1,0 +1,210 @@
+"""HTTP session with the API server: keep-alive, credentials, deadlines, spans, classified errors.
+
+It sends and receives bytes. A request is sent again only once, after a 401, with refreshed credentials. Address and
+credentials are :mod:`services.common.kube.session.auth`.
+Next: :mod:`services.common.kube.client`, which adds objects and verbs.
+"""
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+import msgspec
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from yarl import URL
+
+from services.common.kube.errors import Conflict, KubeError, PatchTestFailed, Unavailable, classify
+from services.common.kube.session.auth import ClusterAccess
+from services.common.telemetry.propagation import HasTracer, inject
+from services.common.telemetry.tracer import CONFLICT
+
+DEADLINE = 10.0
+"""Seconds for a whole request, including the connection."""
+CONNECT_DEADLINE = 5.0
+KEEP_ALIVE = 30.0
+"""Seconds until an idle connection is closed: less than API servers and load balancers wait on their side."""
+MAX_CONNECTIONS = 100
+"""Each watch occupies a connection for its whole time: HTTP/1.1 has one request per connection at a time."""
+JSON = "application/json"
+JSON_PATCH = "application/json-patch+json"
+
+
+class KubeResponse(msgspec.Struct, frozen=True):
+    """A complete response with a status below 400; header names are case-insensitive."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """A session with one API server. Create it by :meth:`open` in a running loop, and :meth:`close` it.
+
+    :ivar access: address and credentials of the cluster.
+    """
+
+    def __init__(
+        self, access: ClusterAccess, session: aiohttp.ClientSession, telemetry: HasTracer, user_agent: str
+    ) -> None:
+        self.access = access
+        self._session = session
+        self._tracer = telemetry.tracer
+        self._user_agent = user_agent
+
+    @classmethod
+    def open(cls, access: ClusterAccess, telemetry: HasTracer, user_agent: str) -> "Transport":
+        """Create the session without sending anything."""
+        connector = aiohttp.TCPConnector(
+            limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE, socket_factory=_keep_alive_socket
+        )
+        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return cls(access, session, telemetry, user_agent)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        content_type: str | None,
+        headers: Mapping[str, str] | None,
+        timeout: float,
+        span: str,
+        guarded: bool = False,
+    ) -> KubeResponse:
+        """Send a request and read the complete response.
+
+        :param timeout: seconds.
+        :param span: name of the CLIENT span.
+        :param guarded: whether the request applies to a certain state of the object only.
+        :raises KubeError: the status is 400 or more, or there is no response.
+        """
+        attributes = {"http.request.method": method, "url.path": path, **_server_attributes(self.access.server)}
+        with self._tracer.start_as_current_span(
+            span, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as current:
+            try:
+                limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, CONNECT_DEADLINE))
+                response = await self._exchange(current, method, path, query, body, content_type, headers, limits)
+                if response.status >= 400:
+                    tested = guarded and content_type == JSON_PATCH
+                    raise classify(response.status, response.body, response.headers, guarded=tested)
+                return response
+            except KubeError as error:
+                error.conflict = guarded and isinstance(error, (PatchTestFailed, Conflict))
+                if error.conflict:
+                    # Another writer was first, which is what the guard is for. The caller reads and plans again.
+                    current.set_attribute(CONFLICT, True)
+                else:
+                    current.set_attribute("error.type", error.reason)
+                    current.set_status(StatusCode.ERROR, error.message)
+                raise
+
+    @asynccontextmanager
+    async def stream(self, path: str, query: Mapping[str, str], *, idle: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield the chunks of a long-running response, such as a watch.
+
+        It has no span, because it outlives the operation that opened it.
+
+        :param idle: seconds without data after which the connection counts as dead.
+        :raises KubeError: as :meth:`request`; :class:`Unavailable` also while reading, if the connection breaks.
+        """
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_DEADLINE, sock_read=idle)
+        try:
+            response = await self._send("GET", path, query, None, None, None, limits)
+            async with response:
+                if response.status >= 300:
+                    raise classify(response.status, await response.read(), response.headers)
+                yield response.content.iter_any()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _unavailable(error, f"GET {path}") from error
+
+    async def _exchange(
+        self,
+        span: Span,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        content_type: str | None,
+        headers: Mapping[str, str] | None,
+        limits: aiohttp.ClientTimeout,
+    ) -> KubeResponse:
+        try:
+            async with await self._send(method, path, query, body, content_type, headers, limits) as response:
+                content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _unavailable(error, f"{method} {path}") from error
+        span.set_attribute("http.response.status_code", response.status)
+        return KubeResponse(response.status, response.headers, content)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        content_type: str | None,
+        headers: Mapping[str, str] | None,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        sent = {"Accept": JSON, "User-Agent": self._user_agent}
+        if content_type is not None:
+            sent["Content-Type"] = content_type
+        inject(sent)
+        if headers:
+            sent |= headers
+        # Path and query are encoded already; yarl would otherwise requote them.
+        url = URL(self.access.server + path + (f"?{urlencode(query)}" if query else ""), encoded=True)
+        for last in (False, True):
+            response = await self._session.request(
+                method,
+                url,
+                data=body,
+                headers=sent | await self.access.headers(),
+                timeout=limits,
+                ssl=self.access.ssl if self.access.ssl is not None else True,
+                server_hostname=self.access.server_hostname,
+                proxy=self.access.proxy,
+                allow_redirects=False,
+            )
+            # A rotated token or an expired exec credential: read the configuration again and repeat the request once.
+            if response.status != 401 or last or not await self.access.refresh():
+                break
+            response.close()
+        return response
+
+
+@lru_cache(maxsize=8)
+def _server_attributes(server: str) -> dict[str, str | int]:
+    """Return the span attributes of a base URL: OpenTelemetry wants host and port without the scheme."""
+    parts = urlsplit(server)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return {"server.address": parts.hostname or server, "server.port": port}
+
+
+def _unavailable(error: BaseException, request: str) -> Unavailable:
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"{request}: no response in time", reason="Timeout")
+    return Unavailable(f"{request}: {error or type(error).__name__}", reason="Unreachable")
+
+
+def _keep_alive_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Create a socket that detects within 30 s that the peer is gone, even on a watch without data."""
+    family, kind, protocol = address[0], address[1], address[2]
+    sock = socket.socket(family=family, type=kind, proto=protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    return sock

@@ -1,0 +1,72 @@
+"""Health endpoints of a process: ``/healthz``, ``/readyz`` with each named condition, ``/metrics``.
+
+Ready means that the role can do its work from Kubernetes. A disconnected bus is a metric and no condition.
+Next: :mod:`services.common.runtime.process`, which serves the endpoints while the process lives.
+"""
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from services.common.http.server import make_app
+from services.common.telemetry import Telemetry
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Readiness:
+    """Named conditions of a process. It is ready if there is at least one and all are met.
+
+    :param on_change: called with name, state and reason when a condition changes.
+    """
+
+    def __init__(self, on_change: Callable[[str, bool, str], None] = lambda _name, _ok, _why: None) -> None:
+        self._conditions: dict[str, tuple[bool, str]] = {}
+        self._on_change = on_change
+
+    @property
+    def ready(self) -> bool:
+        """Whether every condition is met."""
+        return bool(self._conditions) and all(ok for ok, _ in self._conditions.values())
+
+    def set(self, name: str, ok: bool, why: str = "") -> None:
+        """Set whether a condition is met.
+
+        :param why: reason if it is not.
+        """
+        before = self._conditions.get(name)
+        self._conditions[name] = (ok, why)
+        if before is None or before[0] != ok:
+            self._on_change(name, ok, why)
+
+    def text(self) -> str:
+        """Return one line per condition, in the format of kube-apiserver's ``/readyz?verbose``."""
+        lines = [
+            f"[+]{name} ok" if ok else f"[-]{name} failed: {why or 'not yet'}"
+            for name, (ok, why) in self._conditions.items()
+        ]
+        lines.append("readyz check passed" if self.ready else "readyz check failed")
+        return "\n".join(lines) + "\n"
+
+
+def health_app(telemetry: Telemetry, readiness: Readiness) -> web.Application:
+    """Return the application that serves the three paths.
+
+    ``/healthz`` shows only that the event loop runs.
+    """
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return web.Response(text=readiness.text(), status=200 if readiness.ready else 503)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=telemetry.metrics_text(), headers={"Content-Type": METRICS_TYPE})
+
+    # Untraced: the kubelet's probes belong to no operation.
+    app = make_app(telemetry=telemetry, max_body=1024, errors="text", traced=False)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    return app

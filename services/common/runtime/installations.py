@@ -1,0 +1,78 @@
+"""Watch of the cluster's KubeVirt objects; a cluster without KubeVirt's CRD has none.
+
+:mod:`services.common.domain.kubevirt` decides what they mean.
+Next: :mod:`services.common.runtime.owner`, which uses them to decide whether hotnic owns the interfaces.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from schemas.kubevirt import KUBEVIRTS, KubeVirt
+from services.common.domain.kubevirt import GateSetting, OwnerSetting
+from services.common.kube.cache.reflector import Reflector
+from services.common.kube.client import Kube
+from services.common.kube.errors import KubeError, NotFound
+from services.common.runtime.settings import CommonSettings
+from services.common.telemetry.logs import Log
+
+POLL_INTERVAL = 60.0
+"""Seconds between two checks for a CRD that does not exist."""
+RETRY_INTERVAL = 1.0
+
+
+class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
+    """Settings of the roles that change VMs."""
+
+    vm_owner: Annotated[
+        OwnerSetting,
+        msgspec.Meta(description="who hot-plugs interfaces of VMs; auto: kubevirt if a KubeVirt object exists"),
+    ] = "auto"
+    hotplug_gate: Annotated[
+        GateSetting,
+        msgspec.Meta(description="feature gate HotplugNICs; auto: as in the KubeVirt object, on without one"),
+    ] = "auto"
+
+
+class Installations:
+    """The cluster's KubeVirt objects.
+
+    :param on_change: called after each change.
+    :ivar synced: set after the first list, or when the CRD was found missing.
+    """
+
+    def __init__(self, kube: Kube, log: Log, on_change: Callable[[], None] = lambda: None) -> None:
+        self._kube = kube
+        self._log = log
+        self._reflector: Reflector[KubeVirt] = Reflector(
+            kube, KUBEVIRTS, on_change=lambda _key, _found: on_change(), log=log
+        )
+        self.synced = asyncio.Event()
+
+    def items(self) -> list[KubeVirt]:
+        """Return the objects as last seen."""
+        return list(self._reflector.items())
+
+    async def run(self) -> None:
+        """Watch the objects until cancelled."""
+        await self._wait_for_crd()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._reflector.run())
+            await self._reflector.synced.wait()
+            self.synced.set()
+
+    async def _wait_for_crd(self) -> None:
+        """Wait for the CRD without logging that it is missing: many clusters have no KubeVirt."""
+        while True:
+            try:
+                await self._kube.list_raw(KUBEVIRTS)
+            except NotFound:
+                self.synced.set()
+                await asyncio.sleep(POLL_INTERVAL)
+            except KubeError as error:
+                self._log.warning("cannot list KubeVirt objects", error=str(error), again_in=RETRY_INTERVAL)
+                await asyncio.sleep(RETRY_INTERVAL)
+            else:
+                return

@@ -1,0 +1,108 @@
+"""Decision whether a role may hot-plug the interfaces of VMs, watched live.
+
+Two controllers must never change one interface. KubeVirt's own objects name the owner; its pods show whether its
+controllers run. A role that is set to own the interfaces does not start while KubeVirt's controllers run, and stops
+changing anything if they appear later. What counts as running is decided in :mod:`services.common.domain.kubevirt`.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from schemas.kube import PODS, Pod
+from services.common.domain.kubevirt import (
+    COMPONENT_LABEL,
+    CONTROLLER,
+    HANDLER,
+    OwnerSetting,
+    acting_owner,
+    find_kubevirt_controllers,
+)
+from services.common.kube.cache.reflector import Reflector
+from services.common.kube.client import Kube
+from services.common.runtime.installations import Installations
+from services.common.runtime.settings import SettingsError
+from services.common.telemetry.logs import Log
+
+CONDITION = "sole-owner"
+"""The condition of ``/readyz``: met unless hotnic is set to be the owner and KubeVirt's controllers run."""
+
+
+class VmOwner:
+    """The owner of the interfaces of a cluster's VMs, or of one node's VMs.
+
+    :param setting: ``HOTNIC_VM_OWNER``.
+    :param node: node of a node role, which has to watch that node's virt-handler only; ``None`` for a role of the whole
+        cluster.
+    :param on_change: called after each change.
+    :param on_condition: called with :data:`CONDITION`, whether it is met, and otherwise the reason.
+    :ivar installations: the cluster's KubeVirt objects.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        log: Log,
+        setting: OwnerSetting,
+        *,
+        node: str | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        on_condition: Callable[[str, bool, str], None] = lambda _name, _ok, _why: None,
+    ) -> None:
+        self._setting = setting
+        self._on_change = on_change
+        self._on_condition = on_condition
+        self._conflicting = False
+        self.installations = Installations(kube, log, self._update)
+        selectors: list[tuple[str, str | None]] = [(f"{COMPONENT_LABEL} in ({CONTROLLER},{HANDLER})", None)]
+        if node is not None:
+            # Every node's handler has such a watch, so each follows the virt-handler of its own node only.
+            selectors = [(f"{COMPONENT_LABEL}={CONTROLLER}", None)]
+            selectors += [(f"{COMPONENT_LABEL}={HANDLER}", f"spec.nodeName={node}")]
+        self._pods: list[Reflector[Pod]] = [
+            Reflector(kube, PODS, labels=labels, fields=fields, on_change=lambda _key, _pod: self._update(), log=log)
+            # ADR 23. With any other setting KubeVirt's objects alone decide, and its controllers may run.
+            for labels, fields in (selectors if setting == "hotnic" else ())
+        ]
+
+    def is_hotnic(self) -> bool:
+        """Return whether hotnic owns the interfaces now."""
+        return acting_owner(self._setting, self.installations.items()) == "hotnic" and not self._running_controllers()
+
+    async def run(self) -> None:
+        """Watch KubeVirt's objects and pods until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.installations.run())
+            for pods in self._pods:
+                group.create_task(pods.run())
+
+    async def wait_synced(self) -> None:
+        """Wait until the owner is known.
+
+        :raises SettingsError: hotnic is set to be the owner, and KubeVirt's controllers run.
+        """
+        for synced in (self.installations.synced, *(pods.synced for pods in self._pods)):
+            await synced.wait()
+        if conflict := self._conflict():
+            raise SettingsError("HOTNIC_VM_OWNER", f"is hotnic, but {conflict}")
+
+    def _running_controllers(self) -> list[str]:
+        return find_kubevirt_controllers(
+            (pod for pods in self._pods for pod in pods.items()), self.installations.items()
+        )
+
+    def _update(self) -> None:
+        conflict = self._conflict()
+        if bool(conflict) is not self._conflicting:
+            self._conflicting = bool(conflict)
+            self._on_condition(CONDITION, not conflict, conflict)
+        self._on_change()
+
+    def _conflict(self) -> str:
+        found = self._running_controllers()
+        if not found:
+            return ""
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        return (
+            f"KubeVirt's controllers run (pod {found[0]}{more}), and two controllers must not hot-plug one interface; "
+            "stop KubeVirt's controllers or set HOTNIC_VM_OWNER=kubevirt"
+        )

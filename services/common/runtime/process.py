@@ -1,0 +1,238 @@
+"""Frame of every role's process: settings, logs, telemetry, health endpoints, tasks, signals, ordered shutdown.
+
+A role's ``__main__.py`` calls ``main("controller", Settings, start)``. ``start(runtime)`` opens what the role needs on
+``runtime.stack``, spawns its tasks and returns. This module knows nothing about roles.
+Next: :mod:`services.common.reconcile`, which a reconciler spawns.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from services.common.http.server import serve
+from services.common.runtime import settings as settings_module
+from services.common.runtime.health import Readiness, health_app
+from services.common.runtime.settings import CommonSettings, SettingsError
+from services.common.runtime.tasks import Tasks, Work
+from services.common.telemetry import Telemetry
+from services.common.telemetry import configure as configure_telemetry
+from services.common.telemetry.logs import Log, configure
+
+S = TypeVar("S", bound=CommonSettings)
+Instrument: TypeAlias = Callable[[Telemetry], Telemetry]
+"""A function that returns the telemetry to use instead of a role's own, for example with another tracer."""
+
+TASKS_TIMEOUT = 3.0
+"""Seconds for the tasks to end after the signal. The sum of all timeouts is below 10 s."""
+STACK_TIMEOUT = 5.0
+"""Seconds for closing servers and connections; of these, a server gives running requests 4 s."""
+TELEMETRY_TIMEOUT = 0.9
+"""Seconds for exporting the remaining spans, and again for closing the health endpoints."""
+STARTED = "started"
+
+
+@dataclass(slots=True)
+class RoleRuntime(Generic[S]):
+    """The runtime of a role, passed to its ``start``.
+
+    :ivar readiness: conditions that ``/readyz`` shows.
+    :ivar stack: contexts that are closed in reverse order at shutdown, after the tasks have ended.
+    :ivar stack_timeout: seconds for closing them; more for a server whose requests may take longer.
+    :ivar stopping: set when the process has to end.
+    """
+
+    role: str
+    settings: S
+    telemetry: Telemetry
+    log: Log
+    readiness: Readiness
+    tasks: Tasks
+    stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    stack_timeout: float = STACK_TIMEOUT
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def spawn(self, name: str, work: Work | Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a background task; see :meth:`services.common.runtime.tasks.Tasks.spawn`."""
+        return self.tasks.spawn(name, work)
+
+
+def main(
+    role: str,
+    settings: type[S],
+    start: Callable[[RoleRuntime[S]], Awaitable[None]],
+    argv: Sequence[str] | None = None,
+    *,
+    instrument: Instrument | None = None,
+) -> int:
+    """Run a role until SIGTERM or SIGINT, and return the exit code.
+
+    The code is 0 after an ordered shutdown, 1 if ``start`` failed or something hung, 2 for a bad setting or option.
+    ``--help`` lists the variables. ``--print-config`` prints their values with secrets redacted.
+
+    :param settings: struct of the role's settings.
+    :param start: starts the role.
+    :param argv: command line arguments; those of the process by default.
+    :param instrument: applied to the role's telemetry at start; ``None`` leaves it unchanged.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in arguments or "-h" in arguments:
+        sys.stdout.write(help_text(role, settings))
+        return 0
+    unknown = [argument for argument in arguments if argument != "--print-config"]
+    if unknown:
+        sys.stderr.write(f"hotnic run {role}: no such option: {unknown[0]}; use --help or --print-config\n")
+        return 2
+    try:
+        loaded = settings_module.load(settings)
+    except SettingsError as error:
+        sys.stderr.write(f"hotnic run {role}: {error}\n")
+        return 2
+    if arguments:
+        shown = msgspec.json.encode(settings_module.redacted(loaded))
+        sys.stdout.write(msgspec.json.format(shown, indent=2).decode() + "\n")
+        return 0
+    log = configure(role, level=loaded.log_level, form=loaded.log_format)
+    with asyncio.Runner() as runner:
+        code, hung = runner.run(_run(role, loaded, start, log, instrument))
+        if hung:
+            # The runner would wait for ever for a task that ignores its cancellation.
+            sys.stderr.flush()
+            os._exit(code)
+        return code
+
+
+def help_text(role: str, settings: type[msgspec.Struct]) -> str:
+    """Return the text of ``--help``: every variable with its description and default."""
+    lines = [
+        f"usage: hotnic run {role} [--help] [--print-config]",
+        "",
+        "Environment variables (besides OTEL_* of OpenTelemetry):",
+        "",
+    ]
+    for variable in settings_module.variables(settings):
+        default = "required" if variable.required else f"default: {_format_default(variable.default)}"
+        lines += [f"  {variable.name}", f"      {variable.description or 'no description'} ({default})"]
+    return "\n".join(lines) + "\n"
+
+
+def _format_default(value: Any) -> str:
+    if value is None or value == "" or value == ():
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+async def _run(
+    role: str,
+    settings: S,
+    start: Callable[[RoleRuntime[S]], Awaitable[None]],
+    log: Log,
+    instrument: Instrument | None,
+) -> tuple[int, bool]:
+    telemetry = configure_telemetry(role, settings.node_name)
+    if instrument is not None:
+        telemetry = instrument(telemetry)
+
+    def readiness_changed(name: str, ok: bool, why: str) -> None:
+        log.info("condition met" if ok else "condition not met", condition=name, why=why)
+
+    runtime = RoleRuntime(role, settings, telemetry, log, Readiness(readiness_changed), Tasks(log))
+    runtime.readiness.set(STARTED, False, "starting")
+    # Before the start, so that a signal also ends a start that waits.
+    with _signals(runtime.stopping, log):
+        health = contextlib.AsyncExitStack()
+        try:
+            # Before the start too: `/readyz` shows what the start waits for.
+            if settings.health_listen:
+                address = await health.enter_async_context(
+                    serve(health_app(telemetry, runtime.readiness), settings.health_listen, shutdown=1.0)
+                )
+                log.info("health endpoints served", address=address)
+            code = await _start(runtime, start)
+            if code == 0:
+                await runtime.stopping.wait()
+        except (OSError, ValueError) as error:
+            log.error("cannot serve health endpoints", listen=settings.health_listen, error=str(error))
+            code = 1
+        return await shutdown(runtime, health, code)
+
+
+async def _start(runtime: RoleRuntime[S], start: Callable[[RoleRuntime[S]], Awaitable[None]]) -> int:
+    """Run the role's ``start`` until it returns or the process has to end; return the exit code."""
+    starting = asyncio.ensure_future(start(runtime))
+    stopping = asyncio.create_task(runtime.stopping.wait(), name="stopping")
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting}, timeout=TASKS_TIMEOUT)
+        return 0
+    error = starting.exception()
+    if error is None:
+        runtime.readiness.set(STARTED, True)
+        return 0
+    runtime.stopping.set()
+    if isinstance(error, SettingsError):
+        runtime.log.error("bad setting", variable=error.variable, error=error.message)
+        return 2
+    runtime.log.error("start failed", error=str(error), exc_info=error)
+    return 1
+
+
+async def shutdown(runtime: RoleRuntime[Any], health: contextlib.AsyncExitStack, code: int) -> tuple[int, bool]:
+    """Stop the role in order; return the exit code and whether something hangs.
+
+    The tasks end first, then the stack closes, then telemetry, which exports their last spans, and the health endpoints
+    last.
+    """
+    log = runtime.log
+    log.info("stopping")
+    runtime.readiness.set(STARTED, False, "stopping")
+    hung = bool(await runtime.tasks.stop(TASKS_TIMEOUT))
+    # Exporters block while they send the remaining spans, so they run in a thread.
+    closers: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
+        ("connections", runtime.stack_timeout, runtime.stack.aclose),
+        ("telemetry", TELEMETRY_TIMEOUT, lambda: asyncio.to_thread(runtime.telemetry.shutdown)),
+        ("health", TELEMETRY_TIMEOUT, health.aclose),
+    ]
+    for name, timeout, close in closers:
+        try:
+            async with asyncio.timeout(timeout):
+                await close()
+        except TimeoutError:
+            log.error("shutdown step timed out", step=name, waited=timeout)
+            hung = True
+        except Exception as error:
+            log.error("shutdown step failed", step=name, exc_info=error)
+            code = code or 1
+    log.info("stopped")
+    return (code or 1 if hung else code), hung
+
+
+@contextlib.contextmanager
+def _signals(stopping: asyncio.Event, log: Log) -> Any:
+    """Set ``stopping`` at the first SIGTERM or SIGINT, and end the process at the second one."""
+    loop = asyncio.get_running_loop()
+
+    def received(number: signal.Signals) -> None:
+        if stopping.is_set():
+            log.error("second signal, immediate exit", signal=number.name)
+            os._exit(128 + number)
+        log.info("signal received", signal=number.name)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

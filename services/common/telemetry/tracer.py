@@ -1,0 +1,75 @@
+"""The tracer of a process: its spans record an exception as an error, except for a conflict.
+
+A guarded write fails when another writer was first; the role then observes the object again and plans again. That is
+the normal course of optimistic concurrency. A span with such an outcome has the attribute ``hotnic.conflict`` and no
+error, so that the trace of a successful plug contains no failed span.
+Next: :mod:`services.common.telemetry.setup`, which creates the tracer.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, StatusCode, Tracer
+from opentelemetry.util._decorator import _agnosticcontextmanager
+
+CONFLICT = "hotnic.conflict"
+"""Attribute of a span whose write failed because another writer was first."""
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Return whether an exception means only that another writer was first.
+
+    Its class decides by an attribute ``conflict``: :class:`services.common.kube.errors.KubeError` and
+    :class:`services.common.reconcile.Retry` have one.
+    """
+    return getattr(error, "conflict", False) is True
+
+
+@contextmanager
+def use_span(span: Span, *, record_exception: bool = True, set_status_on_exception: bool = True) -> Iterator[Span]:
+    """Make a span the current one, and record an exception on it. The caller ends the span."""
+    with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+        try:
+            yield span
+        except Exception as error:
+            if is_conflict(error):
+                span.set_attribute(CONFLICT, True)
+                raise
+            if record_exception:
+                span.record_exception(error)
+            if set_status_on_exception:
+                span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+            raise
+
+
+class RoleTracer(Tracer):
+    """A tracer that creates the spans of another one and records exceptions by :func:`use_span`."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def start_span(self, *args: Any, **options: Any) -> Span:
+        """See :meth:`opentelemetry.trace.Tracer.start_span`."""
+        return self._tracer.start_span(*args, **options)
+
+    # As in OpenTelemetry's own tracers: the result also decorates functions, async ones included.
+    @_agnosticcontextmanager
+    def start_as_current_span(
+        self,
+        name: str,
+        *args: Any,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+        **options: Any,
+    ) -> Iterator[Span]:
+        """See :meth:`opentelemetry.trace.Tracer.start_as_current_span`."""
+        span = self._tracer.start_span(name, *args, **options)
+        try:
+            with use_span(span, record_exception=record_exception, set_status_on_exception=set_status_on_exception):
+                yield span
+        finally:
+            if end_on_exit:
+                span.end()

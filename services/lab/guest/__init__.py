@@ -1,1 +1,0 @@
-"""The lab's guest: its image, its QEMU command line, its process and what it prints on its console."""

@@ -1,0 +1,54 @@
+"""The exception that becomes a CNI error document, on the socket and on the shim's standard output.
+
+Errors of Kubernetes, netlink and CRI have their own types. The code that awaits such a call converts them where they
+fail a CNI call. Next: :mod:`services.multus.cni.call`.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from schemas import cni
+
+_decoder = msgspec.json.Decoder(cni.CniErrorDocument)
+
+
+class CniError(Exception):
+    """A CNI call failed.
+
+    :ivar code: the CNI specification's code (:class:`schemas.cni.CniErrorCode`), or a plugin's own (100 and above).
+    :ivar msg: the message, one line.
+    :ivar details: further text; may be ``None``.
+    """
+
+    def __init__(self, code: int, msg: str, details: str | None = None) -> None:
+        super().__init__(msg)
+        self.code = code
+        self.msg = msg
+        self.details = details or None
+
+    def with_prefix(self, prefix: str) -> "CniError":
+        """Return the same error with context in front of its message; the code stays."""
+        return CniError(self.code, f"{prefix}: {self.msg}", self.details)
+
+    def encode(self) -> bytes:
+        """Return the CNI error document, the body of an error response."""
+        return msgspec.json.encode(cni.CniErrorDocument(code=self.code, msg=self.msg, details=self.details))
+
+
+def combine_errors(failures: Sequence[CniError]) -> CniError:
+    """Return one error for several, with the code and details of the first."""
+    return CniError(failures[0].code, " / ".join(error.msg for error in failures), failures[0].details)
+
+
+class NotStartedError(CniError):
+    """No plugin ran, so nothing was created and nothing needs to be deleted."""
+
+
+def decode_error(raw: bytes) -> CniError | None:
+    """Decode a plugin's error document; return ``None`` when the bytes are not one."""
+    try:
+        error = _decoder.decode(raw)
+    except msgspec.DecodeError:
+        return None
+    return CniError(error.code, error.msg, error.details)

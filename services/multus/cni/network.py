@@ -1,0 +1,174 @@
+"""One CNI network on one link: its chain of plugins, run in the order of the command.
+
+ADD runs the plugins in order and passes ``prevResult`` on. DEL runs them in reverse. CHECK, STATUS and GC run them in
+order. Source: CNI specification 1.1.0, section 3. Records are written by :mod:`services.multus.apply`.
+Next: :mod:`services.multus.cni.executor`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from schemas import cni
+from services.multus.cni import results
+from services.multus.cni.call import PodId, plugin_args
+from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, plugin_stdin
+from services.multus.cni.errors import CniError, NotStartedError
+from services.multus.cni.executor import Executor, Invocation
+
+PASSTHRU: Final = "passthru"
+"""The plugin that does nothing and returns an empty result. Upstream ships it as a program; hotnic does not run one."""
+
+
+@dataclass(frozen=True)
+class AttachmentTarget:
+    """The link that a network is attached to.
+
+    :ivar sandbox_id: the sandbox's container id.
+    :ivar netns: path of its network namespace; empty when it is gone or must not be touched.
+    :ivar ifname: the link's name.
+    :ivar pod: the sandbox's pod; ``None`` when it is unknown.
+    """
+
+    sandbox_id: str
+    netns: str
+    ifname: str
+    pod: PodId | None
+
+    def invocation(self, command: cni.CniCommand, attributes: AttachmentAttributes) -> Invocation:
+        """Return a plugin's environment for this target."""
+        args = plugin_args(self.pod, self.sandbox_id, attributes)
+        return Invocation(command, self.sandbox_id, self.netns, self.ifname, args)
+
+    def without_netns(self) -> "AttachmentTarget":
+        """Return the same target for a DEL that must not touch a link, or cannot."""
+        return replace(self, netns="")
+
+
+def require_plugins(executor: Executor, network: NetworkConfig) -> None:
+    """Check that every plugin of a network exists, before the first one changes anything.
+
+    :param executor: runs the plugins.
+    :param network: the network.
+    :raises CniError: code 999, a plugin is missing.
+    """
+    for _, plugin in _plugins_to_run(network):
+        executor.find(plugin)
+
+
+async def add(
+    executor: Executor, network: NetworkConfig, target: AttachmentTarget, attributes: AttachmentAttributes
+) -> cni.CniResult:
+    """Run ADD. After a failure the caller sends DEL for what the earlier plugins created.
+
+    :param executor: runs the plugins.
+    :param network: the network.
+    :param target: the link.
+    :param attributes: the attachment's attributes.
+    :returns: the result of the last plugin.
+    :raises NotStartedError: the first plugin could not be started.
+    :raises CniError: a plugin failed.
+    """
+    invocation = target.invocation(cni.CniCommand.ADD, attributes)
+    # A chain that starts with passthru passes an empty prevResult to its next plugin; other chains pass none.
+    empty = cni.CniResult(cni_version=cni.NEWEST_VERSION)
+    result = empty if network.types[0] == PASSTHRU else None
+    for number, (index, plugin) in enumerate(_plugins_to_run(network)):
+        try:
+            printed = await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=result))
+        except NotStartedError as error:
+            # NotStartedError means that nothing was created, which is true of the first plugin only.
+            if number:
+                raise CniError(error.code, error.msg, error.details) from error
+            raise
+        result = results.decode(printed, plugin)
+    return result if result is not None else empty
+
+
+async def delete(
+    executor: Executor,
+    network: NetworkConfig,
+    target: AttachmentTarget,
+    attributes: AttachmentAttributes,
+    previous: cni.CniResult | None,
+) -> None:
+    """Run DEL in reverse order. The first failure ends it; a later DEL starts from the last plugin again.
+
+    :param executor: runs the plugins.
+    :param network: the network.
+    :param target: the link.
+    :param attributes: the attachment's attributes.
+    :param previous: the result of ADD; ``None`` when it is unknown.
+    :raises CniError: a plugin failed.
+    """
+    invocation = target.invocation(cni.CniCommand.DEL, attributes)
+    # DEL has `prevResult` since CNI 0.4.0.
+    passed = previous if network.at_least("0.4.0") else None
+    for index, plugin in reversed(_plugins_to_run(network)):
+        await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=passed))
+
+
+async def check(
+    executor: Executor,
+    network: NetworkConfig,
+    target: AttachmentTarget,
+    attributes: AttachmentAttributes,
+    previous: cni.CniResult | None,
+) -> None:
+    """Run CHECK. Nothing runs for a configuration older than 0.4.0 or with ``disableCheck``.
+
+    :param executor: runs the plugins.
+    :param network: the network.
+    :param target: the link.
+    :param attributes: the attachment's attributes.
+    :param previous: the result of ADD.
+    :raises CniError: the attachment is not as ADD left it.
+    """
+    if network.disable_check or not network.at_least("0.4.0"):
+        return
+    invocation = target.invocation(cni.CniCommand.CHECK, attributes)
+    for index, plugin in _plugins_to_run(network):
+        await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=previous))
+
+
+async def status(executor: Executor, network: NetworkConfig) -> None:
+    """Run STATUS. Nothing runs for a configuration older than 1.1.0.
+
+    :param executor: runs the plugins.
+    :param network: the network.
+    :raises CniError: code 50 or 51, a plugin is not ready.
+    """
+    if not network.at_least("1.1.0"):
+        return
+    for index, plugin in _plugins_to_run(network):
+        document = plugin_stdin(network, index, AttachmentAttributes())
+        await executor.run(plugin, Invocation(cni.CniCommand.STATUS), document)
+
+
+async def collect_garbage(executor: Executor, network: NetworkConfig, valid: Iterable[tuple[str, str]]) -> None:
+    """Run GC: every plugin frees what belongs to none of the valid attachments.
+
+    :param executor: runs the plugins.
+    :param network: the network.
+    :param valid: the valid attachments (container id and interface name).
+    :raises CniError: the first failure, after all plugins have run.
+    """
+    if network.disable_gc or not network.at_least("1.1.0"):
+        return
+    attachments: list[dict[str, Any]] = [{"containerID": sandbox, "ifname": ifname} for sandbox, ifname in valid]
+    # libcni also writes the legacy key without `valid-`.
+    extra = {"cni.dev/valid-attachments": attachments, "cni.dev/attachments": attachments}
+    failure: CniError | None = None
+    for index, plugin in _plugins_to_run(network):
+        try:
+            document = plugin_stdin(network, index, AttachmentAttributes(), extra=extra)
+            await executor.run(plugin, Invocation(cni.CniCommand.GC), document)
+        except CniError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _plugins_to_run(network: NetworkConfig) -> list[tuple[int, str]]:
+    """Return the plugins to execute, each with its position in the list."""
+    return [(index, plugin) for index, plugin in enumerate(network.types) if plugin != PASSTHRU]

@@ -1,0 +1,205 @@
+"""The daemon's configuration: environment variables, and multus' own keys in ``daemon-config.json``.
+
+The file has upstream's keys, so that an operator can use an existing one. Where both set a value, the file wins,
+because the node's other multus components read it too. Next: :mod:`services.multus.config.logs`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from services.common.runtime.settings import CommonSettings, SettingsError
+from services.multus.config import daemon_config
+from services.multus.config.daemon_config import DaemonConfig, LogOptions
+
+SHIM_SOCKET_DIR: Final = "/run/multus/"
+"""The directory where a shim expects the socket if its configuration does not name one (upstream's default)."""
+
+
+class Settings(CommonSettings, frozen=True, kw_only=True):
+    """Environment variables of the role."""
+
+    socket_dir: Annotated[str, msgspec.Meta(description="directory (mode 0700) of the daemon's socket multus.sock")] = (
+        "/run/multus"
+    )
+    cni_conf_dir: Annotated[
+        str, msgspec.Meta(description="the runtime's CNI configuration directory; 00-multus.conf is written there")
+    ] = "/etc/cni/net.d"
+    cni_bin_dir: Annotated[
+        str, msgspec.Meta(description="directory of CNI plugins; the shim hotnic-multus is installed there")
+    ] = "/opt/cni/bin"
+    cni_state_dir: Annotated[
+        str, msgspec.Meta(description="directory of the records of every sandbox's attachments")
+    ] = "/var/lib/cni/multus"
+    multus_config: Annotated[
+        str | None, msgspec.Meta(description="path of a daemon-config.json in multus' own format; unset: defaults")
+    ] = None
+    host_root: Annotated[
+        str, msgspec.Meta(description="where the node's file system is mounted, for network namespaces")
+    ] = "/"
+    plugin_timeout: Annotated[
+        float, msgspec.Meta(description="seconds that one execution of a CNI plugin may take", gt=0, le=600)
+    ] = 60.0
+    cri_socket: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="the container runtime's socket; attachments of sandboxes it no longer has are deleted"
+        ),
+    ] = None
+    pod_resources_socket: Annotated[
+        str, msgspec.Meta(description="the kubelet's socket that reports which devices a pod has")
+    ] = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    device_info_dir: Annotated[
+        str, msgspec.Meta(description="directory where device plugins and CNI plugins describe devices")
+    ] = "/var/run/k8s.cni.cncf.io/devinfo"
+    shim: Annotated[
+        str | None,
+        msgspec.Meta(description="file to install as the shim, such as a static one; unset: the one for Python 3"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """The merged configuration that the daemon runs with. Paths are as the daemon sees them.
+
+    :ivar socket_dir: directory of the daemon's socket.
+    :ivar shim_socket_dir: the same directory as the shim sees it, on the host.
+    :ivar config_file: a finished configuration to copy for the runtime; ``None``: one is generated.
+    :ivar autoconfig_dir: directory of the primary CNI configuration.
+    :ivar master: file name of the primary CNI configuration; ``None``: the first one.
+    :ivar conf_dir: the runtime's CNI configuration directory.
+    :ivar bin_dir: directory of CNI plugins.
+    :ivar cni_dir: directory of the records.
+    :ivar named_dir: directory in which networks are found by name.
+    :ivar chroot_dir: the node's root, in which plugins are executed; ``None``: the daemon's own root.
+    :ivar host_root: where the node's file system is mounted.
+    :ivar cni_version: CNI version of the generated configuration; ``None``: the primary's.
+    :ivar readiness_file: file that shows that the primary network is ready; ``None``: it counts as ready.
+    :ivar isolation: whether pods may use networks of their own and the global namespaces only.
+    :ivar global_namespaces: namespaces whose networks every pod may use.
+    :ivar system_namespaces: namespaces whose pods get no default networks.
+    :ivar multus_namespace: namespace of the cluster network's and the default networks' NADs.
+    :ivar cluster_network: the pod's primary network; ``None``: the primary CNI configuration.
+    :ivar default_networks: networks that every pod gets.
+    :ivar delegates: CNI configurations in place of a cluster network, the primary first.
+    :ivar auxiliary_chain: name of the auxiliary chain; ``None``: the call may name one.
+    :ivar name: network name of the generated configuration; ``None``: the default.
+    :ivar type: plugin type of the generated configuration; ``None``: the shim.
+    :ivar override_name: whether the generated configuration has the primary's network name.
+    :ivar capabilities: capabilities of the generated configuration in addition to the primary's.
+    :ivar kubeconfig: path of a kubeconfig; ``None``: the standard lookup.
+    :ivar connection_limit: how many calls may run at once; ``None``: no limit.
+    :ivar metrics_port: TCP port of ``/metrics``; ``None``: none.
+    :ivar pod_resources_socket: path of the kubelet's pod-resources socket.
+    :ivar device_info_dir: directory of device information files.
+    :ivar shim_log: log keys of the generated configuration, for the shim.
+    :ivar log_file: file that gets a copy of the daemon's log; ``None``: none.
+    :ivar log_level: the daemon's log level; ``None``: the environment's.
+    :ivar log_options: rotation of ``log_file``.
+    """
+
+    socket_dir: Path
+    shim_socket_dir: str
+    config_file: Path | None
+    autoconfig_dir: Path
+    master: str | None
+    conf_dir: Path
+    bin_dir: Path
+    cni_dir: Path
+    named_dir: Path
+    chroot_dir: Path | None
+    host_root: str
+    cni_version: str | None
+    readiness_file: Path | None
+    isolation: bool
+    global_namespaces: frozenset[str]
+    system_namespaces: frozenset[str]
+    multus_namespace: str
+    cluster_network: str | None
+    default_networks: tuple[str, ...]
+    delegates: tuple[dict[str, Any], ...]
+    auxiliary_chain: str | None
+    name: str | None
+    type: str | None
+    override_name: bool
+    capabilities: frozenset[str]
+    kubeconfig: str | None
+    connection_limit: int | None
+    metrics_port: int | None
+    pod_resources_socket: str
+    device_info_dir: Path
+    shim_log: dict[str, Any]
+    log_file: str | None
+    log_level: str | None
+    log_options: LogOptions
+
+    @property
+    def default_version(self) -> str:
+        """The CNI version of a configuration that has none."""
+        return self.cni_version or "1.0.0"
+
+
+def read_config(settings: Settings) -> tuple[Config, list[str]]:
+    """Read ``daemon-config.json`` and merge it with the environment variables.
+
+    :param settings: the environment variables.
+    :returns: the merged configuration, and a warning for each key that has no effect.
+    :raises SettingsError: the file cannot be read, or has an invalid or refused value.
+    """
+    given, warnings = DaemonConfig(), list[str]()
+    if settings.multus_config:
+        try:
+            given, warnings = daemon_config.parse(Path(settings.multus_config).read_bytes())
+        except (OSError, ValueError) as error:
+            raise SettingsError("HOTNIC_MULTUS_CONFIG", f"{settings.multus_config}: {error}") from error
+    return _merge(settings, given), warnings
+
+
+def _merge(settings: Settings, given: DaemonConfig) -> Config:
+    socket_dir = given.socket_dir or settings.socket_dir
+    conf_dir = given.cni_config_dir or settings.cni_conf_dir
+    log = {"logFile": given.log_file, "logLevel": given.log_level, "logToStderr": given.log_to_stderr}
+    # As upstream: a list replaces `default`, which must be repeated in it.
+    named = (given.global_namespaces or "default").split(",")
+    chroot_dir = Path(given.chroot_dir) if given.chroot_dir and given.chroot_dir != "/" else None
+    level = daemon_config.LEVELS[given.log_level.lower()] if given.log_level else None
+    return Config(
+        socket_dir=Path(socket_dir),
+        # As upstream: the file's socketDir is the daemon's view and not the host's path.
+        shim_socket_dir=given.daemon_socket_dir or (SHIM_SOCKET_DIR if given.socket_dir else settings.socket_dir),
+        config_file=Path(given.multus_config_file) if given.multus_config_file != "auto" else None,
+        autoconfig_dir=Path(given.multus_autoconfig_dir or conf_dir),
+        master=given.multus_master_cni,
+        conf_dir=Path(conf_dir),
+        bin_dir=Path(given.bin_dir or settings.cni_bin_dir),
+        cni_dir=Path(given.cni_dir or settings.cni_state_dir),
+        named_dir=Path(given.conf_dir),
+        chroot_dir=chroot_dir,
+        # Upstream's manifest sets only chrootDir, and the namespaces are below it as well.
+        host_root=str(chroot_dir) if chroot_dir and settings.host_root == "/" else settings.host_root,
+        cni_version=given.cni_version,
+        readiness_file=Path(given.readiness_indicator_file) if given.readiness_indicator_file else None,
+        isolation=given.namespace_isolation,
+        global_namespaces=frozenset(name.strip() for name in named if name.strip()),
+        system_namespaces=frozenset(given.system_namespaces),
+        multus_namespace=given.multus_namespace,
+        cluster_network=given.cluster_network,
+        default_networks=tuple(given.default_networks),
+        delegates=given.delegates if not given.cluster_network else (),
+        auxiliary_chain=given.auxiliary_chain or None,
+        name=given.name,
+        type=given.type,
+        override_name=given.override_network_name,
+        capabilities=frozenset(name for name, on in given.capabilities.items() if on),
+        kubeconfig=settings.kubeconfig or given.kubeconfig,
+        connection_limit=given.connection_limit,
+        metrics_port=given.metrics_port,
+        pod_resources_socket=settings.pod_resources_socket,
+        device_info_dir=Path(settings.device_info_dir),
+        shim_log={key: value for key, value in log.items() if value is not None},
+        log_file=given.log_file,
+        log_level=level,
+        log_options=given.log_options,
+    )

@@ -1,0 +1,203 @@
+"""The files that hold the records, one per sandbox, and survive the daemon.
+
+A record is written before a plugin runs (``adding``) and again after it (``added``). So DEL finds everything that may
+exist, whenever the daemon dies: attachments of the sandbox's creation and hot-plugged ones alike.
+
+A call does not wait for the disk. Its record is written at once to ``<id>.unsettled`` in a memory file system
+(``/run``), which survives the process. A few milliseconds later it is written and synced to ``<id>.json``, which
+survives a loss of power; then the record is settled. Users read pod annotations; records are for this node only.
+When an attachment may be deleted is decided in :mod:`services.multus.plan`. Next: :mod:`services.multus.records.disk`.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+from opentelemetry.trace import Tracer
+
+from schemas import cni
+from services.common.telemetry.logs import Log
+from services.multus.cni.call import is_valid_sandbox_id
+from services.multus.cni.errors import CniError
+from services.multus.records.disk import replace_file
+from services.multus.records.locks import SandboxLocks
+from services.multus.records.sandbox import SandboxState
+
+SETTLED: Final = ".json"
+"""Suffix of a record that is synced to disk."""
+UNSETTLED: Final = ".unsettled"
+"""Suffix of a newer record that is not synced yet."""
+SETTLE_AFTER: Final = 0.02
+"""Seconds between a record and its copy on disk: the call is answered first, and several writes are synced as one."""
+
+RecordChange = Literal["adding", "added", "removed", "updated"]
+"""What happens to an attachment with a write: its plugins will run, they have run, it is gone, or anything else."""
+
+
+class Records:
+    """The records of a node, below ``<cniDir>/sandboxes``, and one lock per sandbox.
+
+    :param cni_dir: multus' ``cniDir``.
+    :param tracer: the tracer; each write and each sync has a span.
+    :param log: the daemon's log.
+    :param unsettled: directory of unsettled records, preferably in a memory file system; ``None``: beside the others.
+    :param lock_timeout: seconds to wait for another call on the same sandbox.
+    """
+
+    def __init__(
+        self,
+        cni_dir: str | Path,
+        *,
+        tracer: Tracer,
+        log: Log,
+        unsettled: Path | None = None,
+        lock_timeout: float = 90.0,
+    ) -> None:
+        self._folder = Path(cni_dir) / "sandboxes"
+        self._unsettled = unsettled if unsettled is not None else self._folder
+        self._tracer = tracer
+        self._log = log
+        self._locks = SandboxLocks(lock_timeout)
+        self._newest: dict[str, bytes | None] = {}
+        self._waiting: set[str] = set()
+        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._decoder = msgspec.json.Decoder(SandboxState)
+        for folder in (self._folder, self._unsettled):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Temporary files of writes that a killed process did not finish.
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    def lock(self, sandbox_id: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold a sandbox's lock, so that its calls run one after the other."""
+        return self._locks.hold(sandbox_id)
+
+    def lock_all(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold all sandboxes' locks, for GC."""
+        return self._locks.hold_all()
+
+    def read(self, sandbox_id: str) -> SandboxState | None:
+        """Return the record of a sandbox. A damaged file is renamed to ``….damaged`` and counts as absent.
+
+        :param sandbox_id: the container id.
+        :raises CniError: code 5, the record cannot be read.
+        """
+        if sandbox_id in self._newest:
+            # The files can hold an older record while a worker thread replaces them.
+            newest = self._newest[sandbox_id]
+            return self._decoder.decode(newest) if newest is not None else None
+        # If both files exist, the unsettled one is newer.
+        for suffix in (UNSETTLED, SETTLED):
+            path = self._path(sandbox_id, suffix)
+            with _io_failure_as_cni_error(f"the record of sandbox {sandbox_id} cannot be read"):
+                try:
+                    return self._decoder.decode(path.read_bytes())
+                except FileNotFoundError:
+                    continue
+                # With a torn file, upstream's DEL does nothing (multus-cni#1087); here other sources are used instead.
+                except msgspec.DecodeError as error:
+                    damaged = path.with_name(f"{path.name}.damaged")
+                    self._log.error("damaged sandbox record renamed", path=str(damaged), error=str(error))
+                    path.replace(damaged)
+        return None
+
+    def write(self, sandbox: SandboxState, *, change: RecordChange = "updated") -> None:
+        """Write a record, or remove it if it has no attachments.
+
+        :param sandbox: the record.
+        :param change: the reason of the write, for its span.
+        :raises CniError: code 5, the record cannot be written; the earlier record stays.
+        """
+        sandbox_id = sandbox.sandbox_id
+        data = msgspec.json.encode(sandbox) if sandbox.attachments else None
+        settled, unsettled = self._path(sandbox_id, SETTLED), self._path(sandbox_id, UNSETTLED)
+        with (
+            self._tracer.start_as_current_span("record write", attributes={"hotnic.record.change": change}),
+            _io_failure_as_cni_error(f"the record of sandbox {sandbox_id} cannot be written"),
+        ):
+            if data is not None:
+                # Not synced: it has to survive the process only (ADR 11).
+                replace_file(unsettled, data)
+            else:
+                # The settled file goes first: after a kill between the two, the newer one is still found.
+                settled.unlink(missing_ok=True)
+                unsettled.unlink(missing_ok=True)
+        self._settle_soon(sandbox_id, data)
+
+    def settle(self, sandbox_id: str) -> None:
+        """Write an unsettled record to disk that an earlier process or a full disk left in memory.
+
+        :param sandbox_id: the container id.
+        :raises CniError: code 5, the record cannot be read.
+        """
+        if sandbox_id not in self._settling and self._path(sandbox_id, UNSETTLED).exists():
+            sandbox = self.read(sandbox_id)
+            if sandbox is not None:
+                self._settle_soon(sandbox_id, msgspec.json.encode(sandbox))
+
+    async def flush(self) -> None:
+        """Wait until every record is synced to disk."""
+        while self._settling:
+            await asyncio.gather(*self._settling.values())
+
+    def ids(self) -> list[str]:
+        """Return the container ids of the sandboxes that have a record."""
+        names = (Path(name) for folder in (self._folder, self._unsettled) for name in os.listdir(folder))
+        stems = {name.stem for name in names if name.suffix in (SETTLED, UNSETTLED)}
+        return sorted(stem for stem in stems if is_valid_sandbox_id(stem))
+
+    def changed_at(self, sandbox_id: str) -> float | None:
+        """Return when a record was last written, in seconds since the epoch; ``None`` when there is none."""
+        for suffix in (UNSETTLED, SETTLED):
+            try:
+                return self._path(sandbox_id, suffix).stat().st_mtime
+            except FileNotFoundError:
+                continue
+        return None
+
+    def _settle_soon(self, sandbox_id: str, data: bytes | None) -> None:
+        self._newest[sandbox_id] = data
+        self._waiting.add(sandbox_id)
+        if sandbox_id not in self._settling:
+            self._settling[sandbox_id] = asyncio.create_task(self._settle(sandbox_id), name=f"settle {sandbox_id}")
+
+    async def _settle(self, sandbox_id: str) -> None:
+        """Write the newest record of a sandbox to disk. A worker thread syncs it, because ``fsync`` blocks."""
+        settled, unsettled = self._path(sandbox_id, SETTLED), self._path(sandbox_id, UNSETTLED)
+        try:
+            await asyncio.sleep(SETTLE_AFTER)
+            while sandbox_id in self._waiting:
+                self._waiting.discard(sandbox_id)
+                data = self._newest[sandbox_id]
+                if data is None:
+                    settled.unlink(missing_ok=True)
+                    continue
+                with self._tracer.start_as_current_span("record sync"):
+                    await asyncio.to_thread(replace_file, settled, data, synced=True)
+                # A record written during the sync is still unsettled.
+                if sandbox_id not in self._waiting:
+                    unsettled.unlink(missing_ok=True)
+        except OSError as error:
+            # The unsettled file still has the record; the next sweep settles it.
+            self._log.error("sandbox record not synced to disk", path=str(settled), error=str(error))
+        finally:
+            # Done here and not in a callback: a record written before the callback runs would never be settled.
+            self._waiting.discard(sandbox_id)
+            del self._newest[sandbox_id], self._settling[sandbox_id]
+
+    def _path(self, sandbox_id: str, suffix: str) -> Path:
+        if not is_valid_sandbox_id(sandbox_id):
+            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"{sandbox_id!r} is not a container id")
+        return (self._unsettled if suffix == UNSETTLED else self._folder) / f"{sandbox_id}{suffix}"
+
+
+@contextlib.contextmanager
+def _io_failure_as_cni_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CniError(cni.CniErrorCode.IO_FAILURE, f"{what}: {error}") from error

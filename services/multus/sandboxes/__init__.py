@@ -1,0 +1,5 @@
+"""Work on whole sandboxes: their adoption from multus-cni, their deletion, and the sweep of those without a DEL.
+
+Calls for single attachments are carried out by :mod:`services.multus.call_handler`.
+Start at :mod:`~services.multus.sandboxes.deletion`.
+"""

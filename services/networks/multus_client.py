@@ -1,0 +1,213 @@
+"""The client of the multus daemon: ``/delegate`` to attach or detach one network, and the record of a sandbox.
+
+The request bodies are those of the dynamic networks controller, so the daemon may be upstream's, which serves no
+records. The client never repeats an ADD; the caller decides that by the kind of failure.
+Next: :mod:`services.networks.network_config`, the CNI configuration that is sent.
+"""
+
+import asyncio
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from schemas import cni
+from schemas.kube import Pod
+from schemas.multus import (
+    DELEGATE_PATH,
+    SANDBOXES_PATH,
+    DelegateResponse,
+    InterfaceAttributes,
+    SandboxRecord,
+    build_delegate_request,
+)
+from schemas.networks import NetworkSelectionElement
+from services.common.cri.sandbox import Sandbox
+from services.common.http.client import HttpFailure, UnixHttpClient
+
+DEADLINE: Final = 60.0
+"""Seconds for one ADD or DEL: a plugin may wait for its own controller (kube-ovn's waits for up to 15 s)."""
+RECORD_DEADLINE: Final = 5.0
+PROBE_DEADLINE: Final = 2.0
+"""Seconds to connect; a probe sends nothing."""
+MAX_TEXT: Final = 1024
+"""Bytes of a response that an error message quotes."""
+
+UNAVAILABLE: Final = "MultusUnavailable"
+BUSY: Final = "TryAgainLater"
+STILL_IN_USE: Final = "StillInUse"
+"""A guest uses the link: it cannot be detached before the handler has torn down the pod network."""
+FAILED: Final = "CniFailed"
+
+_PLUGIN_FAILED: Final = "failed (add)"
+"""libcni's text for a plugin that ran and failed. Both daemons check that the link name is free before they run one."""
+
+_response = msgspec.json.Decoder(DelegateResponse)
+_error = msgspec.json.Decoder(cni.CniErrorDocument)
+_record = msgspec.json.Decoder(SandboxRecord)
+
+
+class AttachmentFailure(Exception):
+    """An attempt to attach or detach a network failed; the role always retries.
+
+    All reads and writes for a change raise it, also those of the container runtime and the API server.
+
+    :ivar reason: CamelCase, stable.
+    :ivar message: human-readable.
+    :ivar plugin_failed: whether a plugin of an ADD ran and failed, so that whatever now has the link name was made by
+        this attempt.
+    """
+
+    def __init__(self, reason: str, message: str, *, plugin_failed: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.plugin_failed = plugin_failed
+
+
+class MultusClient:
+    """A client of the multus daemon.
+
+    :param http: the HTTP client of that socket.
+    :param socket_path: path of the daemon's unix socket.
+    :param deadline: seconds for one ADD or DEL.
+    """
+
+    def __init__(self, http: UnixHttpClient, socket_path: str, *, deadline: float = DEADLINE) -> None:
+        self._http = http
+        self._socket_path = socket_path
+        self._deadline = deadline
+
+    async def add(
+        self, pod: Pod, sandbox: Sandbox, link: str, config: bytes, element: NetworkSelectionElement
+    ) -> cni.CniResult:
+        """Attach a network and return the CNI result.
+
+        :param link: name of the new pod interface.
+        :raises AttachmentFailure: the call failed; with ``MultusUnavailable`` it had no effect or an unknown one.
+        """
+        response = await self._call(cni.CniCommand.ADD, pod, sandbox, link, config, interface_attributes(element))
+        try:
+            result = _response.decode(response).result if response else None
+            if result is not None:
+                cni.validate_addresses(result)
+        except ValueError as error:
+            raise AttachmentFailure(
+                UNAVAILABLE, f"cannot decode the multus daemon's response to ADD: {error}"
+            ) from error
+        if result is None:
+            raise AttachmentFailure(UNAVAILABLE, "the multus daemon's response to ADD has no result")
+        return result
+
+    async def delete(self, pod: Pod, sandbox: Sandbox, link: str, config: bytes) -> None:
+        """Detach a network.
+
+        :param link: name of the pod interface.
+        :param config: the CNI configuration of the ADD; empty if the NAD does not exist any more. A daemon with records
+            uses the configuration in its record.
+        :raises AttachmentFailure: the call failed.
+        """
+        await self._call(cni.CniCommand.DEL, pod, sandbox, link, config, None)
+
+    async def record(self, sandbox: Sandbox) -> SandboxRecord | None:
+        """Return the daemon's record of a sandbox; ``None`` if it has none, or serves no records.
+
+        :raises AttachmentFailure: ``MultusUnavailable``: no response, or one that cannot be decoded.
+        """
+        path = f"{SANDBOXES_PATH}/{quote(sandbox.id, safe='')}"
+        try:
+            status, response = await self._http.request("GET", path, timeout=RECORD_DEADLINE)
+        except HttpFailure as error:
+            raise AttachmentFailure(UNAVAILABLE, f"multus daemon: {error}") from error
+        # Upstream's daemon answers every unknown path with 404.
+        if status == 404:
+            return None
+        if status != 200:
+            raise AttachmentFailure(
+                UNAVAILABLE, f"the multus daemon's response to GET {path} has status {status}: {_text(response)}"
+            )
+        try:
+            return _record.decode(response)
+        except msgspec.DecodeError as error:
+            raise AttachmentFailure(
+                UNAVAILABLE, f"cannot decode the multus daemon's record of a sandbox: {error}"
+            ) from error
+
+    async def probe(self) -> str:
+        """Connect to the daemon's socket; return ``""``, or the error if that fails."""
+        try:
+            async with asyncio.timeout(PROBE_DEADLINE):
+                _, writer = await asyncio.open_unix_connection(self._socket_path)
+        except OSError as error:
+            return f"multus daemon at {self._socket_path}: {_reason(error)}"
+        writer.close()
+        return ""
+
+    async def _call(
+        self,
+        command: cni.CniCommand,
+        pod: Pod,
+        sandbox: Sandbox,
+        link: str,
+        config: bytes,
+        attributes: InterfaceAttributes | None,
+    ) -> bytes:
+        request = build_delegate_request(
+            command=command,
+            sandbox_id=sandbox.id,
+            netns=sandbox.netns,
+            interface=link,
+            pod_namespace=pod.metadata.namespace,
+            pod_name=pod.metadata.name,
+            pod_uid=pod.metadata.uid,
+            config=config,
+            attributes=attributes,
+        )
+        try:
+            status, response = await self._http.request("POST", DELEGATE_PATH, json=request, timeout=self._deadline)
+        except HttpFailure as error:
+            raise AttachmentFailure(UNAVAILABLE, f"multus daemon: {error}") from error
+        if status == 200:
+            return response
+        raise attachment_failure(command, status, response)
+
+
+def interface_attributes(element: NetworkSelectionElement) -> InterfaceAttributes | None:
+    """Return the settings of an element that ``/delegate`` carries; ``None`` if it has none of them."""
+    if not (element.ips or element.mac or element.cni_args is not None):
+        return None
+    # As upstream's client encodes them: empty ips and mac are omitted, missing cni-args are null.
+    return InterfaceAttributes(
+        cni_args=element.cni_args,
+        ips=element.ips if element.ips else msgspec.UNSET,
+        mac=element.mac if element.mac else msgspec.UNSET,
+    )
+
+
+def attachment_failure(command: cni.CniCommand, status: int, response: bytes) -> AttachmentFailure:
+    """Return the failure of a response whose status is not 200.
+
+    :param response: a CNI error document of hotnic's daemon, or plain text of upstream's.
+    """
+    plugin_failed = command is cni.CniCommand.ADD and _PLUGIN_FAILED.encode() in response
+    try:
+        error = _error.decode(response)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        text = _text(response) or "no text"
+        return AttachmentFailure(FAILED, f"CNI {command} (status {status}): {text}", plugin_failed=plugin_failed)
+    details = f" ({error.details})" if error.details else ""
+    reason = BUSY if error.code == cni.CniErrorCode.TRY_AGAIN_LATER else FAILED
+    if reason == BUSY and cni.STILL_IN_USE in error.msg:
+        reason = STILL_IN_USE
+    return AttachmentFailure(
+        reason, f"CNI {command} (code {error.code}): {error.msg}{details}", plugin_failed=plugin_failed
+    )
+
+
+def _text(response: bytes) -> str:
+    """Return a response body as one line of limited length."""
+    return " ".join(response[:MAX_TEXT].decode(errors="replace").split())
+
+
+def _reason(error: OSError) -> str:
+    return "connection timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)

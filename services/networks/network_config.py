@@ -1,0 +1,86 @@
+"""The CNI configuration that is sent for an attachment: that of its network, with the settings of its element. Pure.
+
+Source: the multi-network specification 1.x as multus applies it: a configuration without a ``name`` gets the NAD's.
+``/delegate`` carries an element's MAC, addresses and ``cni-args`` beside the configuration
+(:func:`services.networks.multus_client.interface_attributes`). The other settings go into the configuration as
+``runtimeConfig`` of the plugins that declare the capability. Upstream's daemon passes this on too, except to a plugin
+for which it writes ``runtimeConfig`` itself, because it has a MAC or addresses for it.
+Next: :mod:`services.networks.status`, what is written to the pod.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from schemas.kube import NetworkAttachmentDefinition
+from schemas.networks import NetworkSelectionElement
+from services.networks.multus_client import AttachmentFailure
+
+INVALID: Final = "InvalidNetwork"
+
+_AT_CREATION: Final = "takes effect only at pod creation"
+_UNDECLARED: Final = "no plugin of the network declares the capability"
+
+_document = msgspec.json.Decoder(dict[str, Any])
+
+
+def cni_config(nad: NetworkAttachmentDefinition) -> bytes:
+    """Return the CNI configuration of a NAD; one that has a name is returned byte for byte.
+
+    :raises AttachmentFailure: the NAD has no valid CNI configuration; the reason is ``InvalidNetwork``.
+    """
+    where = f"network {nad.metadata.namespace}/{nad.metadata.name}"
+    text = nad.spec.config
+    if not text.strip():
+        raise AttachmentFailure(
+            INVALID,
+            f"{where} has no spec.config: a network whose configuration is a file on the node cannot be attached "
+            "to a running pod",
+        )
+    try:
+        document = _document.decode(text)
+    except msgspec.DecodeError as error:
+        raise AttachmentFailure(INVALID, f"spec.config of {where} is not a JSON object: {error}") from error
+    if not (isinstance(document.get("type"), str) or isinstance(document.get("plugins"), list)):
+        raise AttachmentFailure(INVALID, f'spec.config of {where} names no plugin: it has neither "type" nor "plugins"')
+    if document.get("name"):
+        return text.encode()
+    return msgspec.json.encode({**document, "name": nad.metadata.name})
+
+
+def with_runtime_config(config: bytes, element: NetworkSelectionElement) -> tuple[bytes, dict[str, str]]:
+    """Add the settings of an element to a configuration as ``runtimeConfig`` of the plugins that declare them.
+
+    Without such settings the configuration stays the same, byte for byte.
+
+    :param config: a valid CNI configuration or configuration list.
+    :return: the configuration, and the ignored settings: by key of the element, the reason.
+    """
+    ignored = {} if element.default_route is None else {"default-route": _AT_CREATION}
+    requested = {key: value for key, value in _capabilities(element).items() if value[1]}
+    if not requested:
+        return config, ignored
+    document = _document.decode(config)
+    plugins = [document] if "type" in document else document["plugins"]
+    for key, (capability, value) in requested.items():
+        declaring = [plugin for plugin in plugins if _declares(plugin, capability)]
+        for plugin in declaring:
+            plugin["runtimeConfig"] = {**(plugin.get("runtimeConfig") or {}), capability: value}
+        if not declaring:
+            ignored[key] = _UNDECLARED
+    return msgspec.json.encode(document), ignored
+
+
+def _capabilities(element: NetworkSelectionElement) -> dict[str, tuple[str, Any]]:
+    """Return capability (as the CNI conventions name it) and value, by key of the element."""
+    return {
+        "bandwidth": ("bandwidth", msgspec.to_builtins(element.bandwidth)),
+        "portMappings": ("portMappings", msgspec.to_builtins(element.port_mappings)),
+        "infiniband-guid": ("infinibandGUID", element.infiniband_guid),
+        "deviceID": ("deviceID", element.device_id),
+    }
+
+
+def _declares(plugin: Any, capability: str) -> bool:
+    declared = plugin.get("capabilities") if isinstance(plugin, dict) else None
+    return isinstance(declared, dict) and declared.get(capability) is True

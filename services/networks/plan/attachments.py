@@ -1,0 +1,183 @@
+"""The attachments of one pod: which it should have, which it has, who made them and with which settings. Pure.
+
+The pod's annotations are parsed here once, when the role observes the pod; the plan reads :class:`PodAttachments` and
+parses nothing. The other sources are the multus daemon's record of the sandbox, which upstream's daemon does not serve,
+and the cache of this process. Next: :mod:`services.networks.plan.actions`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from schemas.kube import Pod
+from schemas.multus import InterfaceAttributes, RecordedAttachment, SandboxRecord
+from schemas.names import pod_interface
+from schemas.networks import (
+    NETWORK_STATUS,
+    NETWORKS,
+    NetworkSelectionElement,
+    NetworkStatus,
+    parse_network_status,
+    parse_networks,
+)
+from schemas.operations import (
+    HotplugMark,
+    Operation,
+    PodNic,
+    is_operation_key,
+    pod_nic_key_of_link,
+    read_hotplug_mark,
+    read_operation_at,
+    read_pod_nic,
+)
+
+REQUESTED_BY_POD: Final = frozenset({"networks", "delegate"})
+"""Values of ``owner`` in the record for what the networks annotation requested; nothing else is ever detached."""
+HOT_PLUG_OWNER: Final = "delegate"
+"""Value of ``owner`` for an attachment that was made by ``/delegate``."""
+DEFAULT_NETWORK_OWNER: Final = "default"
+"""Value of ``owner`` for one of the node's default networks."""
+
+
+class MalformedAnnotation(msgspec.Struct, frozen=True):
+    """An annotation of the pod that cannot be parsed.
+
+    :ivar key: the key of the annotation.
+    :ivar error: why it cannot be parsed.
+    """
+
+    key: str
+    error: str
+
+
+class PodAttachments(msgspec.Struct, frozen=True):
+    """Everything that is known of a pod's attachments.
+
+    :ivar elements: the networks annotation.
+    :ivar statuses: the entries of network-status.
+    :ivar marks: what shows that a link was hot-plugged, by link: its pod NIC record, or else its hot-plug mark, if it
+        was written for this pod.
+    :ivar operations: the operations in the pod's annotations, by link.
+    :ivar released: links of which the handler of this pod has torn down the pod network.
+    :ivar record: the multus daemon's record of the pod's sandbox; ``None`` if it was not requested, or there is none.
+    :ivar unwritten: network and link of attachments that were made and are not yet written to the pod.
+    :ivar detached_links: links that were detached and are still listed in network-status.
+    """
+
+    elements: tuple[NetworkSelectionElement, ...]
+    statuses: tuple[NetworkStatus, ...]
+    marks: dict[str, PodNic | HotplugMark]
+    operations: dict[str, Operation]
+    released: frozenset[str]
+    record: SandboxRecord | None
+    unwritten: tuple[tuple[str, str], ...]
+    detached_links: frozenset[str]
+
+    @property
+    def recorded(self) -> list[RecordedAttachment]:
+        """The attachments of the record."""
+        return self.record.attachments if self.record else []
+
+    @property
+    def hot_plugged_in_record(self) -> list[tuple[str, str]]:
+        """Network and link of the hot-plugged attachments of the record."""
+        return [(one.network, one.interface) for one in self.recorded if one.owner == HOT_PLUG_OWNER]
+
+    def find_recorded(self, link: str) -> RecordedAttachment | None:
+        """Return the recorded attachment with a link name; ``None`` if there is none."""
+        return next((one for one in self.recorded if one.interface == link), None)
+
+    def is_hot_plugged(self, link: str) -> bool:
+        """Return whether the pod's annotations show that a link was hot-plugged, or released by the handler."""
+        return link in self.marks or link in self.released
+
+    def settings_digest(self, link: str) -> str | None:
+        """Return the digest of the settings that an attachment was made with; ``None`` if they are unknown."""
+        recorded = self.find_recorded(link)
+        if recorded is not None:
+            return attributes_digest(recorded.requested) if recorded.owner in REQUESTED_BY_POD else None
+        mark = self.marks.get(link)
+        return mark.settings_digest if mark is not None else None
+
+    def has_unknown_origin(self, status: NetworkStatus) -> bool:
+        """Return whether only the sandbox's record can show if an entry may be detached."""
+        return _is_from_nad(status) and not self.is_hot_plugged(status.interface or "")
+
+    def is_detachable(self, status: NetworkStatus) -> bool:
+        """Return whether an entry without an element may be detached while the pod runs."""
+        link = status.interface
+        if link is None or not _is_from_nad(status):
+            return False
+        recorded = self.find_recorded(link)
+        return recorded.owner in REQUESTED_BY_POD if recorded is not None else self.is_hot_plugged(link)
+
+
+def parse_attachments(
+    pod: Pod, *, record: SandboxRecord | None, unwritten: Iterable[tuple[str, str]], detached_links: Iterable[str]
+) -> PodAttachments | MalformedAnnotation:
+    """Parse the annotations of a pod.
+
+    Only the two annotations of Multus can be malformed: their author has to correct them. A malformed annotation of
+    hotnic counts as absent.
+
+    :param record: as in :class:`PodAttachments`.
+    :param unwritten: as in :class:`PodAttachments`.
+    :param detached_links: as in :class:`PodAttachments`.
+    """
+    annotations, uid = pod.metadata.annotations, pod.metadata.uid
+    key = NETWORKS
+    try:
+        elements = parse_networks(annotations.get(NETWORKS))
+        key = NETWORK_STATUS
+        statuses = parse_network_status(annotations.get(NETWORK_STATUS))
+    except ValueError as error:
+        return MalformedAnnotation(key, str(error))
+    marks = {link: _find_mark(annotations, link, uid) for link in (status.interface for status in statuses) if link}
+    found = (read_operation_at(annotations, name) for name in annotations if is_operation_key(name))
+    operations = {pod_interface(operation.interface): operation for operation in found if operation is not None}
+    return PodAttachments(
+        elements=tuple(elements),
+        statuses=tuple(statuses),
+        marks={link: mark for link, mark in marks.items() if mark is not None},
+        operations=operations,
+        released=frozenset(link for link, operation in operations.items() if operation.released == uid),
+        record=record,
+        unwritten=tuple(unwritten),
+        detached_links=frozenset(detached_links),
+    )
+
+
+def _find_mark(annotations: dict[str, str], link: str, uid: str) -> PodNic | HotplugMark | None:
+    """Return the pod NIC record of a link, else its hot-plug mark; ``None`` if neither was written for this pod."""
+    nic = read_pod_nic(annotations, pod_nic_key_of_link(link))
+    if nic is not None and nic.interface == link and nic.pod_uid == uid:
+        return nic
+    mark = read_hotplug_mark(annotations, link)
+    return mark if mark is not None and mark.pod_uid == uid else None
+
+
+def _is_from_nad(status: NetworkStatus) -> bool:
+    return not status.default and "/" in status.name and bool(status.interface)
+
+
+def digest(mac: str | None, ips: Sequence[str] | None, cni_args: Mapping[str, Any] | None) -> str:
+    """Return 16 hex digits that are equal for equal settings of an attachment, regardless of their spelling.
+
+    The digest is stored in annotations, so the encoding must not change between versions.
+    """
+    settings = msgspec.json.encode([(mac or "").lower(), list(ips or ()), dict(cni_args or {})], order="deterministic")
+    return hashlib.sha256(settings).hexdigest()[:16]
+
+
+def element_digest(element: NetworkSelectionElement) -> str:
+    """Return the digest of the settings of an element of the networks annotation."""
+    return digest(element.mac, element.ips, element.cni_args)
+
+
+def attributes_digest(requested: InterfaceAttributes) -> str:
+    """Return the digest of the settings in the daemon's record of an attachment."""
+    mac = requested.mac if isinstance(requested.mac, str) else None
+    ips = requested.ips if isinstance(requested.ips, list) else None
+    return digest(mac, ips, requested.cni_args)

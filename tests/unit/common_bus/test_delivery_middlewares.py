@@ -1,0 +1,177 @@
+"""The middlewares of a delivered message: each alone, then all of them in their order."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import structlog
+from opentelemetry.trace import StatusCode, get_current_span
+from structlog.testing import capture_logs
+
+from schemas.events import Requested
+from schemas.operations import Operation
+from schemas.stages import OperationKind
+from services.common.bus.delivery import build_delivery_handler, chain
+from services.common.bus.envelope import DEAD_CONSUMER, DEAD_REASON, BusMessage, UnusableMessage, encode_message
+from services.common.bus.middleware import (
+    Delivery,
+    DeliveryHandler,
+    count_redeliveries,
+    dead_letter_unusable,
+    decode_event,
+    reject_failures,
+    trace_delivery,
+)
+from services.common.bus.protocol import ReceivedEvent
+from services.common.telemetry.propagation import span_context
+from tests.support.spans import named, recording_telemetry
+
+EVENT = Requested(Operation("op", OperationKind.PLUG, "iface1"))
+MESSAGE = encode_message(EVENT, role="api", node="_", start_id="start")
+FIRST = Delivery(MESSAGE, "controller", "HOTPLUG", 41)
+SECOND = msgspec.structs.replace(FIRST, number=2)
+REDELIVERIES = b'hotnic_bus_redeliveries_total{consumer="controller"}'
+
+
+def unusable(_delivery: Delivery) -> None:
+    raise UnusableMessage("Undecodable", "a detail")
+
+
+def failing(_received: ReceivedEvent) -> None:
+    raise KeyError("bug")
+
+
+def test_second_delivery_is_counted_and_handled() -> None:
+    telemetry, _ = recording_telemetry()
+    handled: list[Delivery] = []
+    handle = count_redeliveries(telemetry.metrics)(handled.append)
+    handle(FIRST)
+    assert REDELIVERIES not in telemetry.metrics_text()
+    handle(SECOND)
+    assert REDELIVERIES + b" 1.0" in telemetry.metrics_text()
+    assert handled == [FIRST, SECOND]
+
+
+def test_message_is_handled_in_its_process_span() -> None:
+    telemetry, exporter = recording_telemetry()
+    current: list[int] = []
+    trace_delivery(telemetry.tracer)(lambda _: current.append(get_current_span().get_span_context().span_id))(SECOND)
+    span = named(exporter.get_finished_spans(), "process hotplug.requested")
+    assert current == [span.context.span_id]
+    assert span.attributes is not None
+    assert span.attributes["messaging.destination.subscription.name"] == "HOTPLUG/controller"
+    assert span.attributes["hotnic.bus.deliveries"] == 2
+
+
+@pytest.mark.parametrize("subject", ["hotplug.nonsense._.default.vm", "elsewhere.requested._.default.vm", "hotplug"])
+def test_unknown_stage_has_one_span_name(subject: str) -> None:
+    telemetry, exporter = recording_telemetry()
+    delivery = msgspec.structs.replace(FIRST, message=msgspec.structs.replace(MESSAGE, subject=subject))
+    trace_delivery(telemetry.tracer)(lambda _: None)(delivery)
+    assert [span.name for span in exporter.get_finished_spans()] == ["process hotplug._"]
+
+
+def test_unusable_message_is_dead_lettered_with_span_metric_and_log() -> None:
+    telemetry, exporter = recording_telemetry()
+    published: list[BusMessage] = []
+    with capture_logs() as lines, telemetry.tracer.start_as_current_span("process"):
+        dead_letter_unusable(published.append, telemetry.metrics, structlog.get_logger())(unusable)(FIRST)
+    (letter,) = published
+    assert (letter.headers[DEAD_REASON], letter.headers[DEAD_CONSUMER]) == ("Undecodable", "controller")
+    assert b'hotnic_dead_letters_total{reason="Undecodable"} 1.0' in telemetry.metrics_text()
+    assert [(line["event"], line["reason"], line["sequence"]) for line in lines] == [
+        ("message dead-lettered", "Undecodable", 41)
+    ]
+    span = named(exporter.get_finished_spans(), "process")
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "a detail")
+    assert span.events == ()
+
+
+def test_usable_message_is_not_dead_lettered() -> None:
+    telemetry, _ = recording_telemetry()
+    published: list[BusMessage] = []
+    handled: list[Delivery] = []
+    dead_letter_unusable(published.append, telemetry.metrics, structlog.get_logger())(handled.append)(FIRST)
+    assert (published, handled) == ([], [FIRST])
+
+
+def test_exception_of_a_bug_is_not_dead_lettered_as_unusable() -> None:
+    def broken(_delivery: Delivery) -> None:
+        raise KeyError("bug")
+
+    telemetry, _ = recording_telemetry()
+    published: list[BusMessage] = []
+    with pytest.raises(KeyError):
+        dead_letter_unusable(published.append, telemetry.metrics, structlog.get_logger())(broken)(FIRST)
+    assert published == []
+
+
+def test_event_is_decoded_with_context_and_time() -> None:
+    telemetry, _ = recording_telemetry()
+    received: list[ReceivedEvent] = []
+    with telemetry.tracer.start_as_current_span("process") as span:
+        decode_event(received.append)(SECOND)
+    (event,) = received
+    assert (event.event, event.subject, event.redelivered) == (EVENT, EVENT.subject, True)
+    assert event.time == MESSAGE.headers["ce-time"]
+    assert span_context(event.context) == span.get_span_context()
+
+
+def test_invalid_message_does_not_reach_the_event_handler() -> None:
+    received: list[ReceivedEvent] = []
+    with pytest.raises(UnusableMessage, match="Undecodable"):
+        decode_event(received.append)(
+            msgspec.structs.replace(FIRST, message=msgspec.structs.replace(MESSAGE, payload=b"{"))
+        )
+    assert received == []
+
+
+def test_exception_of_the_event_handler_makes_the_message_unusable() -> None:
+    handle = decode_event(reject_failures(failing, consumer="controller", log=structlog.get_logger()))
+    with capture_logs() as lines, pytest.raises(UnusableMessage) as raised:
+        handle(FIRST)
+    assert (raised.value.reason, raised.value.detail) == ("HandlerFailed", "KeyError: 'bug'")
+    assert isinstance(raised.value.__cause__, KeyError)
+    (line,) = lines
+    assert (line["event"], line["subject"], line["consumer"], line["exc_info"]) == (
+        "event handler failed",
+        MESSAGE.subject,
+        "controller",
+        True,
+    )
+
+
+def test_first_middleware_of_a_chain_is_outermost() -> None:
+    order: list[str] = []
+
+    def recording(name: str) -> Callable[[DeliveryHandler], DeliveryHandler]:
+        def wrap(handle: DeliveryHandler) -> DeliveryHandler:
+            def record(delivery: Delivery) -> None:
+                order.append(name)
+                handle(delivery)
+
+            return record
+
+        return wrap
+
+    chain(recording("first"), recording("second"), handler=lambda _: order.append("handler"))(FIRST)
+    assert order == ["first", "second", "handler"]
+
+
+def test_failed_handler_leaves_one_dead_letter_and_a_failed_process_span() -> None:
+    telemetry, exporter = recording_telemetry()
+    published: list[BusMessage] = []
+    handle = build_delivery_handler(
+        failing,
+        consumer="controller",
+        telemetry=telemetry,
+        log=structlog.get_logger(),
+        publish_dead_letter=published.append,
+    )
+    handle(SECOND)
+    assert [letter.headers[DEAD_REASON] for letter in published] == ["HandlerFailed"]
+    assert REDELIVERIES + b" 1.0" in telemetry.metrics_text()
+    span = named(exporter.get_finished_spans(), "process hotplug.requested")
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "HandlerFailed"

@@ -1,0 +1,129 @@
+"""The client of the guest agent, and the poller on top of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.guest.agent import AgentUnavailable, GuestNic, QemuGuestAgent, parse_interfaces
+from services.handler.agent_poller import AgentPoller
+from tests.support.guest_agent import FakeAgent, fake_agent
+
+MAC = "02:00:00:00:00:01"
+
+
+@pytest.fixture
+async def fake(tmp_path: Path) -> AsyncIterator[tuple[FakeAgent, QemuGuestAgent]]:
+    async with fake_agent(tmp_path / "agent.sock") as scripted:
+        agent = QemuGuestAgent(str(tmp_path / "agent.sock"))
+        yield scripted, agent
+        await agent.close()
+
+
+async def test_the_guests_nics_are_listed_without_loopback(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    scripted.add_nic("lo", "00:00:00:00:00:00", "127.0.0.1")
+    scripted.add_nic("eth1", "02:00:00:AA:00:01", "10.0.0.9", "fe80::1")
+    assert await agent.interfaces(timeout=1) == (GuestNic("eth1", "02:00:00:aa:00:01", ("10.0.0.9", "fe80::1")),)
+
+
+async def test_the_connection_stays_open_while_the_agent_responds(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    await agent.interfaces(timeout=1)
+    await agent.interfaces(timeout=1)
+    assert scripted.connections == 1
+
+
+async def test_responses_to_an_earlier_client_are_ignored(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    scripted.noise = b'{"return": [{"name": "old"}]}\n\xff{"return": 999999}\n'
+    scripted.add_nic("eth1", MAC)
+    assert [nic.name for nic in await agent.interfaces(timeout=1)] == ["eth1"]
+
+
+async def test_a_silent_agent_is_disconnected_and_connected_again(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    scripted.silent = True
+    with pytest.raises(AgentUnavailable, match="no response"):
+        await agent.interfaces(timeout=0.02)
+    scripted.silent = False
+    await agent.interfaces(timeout=1)
+    assert scripted.connections == 2
+
+
+async def test_an_agent_that_refuses_is_unavailable(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    scripted.error = {"class": "CommandNotFound", "desc": "disabled"}
+    with pytest.raises(AgentUnavailable, match="disabled"):
+        await agent.interfaces(timeout=1)
+
+
+async def test_the_agent_of_a_guest_without_one_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(AgentUnavailable):
+        await QemuGuestAgent(str(tmp_path / "nothing.sock")).interfaces(timeout=1)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_response_or_a_value_error(raw: bytes) -> None:
+    try:
+        assert isinstance(parse_interfaces(raw), tuple)
+    except ValueError:
+        return
+
+
+class PolledAgent:
+    """A poller of an agent, and the number of changes it reported."""
+
+    def __init__(self, agent: QemuGuestAgent) -> None:
+        self.changes = 0
+        self.change_reported = asyncio.Event()
+        self.poller = AgentPoller(agent, self._changed, structlog.get_logger(), timeout=0.05)
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self.change_reported.set()
+
+    async def finished(self, delays: Sequence[float]) -> None:
+        self.poller.poll(delays)
+        task = self.poller._task
+        assert task is not None
+        await task
+
+
+async def test_each_different_response_calls_on_change_once(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    polled = PolledAgent(agent)
+    await polled.finished((0.0, 0.0, 0.0))
+    assert (polled.changes, polled.poller.nics) == (1, ())
+    scripted.add_nic("eth1", MAC)
+    await polled.finished((0.0, 0.0))
+    assert (polled.changes, polled.poller.nics) == (2, (GuestNic("eth1", MAC),))
+
+
+async def test_a_query_without_a_response_does_not_end_the_series(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    scripted.silent = True
+    polled = PolledAgent(agent)
+    polled.poller.poll((0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+    await scripted.requested.wait()
+    scripted.silent = False
+    await asyncio.wait_for(polled.change_reported.wait(), 2)
+    assert polled.poller.nics == ()
+    await polled.poller.close()
+
+
+async def test_a_single_query_does_not_replace_a_series(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    _, agent = fake
+    polled = PolledAgent(agent)
+    polled.poller.poll((30.0, 30.0))
+    running = polled.poller._task
+    polled.poller.poll()
+    assert polled.poller._task is running
+    polled.poller.poll((0.0, 0.0))
+    assert polled.poller._task is not running
+    await asyncio.wait_for(polled.change_reported.wait(), 2)
+    await polled.poller.close()

@@ -1,0 +1,114 @@
+"""What an attach leaves behind when QEMU refuses one of its commands. The monitor is scripted."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from lab.guest.double import Monitors, listener, serve_sequentially
+from lab.guest.double_machine import CommandError, DoubleMachine, TapBackend
+from services.common.domain.nic import parse_nics
+from services.common.guest.port import GuestRefused, NetDeviceSpec
+from services.common.guest.qmp import QmpGuest
+from services.handler.plan.actions import SetLinkState
+from services.handler.plan.link_state import plan_link_states
+from tests.support.objects import nic, pod, vmi
+from tests.support.spans import recording_telemetry
+
+DEVICE = NetDeviceSpec("iface1", "02:00:00:00:00:09", "tap1", 1500, up=False)
+ALIAS, BACKEND = "ua-iface1", "host-ua-iface1"
+
+
+class ScriptedMachine(DoubleMachine):
+    """The lab's double of a machine, without taps. It refuses commands as often as the test sets.
+
+    :ivar refusals: how many more executions to refuse, by command.
+    """
+
+    def __init__(self, monitors: Monitors) -> None:
+        super().__init__(
+            ports=2,
+            cpus=1,
+            unplug_delay=60,
+            bind_delay=60,
+            emit_event=monitors.emit_event,
+            print_line=lambda line: None,
+        )
+        self.refusals: dict[str, int] = {}
+
+    def netdev_add(self, backend: str, kind: str, tap: str, queues: int) -> None:
+        if backend in self.backends:
+            raise CommandError(f"Duplicate ID '{backend}' for netdev")
+        self.backends[backend] = TapBackend()
+
+    def device_add(self, alias: str, driver: str, backend: str, bus: str, mac: str, mtu: int) -> None:
+        self._refuse_if_set("device_add")
+        super().device_add(alias, driver, backend, bus, mac, mtu)
+
+    def set_link(self, name: str, up: bool) -> None:
+        self._refuse_if_set("set_link")
+        super().set_link(name, up)
+
+    def _refuse_if_set(self, command: str) -> None:
+        if self.refusals.get(command):
+            self.refusals[command] -= 1
+            raise CommandError(f"{command} is out of order")
+
+
+@pytest.fixture
+async def machine() -> AsyncIterator[tuple[ScriptedMachine, QmpGuest]]:
+    monitors = Monitors()
+    scripted = monitors.machine = ScriptedMachine(monitors)
+    # The system's temporary directory, for a path that is short enough for a unix socket.
+    with tempfile.TemporaryDirectory(prefix="hn-") as folder:
+        path = str(Path(folder) / "qmp.sock")
+        with listener(path) as listening:
+            serving = asyncio.create_task(serve_sequentially(listening, monitors.serve_client))
+            guest = QmpGuest(path, recording_telemetry()[0].tracer)
+            yield scripted, guest
+            await guest.close()
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+
+
+async def test_a_device_whose_link_state_was_not_set_keeps_its_backend(
+    machine: tuple[ScriptedMachine, QmpGuest],
+) -> None:
+    qemu, guest = machine
+    qemu.refusals["set_link"] = 1
+    with pytest.raises(GuestRefused, match="set_link is out of order"):
+        await guest.attach(DEVICE, (await guest.list()).free_slots[0])
+    assert qemu.nics[ALIAS].backend == BACKEND
+    assert BACKEND in qemu.backends
+
+
+async def test_the_next_run_sets_the_link_state_that_was_not_set(machine: tuple[ScriptedMachine, QmpGuest]) -> None:
+    qemu, guest = machine
+    wanted = parse_nics(vmi(nic("iface1", state="down")), pod())
+    qemu.refusals["set_link"] = 2
+    with pytest.raises(GuestRefused):
+        await guest.attach(DEVICE, (await guest.list()).free_slots[0])
+    for refused in (True, False):
+        assert qemu.nics[ALIAS].link_up
+        # The link state is not known.
+        (change,) = plan_link_states(wanted, await guest.list())
+        assert change == SetLinkState("iface1", up=False, changes=False)
+        with pytest.raises(GuestRefused) if refused else contextlib.nullcontext():
+            await guest.set_link(change.interface, change.up)
+    assert not qemu.nics[ALIAS].link_up
+    assert plan_link_states(wanted, await guest.list()) == []
+
+
+async def test_a_refused_device_leaves_no_backend(machine: tuple[ScriptedMachine, QmpGuest]) -> None:
+    qemu, guest = machine
+    qemu.refusals["device_add"] = 1
+    slot = (await guest.list()).free_slots[0]
+    with pytest.raises(GuestRefused, match="device_add is out of order"):
+        await guest.attach(DEVICE, slot)
+    assert (qemu.nics, qemu.backends) == ({}, {})
+    await guest.attach(DEVICE, slot)
+    assert (qemu.nics[ALIAS].backend, qemu.nics[ALIAS].link_up) == (BACKEND, False)

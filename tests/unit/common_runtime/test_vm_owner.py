@@ -1,0 +1,145 @@
+"""hotnic set to be the owner does not start while KubeVirt's controllers run, and stops if they appear later."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import structlog
+
+from services.common.domain.kubevirt import OwnerSetting
+from services.common.kube.client import Kube
+from services.common.runtime.owner import CONDITION, VmOwner
+from services.common.runtime.settings import SettingsError
+from tests.support.node_kube import PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.spans import recording_telemetry
+
+KUBEVIRTS, HOME = "kubevirts", "kubevirt"
+
+
+def install(kube: FakeKube) -> None:
+    kube.put(KUBEVIRTS, HOME, "kubevirt")
+
+
+def run_pod(kube: FakeKube, component: str, node: str = "node1", phase: str = "Running") -> None:
+    metadata = {"labels": {"kubevirt.io": component}}
+    kube.put(PODS, HOME, f"{component}-x", metadata=metadata, spec={"nodeName": node}, status={"phase": phase})
+
+
+@dataclass
+class Watched:
+    """An owner that watches a fake API server, and the reported states of its condition."""
+
+    kube: FakeKube
+    owner: VmOwner
+    conditions: list[tuple[bool, str]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def until(self, is_hotnic: bool) -> None:
+        """Wait until hotnic is the owner, or no longer is."""
+        async with asyncio.timeout(5):
+            while self.owner.is_hotnic() is not is_hotnic:
+                await self.changed.wait()
+                self.changed.clear()
+
+
+@asynccontextmanager
+async def watching(
+    tmp_path: Path, kube: FakeKube, setting: OwnerSetting = "hotnic", node: str | None = None
+) -> AsyncIterator[Watched]:
+    telemetry, _ = recording_telemetry("test")
+    async with serving_kube(kube):
+        config = write_kubeconfig(tmp_path / "kubeconfig", kube.url)
+        async with await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test") as client:
+            watched: Watched
+            owner = VmOwner(
+                client,
+                structlog.get_logger(),
+                setting,
+                node=node,
+                on_change=lambda: watched.changed.set(),
+                on_condition=lambda name, ok, why: watched.conditions.append((ok, why)) if name == CONDITION else None,
+            )
+            watched = Watched(kube, owner)
+            task = asyncio.create_task(owner.run())
+            yield watched
+            task.cancel()
+            await asyncio.wait([task])
+
+
+@pytest.mark.parametrize(
+    ("component", "at", "node", "refused"),
+    [
+        ("virt-controller", "node2", None, True),
+        ("virt-handler", "node2", None, True),
+        ("virt-controller", "node2", "node1", True),
+        ("virt-handler", "node1", "node1", True),
+        ("virt-handler", "node2", "node1", False),
+        ("virt-operator", "node1", None, False),
+        ("virt-launcher", "node1", "node1", False),
+    ],
+)
+async def test_hotnic_as_owner_does_not_start_while_kubevirts_controllers_run(
+    tmp_path: Path, component: str, at: str, node: str | None, refused: bool
+) -> None:
+    kube = FakeKube()
+    install(kube)
+    run_pod(kube, component, at)
+    async with watching(tmp_path, kube, node=node) as watched:
+        if refused:
+            with pytest.raises(SettingsError, match=rf"controllers run \(pod kubevirt/{component}-x\)") as error:
+                await watched.owner.wait_synced()
+            assert error.value.variable == "HOTNIC_VM_OWNER"
+        else:
+            await watched.owner.wait_synced()
+        assert watched.owner.is_hotnic() is not refused
+
+
+async def test_hotnic_is_no_owner_while_kubevirts_controllers_run(tmp_path: Path) -> None:
+    kube = FakeKube()
+    install(kube)
+    async with watching(tmp_path, kube) as watched:
+        await watched.owner.wait_synced()
+        assert watched.owner.is_hotnic()
+        run_pod(kube, "virt-controller")
+        await watched.until(is_hotnic=False)
+        kube.delete(PODS, HOME, "virt-controller-x")
+        await watched.until(is_hotnic=True)
+        assert [ok for ok, _ in watched.conditions] == [False, True]
+        assert "kubevirt/virt-controller-x" in watched.conditions[0][1]
+
+
+@pytest.mark.parametrize("setting", ["auto", "kubevirt"])
+async def test_other_settings_start_beside_kubevirt_and_watch_no_pods(tmp_path: Path, setting: OwnerSetting) -> None:
+    kube = FakeKube()
+    install(kube)
+    run_pod(kube, "virt-controller")
+    async with watching(tmp_path, kube, setting) as watched:
+        await watched.owner.wait_synced()
+        assert not watched.owner.is_hotnic()
+        assert kube.counted("GET", PODS) == 0
+
+
+async def test_a_role_that_must_not_start_exits_with_the_reason(tmp_path: Path) -> None:
+    kube = FakeKube()
+    install(kube)
+    run_pod(kube, "virt-controller")
+    async with serving_kube(kube):
+        environ = {
+            "PATH": os.environ["PATH"],
+            "KUBECONFIG": write_kubeconfig(tmp_path / "kubeconfig", kube.url),
+            "NATS_URL": "nats://127.0.0.1:1",
+            "HOTNIC_HEALTH_LISTEN": f"unix:{tmp_path}/health.sock",
+            "HOTNIC_VM_OWNER": "hotnic",
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.controller", env=environ, stderr=asyncio.subprocess.PIPE
+        )
+        _, stderr = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    assert b"two controllers must not hot-plug one interface" in stderr
+    assert kube.counted("PATCH", "virtualmachineinstances") == 0

@@ -1,0 +1,165 @@
+"""What the supervisor sets up: mounts, cgroups, configuration, sandboxes."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lab.layout import ROLES, LabIdentity, Layout
+from lab.namespaces import cgroups, isolation
+from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
+from lab.supervisor import components
+from lab.tools import LabTools
+from schemas.cri import runtime_pb2 as pb
+
+MOUNTINFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+23 22 0:20 / /sys rw - sysfs sysfs rw
+24 23 0:21 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+25 24 0:22 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+26 24 0:23 / /sys/fs/cgroup/unified rw shared:1 - cgroup2 cgroup2 rw
+27 22 0:24 / /var/lib/with\040space rw - overlay overlay rw,lowerdir=/a
+28 27 0:25 / /var/lib/with\040space/below rw - tmpfs tmpfs rw
+29 22 0:26 / /var/libelous rw - tmpfs tmpfs rw
+"""
+
+
+def test_submounts_are_only_the_topmost_ones() -> None:
+    assert isolation.submounts(Path("/var/lib"), MOUNTINFO) == [Path("/var/lib/with space")]
+    assert isolation.submounts(Path("/sys"), MOUNTINFO) == [Path("/sys/fs/cgroup")]
+    assert isolation.submounts(Path("/opt"), MOUNTINFO) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/x", "ext4"),
+        ("/var/lib/with space/x", "overlay"),
+        ("/var/lib/with space/below/x", "tmpfs"),
+        ("/var/lib/other", "ext4"),
+    ],
+)
+def test_filesystem_type_of_a_path(path: str, kind: str) -> None:
+    assert isolation.filesystem_type(Path(path), MOUNTINFO) == kind
+
+
+def test_cgroup_hierarchies_of_both_versions() -> None:
+    found = cgroups.hierarchies(MOUNTINFO)
+    assert found == [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/unified")]
+
+
+@pytest.fixture
+def parameters(tmp_path: Path) -> components.LabParameters:
+    """The parameters of a lab below a folder with a space in its name."""
+    root = Path("/tools")
+    tools = LabTools(
+        root=root,
+        containerd=root / "containerd",
+        containerd_shim=root / "shim",
+        ctr=root / "ctr",
+        runc=root / "runc",
+        kubectl=root / "kubectl",
+        nats_server=root / "nats-server",
+        qemu=root / "qemu",
+        cni_dir=root / "cni",
+        kernel=root / "vmlinuz",
+        initrd=root / "initrd",
+        pause_tar=root / "pause.tar",
+        accel="tcg",
+    )
+    layout = Layout(tmp_path / "a lab")
+    return components.LabParameters(layout, LabIdentity("0a1b2c3d", 1111, 2222, 0, 0.0), tools, apiserver_fd=9)
+
+
+def test_containerd_config_is_valid_toml_with_lab_settings(parameters: components.LabParameters) -> None:
+    config = tomllib.loads(components.containerd_config(parameters.tools, "overlayfs"))
+    cri = config["plugins"]["io.containerd.grpc.v1.cri"]
+    assert cri["restrict_oom_score_adj"] is True
+    assert cri["sandbox_image"] == "hotnic.local/pause:1"
+    assert cri["cni"] == {"bin_dir": "/opt/cni/bin", "conf_dir": "/etc/cni/net.d", "max_conf_num": 1}
+
+
+def test_each_role_has_own_credentials_and_shared_settings(parameters: components.LabParameters) -> None:
+    for role in (*ROLES, "node"):
+        spec = components.process_spec(parameters, role, {"PATH": "/bin", "HOME": "/root", "SECRET": "x"})
+        assert spec.argv[1:] == ("-m", "lab.node" if role == "node" else f"services.{role}")
+        assert spec.env["KUBECONFIG"] == str(parameters.layout.config / f"{role}.kubeconfig")
+        assert spec.env["NATS_URL"] == "nats://127.0.0.1:4222"
+        assert spec.env["HOTNIC_HEALTH_LISTEN"] == f"unix:/run/hotnic/health/{role}.sock"
+        assert spec.env["PATH"] == "/tools/bin:/bin"
+        assert "SECRET" not in spec.env
+
+
+def test_roles_have_failpoints_if_the_variable_is_set(parameters: components.LabParameters) -> None:
+    for role in ROLES:
+        spec = components.process_spec(parameters, role, {"HOTNIC_LAB_FAILPOINTS": "/points"})
+        assert spec.argv[1:] == ("-m", "lab.failpoints", role)
+        assert spec.env["HOTNIC_LAB_FAILPOINTS"] == "/points"
+    assert components.process_spec(parameters, "node", {"HOTNIC_LAB_FAILPOINTS": "/points"}).argv[1:] == (
+        "-m",
+        "lab.node",
+    )
+
+
+def test_only_the_apiserver_inherits_the_listener(parameters: components.LabParameters) -> None:
+    fds = {name: components.process_spec(parameters, name, {}).pass_fds for name in components.COMPONENTS}
+    assert fds.pop("apiserver") == (9,)
+    assert set(fds.values()) == {()}
+
+
+def test_manual_command_quotes_paths_with_spaces(parameters: components.LabParameters) -> None:
+    command = components.manual_command(parameters, "handler")
+    assert f"hotnic lab exec --dir '{parameters.layout.dir}' -- env " in command
+    assert f"KUBECONFIG='{parameters.layout.config}/handler.kubeconfig'" in command
+    assert command.endswith("-m services.handler")
+
+
+def test_sandbox_config_identifies_its_pod() -> None:
+    pod = {
+        "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"a": "b"}, "annotations": {"c": "d"}},
+        "spec": {"hostname": "h"},
+    }
+    config = sandbox_config(pod, 2, "/hotnic-lab-x")
+    assert (config.metadata.name, config.metadata.uid, config.metadata.attempt) == ("p", "u", 2)
+    assert config.labels["io.kubernetes.pod.uid"] == "u"
+    assert config.labels["a"] == "b"
+    assert config.linux.cgroup_parent == "/hotnic-lab-x"
+    assert config.linux.security_context.namespace_options.network == pb.POD
+
+
+def test_verbose_sandbox_status_is_parsed() -> None:
+    info = {"pid": 7, "runtimeSpec": {"linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/n"}]}}}
+    answer = pb.PodSandboxStatusResponse(
+        status=pb.PodSandboxStatus(
+            id="s", network=pb.PodSandboxNetworkStatus(ip="10.0.0.1", additional_ips=[pb.PodIP(ip="fd00::1")])
+        ),
+        info={"info": json.dumps(info)},
+    )
+    status = parse_sandbox_status(answer)
+    assert (status.id, status.ips, status.netns, status.pid) == ("s", ("10.0.0.1", "fd00::1"), "/n", 7)
+    with pytest.raises(RuntimeCallError, match="unreadable"):
+        parse_sandbox_status(pb.PodSandboxStatusResponse(info={"info": "{"}))
+
+
+def test_directory_is_prepared_and_state_removed(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "lab")
+    layout.prepare()
+    layout.write_identity(LabIdentity("0a1b2c3d", 1, 2, 3, 4.0, 5))
+    (layout.run / "guests" / "x").mkdir()
+    (layout.logs / "api.log").write_text("line")
+    identity = layout.identity()
+    assert identity is not None
+    assert identity.cgroup == "hotnic-lab-0a1b2c3d"
+    layout.remove_state()
+    assert sorted(p.name for p in layout.dir.iterdir()) == ["logs", "traces"]
+    assert (layout.logs / "api.log").read_text() == "line"
+    assert layout.identity() is None
+    layout.prepare()
+    assert not list(layout.logs.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "x"}', '{"unknown": 1}'])
+def test_unreadable_identity_is_none(tmp_path: Path, text: str) -> None:
+    layout = Layout(tmp_path)
+    layout.identity_file.write_text(text)
+    assert layout.identity() is None

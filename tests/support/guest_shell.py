@@ -21,16 +21,17 @@ def run(folder: Path, command: str, *, timeout: float = 30.0) -> tuple[int, str]
     :param command: the command.
     :param timeout: seconds.
     """
-    mark = f"end-{next(_numbers)}-{time.monotonic_ns()}"
+    number = f"{next(_numbers)}-{time.monotonic_ns()}"
+    begin, end = f"begin-{number}", f"end-{number}"
     deadline = time.monotonic() + timeout
     received = ""
     with socket.socket(socket.AF_UNIX) as console:
         console.settimeout(timeout)
         console.connect(str(folder / "console.sock"))
-        # The terminal echoes the command with the quotes and the shell prints the mark without, so only the latter
-        # matches.
-        console.sendall(f'{command}; echo {mark}-"$?"-\n'.encode())
-        while (found := re.search(rf"{mark}-(\d+)-", received)) is None:
+        # The terminal and then the shell, when it reads late, echo the command with its quotes. The marks are printed
+        # without, so only the output matches.
+        console.sendall(f'echo begin""-{number}; {command}; echo {end}-"$?"-\n'.encode())
+        while (found := re.search(rf"{end}-(\d+)-", received)) is None:
             console.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 piece = console.recv(65536)
@@ -39,5 +40,5 @@ def run(folder: Path, command: str, *, timeout: float = 30.0) -> tuple[int, str]
             assert piece, f"the console of the guest closed during {command!r}"
             received += piece.decode(errors="replace").replace("\r", "")
     output = _KERNEL.sub("", received[: found.start()])
-    _, _, output = output.partition(f'echo {mark}-"$?"-\n')
+    _, _, output = output.partition(f"{begin}\n")
     return int(found[1]), output

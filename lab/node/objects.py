@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from lab.tools import PAUSE_IMAGE
-from schemas.kube import CREATED_BY_LABEL, VirtualMachineInstance, VmiSpec
+from schemas.kube import CREATED_BY_LABEL, VirtualMachineInstance
 from schemas.networks import NETWORKS, encode_networks
 from services.common.domain.attachments import desired_elements
 from services.common.domain.nic import parse_nics
@@ -182,13 +182,3 @@ def memory_mib(vmi: Object) -> int:
 def cores(vmi: Object) -> int:
     """Return the guest's number of cores; 1 by default."""
     return int(vmi.get("spec", {}).get("domain", {}).get("cpu", {}).get("cores") or 1)
-
-
-def primary_mac(vmi: Object) -> str | None:
-    """Return the MAC that the spec gives to the NIC on the pod network, or None."""
-    spec = msgspec.convert(vmi.get("spec", {}), VmiSpec)
-    primary = {n.name for n in spec.network_items() if n.pod is not None}
-    for interface in spec.interface_items():
-        if interface.name in primary:
-            return interface.mac_address
-    return None

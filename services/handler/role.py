@@ -17,6 +17,7 @@ from schemas.stages import OperationKind, Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.cri.client import CriClient
 from services.common.domain.operations import vmi_name_of
+from services.common.domain.template import FINAL_PHASES
 from services.common.guest.drivers import DriverFactory
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.cache.reflector import Reflector
@@ -34,7 +35,6 @@ from services.handler.sandboxes import Sandboxes
 from services.handler.sessions import GuestSessions, Key
 
 ROLE = "handler"
-_FINAL_PHASES = {"Succeeded", "Failed"}
 
 
 class Handler:
@@ -179,7 +179,7 @@ class Handler:
 
     async def _close_ended(self) -> None:
         """Close the sessions of guests that no longer run on this node, and drop what is cached of their pods."""
-        running = {vmi.metadata.uid for vmi in self._vmis_of_node() if vmi.status.phase not in _FINAL_PHASES}
+        running = {vmi.metadata.uid for vmi in self._vmis_of_node() if vmi.status.phase not in FINAL_PHASES}
         await self.sessions.retain(running)
         self.sandboxes.retain(pod.metadata.uid for pod in self.pods.items())
 

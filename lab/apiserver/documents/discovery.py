@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from lab.apiserver.errors import Object
 from lab.apiserver.registry.resources import Registry, ServedResource
 
-_FIRST = ("apiregistration.k8s.io", "apiextensions.k8s.io")
-
 
 @dataclass(frozen=True, slots=True)
 class AggregatedGroupVersion:

@@ -13,6 +13,8 @@ ARGS ?=
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# The tests need no registry: they make the base image on this machine.
+image-test compose-test: export BASE_IMAGE ?= hotnic-base:local
 # These targets run tests of the libvirt driver, so their set-up includes libvirt.
 test test-busy test-integration: export LIBVIRT := 1
 
@@ -21,9 +23,9 @@ setup: ## Install what is missing into .venv and .cache/tools (LIBVIRT=1 adds li
 	@scripts/setup
 
 .PHONY: demo
-demo: ## Plug an interface into a real guest, in a lab of its own (root; KEEP=1 leaves the lab running)
+demo: ## Plug an interface into a real guest, in a lab of its own (root; KEEP=1 keeps it; OTLP=URL exports its traces)
 	@scripts/as-root-tier demo
-	@KEEP='$(KEEP)' scripts/demo
+	@KEEP='$(KEEP)' OTLP='$(OTLP)' scripts/demo
 
 .PHONY: test
 test: setup ## Run all tests: unit, cluster (against the lab's API server), integration and e2e (root)
@@ -64,6 +66,23 @@ bench: setup ## Measure plugs and unplugs by hop, parallel plugs, and the memory
 	@scripts/as-root-tier bench
 	@$(PYTEST) tests/bench -s --timeout 900 $(ARGS)
 
+.PHONY: chart-test
+chart-test: setup ## Render the Helm chart with the real helm and check it against two versions of Kubernetes (Go)
+	@scripts/interop-tools helm helm3 kubeconform
+	@$(PYTEST) tests/interop/chart --timeout 300 $(ARGS)
+
+.PHONY: cluster-chart-test
+cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control plane, and run api and controller there (root, Go)
+	@scripts/as-root-tier cluster-chart-test
+	@scripts/interop-tools helm etcd kubernetes-1.36
+	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(ARGS)
+
+.PHONY: chart-golden
+chart-golden: setup ## Write the chart's schema of values and its rendered golden files
+	@scripts/interop-tools helm helm3 kubeconform
+	@$(PYTHON) scripts/chart_schema.py
+	@HOTNIC_WRITE_GOLDEN=1 $(PYTEST) tests/interop/chart/test_rendering.py -k golden_file --timeout 300 $(ARGS)
+
 .PHONY: fmt
 fmt: setup ## Format the code and sort its imports
 	@$(BIN)/ruff check --quiet --fix-only .
@@ -84,6 +103,26 @@ proto: setup ## Write the CRI stubs from their trimmed proto file
 .PHONY: shim-static
 shim-static: setup ## Build the multus shim as one executable for hosts without Python
 	@scripts/shim-static
+
+.PHONY: image
+image: setup ## Build the images hotnic:dev and hotnic-lab:dev (BASE_IMAGE=hotnic-base:local where no registry can be reached)
+	@scripts/with-docker-engine --if-needed scripts/image
+
+.PHONY: image-test
+image-test: image ## Test the images: users, contents, size, start of every role, the shim on a node without Python
+	@scripts/with-docker-engine --if-needed $(PYTEST) tests/interop/image --timeout 180 $(ARGS)
+
+.PHONY: compose-test
+compose-test: setup ## Test docker-compose.yml on a Docker engine of its own: plug, trace, restarts, removal (root, Go)
+	@scripts/compose-test $(ARGS)
+
+.PHONY: image-pin
+image-pin: setup ## Write the digests of the base images into the Dockerfile (needs a registry)
+	@scripts/with-docker-engine --if-needed scripts/image-pin
+
+.PHONY: interop-tools
+interop-tools: ## Build the Go programs of the interop tests that are missing (needs Go; TOOLS='compose jaeger': only these)
+	@scripts/interop-tools $(TOOLS)
 
 .PHONY: lock
 lock: setup ## Resolve the dependencies of pyproject.toml into the lock files

@@ -13,6 +13,10 @@ import msgspec
 from schemas.cni import CniResult
 
 SOCKET_NAME = "multus.sock"
+SHIM_NAME = "hotnic-multus"
+"""File name of the shim, which is the plugin type in the runtime's configuration."""
+CONF_NAME = "00-multus.conf"
+"""File name of that configuration, as upstream's; it sorts before the primary network's."""
 CNI_PATH = "/cni"
 DELEGATE_PATH = "/delegate"
 HEALTH_PATH = "/healthz"

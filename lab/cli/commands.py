@@ -19,11 +19,15 @@ from typing import Any
 
 from lab.layout import INSIDE_RUN, NATS_PORT, ROLES, GuestKind, Layout, lab_dir
 from lab.namespaces import control, holder
+from lab.supervisor.collector import Collector
 
 Output = Callable[[str], None]
 
 STOP_DEADLINE = 30.0
 """Seconds that an orderly stop may take before everything is killed."""
+
+COLLECTOR_TIMEOUT = 2.0
+"""Seconds that a collector may take to accept a connection before a warning is printed."""
 
 
 def print_line(text: str) -> None:
@@ -49,6 +53,8 @@ class UpOptions:
     timeout: float = 120.0
     """Seconds until everything must be ready."""
     guests: GuestKind = "qemu"
+    otlp: str | None = None
+    """URL of the collector to which the lab exports its traces."""
 
 
 def up(options: UpOptions, output: Output = print_line) -> int:
@@ -60,13 +66,25 @@ def up(options: UpOptions, output: Output = print_line) -> int:
     if unknown:
         print_error(f"no such role: {', '.join(unknown)} (there are {', '.join(ROLES)})")
         return 2
+    if options.otlp is not None:
+        try:
+            collector = Collector.parse(options.otlp)
+        except ValueError as error:
+            print_error(f"--otlp: {error}")
+            return 2
+        warn_unless_reachable(collector)
     try:
         # Fail before anything is created when `make setup` was not run.
         from lab.tools import LabTools, ToolsMissingError
 
         LabTools.find()
         progress = holder.launch(
-            layout, bare=options.bare, without=options.without, deadline=options.timeout, guests=options.guests
+            layout,
+            bare=options.bare,
+            without=options.without,
+            deadline=options.timeout,
+            guests=options.guests,
+            otlp=options.otlp,
         )
         return _follow_start(progress, layout, options, output)
     except ToolsMissingError as error:
@@ -80,6 +98,17 @@ def up(options: UpOptions, output: Output = print_line) -> int:
     except (OSError, holder.LabStuckError) as error:
         print_error(f"cannot start the lab in {layout.dir}: {error}")
     return 1
+
+
+def warn_unless_reachable(collector: Collector) -> None:
+    """Print a warning if the collector does not accept connections; it may be started later."""
+    try:
+        collector.connect(COLLECTOR_TIMEOUT).close()
+    except OSError as error:
+        print_error(
+            f"warning: no collector answers at {collector.host}:{collector.port} ({error.strerror or error}); "
+            "spans that end before it is started are lost there, but not in the lab's span files"
+        )
 
 
 def _follow_start(progress: Any, layout: Layout, options: UpOptions, output: Output) -> int:
@@ -106,6 +135,8 @@ def _follow_start(progress: Any, layout: Layout, options: UpOptions, output: Out
     output(f"{outcome['at']:7.3f} s  the lab in {layout.dir} is up")
     for message in by_hand:
         output(f"run {message['by_hand']} by hand:\n  {message['command']}")
+    if options.otlp:
+        output(f"traces are exported to {options.otlp}")
     identity = layout.identity()
     output(f"export KUBECONFIG={shlex.quote(str(layout.kubeconfig))}")
     if identity is not None:

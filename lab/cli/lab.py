@@ -49,6 +49,8 @@ def lab() -> None:
         "hotnic lab up",
         "# Start a second lab and leave out a role, to run it by hand",
         "hotnic lab up --dir second --without handler",
+        "# Send all traces to a collector, such as Jaeger, on this machine",
+        "hotnic lab up --otlp http://127.0.0.1:4318",
     )
 )
 @click.option("--bare", is_flag=True, help="Do not create the sample network and VM.")
@@ -61,15 +63,22 @@ def lab() -> None:
     help="QEMU guests, or test doubles that start at once and have no kernel.",
 )
 @click.option(
+    "--otlp",
+    metavar="URL",
+    help="Export traces to this collector too: http://HOST:4318 or grpc://HOST:4317.",
+)
+@click.option(
     "--timeout", type=Duration(), default="2m", show_default=True, help="The length of time to wait for the start."
 )
 @dir_option
-def up(bare: bool, without: tuple[str, ...], guests: GuestKind, timeout: float, directory: Path) -> int:
+def up(
+    bare: bool, without: tuple[str, ...], guests: GuestKind, otlp: str | None, timeout: float, directory: Path
+) -> int:
     """Start the lab and wait until it is ready."""
     # Imported in each command, so that help texts appear at once.
     from lab.cli import commands
 
-    options = commands.UpOptions(dir=directory, bare=bare, without=without, timeout=timeout, guests=guests)
+    options = commands.UpOptions(dir=directory, bare=bare, without=without, timeout=timeout, guests=guests, otlp=otlp)
     return commands.up(options)
 
 

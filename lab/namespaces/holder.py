@@ -54,6 +54,10 @@ class SupervisorOptions:
     deadline: float
     """Seconds from `started_at` until everything must be ready."""
     guests: GuestKind
+    otlp: str | None
+    """URL of the collector to which the lab exports its traces."""
+    outside_fd: int
+    """The machine's network namespace, in which connections to the collector are created; -1 without a collector."""
     started_at: float
     """CLOCK_MONOTONIC at the start of `lab up`, so that times printed outside and inside have the same origin."""
 
@@ -92,7 +96,13 @@ def is_running(layout: Layout) -> bool:
 
 
 def launch(
-    layout: Layout, *, bare: bool, without: tuple[str, ...], deadline: float, guests: GuestKind = "qemu"
+    layout: Layout,
+    *,
+    bare: bool,
+    without: tuple[str, ...],
+    deadline: float,
+    guests: GuestKind = "qemu",
+    otlp: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Start a lab and yield the supervisor's progress messages until it is ready or has failed.
 
@@ -105,6 +115,7 @@ def launch(
     started_at = time.monotonic()
     lock = acquire(layout)
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    outside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC) if otlp else -1
     # Both sockets must exist before `unshare`: they stay in the machine's network namespace.
     with loopback_listener() as apiserver, loopback_listener() as nats, os.fdopen(read_end) as progress:
         try:
@@ -128,13 +139,17 @@ def launch(
                 write_end,
                 deadline,
                 guests,
+                otlp,
+                outside,
                 started_at,
             )
-            fds = (lock, write_end, apiserver.fileno(), nats.fileno())
+            fds = (lock, write_end, apiserver.fileno(), nats.fileno(), *([outside] if otlp else []))
             holder = spawn(layout, options, fds)
         finally:
             os.close(write_end)
             os.close(lock)
+            if otlp:
+                os.close(outside)
         layout.write_identity(replace(identity, pid=holder.pid, holder_ticks=start_ticks(holder.pid) or 0))
         for line in progress:
             message = json.loads(line)

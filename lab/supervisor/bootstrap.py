@@ -52,7 +52,7 @@ POLL_INTERVAL: Final = 0.05
 """Seconds between two reads of an object."""
 
 CRDS: Final = Path(__file__).resolve().parents[1] / "crds"
-"""Definitions with the names and the subresources of KubeVirt's and Multus' own."""
+"""Definitions with the names and subresources of KubeVirt's and Multus' own: in a checkout a link to the chart's."""
 
 EXAMPLES: Final = CRDS.with_name("examples")
 """The example manifests: a link to `k8s/examples` in a checkout, the files in a wheel."""
@@ -79,17 +79,16 @@ def load_samples() -> list[Object]:
     return load(EXAMPLES / name for name in ("nad-bridge.yaml", "vm.yaml"))
 
 
-def api_registration(ca_bundle: bytes, port: int = API_PORT) -> list[Object]:
-    """Return the objects that register the api role as an aggregated API server: Service, Endpoints, APIServices.
+def api_registration(ca_bundle: bytes, host: str = "127.0.0.1", port: int = API_PORT) -> list[Object]:
+    """Return the objects that register the api role as an aggregated API server: its Service and the APIServices.
 
     :param ca_bundle: PEM certificates that verify the api role's serving certificate.
+    :param host: IPv4 address on which the api role listens, or a name that the API server can resolve.
     :param port: the port on which the api role listens.
     """
-    meta = {"name": "hotnic-api", "namespace": NAMESPACE}
-    ports = [{"name": "https", "port": 443, "targetPort": port, "protocol": "TCP"}]
-    # The real API server refuses loopback addresses in Endpoints; there a Service of type ExternalName is needed.
-    subsets = [{"addresses": [{"ip": "127.0.0.1"}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]
-    services: list[Object] = [
+    is_address = host.replace(".", "").isdigit()
+    service_port = 443 if is_address else port
+    registrations: list[Object] = [
         {
             "apiVersion": "apiregistration.k8s.io/v1",
             "kind": "APIService",
@@ -101,16 +100,30 @@ def api_registration(ca_bundle: bytes, port: int = API_PORT) -> list[Object]:
                 "groupPriorityMinimum": 1000,
                 "versionPriority": 15,
                 "caBundle": base64.b64encode(ca_bundle).decode(),
-                "service": {"name": "hotnic-api", "namespace": NAMESPACE, "port": 443},
+                "service": {"name": "hotnic-api", "namespace": NAMESPACE, "port": service_port},
             },
         }
         for group, version in AGGREGATED
     ]
+    return [*(_service_at_address(host, port) if is_address else _service_at_name(host, port)), *registrations]
+
+
+def _service_at_address(address: str, port: int) -> list[Object]:
+    meta = {"name": "hotnic-api", "namespace": NAMESPACE}
+    ports = [{"name": "https", "port": 443, "targetPort": port, "protocol": "TCP"}]
+    # The real API server refuses loopback addresses in Endpoints; there a Service of type ExternalName is needed.
+    subsets = [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]
     return [
         {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": ports}},
         {"apiVersion": "v1", "kind": "Endpoints", "metadata": meta, "subsets": subsets},
-        *services,
     ]
+
+
+def _service_at_name(name: str, port: int) -> list[Object]:
+    # An address would change whenever the container of the api role is created again.
+    spec = {"type": "ExternalName", "externalName": name, "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}
+    meta = {"name": "hotnic-api", "namespace": NAMESPACE}
+    return [{"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}]
 
 
 def namespaces() -> list[Object]:
@@ -128,13 +141,14 @@ def namespaces() -> list[Object]:
     ]
 
 
-async def create_objects(layout: Layout) -> None:
+async def create_objects(layout: Layout, api_host: str = "127.0.0.1") -> None:
     """Create the objects that the roles need before they start; leave objects that exist unchanged.
 
+    :param api_host: address or name of the api role, as the API server reaches it.
     :raises KubeError: the API server rejected a request or did not answer.
     :raises TimeoutError: the API of a CRD was not served within `CRD_DEADLINE` seconds.
     """
-    async with admin_client(layout) as kube:
+    async with admin_client(layout.kubeconfig) as kube:
         definitions = load_crds()
         for obj in (*namespaces(), *definitions):
             await create_unless_exists(kube, obj)
@@ -142,17 +156,18 @@ async def create_objects(layout: Layout) -> None:
         async with asyncio.timeout(CRD_DEADLINE):
             for definition in definitions:
                 await wait_until_served(kube, definition)
-        for obj in api_registration(pki.ca_file(layout.apiserver).read_bytes()):
+        for obj in api_registration(pki.ca_file(layout.apiserver).read_bytes(), api_host):
             await create_unless_exists(kube, obj)
 
 
-async def create_samples(layout: Layout) -> None:
+async def create_samples(kubeconfig: Path) -> None:
     """Create the sample network and VM and return once the guest has booted.
 
+    :param kubeconfig: the administrator's.
     :raises SampleError: the VMI ended before the guest had booted.
     :raises KubeError: the API server rejected a request or did not answer.
     """
-    async with admin_client(layout) as kube:
+    async with admin_client(kubeconfig) as kube:
         objects = load_samples()
         for obj in objects:
             await create_unless_exists(kube, obj)
@@ -182,13 +197,11 @@ async def wait_for_guest(kube: Kube, namespace: str, name: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def admin_client(layout: Layout) -> AsyncIterator[Kube]:
-    """Yield a client with the administrator's credentials."""
+async def admin_client(kubeconfig: Path) -> AsyncIterator[Kube]:
+    """Yield a client with the credentials in `kubeconfig`."""
     # The supervisor writes no traces, whatever the caller's environment configures.
     telemetry = configure("lab", environ={})
-    kube = await Kube.connect(
-        kubeconfig=str(layout.kubeconfig), telemetry=telemetry, user_agent="hotnic-lab-supervisor"
-    )
+    kube = await Kube.connect(kubeconfig=str(kubeconfig), telemetry=telemetry, user_agent="hotnic-lab-supervisor")
     try:
         yield kube
     finally:

@@ -29,6 +29,7 @@ from lab.layout import (
 )
 from lab.namespaces.isolation import supports_overlay
 from lab.supervisor.cluster import KubernetesApiServer, LabApiServer
+from lab.supervisor.collector import Collector
 from lab.supervisor.processes import ProcessSpec
 from lab.tools import PAUSE_IMAGE, LabTools
 
@@ -61,6 +62,8 @@ class LabParameters:
     apiserver_fd: int = -1
     """Listening socket that was created outside the namespaces; only the API server inherits it."""
     guests: GuestKind = "qemu"
+    collector: Collector | None = None
+    """The collector outside to which the roles and the node export their traces, besides the span files."""
 
     @property
     def api_server(self) -> KubernetesApiServer:
@@ -87,6 +90,7 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
         "HOTNIC_TRACE_DIR": str(layout.traces),
         "HOTNIC_HEALTH_LISTEN": f"unix:{health_socket(role)}",
         "HOTNIC_VM_OWNER": "hotnic",
+        **(parameters.collector.environment if parameters.collector else {}),
     }
     guests = INSIDE_RUN / "guests" / "{uid}"
     special: dict[str, dict[str, str]] = {
@@ -143,12 +147,11 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
     return ProcessSpec(name=component, argv=argv, log=layout.log(component), env=env, pass_fds=fds)
 
 
-def import_pause_image(parameters: LabParameters, environ: Mapping[str, str]) -> ProcessSpec:
+def import_pause_image(tools: LabTools, log: Path, environ: Mapping[str, str]) -> ProcessSpec:
     """Return how to import the pause image into containerd, which has no registry to pull it from."""
-    tools = parameters.tools
     ctr = (str(tools.ctr), "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io")
     argv = (*ctr, "images", "import", str(tools.pause_tar))
-    return ProcessSpec("pause-image", argv, parameters.layout.log("containerd"), base_environment(tools, environ))
+    return ProcessSpec("pause-image", argv, log, base_environment(tools, environ))
 
 
 def manual_command(parameters: LabParameters, role: str) -> str:
@@ -162,16 +165,23 @@ def write_configuration(parameters: LabParameters) -> None:
     """Write the configuration files of nats-server, containerd and the CNI plugins, and link the plugins."""
     layout, tools = parameters.layout, parameters.tools
     (layout.config / "nats.conf").write_text(nats_config(layout))
-    (layout.config / "containerd.toml").write_text(
-        containerd_config(tools, snapshotter="overlayfs" if supports_overlay(layout.state) else "native")
-    )
+    (layout.config / "containerd.toml").write_text(containerd_config(tools, snapshotter(layout.state)))
     (layout.config / "daemon-config.json").write_text(json.dumps(MULTUS_CONFIG, indent=2) + "\n")
-    (layout.state / "cni-conf" / "10-lab.conflist").write_text(json.dumps(CLUSTER_NETWORK, indent=2) + "\n")
-    # Links in a folder of the lab's own, because multus installs its shim beside the plugins.
+    install_cni(tools, conf_dir=layout.state / "cni-conf", bin_dir=layout.state / "cni-bin")
+
+
+def install_cni(tools: LabTools, *, conf_dir: Path, bin_dir: Path) -> None:
+    """Write the primary CNI configuration, and link the plugins into `bin_dir`, where multus installs its shim."""
+    (conf_dir / "10-lab.conflist").write_text(json.dumps(CLUSTER_NETWORK, indent=2) + "\n")
     for plugin in sorted(tools.cni_dir.iterdir()):
-        link = layout.state / "cni-bin" / plugin.name
+        link = bin_dir / plugin.name
         if not link.is_symlink():
             link.symlink_to(plugin.resolve())
+
+
+def snapshotter(state: Path) -> str:
+    """Return the name of the snapshotter that works on the file system of `state`."""
+    return "overlayfs" if supports_overlay(state) else "native"
 
 
 def nats_config(layout: Layout) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from lab.layout import CONTAINERD_SOCKET, INSIDE_RUN, NATS_PORT, ROLES, Layout
 from lab.namespaces.holder import SupervisorOptions
 from lab.supervisor import components, readiness, relay, requests
+from lab.supervisor.collector import Collector
 from lab.supervisor.processes import Processes
 from lab.tools import LabTools
 
@@ -78,7 +79,12 @@ class Supervisor:
         if identity is None:
             raise StartError(f"{self.layout.identity_file} is missing")
         self.parameters = components.LabParameters(
-            self.layout, identity, LabTools.find(), options.apiserver_fd, options.guests
+            self.layout,
+            identity,
+            LabTools.find(),
+            options.apiserver_fd,
+            options.guests,
+            Collector.parse(options.otlp) if options.otlp else None,
         )
         self.processes = Processes()
         self.stopping = asyncio.Event()
@@ -92,8 +98,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         # The control socket is served from the start, so that `lab down` can interrupt a start.
-        server = await requests.serve(INSIDE_RUN / "control.sock", requests.Requests(self).answer)
-        outward = await relay.serve(socket.socket(fileno=self.options.nats_fd), NATS_PORT)
+        control = await requests.serve(INSIDE_RUN / "control.sock", requests.Requests(self).answer)
+        relays = [await relay.serve_nats(socket.socket(fileno=self.options.nats_fd), NATS_PORT)]
+        if self.parameters.collector is not None:
+            relays.append(await relay.serve_collector(self.parameters.collector, self.options.outside_fd))
         try:
             if await self._started_before_stop():
                 self.up = True
@@ -105,9 +113,10 @@ class Supervisor:
             self._progress.report(done=True, ok=False, error=str(error))
             return 1
         finally:
-            outward.close()
+            # A role exports its last spans while it stops.
             await self.stop_all()
-            server.close()
+            for server in (*relays, control):
+                server.close()
             self.processes.close()
 
     async def _started_before_stop(self) -> bool:
@@ -160,11 +169,12 @@ class Supervisor:
             # Imported here because the import takes longer than containerd's start, which can go on meanwhile.
             from lab.supervisor import bootstrap
 
-            await progress.run_step("sample network and VM", bootstrap.create_samples(self.layout))
+            await progress.run_step("sample network and VM", bootstrap.create_samples(self.layout.kubeconfig))
 
     async def _containerd(self) -> None:
         await self.wait_ready("containerd")
-        await self.processes.run(components.import_pause_image(self.parameters, os.environ), timeout=20)
+        spec = components.import_pause_image(self.parameters.tools, self.layout.log("containerd"), os.environ)
+        await self.processes.run(spec, timeout=20)
 
     async def _cluster(self) -> None:
         from lab.supervisor import credentials

@@ -6,49 +6,120 @@ from typing import Annotated
 import msgspec
 
 from services.api import front_proxy
+from services.api.discovery import API_SERVICES
 from services.api.observe import ClusterSettings
 from services.api.server import Api
-from services.common.domain.kubevirt import acting_owner, default_binding, is_hotplug_enabled
+from services.common.domain.kubevirt import default_binding, is_hotplug_enabled
 from services.common.http.server import serve
-from services.common.http.tls import server_context
+from services.common.http.tls import ServerTls
+from services.common.http.tls_files import CertificateFiles, UnusablePair
+from services.common.kube.client import Kube
 from services.common.runtime.context import open_context
-from services.common.runtime.installations import Installations, OwnerSettings
+from services.common.runtime.installations import OwnerSettings
+from services.common.runtime.owner import VmOwner
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.runtime.process import main as run
+from services.common.runtime.settings import SettingsError
 
 ROLE = "api"
+CONDITION = "serving-certificate"
+"""The condition of ``/readyz``: met once the api has a certificate to serve."""
 
 
 class Settings(OwnerSettings, frozen=True, kw_only=True):
     """Settings of the api."""
 
     listen: Annotated[str, msgspec.Meta(description="HOST:PORT of the aggregated API (TLS)")] = "0.0.0.0:8443"
-    tls_cert: Annotated[str, msgspec.Meta(description="PEM file: the serving certificate")]
-    tls_key: Annotated[str, msgspec.Meta(description="PEM file: its private key")]
+    tls_cert: Annotated[
+        str | None, msgspec.Meta(description="PEM file: the serving certificate; followed when it changes")
+    ] = None
+    tls_key: Annotated[str | None, msgspec.Meta(description="PEM file: its private key")] = None
+    tls_secret: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="in place of both files: name of the Secret in which the api makes and renews its own CA and "
+            "certificate; it sets the caBundle of HOTNIC_API_SERVICES"
+        ),
+    ] = None
+    namespace: Annotated[
+        str | None, msgspec.Meta(description="namespace of that Secret and of the Service; unset: the pod's")
+    ] = None
+    service_name: Annotated[
+        str, msgspec.Meta(description="name of the Service in front of the api, for the certificate", min_length=1)
+    ] = "hotnic-api"
+    api_services: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(description="names of the APIServices; one that names another Service is left alone"),
+    ] = API_SERVICES
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
     """Assemble the role and start to serve."""
     settings = runtime.settings
     context = await open_context(runtime)
-    kube = context.kube
-    proxy = await front_proxy.load(kube)
-    installations = Installations(kube, runtime.log)
-    runtime.spawn("watch kubevirts", installations.run)
+    proxy = await front_proxy.load(context.kube)
+    owner = VmOwner(
+        context.kube,
+        runtime.log,
+        settings.vm_owner,
+        # No condition of `/readyz`: an APIService without a ready server blocks the deletion of every namespace. The
+        # api goes on to serve and refuses changes.
+        on_condition=lambda name, ok, why: runtime.log.info("owner checked", condition=name, met=ok, why=why),
+    )
+    runtime.spawn("watch kubevirt", owner.run)
     # The feature gate and the owner of the VMs are read from KubeVirt's objects, so they must be listed first.
-    await installations.synced.wait()
+    await owner.wait_synced()
     api = Api(
         context,
         proxy,
         cluster=lambda: ClusterSettings(
-            owned_by_hotnic=acting_owner(settings.vm_owner, installations.items()) == "hotnic",
-            default_binding=default_binding(installations.items()),
+            owned_by_hotnic=owner.is_hotnic(), default_binding=default_binding(owner.installations.items())
         ),
-        enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, installations.items()),
+        enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, owner.installations.items()),
     )
-    tls = server_context(settings.tls_cert, settings.tls_key, client_ca=proxy.ca)
-    await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls))
+    tls = ServerTls(client_ca=proxy.ca)
+    await _start_certificate(runtime, context.kube, tls)
+    await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls.context))
     runtime.readiness.set("serving", True)
+
+
+async def _start_certificate(runtime: RoleRuntime[Settings], kube: Kube, tls: ServerTls) -> None:
+    """Wait for the first serving certificate and keep it up to date in the background.
+
+    :raises SettingsError: there is no way to a certificate, or more than one, or the files cannot be used.
+    """
+    settings, log, meter = runtime.settings, runtime.log, runtime.telemetry.meter
+    if settings.tls_secret is not None:
+        if settings.tls_cert is not None or settings.tls_key is not None:
+            raise SettingsError("HOTNIC_TLS_SECRET", "is set together with HOTNIC_TLS_CERT or HOTNIC_TLS_KEY; set one")
+        # Imported here because no other api needs cryptography.
+        from services.api.serving_certificate.reconcile import CertificateNames, ServingCertificate
+
+        names = CertificateNames(
+            settings.namespace or kube.access.namespace,
+            settings.tls_secret,
+            settings.service_name,
+            settings.api_services,
+        )
+
+        def on_state(ok: bool, why: str) -> None:
+            # A certificate that cannot be renewed yet still serves.
+            if ok or not certificate.served.is_set():
+                runtime.readiness.set(CONDITION, ok, why)
+
+        certificate = ServingCertificate(kube, tls, names, log=log, meter=meter, on_state=on_state)
+        runtime.readiness.set(CONDITION, False, "not made yet")
+        runtime.spawn("serving certificate", certificate.run)
+        await certificate.served.wait()
+        return
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise SettingsError("HOTNIC_TLS_SECRET", "must be set, or HOTNIC_TLS_CERT and HOTNIC_TLS_KEY")
+    files = CertificateFiles(tls, settings.tls_cert, settings.tls_key, log=log, meter=meter)
+    try:
+        files.load()
+    except UnusablePair as error:
+        raise SettingsError("HOTNIC_TLS_CERT", str(error)) from error
+    runtime.spawn("serving certificate", files.run)
 
 
 def main(argv: list[str] | None = None, *, instrument: Instrument | None = None) -> int:

@@ -15,6 +15,9 @@ KUBEVIRT_GROUP = "subresources.kubevirt.io"
 GROUPS: dict[str, tuple[str, ...]] = {HOTNIC_GROUP: ("v1",), KUBEVIRT_GROUP: ("v1", "v1alpha3")}
 """The served versions of each group, the preferred one first."""
 
+API_SERVICES = tuple(f"{version}.{group}" for group, versions in GROUPS.items() for version in versions)
+"""The names of the APIServices that register them."""
+
 CHANGE_RESOURCES: dict[str, str] = {
     f"{resource}/{verb}": kind
     for resource in ("virtualmachines", "virtualmachineinstances")
@@ -37,6 +40,27 @@ def discovery_paths() -> list[str]:
         for version in versions:
             found += [f"/apis/{group}/{version}", f"/apis/{group}/{version}/version"]
     return found
+
+
+def accepts_documents(accept: str) -> bool:
+    """Return whether a client accepts the documents, which are plain JSON.
+
+    The aggregation layer first asks for the list of all resources in one document (group ``apidiscovery.k8s.io``). A
+    server that answers with another document leaves namespaces undeletable (kubernetes#119662). Without an answer it
+    asks for each group's own list.
+
+    :param accept: the ``Accept`` header; empty accepts everything.
+    """
+    return not accept.strip() or any(_is_plain_json(item) for item in accept.split(","))
+
+
+def _is_plain_json(media_range: str) -> bool:
+    kind, *parameters = (part.strip().lower() for part in media_range.split(";"))
+    if kind not in ("*/*", "application/*", "application/json"):
+        return False
+    given = dict(parameter.partition("=")[::2] for parameter in parameters)
+    # `as` requests a conversion, such as `as=APIGroupDiscoveryList;g=apidiscovery.k8s.io`.
+    return "as" not in given and given.get("q") not in ("0", "0.0", "0.00", "0.000")
 
 
 def discovery_document(path: str) -> dict[str, Any] | None:

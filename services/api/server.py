@@ -14,7 +14,7 @@ from aiohttp import web
 from schemas.hotplug_status import encode_json
 from schemas.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import apply_request
-from services.api.discovery import GROUPS, HOTNIC_GROUP, discovery_document, discovery_paths
+from services.api.discovery import GROUPS, HOTNIC_GROUP, accepts_documents, discovery_document, discovery_paths
 from services.api.front_proxy import FrontProxy, UserIdentity
 from services.api.hotplug_status.read import read_hotplug_status
 from services.api.hotplug_status.watch import MAX_WATCHERS, StatusStreams, parse_duration, parse_flag
@@ -27,6 +27,7 @@ from services.common.http.tls import peer_common_name
 from services.common.kube.errors import KubeError
 from services.common.runtime.context import RoleContext
 
+OPENAPI = "/openapi/v2"
 Decode = Callable[[bytes], AddInterfaceOptions | RemoveInterfaceOptions]
 
 VERBS: dict[str, tuple[Decode, str]] = {
@@ -65,7 +66,7 @@ class Api:
         self._locks: WeakValueDictionary[tuple[RequestTarget, str, str], asyncio.Lock] = WeakValueDictionary()
         self.app = make_app(telemetry=context.telemetry, max_body=MAX_BODY_BYTES)
         # Without authentication: the aggregator checks the availability without a client certificate.
-        for path in [*discovery_paths(), "/openapi/v2"]:
+        for path in [*discovery_paths(), OPENAPI]:
             self.app.router.add_get(path, self._serve_discovery)
         for path in ("/healthz", "/livez", "/readyz"):
             self.app.router.add_get(path, self._serve_health)
@@ -82,6 +83,9 @@ class Api:
         self.app.router.add_get(hotplug_status, self._serve_status)
 
     async def _serve_discovery(self, request: web.Request) -> web.Response:
+        accept = ",".join(request.headers.getall("Accept", []))
+        if request.path != OPENAPI and not accepts_documents(accept):
+            raise StatusError(406, None, f"{request.path} is served as application/json only, not as {accept}")
         return web.json_response(discovery_document(request.path))
 
     async def _serve_health(self, request: web.Request) -> web.Response:

@@ -31,6 +31,11 @@ COMMANDS = {
     ),
     "lab": ExternalCommand("hotnic-lab", "Run a development cluster (package hotnic-lab)."),
     "run": CommandEntry("services.cli.commands.run:run", "Run one of hotnic's roles."),
+    "node": CommandEntry(
+        "services.cli.commands.node:node", "Install the CNI shim on a node, or remove hotnic's files from it."
+    ),
+    "healthcheck": CommandEntry("services.cli.commands.healthcheck:healthcheck", "Check that a role is ready."),
+    "chart": CommandEntry("services.cli.chart.command:chart", "Run a hook of the Helm chart, inside the cluster."),
 }
 """All commands, in the order of ``hotnic --help``."""
 

@@ -6,9 +6,11 @@ from typing import Annotated
 import msgspec
 
 from services.common.cri.client import CriClient
+from services.common.cri.discovery import find_socket
 from services.common.domain.kubevirt import OwnerSetting
 from services.common.guest.drivers import DriverSetting, driver_factory
 from services.common.netlink.pool import NetnsPool
+from services.common.node.mounts import find_netns_problem
 from services.common.runtime.context import open_context
 from services.common.runtime.owner import VmOwner
 from services.common.runtime.process import Instrument, RoleRuntime
@@ -20,9 +22,10 @@ from services.handler.role import ROLE, Handler
 class Settings(CommonSettings, frozen=True, kw_only=True):
     """The settings of the handler."""
 
-    cri_socket: Annotated[str, msgspec.Meta(description="unix socket of the container runtime (containerd, CRI-O)")] = (
-        "/run/containerd/containerd.sock"
-    )
+    cri_socket: Annotated[
+        str | None,
+        msgspec.Meta(description="unix socket of the container runtime (containerd, CRI-O); unset: found"),
+    ] = None
     host_root: Annotated[str, msgspec.Meta(description="where the node's file system is mounted")] = "/"
     guest_driver: Annotated[
         DriverSetting,
@@ -50,7 +53,10 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     """Assemble the role and start its tasks."""
     settings = runtime.settings
     context = await open_context(runtime, node=settings.node_name)
-    cri = CriClient(settings.cri_socket, context.telemetry)
+    if problem := find_netns_problem(settings.host_root):
+        context.log.warning("network namespaces not visible", error=problem)
+    cri_socket = await find_socket(settings.cri_socket, context.telemetry, host_root=settings.host_root)
+    cri = CriClient(cri_socket, context.telemetry)
     runtime.stack.push_async_callback(cri.close)
     make_driver = driver_factory(
         settings.guest_driver,

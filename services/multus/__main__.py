@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schemas.multus import SOCKET_NAME
+from schemas.multus import SHIM_NAME, SOCKET_NAME
 from services.common.http.server import serve
 from services.common.kube.client import Kube
 from services.common.netlink.pool import NetnsPool
+from services.common.node.files import install_executable
+from services.common.node.mounts import find_netns_problem
 from services.common.runtime import process as role
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.telemetry.logs import Log
@@ -21,7 +23,8 @@ from services.multus.assembly import assemble
 from services.multus.config import logs
 from services.multus.config.settings import Settings, read_config
 from services.multus.container_runtime import shim
-from services.multus.container_runtime.autoconfig import Autoconfig, install_shim
+from services.multus.container_runtime.autoconfig import Autoconfig
+from services.multus.container_runtime.conflicts import refuse_conflicts
 from services.multus.server import DRAIN, metrics_app
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 CONDITION = "runtime-configuration"
 """Name of the readiness condition."""
+NETLINK_TIMEOUT = 15.0
+"""Seconds for a reply of the kernel. While the plugins of many pods run, as after a reboot, this process may read a
+reply seconds after it came, and that must not fail the call."""
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
@@ -38,9 +44,13 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     log = logs.configure_logs(config, settings, log)
     for warning in warnings:
         log.warning("daemon-config.json key without effect", warning=warning)
+    # Before anything is written: the other multus would write it again, or call this daemon for its own pods.
+    await refuse_conflicts(config)
+    if problem := find_netns_problem(config.host_root):
+        log.warning("network namespaces not visible", error=problem)
     kube = await Kube.connect(kubeconfig=config.kubeconfig, telemetry=telemetry, user_agent="hotnic-multus")
     runtime.stack.push_async_callback(kube.close)
-    netns = NetnsPool(config.host_root)
+    netns = NetnsPool(config.host_root, timeout=NETLINK_TIMEOUT)
     runtime.stack.callback(netns.close)
 
     parts = assemble(
@@ -57,8 +67,9 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     runtime.stack.push_async_callback(parts.records.flush)
     runtime.stack.push_async_callback(parts.pod_events.flush)
 
-    path = install_shim(Path(settings.shim or shim.__file__), config.bin_dir)
-    log.info("shim installed", path=str(path))
+    target = config.installed_plugins / SHIM_NAME
+    written = install_executable(Path(settings.shim or shim.__file__), target)
+    log.info("shim installed", path=str(target), changed=written)
     # Not deleted and created again, as upstream does: the directory may be mounted into a networks controller
     # (multus-dynamic-networks-controller#96).
     config.socket_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

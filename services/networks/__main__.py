@@ -6,11 +6,13 @@ from typing import Annotated
 import msgspec
 
 from services.common.cri.client import CriClient
+from services.common.cri.discovery import find_socket
 from services.common.http.client import UnixHttpClient
 from services.common.runtime.context import open_context
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.runtime.process import main as run
 from services.common.runtime.settings import CommonSettings
+from services.networks.conflicts import refuse_upstream_controller
 from services.networks.multus_client import MultusClient
 from services.networks.plan.actions import NamespaceIsolation
 from services.networks.role import Networks
@@ -30,8 +32,12 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         ),
     ]
     cri_socket: Annotated[
-        str, msgspec.Meta(description="unix socket of the container runtime (containerd, CRI-O)", min_length=1)
-    ] = "/run/containerd/containerd.sock"
+        str | None,
+        msgspec.Meta(description="unix socket of the container runtime (containerd, CRI-O); unset: found"),
+    ] = None
+    host_root: Annotated[
+        str, msgspec.Meta(description="where the node's file system is mounted, to find the container runtime")
+    ] = "/"
     multus_socket: Annotated[str, msgspec.Meta(description="unix socket of the multus daemon", min_length=1)] = (
         "/run/multus/multus.sock"
     )
@@ -58,7 +64,9 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     """Open the clients, assemble the role and start its tasks."""
     settings = runtime.settings
     context = await open_context(runtime, node=settings.node_name)
-    cri = CriClient(settings.cri_socket, context.telemetry)
+    await refuse_upstream_controller(context.kube, settings.node_name, context.log)
+    cri_socket = await find_socket(settings.cri_socket, context.telemetry, host_root=settings.host_root)
+    cri = CriClient(cri_socket, context.telemetry)
     runtime.stack.push_async_callback(cri.close)
     http = UnixHttpClient(settings.multus_socket, context.telemetry)
     runtime.stack.push_async_callback(http.close)

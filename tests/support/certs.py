@@ -1,13 +1,16 @@
 """A certificate authority for tests, with keys and certificates as PEM files."""
 
+import asyncio
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
@@ -17,6 +20,27 @@ class Pair:
 
     cert: Path
     key: Path
+
+
+async def tls_get(address: str, context: ssl.SSLContext, *, name: str = "127.0.0.1") -> tuple[dict[str, Any], str]:
+    """Request ``/`` on a connection of its own; return the server's certificate and the body of the response.
+
+    :param address: ``host:port``.
+    :param name: name that the certificate must have.
+    :raises ssl.SSLError: the handshake failed.
+    :raises ConnectionError: the server ended the connection without a response, as TLS 1.3 refuses a client.
+    """
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=name)
+    try:
+        writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        response = await reader.read()
+        certificate: dict[str, Any] = writer.get_extra_info("peercert")
+    finally:
+        writer.close()
+    if not response:
+        raise ConnectionError(f"no response from {address}")
+    return certificate, response.partition(b"\r\n\r\n")[2].decode()
 
 
 class Authority:
@@ -49,6 +73,14 @@ class Authority:
     def client(self, name: str) -> Pair:
         """Create a certificate for a client of this common name."""
         return self._pair(name, None, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+    def certify(self, name: str, public_key: rsa.RSAPublicKey) -> bytes:
+        """Return a certificate for a server with another key, as PEM text."""
+        names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+        builder = _builder(_name(name), self._name, public_key).add_extension(names, critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        certificate = builder.add_extension(issuer, critical=False).sign(self._key, hashes.SHA256())
+        return certificate.public_bytes(serialization.Encoding.PEM)
 
     def _pair(self, name: str, names: x509.SubjectAlternativeName | None, usage: x509.ObjectIdentifier) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())

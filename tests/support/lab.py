@@ -230,17 +230,23 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_lab(
-    directory: Path, *, bare: bool = False, guests: GuestKind = "qemu", failpoints: bool = False
+    directory: Path,
+    *,
+    bare: bool = False,
+    guests: GuestKind = "qemu",
+    failpoints: bool = False,
+    otlp: str | None = None,
 ) -> Iterator[Lab]:
     """Start a lab, and stop it at the end of the block.
 
+    :param otlp: URL of the collector to which it exports its traces.
     :param failpoints: whether the roles have failpoints, which cost some microseconds in each span.
     """
     output: list[str] = []
     lab = Lab(directory)
     lab.failpoints.mkdir(parents=True, exist_ok=True)
     with environment(**({FAILPOINTS_VARIABLE: str(lab.failpoints)} if failpoints else {})):
-        code = commands.up(commands.UpOptions(dir=directory, bare=bare, guests=guests), output.append)
+        code = commands.up(commands.UpOptions(dir=directory, bare=bare, guests=guests, otlp=otlp), output.append)
     assert code == 0, "the lab did not start:\n" + "\n".join(output)
     try:
         yield lab

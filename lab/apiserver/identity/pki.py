@@ -32,15 +32,18 @@ class KeyPair:
     key: Path
 
 
-def ensure_pki(directory: Path) -> None:
-    """Create what is missing of the two CAs and of the serving, admin and front-proxy client certificates."""
+def ensure_pki(directory: Path, names: Iterable[str] = ()) -> None:
+    """Create what is missing of the two CAs and of the serving, admin and front-proxy client certificates.
+
+    :param names: further DNS names of the API server.
+    """
     ensure_ca(directory, "ca", "hotnic-lab-ca")
     ensure_ca(directory, "front-proxy-ca", "hotnic-lab-front-proxy-ca")
     if not _pair(directory, "apiserver").cert.exists():
         issue_server(
             directory,
             "kube-apiserver",
-            ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"],
+            ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", *names],
             ["127.0.0.1"],
             file_name="apiserver",
         )

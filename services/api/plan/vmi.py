@@ -33,8 +33,8 @@ from services.common.domain.status_interfaces import DOMAIN
 from services.common.domain.template import owns
 
 OWNED_BY_KUBEVIRT = (
-    "KubeVirt owns the VMs of this cluster (HOTNIC_VM_OWNER=kubevirt), and hotnic changes no VMI there; "
-    "change the VM instead"
+    "KubeVirt owns the VMs of this cluster (HOTNIC_VM_OWNER=kubevirt, or its controllers run), and hotnic changes no "
+    "VMI there; change the VM instead (--persist)"
 )
 """The explanation of a refusal in a cluster where hotnic changes templates only."""
 

@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-BACKLOG = 128
-"""Connections that wait to be accepted; the default of aiohttp."""
+BACKLOG = 1024
+"""Connections that wait to be accepted. A connect to a unix socket with a full queue does not wait but fails, and
+asyncio then reports an established connection. After a reboot, all pods of a node connect at once."""
 _MAX_UNIX_PATH = 107
 """Bytes of a unix socket's path (``sun_path`` of Linux, less its final NUL)."""
 

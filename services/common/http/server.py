@@ -16,7 +16,7 @@ from aiohttp import web
 from opentelemetry.trace import SpanKind, StatusCode
 
 from schemas.kube import Status, StatusDetails
-from services.common.http.listen import Listener, bind
+from services.common.http.listen import BACKLOG, Listener, bind
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, context_of
 
@@ -120,7 +120,7 @@ async def serve(
     listener: Listener | None = None
     try:
         listener = bind(listen)
-        await web.SockSite(runner, listener.socket, ssl_context=ssl).start()
+        await web.SockSite(runner, listener.socket, ssl_context=ssl, backlog=BACKLOG).start()
         yield listener.address
     finally:
         # New clients stop finding the socket before the running requests are waited for.

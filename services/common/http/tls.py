@@ -1,35 +1,62 @@
-"""TLS settings of servers: certificate, and verification of client certificates. No keys are generated here."""
+"""TLS of servers: the serving certificate, which may be replaced while they serve, and the clients' certificates.
 
+No keys are made here. Next: :mod:`services.common.http.tls_files`, which follows a certificate in files.
+"""
+
+import os
 import ssl
 from typing import Any
 
 from aiohttp import web
 
 
-def server_context(
-    cert: str, key: str, *, client_ca: str | None = None, client_cert_required: bool = False
-) -> ssl.SSLContext:
-    """Return the SSL context of a server.
+class ServerTls:
+    """The TLS settings of one server.
 
-    :param cert: PEM file with the certificate chain.
-    :param key: PEM file with its key.
     :param client_ca: PEM text of the CAs whose client certificates are accepted; ``None`` requests no certificate.
     :param client_cert_required: refuse a handshake without a client certificate. Otherwise :func:`peer_common_name` is
         ``None`` for such a request.
-    :raises OSError: a file cannot be read.
-    :raises ssl.SSLError: a file holds no certificate or key, or they do not match.
+    :ivar context: the SSL context to serve with. It refuses every handshake until :meth:`use` was called.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(cert, key)
-    # aiohttp has no HTTP/2. An API server that offers it has to learn that in the handshake.
-    context.set_alpn_protocols(["http/1.1"])
-    if client_ca is not None:
-        context.load_verify_locations(cadata=client_ca)
-        context.verify_mode = ssl.CERT_REQUIRED if client_cert_required else ssl.CERT_OPTIONAL
-        # CAs of clusters often lack the extensions that Python 3.13 requires by default.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
+
+    def __init__(self, *, client_ca: str | None = None, client_cert_required: bool = False) -> None:
+        self._client_ca = client_ca
+        self._client_cert_required = client_cert_required
+        self._current: ssl.SSLContext | None = None
+        self.context = self._new_context()
+        # Each pair has a context of its own. A pair that was loaded into a used context would stand beside the old one
+        # if its key is of another type, and a mismatched pair would leave a context that serves nothing.
+        self.context.sni_callback = self._select
+
+    def use(self, certificate: bytes, key: bytes) -> None:
+        """Serve another certificate: from the next handshake on. Open connections keep theirs.
+
+        :param certificate: PEM text of the certificate chain.
+        :param key: PEM text of its key.
+        :raises ssl.SSLError: one of them cannot be read, or they do not match; the current certificate stays.
+        """
+        context = self._new_context()
+        _load_pair(context, certificate, key)
+        self._current = context
+
+    def _select(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
+        # OpenSSL calls this for every handshake, with or without a server name.
+        if self._current is None:
+            return ssl.ALERT_DESCRIPTION_INTERNAL_ERROR
+        connection.context = self._current
+        return None
+
+    def _new_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # aiohttp has no HTTP/2. An API server that offers it has to learn that in the handshake.
+        context.set_alpn_protocols(["http/1.1"])
+        if self._client_ca is not None:
+            context.load_verify_locations(cadata=self._client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED if self._client_cert_required else ssl.CERT_OPTIONAL
+            # CAs of clusters often lack the extensions that Python 3.13 requires by default.
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context
 
 
 def peer_common_name(request: web.Request) -> str | None:
@@ -41,3 +68,16 @@ def peer_common_name(request: web.Request) -> str | None:
             if name == "commonName":
                 return str(value)
     return None
+
+
+def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Load a pair from memory. Python's SSL reads files only; this one never reaches a disk."""
+    descriptor = os.memfd_create("serving-certificate", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(certificate + b"\n" + key)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        # Without a password OpenSSL would ask on the terminal for that of an encrypted key.
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
+    finally:
+        os.close(descriptor)

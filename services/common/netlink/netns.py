@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 from pyroute2.netlink.rtnl import (
@@ -42,11 +43,13 @@ _FIRST_GROUP = 1 << 30
 class NodeNetns:
     """State that the namespaces of one node share.
 
+    :ivar sysctls: the node's ``/proc/sys``. A container's own is read-only.
     :ivar labels: SELinux labels of the node's processes.
     :ivar has_dummy: whether the kernel supports dummy interfaces; ``True`` until it refuses one.
     """
 
-    def __init__(self, labels: SelinuxLabels) -> None:
+    def __init__(self, sysctls: Path, labels: SelinuxLabels) -> None:
+        self.sysctls = sysctls
         self.labels = labels
         self.has_dummy = True
 
@@ -258,12 +261,17 @@ class Netns:
                 raise
 
     async def sysctl(self, key: str) -> str:
-        """Return a ``net/…`` sysctl of this namespace."""
-        return await self._access.run_in_netns(lambda: netns_thread.read_sysctl(key), f"read sysctl {key}")
+        """Return a ``net/…`` sysctl of this namespace.
+
+        :param key: as a path, such as ``net/ipv4/conf/all/arp_ignore``.
+        """
+        path = self._node.sysctls / key
+        return await self._access.run_in_netns(lambda: netns_thread.read_sysctl(path), f"read sysctl {key}")
 
     async def set_sysctl(self, key: str, value: str) -> None:
         """Set a ``net/…`` sysctl of this namespace."""
-        await self._access.run_in_netns(lambda: netns_thread.write_sysctl(key, value), f"set sysctl {key}")
+        path = self._node.sysctls / key
+        await self._access.run_in_netns(lambda: netns_thread.write_sysctl(path, value), f"set sysctl {key}")
 
     # -- helpers ------------------------------------------------------------------------------------------------
 

@@ -97,19 +97,19 @@ def open_route_socket() -> socket.socket:
     return sock
 
 
-def read_sysctl(key: str) -> str:
-    """Return a per-namespace sysctl.
+def read_sysctl(path: Path) -> str:
+    """Return a sysctl of the calling thread's network namespace, which any mounted procfs shows.
 
-    :param key: as a path, such as ``net/ipv4/conf/all/arp_ignore``.
-    :raises OSError: there is no such key.
+    :param path: below the ``sys`` of a procfs.
+    :raises OSError: there is no such sysctl.
     """
-    return (Path("/proc/sys") / key).read_text().strip()
+    return path.read_text().strip()
 
 
-def write_sysctl(key: str, value: str) -> None:
-    """Set a per-namespace sysctl.
+def write_sysctl(path: Path, value: str) -> None:
+    """Set a sysctl of the calling thread's network namespace.
 
-    :param key: as a path, such as ``net/ipv4/conf/all/arp_ignore``.
-    :raises OSError: there is no such key, or the value is refused.
+    :param path: below the ``sys`` of a procfs.
+    :raises OSError: there is no such sysctl, the value is refused, or the procfs is read-only.
     """
-    (Path("/proc/sys") / key).write_text(value)
+    path.write_text(value)

@@ -32,7 +32,7 @@ class NetnsPool:
         self._timeout = timeout
         self._idle = idle
         self.labels = labels or SelinuxLabels(self.root)
-        self._node = NodeNetns(self.labels)
+        self._node = NodeNetns(self.root / "proc" / "sys", self.labels)
         self._open: dict[tuple[int, int], tuple[NetnsAccess, Netns]] = {}
 
     async def open(self, path: str) -> Netns:

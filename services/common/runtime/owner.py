@@ -78,12 +78,19 @@ class VmOwner:
     async def wait_synced(self) -> None:
         """Wait until the owner is known.
 
-        :raises SettingsError: hotnic is set to be the owner, and KubeVirt's controllers run.
+        :raises SettingsError: hotnic is set to be the owner, and KubeVirt's controllers run; or KubeVirt is set to be
+            it, and there is no KubeVirt.
         """
         for synced in (self.installations.synced, *(pods.synced for pods in self._pods)):
             await synced.wait()
         if conflict := self._conflict():
             raise SettingsError("HOTNIC_VM_OWNER", f"is hotnic, but {conflict}")
+        if self._setting == "kubevirt" and not self.installations.items():
+            raise SettingsError(
+                "HOTNIC_VM_OWNER",
+                "is kubevirt, but the cluster has no KubeVirt object, so nobody would hot-plug interfaces; "
+                "install KubeVirt first or set HOTNIC_VM_OWNER=hotnic",
+            )
 
     def _running_controllers(self) -> list[str]:
         return find_kubevirt_controllers(

@@ -24,6 +24,7 @@ from services.common.runtime.tasks import Tasks, Work
 from services.common.telemetry import Telemetry
 from services.common.telemetry import configure as configure_telemetry
 from services.common.telemetry.logs import Log, configure
+from services.common.telemetry.otlp import UnsupportedProtocol, target_of
 
 S = TypeVar("S", bound=CommonSettings)
 Instrument: TypeAlias = Callable[[Telemetry], Telemetry]
@@ -36,6 +37,10 @@ STACK_TIMEOUT = 5.0
 TELEMETRY_TIMEOUT = 0.9
 """Seconds for exporting the remaining spans, and again for closing the health endpoints."""
 STARTED = "started"
+
+
+class StartRefused(Exception):
+    """Raised by a role's ``start``: it must not run here. The text names the object in the way, and the way out."""
 
 
 @dataclass(slots=True)
@@ -91,7 +96,8 @@ def main(
         return 2
     try:
         loaded = settings_module.load(settings)
-    except SettingsError as error:
+        target_of(os.environ)  # for its error: the variables of OpenTelemetry are no fields of the settings
+    except (SettingsError, UnsupportedProtocol) as error:
         sys.stderr.write(f"hotnic run {role}: {error}\n")
         return 2
     if arguments:
@@ -183,6 +189,9 @@ async def _start(runtime: RoleRuntime[S], start: Callable[[RoleRuntime[S]], Awai
     if isinstance(error, SettingsError):
         runtime.log.error("bad setting", variable=error.variable, error=error.message)
         return 2
+    if isinstance(error, StartRefused):
+        runtime.log.error("start refused", reason=str(error))
+        return 1
     runtime.log.error("start failed", error=str(error), exc_info=error)
     return 1
 

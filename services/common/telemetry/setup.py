@@ -19,12 +19,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry, generate_latest
 
+from services.common.telemetry import otlp
 from services.common.telemetry.metrics import Metrics
 from services.common.telemetry.tracer import RoleTracer
 
 TRACE_DIR = "HOTNIC_TRACE_DIR"
-_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-_TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
 class Telemetry:
@@ -72,19 +71,18 @@ def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Tel
 def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.environ) -> Telemetry:
     """Return the telemetry of one process.
 
-    Spans are exported in batches to an OTLP endpoint if ``OTEL_EXPORTER_OTLP_ENDPOINT`` or
-    ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` is set. If ``HOTNIC_TRACE_DIR`` is set, they are also written to the file
-    ``<role>-<node>-<pid>.jsonl`` in it as OTLP-JSON, one at a time, so that none is lost if the process is killed. With
-    neither, spans are created for propagation and then dropped.
+    Spans are exported in batches by OTLP if the environment names a collector
+    (:func:`services.common.telemetry.otlp.target_of`). If ``HOTNIC_TRACE_DIR`` is set, they are also written to the
+    file ``<role>-<node>-<pid>.jsonl`` in it as OTLP-JSON, one at a time, so that none is lost if the process is killed.
+    With neither, spans are created for propagation and then dropped.
 
     :param node: the Kubernetes node; ``_`` for a role that belongs to none.
+    :raises UnsupportedProtocol: the environment names an OTLP protocol that hotnic does not support.
     :raises OSError: the trace directory is not writable.
     """
     processors: list[SpanProcessor] = []
-    if endpoint := _traces_endpoint(environ):
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        processors.append(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    if target := otlp.target_of(environ):
+        processors.append(BatchSpanProcessor(otlp.span_exporter(target)))
     if directory := environ.get(TRACE_DIR):
         processors.append(_file_processor(Path(directory), role, node))
     return build(role, resource_of(role, node, environ), processors)
@@ -111,13 +109,6 @@ def resource_of(role: str, node: str, environ: Mapping[str, str]) -> Resource:
     if name := environ.get("OTEL_SERVICE_NAME"):
         attributes["service.name"] = name
     return Resource(attributes)
-
-
-def _traces_endpoint(environ: Mapping[str, str]) -> str | None:
-    if exact := environ.get(_TRACES_ENDPOINT):
-        return exact
-    base = environ.get(_ENDPOINT)
-    return f"{base.rstrip('/')}/v1/traces" if base else None
 
 
 def _file_processor(directory: Path, role: str, node: str) -> SpanProcessor:

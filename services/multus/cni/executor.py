@@ -21,6 +21,7 @@ from typing import Final
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
 from schemas import cni
+from services.common.netlink.access import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
 from services.multus.cni.errors import CniError, NotStartedError, decode_error
@@ -109,11 +110,20 @@ class Executor:
         """
         for folder in self._search:
             path = os.path.join(folder, plugin)
-            if os.path.isfile(f"{self._chroot}{path}" if self._chroot else path):
+            if self._is_file(path):
                 return path
         raise CniError(
             cni.CniErrorCode.INTERNAL, f'failed to find plugin "{plugin}" in path [{" ".join(self._search)}]'
         )
+
+    def _is_file(self, path: str) -> bool:
+        if self._chroot is None:
+            return os.path.isfile(path)
+        try:
+            # A link inside the root, such as those of k3s, must not lead out of it.
+            return os.path.isfile(resolve_under(self._chroot, path))
+        except OSError:
+            return False
 
     async def run(self, plugin: str, invocation: Invocation, stdin: bytes) -> bytes:
         """Execute a plugin and return what it printed.

@@ -10,12 +10,17 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from services.common.netlink.access import resolve_under
 from services.common.runtime.settings import CommonSettings, SettingsError
 from services.multus.config import daemon_config
 from services.multus.config.daemon_config import DaemonConfig, LogOptions
 
 SHIM_SOCKET_DIR: Final = "/run/multus/"
 """The directory where a shim expects the socket if its configuration does not name one (upstream's default)."""
+
+DEFAULT_CONNECTION_LIMIT: Final = 32
+"""How many calls run at once unless ``connectionLimit`` is set. Each may run a plugin of some MiB, and more calls at
+once are no faster (multus-cni#1346)."""
 
 
 class Settings(CommonSettings, frozen=True, kw_only=True):
@@ -37,7 +42,10 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         str | None, msgspec.Meta(description="path of a daemon-config.json in multus' own format; unset: defaults")
     ] = None
     host_root: Annotated[
-        str, msgspec.Meta(description="where the node's file system is mounted, for network namespaces")
+        str,
+        msgspec.Meta(
+            description="where the node's file system is mounted: its network namespaces are there, plugins run in it"
+        ),
     ] = "/"
     plugin_timeout: Annotated[
         float, msgspec.Meta(description="seconds that one execution of a CNI plugin may take", gt=0, le=600)
@@ -90,7 +98,7 @@ class Config:
     :ivar override_name: whether the generated configuration has the primary's network name.
     :ivar capabilities: capabilities of the generated configuration in addition to the primary's.
     :ivar kubeconfig: path of a kubeconfig; ``None``: the standard lookup.
-    :ivar connection_limit: how many calls may run at once; ``None``: no limit.
+    :ivar connection_limit: how many calls may run at once.
     :ivar metrics_port: TCP port of ``/metrics``; ``None``: none.
     :ivar pod_resources_socket: path of the kubelet's pod-resources socket.
     :ivar device_info_dir: directory of device information files.
@@ -126,7 +134,7 @@ class Config:
     override_name: bool
     capabilities: frozenset[str]
     kubeconfig: str | None
-    connection_limit: int | None
+    connection_limit: int
     metrics_port: int | None
     pod_resources_socket: str
     device_info_dir: Path
@@ -139,6 +147,12 @@ class Config:
     def default_version(self) -> str:
         """The CNI version of a configuration that has none."""
         return self.cni_version or "1.0.0"
+
+    @property
+    def installed_plugins(self) -> Path:
+        """The directory of CNI plugins as the daemon sees it; ``bin_dir`` is its path where plugins run."""
+        # The node may have a link here.
+        return resolve_under(self.chroot_dir, str(self.bin_dir)) if self.chroot_dir else self.bin_dir
 
 
 def read_config(settings: Settings) -> tuple[Config, list[str]]:
@@ -163,7 +177,9 @@ def _merge(settings: Settings, given: DaemonConfig) -> Config:
     log = {"logFile": given.log_file, "logLevel": given.log_level, "logToStderr": given.log_to_stderr}
     # As upstream: a list replaces `default`, which must be repeated in it.
     named = (given.global_namespaces or "default").split(",")
-    chroot_dir = Path(given.chroot_dir) if given.chroot_dir and given.chroot_dir != "/" else None
+    # The paths in plugins' configurations are the node's, so plugins run in the node's root wherever that is mounted.
+    root = given.chroot_dir or settings.host_root
+    chroot_dir = Path(root) if root != "/" else None
     level = daemon_config.LEVELS[given.log_level.lower()] if given.log_level else None
     return Config(
         socket_dir=Path(socket_dir),
@@ -194,7 +210,7 @@ def _merge(settings: Settings, given: DaemonConfig) -> Config:
         override_name=given.override_network_name,
         capabilities=frozenset(name for name, on in given.capabilities.items() if on),
         kubeconfig=settings.kubeconfig or given.kubeconfig,
-        connection_limit=given.connection_limit,
+        connection_limit=given.connection_limit or DEFAULT_CONNECTION_LIMIT,
         metrics_port=given.metrics_port,
         pod_resources_socket=settings.pod_resources_socket,
         device_info_dir=Path(settings.device_info_dir),

@@ -1,4 +1,4 @@
-"""The CNI configuration that makes the runtime call the shim, and the installation of the shim.
+"""The CNI configuration that makes the runtime call the shim.
 
 ``00-multus.conf`` sorts first in the runtime's directory and names the shim. The primary CNI configuration becomes the
 cluster network. ``multusConfigFile`` may name a finished configuration, which is copied instead. The file stays when
@@ -7,7 +7,6 @@ Next: :mod:`services.multus.container_runtime.shim`.
 """
 
 import asyncio
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +14,13 @@ from typing import Any, Final
 
 import msgspec
 
+from schemas.multus import CONF_NAME, SHIM_NAME
+from services.common.node.files import replace_file
 from services.common.telemetry.logs import Log
 from services.multus.cni import conflist
 from services.multus.cni.errors import CniError
 from services.multus.config.settings import Config
-from services.multus.records.disk import replace_file
 
-CONF_NAME: Final = "00-multus.conf"
-SHIM_NAME: Final = "hotnic-multus"
 NETWORK_NAME: Final = "multus-cni-network"
 UPDATE_INTERVAL: Final = 1.0
 """Seconds between checks of the primary configuration; a check lists one small directory."""
@@ -130,29 +128,6 @@ class Autoconfig:
         if _content(target) != made:
             replace_file(target, made + b"\n", synced=True)
             self._log.info("configuration for the runtime written", path=str(target), source=str(source))
-
-
-def install_shim(source: Path, bin_dir: Path) -> Path:
-    """Install the shim among the CNI plugins.
-
-    The file is replaced as a whole, so running shims keep the file they started from.
-
-    :param source: the shim's file.
-    :param bin_dir: the directory of CNI plugins.
-    :returns: the path of the installed shim.
-    :raises OSError: the directory does not exist or is not writable.
-    """
-    target = bin_dir / SHIM_NAME
-    data = source.read_bytes()
-    try:
-        if target.read_bytes() == data and os.access(target, os.X_OK):
-            return target
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-    # Writing into the old file fails ("text file busy") while a shim waits for the daemon (multus-cni#1221).
-    replace_file(target, data, mode=0o755, synced=True)
-    return target
 
 
 def _content(path: Path) -> bytes | None:

@@ -27,6 +27,11 @@ READY_SECONDS = 60.0
 READY_PAUSE = 0.1
 CALL_SECONDS = 180.0
 MAX_RESPONSE = 16 * 1024 * 1024
+# For a node that was away while hotnic was uninstalled. Only the runtime and the daemon know the file's directory.
+REMOVED = (
+    "if hotnic was removed from this cluster, delete 00-multus.conf from the container runtime's CNI configuration "
+    "directory (usually /etc/cni/net.d) of this node"
+)
 LEVELS = {"panic": 0, "error": 1, "verbose": 2, "debug": 3}
 
 
@@ -90,8 +95,9 @@ def http(path: str, method: str, target: str, body: bytes, deadline: float) -> t
         client.settimeout(seconds_left(deadline))
         try:
             client.connect(path)
-        # Only these prove that the daemon has not received the call; after any other error a plugin may have run.
-        except (FileNotFoundError, ConnectionRefusedError) as exc:
+        # Only these prove that the daemon has not received the call; after any other error a plugin may have run. The
+        # last one means that too many calls wait at the socket.
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as exc:
             raise NotSent(f"{path}: {exc}") from exc
         client.sendall(head.encode("latin-1", "replace") + b"\r\n" + body)
         return read_response(client, deadline)
@@ -167,7 +173,7 @@ def wait_until_ready(path: str, deadline: float) -> None:
         if not reason:
             return
         if time.monotonic() + READY_PAUSE >= limit:
-            raise ShimError(11, f"the multus daemon is not ready after {READY_SECONDS:.0f} s ({reason})")
+            raise ShimError(11, f"the multus daemon is not ready after {READY_SECONDS:.0f} s ({reason}); {REMOVED}")
         time.sleep(READY_PAUSE)
 
 

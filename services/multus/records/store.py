@@ -6,7 +6,7 @@ exist, whenever the daemon dies: attachments of the sandbox's creation and hot-p
 A call does not wait for the disk. Its record is written at once to ``<id>.unsettled`` in a memory file system
 (``/run``), which survives the process. A few milliseconds later it is written and synced to ``<id>.json``, which
 survives a loss of power; then the record is settled. Users read pod annotations; records are for this node only.
-When an attachment may be deleted is decided in :mod:`services.multus.plan`. Next: :mod:`services.multus.records.disk`.
+When an attachment may be deleted is decided in :mod:`services.multus.plan`. Next: :mod:`services.multus.records.locks`.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ import msgspec
 from opentelemetry.trace import Tracer
 
 from schemas import cni
+from services.common.node.files import replace_file
 from services.common.telemetry.logs import Log
 from services.multus.cni.call import is_valid_sandbox_id
 from services.multus.cni.errors import CniError
-from services.multus.records.disk import replace_file
 from services.multus.records.locks import SandboxLocks
 from services.multus.records.sandbox import SandboxState
 

@@ -1,8 +1,10 @@
 """The netlink adapter on real network namespaces: what it reads, what it changes, and its errors."""
 
 import asyncio
+import contextlib
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -55,6 +57,33 @@ async def test_a_veth_is_read_as_ip_shows_it(inner: Path, tmp_path: Path, netns:
             Route(link.index, "0.0.0.0/0", "10.0.0.1", 7),
         } | {route for route in await netns.routes(link.index) if route.dst == "fe80::/64"}
         assert [found.name for found in await netns.links()] == ["lo", "pod0"]
+
+
+@pytest.fixture
+def node_root(inner: Path, tmp_path: Path) -> Iterator[Path]:
+    """A node's root with a writable procfs and the namespace; the test's own ``/proc/sys`` is read-only meanwhile."""
+    node = tmp_path / "node"
+    below = node / inner.relative_to("/")
+    for folder in (node / "proc", below.parent):
+        folder.mkdir(parents=True)
+    below.touch()
+    with contextlib.ExitStack() as stack:
+        for source, target in (("proc", node / "proc"), ("/proc/sys", "/proc/sys"), (inner, below)):
+            kind = ["-t", "proc"] if source == "proc" else ["--bind"]
+            subprocess.run(["mount", *kind, source, target], check=True)
+            stack.callback(subprocess.run, ["umount", target], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", "/proc/sys"], check=True)
+        yield node
+
+
+async def test_sysctls_are_set_through_the_nodes_procfs(inner: Path, pool: NetnsPool, node_root: Path) -> None:
+    """The ``/proc/sys`` of a container without privileges is read-only; the node's, below its root, is not."""
+    key = "net/ipv4/conf/all/arp_ignore"
+    with pytest.raises(NetlinkFailure, match="Read-only file system"):
+        await (await pool.open(str(inner))).set_sysctl(key, "1")
+    with contextlib.closing(NetnsPool(str(node_root))) as nodes:
+        await (await nodes.open(str(inner))).set_sysctl(key, "1")
+    assert await (await pool.open(str(inner))).sysctl(key) == "1"
 
 
 async def test_links_are_created_changed_and_deleted(netns: Netns) -> None:

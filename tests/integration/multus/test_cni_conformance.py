@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from schemas.multus import SHIM_NAME
+from services.common.node.files import install_executable
 from services.multus.container_runtime import shim
-from services.multus.container_runtime.autoconfig import install_shim
 from tests.support.cni import RecordingPlugin
 from tests.support.multus_daemon import SANDBOX, Daemon, cni_environment
 
@@ -37,7 +38,8 @@ def run_shim(daemon: Daemon, tmp_path: Path, sandbox_netns: Path) -> Shim:
     """Return a function that executes the shim as the runtime does and returns its exit code and document."""
     folder = tmp_path / "shim"
     folder.mkdir()
-    program = install_shim(Path(shim.__file__), folder)
+    program = folder / SHIM_NAME
+    install_executable(Path(shim.__file__), program)
 
     async def run(command: str, version: str = "1.1.0", raw: bytes | None = None, **environ: str) -> tuple[int, Any]:
         config = raw if raw is not None else json.dumps({**daemon.conf, "cniVersion": version}).encode()

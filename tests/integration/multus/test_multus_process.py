@@ -6,23 +6,24 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from schemas.networks import NETWORK_STATUS, NETWORKS
-from tests.support.cni import RecordingPlugin, bridge_config, leases
-from tests.support.multus_daemon import POD, POD_UID, cni_environment
-from tests.support.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
+from schemas.networks import NETWORK_STATUS
+from services.common.http.client import ConnectFailed, UnixHttpClient
+from tests.support.cni import RecordingPlugin, leases
+from tests.support.multus_daemon import POD
+from tests.support.multus_process import MultusNode, multus_node, until
+from tests.support.node_kube import NADS, PODS
+from tests.support.spans import recording_telemetry
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll until a condition that another process fulfils is true."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+@pytest.fixture
+async def node(tmp_path: Path, plugins: Path) -> AsyncIterator[MultusNode]:
+    """A node, without a daemon yet."""
+    async with multus_node(tmp_path, plugins) as found:
+        yield found
 
 
 def text_of(path: Path) -> str:
@@ -33,86 +34,7 @@ def text_of(path: Path) -> str:
         return ""
 
 
-@dataclass
-class Node:
-    """A node's directories with a primary network, and the daemon's environment."""
-
-    folder: Path
-    kube: FakeKube
-    environ: dict[str, str]
-
-    @contextlib.asynccontextmanager
-    async def daemon(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        """Run the daemon as a process; yield it when it is ready, end it by SIGTERM and expect exit code 0."""
-        log = (self.folder / "daemon.log").open("ab")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.multus", env=self.environ, stdout=log, stderr=log
-        )
-        log.close()
-        try:
-            await self.ready()
-            yield process
-            if process.returncode is None:
-                process.terminate()
-            assert await asyncio.wait_for(process.wait(), 15) == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-
-    async def ready(self) -> None:
-        """Wait as the runtime does: execute the shim, which waits for the daemon."""
-        await until(lambda: self.conf.exists() and (self.folder / "bin" / "hotnic-multus").exists())
-        status, out = await self.shim("CHECK", "", version="1.0.0")
-        assert status == 1, out  # the daemon has answered: it refuses a CHECK without a network namespace
-
-    @property
-    def conf(self) -> Path:
-        """The configuration that the daemon writes for the runtime."""
-        return self.folder / "conf" / "00-multus.conf"
-
-    async def shim(self, command: str, netns: Path | str, version: str | None = None) -> tuple[int, Any]:
-        """Execute the shim with the current configuration."""
-        config = json.loads(self.conf.read_text())
-        if version:
-            config["cniVersion"] = version
-        process = await asyncio.create_subprocess_exec(
-            self.folder / "bin" / "hotnic-multus", env=cni_environment(command, netns), stdin=-1, stdout=-1
-        )
-        out, _ = await asyncio.wait_for(process.communicate(json.dumps(config).encode()), 30)
-        assert process.returncode is not None
-        return process.returncode, json.loads(out) if out else None
-
-
-@pytest.fixture
-async def node(tmp_path: Path, plugins: Path) -> AsyncIterator[Node]:
-    """A node, without a daemon yet."""
-    ipam = {"type": "host-local", "subnet": "10.77.0.0/24", "dataDir": str(tmp_path / "leases")}
-    primary = {
-        "cniVersion": "1.0.0",
-        "name": "pods",
-        "plugins": [{"type": "bridge", "bridge": "br-pods", "isGateway": True, "ipam": ipam}],
-    }
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "10-primary.conflist").write_text(json.dumps(primary))
-    async with serving_kube(FakeKube()) as kube:
-        metadata = {"uid": POD_UID, "annotations": {NETWORKS: "blue@pod7e0055a6880"}}
-        kube.put(PODS, "default", POD, metadata=metadata, spec={}, status={})
-        kube.put(NADS, "default", "blue", spec={"config": json.dumps(bridge_config(tmp_path))})
-        environ = {
-            **os.environ,
-            "KUBECONFIG": write_kubeconfig(tmp_path / "kubeconfig", kube.url),
-            "HOTNIC_SOCKET_DIR": str(tmp_path / "run"),
-            "HOTNIC_CNI_CONF_DIR": str(tmp_path / "conf"),
-            "HOTNIC_CNI_BIN_DIR": str(plugins),
-            "HOTNIC_CNI_STATE_DIR": str(tmp_path / "state"),
-            "HOTNIC_TRACE_DIR": str(tmp_path / "traces"),
-            "HOTNIC_LOG_FORMAT": "json",
-        }
-        yield Node(tmp_path, kube, environ)
-
-
-async def test_a_sandbox_survives_a_restart_of_the_daemon(node: Node, sandbox_netns: Path) -> None:
+async def test_a_sandbox_survives_a_restart_of_the_daemon(node: MultusNode, sandbox_netns: Path) -> None:
     run_dir = node.folder / "run"
     run_dir.mkdir()
     (run_dir / "foreign-file").touch()
@@ -140,7 +62,44 @@ async def test_a_sandbox_survives_a_restart_of_the_daemon(node: Node, sandbox_ne
     assert leases(node.folder, "pods") == []
 
 
-async def test_add_waits_for_a_starting_daemon(node: Node, sandbox_netns: Path) -> None:
+async def test_the_daemon_waits_for_the_primary_network(node: MultusNode) -> None:
+    """It may start before the primary CNI has written its file, such as after a reboot of the node."""
+    primary = node.folder / "conf" / "10-primary.conflist"
+    text = primary.read_text()
+    primary.unlink()
+    listen = node.folder / "health.sock"
+    node.environ["HOTNIC_HEALTH_LISTEN"] = f"unix:{listen}"
+    http = UnixHttpClient(str(listen), recording_telemetry("client")[0])
+
+    async def until_answer(status: int, found: Callable[[str], bool]) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(ConnectFailed):
+                    code, body = await http.request("GET", "/readyz")
+                    if code == status and found(body.decode()):
+                        return
+                await asyncio.sleep(0.02)
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.multus", env=node.environ)
+    try:
+        waiting = f"[-]runtime-configuration failed: no primary CNI configuration in {node.folder}/conf: waiting for "
+        await until_answer(503, lambda body: waiting in body)
+        # The runtime would call the shim as soon as this file exists.
+        assert not node.conf.exists()
+        # A file that is still being written is no configuration, and nothing is made of it.
+        primary.write_text(text[: len(text) // 2])
+        await until_answer(503, lambda body: "[-]runtime-configuration failed: " in body and waiting not in body)
+        assert not node.conf.exists()
+        primary.write_text(text)
+        await until_answer(200, lambda body: "[+]runtime-configuration ok" in body)
+        assert json.loads(node.conf.read_text())["clusterNetwork"] == str(primary)
+    finally:
+        await http.close()
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
+async def test_add_waits_for_a_starting_daemon(node: MultusNode, sandbox_netns: Path) -> None:
     async with node.daemon():
         pass
     calling = asyncio.create_task(node.shim("ADD", sandbox_netns))
@@ -151,7 +110,7 @@ async def test_add_waits_for_a_starting_daemon(node: Node, sandbox_netns: Path) 
 
 
 async def test_a_running_call_finishes_before_the_daemon_ends(
-    node: Node, sandbox_netns: Path, recording: RecordingPlugin
+    node: MultusNode, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     recording.sleep("ADD", 5.5)  # most of the time that the daemon grants running calls
     slow = {"cniVersion": "1.0.0", "name": "slow", "type": recording.type}
@@ -167,7 +126,7 @@ async def test_a_running_call_finishes_before_the_daemon_ends(
 
 
 async def test_an_add_interrupted_by_a_kill_is_rolled_back(
-    node: Node, sandbox_netns: Path, recording: RecordingPlugin
+    node: MultusNode, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     recording.sleep("ADD", 0.5)
     slow = {"cniVersion": "1.0.0", "name": "slow", "type": recording.type}

@@ -376,6 +376,10 @@ async def test_plugins_are_found_and_run_inside_the_nodes_root(
         assert rooted.calls[0]["path"] == "/mnt"
         assert rooted.working_directory == "/"  # upstream: a directory outside of the root (1308)
         assert "rooted" not in os.listdir("/mnt")
+        # An absolute link, as k3s has among its plugins, leads to a file below the same root.
+        (node_root / "mnt" / "linked").symlink_to("/mnt/rooted")
+        assert (await daemon.delegate("ADD", sandbox_netns, "net3", {**config, "type": "linked"}))[0] == 200
+        assert (await daemon.delegate("DEL", sandbox_netns, "net3", {**config, "type": "linked"}))[0] == 200
         status, error = await daemon.delegate("ADD", sandbox_netns, "net2", {**config, "type": "absent"})
         assert (status, error["code"]) == (400, 999)
         assert 'failed to find plugin "absent"' in error["msg"]
@@ -408,7 +412,8 @@ async def test_a_namespace_is_opened_below_the_nodes_root_and_passed_on_unchange
     config = {"cniVersion": "1.0.0", "name": "x", "type": recording.type}
     with namespaces.namespace(node / "run" / "netns", "cni-1") as netns:
         namespaces.ip(netns, "link", "add", "taken", "type", "bridge")
-        async with running_daemon(tmp_path, plugins, host_root=str(node)) as daemon:
+        # Here the plugins are not part of the node's file system.
+        async with running_daemon(tmp_path, plugins, host_root=str(node), chrootDir="/") as daemon:
             status, error = await daemon.delegate("ADD", path, "taken", config)
             assert (status, error["code"]) == (400, 7)
             assert "interface name taken already exists" in error["msg"]

@@ -211,3 +211,50 @@ async def test_failed_access_review_refuses_the_request(api: ServedApi) -> None:
     code, status, _ = await api.request(VMIS, "addinterface", PLUG | {"networkAttachmentDefinitionName": "secret/net1"})
     assert (code, status["message"]) == (403, "the api may not ask")
     assert read_operation(api.kube.annotations(VMIS, "default", "vm1"), "iface1") is None
+
+
+AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+AGGREGATED_BETA = "application/json;as=APIGroupDiscoveryList;v=v2beta1;g=apidiscovery.k8s.io"
+
+
+@pytest.mark.parametrize(
+    ("accept", "code"),
+    [
+        (None, 200),
+        ("*/*", 200),
+        ("application/json", 200),
+        ("application/json, */*", 200),
+        ("application/vnd.kubernetes.protobuf,application/json", 200),
+        (f"{AGGREGATED},{AGGREGATED_BETA},application/json", 200),
+        ("application/json;q=0.9", 200),
+        (AGGREGATED, 406),
+        (f"{AGGREGATED}, {AGGREGATED_BETA}", 406),
+        ("application/json;q=0", 406),
+        ("application/vnd.kubernetes.protobuf", 406),
+    ],
+)
+@pytest.mark.parametrize("path", ["/apis", "/apis/subresources.hotnic.io", f"/apis/{HOTNIC}"])
+async def test_discovery_is_plain_json_or_not_acceptable(
+    api: ServedApi, path: str, accept: str | None, code: int
+) -> None:
+    headers = {"Accept": accept} if accept is not None else {}
+    async with api.session.get(path, headers=headers, skip_auto_headers=["Accept"]) as answer:
+        assert (answer.status, answer.content_type) == (code, "application/json")
+        kind = (await answer.json())["kind"]
+    assert (kind == "Status") is (code == 406)
+
+
+async def test_discovery_needs_neither_the_api_server_nor_the_bus(api: ServedApi) -> None:
+    """An aggregated API without an answer blocks the deletion of every namespace, so it depends on nothing."""
+
+    def hang(_method: str, _plural: str, _name: str) -> None:
+        raise AssertionError("discovery sent a request")
+
+    api.kube.before = hang
+    before = len(api.kube.requests)
+    async with asyncio.timeout(1):
+        for path in ("/apis", *(f"/apis/{version}" for version in VERSIONS), "/openapi/v2", "/readyz"):
+            async with api.session.get(path) as answer:
+                assert answer.status == 200
+    assert len(api.kube.requests) == before
+    assert api.bus.published == []

@@ -28,6 +28,13 @@ COMMANDS = [
     ["lab"],
     *(["lab", verb] for verb in ("up", "down", "status", "console", "kubeconfig", "exec", "logs", "restart")),
     ["run"],
+    ["node"],
+    ["node", "install-shim"],
+    ["node", "clean"],
+    ["healthcheck"],
+    ["chart"],
+    ["chart", "uninstall"],
+    ["chart", "test"],
 ]
 WRONG = [
     ["no-such-command"],
@@ -52,6 +59,9 @@ WRONG = [
     ["doctor", "--node-paths", "nonsense=/x"],
     ["lab", "exec"],
     ["run", "nobody"],
+    ["node", "clean", "--timeout", "soon"],
+    ["node", "clean", "-o", "yaml"],
+    ["healthcheck", "--timeout", "soon"],
 ]
 PROBE = """
 import json, sys

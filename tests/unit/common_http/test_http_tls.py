@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from services.common.http.server import make_app, serve
-from services.common.http.tls import peer_common_name, server_context
+from services.common.http.tls import ServerTls, peer_common_name
 from tests.support.certs import Authority, Pair
 from tests.support.spans import recording_telemetry
 
@@ -22,12 +22,11 @@ async def who(request: web.Request) -> web.Response:
 @asynccontextmanager
 async def tls(tmp_path: Path, authority: Authority, *, required: bool) -> AsyncIterator[str]:
     pair = authority.server()
-    context = server_context(
-        str(pair.cert), str(pair.key), client_ca=authority.ca.read_text(), client_cert_required=required
-    )
+    settings = ServerTls(client_ca=authority.ca.read_text(), client_cert_required=required)
+    settings.use(pair.cert.read_bytes(), pair.key.read_bytes())
     app = make_app(telemetry=recording_telemetry()[0], max_body=10)
     app.router.add_get("/", who)
-    async with serve(app, "127.0.0.1:0", ssl=context) as address:
+    async with serve(app, "127.0.0.1:0", ssl=settings.context) as address:
         yield f"https://{address}/"
 
 

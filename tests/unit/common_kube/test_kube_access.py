@@ -13,7 +13,7 @@ from aiohttp import web
 
 from schemas.kube import PODS
 from services.common.http.server import make_app, serve
-from services.common.http.tls import peer_common_name, server_context
+from services.common.http.tls import ServerTls, peer_common_name
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeconfigError, Unauthorized, Unavailable
 from services.common.kube.session.auth import ClusterAccess
@@ -41,8 +41,9 @@ async def tls_server(
     pair = authority.server()
     app = make_app(telemetry=recorded[0], max_body=1024)
     app.router.add_route("*", "/{path:.*}", answer)
-    context = server_context(str(pair.cert), str(pair.key), client_ca=authority.ca.read_text())
-    async with serve(app, "127.0.0.1:0", ssl=context) as address:
+    tls = ServerTls(client_ca=authority.ca.read_text())
+    tls.use(pair.cert.read_bytes(), pair.key.read_bytes())
+    async with serve(app, "127.0.0.1:0", ssl=tls.context) as address:
         yield f"https://{address}", authority
 
 

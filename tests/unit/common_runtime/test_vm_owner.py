@@ -15,7 +15,7 @@ from services.common.domain.kubevirt import OwnerSetting
 from services.common.kube.client import Kube
 from services.common.runtime.owner import CONDITION, VmOwner
 from services.common.runtime.settings import SettingsError
-from tests.support.node_kube import PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.spans import recording_telemetry
 
 KUBEVIRTS, HOME = "kubevirts", "kubevirt"
@@ -111,6 +111,21 @@ async def test_hotnic_is_no_owner_while_kubevirts_controllers_run(tmp_path: Path
         await watched.until(is_hotnic=True)
         assert [ok for ok, _ in watched.conditions] == [False, True]
         assert "kubevirt/virt-controller-x" in watched.conditions[0][1]
+
+
+@pytest.mark.parametrize("crd", [True, False], ids=["the CRD alone", "no CRD"])
+async def test_kubevirt_as_owner_does_not_start_without_kubevirt(tmp_path: Path, crd: bool) -> None:
+    kube = FakeKube()
+
+    def find(_method: str, plural: str, _name: str) -> None:
+        if plural == KUBEVIRTS and not crd:
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
+
+    kube.before = find
+    async with watching(tmp_path, kube, "kubevirt") as watched:
+        with pytest.raises(SettingsError, match="the cluster has no KubeVirt object") as error:
+            await watched.owner.wait_synced()
+    assert error.value.variable == "HOTNIC_VM_OWNER"
 
 
 @pytest.mark.parametrize("setting", ["auto", "kubevirt"])

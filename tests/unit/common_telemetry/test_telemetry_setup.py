@@ -1,7 +1,5 @@
 """Telemetry of a process: exporters, resource attributes, names of metrics."""
 
-import asyncio
-import gzip
 import json
 import subprocess
 import sys
@@ -9,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from opentelemetry import metrics, trace
 
 from schemas.events import Failed, GuestAttached
@@ -129,24 +125,3 @@ def test_failures_are_counted_by_stage_and_reason() -> None:
     for _ in range(2):
         telemetry.metrics.record_published(Failed(operation=operation, at=Stage.MULTUS_ATTACHED, reason="CniFailed"))
     assert b'hotnic_failures_total{reason="CniFailed",stage="multus-attached"} 2.0' in telemetry.metrics_text()
-
-
-async def test_otlp_is_sent_to_the_traces_path_of_the_collector() -> None:
-    received: list[tuple[str, bytes]] = []
-
-    async def receive(request: web.Request) -> web.Response:
-        body = await request.read()
-        received.append((request.path, gzip.decompress(body) if request.headers.get("Content-Encoding") else body))
-        return web.Response(content_type="application/x-protobuf", body=b"")
-
-    app = web.Application()
-    app.router.add_post("/{path:.*}", receive)
-    async with TestServer(app) as server:
-        telemetry = configure("api", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": str(server.make_url("/"))})
-        telemetry.tracer.start_span("exported").end()
-        # shutdown() exports the remaining spans and blocks, so it runs in a thread.
-        await asyncio.to_thread(telemetry.shutdown)
-    ((path, body),) = received
-    assert path == "/v1/traces"
-    assert b"exported" in body
-    assert b"hotnic-api" in body

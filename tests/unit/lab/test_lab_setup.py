@@ -1,5 +1,6 @@
 """What the supervisor sets up: mounts, cgroups, configuration, sandboxes."""
 
+import dataclasses
 import json
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ from lab.layout import ROLES, LabIdentity, Layout
 from lab.namespaces import cgroups, isolation
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
+from lab.supervisor.collector import Collector
 from lab.tools import LabTools
 from schemas.cri import runtime_pb2 as pb
 
@@ -99,6 +101,18 @@ def test_roles_have_failpoints_if_the_variable_is_set(parameters: components.Lab
         "-m",
         "lab.node",
     )
+
+
+def test_processes_export_only_to_the_collector_of_the_option(parameters: components.LabParameters) -> None:
+    caller = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://elsewhere", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    collector = Collector.parse("http://collector")
+    with_option = dataclasses.replace(parameters, collector=collector)
+    for component in components.COMPONENTS:
+        for lab, expected in ((parameters, {}), (with_option, collector.environment)):
+            env = components.process_spec(lab, component, caller).env
+            exported = {name: value for name, value in env.items() if name.startswith("OTEL_")}
+            assert exported == (expected if component in (*ROLES, "node") else {})
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in components.manual_command(with_option, "handler")
 
 
 def test_only_the_apiserver_inherits_the_listener(parameters: components.LabParameters) -> None:

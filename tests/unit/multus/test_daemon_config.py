@@ -9,12 +9,13 @@ import msgspec
 import pytest
 import structlog
 
+from schemas.multus import CONF_NAME
 from services.common.runtime.settings import SettingsError
 from services.common.telemetry.logs import logger
 from services.multus.config import logs
 from services.multus.config.daemon_config import DaemonConfig, parse
 from services.multus.config.settings import Config, Settings, read_config
-from services.multus.container_runtime.autoconfig import CONF_NAME, Autoconfig, runtime_configuration
+from services.multus.container_runtime.autoconfig import Autoconfig, runtime_configuration
 
 UPSTREAM_KEYS = {
     # Keys of the daemon, of the generator, and those that upstream lays over every request (multus-cni v4.3.0).
@@ -102,6 +103,18 @@ def test_chroot_dir_sets_the_root_for_plugins_and_namespaces(tmp_path: Path) -> 
     own = Settings(host_root="/node", multus_config=str(tmp_path / "daemon-config.json"))
     (tmp_path / "daemon-config.json").write_text('{"chrootDir":"/hostroot"}')
     assert read_config(own)[0].host_root == "/node"
+
+
+def test_plugins_run_in_the_nodes_root_wherever_it_is_mounted(tmp_path: Path) -> None:
+    """Without a ``daemon-config.json``: every path in a plugin's configuration is the node's."""
+    config = read_config(Settings(host_root=str(tmp_path)))[0]
+    assert (config.chroot_dir, config.host_root) == (tmp_path, str(tmp_path))
+    assert (config.bin_dir, config.installed_plugins) == (Path("/opt/cni/bin"), tmp_path / "opt/cni/bin")
+    (tmp_path / "opt" / "cni").mkdir(parents=True)
+    (tmp_path / "opt" / "cni" / "bin").symlink_to("/var/lib/plugins")
+    assert config.installed_plugins == tmp_path / "var/lib/plugins"
+    config = read_config(Settings())[0]
+    assert (config.chroot_dir, config.installed_plugins) == (None, Path("/opt/cni/bin"))
 
 
 def test_a_finished_configuration_is_copied(tmp_path: Path) -> None:

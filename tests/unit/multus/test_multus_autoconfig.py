@@ -1,4 +1,4 @@
-"""The generated CNI configuration, the settings that it depends on, and the installation of the shim."""
+"""The generated CNI configuration and the settings that it depends on."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,11 @@ from typing import Any
 import pytest
 import structlog
 
+from schemas.multus import CONF_NAME
 from services.common.runtime.settings import SettingsError
 from services.multus.cni.errors import CniError
 from services.multus.config.settings import Config, Settings, read_config
-from services.multus.container_runtime.autoconfig import (
-    CONF_NAME,
-    Autoconfig,
-    choose_primary,
-    install_shim,
-    runtime_configuration,
-)
+from services.multus.container_runtime.autoconfig import Autoconfig, choose_primary, runtime_configuration
 
 PRIMARY = {
     "cniVersion": "0.4.0",
@@ -142,20 +137,3 @@ def test_a_bad_file_is_a_settings_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match=r"daemon-config\.json") as caught:
         read_config(Settings(multus_config=str(file)))
     assert caught.value.variable == "HOTNIC_MULTUS_CONFIG"
-
-
-def test_the_shim_is_replaced_atomically_and_only_when_it_changed(tmp_path: Path) -> None:
-    source = tmp_path / "shim.py"
-    source.write_text("#!/bin/sh\necho 1\n")
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    path = install_shim(source, bin_dir)
-    assert (path.name, path.stat().st_mode & 0o777) == ("hotnic-multus", 0o755)
-    inode = path.stat().st_ino
-    install_shim(source, bin_dir)
-    assert path.stat().st_ino == inode
-    source.write_text("#!/bin/sh\necho 2\n")
-    with path.open("rb") as running:  # a running shim keeps its file
-        install_shim(source, bin_dir)
-        assert running.read() == b"#!/bin/sh\necho 1\n"
-    assert path.read_text() == source.read_text()

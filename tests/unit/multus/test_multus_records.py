@@ -9,7 +9,6 @@ import structlog
 from opentelemetry.trace import NoOpTracer
 
 from services.multus.cni.errors import CniError
-from services.multus.records.disk import replace_file
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
 from services.multus.records.store import Records
 
@@ -215,13 +214,3 @@ async def test_one_call_at_a_time_holds_a_sandboxs_lock(tmp_path: Path) -> None:
     await holder
     async with records.lock("abc"):
         pass
-
-
-def test_replace_file_keeps_the_old_file_on_failure(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    replace_file(target, b"old", mode=0o755, synced=True)
-    assert target.stat().st_mode & 0o777 == 0o755
-    with pytest.raises(TypeError):
-        replace_file(target, None)  # type: ignore[arg-type]
-    assert target.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -2,8 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
+import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,8 +15,9 @@ from typing import Any
 import pytest
 
 from schemas import cni
+from schemas.multus import SHIM_NAME
+from services.common.node.files import install_executable
 from services.multus.container_runtime import shim
-from services.multus.container_runtime.autoconfig import install_shim
 
 RESULT: dict[str, Any] = {
     "cniVersion": "1.1.0",
@@ -26,7 +30,9 @@ RESULT: dict[str, Any] = {
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     """The installed shim: the Python file, or the executable that ``scripts/shim-static`` builds."""
-    return install_shim(Path(os.environ.get("HOTNIC_TEST_SHIM", shim.__file__)), tmp_path)
+    target = tmp_path / SHIM_NAME
+    install_executable(Path(os.environ.get("HOTNIC_TEST_SHIM", shim.__file__)), target)
+    return target
 
 
 @pytest.fixture
@@ -192,6 +198,36 @@ async def test_add_retries_when_the_daemon_ends_before_the_call(
         code, _, _ = await calling
     assert code == 0
     assert [line.split()[0] for line, _, _ in second.requests] == ["GET", "POST"]
+
+
+def impatient_shim(folder: Path) -> Path:
+    """Return the whole program with a shorter wait."""
+    path = folder / "impatient"
+    path.write_text(Path(shim.__file__).read_text().replace("READY_SECONDS = 60.0", "READY_SECONDS = 0.2"))
+    path.chmod(0o755)
+    return path
+
+
+async def test_a_call_without_a_daemon_says_what_to_delete(config: dict[str, Any], tmp_path: Path) -> None:
+    """On a node that was away while hotnic was uninstalled, new pods cannot be created until a file is deleted."""
+    code, out, _ = await run(impatient_shim(tmp_path), "ADD", config)
+    assert (code, out["code"]) == (1, 11)
+    assert "the multus daemon is not ready" in out["msg"]
+    assert "if hotnic was removed from this cluster, delete 00-multus.conf" in out["msg"]
+
+
+def test_a_full_queue_of_the_socket_is_no_connection(tmp_path: Path) -> None:
+    """The call was not sent, so it is sent again. After a reboot all pods of a node call at once."""
+    path = str(tmp_path / "multus.sock")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(path)
+        server.listen(0)
+        # A queue of length 0 holds one connection.
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(path)
+        with pytest.raises(shim.NotSent, match="temporarily unavailable"):
+            shim.http(path, "POST", "/cni", b"{}", time.monotonic() + 10)
 
 
 async def test_del_always_succeeds(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:

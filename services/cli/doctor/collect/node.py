@@ -22,10 +22,12 @@ from services.cli.doctor.snapshot import (
 )
 from services.cli.tracing.tracer import NoTraces
 from services.common.cri.client import CriClient
+from services.common.cri.discovery import find_socket
 from services.common.cri.errors import CriError, SandboxMissing
 from services.common.cri.sandbox import ListedSandbox
 from services.common.netlink.errors import NetlinkFailure
 from services.common.netlink.pool import NetnsPool
+from services.common.runtime.settings import SettingsError
 
 HOST_NETNS = "/proc/1/ns/net"
 """The node's own network namespace: that of process 1."""
@@ -39,7 +41,11 @@ async def add_node_state(vms: list[VmSnapshot], paths: NodeSettings, node: str |
     """
     if os.geteuid() != 0:
         return Snapshot(tuple(vms), NotVisible("root on the node is required"))
-    cri, pool = CriClient(paths.cri_socket, NoTraces()), NetnsPool(paths.host_root)
+    try:
+        cri_socket = await find_socket(paths.cri_socket, NoTraces(), host_root=paths.host_root)
+    except SettingsError as error:
+        return Snapshot(tuple(vms), NotVisible(str(error)))
+    cri, pool = CriClient(cri_socket, NoTraces()), NetnsPool(paths.host_root)
     try:
         known = await cri.list_sandboxes()
         node = node or _node_of(vms, known)

@@ -31,7 +31,7 @@ _MADE_BY_A_RUNTIME = "cni-"
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Paths on the node and the guest driver, with the names of the roles' settings."""
 
-    cri_socket: str = "/run/containerd/containerd.sock"
+    cri_socket: str | None = None
     cni_state_dir: str = "/var/lib/cni/multus"
     socket_dir: str = "/run/multus"
     qmp_socket: str = "/run/hotnic/guests/{uid}/qmp.sock"

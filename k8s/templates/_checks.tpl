@@ -1,0 +1,52 @@
+{{/* Choices that cannot work. Each is refused with one sentence that says what to change. values.schema.json refuses
+     wrong types and missing values; a check here compares several values. Nothing is looked up in the cluster, because
+     `helm template` and GitOps have none: what only the cluster knows, the roles check when they start. */}}
+{{- define "hotnic.checks" -}}
+{{- $v := .Values -}}
+{{- $roles := splitList " " (include "hotnic.roles" .) -}}
+{{- $handler := include "hotnic.handlerEnabled" . -}}
+{{- if not (include "hotnic.roles" .) -}}
+{{- fail "no role is enabled; set at least one of api.enabled, controller.enabled, networks.enabled, multus.enabled and handler.enabled to true" -}}
+{{- end -}}
+{{- if not (has $v.vmOwner (list "kubevirt" "hotnic")) -}}
+{{- fail "vmOwner is not set; set it to kubevirt in a cluster where KubeVirt runs, and to hotnic where no KubeVirt component runs" -}}
+{{- end -}}
+{{- if and (eq $v.vmOwner "kubevirt") $v.crds.kubevirt -}}
+{{- fail "crds.kubevirt is true and vmOwner is kubevirt, but KubeVirt installs its own CRDs; set crds.kubevirt to false" -}}
+{{- end -}}
+{{- if and (eq $v.vmOwner "kubevirt") $v.api.enabled $v.api.claimKubevirtGroup -}}
+{{- fail "api.claimKubevirtGroup is true and vmOwner is kubevirt, but the group subresources.kubevirt.io would be taken away from KubeVirt with console, vnc, start, stop and migrate; set api.claimKubevirtGroup to false" -}}
+{{- end -}}
+{{- if and $v.api.enabled (not $v.controller.enabled) -}}
+{{- fail "api.enabled is true and controller.enabled is false, so requests would be accepted and never carried out; set controller.enabled to true or api.enabled to false" -}}
+{{- end -}}
+{{- if and $v.networks.enabled (not $v.multus.enabled) (not $v.networks.upstreamMultus.socketDir) -}}
+{{- fail "networks.enabled is true and multus.enabled is false, so nothing would execute CNI plugins; set multus.enabled to true, or networks.upstreamMultus.socketDir to the socket directory of upstream's thick daemon" -}}
+{{- end -}}
+{{- if and $v.multus.enabled $v.networks.upstreamMultus.socketDir -}}
+{{- fail "multus.enabled is true and networks.upstreamMultus.socketDir names another daemon, but a node has one multus daemon; set multus.enabled to false or networks.upstreamMultus.socketDir to \"\"" -}}
+{{- end -}}
+{{- range list "api" "controller" "handler" -}}
+{{- if and (has . $roles) (not $v.nats.url) -}}
+{{- fail (printf "nats.url is not set, but %s publishes events; set nats.url to a NATS server with JetStream, such as nats://nats.nats:4222, or %s.enabled to false" . .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $handler (eq $v.vmOwner "hotnic") (not $v.controller.enabled) -}}
+{{- fail "handler.enabled is true and controller.enabled is false, so no pod would get the attachments of its VM; set controller.enabled to true or handler.enabled to false" -}}
+{{- end -}}
+{{- range $key, $_ := $v.multus.config -}}
+{{- if has $key (list "chrootDir" "socketDir" "daemonSocketDir" "cniConfigDir" "binDir" "cniDir" "kubeconfig" "connectionLimit") -}}
+{{- fail (printf "multus.config.%s is set, but the chart derives this key from other values; remove it and set cniBinDir, cniConfDir, multus.socketDir, multus.stateDir or multus.connectionLimit instead" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $name := include "hotnic.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "%s is not a name of a Service; choose another name of the release, or set fullnameOverride" $name) -}}
+{{- end -}}
+{{- if hasKey (fromJson $v.test.network) "Error" -}}
+{{- fail "test.network is not a JSON object; set it to a CNI configuration" -}}
+{{- end -}}
+{{- if and $v.nats.credentials.secret (not $v.nats.url) -}}
+{{- fail "nats.credentials.secret is set and nats.url is not; set nats.url, or nats.credentials.secret to \"\"" -}}
+{{- end -}}
+{{- end -}}

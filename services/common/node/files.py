@@ -1,0 +1,80 @@
+"""Atomic replacement of files: a reader sees either the old content or the new one, and so does a power failure.
+
+Synchronous. A caller that must not wait for the disk uses a thread. Next: :mod:`services.common.node.cni_conf`.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+_ABANDONED: Final = 3600.0
+"""Seconds after which a temporary file belongs to no writer any more."""
+
+
+def replace_file(path: Path, data: bytes, *, mode: int = 0o600, synced: bool = False) -> None:
+    """Replace a file atomically.
+
+    :param path: the file.
+    :param data: the new content.
+    :param mode: the new file's permissions.
+    :param synced: whether to wait until the new content survives a loss of power.
+    :raises OSError: the file cannot be written; the old one is unchanged.
+    """
+    # Beside the file, because a rename does not cross file systems. Containers have process ids of their own, so a
+    # process id does not tell two writers apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            # The umask may have removed bits of the mode.
+            os.fchmod(descriptor, mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            if synced:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if synced:
+        # The rename is durable only after the directory is synced too.
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def install_executable(source: Path, target: Path) -> bool:
+    """Install a program; return whether anything was written.
+
+    The file is replaced as a whole, so that running copies keep the file they started from. Writing into it would fail:
+    "text file busy" (multus-cni#1221). A file with the same content and mode is left alone.
+
+    :param source: the program.
+    :param target: its path on the node.
+    :raises OSError: the program cannot be read, or the directory of the target does not exist or is not writable.
+    """
+    data = source.read_bytes()
+    for leftover in temporary_files(target):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                leftover.unlink()
+    try:
+        if target.stat().st_mode & 0o7777 == 0o755 and target.read_bytes() == data:
+            return False
+    except FileNotFoundError:
+        pass
+    replace_file(target, data, mode=0o755, synced=True)
+    return True
+
+
+def temporary_files(path: Path) -> list[Path]:
+    """Return the temporary files beside a file that killed processes have left."""
+    return sorted(path.parent.glob(f".{path.name}.*.tmp"))

@@ -1,0 +1,81 @@
+"""Refuse to start beside upstream's dynamic networks controller: both would attach the networks of this node's pods.
+
+Next: :mod:`services.networks.role`.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from schemas.kube import ObjectMeta, PodStatus, Resource
+from services.common.kube.client import Kube
+from services.common.kube.errors import KubeError
+from services.common.runtime.process import StartRefused
+from services.common.telemetry.logs import Log
+
+UPSTREAM_LABEL: Final = "app=dynamic-networks-controller"
+"""Label of upstream's pods, as its manifest sets it."""
+RETRY_INTERVAL: Final = 1.0
+"""Seconds between two attempts to list the pods."""
+
+
+class HostPath(msgspec.Struct, frozen=True):
+    """A directory or file of the node."""
+
+    path: str = ""
+
+
+class PodVolume(msgspec.Struct, frozen=True, rename="camel"):
+    """A volume of a pod."""
+
+    host_path: HostPath | None = None
+
+
+class VolumesSpec(msgspec.Struct, frozen=True):
+    """The part of a pod's spec that shows what it mounts."""
+
+    volumes: tuple[PodVolume, ...] | None = None
+
+
+class PodWithVolumes(msgspec.Struct, frozen=True):
+    """A pod with its volumes."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: VolumesSpec = VolumesSpec()
+    status: PodStatus = PodStatus()
+
+
+_PODS = Resource("", "v1", "pods", "Pod", PodWithVolumes)
+
+
+async def refuse_upstream_controller(kube: Kube, node: str, log: Log) -> None:
+    """Check whether upstream's controller runs on the node; wait until the API server answers.
+
+    :raises StartRefused: it does.
+    """
+    while True:
+        try:
+            found = await kube.list(_PODS, labels=UPSTREAM_LABEL, fields=f"spec.nodeName={node}")
+        except KubeError as error:
+            log.warning("cannot list pods", error=str(error), again_in=RETRY_INTERVAL)
+            await asyncio.sleep(RETRY_INTERVAL)
+            continue
+        if conflict := find_upstream_controller(found.items):
+            raise StartRefused(conflict)
+        return
+
+
+def find_upstream_controller(pods: Iterable[PodWithVolumes]) -> str:
+    """Return which of the labelled pods is in the way; empty if none is. Pure."""
+    for pod in pods:
+        # Any user may set the label. Only a privileged one may mount the socket of a multus daemon.
+        paths = [volume.host_path.path for volume in pod.spec.volumes or () if volume.host_path is not None]
+        if pod.status.phase == "Running" and any("multus" in path for path in paths):
+            return (
+                f"upstream's dynamic networks controller runs on this node (pod {pod.metadata.namespace}/"
+                f"{pod.metadata.name}), and two controllers must not attach one network; remove its DaemonSet "
+                "(dynamic-networks-controller-ds)"
+            )
+    return ""

@@ -1,0 +1,75 @@
+"""Values that cannot work are refused when the chart is rendered, with one sentence that says what to change."""
+
+import pytest
+
+from tests.support.chart import CHART, KUBERNETES, NATS, ROLES, helm
+
+OWNER = "vmOwner=hotnic"
+
+
+@pytest.mark.parametrize("program", ["helm", "helm3"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([NATS], "vmOwner"),
+        (["vmOwner=auto", NATS], "vmOwner"),
+        ([OWNER], "nats.url is not set, but api publishes events"),
+        ([OWNER, "api.enabled=false"], "nats.url is not set, but controller publishes events"),
+        (["vmOwner=kubevirt", NATS, "crds.kubevirt=true"], "KubeVirt installs its own CRDs"),
+        (["vmOwner=kubevirt", NATS, "api.claimKubevirtGroup=true"], "set api.claimKubevirtGroup to false"),
+        ([OWNER, NATS, "controller.enabled=false"], "api.enabled is true and controller.enabled is false"),
+        (
+            [OWNER, NATS, "controller.enabled=false,api.enabled=false"],
+            "handler.enabled is true and controller.enabled is false",
+        ),
+        ([OWNER, NATS, "multus.enabled=false"], "networks.upstreamMultus.socketDir"),
+        ([OWNER, NATS, "networks.upstreamMultus.socketDir=/run/multus"], "a node has one multus daemon"),
+        (
+            [OWNER, *(f"{role}.enabled=false" for role in ROLES)],
+            "no role is enabled",
+        ),
+        ([OWNER, NATS, "multus.config.chrootDir=/"], "multus.config.chrootDir is set"),
+        (
+            ["vmOwner=kubevirt", "api.enabled=false,controller.enabled=false", "nats.credentials.secret=creds"],
+            "nats.credentials.secret is set and nats.url is not",
+        ),
+        # The schema.
+        ([OWNER, "nats.url=nats://user:password@nats:4222"], "nats/url"),
+        ([OWNER, "nats.url=http://nats:4222"], "nats/url"),
+        ([OWNER, NATS, "image.tag=latest"], "image/tag"),
+        ([OWNER, NATS, "criSocket=unix:///run/containerd/containerd.sock"], "criSocket"),
+        ([OWNER, NATS, "cniBinDir=opt/cni/bin"], "cniBinDir"),
+        ([OWNER, NATS, "multus.connectionLimit=0"], "multus/connectionLimit"),
+        ([OWNER, NATS, "apis.replicas=2"], "apis"),
+        ([OWNER, NATS, "api.replica=2"], "replica"),
+        ([OWNER, NATS, "certificates.provider=helm"], "certificates/provider"),
+        ([OWNER, NATS, "fullnameOverride=Foo_Bar"], "fullnameOverride"),
+        ([OWNER, NATS, f"nameOverride={'n' * 64}"], "nameOverride"),
+        ([OWNER, NATS, "namespaceIsolation.globalNamespaces[0]=a: b"], "globalNamespaces"),
+        ([OWNER, NATS, "test.network=bridge"], "test.network is not a JSON object"),
+    ],
+)
+def test_values_are_refused(program: str, values: list[str], message: str) -> None:
+    arguments = [argument for value in values for argument in ("--set", value)]
+    command = ["template", "hotnic", str(CHART), "--kube-version", KUBERNETES["newest"], *arguments]
+    done = helm(*command, program=program, check=False)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    # Helm 3 writes `nats.url` where helm 4 writes `/nats/url`.
+    assert message.replace("/", ".") in done.stderr.replace("/", "."), done.stderr
+
+
+def test_no_global_namespace_is_refused_because_the_roles_would_use_their_default() -> None:
+    values = ["--set", OWNER, "--set", NATS, "--set-json", "namespaceIsolation.globalNamespaces=[]"]
+    done = helm("template", "hotnic", str(CHART), "--kube-version", KUBERNETES["newest"], *values, check=False)
+    assert done.returncode != 0
+    assert "globalNamespaces" in done.stderr
+
+
+@pytest.mark.parametrize("release", ["my.release", "1st"])
+def test_a_release_name_that_no_service_can_have_is_refused(release: str) -> None:
+    command = ["template", release, str(CHART), "--kube-version", KUBERNETES["newest"], "--set", OWNER, "--set", NATS]
+    done = helm(*command, check=False)
+    assert done.returncode != 0
+    assert f"{release}-hotnic is not a name of a Service" in done.stderr
+    assert helm(*command, "--set", "fullnameOverride=nics").stdout

@@ -1,0 +1,193 @@
+"""The chart renders for every choice and preset, alike with both versions of helm, and as the golden files show.
+
+`make chart-golden` writes the golden files; their differences are for review.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.chart import CHART, GOLDEN, NATS, PRESETS, ROLES, VALUE_SETS, find, helm, objects, render, rendered
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+@pytest.mark.parametrize("program", ["helm", "helm3"])
+def test_helm_lint_accepts_the_chart(program: str, name: str) -> None:
+    done = helm("lint", "--strict", str(CHART), "--namespace", "hotnic", *VALUE_SETS[name], program=program)
+    assert "0 chart(s) failed" in done.stdout
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_rendered_objects_are_those_of_the_golden_file(name: str) -> None:
+    made = render(*VALUE_SETS[name])
+    path = GOLDEN / f"{name}.yaml"
+    if os.environ.get("HOTNIC_WRITE_GOLDEN"):
+        path.write_text(made)
+    assert path.is_file(), f"{path.name} is missing: run `make chart-golden`"
+    assert made == path.read_text(), f"{path.name} differs: review the change and run `make chart-golden`"
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_helm_3_and_4_render_alike(name: str) -> None:
+    old, new = (objects(render(*VALUE_SETS[name], program=program)) for program in ("helm3", "helm"))
+    assert old == new
+
+
+def test_there_is_no_golden_file_without_values() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(VALUE_SETS)
+
+
+def test_defaults_are_those_of_kubeadm() -> None:
+    assert rendered("kubeadm") == rendered("everything")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_paths_of_a_preset_are_in_its_daemonsets_only(name: str) -> None:
+    defaults = {find(rendered("everything"), "DaemonSet", f"hotnic-{role}")["metadata"]["name"] for role in ROLES[2:]}
+    changed = [
+        f"{ours['kind']}/{ours['metadata']['name']}"
+        for ours, usual in zip(_by_name(name), _by_name("everything"), strict=True)
+        if ours != usual
+    ]
+    allowed = {f"DaemonSet/{name}" for name in defaults}
+    allowed |= {"ConfigMap/hotnic-multus", "ConfigMap/hotnic-uninstall"}
+    if name == "openshift":
+        # OpenShift assigns the group of the pods without privileges.
+        allowed |= {"Deployment/hotnic-api", "Deployment/hotnic-controller", "Job/hotnic-uninstall", "Pod/hotnic-test"}
+    assert set(changed) <= allowed
+    assert changed or name == "kubeadm"
+
+
+def _by_name(name: str) -> list[dict[str, object]]:
+    found = [item for item in rendered(name) if item["kind"] != "SecurityContextConstraints"]
+    return sorted(found, key=lambda item: (item["kind"], item["metadata"]["name"]))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "also"),
+    [
+        ("api", []),
+        ("controller", ["api.enabled=false", "handler.enabled=false"]),
+        ("networks", []),
+        ("multus", ["networks.upstreamMultus.socketDir=/run/multus"]),
+        ("handler", []),
+    ],
+)
+def test_any_role_can_be_left_out(left_out: str, also: list[str]) -> None:
+    arguments = [*VALUE_SETS["everything"], "--set", ",".join([f"{left_out}.enabled=false", *also])]
+    found = objects(render(*arguments))
+    names = {item["metadata"]["name"] for item in found if item["kind"] in ("Deployment", "DaemonSet")}
+    assert f"hotnic-{left_out}" not in names
+    gone = {left_out, *(key.partition(".")[0] for key in also if key.endswith("enabled=false"))}
+    assert names == {f"hotnic-{role}" for role in ROLES if role not in gone}
+    # Nothing of the role is left: no account, no right, no policy, no service.
+    components = {item["metadata"]["labels"]["app.kubernetes.io/component"] for item in found}
+    assert left_out not in components
+
+
+def test_handler_follows_the_owner_of_the_vms() -> None:
+    for owner, expected in (("kubevirt", False), ("hotnic", True)):
+        found = objects(render("--set", f"vmOwner={owner}", "--set", NATS))
+        assert any(item["metadata"]["name"] == "hotnic-handler" for item in found) is expected
+
+
+def test_beside_kubevirt_nothing_of_kubevirt_is_claimed_or_installed() -> None:
+    found = rendered("beside-kubevirt")
+    assert [item["metadata"]["name"] for item in found if item["kind"] == "APIService"] == ["v1.subresources.hotnic.io"]
+    assert not [item for item in found if item["kind"] == "CustomResourceDefinition"]
+    rules = [rule for item in found if item["kind"] == "ClusterRole" for rule in item["rules"]]
+    patched = {
+        item["metadata"]["name"]
+        for item in found
+        if item["kind"] == "ClusterRole"
+        and any("kubevirt.io" in rule["apiGroups"] and "patch" in rule["verbs"] for rule in item["rules"])
+    }
+    assert patched == {"hotnic-api"}, "only the api, which carries out users' requests, changes KubeVirt's objects"
+    assert not [rule for rule in rules if "subresources.kubevirt.io" in rule["apiGroups"]]
+
+
+def test_crds_are_those_of_the_lab_and_stay_at_an_uninstall() -> None:
+    for values, expected in (("crds.nad=true", 1), ("crds.kubevirt=true", 3), ("crds.nad=true,crds.kubevirt=true", 4)):
+        found = objects(render("--set", "vmOwner=hotnic", "--set", NATS, "--set", values))
+        crds = [item for item in found if item["kind"] == "CustomResourceDefinition"]
+        assert len(crds) == expected
+        assert {item["metadata"]["annotations"]["helm.sh/resource-policy"] for item in crds} == {"keep"}
+        sources = objects("\n---\n".join(path.read_text() for path in sorted((CHART / "files/crds").glob("*.yaml"))))
+        specs = {item["metadata"]["name"]: item["spec"] for item in sources}
+        assert all(item["spec"] == specs[item["metadata"]["name"]] for item in crds)
+
+
+def test_apiservice_has_no_ca_bundle_that_helm_would_own() -> None:
+    for name in VALUE_SETS:
+        for item in rendered(name):
+            if item["kind"] == "APIService":
+                assert not {"caBundle", "insecureSkipTLSVerify"} & item["spec"].keys()
+
+
+def test_two_renders_are_equal() -> None:
+    command = ["template", "hotnic", str(CHART), "--namespace", "hotnic", *VALUE_SETS["all-options"]]
+    assert helm(*command).stdout == helm(*command).stdout
+
+
+def test_packaged_chart_renders_as_the_folder(tmp_path: os.PathLike[str]) -> None:
+    helm("package", str(CHART), "--destination", str(tmp_path))
+    [package] = [entry.path for entry in os.scandir(tmp_path)]
+    listing = subprocess.run(["tar", "-tzf", package], capture_output=True, text=True, check=True).stdout
+    assert "hotnic/files/crds/k8s.cni.cncf.io_network-attachment-definitions.yaml" in listing
+    assert "examples/" not in listing
+    for program in ("helm", "helm3"):
+        command = ["template", "hotnic", package, "--namespace", "hotnic", "--kube-version", "v1.36.3"]
+        done = helm(*command, *VALUE_SETS["all-options"], program=program)
+        assert objects(done.stdout) == rendered("all-options")
+
+
+def test_notes_name_the_next_two_commands() -> None:
+    for name, second in (
+        ("everything", "hotnic addinterface VM"),
+        ("multus-and-networks", "kubectl annotate pod POD"),
+        ("multus", "kubectl run POD"),
+    ):
+        command = ["install", "hotnic", str(CHART), "--namespace", "hotnic", "--dry-run=client", *VALUE_SETS[name]]
+        notes = helm(*command).stdout.partition("NOTES:")[2]
+        commands = [line.strip() for line in notes.splitlines() if line.startswith("    ")]
+        assert commands[0] == "helm test hotnic -n hotnic"
+        assert commands[1].startswith(second)
+        assert len(commands) == 2
+
+
+@pytest.mark.parametrize("program", ["helm", "helm3"])
+def test_numbers_of_a_values_file_keep_their_digits(tmp_path: Path, program: str) -> None:
+    """Helm reads them as floating point numbers, and OpenShift's user ids have ten digits."""
+    values = tmp_path / "values.yaml"
+    values.write_text("fsGroup: 1000650000\nhandler: {tapOwner: 1000650000}\n")
+    made = render(*VALUE_SETS["everything"], "--values", str(values), program=program)
+    assert "fsGroup: 1000650000\n" in made
+    assert 'value: "1000650000"\n' in made
+
+
+def test_each_provider_of_certificates_has_a_secret_of_its_own() -> None:
+    """Else an upgrade from cert-manager's would stop: Helm does not adopt that Secret, and its type is immutable."""
+    found = {}
+    for provider in ("self", "cert-manager"):
+        items = objects(render(*VALUE_SETS["everything"], "--set", f"certificates.provider={provider}"))
+        found[provider] = {item["metadata"]["name"] for item in items if item["kind"] == "Secret"}
+        found[provider] |= {item["spec"]["secretName"] for item in items if item["kind"] == "Certificate"}
+    assert all(found.values())
+    assert not found["self"] & found["cert-manager"]
+
+
+def test_the_alert_of_the_certificate_is_there_where_its_metric_is() -> None:
+    for provider, expected in (("self", True), ("cert-manager", False)):
+        made = render(*VALUE_SETS["all-options"], "--set", f"certificates.provider={provider}")
+        assert ("HotnicCertificateExpires" in made) is expected
+
+
+def test_a_chart_version_with_build_metadata_makes_valid_labels(tmp_path: Path) -> None:
+    helm("package", str(CHART), "--destination", str(tmp_path), "--version", "0.1.0+a1", "--app-version", "0.1.0+a1")
+    [package] = tmp_path.glob("*.tgz")
+    command = ["template", "hotnic", str(package), "--kube-version", "v1.36.3", *VALUE_SETS["everything"]]
+    labels = {value for item in objects(helm(*command).stdout) for value in item["metadata"]["labels"].values()}
+    assert "hotnic-0.1.0_a1" in labels
+    assert not [label for label in labels if "+" in label]

@@ -1,0 +1,188 @@
+"""What the rendered pods may do: nothing beyond the table below, which has a reason for each privilege."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.chart import VALUE_SETS, containers, objects, pod_specs, render, rendered
+
+CAPABILITIES: dict[tuple[str, str], dict[str, str]] = {
+    ("multus", "multus"): {
+        "NET_ADMIN": "plugins create links and addresses",
+        "NET_RAW": "plugins announce addresses by ARP and neighbour discovery",
+        "SYS_ADMIN": "setns into the pods' network namespaces",
+        "SYS_CHROOT": "plugins run in the node's root",
+        "DAC_OVERRIDE": "plugins open files and sockets of other users, such as Open vSwitch's",
+    },
+    ("multus", "install-shim"): {"DAC_OVERRIDE": "the directory of CNI plugins may belong to another user"},
+    ("uninstall-node", "clean"): {"DAC_OVERRIDE": "the directory of CNI plugins may belong to another user"},
+    ("handler", "handler"): {
+        "NET_ADMIN": "bridges, taps and addresses in the pods",
+        "NET_RAW": "the packet socket of the DHCP server",
+        "SYS_ADMIN": "setns into the pods' network namespaces",
+        "SYS_PTRACE": "/proc/PID/root of launchers",
+        "DAC_OVERRIDE": "monitor and libvirt sockets belong to QEMU's user",
+    },
+}
+"""By role and container: each added capability and what it is for. Every other container has none."""
+
+HOST_PATHS: dict[str, dict[str, bool]] = {
+    "networks": {"runtime": False, "multus": False},
+    "multus": dict.fromkeys(("host", "netns", "cni-bin", "cni-conf", "state", "socket", "device-info"), True),
+    "handler": {"host": False, "netns": False, "tun": True},
+    "uninstall-node": {"host": True},
+}
+"""By role: the volumes that are paths of the node, and whether the role may write there."""
+
+HOST_NETWORK = {
+    "multus": "plugins create links in the node's network",
+    "uninstall": "the pod starts where multus does not run any more",
+    "uninstall-node": "the pod starts where multus does not run any more",
+}
+UNCONFINED = {
+    ("multus", "seccompProfile"): "plugins are programs of the node, with whatever system calls they need",
+    ("multus", "appArmorProfile"): "plugins are programs of the node",
+    ("handler", "appArmorProfile"): "the default profile refuses /proc/PID/root of other profiles",
+}
+ROOT = {"networks", "multus", "handler", "uninstall-node"}
+"""Roles whose processes are root: the node's sockets and directories belong to root."""
+
+
+def role_of(name: str) -> str:
+    return re.sub("^hotnic-(nics-)?", "", name)
+
+
+@pytest.fixture(params=VALUE_SETS)
+def specs(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """The pods of a set of values, by role."""
+    return {role_of(name): spec for name, spec in pod_specs(rendered(request.param)).items()}
+
+
+def test_capabilities_are_those_of_the_table(specs: dict[str, dict[str, Any]]) -> None:
+    for role, spec in specs.items():
+        for container in containers(spec):
+            capabilities = container["securityContext"]["capabilities"]
+            assert capabilities["drop"] == ["ALL"]
+            allowed = CAPABILITIES.get((role, container["name"]), {})
+            assert set(capabilities.get("add", [])) == set(allowed)
+            assert all(allowed.values())
+
+
+def test_nothing_is_privileged(specs: dict[str, dict[str, Any]]) -> None:
+    for role, spec in specs.items():
+        assert not {"hostPID", "hostIPC", "shareProcessNamespace"} & spec.keys()
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in containers(spec):
+            security = container["securityContext"]
+            assert not security.get("privileged")
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            for profile in ("seccompProfile", "appArmorProfile"):
+                if security.get(profile, {}).get("type") == "Unconfined":
+                    assert (role, profile) in UNCONFINED
+
+
+def test_only_node_roles_are_root(specs: dict[str, dict[str, Any]]) -> None:
+    for role, spec in specs.items():
+        for container in containers(spec):
+            if role in ROOT:
+                assert container["securityContext"]["runAsUser"] == 0
+            else:
+                assert spec["securityContext"]["runAsNonRoot"] is True
+                assert "runAsUser" not in container["securityContext"]
+
+
+def test_paths_of_the_node_are_those_of_the_table(specs: dict[str, dict[str, Any]]) -> None:
+    for role, spec in specs.items():
+        host = {volume["name"] for volume in spec["volumes"] if "hostPath" in volume}
+        allowed = HOST_PATHS.get(role, {})
+        assert host == set(allowed)
+        for container in containers(spec):
+            for mount in container["volumeMounts"]:
+                if mount["name"] in host and not allowed[mount["name"]]:
+                    assert mount["readOnly"] is True
+                # Only the node passes mounts on; nothing of a container reaches the node.
+                assert mount.get("mountPropagation", "None") in ("None", "HostToContainer")
+
+
+def test_network_namespaces_reach_the_containers(specs: dict[str, dict[str, Any]]) -> None:
+    for role in ("multus", "handler"):
+        for container in specs.get(role, {}).get("containers", []):
+            mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+            assert mounts["host"]["mountPropagation"] == mounts["netns"]["mountPropagation"] == "HostToContainer"
+
+
+def test_only_some_pods_use_the_network_of_the_node(specs: dict[str, dict[str, Any]]) -> None:
+    for role, spec in specs.items():
+        asked = any(
+            env == {"name": "HOTNIC_LISTEN", "value": "$(POD_IP):8443"} for env in spec["containers"][0].get("env", [])
+        )
+        if spec.get("hostNetwork") and not asked:
+            assert role in HOST_NETWORK
+
+
+def test_images_have_a_version(specs: dict[str, dict[str, Any]]) -> None:
+    for spec in specs.values():
+        for container in containers(spec):
+            assert re.fullmatch(r"\S+(:[^:@/]+|@sha256:[0-9a-f]{64})", container["image"])
+            assert not container["image"].endswith(":latest")
+
+
+def test_pods_run_commands_of_hotnic_only(specs: dict[str, dict[str, Any]]) -> None:
+    for spec in specs.values():
+        for container in containers(spec):
+            # The image's entry point is hotnic; nothing else of the image is used.
+            assert "command" not in container
+            assert container["args"][0] in ("run", "node", "chart")
+
+
+def test_resources_are_requested(specs: dict[str, dict[str, Any]]) -> None:
+    for role, spec in specs.items():
+        for container in containers(spec):
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+            # No limit for CPU, which would slow a plug down; values.yaml says why multus has none for memory.
+            assert "cpu" not in container["resources"].get("limits", {})
+            assert "memory" in container["resources"].get("limits", {}) or role == "multus"
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_no_secret_is_in_plain_text(name: str) -> None:
+    for item in rendered(name):
+        if item["kind"] == "Secret":
+            assert not {"data", "stringData"} & item.keys()
+    text = render(*VALUE_SETS[name])
+    assert not re.search(r"://[^/\s@\"']+:[^/\s@\"']+@", text)
+    assert "PRIVATE KEY" not in text
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_openshift_constraints_allow_what_the_pods_need_and_no_more(name: str) -> None:
+    found = rendered(name)
+    constraints = [item for item in found if item["kind"] == "SecurityContextConstraints"]
+    if not constraints:
+        assert name not in ("openshift", "all-options")
+        return
+    [scc] = constraints
+    used = {capability for added in CAPABILITIES.values() for capability in added}
+    assert set(scc["allowedCapabilities"]) == used
+    assert scc["allowPrivilegedContainer"] is False
+    accounts = {
+        f"system:serviceaccount:hotnic:{spec['serviceAccountName']}"
+        for spec in pod_specs(found).values()
+        if spec.get("hostNetwork") or any("hostPath" in volume for volume in spec["volumes"])
+    }
+    asked = {account for account in accounts if account.endswith("-api")}
+    assert set(scc["users"]) == accounts - asked
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_policies_select_every_pod_with_a_network_of_its_own(name: str) -> None:
+    found = objects(render(*VALUE_SETS[name]))
+    selected = {
+        item["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        for item in found
+        if item["kind"] == "NetworkPolicy"
+    }
+    roles = {role_of(item["metadata"]["name"]) for item in found if item["kind"] in ("Deployment", "DaemonSet")}
+    assert selected == roles - {"multus"}

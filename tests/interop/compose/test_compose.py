@@ -1,0 +1,132 @@
+"""The stack of docker-compose.yml on a real engine: plug, trace, restarts in the middle of a plug, unplug, removal."""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.compose import VM, Compose, plug_options
+
+JAEGER = "http://127.0.0.1:16686"
+ROLES = ("api", "controller", "networks", "multus", "handler")
+
+
+@pytest.fixture
+def blue(stack: Compose) -> Iterator[str]:
+    """The name of an interface that is unplugged after the test."""
+    yield "blue"
+    if any(one["interface"] == "blue" for one in stack.status()["interfaces"]):
+        stack.unplug("blue")
+
+
+def get_json(path: str) -> Any:
+    """Return the JSON document at a path of Jaeger's query API; `None` where there is none."""
+    try:
+        with urllib.request.urlopen(f"{JAEGER}{path}", timeout=10) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
+
+
+def services_in_trace(trace_id: str) -> set[str]:
+    """Return the services that have spans in a trace."""
+    found = get_json(f"/api/traces/{trace_id}")
+    traces = found["data"] if found else []
+    return {process["serviceName"] for trace in traces for process in trace["processes"].values()}
+
+
+def ready_vmi(kubeconfig: Path) -> str:
+    """Return the UID of the sample VMI if its guest has booted; else an empty string."""
+    command = ["kubectl", "--kubeconfig", str(kubeconfig), "get", "vmi", VM, "--ignore-not-found", "--output", "json"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=60)
+    vmi = json.loads(done.stdout) if done.stdout.strip() else {}
+    conditions = vmi.get("status", {}).get("conditions", [])
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return vmi["metadata"]["uid"] if ready else ""
+
+
+def docker(*arguments: str) -> str:
+    """Run a `docker` command and return its output."""
+    return subprocess.run(["docker", *arguments], text=True, capture_output=True, timeout=60, check=True).stdout.strip()
+
+
+def test_a_nic_is_plugged_and_jaeger_has_every_hop_in_one_trace(stack: Compose, blue: str) -> None:
+    assert stack.services().keys() >= {"nats", "jaeger", "cluster", "node", "cli", *ROLES}
+    stack.plug(blue)
+    (entry,) = [one for one in stack.status()["interfaces"] if one["interface"] == blue]
+    assert entry["stage"] == "guest-attached"
+    expected = {f"hotnic-{role}" for role in ROLES}
+    deadline = time.monotonic() + 60
+    # Spans are exported in batches, every 5 s by default.
+    while not (found := services_in_trace(entry["traceId"])) >= expected:
+        assert time.monotonic() < deadline, f"spans of {expected - found} are missing in trace {entry['traceId']}"
+        time.sleep(0.2)
+    stack.unplug(blue)
+    assert not [one for one in stack.status()["interfaces"] if one["interface"] == blue]
+
+
+@pytest.mark.parametrize("service", [*ROLES, "nats", "jaeger"])
+def test_a_plug_completes_although_a_service_restarts_in_the_middle(stack: Compose, blue: str, service: str) -> None:
+    restarting = subprocess.Popen(
+        stack.command("restart", "--timeout", "15", service), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    # The api refuses connections while it restarts; the request must reach it, the other services may be down.
+    if service == "api":
+        assert restarting.wait(timeout=120) == 0
+        stack.wait_healthy("api")
+    plugging = stack.start_hotnic("addinterface", VM, *plug_options(blue))
+    output = plugging.communicate(timeout=180)[0]
+    assert restarting.wait(timeout=120) == 0
+    assert plugging.returncode == 0, output
+    stack.wait_healthy("node", *(name for name in (*ROLES, "nats", "jaeger")))
+
+
+def test_a_restart_of_the_node_is_a_reboot_after_which_the_vm_can_be_plugged(
+    stack: Compose, blue: str, tmp_path: Path
+) -> None:
+    kubeconfig = stack.write_kubeconfig(tmp_path / "kubeconfig")
+    before = ready_vmi(kubeconfig)
+    stack.run("restart", "--timeout", "20", "node", timeout=300)
+    deadline = time.monotonic() + 300
+    while (now := ready_vmi(kubeconfig)) in ("", before):
+        assert time.monotonic() < deadline, stack.run("logs", "--tail", "40", "node", "multus")
+        time.sleep(0.2)
+    stack.wait_healthy("node", "networks", "multus", "handler")
+    stack.plug(blue)
+    assert ready_vmi(kubeconfig) == now
+
+
+def test_nothing_is_published_beyond_loopback_and_nothing_is_privileged(compose: Compose) -> None:
+    config = json.loads(compose.run("--profile", "metrics", "config", "--format", "json"))
+    for name, service in config["services"].items():
+        assert not service.get("privileged"), name
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), name
+        assert not service["image"].endswith(":latest"), name
+        assert "healthcheck" in service or name in ("prometheus", "grafana"), name
+    published = {name for name, service in config["services"].items() if service.get("ports")}
+    assert published == {"cluster", "jaeger", "grafana"}
+
+
+def test_down_leaves_nothing(compose: Compose, stack: Compose) -> None:
+    """The last test of this file: the fixture's own `down` finds nothing to do."""
+    stack.run("down", "--volumes", "--timeout", "20")
+    for kind in ("container", "volume", "network"):
+        options = ["--all"] if kind == "container" else []
+        listed = docker(
+            kind, "ls", *options, "--quiet", "--filter", f"label=com.docker.compose.project={compose.project}"
+        )
+        assert listed == "", kind
+    # docker0 is the engine's own; a bridge, veth or sandbox of the project would be listed beside it.
+    assert {name for _, name in socket.if_nameindex()} <= {"lo", "docker0", "sit0", "tunl0"}
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert [line for line in mounts.splitlines() if "/overlay2/" in line or "/netns/" in line] == []
+    assert [folder for folder in Path("/sys/fs/cgroup").glob("*/docker/*/") if folder.is_dir()] == []

@@ -1,0 +1,113 @@
+"""`scripts/with-docker-engine`: exit codes, signals, the lock, and nothing that remains.
+
+The engines of these tests have data of their own, because another one may run the tests.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.leftovers import count, left_over
+
+CHECKOUT = Path(__file__).parents[3]
+SCRIPT = CHECKOUT / "scripts" / "with-docker-engine"
+
+
+def start(data: Path, *command: str) -> subprocess.Popen[str]:
+    """Start an engine with its data in a folder of the test's."""
+    return subprocess.Popen(
+        [SCRIPT, *command],
+        env={**os.environ, "HOTNIC_DOCKER_DATA": str(data)},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def folders() -> set[Path]:
+    """Return the temporary folders of engines."""
+    return set(Path("/tmp").glob("hotnic-docker-*"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder for an engine's data."""
+    return tmp_path / "docker"
+
+
+def test_command_gets_an_engine_of_its_own_and_nothing_remains(data: Path) -> None:
+    before, temporary = count(), folders()
+    script = 'docker info --format "{{.DockerRootDir}}"; stat -c %a "${DOCKER_HOST#unix://}"; exit 7'
+    process = start(data, "bash", "-c", script)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out.split()) == (7, [str(data), "600"]), err
+    assert left_over(before) == []
+    assert folders() == temporary
+
+
+def test_second_engine_on_the_same_data_is_refused(data: Path) -> None:
+    with start(data, "bash", "-c", "echo up; read -r _") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "up\n"
+        second = start(data, "true")
+        _, err = second.communicate(timeout=120)
+        assert second.returncode == 125
+        assert f"another engine uses {data} (process {first.pid})" in err
+        first.terminate()
+        first.communicate(timeout=120)
+    assert first.returncode == 128 + signal.SIGTERM
+
+
+def test_nothing_remains_after_a_kill(data: Path) -> None:
+    before, temporary = count(), folders()
+    # The command outlives the kill; it ends when its input does.
+    process = start(data, "bash", "-c", "echo up; exec cat")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    assert processes(data)
+    process.kill()
+    process.communicate(timeout=120)
+    deadline = time.monotonic() + 60
+    while processes(data) or folders() != temporary:
+        assert time.monotonic() < deadline, f"still there: {processes(data)} {folders() - temporary}"
+        time.sleep(0.05)
+    assert left_over(before) == []
+
+
+def test_signal_while_the_engine_starts_ends_it_first(data: Path) -> None:
+    process = start(data, "sleep", "600")
+    while not processes(data):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert processes(data) == []
+
+
+def processes(data: Path) -> list[str]:
+    """Return the processes whose command line names the engine's data."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "dockerd" in words[0] and any(str(data) in word for word in words):
+            found.append(" ".join(words))
+    return found
+
+
+def test_signal_ends_the_command_first(data: Path) -> None:
+    process = start(data, "bash", "-c", "trap 'docker version >/dev/null && echo stopped in order; exit 3' TERM; "
+                    "echo up; while :; do sleep 0.1; done")  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (3, "stopped in order\n"), err

@@ -1,0 +1,132 @@
+"""``hotnic run api`` as a process: it serves with a certificate of its own or from files, or refuses to start."""
+
+import asyncio
+import base64
+import contextlib
+import os
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.common.http.client import ConnectFailed, UnixHttpClient
+from tests.support.certs import Authority, tls_get
+from tests.support.node_kube import FakeKube, serving_kube, write_kubeconfig
+from tests.support.spans import recording_telemetry
+
+HOST = "hotnic-api.hotnic.svc"
+SERVICES = ("v1.subresources.hotnic.io", "v1.subresources.kubevirt.io", "v1alpha3.subresources.kubevirt.io")
+
+
+class ApiProcess:
+    """The cluster and the environment of an api.
+
+    :ivar port: port of the aggregated API.
+    """
+
+    def __init__(self, folder: Path, kube: FakeKube, port: int) -> None:
+        self.folder, self.kube, self.port = folder, kube, port
+        self.health = UnixHttpClient(str(folder / "health.sock"), recording_telemetry("client")[0])
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "KUBECONFIG": write_kubeconfig(folder / "kubeconfig", kube.url),
+            "NATS_URL": "nats://127.0.0.1:1",
+            "HOTNIC_HEALTH_LISTEN": f"unix:{folder}/health.sock",
+            "HOTNIC_LISTEN": f"127.0.0.1:{port}",
+            "HOTNIC_VM_OWNER": "hotnic",
+            "HOTNIC_NAMESPACE": "hotnic",
+        }
+
+    async def start(self, **settings: str) -> asyncio.subprocess.Process:
+        """Start the process."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.api", env=self.environ | settings, stderr=asyncio.subprocess.PIPE
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self, **settings: str) -> AsyncIterator[None]:
+        """Run the process while the context is open."""
+        process = await self.start(**settings)
+        reading = asyncio.create_task(process.communicate())
+        try:
+            yield
+        finally:
+            process.terminate()
+            await asyncio.wait_for(reading, 50)
+        assert process.returncode == 0
+
+    async def until_ready(self, status: int, part: str) -> None:
+        """Wait until ``/readyz`` has this status and this text."""
+        async with asyncio.timeout(50):
+            while True:
+                with contextlib.suppress(ConnectFailed):
+                    code, body = await self.health.request("GET", "/readyz")
+                    if (code, part in body.decode()) == (status, True):
+                        return
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def api(tmp_path: Path, unused_tcp_port: int) -> AsyncIterator[ApiProcess]:
+    authority = Authority(tmp_path, "front-proxy-ca")
+    async with serving_kube(FakeKube()) as kube:
+        kube.put(
+            "configmaps",
+            "kube-system",
+            "extension-apiserver-authentication",
+            data={"requestheader-client-ca-file": authority.ca.read_text()},
+        )
+        for name in SERVICES:
+            kube.put("apiservices", "", name, spec={"service": {"namespace": "hotnic", "name": "hotnic-api"}})
+        found = ApiProcess(tmp_path, kube, unused_tcp_port)
+        yield found
+        await found.health.close()
+
+
+async def test_the_api_makes_its_certificate_and_registers_it(api: ApiProcess) -> None:
+    async with api.running(HOTNIC_TLS_SECRET="hotnic-api-tls"):
+        await api.until_ready(200, "[+]serving ok")
+        bundles = {api.kube.objects["apiservices", "", name]["spec"]["caBundle"] for name in SERVICES}
+        assert len(bundles) == 1
+        context = ssl.create_default_context(cadata=base64.b64decode(bundles.pop()).decode())
+        certificate, body = await tls_get(f"127.0.0.1:{api.port}", context, name=HOST)
+        assert "/apis/subresources.hotnic.io/v1" in body
+        assert certificate["subjectAltName"] == (("DNS", HOST), ("DNS", f"{HOST}.cluster.local"))
+
+
+async def test_an_api_without_a_certificate_is_not_ready_and_says_why(api: ApiProcess) -> None:
+    secret = ("secrets", "hotnic", "hotnic-api-tls")
+    api.kube.put(*secret, data={"tls.crt": "eA=="})
+    async with api.running(HOTNIC_TLS_SECRET="hotnic-api-tls"):
+        await api.until_ready(503, "[-]serving-certificate failed: Secret hotnic/hotnic-api-tls was not written by hot")
+        api.kube.delete(*secret)
+        await api.until_ready(200, "[+]serving-certificate ok")
+
+
+async def test_the_api_serves_a_certificate_from_files(api: ApiProcess) -> None:
+    authority = Authority(api.folder)
+    pair = authority.server()
+    async with api.running(HOTNIC_TLS_CERT=str(pair.cert), HOTNIC_TLS_KEY=str(pair.key)):
+        await api.until_ready(200, "[+]serving ok")
+        context = ssl.create_default_context(cafile=str(authority.ca))
+        certificate, _ = await tls_get(f"127.0.0.1:{api.port}", context)
+        assert certificate["subject"] == ((("commonName", "server"),),)
+    assert api.kube.counted("GET", "secrets") == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "HOTNIC_TLS_SECRET"),
+        ({"HOTNIC_TLS_SECRET": "a", "HOTNIC_TLS_CERT": "/b"}, "is set together with HOTNIC_TLS_CERT"),
+        ({"HOTNIC_TLS_CERT": "/no/cert", "HOTNIC_TLS_KEY": "/no/key"}, "cannot read the serving certificate"),
+        ({"HOTNIC_TLS_SECRET": "a", "HOTNIC_VM_OWNER": "kubevirt"}, "the cluster has no KubeVirt object"),
+    ],
+)
+async def test_unclear_settings_are_refused(api: ApiProcess, settings: dict[str, str], message: str) -> None:
+    process = await api.start(**settings)
+    _, stderr = await asyncio.wait_for(process.communicate(), 50)
+    assert process.returncode == 2, stderr
+    assert message in stderr.decode()

@@ -1,0 +1,288 @@
+"""The hooks of the Helm chart: what `helm uninstall` and `helm test` run in the cluster."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from schemas.kube import Condition, ObjectMeta, Pod, Resource
+from schemas.networks import NETWORK_STATUS, NETWORKS
+from services.cli.chart.attachment import check_apis, check_attachment
+from services.cli.chart.uninstall import (
+    CleaningProgress,
+    ClusterNode,
+    ClusterNodeStatus,
+    PlacedPod,
+    PlacedPodSpec,
+    PlacedPodStatus,
+    Uninstall,
+    cleaning_pod,
+    progress,
+)
+from services.cli.errors import CommandFailed
+from services.common.kube.errors import AlreadyExists, Forbidden, NotFound, Unavailable
+from services.common.kube.listing import Listing
+
+pytestmark = pytest.mark.looptime
+
+LABELS = {
+    "app.kubernetes.io/name": "hotnic",
+    "app.kubernetes.io/instance": "hotnic",
+    "app.kubernetes.io/component": "uninstall-node",
+}
+TEMPLATE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"namespace": "hotnic", "labels": LABELS},
+    "spec": {"containers": [{"name": "clean", "args": ["node", "clean", "--host-root=/host"]}]},
+}
+
+
+def cluster_node(name: str, ready: str = "True") -> ClusterNode:
+    return ClusterNode(ObjectMeta(name=name), ClusterNodeStatus([Condition("Ready", ready)]))
+
+
+def placed(node: str, phase: str = "", name: str = "pod", message: str = "") -> PlacedPod:
+    return PlacedPod(ObjectMeta(name=name), PlacedPodSpec(node), PlacedPodStatus(phase, message))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "daemons", "cleaning", "expected"),
+    [
+        ([], [], [], CleaningProgress((), (), {})),
+        (
+            [cluster_node("a")],
+            [placed("a")],
+            [],
+            CleaningProgress((), (), {"a": "the multus daemon has not ended"}),
+        ),
+        ([cluster_node("a")], [], [], CleaningProgress(("a",), (), {"a": "the cleaning pod has not started"})),
+        (
+            [cluster_node("a")],
+            [],
+            [placed("a", "Pending", message="image hotnic:dev not found")],
+            CleaningProgress((), (), {"a": "the cleaning pod is Pending: image hotnic:dev not found"}),
+        ),
+        ([cluster_node("a")], [], [placed("a", "Succeeded")], CleaningProgress((), ("a",), {})),
+        # A node that is not ready keeps its daemon's pod for ever; without one it gets a pod, in case it returns.
+        ([cluster_node("a", "Unknown")], [placed("a")], [], CleaningProgress((), (), {"a": "the node is not ready"})),
+        ([cluster_node("a", "False")], [], [], CleaningProgress(("a",), (), {"a": "the node is not ready"})),
+        # The nodes are independent of each other.
+        (
+            [cluster_node("b"), cluster_node("a"), cluster_node("c")],
+            [placed("b")],
+            [placed("a", "Succeeded")],
+            CleaningProgress(
+                ("c",),
+                ("a",),
+                {"b": "the multus daemon has not ended", "c": "the cleaning pod has not started"},
+            ),
+        ),
+    ],
+)
+def test_progress(
+    nodes: list[ClusterNode], daemons: list[PlacedPod], cleaning: list[PlacedPod], expected: CleaningProgress
+) -> None:
+    assert progress(nodes, daemons, cleaning) == expected
+
+
+def test_cleaning_pod_is_bound_to_its_node_and_has_a_name_of_its_own() -> None:
+    one, other = cleaning_pod(TEMPLATE, "node-1"), cleaning_pod(TEMPLATE, "node-2")
+    assert one["spec"]["nodeName"] == "node-1"
+    assert one["metadata"]["name"].startswith("hotnic-uninstall-node-")
+    assert one["metadata"]["name"] != other["metadata"]["name"]
+    assert "name" not in TEMPLATE["metadata"], "the template is not changed"
+
+
+class ScriptedCluster:
+    """The requests of the uninstall, answered from two nodes.
+
+    :ivar calls: the requests that change something, in order.
+    :ivar daemons: the nodes whose daemons have not ended.
+    :ivar unready: the nodes that are not ready.
+    :ivar errors: the error of the first request that has this key.
+    :ivar refused: the nodes on which no pod may be created.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.daemons = {"node-1", "node-2"}
+        self.unready: set[str] = set()
+        self.errors: dict[str, Exception] = {}
+        self.pods: dict[str, str] = {}
+        self.refused: set[str] = set()
+
+    def _check(self, key: str) -> None:
+        if key in self.errors:
+            raise self.errors.pop(key)
+
+    async def delete(
+        self, resource: Resource[Any], namespace: str | None, name: str, *, grace: int | None = None
+    ) -> None:
+        self._check(f"delete {resource.kind}")
+        self.calls.append(f"delete {resource.kind} {name}")
+        if resource.kind == "DaemonSet":
+            self.daemons &= self.unready
+        if resource.kind == "Pod":
+            del self.pods[name]
+
+    async def list(self, resource: Resource[Any], namespace: str | None = None, *, labels: str | None) -> Listing[Any]:
+        self._check(f"list {resource.kind}")
+        if resource.kind == "Node":
+            assert labels == "kubernetes.io/os=linux"
+            ready = {name: "False" if name in self.unready else "True" for name in ("node-1", "node-2")}
+            return Listing([cluster_node(name, state) for name, state in ready.items()], "1")
+        assert namespace == "hotnic"
+        assert labels is not None
+        if "component=multus" in labels:
+            return Listing([placed(node) for node in sorted(self.daemons)], "1")
+        assert "component=uninstall-node" in labels
+        return Listing(
+            [
+                placed(node, "Pending" if node in self.unready else "Succeeded", name)
+                for name, node in self.pods.items()
+            ],
+            "1",
+        )
+
+    async def create(self, resource: Resource[Any], namespace: str | None, body: Mapping[str, Any]) -> None:
+        name, node = body["metadata"]["name"], body["spec"]["nodeName"]
+        assert node not in self.daemons, "a node is cleaned after its daemon has ended"
+        if name in self.pods:
+            raise AlreadyExists("exists", status=409)
+        if node in self.refused:
+            raise Forbidden("violates PodSecurity", status=403)
+        self.calls.append(f"create Pod on {node}")
+        self.pods[name] = node
+
+
+async def run_uninstall(cluster: ScriptedCluster, timeout: float = 30.0) -> tuple[CleaningProgress, list[str]]:
+    lines: list[str] = []
+    run = Uninstall(cluster, "hotnic", TEMPLATE, lines.append)  # type: ignore[arg-type]
+    await run.remove(["v1.subresources.hotnic.io"], "hotnic-multus")
+    return await run.clean_nodes("kubernetes.io/os=linux", timeout), lines
+
+
+async def test_apis_go_first_then_daemons_then_the_nodes_are_cleaned() -> None:
+    cluster = ScriptedCluster()
+    found, lines = await run_uninstall(cluster)
+    assert cluster.calls[:2] == ["delete APIService v1.subresources.hotnic.io", "delete DaemonSet hotnic-multus"]
+    assert cluster.calls[2:4] == ["create Pod on node-1", "create Pod on node-2"]
+    assert found.cleaned == ("node-1", "node-2")
+    assert not cluster.pods, "no pod is left"
+    assert "nodes cleaned: node-1, node-2" in lines
+
+
+async def test_a_node_that_is_not_ready_is_reported_with_the_command_and_stops_nothing() -> None:
+    cluster = ScriptedCluster()
+    cluster.unready = {"node-2"}
+    found, lines = await run_uninstall(cluster, timeout=3.0)
+    assert found.cleaned == ("node-1",)
+    assert "node NOT cleaned: node-2: the node is not ready" in lines
+    assert lines[-1].endswith("hotnic node clean --host-root=/host")
+    assert not cluster.pods
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "said"),
+    [
+        ("delete APIService", NotFound("gone", status=404), ""),
+        ("delete APIService", Forbidden("forbidden", status=403), "cannot delete APIService"),
+        ("delete DaemonSet", NotFound("gone", status=404), ""),
+        ("list Node", Unavailable("no answer"), "cannot clean nodes, trying again: no answer"),
+    ],
+)
+async def test_an_error_does_not_stop_the_rest(key: str, error: Exception, said: str) -> None:
+    cluster = ScriptedCluster()
+    cluster.errors[key] = error
+    if key == "delete DaemonSet":
+        cluster.daemons.clear()
+    found, lines = await run_uninstall(cluster)
+    assert found.cleaned == ("node-1", "node-2")
+    assert any(said in line for line in lines)
+
+
+async def test_a_refused_pod_does_not_stop_the_other_nodes_and_is_reported() -> None:
+    cluster = ScriptedCluster()
+    cluster.refused = {"node-1"}
+    found, lines = await run_uninstall(cluster, timeout=3.0)
+    assert found.cleaned == ("node-2",)
+    assert "node NOT cleaned: node-1: cannot create the cleaning pod: violates PodSecurity" in lines
+
+
+class PodWithNetworks:
+    """The pod of `helm test`: its annotation decides which links it has.
+
+    :ivar patches: the values of the annotation.
+    """
+
+    def __init__(self, links: Path, works: bool = True) -> None:
+        self.links, self.works = links, works
+        self.patches: list[str | None] = []
+        self.served_after = 0
+
+    async def merge_patch(self, resource: Resource[Any], namespace: str, name: str, body: Mapping[str, Any]) -> None:
+        value = body["metadata"]["annotations"][NETWORKS]
+        self.patches.append(value)
+        link = self.links / "hotnictest0"
+        if value and self.works:
+            assert msgspec.json.decode(value) == [{"name": "net", "interface": "hotnictest0"}]
+            link.touch()
+        elif not value:
+            link.unlink()
+
+    async def get(self, resource: Resource[Any], namespace: str, name: str) -> Pod:
+        return Pod(metadata=ObjectMeta(name=name, annotations={NETWORK_STATUS: "[]"}))
+
+    async def request(self, method: str, path: str) -> None:
+        assert path == "/apis/subresources.hotnic.io/v1"
+        self.served_after -= 1
+        if self.served_after >= 0:
+            raise Unavailable("service unavailable", status=503)
+
+
+async def check(pod: PodWithNetworks, *, attached: bool = False, timeout: float = 30.0) -> list[str]:
+    lines: list[str] = []
+    await check_attachment(
+        pod,  # type: ignore[arg-type]
+        ("hotnic", "hotnic-test"),
+        "net",
+        "hotnictest0",
+        attached=attached,
+        timeout=timeout,
+        say=lines.append,
+        links=pod.links,
+    )
+    return lines
+
+
+async def test_interface_is_attached_and_detached(tmp_path: Path) -> None:
+    pod = PodWithNetworks(tmp_path)
+    assert await check(pod) == ["interface hotnictest0 attached", "interface hotnictest0 detached"]
+    assert pod.patches[1] is None
+
+
+async def test_interface_from_the_start_is_only_looked_for(tmp_path: Path) -> None:
+    pod = PodWithNetworks(tmp_path)
+    (tmp_path / "hotnictest0").touch()
+    assert await check(pod, attached=True) == ["interface hotnictest0 attached"]
+    assert not pod.patches
+
+
+async def test_missing_interface_fails_with_the_network_status(tmp_path: Path) -> None:
+    with pytest.raises(
+        CommandFailed, match=r"hotnictest0 of pod hotnic/hotnic-test not attached .* network-status: \[\]"
+    ):
+        await check(PodWithNetworks(tmp_path, works=False), timeout=0.01)
+
+
+async def test_apis_are_waited_for(tmp_path: Path) -> None:
+    pod, lines = PodWithNetworks(tmp_path), list[str]()
+    pod.served_after = 2
+    await check_apis(pod, ("subresources.hotnic.io/v1",), 30.0, lines.append)  # type: ignore[arg-type]
+    assert lines == ["API subresources.hotnic.io/v1 served"]
+    pod.served_after = 10**9
+    with pytest.raises(CommandFailed, match=r"kubectl describe apiservice v1\.subresources\.hotnic\.io"):
+        await check_apis(pod, ("subresources.hotnic.io/v1",), 0.01, lines.append)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ KUBEVIRT_CRDS = tuple(f"{plural}.kubevirt.io" for plural in ("kubevirts", "virtu
 
 Key = tuple[str, str, str]
 """Kind with its group, namespace and name of an object."""
+Snapshot = dict[Key, Object]
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ _UNSTEADY = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "co
 """Resources that change by themselves."""
 
 
-def snapshot(cluster: ControlPlane) -> dict[Key, Object]:
+def snapshot(cluster: ControlPlane) -> Snapshot:
     """Return every object of the cluster, without what changes by itself.
 
     Versions and managed fields are left out. The accounts of controllers are, too: a controller creates its own before
     its first request.
     """
-    found: dict[Key, Object] = {}
+    found: Snapshot = {}
     for item in listed(cluster):
         metadata = item["metadata"]
         for name in ("resourceVersion", "managedFields", "generation"):

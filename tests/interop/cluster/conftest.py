@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.kubernetes import ControlPlane, control_plane
 from tests.support.leftovers import adopt_orphans, count, left_over
-from tests.support.releases import NODE, write
+from tests.support.releases import NODE, Snapshot, snapshot, write
 
 adopt_orphans()
 
@@ -21,10 +21,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         yield running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def empty(cluster: ControlPlane) -> Snapshot:
+    """What the cluster contains before the first test."""
+    return snapshot(cluster)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(cluster: ControlPlane) -> Iterator[None]:
-    """Fail a test that leaves a link, network namespace, mount, process or cgroup."""
+    """Fail a test that leaves a link, network namespace, mount or process."""
     before = count()
     yield
-    found = left_over(before)
+    # Cgroups are the whole machine's, and these tests make none: new ones belong to another test run.
+    found = [thing for thing in left_over(before, cgroup_patience=20.0) if not thing.startswith("cgroup ")]
     assert not found, "left behind: " + ", ".join(found)

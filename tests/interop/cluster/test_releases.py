@@ -15,6 +15,8 @@ from tests.support.releases import (
     NODE,
     RELEASE,
     RELEASES,
+    Key,
+    Snapshot,
     admitted_pods,
     differences,
     installed_crds,
@@ -41,7 +43,7 @@ def test_a_dry_run_accepts_every_object_and_creates_none(cluster: ControlPlane, 
 
 
 @pytest.mark.parametrize("name", RELEASES)
-def test_a_release_is_installed_upgraded_and_removed(cluster: ControlPlane, name: str) -> None:
+def test_a_release_is_installed_upgraded_and_removed(cluster: ControlPlane, empty: Snapshot, name: str) -> None:
     choice = RELEASES[name]
     upgrade = ["upgrade", RELEASE, str(CHART), "--namespace", NAMESPACE, *choice.values, "--set", "log.level=debug"]
     with installed_crds(cluster, choice.there):
@@ -71,7 +73,7 @@ def test_a_release_is_installed_upgraded_and_removed(cluster: ControlPlane, name
         # The documentation's command for the CRDs. The namespace is gone, too.
         if choice.keeps:
             cluster.kubectl("delete", "crd", *choice.keeps)
-        wait_for_difference(cluster, before, set())
+    wait_for_difference(cluster, empty, set())
 
 
 def accept_hooks(cluster: ControlPlane) -> None:
@@ -121,7 +123,7 @@ def changes(before: list[Object], after: list[Object]) -> list[str]:
     return [" ".join(key_of(one)) for one, other in pairs if content(one) != content(other)]
 
 
-def wait_for_difference(cluster: ControlPlane, before: dict[Any, Object], wanted: set[Any]) -> None:
+def wait_for_difference(cluster: ControlPlane, before: Snapshot, wanted: set[Key]) -> None:
     """Wait until the cluster has these objects more than before, and is otherwise as it was."""
 
     def difference() -> list[str]:

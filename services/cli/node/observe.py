@@ -1,6 +1,5 @@
 """Read what there is of hotnic on a node, without a daemon. Next: :mod:`services.cli.node.plan`."""
 
-import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,11 +9,10 @@ import msgspec
 
 from schemas.multus import CONF_NAME, SHIM_NAME, SOCKET_NAME
 from services.cli.node.plan import ObservedNode, RecordedLink, RecordedSandbox
-from services.common.netlink.access import resolve_under
-from services.common.netlink.errors import NetnsGone
 from services.common.node.cni_conf import read_plugin_types
 from services.common.node.daemon_socket import probe_daemon
 from services.common.node.files import temporary_files
+from services.common.node.paths import resolve_under
 
 CRIO_SOCKET: Final = "/run/crio/crio.sock"
 _RECORDS: Final = "records"
@@ -39,10 +37,7 @@ class NodeDirectories(msgspec.Struct, frozen=True, kw_only=True):
 
         :raises OSError: the path has too many links.
         """
-        try:
-            return resolve_under(Path(self.host_root), path)
-        except NetnsGone as error:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from error
+        return resolve_under(Path(self.host_root), path)
 
     def entry(self, path: str) -> Path:
         """Return a path of the node as this process sees it; a link at its end stays a link.

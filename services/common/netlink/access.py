@@ -7,7 +7,6 @@ gone. Next: :mod:`services.common.netlink.netns`, the operations that use it.
 import asyncio
 import errno
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +16,6 @@ from services.common.netlink.errors import NetlinkFailure, NetnsGone, classify_e
 from services.common.netlink.rtnetlink.connection import ConnectionClosed, NetlinkConnection
 
 T = TypeVar("T")
-
-_NAMESPACE_LINK = re.compile(r"\w+:\[\d+\]")
-_MAX_LINKS = 40
-"""Symbolic links in one path: the kernel's own limit (path_resolution(7))."""
 
 
 class NetnsAccess:
@@ -122,33 +117,3 @@ class NetnsAccess:
     def _close_idle(self) -> None:
         self.close()
         self._on_idle()
-
-
-def resolve_under(root: Path, path: str) -> Path:
-    """Return a path as seen under another root, with symbolic links resolved there.
-
-    ``/var/run`` is such a link on every node.
-
-    :raises NetnsGone: the path has too many symbolic links.
-    """
-    if root == Path("/"):
-        return Path(path)
-    resolved, rest, hops = root, list(Path(path).parts[1:]), 0
-    while rest:
-        part = rest.pop(0)
-        if part == "..":
-            resolved = resolved.parent if resolved != root else root
-            continue
-        candidate = resolved / part
-        # A link such as ``net:[4026531840]`` below /proc names a kernel object, not a path.
-        if candidate.is_symlink() and not _NAMESPACE_LINK.fullmatch(target := os.readlink(candidate)):
-            hops += 1
-            if hops > _MAX_LINKS:
-                raise NetnsGone(errno.ELOOP, f"cannot open network namespace {path}: too many symbolic links")
-            parts = Path(target).parts
-            if target.startswith("/"):
-                resolved, parts = root, parts[1:]
-            rest = [*parts, *rest]
-        else:
-            resolved = candidate
-    return resolved

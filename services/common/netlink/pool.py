@@ -9,10 +9,11 @@ import stat
 from functools import partial
 from pathlib import Path
 
-from services.common.netlink.access import NetnsAccess, resolve_under
+from services.common.netlink.access import NetnsAccess
 from services.common.netlink.errors import NetnsGone
 from services.common.netlink.netns import Netns, NodeNetns
 from services.common.netlink.taps import SelinuxLabels
+from services.common.node.paths import resolve_under
 
 
 class NetnsPool:
@@ -66,8 +67,8 @@ class NetnsPool:
         return self._find(path)[1]
 
     def _find(self, path: str) -> tuple[Path, tuple[int, int]]:
-        real = resolve_under(self.root, path)
         try:
+            real = resolve_under(self.root, path)
             found = real.stat()
         except OSError as exc:
             self.drop(path)

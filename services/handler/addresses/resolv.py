@@ -10,8 +10,7 @@ import stat
 from ipaddress import ip_address
 from pathlib import Path
 
-from services.common.netlink.access import resolve_under
-from services.common.netlink.errors import NetnsGone
+from services.common.node.paths import resolve_under
 from services.handler.addresses.offer import NO_RESOLVER, Resolver
 
 MAX_BYTES = 16 * 1024
@@ -29,7 +28,7 @@ def read_resolver(root: Path) -> Resolver:
         fd = os.open(
             resolve_under(root, "/etc/resolv.conf"), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
         )
-    except (OSError, NetnsGone):
+    except OSError:
         return NO_RESOLVER
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

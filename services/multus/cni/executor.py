@@ -21,7 +21,7 @@ from typing import Final
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
 from schemas import cni
-from services.common.netlink.access import resolve_under
+from services.common.node.paths import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
 from services.multus.cni.errors import CniError, NotStartedError, decode_error

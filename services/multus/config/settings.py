@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from services.common.netlink.access import resolve_under
+from services.common.node.paths import resolve_under
 from services.common.runtime.settings import CommonSettings, SettingsError
 from services.multus.config import daemon_config
 from services.multus.config.daemon_config import DaemonConfig, LogOptions

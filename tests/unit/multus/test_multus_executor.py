@@ -89,6 +89,15 @@ async def test_failures_are_classified(tmp_path: Path, text: str, code: int, mes
     assert 'plugin type="plugin"' in caught.value.msg
 
 
+async def test_a_loop_of_links_below_the_nodes_root_is_no_plugin(tmp_path: Path) -> None:
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "loop").symlink_to("/opt/loop")
+    telemetry, _ = recording_telemetry()
+    run = Executor(["/opt"], tracer=telemetry.tracer, log=structlog.get_logger(), chroot=tmp_path)
+    with pytest.raises(CniError, match='failed to find plugin "loop"'):
+        await run.run("loop", CALL, b"")
+
+
 async def test_a_file_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "plugin").write_text("")
     with pytest.raises(CniError) as caught:

@@ -17,8 +17,7 @@ from schemas import cni
 from services.cli.doctor.snapshot import AttachmentRecord, IpamLease, NotVisible, SandboxRecords
 from services.common.domain.pod_nic import build_network_status
 from services.common.guest.drivers import DriverSetting
-from services.common.netlink.access import resolve_under
-from services.common.netlink.errors import NetnsGone
+from services.common.node.paths import resolve_under
 
 LEASES = "/var/lib/cni/networks"
 """``host-local``'s default directory."""
@@ -193,7 +192,7 @@ def netns_identity(paths: NodeSettings, path: str) -> tuple[int, int] | None:
     """Return the device and inode of a namespace file, which identify it; ``None`` when there is none."""
     try:
         found = paths.host(path).stat()
-    except (OSError, NetnsGone):
+    except OSError:
         return None
     return found.st_dev, found.st_ino
 

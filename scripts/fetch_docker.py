@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab.tools import default_root
-from scripts.fetch_tools import Apt, Bundle, MissingError, fetch, find_in, link, missing_libraries, run
+from scripts.fetch_tools import Apt, Bundle, MissingError, fetch, find_in, link, link_missing_libraries, run
 
 PARTS = ("docker-cli", "docker-buildx")
 """Packages that exist only where Debian's docker.io does not contain the command line."""
@@ -48,12 +48,7 @@ def install_docker(tools: Path) -> None:
     for plugin in tree.glob("usr/libexec/docker/cli-plugins/*"):
         link(home / "cli-plugins" / plugin.name, plugin)
     files = [home / "dockerd", home / "docker", home / "docker-proxy"]
-    # Only libraries that the machine lacks: a second C library beside the machine's own does not work.
-    while names_missing := missing_libraries(files, home / "lib"):
-        files = []
-        for name in names_missing:
-            link(home / "lib" / name, find_in(tree, name))
-            files.append(home / "lib" / name)
+    link_missing_libraries(files, tree, home / "lib")
 
 
 def main() -> int:

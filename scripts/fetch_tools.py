@@ -271,6 +271,20 @@ def missing_libraries(files: list[Path], library_path: Path) -> set[str]:
     return {line.split()[0] for line in done.stdout.splitlines() if line.endswith("=> not found")}
 
 
+def link_missing_libraries(files: list[Path], tree: Path, library_path: Path) -> None:
+    """Link the shared libraries that these files need, and those that these need in turn, from an unpacked tree.
+
+    Only libraries that the machine lacks: a second C library beside the machine's own does not work.
+
+    :raises MissingError: the tree lacks one of them.
+    """
+    while names := missing_libraries(files, library_path):
+        files = []
+        for name in names:
+            link(library_path / name, find_in(tree, name))
+            files.append(library_path / name)
+
+
 def install_libvirt(tools: Path) -> None:
     """Fill `libvirt/`: daemon, driver, libraries that the machine lacks, and the files for building the binding."""
     tree, home = tools / "unpacked" / LIBVIRT.name, tools / "libvirt"
@@ -283,12 +297,7 @@ def install_libvirt(tools: Path) -> None:
     for library in own.glob("libvirt*.so*"):
         link(home / "lib" / library.name, library)
     files = [home / "libvirtd", *(home / "drivers").iterdir(), *(home / "lib").iterdir()]
-    # Only libraries that the machine lacks: a second C library beside the machine's own does not work.
-    while names := missing_libraries(files, home / "lib"):
-        files = []
-        for name in names:
-            link(home / "lib" / name, find_in(tree, name))
-            files.append(home / "lib" / name)
+    link_missing_libraries(files, tree, home / "lib")
     (home / "pkgconfig").mkdir()
     for description in own.glob("pkgconfig/*.pc"):
         text = description.read_text().replace("=/usr", f"={tree}/usr")

@@ -2,9 +2,11 @@
 
 import json
 import subprocess
+import tarfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 HOTNIC = "hotnic:dev"
@@ -23,6 +25,43 @@ def docker(*arguments: str, check: bool = True, timeout: float = 120) -> Done:
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout)
     assert not check or done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done
+
+
+def import_root(
+    tag: str,
+    files: Mapping[str, Path],
+    *,
+    folders: Mapping[str, int] | None = None,
+    links: Mapping[str, str] | None = None,
+    changes: Sequence[str] = (),
+) -> None:
+    """Make an image of files, without a build.
+
+    :param files: the content of each file by its path in the image; all can be executed.
+    :param folders: modes of further directories.
+    :param links: targets of symbolic links.
+    :param changes: instructions of a Dockerfile, such as ``ENTRYPOINT``.
+    """
+    options = [part for change in changes for part in ("--change", change)]
+    with subprocess.Popen(
+        ["docker", "import", *options, "-", tag], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as importing:
+        assert importing.stdin is not None
+        with tarfile.open(fileobj=importing.stdin, mode="w|") as archive:
+            for path, mode in (folders or {}).items():
+                entry = tarfile.TarInfo(path)
+                entry.type, entry.mode = tarfile.DIRTYPE, mode
+                archive.addfile(entry)
+            for path, source in files.items():
+                entry = tarfile.TarInfo(path)
+                entry.size, entry.mode = source.stat().st_size, 0o755
+                with source.open("rb") as content:
+                    archive.addfile(entry, content)
+            for path, target in (links or {}).items():
+                entry = tarfile.TarInfo(path)
+                entry.type, entry.linkname = tarfile.SYMTYPE, target
+                archive.addfile(entry)
+    assert importing.returncode == 0, f"docker import of {tag} ended with code {importing.returncode}"
 
 
 def inspect(image: str) -> dict[str, Any]:

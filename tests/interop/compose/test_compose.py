@@ -1,20 +1,21 @@
 """The stack of docker-compose.yml on a real engine: plug, trace, restarts in the middle of a plug, unplug, removal."""
 
 import json
+import os
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.compose import VM, Compose, plug_options
+from tests.support.docker_images import docker
+from tests.support.jaeger import Jaeger
 
-JAEGER = "http://127.0.0.1:16686"
+JAEGER = Jaeger(grpc=4317, http=4318, query=16686)
+"""Only the query API is published."""
 ROLES = ("api", "controller", "networks", "multus", "handler")
 
 
@@ -26,22 +27,10 @@ def blue(stack: Compose) -> Iterator[str]:
         stack.unplug("blue")
 
 
-def get_json(path: str) -> Any:
-    """Return the JSON document at a path of Jaeger's query API; `None` where there is none."""
-    try:
-        with urllib.request.urlopen(f"{JAEGER}{path}", timeout=10) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise
-
-
 def services_in_trace(trace_id: str) -> set[str]:
     """Return the services that have spans in a trace."""
-    found = get_json(f"/api/traces/{trace_id}")
-    traces = found["data"] if found else []
-    return {process["serviceName"] for trace in traces for process in trace["processes"].values()}
+    trace = JAEGER.trace(trace_id)
+    return {process["serviceName"] for process in trace["processes"].values()} if trace else set()
 
 
 def ready_vmi(kubeconfig: Path) -> str:
@@ -54,9 +43,34 @@ def ready_vmi(kubeconfig: Path) -> str:
     return vmi["metadata"]["uid"] if ready else ""
 
 
-def docker(*arguments: str) -> str:
-    """Run a `docker` command and return its output."""
-    return subprocess.run(["docker", *arguments], text=True, capture_output=True, timeout=60, check=True).stdout.strip()
+def engine_home() -> Path:
+    """Return the folder of the engine of scripts/with-docker-engine; its name is that of the engine's cgroup."""
+    return Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).parent
+
+
+def mounts_of_containers() -> list[str]:
+    """Return the mounts of containers and their network namespaces in the engine's own mount namespace."""
+    pidfile = f"--pidfile={engine_home()}/docker.pid".encode()
+    (daemon,) = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if is_dockerd(path, pidfile)]
+    mounts = (daemon / "mountinfo").read_text().splitlines()
+    return [line for line in mounts if "/overlay2/" in line or "/netns/" in line]
+
+
+def is_dockerd(cmdline: Path, argument: bytes) -> bool:
+    """Return whether a process is the engine with this argument."""
+    try:
+        arguments = cmdline.read_bytes().split(b"\0")
+    except OSError:  # the process has ended
+        return False
+    return arguments[0].endswith(b"/dockerd") and argument in arguments
+
+
+def cgroups_of_containers() -> list[Path]:
+    """Return the cgroups below the engine's, one for each container and hierarchy."""
+    top, engine = Path("/sys/fs/cgroup"), engine_home().name
+    # Version 1 of cgroups has a hierarchy for each controller, version 2 only one.
+    found = (*top.glob(f"*/{engine}/*/"), *top.glob(f"{engine}/*/"))
+    return [folder for folder in found if folder.is_dir()]
 
 
 def test_a_nic_is_plugged_and_jaeger_has_every_hop_in_one_trace(stack: Compose, blue: str) -> None:
@@ -118,15 +132,14 @@ def test_nothing_is_published_beyond_loopback_and_nothing_is_privileged(compose:
 
 def test_down_leaves_nothing(compose: Compose, stack: Compose) -> None:
     """The last test of this file: the fixture's own `down` finds nothing to do."""
+    assert mounts_of_containers()
+    assert cgroups_of_containers()
     stack.run("down", "--volumes", "--timeout", "20")
     for kind in ("container", "volume", "network"):
         options = ["--all"] if kind == "container" else []
-        listed = docker(
-            kind, "ls", *options, "--quiet", "--filter", f"label=com.docker.compose.project={compose.project}"
-        )
-        assert listed == "", kind
+        project = f"label=com.docker.compose.project={compose.project}"
+        assert docker(kind, "ls", *options, "--quiet", "--filter", project).stdout == "", kind
     # docker0 is the engine's own; a bridge, veth or sandbox of the project would be listed beside it.
     assert {name for _, name in socket.if_nameindex()} <= {"lo", "docker0", "sit0", "tunl0"}
-    mounts = Path("/proc/self/mountinfo").read_text()
-    assert [line for line in mounts.splitlines() if "/overlay2/" in line or "/netns/" in line] == []
-    assert [folder for folder in Path("/sys/fs/cgroup").glob("*/docker/*/") if folder.is_dir()] == []
+    assert mounts_of_containers() == []
+    assert cgroups_of_containers() == []

@@ -5,15 +5,12 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from lab.tools import default_root
-from tests.support.docker_images import docker, run_in
+from tests.support.docker_images import docker, import_root, run_in
 
 CHECKOUT = Path(__file__).parents[3]
 NEWEST_GLIBC = (2, 36)
@@ -24,22 +21,13 @@ NODE = "hotnic-test-node:local"
 
 @pytest.fixture
 def node(shim: Path) -> Iterator[str]:
-    """An image of a node with the executable: busybox, the C library and zlib, and no Python."""
-    busybox = next((default_root() / "unpacked" / "busybox").rglob("busybox"))
+    """An image of a node with the executable: the C library, zlib, and no Python."""
     library = Path("/lib/x86_64-linux-gnu")
-    files = {"bin/busybox": busybox, "opt/cni/bin/hotnic-multus": shim}
-    files["lib64/ld-linux-x86-64.so.2"] = Path("/lib64/ld-linux-x86-64.so.2")
     # What glibc consists of (some parts are empty since 2.34), and the library that PyInstaller's bootloader needs.
     names = ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1", "libz.so.1")
-    files |= {f"lib/x86_64-linux-gnu/{name}": library / name for name in names}
-    packed = BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, path in files.items():
-            entry = tarfile.TarInfo(name)
-            content = path.resolve().read_bytes()
-            entry.size, entry.mode = len(content), 0o755
-            archive.addfile(entry, BytesIO(content))
-    subprocess.run(["docker", "import", "-", NODE], input=packed.getvalue(), check=True, capture_output=True)
+    files = {f"lib/x86_64-linux-gnu/{name}": library / name for name in names}
+    files["lib64/ld-linux-x86-64.so.2"] = Path("/lib64/ld-linux-x86-64.so.2")
+    import_root(NODE, {**files, "opt/cni/bin/hotnic-multus": shim})
     yield NODE
     docker("image", "rm", NODE)
 

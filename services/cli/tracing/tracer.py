@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
+import click
 from opentelemetry.context import Context
 from opentelemetry.trace import NoOpTracer, Tracer
 
@@ -39,12 +40,19 @@ class NoTraces:
 
 
 def configure_tracing(environ: Mapping[str, str] = os.environ) -> Traces:
-    """Return a tracer as the environment configures it."""
+    """Return a tracer as the environment configures it.
+
+    :raises click.UsageError: the environment names a protocol that hotnic does not export by.
+    """
     if not any(environ.get(name) for name in _EXPORTER_VARIABLES):
         return NoTraces()
+    from services.common.telemetry.otlp import UnsupportedProtocol
     from services.common.telemetry.setup import configure
 
-    return configure("cli", environ=environ)
+    try:
+        return configure("cli", environ=environ)
+    except UnsupportedProtocol as error:
+        raise click.UsageError(str(error)) from error
 
 
 def caller_context(environ: Mapping[str, str] = os.environ) -> Context | None:

@@ -49,6 +49,20 @@ def test_an_unsupported_protocol_is_refused_by_name(variable: str, value: str) -
         target_of({ENDPOINT: BASE, variable: value})
 
 
+def test_a_command_with_an_unsupported_protocol_is_a_usage_error() -> None:
+    arguments = ["addinterface", "vm", "--name", "a", "--network-attachment-definition-name", "b"]
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", *arguments],
+        env={ENDPOINT: BASE, PROTOCOL: "zipkin", "KUBECONFIG": "/no/kubeconfig"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'zipkin' is not supported; set grpc or http/protobuf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_role_with_an_unsupported_protocol_does_not_start() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "services.multus", "--print-config"],

@@ -59,7 +59,8 @@ def test_second_engine_on_the_same_data_is_refused(data: Path) -> None:
         assert second.returncode == 125
         assert f"another engine uses {data} (process {first.pid})" in err
         first.terminate()
-        first.communicate(timeout=120)
+        # communicate() would close standard input, and the command could end by that before the signal reaches it.
+        first.wait(timeout=120)
     assert first.returncode == 128 + signal.SIGTERM
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.networks import Dns
+from schemas.kubernetes.networks import Dns
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]

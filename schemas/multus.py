@@ -2,7 +2,8 @@
 
 Source: multus-cni v4 ``pkg/server/api``; requests and responses are compatible in both directions.
 The W3C header ``traceparent`` carries the trace. ``GET /sandboxes/<id>`` exists in hotnic only: upstream's daemon
-answers 404, as hotnic's daemon does for an unknown sandbox. Next: :mod:`schemas.options`, the bodies of the api.
+answers 404, as hotnic's daemon does for an unknown sandbox.
+Next: :mod:`schemas.kubernetes.options`, the bodies of the api.
 """
 
 import base64

@@ -2,7 +2,7 @@
 
 Upstream: KubeVirt's hashed pod interface names (SHA-256, first 11 hex digits). With them an interface can be unplugged
 without renaming the others. The names that a pod really has are in its network status.
-Next: :mod:`schemas.encoding`, which encodes names into subjects and keys.
+Next: :mod:`schemas.bus.encoding`, which encodes names into subjects and keys.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 All code that depends on the order of stages, or on who may publish one, reads this table: the hot-plug status, the bus,
 the AsyncAPI document, the diagram in the documentation and the tests.
-Next: :mod:`schemas.events`, the event that is published at each stage.
+Next: :mod:`schemas.bus.events`, the event that is published at each stage.
 """
 
 from enum import StrEnum

@@ -24,7 +24,7 @@ from lab.node.resources import Key
 from lab.node.scheduler import Scheduler
 from lab.node.virt import VmiLoop, VmLoop
 from lab.tools import LabTools
-from schemas.kube import PODS, VMIS, VMS, Pod, Resource, VirtualMachineInstance
+from schemas.kubernetes.objects import PODS, VMIS, VMS, Pod, Resource, VirtualMachineInstance
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.reconcile import Reconciler

@@ -14,7 +14,7 @@ from typing import Protocol
 from lab.node.cri import PodRuntime, RuntimeCallError, SandboxStatus
 from lab.node.objects import FINAL_PHASES, Object, with_conditions
 from lab.node.resources import PODS, Key, find
-from schemas.kube import Pod
+from schemas.kubernetes.objects import Pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
 from services.common.reconcile import Attempt, Retry

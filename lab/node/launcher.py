@@ -26,7 +26,7 @@ from lab.node.guest_process import SOCKETS, UNKNOWN_EXIT, GuestProcess, GuestSta
 from lab.node.objects import Object, cores, memory_mib
 from lab.node.resources import Key
 from lab.tools import LabTools
-from schemas.kube import VmiSpec
+from schemas.kubernetes.objects import VmiSpec
 from services.common.reconcile import Reject, Retry
 from services.common.telemetry.logs import Log
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from lab.tools import PAUSE_IMAGE
-from schemas.kube import CREATED_BY_LABEL, VirtualMachineInstance
-from schemas.networks import NETWORKS, encode_networks
+from schemas.kubernetes.networks import NETWORKS, encode_networks
+from schemas.kubernetes.objects import CREATED_BY_LABEL, VirtualMachineInstance
 from services.common.domain.attachments import desired_elements
 from services.common.domain.nic import parse_nics
 

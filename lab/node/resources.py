@@ -1,14 +1,14 @@
 """Kubernetes resources as whole objects of decoded JSON.
 
 The node copies templates and rewrites statuses, so no field may be lost. The caches use the partial structs of
-`schemas.kube` instead, because they only detect changes.
+`schemas.kubernetes.objects` instead, because they only detect changes.
 """
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from schemas.kube import Resource
+from schemas.kubernetes.objects import Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
 

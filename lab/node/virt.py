@@ -24,7 +24,7 @@ from lab.node.objects import (
     with_conditions,
 )
 from lab.node.resources import PODS, VMIS, VMS, Key, find
-from schemas.kube import CREATED_BY_LABEL
+from schemas.kubernetes.objects import CREATED_BY_LABEL
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, Conflict, NotFound, PatchTestFailed
 from services.common.kube.patch import Op, add, pointer, remove, test

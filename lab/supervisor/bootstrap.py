@@ -21,7 +21,7 @@ import yaml
 from lab.apiserver.identity import pki
 from lab.layout import API_PORT, ROLES, Layout
 from lab.supervisor.credentials import NAMESPACE
-from schemas.kube import VMIS
+from schemas.kubernetes.objects import VMIS
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError, NotFound
 from services.common.telemetry import configure

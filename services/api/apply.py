@@ -6,8 +6,8 @@ never waits for the bus. Next: :mod:`services.api.hotplug_status`.
 
 from collections.abc import Awaitable, Callable
 
-from schemas.kube import VMIS, VMS, StatusCause, StatusDetails
-from schemas.operations import Operation
+from schemas.kubernetes.objects import VMIS, VMS, StatusCause, StatusDetails
+from schemas.kubernetes.operations import Operation
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from services.api.plan.answers import conflict
 from services.common.bus.protocol import Bus

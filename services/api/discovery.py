@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from schemas.hotplug_status import LIST_KIND
+from schemas.bus.hotplug_status import LIST_KIND
 
 HOTNIC_GROUP = "subresources.hotnic.io"
 KUBEVIRT_GROUP = "subresources.kubevirt.io"

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from schemas.kube import CONFIG_MAPS
+from schemas.kubernetes.objects import CONFIG_MAPS
 from services.common.http.server import StatusError
 from services.common.kube.client import Kube
 

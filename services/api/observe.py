@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.kube import (
+from schemas.kubernetes.objects import (
     CREATED_BY_LABEL,
     NADS,
     PODS,
@@ -24,7 +24,7 @@ from schemas.kube import (
     VirtualMachine,
     VirtualMachineInstance,
 )
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.front_proxy import UserIdentity
 from services.api.plan import Observed, RequestTarget
 from services.common.domain.nic import qualified_nad

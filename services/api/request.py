@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.names import NEW_INTERFACE_NAME
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
 
 T = TypeVar("T")
 

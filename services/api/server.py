@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 import msgspec
 from aiohttp import web
 
-from schemas.hotplug_status import encode_json
-from schemas.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.bus.hotplug_status import encode_json
+from schemas.kubernetes.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import apply_request
 from services.api.discovery import GROUPS, HOTNIC_GROUP, accepts_documents, discovery_document, discovery_paths
 from services.api.front_proxy import FrontProxy, UserIdentity

@@ -16,7 +16,7 @@ import click
 from services.cli.errors import CommandFailed, RefusedByServer, Unreachable
 
 if TYPE_CHECKING:
-    from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+    from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
     from services.common.kube.client import Kube
     from services.common.kube.errors import KubeError
 
@@ -112,7 +112,7 @@ async def find_vmi(kube: Kube, namespace: str, name: str) -> VirtualMachineInsta
 
     :raises RefusedByServer: there is none; the message names the namespace.
     """
-    from schemas.kube import VMIS
+    from schemas.kubernetes.objects import VMIS
 
     return await explain_not_found(kube.get(VMIS, namespace, name), namespace, name)
 
@@ -122,7 +122,7 @@ async def find_vm(kube: Kube, namespace: str, name: str) -> VirtualMachine:
 
     :raises RefusedByServer: there is none; the message names the namespace.
     """
-    from schemas.kube import VMS
+    from schemas.kubernetes.objects import VMS
 
     return await explain_not_found(kube.get(VMS, namespace, name), namespace, name)
 
@@ -168,7 +168,7 @@ async def explain_not_found(answer: Awaitable[T], namespace: str, name: str) -> 
 
 async def find_pod(kube: Kube, vmi: VirtualMachineInstance) -> Pod | None:
     """Read the acting pod of a VMI; ``None`` when there is none."""
-    from schemas.kube import PODS
+    from schemas.kubernetes.objects import PODS
     from services.common.domain.operations import find_acting_pod
 
     listing = await kube.list(PODS, vmi.metadata.namespace, labels=pod_selector(vmi))
@@ -177,6 +177,6 @@ async def find_pod(kube: Kube, vmi: VirtualMachineInstance) -> Pod | None:
 
 def pod_selector(vmi: VirtualMachineInstance) -> str:
     """Return the label selector of a VMI's launcher pods."""
-    from schemas.kube import CREATED_BY_LABEL
+    from schemas.kubernetes.objects import CREATED_BY_LABEL
 
     return f"{CREATED_BY_LABEL}={vmi.metadata.uid}"

@@ -6,7 +6,7 @@ Next: :mod:`services.controller.starting`, which starts operations.
 
 from typing import Any
 
-from schemas.kube import PODS, VMIS, VMS, Pod, Resource, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.objects import PODS, VMIS, VMS, Pod, Resource, VirtualMachine, VirtualMachineInstance
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
 from services.common.reconcile import Attempt, Retry

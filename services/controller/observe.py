@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.common.domain.nic import VmiNics, parse_nics
 from services.common.domain.operations import find_acting_pod
 from services.common.domain.template import TemplateInterfaces, parse_template

@@ -13,9 +13,9 @@ from typing import Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from schemas.encoding import SUBJECT_ROOT, StatusKey, parse_status_key
-from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHistory, decode_entry, encode_entry
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.bus.encoding import SUBJECT_ROOT, StatusKey, parse_status_key
+from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHistory, decode_entry, encode_entry
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import interface_hash
 from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRevision
 from services.common.domain.nic import parse_nics

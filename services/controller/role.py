@@ -7,9 +7,9 @@ Next: :mod:`services.controller.observe`.
 import asyncio
 from collections.abc import Callable, Iterable
 
-from schemas.encoding import stage_filter
-from schemas.events import Event
-from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.bus.encoding import stage_filter
+from schemas.bus.events import Event
+from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.stages import Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.domain.operations import vmi_name_of

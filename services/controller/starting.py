@@ -11,8 +11,8 @@ import msgspec
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, set_span_in_context
 
-from schemas.kube import VMIS, VMS
-from schemas.operations import Operation
+from schemas.kubernetes.objects import VMIS, VMS
+from schemas.kubernetes.operations import Operation
 from services.common.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PatchTestFailed
 from services.common.reconcile import Attempt, Retry
 from services.common.runtime.context import RoleContext

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from opentelemetry.context import Context
 from opentelemetry.trace import set_span_in_context
 
-from schemas.kube import PODS, Pod
+from schemas.kubernetes.objects import PODS, Pod
 from services.common.domain.nic import Nic
 from services.common.domain.spec_patch import PatchOp
 from services.common.guest.port import DeviceMissing, GuestRefused

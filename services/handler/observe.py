@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from schemas.kube import PODS, Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import PODS, Pod, VirtualMachineInstance
 from schemas.stages import OperationKind
 from services.common.cri.errors import CriError
 from services.common.cri.sandbox import Sandbox

@@ -6,7 +6,7 @@ Next: :mod:`services.handler.plan.messages`, which builds the events.
 
 import msgspec
 
-from schemas.kube import VMIS, VirtualMachineInstance
+from schemas.kubernetes.objects import VMIS, VirtualMachineInstance
 from services.common.domain.nic import Nic
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import Conflict, PatchTestFailed

@@ -11,8 +11,8 @@ from opentelemetry import context as otel
 from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 
-from schemas.encoding import node_consumer, node_filter
-from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, Pod, VirtualMachineInstance
+from schemas.bus.encoding import node_consumer, node_filter
+from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, Pod, VirtualMachineInstance
 from schemas.stages import OperationKind, Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.cri.client import CriClient

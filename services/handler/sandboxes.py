@@ -7,7 +7,7 @@ import asyncio
 import errno
 from collections.abc import Iterable
 
-from schemas.kube import Pod
+from schemas.kubernetes.objects import Pod
 from services.common.cri.client import CriClient
 from services.common.cri.sandbox import Sandbox
 from services.common.netlink.errors import NetnsGone

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 from opentelemetry.context import Context
 
-from schemas.events import ConfirmedBy
+from schemas.bus.events import ConfirmedBy
 from schemas.names import interface_of_alias
 from services.common.guest.agent import GuestAgent
 from services.common.guest.drivers import DriverFactory

@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any, Final
 
 from schemas import cni
-from schemas.kube import Pod
+from schemas.kubernetes.networks import DEFAULT_NETWORK, NETWORKS, NetworkSelectionElement, parse_networks
+from schemas.kubernetes.objects import Pod
 from schemas.names import is_ordinal
-from schemas.networks import DEFAULT_NETWORK, NETWORKS, NetworkSelectionElement, parse_networks
 from services.common.kube.client import Kube
 from services.multus.cni import conflist
 from services.multus.cni.call import CniCall, attributes_of, runtime_config_of, shared_runtime_config

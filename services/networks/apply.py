@@ -14,8 +14,8 @@ from functools import partial
 import msgspec
 from opentelemetry.trace import Span, StatusCode
 
-from schemas.kube import Pod
-from schemas.operations import Operation
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import Operation
 from services.common.backoff import jittered
 from services.common.cri.sandbox import Sandbox
 from services.common.kube.cache.cached_reader import CachedReader

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from schemas.kube import ObjectMeta, PodStatus, Resource
+from schemas.kubernetes.objects import ObjectMeta, PodStatus, Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError
 from services.common.runtime.process import StartRefused

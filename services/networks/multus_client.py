@@ -12,7 +12,8 @@ from urllib.parse import quote
 import msgspec
 
 from schemas import cni
-from schemas.kube import Pod
+from schemas.kubernetes.networks import NetworkSelectionElement
+from schemas.kubernetes.objects import Pod
 from schemas.multus import (
     DELEGATE_PATH,
     SANDBOXES_PATH,
@@ -21,7 +22,6 @@ from schemas.multus import (
     SandboxRecord,
     build_delegate_request,
 )
-from schemas.networks import NetworkSelectionElement
 from services.common.cri.sandbox import Sandbox
 from services.common.http.client import HttpFailure, UnixHttpClient
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.kube import NetworkAttachmentDefinition
-from schemas.networks import NetworkSelectionElement
+from schemas.kubernetes.networks import NetworkSelectionElement
+from schemas.kubernetes.objects import NetworkAttachmentDefinition
 from services.networks.multus_client import AttachmentFailure
 
 INVALID: Final = "InvalidNetwork"

@@ -10,7 +10,7 @@ import asyncio
 import msgspec
 from opentelemetry import context as otel
 
-from schemas.kube import NADS, PODS, Pod
+from schemas.kubernetes.objects import NADS, PODS, Pod
 from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError, SandboxMissing
 from services.common.cri.sandbox import Sandbox

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from schemas.events import ChangedObject, Event, Failed, MultusAttached, MultusDetached, ObjectRef
-from schemas.kube import Pod
-from schemas.networks import NETWORKS
+from schemas.bus.events import ChangedObject, Event, Failed, MultusAttached, MultusDetached, ObjectRef
+from schemas.kubernetes.networks import NETWORKS
+from schemas.kubernetes.objects import Pod
 from schemas.stages import Stage
 from services.common.runtime.context import RoleContext
 from services.networks.multus_client import AttachmentFailure

@@ -6,9 +6,9 @@ A key is ``(namespace, pod name)``. Next: :mod:`services.networks.observe`, ``pl
 import asyncio
 from collections.abc import Callable, Iterable
 
-from schemas.encoding import node_consumer, node_filter
-from schemas.kube import PODS, Pod
-from schemas.networks import NETWORK_STATUS, NETWORKS
+from schemas.bus.encoding import node_consumer, node_filter
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.objects import PODS, Pod
 from schemas.stages import Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.cri.client import CriClient

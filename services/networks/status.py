@@ -12,9 +12,9 @@ from collections.abc import Callable
 import msgspec
 
 from schemas import cni
-from schemas.kube import PODS, Pod
-from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status, parse_network_status
-from schemas.operations import (
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status, parse_network_status
+from schemas.kubernetes.objects import PODS, Pod
+from schemas.kubernetes.operations import (
     AnnotationTooLarge,
     HotplugMark,
     Operation,

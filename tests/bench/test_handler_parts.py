@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.trace import INVALID_SPAN
 
-from schemas.operations import PodNic, RecordedRoute
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 from services.common.domain.nic import link_names
 from services.common.guest.port import NetDeviceSpec
 from services.common.guest.qmp import QmpGuest

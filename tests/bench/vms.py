@@ -12,8 +12,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_s
 
 from lab.guest.console import ConsoleFollower
 from lab.layout import GuestKind
-from schemas.kube import VMIS, VirtualMachineInstance
-from schemas.networks import NETWORK_STATUS, parse_network_status
+from schemas.kubernetes.networks import NETWORK_STATUS, parse_network_status
+from schemas.kubernetes.objects import VMIS, VirtualMachineInstance
 from services.common.kube.client import Kube
 from services.common.telemetry import configure
 from tests.support.lab import SAMPLE_NAD, SAMPLE_VM, Lab, Span, running_lab

@@ -11,7 +11,7 @@ import pytest
 
 from lab.cli import commands
 from lab.guest.console import AddressEvent, ConsoleFollower, GuestEvent, Ready
-from schemas.operations import PodNic, pod_nic_key, read_pod_nic
+from schemas.kubernetes.operations import PodNic, pod_nic_key, read_pod_nic
 from services.common.domain.status_interfaces import find_entry
 from tests.support import guest_shell
 from tests.support.lab import Lab

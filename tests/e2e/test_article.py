@@ -11,7 +11,7 @@ import yaml
 
 from lab.guest.console import AddressEvent
 from lab.supervisor.bootstrap import EXAMPLES
-from schemas.operations import pod_nic_key, read_operation, read_pod_nic
+from schemas.kubernetes.operations import pod_nic_key, read_operation, read_pod_nic
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, find_entry, parse_tokens
 from tests.support.lab import Lab, wait_until
 

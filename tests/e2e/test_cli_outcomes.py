@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from schemas.operations import read_operation
+from schemas.kubernetes.operations import read_operation
 from tests.support.lab import SAMPLE_NAD, Lab, wait_until
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)

@@ -12,11 +12,11 @@ import pytest
 import structlog
 
 from lab.cli import commands
-from schemas.encoding import StatusKey
-from schemas.hotplug_status import BUCKET, StatusEntry, decode_entry, encode_entry
+from schemas.bus.encoding import StatusKey
+from schemas.bus.hotplug_status import BUCKET, StatusEntry, decode_entry, encode_entry
+from schemas.kubernetes.networks import NETWORK_STATUS
+from schemas.kubernetes.operations import pod_nic_key, read_pod_nic
 from schemas.names import interface_hash, pod_interface, tap
-from schemas.networks import NETWORK_STATUS
-from schemas.operations import pod_nic_key, read_pod_nic
 from schemas.stages import Stage
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.protocol import KeyValue

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schemas.networks import NETWORKS
+from schemas.kubernetes.networks import NETWORKS
 from services.common.domain.status_interfaces import DOMAIN
 from tests.support.lab import SAMPLE_NAD, Lab, wait_until
 from tests.support.objects import COLLIDING

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from schemas.kube import NADS
-from schemas.networks import NetworkStatus
+from schemas.kubernetes.networks import NetworkStatus
+from schemas.kubernetes.objects import NADS
 from tests.support.lab import SAMPLE_NAD, Lab, Span
 from tests.support.ordinary_pods import NAMESPACE, OrdinaryPods, ordinary_pods
 

@@ -3,9 +3,9 @@
 import json
 
 from lab.cli import commands
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
+from schemas.kubernetes.operations import pod_nic_key, read_operation, read_pod_nic
 from schemas.names import bridge, pod_interface, tap
-from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
-from schemas.operations import pod_nic_key, read_operation, read_pod_nic
 from services.common.domain.status_interfaces import find_entry, parse_tokens
 from tests.support.lab import SAMPLE_NAD, Lab, Span, link_events
 

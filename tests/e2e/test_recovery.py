@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lab.guest.console import LinkEvent
+from schemas.kubernetes.networks import NETWORK_STATUS, parse_network_status
 from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS, parse_network_status
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, find_entry, parse_tokens
 from tests.support.lab import SAMPLE_NAD, Lab, wait_until
 from tests.support.node_state import node_state

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from lab.layout import API_PORT
-from schemas.kube import VirtualMachineInstance
-from schemas.operations import read_operation
+from schemas.kubernetes.objects import VirtualMachineInstance
+from schemas.kubernetes.operations import read_operation
 from tests.support.lab import SAMPLE_NAD, SAMPLE_VM, Lab
 
 BASE = "/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances"

@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from schemas.operations import read_nic_slots
+from schemas.kubernetes.operations import read_nic_slots
 from services.cli.tracing.tracer import NoTraces
 from services.common.domain.status_interfaces import DOMAIN, find_entry, parse_tokens
 from services.common.kube.client import Kube

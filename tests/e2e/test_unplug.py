@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from lab.guest.console import LinkEvent
-from schemas.kube import VMS, VirtualMachine, VmiSpec
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
+from schemas.kubernetes.objects import VMS, VirtualMachine, VmiSpec
+from schemas.kubernetes.operations import operation_key, pod_nic_key, read_operation, read_pod_nic
+from schemas.kubernetes.options import OPERATION_HEADER
 from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status, parse_networks
-from schemas.operations import operation_key, pod_nic_key, read_operation, read_pod_nic
-from schemas.options import OPERATION_HEADER
 from services.cli.tracing.tracer import NoTraces
 from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, MULTUS_STATUS, find_entry, parse_tokens
 from services.common.kube.client import Kube

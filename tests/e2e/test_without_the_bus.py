@@ -1,7 +1,7 @@
 """A plug without NATS completes by the roles' watches; its events are published when NATS is available again."""
 
 from lab.cli import commands
-from schemas.operations import read_operation
+from schemas.kubernetes.operations import read_operation
 from tests.support.lab import SAMPLE_NAD, Lab
 
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import structlog
 
-from schemas.encoding import STREAM
-from schemas.events import Event
+from schemas.bus.encoding import STREAM
+from schemas.bus.events import Event
 from schemas.stages import ROWS
 from services.common.bus import spans
 from services.common.bus.delivery import build_delivery_handler

@@ -8,9 +8,9 @@ from typing import Protocol
 import pytest
 from opentelemetry.trace import SpanKind
 
-from schemas.encoding import node_consumer, node_filter, stage_filter
-from schemas.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
-from schemas.operations import Operation
+from schemas.bus.encoding import node_consumer, node_filter, stage_filter
+from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.bus.envelope import (
     DEAD_CONSUMER,

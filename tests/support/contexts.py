@@ -4,7 +4,7 @@ from typing import Any
 
 import structlog
 
-from schemas.encoding import NO_NODE
+from schemas.bus.encoding import NO_NODE
 from services.common.bus.protocol import Bus
 from services.common.kube.event_recorder import EventRecorder
 from services.common.runtime.context import RoleContext

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import nats
 from nats.aio.msg import Msg
 
-from schemas.encoding import SUBJECT_ROOT
+from schemas.bus.encoding import SUBJECT_ROOT
 from services.common.bus.envelope import MSG_ID
 
 COPY = "Hotnic-Test-Copy"

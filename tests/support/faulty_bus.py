@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from schemas.events import Event
+from schemas.bus.events import Event
 from services.common.bus.protocol import Bus, EventHandler, KeyValue, ReceivedEvent
 
 

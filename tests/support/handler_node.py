@@ -13,10 +13,10 @@ import msgspec
 import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from schemas.events import Event
+from schemas.bus.events import Event
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation
 from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
-from schemas.operations import Operation, encode_annotation, operation_key, read_operation
 from schemas.stages import OperationKind
 from services.common.cri.client import CriClient
 from services.common.guest.drivers import DriverSetting, driver_factory

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from services.common.domain.nic import parse_nics
 from services.common.guest.port import GuestView
 from services.handler.addresses.offer import NO_RESOLVER

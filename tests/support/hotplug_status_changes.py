@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.hotplug_status import InterfaceHotplugStatus, StatusEntry, StoredEntry
+from schemas.bus.hotplug_status import InterfaceHotplugStatus, StatusEntry, StoredEntry
 from schemas.names import interface_hash
 from schemas.stages import OperationKind, Stage
 from services.cli.doctor.snapshot import NotVisible, Snapshot, VmSnapshot

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import schemas.api_registration
-import schemas.kube
-import schemas.kubevirt
+import schemas.kubernetes.api_registration
+import schemas.kubernetes.kubevirt
+import schemas.kubernetes.objects
 import services.cli.chart.uninstall
-from schemas.kube import Resource
+from schemas.kubernetes.objects import Resource
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 VERBS = {
@@ -34,7 +34,12 @@ VERBS = {
 
 RESOURCES: dict[str, Resource[object]] = {
     name: value
-    for module in (schemas.kube, schemas.kubevirt, schemas.api_registration, services.cli.chart.uninstall)
+    for module in (
+        schemas.kubernetes.objects,
+        schemas.kubernetes.kubevirt,
+        schemas.kubernetes.api_registration,
+        services.cli.chart.uninstall,
+    )
     for name, value in vars(module).items()
     if isinstance(value, Resource)
 }

@@ -22,7 +22,7 @@ from lab.failpoints.points import FAILPOINTS_VARIABLE
 from lab.guest.console import ConsoleFollower, LinkEvent
 from lab.layout import GuestKind, Layout
 from lab.node.launcher import GUEST_ANNOTATION
-from schemas.kube import PODS, VMIS, Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import PODS, VMIS, Pod, VirtualMachineInstance
 from services.common.domain.operations import belongs_to
 
 SAMPLE_VM = "centos-stream9-1"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.networks import NETWORKS
+from schemas.kubernetes.networks import NETWORKS
 from tests.support.cni import bridge_config
 from tests.support.multus_daemon import POD, POD_UID, cni_environment
 from tests.support.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig

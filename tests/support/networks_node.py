@@ -11,8 +11,8 @@ from typing import Any
 import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from schemas.events import Event
-from schemas.networks import NETWORK_STATUS, NETWORKS
+from schemas.bus.events import Event
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from services.common.cri.client import CriClient
 from services.common.http.client import UnixHttpClient
 from services.common.kube.client import Kube

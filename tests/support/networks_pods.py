@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from schemas.kube import Pod
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import HotplugMark, PodNic, encode_annotation, hotplug_mark_key, pod_nic_key
 from schemas.multus import RecordedAttachment, SandboxRecord
 from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import HotplugMark, PodNic, encode_annotation, hotplug_mark_key, pod_nic_key
 from services.networks.plan import plan
 from services.networks.plan.actions import Attach, Detach, NamespaceIsolation, Observed, RecordEvent
 from services.networks.plan.attachments import parse_attachments

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.kube import NetworkAttachmentDefinition, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.objects import NetworkAttachmentDefinition, Pod, VirtualMachine, VirtualMachineInstance
 
 NAMESPACE = "default"
 VMI_UID = "11111111-1111-4111-8111-111111111111"

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from services.api import plan as api
 from services.controller import plan as controller
 from services.controller.observe import parse_objects

@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from schemas.kube import PODS, Pod
-from schemas.networks import NETWORK_STATUS as STATUS
-from schemas.networks import NETWORKS, NetworkStatus, parse_network_status
+from schemas.kubernetes.networks import NETWORK_STATUS as STATUS
+from schemas.kubernetes.networks import NETWORKS, NetworkStatus, parse_network_status
+from schemas.kubernetes.objects import PODS, Pod
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound

@@ -7,11 +7,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from schemas.encoding import StatusKey
-from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus, StatusEntry, decode_entry
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.names import interface_hash, pod_interface
-from schemas.networks import (
+from schemas.bus.encoding import StatusKey
+from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus, StatusEntry, decode_entry
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -19,7 +17,9 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind, Stage, stage_path
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.controller.projector import Projector

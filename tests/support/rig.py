@@ -15,8 +15,8 @@ from typing import Any
 from lab.failpoints import points
 from lab.layout import ROLES
 from lab.namespaces import control
-from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine, VirtualMachineInstance
-from schemas.operations import pod_nic_key
+from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import pod_nic_key
 from services.cli.operations.hotplug_status import NO_NATS
 from services.cli.tracing.tracer import NoTraces
 from services.common.kube.client import Kube

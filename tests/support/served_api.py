@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 import structlog
 
-from schemas.options import OPERATION_HEADER
+from schemas.kubernetes.options import OPERATION_HEADER
 from services.api.front_proxy import FrontProxy, UserIdentity
 from services.api.hotplug_status.watch import MAX_WATCHERS
 from services.api.observe import ClusterSettings

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from schemas.hotplug_status import HotplugStatus
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.bus.hotplug_status import HotplugStatus
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.common.bus.envelope import BusMessage
 from services.common.domain.operations import find_acting_pod
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.names import interface_hash, pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -20,7 +19,16 @@ from schemas.networks import (
     parse_network_status,
     parse_networks,
 )
-from schemas.operations import NIC_SLOTS, NicSlots, Operation, PodNic, encode_annotation, operation_key, pod_nic_key
+from schemas.kubernetes.operations import (
+    NIC_SLOTS,
+    NicSlots,
+    Operation,
+    PodNic,
+    encode_annotation,
+    operation_key,
+    pod_nic_key,
+)
+from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind
 from services.cli.doctor.snapshot import (
     AttachmentRecord,

@@ -8,10 +8,8 @@ from typing import Any
 
 import msgspec
 
-from schemas.hotplug_status import StageHistory, StageReached, StatusEntry, StoredEntry
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.names import interface_hash, pod_interface
-from schemas.networks import (
+from schemas.bus.hotplug_status import StageHistory, StageReached, StatusEntry, StoredEntry
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -19,7 +17,17 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import NIC_SLOTS, NicSlots, Operation, PodNic, encode_annotation, operation_key, pod_nic_key
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import (
+    NIC_SLOTS,
+    NicSlots,
+    Operation,
+    PodNic,
+    encode_annotation,
+    operation_key,
+    pod_nic_key,
+)
+from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind, Stage
 from services.cli.doctor.snapshot import (
     AttachmentRecord,

@@ -12,8 +12,8 @@ from contextlib import aclosing
 
 import msgspec
 
-from schemas.encoding import StatusKey
-from schemas.hotplug_status import (
+from schemas.bus.encoding import StatusKey
+from schemas.bus.hotplug_status import (
     BUCKET,
     HotplugStatus,
     InterfaceHotplugStatus,
@@ -23,7 +23,7 @@ from schemas.hotplug_status import (
     encode_json,
     new_hotplug_status,
 )
-from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine
+from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine
 from schemas.names import interface_hash
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.domain.nic import parse_nics

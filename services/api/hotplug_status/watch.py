@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 import msgspec
 from aiohttp import web
 
-from schemas.hotplug_status import (
+from schemas.bus.hotplug_status import (
     BUCKET,
     HotplugStatus,
     HotplugStatusEvent,
@@ -22,7 +22,7 @@ from schemas.hotplug_status import (
     encode_json,
     new_hotplug_status,
 )
-from schemas.kube import ObjectMeta, StatusDetails
+from schemas.kubernetes.objects import ObjectMeta, StatusDetails
 from services.api.hotplug_status.read import (
     BUS_DEADLINE,
     bucket_prefix,

@@ -4,7 +4,7 @@ There is one module for each resource, :mod:`~services.api.plan.vmi` and :mod:`~
 share are in :mod:`~services.api.plan.checks`. Next: :mod:`services.api.apply`.
 """
 
-from schemas.options import AddInterfaceOptions
+from schemas.kubernetes.options import AddInterfaceOptions
 from services.api.plan import vm, vmi
 from services.api.plan.answers import (
     Answer,

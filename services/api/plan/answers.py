@@ -7,10 +7,10 @@ from enum import StrEnum
 
 import msgspec
 
-from schemas.events import ChangedObject, ObjectRef, Requested
-from schemas.kube import NetworkAttachmentDefinition, Pod, VirtualMachine, VirtualMachineInstance
-from schemas.operations import Operation
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.bus.events import ChangedObject, ObjectRef, Requested
+from schemas.kubernetes.objects import NetworkAttachmentDefinition, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation
+from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.stages import OperationKind
 from services.common.domain.spec_patch import PatchOp
 

@@ -8,9 +8,9 @@ Next: :mod:`services.api.plan.vmi`.
 import json
 from typing import Any
 
-from schemas.kube import Interface, Network, VmiSpec
-from schemas.operations import read_nic_slots
-from schemas.options import AddInterfaceOptions
+from schemas.kubernetes.objects import Interface, Network, VmiSpec
+from schemas.kubernetes.operations import read_nic_slots
+from schemas.kubernetes.options import AddInterfaceOptions
 from services.api.plan.answers import Observed, Refused, RefuseRequest, conflict, invalid
 from services.common.domain.eligibility import ORDINAL_NAMES, find_change_obstacle, find_hash_collision
 from services.common.domain.kubevirt import GATE

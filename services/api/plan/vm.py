@@ -4,9 +4,9 @@ The api changes the VM's template only; the controller copies the change to the 
 Next: :mod:`services.api.apply`.
 """
 
-from schemas.kube import VirtualMachine, VmiSpec
-from schemas.operations import Operation, derive_operation_id
-from schemas.options import AddInterfaceOptions
+from schemas.kubernetes.objects import VirtualMachine, VmiSpec
+from schemas.kubernetes.operations import Operation, derive_operation_id
+from schemas.kubernetes.options import AddInterfaceOptions
 from schemas.stages import OperationKind
 from services.api.plan.answers import (
     Answer,

@@ -3,9 +3,9 @@
 The change applies to the running VMI only and is lost when the VM restarts. Next: :mod:`services.api.plan.vm`.
 """
 
-from schemas.kube import VirtualMachineInstance
-from schemas.operations import NIC_SLOTS
-from schemas.options import AddInterfaceOptions
+from schemas.kubernetes.objects import VirtualMachineInstance
+from schemas.kubernetes.operations import NIC_SLOTS
+from schemas.kubernetes.options import AddInterfaceOptions
 from schemas.stages import OperationKind
 from services.api.plan.answers import (
     Answer,

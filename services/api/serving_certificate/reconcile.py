@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from schemas.api_registration import API_SERVICES, SECRETS, ApiService, Secret
+from schemas.kubernetes.api_registration import API_SERVICES, SECRETS, ApiService, Secret
 from services.api.serving_certificate.certificates import is_key_of, make_ca, make_pair, read_cas, read_pair
 from services.api.serving_certificate.plan import (
     CertificateAction,

@@ -11,8 +11,8 @@ from typing import Final
 
 import msgspec
 
-from schemas.kube import PODS
-from schemas.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.objects import PODS
 from services.cli.errors import CommandFailed
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.api_registration import API_SERVICES
-from schemas.kube import Condition, ObjectMeta, Resource
+from schemas.kubernetes.api_registration import API_SERVICES
+from schemas.kubernetes.objects import Condition, ObjectMeta, Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError, NotFound
 

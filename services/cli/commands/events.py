@@ -134,7 +134,7 @@ async def _from_nats(url: str, namespace: str, vm: str, printer: _Printer, follo
 
 async def _history(reader: StreamReader, namespace: str, vm: str, printer: _Printer) -> int:
     """Print the stored events and return the sequence of the last one."""
-    from schemas.encoding import vmi_filter
+    from schemas.bus.encoding import vmi_filter
     from services.cli.commands.timeline import entry_of_message
 
     found = [stored async for stored in reader.list_messages(vmi_filter(namespace, vm))]
@@ -151,7 +151,7 @@ async def _follow(
     last: int,
     on_subscribed: Callable[[], None],
 ) -> None:
-    from schemas.encoding import vmi_filter
+    from schemas.bus.encoding import vmi_filter
     from services.cli.commands.timeline import entry_of_message
 
     async for stored in reader.follow_messages(vmi_filter(namespace, vm), last, on_subscribed):
@@ -159,7 +159,7 @@ async def _follow(
 
 
 async def _from_cluster(kube: Kube, namespace: str, vm: str, printer: _Printer, follow: bool) -> None:
-    from schemas.kube import EVENTS
+    from schemas.kubernetes.objects import EVENTS
     from services.cli.commands.timeline import entries_in_order, entry_of_event
     from services.common.kube.cache.reflector import Reflector
     from services.common.telemetry.logs import logger

@@ -15,8 +15,8 @@ from services.cli.cluster import ClusterTarget, cluster_options, find_vmi, run_w
 from services.cli.output import NONE, UNKNOWN, as_json, as_line, examples, row, table, widths
 
 if TYPE_CHECKING:
-    from schemas.hotplug_status import InterfaceHotplugStatus
-    from schemas.kube import VirtualMachineInstance
+    from schemas.bus.hotplug_status import InterfaceHotplugStatus
+    from schemas.kubernetes.objects import VirtualMachineInstance
     from services.cli.operations.hotplug_status import StatusView
     from services.common.kube.client import Kube
 

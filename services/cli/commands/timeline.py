@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.events import Failed, decode
+from schemas.bus.events import Failed, decode
 from services.cli.output import NONE
 from services.common.bus.envelope import BusMessage
 from services.common.domain.status.kubernetes_events import INTERFACE, KIND, OPERATION, STAGE, TRACE

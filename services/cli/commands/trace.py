@@ -19,7 +19,7 @@ from services.cli.errors import CommandFailed
 from services.cli.output import as_json, examples
 
 if TYPE_CHECKING:
-    from schemas.kube import VirtualMachineInstance
+    from schemas.kubernetes.objects import VirtualMachineInstance
     from services.cli.tracing.spans import Span
     from services.cli.tracing.waterfall import Style
     from services.common.kube.client import Kube

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from services.cli.doctor.checks import leftovers, node_state, objects, stored_status
 from services.cli.doctor.checks.nics import CheckedVmi, build_checked_vmi, operations_in_progress, vm_in_transition
 from services.cli.doctor.snapshot import (

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from schemas.hotplug_status import StoredEntry
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.bus.hotplug_status import StoredEntry
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 
 
 class NotVisible(msgspec.Struct, frozen=True):

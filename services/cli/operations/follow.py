@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from schemas.kube import VirtualMachineInstance
+from schemas.kubernetes.objects import VirtualMachineInstance
 from schemas.stages import Stage
 from services.cli.operations.progress import OperationProgress
 from services.common.kube.cache.vmi_watch import watch_vmi

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from schemas.hotplug_status import LIST_VERSION, HotplugStatus, HotplugStatusEvent, InterfaceHotplugStatus
-from schemas.kube import EVENTS, PODS, VMS, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.bus.hotplug_status import LIST_VERSION, HotplugStatus, HotplugStatusEvent, InterfaceHotplugStatus
+from schemas.kubernetes.objects import EVENTS, PODS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import pod_interface
 from services.cli.cluster import find_pod, get_or_none, pod_selector
 from services.cli.errors import CommandFailed

@@ -8,9 +8,9 @@ from enum import StrEnum
 
 import msgspec
 
-from schemas.hotplug_status import InterfaceHotplugStatus
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.operations import read_operation
+from schemas.bus.hotplug_status import InterfaceHotplugStatus
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import read_operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
 from services.common.domain.nic import parse_nics
 from services.common.domain.operations import ABSENT, find_acting_pod

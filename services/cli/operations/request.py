@@ -18,7 +18,7 @@ from services.cli.cluster import cluster_message, explain_not_found, find_vm, fi
 from services.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
-    from schemas.kube import VirtualMachine, VirtualMachineInstance
+    from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
     from schemas.stages import OperationKind, Stage
     from services.cli.operations.progress import OperationProgress
     from services.common.kube.client import Kube
@@ -76,7 +76,7 @@ class ChangeRequest:
 
         :raises CliError: the server refused the request, or its response names no operation.
         """
-        from schemas.kube import VMIS
+        from schemas.kubernetes.objects import VMIS
         from services.cli.operations.progress import OperationProgress, can_follow_template
 
         self.namespace = namespace
@@ -98,7 +98,7 @@ class ChangeRequest:
             await self._wait(kube, vmi or await find_vmi(kube, namespace, self.vm), vm, progress, self.timeout)
 
     async def _request(self, kube: Kube) -> str:
-        from schemas.options import OPERATION_HEADER
+        from schemas.kubernetes.options import OPERATION_HEADER
 
         path = PATH.format(
             namespace=quote(self.namespace, safe=""),

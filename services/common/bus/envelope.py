@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from schemas import cloudevents
-from schemas.encoding import DEAD_ROOT, SUBJECT_ROOT, Subject, parse_subject
-from schemas.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, decode, encode
+from schemas.bus import cloudevents
+from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, Subject, parse_subject
+from schemas.bus.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, decode, encode
 from schemas.stages import ROWS
 
 MSG_ID = "Nats-Msg-Id"

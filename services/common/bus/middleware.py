@@ -11,7 +11,7 @@ import msgspec
 from opentelemetry import context as otel_context
 from opentelemetry.trace import Tracer, get_current_span
 
-from schemas.encoding import SUBJECT_ROOT
+from schemas.bus.encoding import SUBJECT_ROOT
 from schemas.stages import Stage
 from services.common.bus import spans
 from services.common.bus.envelope import BusMessage, UnusableMessage, build_dead_letter, decode_message

@@ -10,8 +10,8 @@ from typing import Protocol
 import msgspec
 from opentelemetry.context import Context
 
-from schemas.encoding import Subject
-from schemas.events import Event
+from schemas.bus.encoding import Subject
+from schemas.bus.events import Event
 
 
 class ReceivedEvent(msgspec.Struct, frozen=True):
@@ -123,8 +123,9 @@ class Bus(Protocol):
     async def consume(self, *, consumer: str, filters: Sequence[str], handler: EventHandler) -> None:
         """Pass every new event that matches one of the filters to the handler, until cancelled.
 
-        :param consumer: a name without dots, unique per role and node (:func:`schemas.encoding.node_consumer`).
-        :param filters: subject filters (:func:`schemas.encoding.node_filter`, :func:`schemas.encoding.stage_filter`).
+        :param consumer: a name without dots, unique per role and node (:func:`schemas.bus.encoding.node_consumer`).
+        :param filters: subject filters (:func:`schemas.bus.encoding.node_filter`,
+            :func:`schemas.bus.encoding.stage_filter`).
         """
         ...
 

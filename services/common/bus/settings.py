@@ -5,7 +5,7 @@ Next: :mod:`services.common.bus.nats.streams`, which applies the limits of the s
 
 import msgspec
 
-from schemas.encoding import DEAD_STREAM, STREAM
+from schemas.bus.encoding import DEAD_STREAM, STREAM
 
 MIB = 1024 * 1024
 

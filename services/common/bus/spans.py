@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
-from schemas.encoding import SUBJECT_ROOT
+from schemas.bus.encoding import SUBJECT_ROOT
 from services.common.bus.envelope import BusMessage
 from services.common.telemetry.propagation import TRACEPARENT, context_of, inject, links
 

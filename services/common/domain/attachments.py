@@ -4,7 +4,7 @@ The attachments that a pod really has are in its network status. Pure.
 Next: :mod:`services.common.domain.status.hotplug_status`.
 """
 
-from schemas.networks import NetworkSelectionElement
+from schemas.kubernetes.networks import NetworkSelectionElement
 from services.common.domain.nic import Nic, VmiNics
 
 

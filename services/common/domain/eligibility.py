@@ -4,7 +4,7 @@ Decided from specs and pod annotations only; free NIC slots and the existence of
 Next: :mod:`services.common.domain.attachments`, the attachments that the pod then needs.
 """
 
-from schemas.kube import Interface, Network, VmiSpec
+from schemas.kubernetes.objects import Interface, Network, VmiSpec
 from schemas.names import KNOWN_INTERFACE_NAME, interface_hash
 from services.common.domain.nic import VmiNics
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-from schemas.kube import Pod
-from schemas.kubevirt import KubeVirt
+from schemas.kubernetes.kubevirt import KubeVirt
+from schemas.kubernetes.objects import Pod
 
 COMPONENT_LABEL = "kubevirt.io"
 CONTROLLER, HANDLER = "virt-controller", "virt-handler"

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from schemas.kube import Interface, Network, Pod, VirtualMachineInstance
-from schemas.names import is_ordinal, pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -20,7 +18,9 @@ from schemas.networks import (
     parse_network_status,
     parse_networks,
 )
-from schemas.operations import Operation, PodNic, pod_nic_key, read_pod_nic
+from schemas.kubernetes.objects import Interface, Network, Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, PodNic, pod_nic_key, read_pod_nic
+from schemas.names import is_ordinal, pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.operations import read_operations, resolve_operation
 from services.common.domain.status_interfaces import Entry, find_entry, parse_tokens

@@ -6,8 +6,8 @@ Next: :mod:`services.common.domain.nic`.
 
 from collections.abc import Iterable
 
-from schemas.kube import CREATED_BY_LABEL, Interface, Pod, VirtualMachineInstance
-from schemas.operations import Operation, derive_operation_id, read_operation_at
+from schemas.kubernetes.objects import CREATED_BY_LABEL, Interface, Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, derive_operation_id, read_operation_at
 from schemas.stages import OperationKind
 
 ABSENT = "absent"

@@ -2,14 +2,14 @@
 
 Pure. The role that attaches (multus at sandbox creation, networks at run time) writes both in one patch. The handler
 restores a link from the record, so the record is built from the plugin's result: the link itself may have been changed
-since. Next: :mod:`schemas.operations`, the record.
+since. Next: :mod:`schemas.kubernetes.operations`, the record.
 """
 
 import ipaddress
 
 from schemas import cni
-from schemas.networks import NetworkStatus
-from schemas.operations import PodNic, RecordedRoute
+from schemas.kubernetes.networks import NetworkStatus
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 
 _DEFAULT_DESTINATIONS = frozenset({"0.0.0.0/0", "::/0"})
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from schemas.kube import ObjectMeta, VirtualMachine, VirtualMachineInstance, VmiSpec
-from schemas.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.objects import ObjectMeta, VirtualMachine, VirtualMachineInstance, VmiSpec
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from services.common.domain.operations import ABSENT
 
 ANNOTATIONS_PATH = "/metadata/annotations"

@@ -9,8 +9,8 @@ left alone. Next: :mod:`services.common.domain.eligibility`, whether a change is
 
 import msgspec
 
-from schemas.kube import Interface, Network, VirtualMachine, VirtualMachineInstance
-from schemas.operations import Operation, derive_operation_id
+from schemas.kubernetes.objects import Interface, Network, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.stages import OperationKind
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT, operation_kind, read_operations

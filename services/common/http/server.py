@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 from opentelemetry.trace import SpanKind, StatusCode
 
-from schemas.kube import Status, StatusDetails
+from schemas.kubernetes.objects import Status, StatusDetails
 from services.common.http.listen import BACKLOG, Listener, bind
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, context_of

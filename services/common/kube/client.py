@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.kube import Resource
+from schemas.kubernetes.objects import Resource
 from services.common.kube import patch as json_patches
 from services.common.kube.errors import BadApiResponse
 from services.common.kube.listing import Listing, RawListing, decode_page

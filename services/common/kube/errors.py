@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import msgspec
 
-from schemas.kube import Status
+from schemas.kubernetes.objects import Status
 
 _status = msgspec.json.Decoder(Status)
 _MAX_MESSAGE = 1024

@@ -2,7 +2,7 @@
 
 Event names are deterministic, so a role that records the same Event again (after a restart, at a resync) creates no
 second one. Recording is best effort: a failure is logged and never raised. The events of the bus are
-:mod:`schemas.events`.
+:mod:`schemas.bus.events`.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from schemas.encoding import NO_NODE
-from schemas.kube import EVENTS
+from schemas.bus.encoding import NO_NODE
+from schemas.kubernetes.objects import EVENTS
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError
 from services.common.telemetry.logs import Log

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from schemas.kube import LEASES, Lease, LeaseSpec, Resource
+from schemas.kubernetes.objects import LEASES, Lease, LeaseSpec, Resource
 from services.common.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from services.common.telemetry.logs import Log
 

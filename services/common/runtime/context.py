@@ -8,7 +8,7 @@ context, because it never uses the bus. Next: a role's ``__main__.py``.
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.encoding import NO_NODE
+from schemas.bus.encoding import NO_NODE
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.protocol import Bus
 from services.common.kube.client import Kube

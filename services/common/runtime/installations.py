@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from schemas.kubevirt import KUBEVIRTS, KubeVirt
+from schemas.kubernetes.kubevirt import KUBEVIRTS, KubeVirt
 from services.common.domain.kubevirt import GateSetting, OwnerSetting
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube

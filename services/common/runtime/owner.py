@@ -8,7 +8,7 @@ changing anything if they appear later. What counts as running is decided in :mo
 import asyncio
 from collections.abc import Callable
 
-from schemas.kube import PODS, Pod
+from schemas.kubernetes.objects import PODS, Pod
 from services.common.domain.kubevirt import (
     COMPONENT_LABEL,
     CONTROLLER,

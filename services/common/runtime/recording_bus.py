@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from opentelemetry import context as otel
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from schemas.events import Event, ObjectRef
-from schemas.kube import VMIS
+from schemas.bus.events import Event, ObjectRef
+from schemas.kubernetes.objects import VMIS
 from services.common.bus.protocol import Bus, EventHandler, KeyValue
 from services.common.domain.status.kubernetes_events import KubernetesEvent, build_kubernetes_event
 from services.common.kube.event_recorder import EventRecorder

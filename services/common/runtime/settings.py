@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 import msgspec
 
-from schemas.encoding import NO_NODE
+from schemas.bus.encoding import NO_NODE
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from schemas.events import Event, Failed
+from schemas.bus.events import Event, Failed
 
 STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Seconds: from a hop of a few milliseconds to a plug that waited for a user."""

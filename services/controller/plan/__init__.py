@@ -8,7 +8,7 @@ from the specs. Next: :mod:`services.controller.apply`.
 
 from collections.abc import Iterable, Iterator
 
-from schemas.kube import VirtualMachine
+from schemas.kubernetes.objects import VirtualMachine
 from services.common.domain.nic import VmiNics
 from services.common.domain.template import TemplateInterfaces, is_active, owns
 from services.common.reconcile import Reject

@@ -7,9 +7,9 @@ from enum import StrEnum
 
 import msgspec
 
-from schemas.events import ChangedObject, ObjectRef, PodAnnotated, Requested
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.operations import Operation
+from schemas.bus.events import ChangedObject, ObjectRef, PodAnnotated, Requested
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation
 from services.common.domain.nic import VmiNics
 from services.common.domain.spec_patch import (
     InterfaceLists,

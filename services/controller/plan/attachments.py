@@ -6,9 +6,9 @@ was planned on. Pure: no I/O. Next: :mod:`services.controller.plan.removal`.
 
 from collections.abc import Iterator
 
+from schemas.kubernetes.networks import NETWORKS, encode_networks
+from schemas.kubernetes.operations import Operation, encode_annotation, is_hashed, operation_key, stale_operation_keys
 from schemas.names import interface_hash
-from schemas.networks import NETWORKS, encode_networks
-from schemas.operations import Operation, encode_annotation, is_hashed, operation_key, stale_operation_keys
 from services.common.domain.attachments import desired_elements
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import is_migrating

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.names import interface_hash
-from schemas.operations import Operation, derive_operation_id
 from schemas.stages import OperationKind
 from services.common.domain.eligibility import find_hash_collision, find_plug_obstacle, find_unplug_obstacle
 from services.common.domain.nic import Nic, VmiNics, qualified_nad

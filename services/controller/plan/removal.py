@@ -7,8 +7,8 @@ Next: :mod:`services.controller.plan`, which puts the decisions in order.
 
 from collections.abc import Iterator, Mapping
 
+from schemas.kubernetes.operations import Operation, operation_key, stale_operation_keys
 from schemas.names import interface_hash
-from schemas.operations import Operation, operation_key, stale_operation_keys
 from schemas.stages import OperationKind
 from services.common.domain.nic import VmiNics
 from services.common.domain.spec_patch import SpecHolder, build_patch, template_spec_holder, vmi_spec_holder

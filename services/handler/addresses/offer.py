@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.operations import PodNic, RecordedRoute
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 
 LEASE_SECONDS = 999 * 24 * 3600
 """Lease time, as in KubeVirt. The address belongs to the NIC for its lifetime, whether or not a handler runs."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import PodNic
 from schemas.names import device_alias
-from schemas.operations import PodNic
 from services.common.domain.nic import Nic
 from services.common.guest.port import GuestView
 from services.handler.addresses.offer import NO_RESOLVER, Offer, Resolver, build_offer

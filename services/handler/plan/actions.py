@@ -5,8 +5,8 @@ Next: :mod:`services.handler.plan`, which makes actions of the observed state.
 
 import msgspec
 
-from schemas.events import ConfirmedBy
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.bus.events import ConfirmedBy
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.spec_patch import PatchOp
 from services.common.guest.agent import GuestNic

@@ -5,7 +5,7 @@ NIC that is being unplugged is not changed. A link state that the domain does no
 does not notice. Next: :mod:`services.handler.plan.report`, which reports the link states.
 """
 
-from schemas.kube import Interface
+from schemas.kubernetes.objects import Interface
 from schemas.names import device_alias
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT

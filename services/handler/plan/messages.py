@@ -1,7 +1,7 @@
 """Build the events that the handler publishes. Pure. Next: :mod:`services.handler.report`, which publishes them."""
 
-from schemas.events import ChangedObject, ConfirmedBy, Failed, GuestAttached, GuestDetached, ObjectRef
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.bus.events import ChangedObject, ConfirmedBy, Failed, GuestAttached, GuestDetached, ObjectRef
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.stages import OperationKind, Stage
 from services.common.domain.nic import Nic
 from services.common.domain.status_interfaces import find_entry

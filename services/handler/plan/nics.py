@@ -6,7 +6,7 @@ Next: :mod:`services.handler.plan.plugs` and :mod:`services.handler.plan.unplugs
 
 from collections.abc import Iterable
 
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.names import device_alias, is_ordinal
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.operations import is_migrating

@@ -4,7 +4,7 @@ Each NIC is plugged, or refused with a reason.
 Next: :mod:`services.handler.pod_network.setup`, the links and netlink operations.
 """
 
-from schemas.operations import AnnotationTooLarge, PodNic
+from schemas.kubernetes.operations import AnnotationTooLarge, PodNic
 from services.common.domain.nic import Nic
 from services.common.guest.port import NetDeviceSpec
 from services.handler.addresses.served import addresses_of_nic

@@ -12,10 +12,17 @@ from typing import Any
 
 import msgspec
 
-from schemas.events import ConfirmedBy
-from schemas.kube import VirtualMachineInstance
+from schemas.bus.events import ConfirmedBy
+from schemas.kubernetes.objects import VirtualMachineInstance
+from schemas.kubernetes.operations import (
+    NIC_SLOTS,
+    NicSlots,
+    Operation,
+    encode_annotation,
+    operation_key,
+    read_nic_slots,
+)
 from schemas.names import device_alias
-from schemas.operations import NIC_SLOTS, NicSlots, Operation, encode_annotation, operation_key, read_nic_slots
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
 from services.common.domain.status_interfaces import (

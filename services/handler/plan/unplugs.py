@@ -9,7 +9,7 @@ Next: :mod:`services.handler.pod_network.teardown`, the netlink operations.
 import contextlib
 from collections.abc import Iterator
 
-from schemas.operations import AnnotationTooLarge
+from schemas.kubernetes.operations import AnnotationTooLarge
 from services.common.domain.nic import Nic
 from services.handler.plan.actions import (
     Observed,

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from schemas.kube import Pod
-from schemas.networks import NetworkStatus
-from schemas.operations import PodNic, RecordedRoute, encode_annotation, pod_nic_key
+from schemas.kubernetes.networks import NetworkStatus
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import PodNic, RecordedRoute, encode_annotation, pod_nic_key
 from services.common.domain.nic import Nic
 from services.common.domain.spec_patch import PatchOp, build_annotation_ops
 from services.common.netlink.links import Link

@@ -13,7 +13,7 @@ import hashlib
 
 import msgspec
 
-from schemas.operations import PodNic
+from schemas.kubernetes.operations import PodNic
 from services.common.domain.nic import LinkNames
 from services.common.netlink.links import Link, is_ipv4
 from services.handler.pod_network.operations import (

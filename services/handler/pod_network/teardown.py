@@ -9,7 +9,7 @@ remains. Not decided here: when this may happen, which is after the domain has l
 
 import ipaddress
 
-from schemas.operations import PodNic, RecordedRoute
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 from services.common.domain.nic import LinkNames
 from services.common.netlink.links import Link, is_ipv4
 from services.handler.pod_network.operations import (

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni, multus
-from schemas.networks import NetworkSelectionElement, is_valid_link_name
+from schemas.kubernetes.networks import NetworkSelectionElement, is_valid_link_name
 from services.multus.cni.conflist import AttachmentAttributes, decode_object
 from services.multus.cni.errors import CniError
 

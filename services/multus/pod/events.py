@@ -7,7 +7,7 @@ networks role.
 import asyncio
 from collections.abc import Sequence
 
-from schemas.kube import Pod
+from schemas.kubernetes.objects import Pod
 from services.common.kube.event_recorder import EventRecorder
 from services.multus.records.sandbox import Attachment
 

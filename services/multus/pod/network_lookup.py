@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
-from schemas.kube import NADS
-from schemas.networks import RESOURCE_NAME
+from schemas.kubernetes.networks import RESOURCE_NAME
+from schemas.kubernetes.objects import NADS
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError, NotFound
 from services.multus.cni import conflist

@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from schemas import cni
-from schemas.kube import PODS, Pod
+from schemas.kubernetes.objects import PODS, Pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError, NotFound, Unavailable
 from services.multus.cni.call import PodId

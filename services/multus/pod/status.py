@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
-from schemas.kube import PODS, Pod
-from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status, parse_network_status
-from schemas.operations import AnnotationTooLarge, encode_annotation, pod_nic_key_of_link
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status, parse_network_status
+from schemas.kubernetes.objects import PODS, Pod
+from schemas.kubernetes.operations import AnnotationTooLarge, encode_annotation, pod_nic_key_of_link
 from services.common.domain.pod_nic import build_network_statuses, build_pod_nic
 from services.common.kube.client import Kube
 from services.common.kube.errors import Conflict, KubeError, NotFound

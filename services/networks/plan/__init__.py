@@ -10,9 +10,9 @@ Next: :mod:`services.networks.apply`.
 
 from collections.abc import Iterable
 
-from schemas.kube import Pod
-from schemas.networks import NETWORKS
-from schemas.operations import Operation, derive_operation_id, is_hashed, is_operation_key
+from schemas.kubernetes.networks import NETWORKS
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import Operation, derive_operation_id, is_hashed, is_operation_key
 from schemas.stages import OperationKind
 from services.networks.plan import messages
 from services.networks.plan.actions import Action, Attach, Detach, Observed, RecordEvent

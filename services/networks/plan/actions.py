@@ -5,9 +5,9 @@ No decisions: these are in :mod:`services.networks.plan`. Next: :mod:`services.n
 
 import msgspec
 
-from schemas.kube import Pod
-from schemas.networks import NetworkSelectionElement
-from schemas.operations import Operation
+from schemas.kubernetes.networks import NetworkSelectionElement
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import Operation
 from services.networks.plan.attachments import MalformedAnnotation, PodAttachments
 
 

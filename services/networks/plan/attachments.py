@@ -11,10 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.kube import Pod
-from schemas.multus import InterfaceAttributes, RecordedAttachment, SandboxRecord
-from schemas.names import pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -22,7 +19,8 @@ from schemas.networks import (
     parse_network_status,
     parse_networks,
 )
-from schemas.operations import (
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import (
     HotplugMark,
     Operation,
     PodNic,
@@ -32,6 +30,8 @@ from schemas.operations import (
     read_operation_at,
     read_pod_nic,
 )
+from schemas.multus import InterfaceAttributes, RecordedAttachment, SandboxRecord
+from schemas.names import pod_interface
 
 REQUESTED_BY_POD: Final = frozenset({"networks", "delegate"})
 """Values of ``owner`` in the record for what the networks annotation requested; nothing else is ever detached."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from schemas.kubernetes.networks import NetworkSelectionElement, NetworkStatus
 from schemas.names import is_ordinal
-from schemas.networks import NetworkSelectionElement, NetworkStatus
 from services.networks.plan.attachments import DEFAULT_NETWORK_OWNER, PodAttachments
 
 

@@ -7,8 +7,8 @@ Next: :mod:`services.networks.reporter`, which records the Events.
 from collections.abc import Mapping
 from typing import Any
 
-from schemas.kube import Pod
-from schemas.networks import NetworkSelectionElement
+from schemas.kubernetes.networks import NetworkSelectionElement
+from schemas.kubernetes.objects import Pod
 
 ADDED = "AddedInterface"
 ADD_FAILED = "FailedAddingInterface"

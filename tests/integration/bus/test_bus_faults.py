@@ -11,7 +11,7 @@ import structlog
 from nats.errors import ConnectionClosedError
 from nats.js.api import StreamConfig
 
-from schemas.events import Failed
+from schemas.bus.events import Failed
 from services.common.bus import spans
 from services.common.bus.nats.connection import BusConnection, Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus

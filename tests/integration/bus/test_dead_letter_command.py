@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.events import Event
+from schemas.bus.events import Event
 from services.cli.__main__ import main
 from services.common.bus.envelope import MSG_ID, BusMessage, encode_message
 from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.events import MultusAttached, ObjectRef, PodAnnotated
+from schemas.bus.events import MultusAttached, ObjectRef, PodAnnotated
 from schemas.stages import Stage
 from services.controller.projector import CONSUMER
 from tests.support import objects

@@ -18,8 +18,8 @@ import pytest
 import structlog
 from opentelemetry.trace import INVALID_SPAN
 
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 from schemas.names import pod_interface
-from schemas.operations import PodNic, RecordedRoute
 from services.common.domain.nic import link_names
 from services.common.netlink.errors import LinkMissing
 from services.common.netlink.netns import Netns

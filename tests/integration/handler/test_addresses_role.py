@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.events import Failed
+from schemas.bus.events import Failed
 from schemas.names import tap
 from schemas.stages import OperationKind
 from tests.support import netns as testbed

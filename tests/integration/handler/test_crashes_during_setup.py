@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 
-from schemas.operations import PodNic, RecordedRoute
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 from services.common.domain.nic import link_names
 from services.common.netlink.pool import NetnsPool
 from services.handler.pod_network.apply import apply_operations

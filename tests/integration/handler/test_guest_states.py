@@ -12,7 +12,7 @@ from qemu.qmp import QMPClient
 
 from lab.guest.qemu import AGENT_SOCKET, LAB_QMP_SOCKET, BootNic, GuestSpec, QemuGuest
 from lab.tools import LabTools
-from schemas.events import ConfirmedBy, Event, Failed, GuestAttached
+from schemas.bus.events import ConfirmedBy, Event, Failed, GuestAttached
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.nic import link_names

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from schemas.events import ChangedObject, ConfirmedBy, Failed, GuestAttached, MultusAttached, ObjectRef
+from schemas.bus.events import ChangedObject, ConfirmedBy, Failed, GuestAttached, MultusAttached, ObjectRef
+from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key, read_nic_slots, read_pod_nic
 from schemas.names import pod_interface
-from schemas.operations import PodNic, encode_annotation, pod_nic_key, read_nic_slots, read_pod_nic
 from services.common.domain.nic import link_names
 from services.common.telemetry.propagation import traceparent_of
 from tests.support import netns as testbed

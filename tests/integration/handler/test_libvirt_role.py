@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from lab.guest.console import ConsoleFollower
-from schemas.events import Event, Failed, GuestDetached
+from schemas.bus.events import Event, Failed, GuestDetached
+from schemas.kubernetes.operations import read_nic_slots
 from schemas.names import pod_interface
-from schemas.operations import read_nic_slots
 from schemas.stages import OperationKind
 from services.cli.doctor.collect import guest
 from services.cli.doctor.collect.node_files import NodeSettings

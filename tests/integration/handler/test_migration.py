@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.events import GuestAttached, MultusAttached, ObjectRef
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.bus.events import GuestAttached, MultusAttached, ObjectRef
+from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks, parse_networks
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import read_operation
 from schemas.names import pod_interface
-from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks, parse_networks
-from schemas.operations import read_operation
 from schemas.stages import OperationKind
 from services.common.domain.nic import link_names, parse_nics
 from services.common.domain.operations import find_acting_pod

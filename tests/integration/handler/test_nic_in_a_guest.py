@@ -9,8 +9,8 @@ from pathlib import Path
 from lab.guest.console import ConsoleFollower
 from lab.guest.qemu import BootNic, GuestSpec, QemuGuest
 from lab.tools import LabTools
+from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key
 from schemas.names import pod_interface
-from schemas.operations import PodNic, encode_annotation, pod_nic_key
 from services.common.domain.nic import link_names
 from tests.support import guest_shell
 from tests.support import netns as testbed

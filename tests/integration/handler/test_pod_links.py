@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from schemas.events import Failed
+from schemas.bus.events import Failed
+from schemas.kubernetes.operations import read_nic_slots
 from schemas.names import pod_interface
-from schemas.operations import read_nic_slots
 from services.common.domain.nic import link_names
 from services.common.guest.qmp import QmpGuest
 from tests.support import netns as testbed

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 
-from schemas.operations import PodNic
+from schemas.kubernetes.operations import PodNic
 from services.common.domain.nic import link_names
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool

@@ -11,9 +11,9 @@ from opentelemetry.trace import INVALID_SPAN
 
 from lab.guest.qemu import BootNic, GuestSpec, QemuGuest
 from lab.tools import LabTools
-from schemas.events import ChangedObject, Failed, GuestDetached, ObjectRef, Requested
+from schemas.bus.events import ChangedObject, Failed, GuestDetached, ObjectRef, Requested
+from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key, read_nic_slots
 from schemas.names import pod_interface
-from schemas.operations import PodNic, encode_annotation, pod_nic_key, read_nic_slots
 from schemas.stages import OperationKind, Stage
 from services.common.domain.nic import link_names
 from services.common.netlink.pool import NetnsPool

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from schemas.networks import NETWORKS
+from schemas.kubernetes.networks import NETWORKS
 from services.multus.records.sandbox import AttachmentOrigin
 from tests.support import netns as namespaces
 from tests.support.cni import RecordingPlugin, bridge_config, leases

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.networks import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, parse_network_status
-from schemas.operations import pod_nic_key, read_pod_nic
+from schemas.kubernetes.networks import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, parse_network_status
+from schemas.kubernetes.operations import pod_nic_key, read_pod_nic
 from services.multus.records.sandbox import AttachmentOrigin
 from tests.support import netns as namespaces
 from tests.support.cni import RecordingPlugin, bridge_config, leases

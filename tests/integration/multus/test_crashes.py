@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from schemas.networks import NETWORKS
+from schemas.kubernetes.networks import NETWORKS
 from services.multus.assembly import DaemonParts
 from services.multus.cni.call import CniCall, decode
 from tests.support import netns as namespaces

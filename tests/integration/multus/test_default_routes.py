@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, parse_network_status
 from tests.support import netns as namespaces
 from tests.support.cni import bridge_config, leases
 from tests.support.multus_daemon import Daemon

@@ -5,8 +5,8 @@ import itertools
 import json
 from pathlib import Path
 
+from schemas.kubernetes.networks import NETWORKS
 from schemas.multus import InterfaceAttributes
-from schemas.networks import NETWORKS
 from services.common.telemetry.propagation import context_of
 from services.multus.records.sandbox import AttachmentOrigin, AttachmentState
 from tests.support import netns as namespaces

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.networks import NETWORK_STATUS
+from schemas.kubernetes.networks import NETWORK_STATUS
 from services.common.http.client import ConnectFailed, UnixHttpClient
 from tests.support.cni import RecordingPlugin, leases
 from tests.support.multus_daemon import POD

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from schemas import cni
-from schemas.networks import NETWORK_STATUS, NETWORKS, RESOURCE_NAME, parse_network_status
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, RESOURCE_NAME, parse_network_status
 from services.multus.cni.executor import Executor, Invocation
 from tests.support import netns as namespaces
 from tests.support.cni import RecordingPlugin, bridge_config

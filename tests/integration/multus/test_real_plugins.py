@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, parse_network_status
 from schemas.multus import InterfaceAttributes
-from schemas.networks import NETWORK_STATUS, NETWORKS, parse_network_status
 from tests.support import netns as namespaces
 from tests.support.cni import RecordingPlugin, bridge_config, leases, real_plugins
 from tests.support.multus_daemon import POD, SANDBOX, Daemon

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import msgspec
 
+from schemas.kubernetes.networks import NETWORKS
 from schemas.multus import InterfaceAttributes, SandboxRecord
-from schemas.networks import NETWORKS
 from tests.support.cni import RecordingPlugin
 from tests.support.multus_daemon import POD_UID, SANDBOX, Daemon
 

@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 import structlog
 
-from schemas.encoding import stage_filter
-from schemas.events import ChangedObject, Event, MultusAttached, ObjectRef, PodAnnotated
-from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import Operation
+from schemas.bus.encoding import stage_filter
+from schemas.bus.events import ChangedObject, Event, MultusAttached, ObjectRef, PodAnnotated
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.protocol import Bus, ReceivedEvent

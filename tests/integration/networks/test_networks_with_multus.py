@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.operations import pod_nic_key, read_pod_nic
 from schemas.names import bridge, pod_interface
-from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import pod_nic_key, read_pod_nic
 from tests.support import netns as namespaces
 from tests.support.cni import real_plugins
 from tests.support.fake_cri import containerd_info

@@ -10,8 +10,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from schemas.encoding import StatusKey
-from schemas.hotplug_status import (
+from schemas.bus.encoding import StatusKey
+from schemas.bus.hotplug_status import (
     BUCKET,
     HotplugStatus,
     HotplugStatusEvent,
@@ -22,7 +22,7 @@ from schemas.hotplug_status import (
     decode_entry,
     encode_entry,
 )
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.domain.nic import parse_nics

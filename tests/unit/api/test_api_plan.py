@@ -4,10 +4,17 @@ from typing import Any
 
 import pytest
 
-from schemas.kube import NetworkAttachmentDefinition, VirtualMachineInstance
+from schemas.kubernetes.objects import NetworkAttachmentDefinition, VirtualMachineInstance
+from schemas.kubernetes.operations import (
+    NIC_SLOTS,
+    NicSlots,
+    Operation,
+    encode_annotation,
+    operation_key,
+    read_operation,
+)
+from schemas.kubernetes.options import AddInterfaceOptions
 from schemas.names import interface_hash
-from schemas.operations import NIC_SLOTS, NicSlots, Operation, encode_annotation, operation_key, read_operation
-from schemas.options import AddInterfaceOptions
 from schemas.stages import OperationKind
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from services.api.plan.checks import unbridgeable_plugin

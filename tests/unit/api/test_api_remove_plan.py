@@ -4,11 +4,17 @@ from typing import Any
 
 import pytest
 
-from schemas.kube import VirtualMachineInstance
+from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks
+from schemas.kubernetes.objects import VirtualMachineInstance
+from schemas.kubernetes.operations import (
+    Operation,
+    derive_operation_id,
+    encode_annotation,
+    operation_key,
+    read_operation,
+)
+from schemas.kubernetes.options import RemoveInterfaceOptions
 from schemas.names import pod_interface
-from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
-from schemas.operations import Operation, derive_operation_id, encode_annotation, operation_key, read_operation
-from schemas.options import RemoveInterfaceOptions
 from schemas.stages import OperationKind, Stage
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from tests.support import objects

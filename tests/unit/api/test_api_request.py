@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.request import BadBody, decode_add, decode_remove
 
 GOOD = AddInterfaceOptions("default/net1", "iface1")

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from schemas.operations import read_operation
+from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
 from services.api.observe import ClusterSettings
 from tests.support import objects

@@ -4,10 +4,17 @@ from typing import Any
 
 import pytest
 
-from schemas.kube import VirtualMachine, VirtualMachineInstance
-from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
-from schemas.operations import NIC_SLOTS, NicSlots, Operation, derive_operation_id, encode_annotation, operation_key
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks
+from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import (
+    NIC_SLOTS,
+    NicSlots,
+    Operation,
+    derive_operation_id,
+    encode_annotation,
+    operation_key,
+)
+from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.stages import OperationKind
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from tests.support import objects

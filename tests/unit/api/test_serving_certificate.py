@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from schemas.api_registration import SECRETS
+from schemas.kubernetes.api_registration import SECRETS
 from services.api.serving_certificate.reconcile import CertificateNames, ServingCertificate, read_secret
 from services.common.http.server import make_app, serve
 from services.common.http.tls import ServerTls

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.kube import Condition, ObjectMeta, Pod, Resource
-from schemas.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.objects import Condition, ObjectMeta, Pod, Resource
 from services.cli.chart.attachment import check_apis, check_attachment
 from services.cli.chart.uninstall import (
     CleaningProgress,

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from schemas.events import Event, Failed, GuestAttached, ObjectRef, Requested
-from schemas.operations import Operation
+from schemas.bus.events import Event, Failed, GuestAttached, ObjectRef, Requested
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.cli.bus import NATS_HINT, required_url, without_credentials
 from services.cli.commands.events import _from_cluster, _from_nats, _Printer

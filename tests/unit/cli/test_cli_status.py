@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from schemas.hotplug_status import (
+from schemas.bus.hotplug_status import (
     HotplugStatus,
     HotplugStatusEvent,
     InterfaceHotplugStatus,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.layout import Layout, lab_dir
-from schemas.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
 from services.cli.__main__ import main
 from services.cli.commands.trace import trace_id_of

@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.names import pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -16,7 +14,9 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage, stage_path
 from services.cli.errors import CommandFailed, StillInProgress
 from services.cli.operations.outcome import document, error_of, success_message

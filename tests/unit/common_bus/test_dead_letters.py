@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from schemas.events import Requested
-from schemas.operations import Operation
+from schemas.bus.events import Requested
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind
 from services.common.bus.dead_letters import build_replay, parse_dead_letter
 from services.common.bus.envelope import (

@@ -8,8 +8,8 @@ import structlog
 from opentelemetry.trace import StatusCode, get_current_span
 from structlog.testing import capture_logs
 
-from schemas.events import Requested
-from schemas.operations import Operation
+from schemas.bus.events import Requested
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind
 from services.common.bus.delivery import build_delivery_handler, chain
 from services.common.bus.envelope import DEAD_CONSUMER, DEAD_REASON, BusMessage, UnusableMessage, encode_message

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.events import (
+from schemas.bus.events import (
     MAX_EVENT_BYTES,
     ConfirmedBy,
     Event,
@@ -17,7 +17,7 @@ from schemas.events import (
     ObjectRef,
     PodAnnotated,
 )
-from schemas.operations import Operation
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.bus.envelope import (
     DEAD_DETAIL,

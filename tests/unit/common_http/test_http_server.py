@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.trace import SpanKind, StatusCode
 
-from schemas.kube import StatusCause, StatusDetails
+from schemas.kubernetes.objects import StatusCause, StatusDetails
 from services.common.http.listen import bind
 from services.common.http.server import StatusError, make_app, serve
 from tests.support.spans import named, recording_telemetry

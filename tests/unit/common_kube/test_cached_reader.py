@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from schemas.events import ChangedObject
-from schemas.kube import PODS, ObjectMeta, Pod, Resource
+from schemas.bus.events import ChangedObject
+from schemas.kubernetes.objects import PODS, ObjectMeta, Pod, Resource
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import NotFound
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from schemas.kube import PODS
+from schemas.kubernetes.objects import PODS
 from services.common.http.server import make_app, serve
 from services.common.http.tls import ServerTls, peer_common_name
 from services.common.kube.client import Kube

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
-from schemas.kube import NADS, PODS, VMIS
+from schemas.kubernetes.objects import NADS, PODS, VMIS
 from services.common.kube import errors, patch
 from services.common.kube.client import Kube
 from services.common.kube.session import transport

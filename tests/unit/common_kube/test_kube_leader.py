@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import structlog
 
-from schemas.kube import Lease, Resource
+from schemas.kubernetes.objects import Lease, Resource
 from services.common.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound, Unavailable
 from services.common.kube.leader import Leader, LeaseTiming
 

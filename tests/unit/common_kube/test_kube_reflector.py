@@ -11,7 +11,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from schemas.kube import PODS, Pod
+from schemas.kubernetes.objects import PODS, Pod
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.kube.listing import RawListing

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from schemas.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
-from schemas.operations import Operation
+from schemas.bus.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.kube.client import Kube
 from services.common.kube.event_recorder import EventRecorder

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from opentelemetry import metrics, trace
 
-from schemas.events import Failed, GuestAttached
-from schemas.operations import Operation
+from schemas.bus.events import Failed, GuestAttached
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.telemetry import configure
 from tests.support.spans import recording_telemetry

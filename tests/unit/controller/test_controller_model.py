@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lab.apiserver.rest.patch import PatchFailed, apply_json_patch
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.names import pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkStatus,
@@ -23,8 +21,10 @@ from schemas.networks import (
     parse_network_status,
     parse_networks,
 )
-from schemas.operations import Operation, encode_annotation, is_operation_key, operation_key, read_operation
-from schemas.options import AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, encode_annotation, is_operation_key, operation_key, read_operation
+from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.api import plan as api
 from services.common.domain.operations import ABSENT, operation_kind, resolve_operation

@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.kube import Pod, VirtualMachine, VirtualMachineInstance, VmiSpec
+from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance, VmiSpec
+from schemas.kubernetes.operations import Operation, derive_operation_id, encode_annotation, operation_key
 from schemas.names import pod_interface
-from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
-from schemas.operations import Operation, derive_operation_id, encode_annotation, operation_key
 from schemas.stages import OperationKind
 from services.controller.plan import Observed, PatchObject, PatchTarget, StartOperations, WarnUser, plan
 from services.controller.plan.actions import requested_event

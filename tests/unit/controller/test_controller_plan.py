@@ -2,8 +2,7 @@
 
 import pytest
 
-from schemas.names import pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -12,7 +11,8 @@ from schemas.networks import (
     encode_networks,
     parse_networks,
 )
-from schemas.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.reconcile import Reject
 from services.controller.plan import PatchObject, plan

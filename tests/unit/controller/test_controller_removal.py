@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 
-from schemas.kube import VirtualMachine, VirtualMachineInstance
-from schemas.names import interface_hash, pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -14,7 +12,9 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind
 from services.controller.plan import PatchObject, PatchTarget, plan
 from tests.support import objects

@@ -13,11 +13,9 @@ import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from schemas.encoding import StatusKey
-from schemas.hotplug_status import BUCKET, StatusEntry, decode_entry
-from schemas.kube import VirtualMachine, VirtualMachineInstance
-from schemas.names import interface_hash, pod_interface
-from schemas.networks import (
+from schemas.bus.encoding import StatusKey
+from schemas.bus.hotplug_status import BUCKET, StatusEntry, decode_entry
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -26,7 +24,9 @@ from schemas.networks import (
     encode_networks,
     parse_networks,
 )
-from schemas.operations import Operation, encode_annotation, operation_key, read_operation
+from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation
+from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind, Stage
 from services.common.kube.client import Kube
 from services.common.runtime.installations import Installations

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 import structlog
 
-from schemas.encoding import StatusKey
-from schemas.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
-from schemas.hotplug_status import BUCKET, InterfaceHotplugStatus
+from schemas.bus.encoding import StatusKey
+from schemas.bus.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
+from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus
 from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.bus.protocol import KeyValueEntry

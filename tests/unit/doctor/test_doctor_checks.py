@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from schemas.names import find_colliding_names
-from schemas.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
 from services.cli.doctor.examine import confirmed, examine
 from services.cli.doctor.snapshot import DoctorReport, NotVisible, PodOnNode, Snapshot, VmSnapshot

@@ -2,9 +2,7 @@
 
 import pytest
 
-from schemas.kube import VirtualMachine, VirtualMachineInstance
-from schemas.names import pod_interface
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -12,7 +10,9 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import confirmed_by_agent, derive_statuses, has_reached

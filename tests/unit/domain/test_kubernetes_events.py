@@ -5,7 +5,7 @@ import itertools
 import msgspec
 import pytest
 
-from schemas.events import (
+from schemas.bus.events import (
     Event,
     Failed,
     GuestAttached,
@@ -16,7 +16,7 @@ from schemas.events import (
     PodAnnotated,
     Requested,
 )
-from schemas.operations import Operation
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage, stage_path
 from services.common.domain.status.kubernetes_events import (
     OPERATION,

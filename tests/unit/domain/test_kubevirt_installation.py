@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.kube import ObjectMeta, Pod, PodStatus
-from schemas.kubevirt import KubeVirt
+from schemas.kubernetes.kubevirt import KubeVirt
+from schemas.kubernetes.objects import ObjectMeta, Pod, PodStatus
 from services.common.domain.kubevirt import acting_owner, default_binding, find_kubevirt_controllers, is_hotplug_enabled
 
 

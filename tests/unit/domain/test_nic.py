@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kube import Pod, VirtualMachineInstance
-from schemas.names import bridge, bridged_nic, interface_hash, pod_interface, tap
-from schemas.networks import (
+from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
     NetworkSelectionElement,
@@ -16,7 +14,16 @@ from schemas.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.operations import Operation, PodNic, derive_operation_id, encode_annotation, operation_key, pod_nic_key
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import (
+    Operation,
+    PodNic,
+    derive_operation_id,
+    encode_annotation,
+    operation_key,
+    pod_nic_key,
+)
+from schemas.names import bridge, bridged_nic, interface_hash, pod_interface, tap
 from schemas.stages import OperationKind
 from services.common.domain.attachments import desired_elements
 from services.common.domain.nic import LinkNames, link_names, parse_nics, qualified_nad

@@ -4,8 +4,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kube import Interface
-from schemas.operations import Operation, derive_operation_id, encode_annotation, operation_key
+from schemas.kubernetes.objects import Interface
+from schemas.kubernetes.operations import Operation, derive_operation_id, encode_annotation, operation_key
 from schemas.stages import OperationKind
 from services.common.domain.operations import find_acting_pod, read_operations, resolve_operation
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, parse_tokens, with_token, without_token

@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.apiserver.rest.patch import PatchFailed, apply_json_patch
-from schemas.kube import Interface, Network
-from schemas.names import interface_hash
-from schemas.networks import NETWORKS, NetworkSelectionElement, encode_networks
-from schemas.operations import (
+from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks
+from schemas.kubernetes.objects import Interface, Network
+from schemas.kubernetes.operations import (
     Operation,
     encode_annotation,
     operation_key,
@@ -17,6 +16,7 @@ from schemas.operations import (
     read_operation_at,
     stale_operation_keys,
 )
+from schemas.names import interface_hash
 from schemas.stages import OperationKind
 from services.common.domain.eligibility import (
     find_change_obstacle,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.events import Event, Failed, GuestAttached, MultusAttached, PodAnnotated, Requested
-from schemas.hotplug_status import (
+from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, PodAnnotated, Requested
+from schemas.bus.hotplug_status import (
     MAX_ENTRY_BYTES,
     InterfaceHotplugStatus,
     LastFailure,
@@ -20,7 +20,7 @@ from schemas.hotplug_status import (
     decode_entry,
     encode_entry,
 )
-from schemas.operations import Operation
+from schemas.kubernetes.operations import Operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
 from services.common.domain.status.stage_history import (
     MAX_MESSAGE,

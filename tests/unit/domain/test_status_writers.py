@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kube import VirtualMachineInstance
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
+from schemas.kubernetes.objects import VirtualMachineInstance
 from schemas.names import device_alias, pod_interface
-from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
 from services.common.domain.nic import parse_nics
 from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, MULTUS_STATUS, Entry, find_entry, parse_tokens
 from services.common.guest.agent import GuestNic

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kube import Pod
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key
 from schemas.names import device_alias, pod_interface
-from schemas.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
-from schemas.operations import PodNic, encode_annotation, pod_nic_key
 from services.common.domain.nic import link_names, parse_nics
 from services.common.guest.port import GuestView, NetDevice
 from services.common.netlink.links import Address, Link

@@ -5,11 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.events import ConfirmedBy
-from schemas.kube import Pod, VirtualMachineInstance
-from schemas.names import device_alias, pod_interface
-from schemas.networks import NETWORK_STATUS, NETWORKS, NetworkStatus, encode_network_status
-from schemas.operations import (
+from schemas.bus.events import ConfirmedBy
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, NetworkStatus, encode_network_status
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import (
     MAX_POD_NIC_BYTES,
     NIC_SLOTS,
     NicSlots,
@@ -21,6 +20,7 @@ from schemas.operations import (
     pod_nic_key,
     read_pod_nic,
 )
+from schemas.names import device_alias, pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.nic import link_names, parse_nics
 from services.common.guest.agent import GuestNic

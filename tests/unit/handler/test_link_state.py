@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.kube import Interface, VirtualMachineInstance
+from schemas.kubernetes.objects import Interface, VirtualMachineInstance
 from services.common.domain.nic import parse_nics
 from services.common.domain.status_interfaces import find_entry
 from services.common.guest.port import GuestView, NetDevice

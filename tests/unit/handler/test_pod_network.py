@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.operations import PodNic
+from schemas.kubernetes.operations import PodNic
 from services.common.domain.nic import link_names
 from services.common.netlink.links import Address, Link
 from services.handler.pod_network.operations import (

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kube import Pod, VirtualMachineInstance
-from schemas.names import device_alias, pod_interface
-from schemas.networks import NETWORK_STATUS, NETWORKS, NetworkStatus, encode_network_status
-from schemas.operations import (
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, NetworkStatus, encode_network_status
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import (
     NIC_SLOTS,
     NicSlots,
     Operation,
@@ -22,6 +21,7 @@ from schemas.operations import (
     read_operation,
     read_pod_nic,
 )
+from schemas.names import device_alias, pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.nic import link_names, parse_nics
 from services.common.guest.port import GuestView, NetDevice

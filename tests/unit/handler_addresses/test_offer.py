@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from schemas.operations import PodNic, RecordedRoute
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 from services.handler.addresses.offer import MAX_HOPS, NO_RESOLVER, Ipv6Offer, NextHop, Offer, Resolver, build_offer
 
 MAC, SERVER_MAC = "3e:89:92:5a:b5:a7", "02:11:22:33:44:55"

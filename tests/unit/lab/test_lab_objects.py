@@ -6,7 +6,7 @@ import pytest
 
 from lab.node import kubelet, launcher, objects, scheduler
 from lab.node.cri import SandboxStatus
-from schemas.networks import NETWORKS, parse_networks
+from schemas.kubernetes.networks import NETWORKS, parse_networks
 
 NOW = "2026-01-01T00:00:00Z"
 LATER = "2026-01-01T00:01:00Z"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
+from schemas.kubernetes.networks import Bandwidth, NetworkSelectionElement
 from schemas.multus import InterfaceAttributes, build_delegate_request
-from schemas.networks import Bandwidth, NetworkSelectionElement
 from services.multus.cni.call import MalformedError, PodId, attributes_of, decode, plugin_args
 from services.multus.cni.conflist import AttachmentAttributes
 from services.multus.cni.errors import CniError

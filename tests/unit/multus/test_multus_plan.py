@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
-from schemas.kube import ObjectMeta, Pod
+from schemas.kubernetes.objects import ObjectMeta, Pod
 from services.common.netlink.links import Link
 from services.multus import plan
 from services.multus.cni.call import PodId

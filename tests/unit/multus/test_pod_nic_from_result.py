@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
-from schemas.networks import Dns, NetworkStatus
-from schemas.operations import PodNic, RecordedRoute
+from schemas.kubernetes.networks import Dns, NetworkStatus
+from schemas.kubernetes.operations import PodNic, RecordedRoute
 from services.common.domain.pod_nic import build_network_status, build_network_statuses, build_pod_nic
 from services.multus.cni import results
 from services.multus.cni.errors import CniError

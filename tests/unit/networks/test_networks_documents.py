@@ -10,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
-from schemas.kube import NetworkAttachmentDefinition
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkSelectionElement, parse_network_status
+from schemas.kubernetes.objects import NetworkAttachmentDefinition
+from schemas.kubernetes.operations import (
+    hotplug_mark_key,
+    pod_nic_key,
+    read_hotplug_mark,
+    read_operation_of_link,
+    read_pod_nic,
+)
 from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS, NetworkSelectionElement, parse_network_status
-from schemas.operations import hotplug_mark_key, pod_nic_key, read_hotplug_mark, read_operation_of_link, read_pod_nic
 from services.networks import status
 from services.networks.multus_client import AttachmentFailure, attachment_failure, interface_attributes
 from services.networks.network_config import cni_config

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kube import Pod
-from schemas.operations import (
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import (
     Operation,
     derive_operation_id,
     encode_annotation,

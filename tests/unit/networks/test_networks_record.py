@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from schemas.kube import Pod
+from schemas.kubernetes.networks import NetworkSelectionElement
+from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.operations import HotplugMark, encode_annotation, hotplug_mark_key
 from schemas.multus import RecordedAttachment
-from schemas.networks import NetworkSelectionElement
-from schemas.operations import HotplugMark, encode_annotation, hotplug_mark_key
 from services.networks.plan import needs_sandbox_record, plan
 from services.networks.plan.actions import NamespaceIsolation, RecordEvent
 from services.networks.plan.attachments import element_digest

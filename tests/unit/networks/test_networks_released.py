@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from schemas import cni
-from schemas.events import Failed, MultusDetached
-from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import (
+from schemas.bus.events import Failed, MultusDetached
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.operations import (
     HotplugMark,
     Operation,
     PodNic,
@@ -19,6 +18,7 @@ from schemas.operations import (
     pod_nic_key,
     read_pod_nic,
 )
+from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.networks import status
 from services.networks.multus_client import attachment_failure

@@ -5,10 +5,17 @@ import json
 from collections import Counter
 from typing import Any
 
-from schemas.events import ChangedObject, Failed, MultusAttached, MultusDetached, ObjectRef, PodAnnotated
+from schemas.bus.events import ChangedObject, Failed, MultusAttached, MultusDetached, ObjectRef, PodAnnotated
+from schemas.kubernetes.networks import NETWORK_STATUS
+from schemas.kubernetes.operations import (
+    Operation,
+    encode_annotation,
+    hotplug_mark_key,
+    operation_key,
+    pod_nic_key,
+    read_pod_nic,
+)
 from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS
-from schemas.operations import Operation, encode_annotation, hotplug_mark_key, operation_key, pod_nic_key, read_pod_nic
 from schemas.stages import OperationKind, Stage
 from services.common.telemetry.propagation import traceparent_of
 from tests.support.bus import MemoryBus

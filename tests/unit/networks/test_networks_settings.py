@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.kubernetes.networks import Bandwidth, NetworkSelectionElement, PortMapping
 from schemas.multus import InterfaceAttributes
-from schemas.networks import Bandwidth, NetworkSelectionElement, PortMapping
 from services.common.runtime.settings import load
 from services.networks.__main__ import Settings
 from services.networks.network_config import with_runtime_config

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from schemas.events import Failed, MultusAttached, MultusDetached
+from schemas.bus.events import Failed, MultusAttached, MultusDetached
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from schemas.names import pod_interface
-from schemas.networks import NETWORK_STATUS, NETWORKS
 from services.networks.plan.actions import NamespaceIsolation
 from tests.support.fake_cri import FakeSandbox
 from tests.support.fake_multus import Call, FakeMultus, cni_error, recorded, serving_multus

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import networks, operations
-from schemas.names import pod_interface
-from schemas.networks import (
+from schemas.kubernetes import networks, operations
+from schemas.kubernetes.networks import (
     NetworkSelectionElement,
     NetworkStatus,
     encode_network_status,
@@ -18,7 +17,8 @@ from schemas.networks import (
     parse_network_status,
     parse_networks,
 )
-from schemas.operations import HotplugMark, NicSlots, Operation, PodNic, RecordedRoute
+from schemas.kubernetes.operations import HotplugMark, NicSlots, Operation, PodNic, RecordedRoute
+from schemas.names import pod_interface
 from schemas.stages import OperationKind
 
 LABEL = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?", fullmatch=True)

@@ -6,7 +6,6 @@ import json
 import msgspec
 import pytest
 
-from schemas import kube
 from schemas.cni import (
     NEWEST_VERSION,
     SUPPORTED_VERSIONS,
@@ -17,8 +16,9 @@ from schemas.cni import (
     down_convert,
     up_convert,
 )
+from schemas.kubernetes import objects as kube
+from schemas.kubernetes.options import AddInterfaceOptions
 from schemas.multus import CniRequest, DelegateResponse, InterfaceAttributes, build_delegate_request
-from schemas.options import AddInterfaceOptions
 
 RESULT = CniResult(
     cni_version=NEWEST_VERSION,

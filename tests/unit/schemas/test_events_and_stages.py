@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import cloudevents, stages
-from schemas.encoding import Subject
-from schemas.events import (
+from schemas import stages
+from schemas.bus import cloudevents
+from schemas.bus.encoding import Subject
+from schemas.bus.events import (
     MAX_EVENT_BYTES,
     ChangedObject,
     ConfirmedBy,
@@ -25,7 +26,7 @@ from schemas.events import (
     decode,
     encode,
 )
-from schemas.operations import Operation
+from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

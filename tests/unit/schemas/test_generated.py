@@ -7,10 +7,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from schemas import cloudevents, generate
-from schemas.encoding import parse_subject
-from schemas.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, Requested, encode
-from schemas.operations import Operation
+from schemas.bus import cloudevents
+from schemas.bus.encoding import parse_subject
+from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, Requested, encode
+from schemas.generate import __main__ as generate
+from schemas.kubernetes.operations import Operation
 from schemas.stages import TABLE, OperationKind, Stage
 
 DOCUMENTS = {name: json.loads(text) for name, text in generate.build_documents().items()}

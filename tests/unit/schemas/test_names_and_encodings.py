@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas import names
-from schemas.encoding import (
+from schemas.bus.encoding import (
     StatusKey,
     Subject,
     node_consumer,

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from schemas.encoding import parse_status_key, parse_subject
-from schemas.events import Event, Failed, GuestAttached, decode
-from schemas.hotplug_status import HotplugStatus, StatusEntry, decode_entry
+from schemas.bus.encoding import parse_status_key, parse_subject
+from schemas.bus.events import Event, Failed, GuestAttached, decode
+from schemas.bus.hotplug_status import HotplugStatus, StatusEntry, decode_entry
 from schemas.stages import OperationKind, Stage, stage_path
 from services.cli.commands.timeline import entry_of_message
 from services.common.bus.dead_letters import build_replay, parse_dead_letter

@@ -15,8 +15,8 @@ from aiohttp import web
 from opentelemetry.trace import NoOpTracer
 
 from schemas import cni, multus
-from schemas.kube import Pod
-from schemas.networks import NetworkSelectionElement
+from schemas.kubernetes.networks import NetworkSelectionElement
+from schemas.kubernetes.objects import Pod
 from services.common.cri.sandbox import Sandbox
 from services.common.http.client import UnixHttpClient
 from services.common.node.files import install_executable

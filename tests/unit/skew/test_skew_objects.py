@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, NetworkSelectionElement, NetworkStatus
+from schemas.kubernetes.operations import NIC_SLOTS, PREFIX, HotplugMark, NicSlots, Operation, PodNic
+from schemas.kubernetes.options import OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.names import interface_hash
-from schemas.networks import NETWORK_STATUS, NETWORKS, NetworkSelectionElement, NetworkStatus
-from schemas.operations import NIC_SLOTS, PREFIX, HotplugMark, NicSlots, Operation, PodNic
-from schemas.options import OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.cli.commands.timeline import entry_of_event
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses

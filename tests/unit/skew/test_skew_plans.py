@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.kube import Pod, VirtualMachineInstance
+from schemas.kubernetes.networks import parse_networks
+from schemas.kubernetes.objects import Pod, VirtualMachineInstance
+from schemas.kubernetes.options import OPERATION_HEADER
 from schemas.multus import SandboxRecord
 from schemas.names import device_alias, pod_interface
-from schemas.networks import parse_networks
-from schemas.options import OPERATION_HEADER
 from schemas.stages import OperationKind
 from services.common.domain.operations import find_acting_pod
 from services.common.domain.status_interfaces import DOMAIN, parse_tokens

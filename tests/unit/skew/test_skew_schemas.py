@@ -10,10 +10,10 @@ import jsonschema
 import msgspec
 import pytest
 
-from schemas import generate
-from schemas.events import Event
-from schemas.networks import NETWORK_STATUS, NETWORKS
-from schemas.operations import PREFIX
+from schemas.bus.events import Event
+from schemas.generate import __main__ as generate
+from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
+from schemas.kubernetes.operations import PREFIX
 from schemas.stages import Stage
 from services.common.domain.operations import find_acting_pod
 from services.controller.plan import PatchObject, StartOperations, plan

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from schemas.hotplug_status import InterfaceHotplugStatus
-from schemas.kube import Interface, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.bus.hotplug_status import InterfaceHotplugStatus
+from schemas.kubernetes.networks import NetworkSelectionElement, NetworkStatus
+from schemas.kubernetes.objects import Interface, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import is_hashed, read_operation
 from schemas.names import HASH_DIGITS, interface_hash
-from schemas.networks import NetworkSelectionElement, NetworkStatus
-from schemas.operations import is_hashed, read_operation
 from schemas.stages import OperationKind
 from services.cli.doctor.snapshot import (
     NodeSnapshot,

@@ -6,9 +6,8 @@ Next: :mod:`services.cli.doctor.checks.node_state`, the checks against the node.
 
 from collections.abc import Iterator, Mapping
 
-from schemas.kube import VirtualMachine
-from schemas.names import find_colliding_names, interface_hash
-from schemas.operations import (
+from schemas.kubernetes.objects import VirtualMachine
+from schemas.kubernetes.operations import (
     PREFIX,
     hotplug_mark_key,
     is_hashed,
@@ -17,6 +16,7 @@ from schemas.operations import (
     read_operation,
     stale_operation_keys,
 )
+from schemas.names import find_colliding_names, interface_hash
 from schemas.stages import OperationKind
 from services.cli.doctor.checks.nics import CheckedVmi, listed
 from services.cli.doctor.snapshot import Finding, NotVisible

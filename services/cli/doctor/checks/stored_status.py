@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from schemas.hotplug_status import InterfaceHotplugStatus, StatusEntry
+from schemas.bus.hotplug_status import InterfaceHotplugStatus, StatusEntry
 from schemas.names import interface_hash
 from services.cli.doctor.checks.nics import CheckedVmi
 from services.cli.doctor.snapshot import Finding, NotVisible

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from schemas.hotplug_status import HotplugStatus, StoredEntry
-from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.bus.hotplug_status import HotplugStatus, StoredEntry
+from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.cluster import find_vmi, pod_selector
 from services.cli.doctor.collect.node import add_node_state
 from services.cli.doctor.collect.node_files import NodeSettings

@@ -17,7 +17,7 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js.errors import BadRequestError, NoStreamResponseError
 
-from schemas.events import Event
+from schemas.bus.events import Event
 from services.common.backoff import jittered
 from services.common.bus import spans
 from services.common.bus.delivery import build_delivery_handler

@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
-from schemas.encoding import DEAD_ROOT
+from schemas.bus.encoding import DEAD_ROOT
 from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dead_letter
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection, Endpoint

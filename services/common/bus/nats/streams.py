@@ -9,7 +9,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
-from schemas.encoding import DEAD_ROOT, SUBJECT_ROOT
+from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT
 from services.common.bus.settings import BusSettings
 from services.common.telemetry.logs import Log
 

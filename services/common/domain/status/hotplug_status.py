@@ -6,9 +6,9 @@ Objects give the exact stage but not the time it was reached; events add times, 
 
 import msgspec
 
-from schemas.hotplug_status import InterfaceHotplugStatus
-from schemas.kube import VirtualMachine, VirtualMachineInstance
-from schemas.operations import Operation
+from schemas.bus.hotplug_status import InterfaceHotplugStatus
+from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.operations import is_migrating

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from schemas.events import Event, Failed, GuestAttached, MultusAttached, Requested
+from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, Requested
 from schemas.stages import ROWS, OperationKind, Stage
 
 OPERATION, KIND, INTERFACE = "hotnic.io/operation-id", "hotnic.io/kind", "hotnic.io/interface"

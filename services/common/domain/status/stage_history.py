@@ -8,8 +8,8 @@ import datetime
 
 import msgspec
 
-from schemas.events import Event, Failed
-from schemas.hotplug_status import InterfaceHotplugStatus, LastFailure, StageHistory, StageReached, StatusEntry
+from schemas.bus.events import Event, Failed
+from schemas.bus.hotplug_status import InterfaceHotplugStatus, LastFailure, StageHistory, StageReached, StatusEntry
 from schemas.stages import Stage, stage_path
 
 MAX_MESSAGE = 1024

@@ -7,8 +7,8 @@ cached object is used: the watch delivers later changes.
 
 from typing import Generic, Protocol, TypeVar
 
-from schemas.events import ChangedObject
-from schemas.kube import ObjectMeta, Resource
+from schemas.bus.events import ChangedObject
+from schemas.kubernetes.objects import ObjectMeta, Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
 

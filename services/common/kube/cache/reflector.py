@@ -13,7 +13,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from schemas.kube import Resource, Status
+from schemas.kubernetes.objects import Resource, Status
 from services.common.backoff import jittered
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadApiResponse, Gone, KubeError, of_status

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from schemas.kube import CREATED_BY_LABEL, PODS, VMIS, VMS, ObjectMeta, Pod, Resource, VirtualMachine
-from schemas.kube import VirtualMachineInstance as Vmi
+from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, ObjectMeta, Pod, Resource, VirtualMachine
+from schemas.kubernetes.objects import VirtualMachineInstance as Vmi
 from services.common.domain.operations import find_acting_pod
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube

@@ -1,15 +1,15 @@
 """The events that roles publish when a stage is reached: one frozen struct per stage, joined in a tagged union.
 
 An event is a hint to reconcile and carries the trace of the request; Kubernetes objects hold the truth.
-Later versions only add optional fields. :mod:`schemas.cloudevents` encodes an event's metadata as headers.
+Later versions only add optional fields. :mod:`schemas.bus.cloudevents` encodes an event's metadata as headers.
 """
 
 from enum import StrEnum
 
 import msgspec
 
-from schemas.encoding import NO_NODE, NO_VMI, Subject
-from schemas.operations import Operation
+from schemas.bus.encoding import NO_NODE, NO_VMI, Subject
+from schemas.kubernetes.operations import Operation
 from schemas.stages import Stage
 
 MAX_EVENT_BYTES = 64 * 1024

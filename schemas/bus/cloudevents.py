@@ -1,7 +1,7 @@
 """CloudEvents 1.0 in the binary content mode of NATS: an event's metadata as message headers.
 
 Source: CloudEvents NATS protocol binding 1.0.2 (headers ``ce-*``). The W3C trace context uses headers of its own.
-The payload is :mod:`schemas.events`.
+The payload is :mod:`schemas.bus.events`.
 """
 
 from collections.abc import Mapping

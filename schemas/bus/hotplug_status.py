@@ -11,7 +11,7 @@ import msgspec
 from schemas.stages import OperationKind, Stage
 
 BUCKET = "hotplug-status"
-"""Name of the bucket; its keys are :class:`schemas.encoding.StatusKey`."""
+"""Name of the bucket; its keys are :class:`schemas.bus.encoding.StatusKey`."""
 MAX_ENTRY_BYTES = 16 * 1024
 """Larger values are ignored; hotnic writes none."""
 

@@ -1,17 +1,17 @@
 """The AsyncAPI 3.0 document of the bus: one channel per stage with its publishers, headers and payloads.
 
 Source: AsyncAPI specification 3.0.0. The document repeats no fact by hand: it is built from the stage table,
-the encodings and the event structs. Next: :mod:`schemas.cloudevents`, the message headers.
+the encodings and the event structs. Next: :mod:`schemas.bus.cloudevents`, the message headers.
 """
 
 from typing import Any
 
 import msgspec
 
-from schemas import cloudevents
-from schemas.describe import describe
-from schemas.encoding import DEAD_ROOT, DEAD_STREAM, NO_NODE, NO_VMI, STREAM, SUBJECT_ROOT
-from schemas.events import MAX_EVENT_BYTES, Event
+from schemas.bus import cloudevents
+from schemas.bus.encoding import DEAD_ROOT, DEAD_STREAM, NO_NODE, NO_VMI, STREAM, SUBJECT_ROOT
+from schemas.bus.events import MAX_EVENT_BYTES, Event
+from schemas.generate.describe import describe
 from schemas.stages import TABLE, StageRow
 
 VERSION = "1.0.0"

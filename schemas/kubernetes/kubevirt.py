@@ -1,12 +1,12 @@
 """The fields of a KubeVirt installation's ``KubeVirt`` object that hotnic reads.
 
 The presence of the object, not its content, decides which controller owns the VMs.
-Next: :mod:`schemas.kube`, the VM objects.
+Next: :mod:`schemas.kubernetes.objects`, the VM objects.
 """
 
 import msgspec
 
-from schemas.kube import ObjectMeta, Resource
+from schemas.kubernetes.objects import ObjectMeta, Resource
 
 
 class _KubeVirtPart(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

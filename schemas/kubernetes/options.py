@@ -1,6 +1,7 @@
 """Bodies of the interface subresources, as KubeVirt v1.0.0-rc.0 defines them.
 
-Unknown fields are ignored, as upstream does. Next: :mod:`schemas.hotplug_status`, the response of ``GET …/interfaces``.
+Unknown fields are ignored, as upstream does. Next: :mod:`schemas.bus.hotplug_status`, the response of
+``GET …/interfaces``.
 """
 
 import msgspec

@@ -1,7 +1,7 @@
 """hotnic's own annotations: the operation, the pod NIC record, the hot-plug mark and the number of free NIC slots.
 
 Through them a role that learns of work by watch, not by bus, joins the same operation and trace.
-Next: :mod:`schemas.networks`, the annotations of Multus.
+Next: :mod:`schemas.kubernetes.networks`, the annotations of Multus.
 """
 
 import re

@@ -1,11 +1,11 @@
 """The objects behind an aggregated API's TLS, as partial structs: the Secret with its certificates, and the APIService.
 
-Next: :mod:`schemas.options`, the bodies of the aggregated API itself.
+Next: :mod:`schemas.kubernetes.options`, the bodies of the aggregated API itself.
 """
 
 import msgspec
 
-from schemas.kube import ObjectMeta, Resource
+from schemas.kubernetes.objects import ObjectMeta, Resource
 
 
 class Secret(msgspec.Struct, frozen=True):

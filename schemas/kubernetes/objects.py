@@ -2,7 +2,7 @@
 
 Decoding drops unknown fields, so roles never write a struct back: they change objects by JSON patch or merge patch.
 Interfaces and networks of a spec stay decoded JSON, because a guarded patch must repeat them exactly.
-Next: :mod:`schemas.operations`, hotnic's own annotations on these objects.
+Next: :mod:`schemas.kubernetes.operations`, hotnic's own annotations on these objects.
 """
 
 from typing import Any, Generic, TypeVar

@@ -1,7 +1,7 @@
 """Writes ``schemas/generated/``: JSON Schemas of the exchanged documents and the AsyncAPI document of the bus.
 
 Run ``python -m schemas.generate``. With ``--check`` it writes nothing and fails on drift. The Python types are the
-only source. Next: :mod:`schemas.asyncapi`, the structure of the AsyncAPI document.
+only source. Next: :mod:`schemas.generate.asyncapi`, the structure of the AsyncAPI document.
 """
 
 import argparse
@@ -13,11 +13,14 @@ from typing import Any
 
 import msgspec
 
-from schemas import asyncapi, hotplug_status, multus, networks, operations, options
-from schemas.describe import describe
-from schemas.events import Event
+from schemas import multus
+from schemas.bus import hotplug_status
+from schemas.bus.events import Event
+from schemas.generate import asyncapi
+from schemas.generate.describe import describe
+from schemas.kubernetes import networks, operations, options
 
-GENERATED = Path(__file__).parent / "generated"
+GENERATED = Path(__file__).parents[1] / "generated"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 DOCUMENTS: dict[str, tuple[str, Any]] = {

@@ -1,6 +1,6 @@
 # The images of hotnic: target `hotnic` has the roles and the command line, `hotnic-lab` adds the development cluster.
-# `make image` builds both; scripts/image passes the settings of this machine's package index as secrets, so that no
-# layer contains them. The stages run with Python's own images and with Debian's Python (BASE_IMAGE, BUILDER_IMAGE).
+# `make image` builds both; scripts/image/build passes the settings of this machine's package index as secrets, so that
+# no layer contains them. The stages run with Python's own images and with Debian's Python (BASE_IMAGE, BUILDER_IMAGE).
 ARG BASE_IMAGE=python:3.13.14-slim-bookworm
 # The same Python and Debian with what the build needs: venv, binutils, the interpreter's shared library.
 ARG BUILDER_IMAGE=python:3.13.14-bookworm
@@ -11,46 +11,46 @@ ARG SHIM_BUILDER_IMAGE=python:3.11.13-bullseye
 FROM ${BUILDER_IMAGE} AS builder
 RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/hotnic
 WORKDIR /src
-COPY requirements-build.lock scripts/image-install ./
+COPY requirements-build.lock scripts/image/install ./
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt --mount=type=cache,target=/root/.cache/pip \
-    ./image-install tools requirements-build.lock
+    ./install tools requirements-build.lock
 
 # --- hotnic's dependencies: a layer that changes with the lock file alone.
 FROM builder AS dependencies
 COPY requirements.lock ./
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt --mount=type=cache,target=/root/.cache/pip \
-    ./image-install lock requirements.lock /
+    ./install lock requirements.lock /
 
 # --- What the lab adds to them.
 FROM dependencies AS lab-dependencies
 COPY requirements-lab.lock ./
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt --mount=type=cache,target=/root/.cache/pip \
-    rm /wheels/* && ./image-install lock requirements-lab.lock /staging
+    rm /wheels/* && ./install lock requirements-lab.lock /staging
 
 # --- The multus shim as one executable, for nodes without Python.
 FROM ${SHIM_BUILDER_IMAGE} AS shim
 RUN python3 -m venv /opt/build
 WORKDIR /src
-COPY requirements-build.lock scripts/image-install ./
+COPY requirements-build.lock scripts/image/install ./
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.crt --mount=type=cache,target=/root/.cache/pip \
-    ./image-install tools requirements-build.lock
-COPY scripts/shim-static scripts/
+    ./install tools requirements-build.lock
+COPY scripts/image/shim scripts/image/
 COPY services/multus/container_runtime/shim.py services/multus/container_runtime/
-RUN PYTHON=/opt/build/bin/python scripts/shim-static --build-only
+RUN PYTHON=/opt/build/bin/python scripts/image/shim --build-only
 
 # --- hotnic itself, and the lab, from their wheels.
 FROM builder AS application
 COPY LICENSE NOTICE README.md pyproject.toml ./
 COPY schemas schemas
 COPY services services
-RUN ./image-install project . /staging
+RUN ./install project . /staging
 
 FROM builder AS lab-application
 COPY LICENSE NOTICE ./
 COPY k8s/examples k8s/examples
 COPY k8s/files k8s/files
 COPY lab lab
-RUN ./image-install project lab /staging
+RUN ./install project lab /staging
 
 # --- What both images have in common.
 FROM ${BASE_IMAGE} AS runtime
@@ -75,7 +75,8 @@ COPY --from=application /staging/opt/hotnic /opt/hotnic
 USER 65532:65532
 
 # --- The lab's image. It is not built on the production image, because a change of the code would then install QEMU
-# again. Its tools, besides QEMU and network tools from Debian, are those of the machine that builds (scripts/image).
+# again. Its tools, besides QEMU and network tools from Debian, are those of the machine that builds: see
+# scripts/image/build.
 FROM runtime AS hotnic-lab
 LABEL org.opencontainers.image.title="hotnic-lab" \
       org.opencontainers.image.description="A Kubernetes cluster on one machine, for the development of hotnic"

@@ -8,6 +8,8 @@ PYTHON := $(BIN)/python
 PYTEST := $(PYTHON) -m pytest
 # additional arguments for pytest, such as ARGS='-k bridge -x'
 ARGS ?=
+# CI runs a failed test of real programs a second time and shows the first failure (docs/development.md).
+RERUNS := --reruns $(if $(CI),1,0)
 
 .PHONY: help
 help: ## List the targets
@@ -30,31 +32,31 @@ demo: ## Plug an interface into a real guest, in a lab of its own (root; KEEP=1 
 .PHONY: test
 test: setup ## Run all tests: unit, cluster (against the lab's API server), integration and e2e (root)
 	@scripts/as-root-tier test
-	@scripts/run-tiers unit cluster integration e2e
+	@scripts/test/tiers unit cluster integration e2e
 
 .PHONY: test-unit
 test-unit: setup ## Run the tests that need neither root nor a network
-	@scripts/run-tiers unit -- $(ARGS)
+	@scripts/test/tiers unit -- $(ARGS)
 
 .PHONY: test-integration
 test-integration: setup ## Run the tests against real NATS, namespaces, CNI plugins and guests (root)
 	@scripts/as-root-tier test-integration
-	@scripts/run-tiers integration -- $(ARGS)
+	@scripts/test/tiers integration -- $(ARGS)
 
 .PHONY: test-e2e
 test-e2e: setup ## Run the tests of the whole lab (root)
 	@scripts/as-root-tier test-e2e
-	@scripts/run-tiers e2e -- $(ARGS)
+	@scripts/test/tiers e2e -- $(ARGS)
 
 .PHONY: test-long
 test-long: setup ## Run the complete tables: generated examples, crash matrix, chaos, random operations with real guests (root)
 	@scripts/as-root-tier test-long
-	@HOTNIC_HYPOTHESIS_PROFILE=long scripts/run-tiers unit e2e -- --timeout 900 -o faulthandler_timeout=1800 $(ARGS)
+	@HOTNIC_HYPOTHESIS_PROFILE=long scripts/test/tiers unit e2e -- --timeout 900 -o faulthandler_timeout=1800 $(ARGS)
 
 .PHONY: test-busy
 test-busy: setup ## Run all tests twice beside three endless loops, without second tries (root; before a landing)
 	@scripts/as-root-tier test-busy
-	@scripts/test-busy
+	@scripts/test/busy
 
 .PHONY: test-cluster
 test-cluster: setup ## Run the conformance suite against a real cluster: KUBECONFIG=...
@@ -68,19 +70,19 @@ bench: setup ## Measure plugs and unplugs by hop, parallel plugs, and the memory
 
 .PHONY: chart-test
 chart-test: setup ## Render the Helm chart with the real helm and check it against two versions of Kubernetes (Go)
-	@scripts/interop-tools helm helm3 kubeconform
-	@$(PYTEST) tests/interop/chart --timeout 300 $(ARGS)
+	@scripts/tools/interop-tools helm helm3 kubeconform
+	@$(PYTEST) tests/interop/chart --timeout 300 $(RERUNS) $(ARGS)
 
 .PHONY: cluster-chart-test
 cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control plane, and run api and controller there (root, Go)
 	@scripts/as-root-tier cluster-chart-test
-	@scripts/interop-tools helm etcd kubernetes-1.36
-	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(ARGS)
+	@scripts/tools/interop-tools helm etcd kubernetes-1.36
+	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(RERUNS) $(ARGS)
 
 .PHONY: chart-golden
 chart-golden: setup ## Write the chart's schema of values and its rendered golden files
-	@scripts/interop-tools helm helm3 kubeconform
-	@$(PYTHON) scripts/chart_schema.py
+	@scripts/tools/interop-tools helm helm3 kubeconform
+	@$(PYTHON) scripts/generate/chart_schema.py
 	@HOTNIC_WRITE_GOLDEN=1 $(PYTEST) tests/interop/chart/test_rendering.py -k golden_file --timeout 300 $(ARGS)
 
 .PHONY: fmt
@@ -98,35 +100,35 @@ schemas: setup ## Write the JSON Schemas and the AsyncAPI document of the events
 
 .PHONY: proto
 proto: setup ## Write the CRI stubs from their trimmed proto file
-	@$(PYTHON) scripts/proto
+	@$(PYTHON) scripts/generate/proto
 
 .PHONY: shim-static
 shim-static: setup ## Build the multus shim as one executable for hosts without Python
-	@scripts/shim-static
+	@scripts/image/shim
 
 .PHONY: image
 image: setup ## Build the images hotnic:dev and hotnic-lab:dev (BASE_IMAGE=hotnic-base:local where no registry can be reached)
-	@scripts/with-docker-engine --if-needed scripts/image
+	@scripts/with-docker-engine --if-needed scripts/image/build
 
 .PHONY: image-test
 image-test: image ## Test the images: users, contents, size, start of every role, the shim on a node without Python
-	@scripts/with-docker-engine --if-needed $(PYTEST) tests/interop/image --timeout 180 $(ARGS)
+	@scripts/with-docker-engine --if-needed $(PYTEST) tests/interop/image --timeout 180 $(RERUNS) $(ARGS)
 
 .PHONY: compose-test
 compose-test: setup ## Test docker-compose.yml on a Docker engine of its own: plug, trace, restarts, removal (root, Go)
-	@scripts/compose-test $(ARGS)
+	@scripts/test/compose $(RERUNS) $(ARGS)
 
 .PHONY: image-pin
 image-pin: setup ## Write the digests of the base images into the Dockerfile (needs a registry)
-	@scripts/with-docker-engine --if-needed scripts/image-pin
+	@scripts/with-docker-engine --if-needed scripts/image/pin
 
 .PHONY: interop-tools
 interop-tools: ## Build the Go programs of the interop tests that are missing (needs Go; TOOLS='compose jaeger': only these)
-	@scripts/interop-tools $(TOOLS)
+	@scripts/tools/interop-tools $(TOOLS)
 
 .PHONY: lock
 lock: setup ## Resolve the dependencies of pyproject.toml into the lock files
-	@scripts/lock
+	@scripts/generate/lock
 
 .PHONY: clean
 clean: ## Remove caches and build results, but not .venv and the tools

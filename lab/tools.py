@@ -1,8 +1,8 @@
 """Paths of the lab's tools: containerd, CNI plugins, QEMU, the guest's kernel and image.
 
 This module finds what `make setup` has installed; it downloads and builds nothing. It imports only the standard
-library, so that a set-up script can import it before anything is installed. `scripts/fetch_tools.py` fills the tools
-folder; `lab.guest` boots guests from it.
+library, so that a set-up script can import it before anything is installed. `scripts/tools/fetch_tools.py` fills the
+tools folder; `lab.guest` boots guests from it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def default_root() -> Path:
     if chosen:
         return Path(chosen).absolute()
     checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "scripts" / "fetch_tools.py").is_file():
+    if (checkout / "scripts" / "tools" / "fetch_tools.py").is_file():
         return checkout / ".cache" / "tools"
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(cache) / "hotnic" / "tools"

@@ -4,7 +4,7 @@ isort:skip_file
 The part of the Container Runtime Interface v1 that hotnic uses. Package, service, message and field numbers are
 those of the public API (kubernetes/cri-api, pkg/apis/runtime/v1/api.proto), so the bytes on the wire are the
 same; everything hotnic does not use is left out and is skipped by the decoder as unknown fields.
-Regenerate the stubs with scripts/proto; `scripts/proto --check` fails when they drifted.
+Regenerate the stubs with scripts/generate/proto; `scripts/generate/proto --check` fails when they drifted.
 """
 
 from collections import abc as _abc

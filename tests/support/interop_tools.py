@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "interop-tools"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "tools" / "interop-tools"
 
 
 def tool(name: str) -> Path:

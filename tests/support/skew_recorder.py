@@ -1,4 +1,4 @@
-"""Reads what the roles of a running lab exchange and store, for ``scripts/record-skew``, which drives them.
+"""Reads what the roles of a running lab exchange and store, for ``scripts/generate/skew-recording``, which drives them.
 
 Only contracts are used (Kubernetes objects, subjects, sockets, files), and no internals of a role, so the same code
 records every later version. Next: :mod:`tests.support.skew_recording`, which reads a recording.
@@ -188,7 +188,7 @@ class Recorder:
                 while not await true():  # noqa: ASYNC110 the roles are other processes
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise SystemExit(f"record-skew: {what}: not within {DEADLINE:.0f} s") from None
+            raise SystemExit(f"skew-recording: {what}: not within {DEADLINE:.0f} s") from None
 
     async def messages(self, stream: str) -> list[Json]:
         """Return all messages of a stream."""

@@ -1,7 +1,7 @@
 """Reads the recordings of earlier versions in ``tests/support/skew/``, for the tests of version skew.
 
 A recording holds text exactly as a role wrote it: payloads, values, annotations and bodies are strings in it. It is
-made by ``scripts/record-skew``; ``tests/support/skew/README.md`` describes its files.
+made by ``scripts/generate/skew-recording``; ``tests/support/skew/README.md`` describes its files.
 """
 
 import json

@@ -107,7 +107,9 @@ def changed(path: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def test_schema_is_made_from_the_values() -> None:
     done = subprocess.run(
-        [sys.executable, str(CHECKOUT / "scripts" / "chart_schema.py"), "--check"], capture_output=True, text=True
+        [sys.executable, str(CHECKOUT / "scripts" / "generate" / "chart_schema.py"), "--check"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 

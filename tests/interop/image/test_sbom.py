@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from scripts.image_sbom import bill_of_materials
+from scripts.image.sbom import bill_of_materials
 from tests.support.docker_images import HOTNIC, run_in
 
 CHECKOUT = Path(__file__).parents[3]

@@ -144,7 +144,11 @@ def test_every_variable_that_a_page_names_is_read_somewhere() -> None:
 
 def test_the_diagram_of_the_stages_is_the_table() -> None:
     done = subprocess.run(
-        [sys.executable, "scripts/stage-diagram", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "scripts/generate/stage-diagram", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""``scripts/interop-tools``: which programs it builds, when and where, with a ``go`` that records its arguments."""
+"""``scripts/tools/interop-tools``: what it builds, when and where, with a ``go`` that records its arguments."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ class Builder:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the script."""
         return subprocess.run(
-            [str(ROOT / "scripts" / "interop-tools"), *arguments],
+            [str(ROOT / "scripts" / "tools" / "interop-tools"), *arguments],
             env=self.environment | environment,
             capture_output=True,
             text=True,

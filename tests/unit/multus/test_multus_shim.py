@@ -29,7 +29,7 @@ RESULT: dict[str, Any] = {
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
-    """The installed shim: the Python file, or the executable that ``scripts/shim-static`` builds."""
+    """The installed shim: the Python file, or the executable that ``scripts/image/shim`` builds."""
     target = tmp_path / SHIM_NAME
     install_executable(Path(os.environ.get("HOTNIC_TEST_SHIM", shim.__file__)), target)
     return target

@@ -1,7 +1,7 @@
 """Turn the list of an image's contents into a software bill of materials (CycloneDX 1.6, JSON).
 
 It lists what is in the image, not what a lock file allows: a lock file has packages of every platform, and none of the
-base image's. This module does no I/O; `scripts/image` runs `LISTING` in the image and writes the document.
+base image's. This module does no I/O; `scripts/image/build` runs `LISTING` in the image and writes the document.
 """
 
 from __future__ import annotations

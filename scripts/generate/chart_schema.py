@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-CHART = Path(__file__).resolve().parents[1] / "k8s"
+CHART = Path(__file__).resolve().parents[2] / "k8s"
 ROLES = ("api", "controller", "networks", "multus", "handler")
 
 # Only characters that mean nothing in YAML, because the templates write paths into flow mappings.
@@ -145,7 +145,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if target.is_file() and target.read_text() == made:
             return 0
-        print(f"{target.name} differs from values.yaml; run: scripts/chart_schema.py", file=sys.stderr)
+        print(f"{target.name} differs from values.yaml; run: scripts/generate/chart_schema.py", file=sys.stderr)
         return 1
     target.write_text(made)
     return 0

@@ -1,8 +1,8 @@
 """Download a Docker engine with apt and unpack it below the tools folder; nothing is installed and no service started.
 
 The packages are Debian's: the engine, its command line, and buildx where they are packages of their own (Debian 13).
-containerd and runc are those that `scripts/fetch_tools.py` has unpacked for the lab. mmdebstrap, which makes base
-images, comes with it. Called by `scripts/with-docker-engine` and `scripts/image-base` if something is missing.
+containerd and runc are those that `scripts/tools/fetch_tools.py` has unpacked for the lab. mmdebstrap, which makes base
+images, comes with it. Called by `scripts/with-docker-engine` and `scripts/image/base` if something is missing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lab.tools import default_root
-from scripts.fetch_tools import Apt, Bundle, MissingError, fetch, find_in, link, link_missing_libraries, run
+from scripts.tools.fetch_tools import Apt, Bundle, MissingError, fetch, find_in, link, link_missing_libraries, run
 
 PARTS = ("docker-cli", "docker-buildx")
 """Packages that exist only where Debian's docker.io does not contain the command line."""

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Check the structure of the code: one meaning for each class name, and no module that holds more than one subject.
+"""Check the structure of the code: one meaning for each class name, one subject per module, folders read at a glance.
 
 A class name that two modules define makes every reader ask which one is meant. Layers and imports are checked by
-import-linter, words by ``scripts/check_words.py``.
+import-linter, words by ``scripts/check/words.py``.
 """
 
 import ast
@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOTS = ("schemas", "services", "lab")
 MAX_LINES = 350
+MAX_ENTRIES = 12
+"""Modules and folders at one level; a reader has about nine in view."""
 SHARED = {"Settings", "Observed", "Applier"}
 """Names that mean the same in every role: its settings, what it observes, and what applies its plan (design §5)."""
 
@@ -22,8 +24,8 @@ def main() -> int:
     listed = subprocess.run(
         ["git", "ls-files", "-z", *(f"{root}/*.py" for root in ROOTS)], check=True, capture_output=True, text=True
     )
+    findings = crowded_folders((*ROOTS, "scripts"))
     modules = [Path(name) for name in listed.stdout.split("\0") if name and "_pb2" not in name and Path(name).is_file()]
-    findings = []
     defined: dict[str, list[Path]] = defaultdict(list)
     for module in modules:
         text = module.read_text()
@@ -37,6 +39,22 @@ def main() -> int:
             findings.append(f"{places[0]}: class {name} is also defined in {', '.join(map(str, places[1:]))}")
     print("\n".join(findings), end="\n" if findings else "")
     return 1 if findings else 0
+
+
+def crowded_folders(roots: tuple[str, ...]) -> list[str]:
+    """Return a finding for each folder below these with more entries than a reader has in view."""
+    listed = subprocess.run(["git", "ls-files", "-z", *roots], check=True, capture_output=True, text=True)
+    entries: dict[Path, set[str]] = defaultdict(set)
+    for path in map(Path, filter(None, listed.stdout.split("\0"))):
+        # Nobody opens generated files to find the place of a change.
+        if path.exists() and "generated" not in path.parts:
+            for level in path.parents[:-1]:
+                entries[level].add(path.relative_to(level).parts[0])
+    return [
+        f"{folder}: {len(found)} entries; the limit is {MAX_ENTRIES}: sort them into folders by subject"
+        for folder, found in sorted(entries.items())
+        if len(found - {"__init__.py", "__main__.py", "pyproject.toml"}) > MAX_ENTRIES
+    ]
 
 
 if __name__ == "__main__":

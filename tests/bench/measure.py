@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.lab import Span
+from tests.support.lab.running import Span
 
 Marks = Sequence[tuple[str, str, str]]
 """Measured steps: label, service, and prefix of the span's name."""

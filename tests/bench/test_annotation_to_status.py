@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import CpuIdle, percentile, pids, rss
-from tests.support.lab import SAMPLE_NAD, running_lab
-from tests.support.ordinary_pods import OrdinaryPods, ordinary_pods
+from tests.support.lab.ordinary_pods import OrdinaryPods, ordinary_pods
+from tests.support.lab.running import SAMPLE_NAD, running_lab
 
 ONE_BY_ONE = 30
 WARM_UP = 5

@@ -18,9 +18,9 @@ from typing import Any
 from schemas.multus import build_delegate_request
 from services.common.http.client import UnixHttpClient
 from tests.bench.measure import import_floor, percentile, rss
-from tests.support import netns as namespaces
-from tests.support.node_kube import FakeKube, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfig
+from tests.support.node import netns as namespaces
+from tests.support.telemetry.spans import recording_telemetry
 
 WARM_UP = 50
 PAIRS = 1000

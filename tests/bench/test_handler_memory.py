@@ -13,7 +13,7 @@ from services.common.domain.status_interfaces import find_entry
 from services.handler.addresses.dhcp.dhcp4 import Dhcp4MessageType
 from tests.bench.measure import import_floor, pids, rss
 from tests.bench.vms import Vms, running_vms
-from tests.support.guest_end import DhcpClient, borrowed_taps, guest_process
+from tests.support.guest.end import DhcpClient, borrowed_taps, guest_process
 
 GUESTS, EACH = 25, 4
 

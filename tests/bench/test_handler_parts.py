@@ -23,9 +23,9 @@ from services.handler.pod_network.operations import ObservedLinks
 from services.handler.pod_network.setup import bridge_binding, pod_nic_link, setup_operations
 from services.handler.pod_network.teardown import teardown_operations
 from tests.bench.measure import CpuIdle, percentile
-from tests.support import netns as testbed
-from tests.support.qemu import paused_qemu
-from tests.support.spans import recording_telemetry
+from tests.support.guest.qemu import paused_qemu
+from tests.support.node import netns as testbed
+from tests.support.telemetry.spans import recording_telemetry
 
 NAMES = link_names("pod7e0055a6880")
 RECORD = PodNic(

@@ -16,7 +16,7 @@ from schemas.kubernetes.networks import NETWORK_STATUS, parse_network_status
 from schemas.kubernetes.objects import VMIS, VirtualMachineInstance
 from services.common.kube.client import Kube
 from services.common.telemetry import configure
-from tests.support.lab import SAMPLE_NAD, SAMPLE_VM, Lab, Span, running_lab
+from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, Lab, Span, running_lab
 
 SETTLE = 1.0
 """Seconds between two operations that are measured one by one, so that the machine is idle again."""

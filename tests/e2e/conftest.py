@@ -10,10 +10,10 @@ import pytest
 
 from lab.layout import GuestKind
 from tests.support import sampled
-from tests.support.doctor import assert_no_findings
-from tests.support.inspector import Inspector
-from tests.support.lab import Lab, running_lab, wait_until
-from tests.support.rig import Rig, rigged
+from tests.support.lab.doctor import assert_no_findings
+from tests.support.lab.inspector import Inspector
+from tests.support.lab.rig import Rig, rigged
+from tests.support.lab.running import Lab, running_lab, wait_until
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from lab.cli import commands
 from lab.guest.console import AddressEvent, ConsoleFollower, GuestEvent, Ready
 from schemas.kubernetes.operations import PodNic, pod_nic_key, read_pod_nic
 from services.common.domain.status_interfaces import find_entry
-from tests.support import guest_shell
-from tests.support.lab import Lab
+from tests.support.guest import shell as guest_shell
+from tests.support.lab.running import Lab
 
 NAD = "dual-net"
 CONFIG = {

@@ -13,7 +13,7 @@ from lab.guest.console import AddressEvent
 from lab.supervisor.bootstrap import EXAMPLES
 from schemas.kubernetes.operations import pod_nic_key, read_operation, read_pod_nic
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, find_entry, parse_tokens
-from tests.support.lab import Lab, wait_until
+from tests.support.lab.running import Lab, wait_until
 
 MANIFESTS = EXAMPLES / "article"
 NAMESPACE, VM, NIC = "article", "centos-stream9-1", "eth1"

@@ -16,8 +16,8 @@ from lab.failpoints import points
 from lab.layout import ROLES
 from schemas.stages import TABLE as STAGES
 from tests.support import sampled
-from tests.support.lab import SAMPLE_VM
-from tests.support.rig import TEMPLATE_WAYS, UNPLUGS, Rig, nats_data_dir
+from tests.support.lab.rig import TEMPLATE_WAYS, UNPLUGS, Rig, nats_data_dir
+from tests.support.lab.running import SAMPLE_VM
 
 # Longer than the rig's timeout, so that the rig reports what it was waiting for.
 pytestmark = pytest.mark.timeout(150)

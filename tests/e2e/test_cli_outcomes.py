@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from schemas.kubernetes.operations import read_operation
-from tests.support.lab import SAMPLE_NAD, Lab, wait_until
+from tests.support.lab.running import SAMPLE_NAD, Lab, wait_until
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
 

@@ -17,8 +17,8 @@ import pytest
 from lab.failpoints import points
 from lab.layout import ROLES
 from tests.support import sampled
-from tests.support.lab import SAMPLE_VM, Lab
-from tests.support.rig import UNPLUGS, Rig
+from tests.support.lab.rig import UNPLUGS, Rig
+from tests.support.lab.running import SAMPLE_VM, Lab
 
 # Longer than the rig's timeout, so that the rig reports what it was waiting for.
 pytestmark = pytest.mark.timeout(150)

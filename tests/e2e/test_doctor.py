@@ -20,9 +20,9 @@ from schemas.names import interface_hash, pod_interface, tap
 from schemas.stages import Stage
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.protocol import KeyValue
-from tests.support.doctor import assert_no_findings, codes, run_doctor
-from tests.support.lab import SAMPLE_NAD, Lab
-from tests.support.spans import recording_telemetry
+from tests.support.lab.doctor import assert_no_findings, codes, run_doctor
+from tests.support.lab.running import SAMPLE_NAD, Lab
+from tests.support.telemetry.spans import recording_telemetry
 
 VM = "damaged"
 NIC = "blue"

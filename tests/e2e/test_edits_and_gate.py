@@ -8,8 +8,8 @@ import pytest
 
 from schemas.kubernetes.networks import NETWORKS
 from services.common.domain.status_interfaces import DOMAIN
-from tests.support.lab import SAMPLE_NAD, Lab, wait_until
-from tests.support.objects import COLLIDING
+from tests.support.lab.running import SAMPLE_NAD, Lab, wait_until
+from tests.support.observed.objects import COLLIDING
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from schemas.stages import OperationKind, stage_path
-from tests.support.lab import Lab, wait_until
+from tests.support.lab.running import Lab, wait_until
 
 STAGES = [(str(kind), str(stage)) for kind in OperationKind for stage in stage_path(kind)]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.stages import OperationKind, stage_path
-from tests.support.lab import Lab, wait_until
+from tests.support.lab.running import Lab, wait_until
 
 PLUGGED = [str(stage) for stage in stage_path(OperationKind.PLUG)]
 

@@ -7,7 +7,7 @@ import msgspec
 
 from lab.guest.console import ConsoleFollower, GuestEvent, LinkEvent
 from services.common.domain.status_interfaces import find_entry
-from tests.support.lab import SAMPLE_NAD, Lab, link_events, wait_until
+from tests.support.lab.running import SAMPLE_NAD, Lab, link_events, wait_until
 
 INTERFACES = "/domain/devices/interfaces"
 

@@ -12,8 +12,8 @@ import pytest
 
 from schemas.kubernetes.networks import NetworkStatus
 from schemas.kubernetes.objects import NADS
-from tests.support.lab import SAMPLE_NAD, Lab, Span
-from tests.support.ordinary_pods import NAMESPACE, OrdinaryPods, ordinary_pods
+from tests.support.lab.ordinary_pods import NAMESPACE, OrdinaryPods, ordinary_pods
+from tests.support.lab.running import SAMPLE_NAD, Lab, Span
 
 STATIC = "static-net"
 MAC, OTHER_MAC = "02:03:04:05:06:07", "02:03:04:05:06:08"

@@ -7,7 +7,7 @@ from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, parse_network_
 from schemas.kubernetes.operations import pod_nic_key, read_operation, read_pod_nic
 from schemas.names import bridge, pod_interface, tap
 from services.common.domain.status_interfaces import find_entry, parse_tokens
-from tests.support.lab import SAMPLE_NAD, Lab, Span, link_events
+from tests.support.lab.running import SAMPLE_NAD, Lab, Span, link_events
 
 
 def plug(lab: Lab, vm: str, interface: str) -> None:

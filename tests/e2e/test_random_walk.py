@@ -7,9 +7,9 @@ import pytest
 
 from lab.layout import GuestKind
 from tests.support import sampled
-from tests.support.lab import Lab
-from tests.support.random_walk import RandomWalk
-from tests.support.rig import Rig
+from tests.support.lab.random_walk import RandomWalk
+from tests.support.lab.rig import Rig
+from tests.support.lab.running import Lab
 
 pytestmark = pytest.mark.timeout(1500 if sampled.LONG else 300)
 

@@ -13,8 +13,8 @@ from lab.guest.console import LinkEvent
 from schemas.kubernetes.networks import NETWORK_STATUS, parse_network_status
 from schemas.names import pod_interface
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, find_entry, parse_tokens
-from tests.support.lab import SAMPLE_NAD, Lab, wait_until
-from tests.support.node_state import node_state
+from tests.support.lab.node_state import node_state
+from tests.support.lab.running import SAMPLE_NAD, Lab, wait_until
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
 QUIET = 2.0

@@ -13,7 +13,7 @@ import yaml
 from lab.layout import API_PORT
 from schemas.kubernetes.objects import VirtualMachineInstance
 from schemas.kubernetes.operations import read_operation
-from tests.support.lab import SAMPLE_NAD, SAMPLE_VM, Lab
+from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, Lab
 
 BASE = "/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances"
 

@@ -8,7 +8,7 @@ from services.cli.tracing.tracer import NoTraces
 from services.common.domain.status_interfaces import DOMAIN, find_entry, parse_tokens
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError
-from tests.support.lab import SAMPLE_NAD, SLOTS, Lab, wait_until
+from tests.support.lab.running import SAMPLE_NAD, SLOTS, Lab, wait_until
 
 SUBRESOURCES = "/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances"
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.lab import Lab, wait_until
-from tests.support.node_state import node_state
+from tests.support.lab.node_state import node_state
+from tests.support.lab.running import Lab, wait_until
 
 NAD = """
 apiVersion: k8s.cni.cncf.io/v1

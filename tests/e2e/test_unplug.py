@@ -17,8 +17,8 @@ from schemas.names import pod_interface
 from services.cli.tracing.tracer import NoTraces
 from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, MULTUS_STATUS, find_entry, parse_tokens
 from services.common.kube.client import Kube
-from tests.support.lab import SAMPLE_NAD, Lab, Span, wait_until
-from tests.support.node_state import NodeState, node_state
+from tests.support.lab.node_state import NodeState, node_state
+from tests.support.lab.running import SAMPLE_NAD, Lab, Span, wait_until
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
 SUBRESOURCES = "/apis/subresources.hotnic.io/v1/namespaces/default"

@@ -2,7 +2,7 @@
 
 from lab.cli import commands
 from schemas.kubernetes.operations import read_operation
-from tests.support.lab import SAMPLE_NAD, Lab
+from tests.support.lab.running import SAMPLE_NAD, Lab
 
 
 def test_plug_completes_without_nats_and_its_events_are_published_later(lab: Lab, vm: str, interface: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nats import NatsServer, nats_server
+from tests.support.bus.nats import NatsServer, nats_server
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.common.bus.nats.connection import BusConnection, Endpoint
-from tests.support.jetstream import QUICK, Buses
-from tests.support.nats import nats_server
+from tests.support.bus.jetstream import QUICK, Buses
+from tests.support.bus.nats import nats_server
 
 NOW = datetime.datetime.now(datetime.UTC)
 

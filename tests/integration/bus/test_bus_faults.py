@@ -16,10 +16,10 @@ from services.common.bus import spans
 from services.common.bus.nats.connection import BusConnection, Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus
 from services.common.bus.protocol import BusUnavailable
-from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming, operation
-from tests.support.jetstream import QUICK, Buses, JetStreamHarness, jetstream
-from tests.support.nats import NatsServer
-from tests.support.spans import recording_telemetry
+from tests.support.bus.conformance import CONSUMER, Inbox, annotated, consuming, operation
+from tests.support.bus.jetstream import QUICK, Buses, JetStreamHarness, jetstream
+from tests.support.bus.nats import NatsServer
+from tests.support.telemetry.spans import recording_telemetry
 
 
 @pytest.fixture

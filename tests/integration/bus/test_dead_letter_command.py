@@ -11,9 +11,9 @@ import pytest
 from schemas.bus.events import Event
 from services.cli.__main__ import main
 from services.common.bus.envelope import MSG_ID, BusMessage, encode_message
-from tests.support.bus_conformance import CONSUMER, Inbox, annotated, consuming
-from tests.support.jetstream import jetstream
-from tests.support.nats import NatsServer
+from tests.support.bus.conformance import CONSUMER, Inbox, annotated, consuming
+from tests.support.bus.jetstream import jetstream
+from tests.support.bus.nats import NatsServer
 
 GOOD = encode_message(annotated(), role="controller", node="_", start_id="start")
 BROKEN = BusMessage(GOOD.subject, b"{", {MSG_ID: "broken"})

@@ -9,10 +9,10 @@ import pytest
 from schemas.bus.events import MultusAttached, ObjectRef, PodAnnotated
 from schemas.stages import Stage
 from services.controller.projector import CONSUMER
-from tests.support import objects
-from tests.support.jetstream import JetStreamHarness, jetstream
-from tests.support.nats import NatsServer
-from tests.support.projecting import PLUG, RunningProjector, run_projector
+from tests.support.bus.jetstream import JetStreamHarness, jetstream
+from tests.support.bus.nats import NatsServer
+from tests.support.bus.projecting import PLUG, RunningProjector, run_projector
+from tests.support.observed import objects
 
 VMI = ObjectRef("default", "vm1", objects.VMI_UID)
 POD = ObjectRef("default", "virt-launcher-vm1-abcde", objects.POD_UID)

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.bus_conformance import BusConformance
-from tests.support.jetstream import JetStreamHarness, jetstream
-from tests.support.nats import NatsServer
+from tests.support.bus.conformance import BusConformance
+from tests.support.bus.jetstream import JetStreamHarness, jetstream
+from tests.support.bus.nats import NatsServer
 
 
 class TestJetStreamBus(BusConformance):

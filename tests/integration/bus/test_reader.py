@@ -10,9 +10,9 @@ import structlog
 from services.common.bus.envelope import MSG_ID, BusMessage, encode_message
 from services.common.bus.nats.reader import StreamReader, open_reader
 from services.common.bus.protocol import BusUnavailable
-from tests.support.bus_conformance import annotated
-from tests.support.jetstream import QUICK, JetStreamHarness, jetstream
-from tests.support.nats import NatsServer
+from tests.support.bus.conformance import annotated
+from tests.support.bus.jetstream import QUICK, JetStreamHarness, jetstream
+from tests.support.bus.nats import NatsServer
 
 GOOD = encode_message(annotated(), role="controller", node="_", start_id="start")
 OTHER_SUBJECT = f"{GOOD.subject}-2"

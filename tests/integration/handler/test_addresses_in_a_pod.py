@@ -50,8 +50,8 @@ from services.handler.pod_network.setup import (
     setup_operations,
 )
 from services.handler.pod_network.teardown import teardown_operations
-from tests.support import netns as testbed
-from tests.support.tap_guest import LIMITED_BROADCAST, UNSPECIFIED, TapGuest
+from tests.support.guest.tap import LIMITED_BROADCAST, UNSPECIFIED, TapGuest
+from tests.support.node import netns as testbed
 
 POD = "22222222-2222-4222-8222-222222222222"
 MACS = ("3e:89:92:5a:b5:a7", "3e:89:92:5a:b5:a8")

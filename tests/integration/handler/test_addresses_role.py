@@ -8,9 +8,9 @@ import pytest
 from schemas.bus.events import Failed
 from schemas.names import tap
 from schemas.stages import OperationKind
-from tests.support import netns as testbed
-from tests.support.handler_node import IP, Node, handler_node, operation
-from tests.support.objects import POD_UID, VMI_UID
+from tests.support.node import netns as testbed
+from tests.support.node.handler_node import IP, Node, handler_node, operation
+from tests.support.observed.objects import POD_UID, VMI_UID
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from services.common.guest.libvirt import LibvirtGuest
 from services.common.guest.port import GuestDriver
 from services.common.guest.qmp import QmpGuest
 from services.common.telemetry import Telemetry
-from tests.support import netns as testbed
-from tests.support.guest_conformance import CPUS, PORTS, GuestConformance, taps
-from tests.support.libvirtd import NAME, Libvirtd, domain_xml, running_libvirtd
-from tests.support.qemu import double, paused_qemu
-from tests.support.spans import recording_telemetry
+from tests.support.guest.conformance import CPUS, PORTS, GuestConformance, taps
+from tests.support.guest.libvirtd import NAME, Libvirtd, domain_xml, running_libvirtd
+from tests.support.guest.qemu import double, paused_qemu
+from tests.support.node import netns as testbed
+from tests.support.telemetry.spans import recording_telemetry
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from schemas.bus.events import ConfirmedBy, Event, Failed, GuestAttached
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.nic import link_names
-from tests.support.handler_node import IP, Node, handler_node, operation
-from tests.support.objects import VMI_UID
-from tests.support.qemu import PRIMARY_MAC, paused_qemu
+from tests.support.guest.qemu import PRIMARY_MAC, paused_qemu
+from tests.support.node.handler_node import IP, Node, handler_node, operation
+from tests.support.observed.objects import VMI_UID
 
 NAMES = link_names(pod_interface("iface1"))
 

@@ -10,13 +10,13 @@ from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key
 from schemas.names import pod_interface
 from services.common.domain.nic import link_names
 from services.common.telemetry.propagation import traceparent_of
-from tests.support import netns as testbed
-from tests.support.bus import MemoryBus
-from tests.support.handler_node import IP, MAC, POD, SANDBOX, VMIS, Node, handler_node, operation, parts
-from tests.support.node_kube import PODS, Refused
-from tests.support.objects import NODE, POD_UID, VMI_UID
-from tests.support.qemu import PRIMARY_MAC
-from tests.support.spans import named, one_trace, tree
+from tests.support.bus.memory import MemoryBus
+from tests.support.guest.qemu import PRIMARY_MAC
+from tests.support.kube.node_kube import PODS, Refused
+from tests.support.node import netns as testbed
+from tests.support.node.handler_node import IP, MAC, POD, SANDBOX, VMIS, Node, handler_node, operation, parts
+from tests.support.observed.objects import NODE, POD_UID, VMI_UID
+from tests.support.telemetry.spans import named, one_trace, tree
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from services.common.cri.client import CriClient
 from services.common.domain.nic import link_names
 from services.common.guest.libvirt import LibvirtGuest
 from services.common.guest.port import GuestView
-from tests.support.handler_node import IP, MAC, VMIS, Machine, Node, handler_node, operation
-from tests.support.libvirtd import NAME, PRIMARY_MAC, Libvirtd, domain_xml, running_libvirtd
-from tests.support.objects import vmi
-from tests.support.spans import recording_telemetry
+from tests.support.guest.libvirtd import NAME, PRIMARY_MAC, Libvirtd, domain_xml, running_libvirtd
+from tests.support.node.handler_node import IP, MAC, VMIS, Machine, Node, handler_node, operation
+from tests.support.observed.objects import vmi
+from tests.support.telemetry.spans import recording_telemetry
 
 NAMES = link_names(pod_interface("iface1"))
 

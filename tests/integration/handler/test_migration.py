@@ -25,13 +25,13 @@ from services.common.domain.operations import find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.kube.client import Kube
 from services.controller.role import Controller
-from tests.support.bus import MemoryBus
+from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
-from tests.support.handler_node import IP, VMIS, Node, handler_node, operation
-from tests.support.node_kube import PODS, FakeKube, serving_kube, write_kubeconfig
-from tests.support.objects import NODE, POD_UID, VMI_UID, pod
-from tests.support.qemu import double
-from tests.support.spans import recording_telemetry
+from tests.support.guest.qemu import double
+from tests.support.kube.node_kube import PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.node.handler_node import IP, VMIS, Node, handler_node, operation
+from tests.support.observed.objects import NODE, POD_UID, VMI_UID, pod
+from tests.support.telemetry.spans import recording_telemetry
 
 TARGET, TARGET_UID = "node2", "55555555-5555-4555-8555-555555555555"
 KEY = ("default", "vm1")

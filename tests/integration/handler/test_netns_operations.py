@@ -18,7 +18,7 @@ from services.common.netlink.links import Address, Route
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
 from services.common.netlink.taps import SelinuxLabels
-from tests.support import netns as testbed
+from tests.support.node import netns as testbed
 
 
 @pytest.fixture

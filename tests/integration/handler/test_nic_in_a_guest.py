@@ -12,11 +12,11 @@ from lab.tools import LabTools
 from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key
 from schemas.names import pod_interface
 from services.common.domain.nic import link_names
-from tests.support import guest_shell
-from tests.support import netns as testbed
-from tests.support.handler_node import MAC, SANDBOX, handler_node
-from tests.support.objects import POD_UID, VMI_UID
-from tests.support.qemu import PRIMARY_MAC
+from tests.support.guest import shell as guest_shell
+from tests.support.guest.qemu import PRIMARY_MAC
+from tests.support.node import netns as testbed
+from tests.support.node.handler_node import MAC, SANDBOX, handler_node
+from tests.support.observed.objects import POD_UID, VMI_UID
 
 MTU = 9000
 LINK = pod_interface("iface1")

@@ -12,10 +12,10 @@ from schemas.kubernetes.operations import read_nic_slots
 from schemas.names import pod_interface
 from services.common.domain.nic import link_names
 from services.common.guest.qmp import QmpGuest
-from tests.support import netns as testbed
-from tests.support.handler_node import IP, MAC, VMIS, Node, handler_node, operation
-from tests.support.objects import VMI_UID
-from tests.support.spans import recording_telemetry
+from tests.support.node import netns as testbed
+from tests.support.node.handler_node import IP, MAC, VMIS, Node, handler_node, operation
+from tests.support.observed.objects import VMI_UID
+from tests.support.telemetry.spans import recording_telemetry
 
 LINK = pod_interface("iface1")
 

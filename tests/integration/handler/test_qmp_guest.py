@@ -1,6 +1,6 @@
 """What is specific to the QMP driver, with a QEMU that has no guest in it and with the lab's double of one.
 
-What every driver must do is in ``tests/support/guest_conformance.py``.
+What every driver must do is in ``tests/support/guest/conformance.py``.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from services.common.cri.client import CriClient
 from services.common.guest.port import GuestNotReachable, GuestRefused, NetDeviceSpec
 from services.common.guest.qmp import QmpGuest
 from services.common.netlink.pool import NetnsPool
-from tests.support import netns as testbed
-from tests.support.qemu import PRIMARY_MAC, double, paused_qemu
-from tests.support.spans import named, recording_telemetry
+from tests.support.guest.qemu import PRIMARY_MAC, double, paused_qemu
+from tests.support.node import netns as testbed
+from tests.support.telemetry.spans import named, recording_telemetry
 
 MAC = "02:00:00:00:00:09"
 Machine = Callable[..., AbstractAsyncContextManager[None]]

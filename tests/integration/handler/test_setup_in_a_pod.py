@@ -28,7 +28,7 @@ from services.handler.pod_network.setup import (
     setup_operations,
 )
 from services.handler.pod_network.teardown import teardown_operations
-from tests.support import netns as testbed
+from tests.support.node import netns as testbed
 
 NAMES = link_names("pod7e0055a6880")
 POD = "22222222-2222-4222-8222-222222222222"

@@ -18,9 +18,9 @@ from services.handler.pod_network.apply import apply_operations
 from services.handler.pod_network.operations import AddRoute, NetlinkOperation, ObservedLinks
 from services.handler.pod_network.setup import bridge_binding, pod_nic_link, setup_operations
 from services.handler.pod_network.teardown import teardown_operations
-from tests.support import netns as testbed
-from tests.support.cni import bridge_config, leases, real_plugins
-from tests.support.spans import recording_telemetry
+from tests.support.node import netns as testbed
+from tests.support.node.cni import bridge_config, leases, real_plugins
+from tests.support.telemetry.spans import recording_telemetry
 
 NAMES = link_names("pod7e0055a6880")
 POD = "22222222-2222-4222-8222-222222222222"

@@ -21,12 +21,12 @@ from services.common.telemetry.propagation import traceparent_of
 from services.handler.pod_network.apply import apply_operations
 from services.handler.pod_network.operations import ObservedLinks
 from services.handler.pod_network.setup import bridge_binding, pod_nic_link, setup_operations
-from tests.support import netns as testbed
-from tests.support.bus import MemoryBus
-from tests.support.handler_node import IP, MAC, POD, SANDBOX, VMIS, Node, handler_node, operation
-from tests.support.objects import NODE, POD_UID, VMI_UID
-from tests.support.qemu import PRIMARY_MAC
-from tests.support.spans import named
+from tests.support.bus.memory import MemoryBus
+from tests.support.guest.qemu import PRIMARY_MAC
+from tests.support.node import netns as testbed
+from tests.support.node.handler_node import IP, MAC, POD, SANDBOX, VMIS, Node, handler_node, operation
+from tests.support.observed.objects import NODE, POD_UID, VMI_UID
+from tests.support.telemetry.spans import named
 
 NAMES = link_names(pod_interface("iface1"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from lab.layout import Layout
 from lab.namespaces import holder
-from tests.support.lab_process import LabProcess, list_fixed_paths
+from tests.support.lab.process import LabProcess, list_fixed_paths
 
 
 @pytest.fixture

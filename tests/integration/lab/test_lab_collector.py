@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lab.cli import commands
-from tests.support.lab import SAMPLE_NAD, SAMPLE_VM, running_lab
-from tests.support.otlp_receiver import Received, grpc_receiver, http_receiver
+from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, running_lab
+from tests.support.telemetry.otlp_receiver import Received, grpc_receiver, http_receiver
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -15,7 +15,7 @@ import pytest
 from lab.cli import commands
 from lab.namespaces import control, holder
 from lab.tools import LabTools
-from tests.support.lab_process import LabProcess
+from tests.support.lab.process import LabProcess
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -11,7 +11,7 @@ from lab.cli import commands
 from lab.namespaces import control
 from lab.node.guest_process import NICENESS
 from lab.tools import LabTools
-from tests.support.lab_process import LabProcess
+from tests.support.lab.process import LabProcess
 
 pytestmark = pytest.mark.timeout(150)
 

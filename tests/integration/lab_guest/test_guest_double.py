@@ -16,9 +16,9 @@ from services.common.guest.agent import GuestNic, QemuGuestAgent
 from services.common.guest.port import GuestChange, GuestEvent, NetDeviceSpec
 from services.common.guest.qmp import QmpGuest
 from services.common.netlink.pool import NetnsPool
-from tests.support import netns as testbed
-from tests.support.qemu import PRIMARY_MAC, double
-from tests.support.spans import recording_telemetry
+from tests.support.guest.qemu import PRIMARY_MAC, double
+from tests.support.node import netns as testbed
+from tests.support.telemetry.spans import recording_telemetry
 
 MAC = "02:00:00:00:00:09"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import netns as namespaces
-from tests.support.cni import RecordingPlugin, real_plugins
-from tests.support.multus_daemon import Daemon, running_daemon
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import RecordingPlugin, real_plugins
+from tests.support.node.multus_daemon import Daemon, running_daemon
 
 HOST = Path("/proc/self/ns/net")
 

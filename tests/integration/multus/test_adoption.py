@@ -7,9 +7,9 @@ from typing import Any
 
 from schemas.kubernetes.networks import NETWORKS
 from services.multus.records.sandbox import AttachmentOrigin
-from tests.support import netns as namespaces
-from tests.support.cni import RecordingPlugin, bridge_config, leases
-from tests.support.multus_daemon import POD, POD_UID, SANDBOX, Daemon
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import RecordingPlugin, bridge_config, leases
+from tests.support.node.multus_daemon import POD, POD_UID, SANDBOX, Daemon
 
 IFACE = "pod7e0055a6880"
 HASH = IFACE.removeprefix("pod")

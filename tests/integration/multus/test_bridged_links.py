@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import netns as namespaces
-from tests.support.cni import bridge_config, leases
-from tests.support.multus_daemon import Daemon
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import bridge_config, leases
+from tests.support.node.multus_daemon import Daemon
 
 HASH = "7e0055a6880"
 POD_LINK, BRIDGE, NIC = f"pod{HASH}", f"k6t-{HASH}", f"{HASH}-nic"

@@ -10,11 +10,11 @@ import pytest
 from schemas.kubernetes.networks import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, parse_network_status
 from schemas.kubernetes.operations import pod_nic_key, read_pod_nic
 from services.multus.records.sandbox import AttachmentOrigin
-from tests.support import netns as namespaces
-from tests.support.cni import RecordingPlugin, bridge_config, leases
-from tests.support.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
-from tests.support.node_kube import Refused
-from tests.support.spans import tree
+from tests.support.kube.node_kube import Refused
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import RecordingPlugin, bridge_config, leases
+from tests.support.node.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
+from tests.support.telemetry.spans import tree
 
 IFACE = "pod7e0055a6880"
 

@@ -14,8 +14,8 @@ import pytest
 from schemas.multus import SHIM_NAME
 from services.common.node.files import install_executable
 from services.multus.container_runtime import shim
-from tests.support.cni import RecordingPlugin
-from tests.support.multus_daemon import SANDBOX, Daemon, cni_environment
+from tests.support.node.cni import RecordingPlugin
+from tests.support.node.multus_daemon import SANDBOX, Daemon, cni_environment
 
 RESERVED = {
     1: "incompatible CNI version",

@@ -17,9 +17,9 @@ import pytest
 from schemas.kubernetes.networks import NETWORKS
 from services.multus.assembly import DaemonParts
 from services.multus.cni.call import CniCall, decode
-from tests.support import netns as namespaces
-from tests.support.cni import bridge_config, leases
-from tests.support.multus_daemon import Daemon, cni_environment
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import bridge_config, leases
+from tests.support.node.multus_daemon import Daemon, cni_environment
 
 LONG = os.environ.get("HOTNIC_HYPOTHESIS_PROFILE") == "long"
 MOMENTS = [ms / 1000 for ms in range(0, 120, 1 if LONG else 8)]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, parse_network_status
-from tests.support import netns as namespaces
-from tests.support.cni import bridge_config, leases
-from tests.support.multus_daemon import Daemon
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import bridge_config, leases
+from tests.support.node.multus_daemon import Daemon
 
 
 def defaults(netns: Path, family: str = "-4") -> list[tuple[str, str]]:

@@ -9,10 +9,10 @@ from schemas.kubernetes.networks import NETWORKS
 from schemas.multus import InterfaceAttributes
 from services.common.telemetry.propagation import context_of
 from services.multus.records.sandbox import AttachmentOrigin, AttachmentState
-from tests.support import netns as namespaces
-from tests.support.cni import RecordingPlugin, bridge_config, leases
-from tests.support.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
-from tests.support.spans import named, tree
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import RecordingPlugin, bridge_config, leases
+from tests.support.node.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
+from tests.support.telemetry.spans import named, tree
 
 IFACE = "pod7e0055a6880"
 

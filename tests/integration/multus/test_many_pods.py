@@ -18,12 +18,12 @@ import pytest
 
 from services.common.http.client import UnixHttpClient
 from services.multus.config.settings import DEFAULT_CONNECTION_LIMIT
-from tests.support import netns as namespaces
-from tests.support.cni import leases
-from tests.support.multus_daemon import cni_environment
-from tests.support.multus_process import MultusNode, multus_node
-from tests.support.node_kube import PODS
-from tests.support.spans import recording_telemetry
+from tests.support.kube.node_kube import PODS
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import leases
+from tests.support.node.multus_daemon import cni_environment
+from tests.support.node.multus_process import MultusNode, multus_node
+from tests.support.telemetry.spans import recording_telemetry
 
 COUNT = 200
 MAX_MEMORY = 384 * 1024 * 1024

@@ -12,11 +12,11 @@ import pytest
 
 from schemas.kubernetes.networks import NETWORK_STATUS
 from services.common.http.client import ConnectFailed, UnixHttpClient
-from tests.support.cni import RecordingPlugin, leases
-from tests.support.multus_daemon import POD
-from tests.support.multus_process import MultusNode, multus_node, until
-from tests.support.node_kube import NADS, PODS
-from tests.support.spans import recording_telemetry
+from tests.support.kube.node_kube import NADS, PODS
+from tests.support.node.cni import RecordingPlugin, leases
+from tests.support.node.multus_daemon import POD
+from tests.support.node.multus_process import MultusNode, multus_node, until
+from tests.support.telemetry.spans import recording_telemetry
 
 
 @pytest.fixture

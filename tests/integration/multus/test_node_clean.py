@@ -6,8 +6,8 @@ from pathlib import Path
 
 from services.cli.node.apply import clean
 from services.cli.node.observe import NodeDirectories, observe
-from tests.support.cni import RecordingPlugin
-from tests.support.multus_daemon import SANDBOX, Daemon
+from tests.support.node.cni import RecordingPlugin
+from tests.support.node.multus_daemon import SANDBOX, Daemon
 
 
 def directories(daemon: Daemon) -> NodeDirectories:

@@ -16,11 +16,11 @@ import structlog
 from schemas import cni
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, RESOURCE_NAME, parse_network_status
 from services.multus.cni.executor import Executor, Invocation
-from tests.support import netns as namespaces
-from tests.support.cni import RecordingPlugin, bridge_config
-from tests.support.kubelet import FakeKubelet, serving_kubelet
-from tests.support.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
-from tests.support.spans import recording_telemetry
+from tests.support.kube.kubelet import FakeKubelet, serving_kubelet
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import RecordingPlugin, bridge_config
+from tests.support.node.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
+from tests.support.telemetry.spans import recording_telemetry
 
 IFACE = "pod7e0055a6880"
 RESOURCE = "example.com/vf"

@@ -10,9 +10,9 @@ import pytest
 
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, parse_network_status
 from schemas.multus import InterfaceAttributes
-from tests.support import netns as namespaces
-from tests.support.cni import RecordingPlugin, bridge_config, leases, real_plugins
-from tests.support.multus_daemon import POD, SANDBOX, Daemon
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import RecordingPlugin, bridge_config, leases, real_plugins
+from tests.support.node.multus_daemon import POD, SANDBOX, Daemon
 
 HOST = Path("/proc/self/ns/net")
 PARENT = "parent0"

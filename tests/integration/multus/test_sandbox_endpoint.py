@@ -6,8 +6,8 @@ import msgspec
 
 from schemas.kubernetes.networks import NETWORKS
 from schemas.multus import InterfaceAttributes, SandboxRecord
-from tests.support.cni import RecordingPlugin
-from tests.support.multus_daemon import POD_UID, SANDBOX, Daemon
+from tests.support.node.cni import RecordingPlugin
+from tests.support.node.multus_daemon import POD_UID, SANDBOX, Daemon
 
 
 async def test_the_endpoint_lists_attachments_and_requested_attributes(

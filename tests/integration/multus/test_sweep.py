@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support import netns as namespaces
-from tests.support.cni import RecordingPlugin, bridge_config, leases
-from tests.support.multus_daemon import SANDBOX, running_daemon
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import RecordingPlugin, bridge_config, leases
+from tests.support.node.multus_daemon import SANDBOX, running_daemon
 
 IFACE = "pod7e0055a6880"
 

@@ -22,11 +22,11 @@ from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.protocol import Bus, ReceivedEvent
-from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
-from tests.support.fake_multus import FakeMultus, serving_multus
-from tests.support.nats import NatsServer
-from tests.support.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.bus.nats import NatsServer
+from tests.support.kube.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.node.fake_cri import FakeCri, FakeSandbox, serving_cri
+from tests.support.node.fake_multus import FakeMultus, serving_multus
+from tests.support.telemetry.spans import recording_telemetry
 
 ETH0 = {"name": "cluster", "interface": "eth0", "default": True, "dns": {}}
 

@@ -11,12 +11,12 @@ import pytest
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from schemas.kubernetes.operations import pod_nic_key, read_pod_nic
 from schemas.names import bridge, pod_interface
-from tests.support import netns as namespaces
-from tests.support.cni import real_plugins
-from tests.support.fake_cri import containerd_info
-from tests.support.multus_daemon import Daemon, running_daemon
-from tests.support.networks_node import Node, running_node
-from tests.support.node_kube import PODS
+from tests.support.kube.node_kube import PODS
+from tests.support.node import netns as namespaces
+from tests.support.node.cni import real_plugins
+from tests.support.node.fake_cri import containerd_info
+from tests.support.node.multus_daemon import Daemon, running_daemon
+from tests.support.node.networks_node import Node, running_node
 
 HOST = Path("/proc/self/ns/net")
 LINK = pod_interface("blue")

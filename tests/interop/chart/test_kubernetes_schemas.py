@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.chart import CHART, KUBERNETES, VALUE_SETS, objects, render
-from tests.support.interop_tools import tool
-from tests.support.kubernetes_schemas import file_name, kind_schemas, schema_folder
+from tests.support.interop.chart import CHART, KUBERNETES, VALUE_SETS, objects, render
+from tests.support.interop.tools import tool
+from tests.support.kube.schemas import file_name, kind_schemas, schema_folder
 
 FOREIGN = {
     # cert-manager

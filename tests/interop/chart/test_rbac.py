@@ -1,6 +1,6 @@
 """Each role's rules are exactly the requests that its code can send, no verb more and no verb less.
 
-The requests are read from the source (`tests/support/kube_requests.py`). What cannot be read stands in the tables here.
+The requests are read from the source (`tests/support/kube/requests.py`). What cannot be read stands in the tables here.
 """
 
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from services.api.discovery import CHANGE_RESOURCES, STATUS_RESOURCE
-from tests.support.chart import NATS, ROLES, VALUE_SETS, find, objects, render, rendered
-from tests.support.kube_requests import CHECKOUT, Permission, modules_of, permissions_of
+from tests.support.interop.chart import NATS, ROLES, VALUE_SETS, find, objects, render, rendered
+from tests.support.kube.requests import CHECKOUT, Permission, modules_of, permissions_of
 
 KUBEVIRT, NAD = "kubevirt.io", "k8s.cni.cncf.io"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.chart import CHART, KUBERNETES, NATS, ROLES, helm
+from tests.support.interop.chart import CHART, KUBERNETES, NATS, ROLES, helm
 
 OWNER = "vmOwner=hotnic"
 

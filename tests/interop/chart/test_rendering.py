@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.chart import CHART, GOLDEN, NATS, PRESETS, ROLES, VALUE_SETS, find, helm, objects, render, rendered
+from tests.support.interop.chart import (
+    CHART,
+    GOLDEN,
+    NATS,
+    PRESETS,
+    ROLES,
+    VALUE_SETS,
+    find,
+    helm,
+    objects,
+    render,
+    rendered,
+)
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)

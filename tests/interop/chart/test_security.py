@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.chart import VALUE_SETS, containers, objects, pod_specs, render, rendered
+from tests.support.interop.chart import VALUE_SETS, containers, objects, pod_specs, render, rendered
 
 CAPABILITIES: dict[tuple[str, str], dict[str, str]] = {
     ("multus", "multus"): {

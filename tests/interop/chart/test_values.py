@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.chart import CHART, CHECKOUT, VALUE_SETS, helm, render
+from tests.support.interop.chart import CHART, CHECKOUT, VALUE_SETS, helm, render
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())

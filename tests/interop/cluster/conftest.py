@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.kubernetes import ControlPlane, control_plane
+from tests.support.interop.releases import NODE, Snapshot, snapshot, write
+from tests.support.kube.control_plane import ControlPlane, control_plane
 from tests.support.leftovers import adopt_orphans, count, left_over
-from tests.support.releases import NODE, Snapshot, snapshot, write
 
 adopt_orphans()
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.kubernetes import ControlPlane, until
-from tests.support.releases import NAMESPACE, RELEASE, RELEASES, installed_crds, labelled_namespace, release
+from tests.support.interop.releases import NAMESPACE, RELEASE, RELEASES, installed_crds, labelled_namespace, release
+from tests.support.kube.control_plane import ControlPlane, until
 
 OTHER = "other"
 API = "v1.subresources.hotnic.io"

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from services.cli.chart.uninstall import cleaning_pod
-from tests.support.chart import CHART, objects
-from tests.support.kubernetes import ControlPlane, Object, until
-from tests.support.releases import (
+from tests.support.interop.chart import CHART, objects
+from tests.support.interop.releases import (
     NAMESPACE,
     NODE,
     RELEASE,
@@ -28,6 +27,7 @@ from tests.support.releases import (
     snapshot,
     write,
 )
+from tests.support.kube.control_plane import ControlPlane, Object, until
 
 
 @pytest.mark.parametrize("name", RELEASES)

@@ -15,13 +15,10 @@ from typing import Any
 import pytest
 
 from lab.apiserver.identity import pki
-from tests.support import nats
-from tests.support.audit_log import AuditedRequest
-from tests.support.chart import CHART, find
-from tests.support.host_pods import bind, host_pod, pod_network, set_status
-from tests.support.jaeger import free_ports
-from tests.support.kubernetes import KUBECTL, ControlPlane, Object, until
-from tests.support.releases import (
+from tests.support.bus import nats
+from tests.support.interop.chart import CHART, find
+from tests.support.interop.jaeger import free_ports
+from tests.support.interop.releases import (
     NAMESPACE,
     NODE,
     RELEASE,
@@ -31,6 +28,9 @@ from tests.support.releases import (
     release,
     write,
 )
+from tests.support.kube.audit_log import AuditedRequest
+from tests.support.kube.control_plane import KUBECTL, ControlPlane, Object, until
+from tests.support.node.host_pods import bind, host_pod, pod_network, set_status
 
 VMS = "vms"
 APIS = ("v1.subresources.hotnic.io", "v1.subresources.kubevirt.io", "v1alpha3.subresources.kubevirt.io")

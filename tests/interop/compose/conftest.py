@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.compose import Compose
-from tests.support.local_images import image_sources, import_image
+from tests.support.interop.compose import Compose
+from tests.support.interop.local_images import image_sources, import_image
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.compose import VM, Compose, plug_options
-from tests.support.docker_images import docker
-from tests.support.jaeger import Jaeger
+from tests.support.interop.compose import VM, Compose, plug_options
+from tests.support.interop.docker_images import docker
+from tests.support.interop.jaeger import Jaeger
 
 JAEGER = Jaeger(grpc=4317, http=4318, query=16686)
 """Only the query API is published."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.docker_images import HOTNIC, docker, inspect
+from tests.support.interop.docker_images import HOTNIC, docker, inspect
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.support.docker_images import BASE_LABEL, HOTNIC, LAB, base_of, docker, inspect, run_in
+from tests.support.interop.docker_images import BASE_LABEL, HOTNIC, LAB, base_of, docker, inspect, run_in
 
 MAX_MEGABYTES = 120
 """How much larger than its base the production image may be."""

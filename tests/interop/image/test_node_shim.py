@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.docker_images import docker, import_root, run_in
+from tests.support.interop.docker_images import docker, import_root, run_in
 
 CHECKOUT = Path(__file__).parents[3]
 NEWEST_GLIBC = (2, 36)

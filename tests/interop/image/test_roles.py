@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.cli.commands.run import ROLES
-from tests.support.docker_images import HOTNIC, container, docker, run_in
+from tests.support.interop.docker_images import HOTNIC, container, docker, run_in
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "networks": ("HOTNIC_NODE_NAME=node",),

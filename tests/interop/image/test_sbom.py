@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.image.sbom import bill_of_materials
-from tests.support.docker_images import HOTNIC, run_in
+from tests.support.interop.docker_images import HOTNIC, run_in
 
 CHECKOUT = Path(__file__).parents[3]
 

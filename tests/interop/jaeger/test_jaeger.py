@@ -9,7 +9,7 @@ import pytest
 
 from services.common.telemetry import configure
 from services.common.telemetry.propagation import trace_id_of
-from tests.support.jaeger import Jaeger, jaeger, span_names
+from tests.support.interop.jaeger import Jaeger, jaeger, span_names
 
 
 @pytest.fixture(scope="module")

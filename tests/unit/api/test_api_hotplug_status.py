@@ -28,10 +28,10 @@ from schemas.stages import Stage
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.http.server import SHUTDOWN_DEADLINE
-from tests.support import objects
-from tests.support.node_kube import PODS
-from tests.support.projecting import at_stage
-from tests.support.served_api import HOTNIC, ServedApi, serve_api
+from tests.support.bus.projecting import at_stage
+from tests.support.kube.node_kube import PODS
+from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
+from tests.support.observed import objects
 
 VMIS = "virtualmachineinstances"
 PATH = f"/apis/{HOTNIC}/namespaces/default/{VMIS}/vm1/interfaces"

@@ -18,8 +18,8 @@ from schemas.names import interface_hash
 from schemas.stages import OperationKind
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from services.api.plan.checks import unbridgeable_plugin
-from tests.support import objects
-from tests.support.observations import TRACEPARENT, api_observed
+from tests.support.observed import objects
+from tests.support.observed.observations import TRACEPARENT, api_observed
 
 
 def observation(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from services.common.http.client import ConnectFailed, UnixHttpClient
-from tests.support.certs import Authority, tls_get
-from tests.support.node_kube import FakeKube, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.kube.certs import Authority, tls_get
+from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfig
+from tests.support.telemetry.spans import recording_telemetry
 
 HOST = "hotnic-api.hotnic.svc"
 SERVICES = ("v1.subresources.hotnic.io", "v1.subresources.kubevirt.io", "v1alpha3.subresources.kubevirt.io")

@@ -17,8 +17,8 @@ from schemas.kubernetes.options import RemoveInterfaceOptions
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
-from tests.support import objects
-from tests.support.observations import api_observed
+from tests.support.observed import objects
+from tests.support.observed.observations import api_observed
 
 LINK = pod_interface("iface1")
 PLUGGED = Operation("plug", OperationKind.PLUG, "iface1")

@@ -10,9 +10,9 @@ import pytest
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
 from services.api.observe import ClusterSettings
-from tests.support import objects
-from tests.support.node_kube import NADS, Refused
-from tests.support.served_api import HOTNIC, ServedApi, serve_api
+from tests.support.kube.node_kube import NADS, Refused
+from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
+from tests.support.observed import objects
 
 VMS, VMIS = "virtualmachines", "virtualmachineinstances"
 VERSIONS = [HOTNIC, "subresources.kubevirt.io/v1", "subresources.kubevirt.io/v1alpha3"]

@@ -17,8 +17,8 @@ from schemas.kubernetes.operations import (
 from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.stages import OperationKind
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
-from tests.support import objects
-from tests.support.observations import api_observed
+from tests.support.observed import objects
+from tests.support.observed.observations import api_observed
 
 IFACE = objects.nic("iface1")
 ABSENT_IFACE = objects.nic("iface1", state="absent")

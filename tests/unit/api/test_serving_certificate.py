@@ -19,9 +19,9 @@ from services.common.http.server import make_app, serve
 from services.common.http.tls import ServerTls
 from services.common.kube.client import Kube
 from services.common.telemetry import Telemetry
-from tests.support.certs import tls_get
-from tests.support.node_kube import FakeKube, Refused, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.kube.certs import tls_get
+from tests.support.kube.node_kube import FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.telemetry.spans import recording_telemetry
 
 NAMES = CertificateNames("hotnic", "hotnic-api-tls", "hotnic-api", ("v1.a", "v1.b"))
 HOST = "hotnic-api.hotnic.svc"

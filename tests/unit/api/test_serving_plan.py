@@ -19,7 +19,7 @@ from services.api.serving_certificate.plan import (
     WriteSecret,
     plan,
 )
-from tests.support.serving_model import NAMES, START, ModelCluster, ModelReplica, days
+from tests.support.kube.serving_model import NAMES, START, ModelCluster, ModelReplica, days
 
 CLUSTER = ModelCluster({})
 CA = CLUSTER.new_ca()

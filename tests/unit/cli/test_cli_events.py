@@ -21,8 +21,8 @@ from services.common.bus.envelope import BusMessage, encode_message
 from services.common.bus.nats.reader import StoredMessage
 from services.common.domain.status.kubernetes_events import build_kubernetes_event
 from services.common.kube.client import Kube
-from tests.support.node_kube import EVENTS, FakeKube, serving_kube, write_kubeconfig
-from tests.support.projecting import at_stage
+from tests.support.bus.projecting import at_stage
+from tests.support.kube.node_kube import EVENTS, FakeKube, serving_kube, write_kubeconfig
 
 TRACE = "a" * 32
 VMI = ObjectRef("default", "vm1", "uid")

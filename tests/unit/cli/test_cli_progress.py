@@ -21,7 +21,7 @@ from schemas.stages import OperationKind, Stage, stage_path
 from services.cli.commands.status import COLUMNS, WIDE_COLUMNS, cells, document
 from services.cli.operations.hotplug_status import MAX_MESSAGES, StatusView, messages_about, status_of_objects
 from services.cli.operations.progress import OperationProgress, OperationResult, progress_message
-from tests.support import objects
+from tests.support.observed import objects
 
 LINK = pod_interface("iface1")
 ANNOTATED = {NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])}

@@ -24,8 +24,8 @@ from services.cli.operations.hotplug_status import StatusView, follow_status, re
 from services.cli.output import UNKNOWN
 from services.cli.tracing.tracer import NoTraces
 from services.common.kube.client import Kube
-from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
-from tests.support.projecting import at_stage
+from tests.support.bus.projecting import at_stage
+from tests.support.kube.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 
 VMIS = "virtualmachineinstances"
 THEN = "2026-01-01T00:00:01.000Z"

@@ -17,7 +17,7 @@ from services.cli.errors import CommandFailed
 from services.cli.tracing.span_files import latest_operation, spans_of_operation, spans_of_trace, trace_folder
 from services.cli.tracing.spans import Span, gaps, parse, parse_line, span_tree, window
 from services.cli.tracing.waterfall import Style, as_document, render, summary
-from tests.support import objects
+from tests.support.observed import objects
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 OPERATION = "40f4eb5a-4389-4458-93cd-cd308fc9999e"

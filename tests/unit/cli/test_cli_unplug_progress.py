@@ -22,7 +22,7 @@ from services.cli.errors import CommandFailed, StillInProgress
 from services.cli.operations.outcome import document, error_of, success_message
 from services.cli.operations.progress import OperationOutcome, OperationProgress, OperationResult, progress_message
 from services.cli.operations.request import ChangeRequest, Verb
-from tests.support import objects
+from tests.support.observed import objects
 
 NIC = "iface1"
 LINK = pod_interface(NIC)

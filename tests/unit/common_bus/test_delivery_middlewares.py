@@ -24,7 +24,7 @@ from services.common.bus.middleware import (
 )
 from services.common.bus.protocol import ReceivedEvent
 from services.common.telemetry.propagation import span_context
-from tests.support.spans import named, recording_telemetry
+from tests.support.telemetry.spans import named, recording_telemetry
 
 EVENT = Requested(Operation("op", OperationKind.PLUG, "iface1"))
 MESSAGE = encode_message(EVENT, role="api", node="_", start_id="start")

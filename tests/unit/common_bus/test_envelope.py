@@ -32,7 +32,7 @@ from services.common.bus.envelope import (
     encode_message,
     message_id,
 )
-from tests.support.bus_conformance import annotated
+from tests.support.bus.conformance import annotated
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 NOW = datetime(2026, 11, 23, 10, 0, 0, 1234, tzinfo=UTC)

@@ -7,9 +7,9 @@ import pytest
 from services.common.bus.envelope import BusMessage
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.telemetry import Telemetry
-from tests.support.bus import Broker, MemoryBus, matches
-from tests.support.bus_conformance import BusConformance, Harness, Inbox, annotated, consuming
-from tests.support.faulty_bus import Faults, FaultyBus
+from tests.support.bus.conformance import BusConformance, Harness, Inbox, annotated, consuming
+from tests.support.bus.faulty import Faults, FaultyBus
+from tests.support.bus.memory import Broker, MemoryBus, matches
 
 
 class MemoryHarness:

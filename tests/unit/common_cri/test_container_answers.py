@@ -17,8 +17,8 @@ from schemas.cri import runtime_pb2 as pb
 from services.common.cri.client import CriClient
 from services.common.cri.container import choose_container, parse_pid
 from services.common.cri.errors import ContainerMissing, CriError, CriUnavailable
-from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
-from tests.support.spans import recording_telemetry, tree
+from tests.support.node.fake_cri import FakeCri, FakeSandbox, serving_cri
+from tests.support.telemetry.spans import recording_telemetry, tree
 
 SPEC = {"ociVersion": "1.1.0", "process": {"args": ["/usr/bin/virt-launcher-monitor"], "cwd": "/"}}
 CONTAINERD: dict[str, Any] = {

@@ -11,8 +11,8 @@ import pytest
 from services.common.cri.client import CriClient
 from services.common.cri.errors import CriUnavailable, SandboxMissing
 from services.common.cri.sandbox import Sandbox
-from tests.support.fake_cri import FakeCri, FakeSandbox, serving_cri
-from tests.support.spans import recording_telemetry, tree
+from tests.support.node.fake_cri import FakeCri, FakeSandbox, serving_cri
+from tests.support.telemetry.spans import recording_telemetry, tree
 
 
 @pytest.fixture

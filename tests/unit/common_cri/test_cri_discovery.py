@@ -8,8 +8,8 @@ import pytest
 from services.common.cri.discovery import USUAL_PATHS, candidate_paths, choose_socket, find_socket, serves_cri
 from services.common.runtime.settings import SettingsError
 from services.networks.__main__ import Settings as NetworksSettings
-from tests.support.fake_cri import FakeCri, serving_cri
-from tests.support.spans import recording_telemetry
+from tests.support.node.fake_cri import FakeCri, serving_cri
+from tests.support.telemetry.spans import recording_telemetry
 
 CONTAINERD, CRIO, K3S, _ = USUAL_PATHS
 

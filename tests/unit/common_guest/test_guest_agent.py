@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.common.guest.agent import AgentUnavailable, GuestNic, QemuGuestAgent, parse_interfaces
 from services.handler.agent_poller import AgentPoller
-from tests.support.guest_agent import FakeAgent, fake_agent
+from tests.support.guest.agent import FakeAgent, fake_agent
 
 MAC = "02:00:00:00:00:01"
 

@@ -10,7 +10,7 @@ from services.common.guest.agent import QemuGuestAgent
 from services.common.guest.drivers import DriverSetting, domain_name, driver_factory
 from services.common.guest.qmp import QmpGuest
 from services.common.runtime.settings import SettingsError
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from services.common.guest.port import GuestRefused, NetDeviceSpec
 from services.common.guest.qmp import QmpGuest
 from services.handler.plan.actions import SetLinkState
 from services.handler.plan.link_state import plan_link_states
-from tests.support.objects import nic, pod, vmi
-from tests.support.spans import recording_telemetry
+from tests.support.observed.objects import nic, pod, vmi
+from tests.support.telemetry.spans import recording_telemetry
 
 DEVICE = NetDeviceSpec("iface1", "02:00:00:00:00:09", "tap1", 1500, up=False)
 ALIAS, BACKEND = "ua-iface1", "host-ua-iface1"

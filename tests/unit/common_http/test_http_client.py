@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from services.common.http.client import BadResponse, ConnectFailed, TimedOut, UnixHttpClient
 from services.common.http.server import make_app, serve
-from tests.support.spans import named, recording_telemetry, tree
+from tests.support.telemetry.spans import named, recording_telemetry, tree
 
 
 @asynccontextmanager

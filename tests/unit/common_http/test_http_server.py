@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from schemas.kubernetes.objects import StatusCause, StatusDetails
 from services.common.http.listen import bind
 from services.common.http.server import StatusError, make_app, serve
-from tests.support.spans import named, recording_telemetry
+from tests.support.telemetry.spans import named, recording_telemetry
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

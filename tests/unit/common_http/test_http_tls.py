@@ -11,8 +11,8 @@ from aiohttp import web
 
 from services.common.http.server import make_app, serve
 from services.common.http.tls import ServerTls, peer_common_name
-from tests.support.certs import Authority, Pair
-from tests.support.spans import recording_telemetry
+from tests.support.kube.certs import Authority, Pair
+from tests.support.telemetry.spans import recording_telemetry
 
 
 async def who(request: web.Request) -> web.Response:

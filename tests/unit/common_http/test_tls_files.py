@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from services.common.http.server import make_app, serve
 from services.common.http.tls import ServerTls, peer_common_name
 from services.common.http.tls_files import CertificateFiles, UnusablePair
-from tests.support.certs import Authority, Pair, tls_get
-from tests.support.spans import recording_telemetry
+from tests.support.kube.certs import Authority, Pair, tls_get
+from tests.support.telemetry.spans import recording_telemetry
 
 
 class MountedSecret:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from services.common.kube.client import Kube
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 Response = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

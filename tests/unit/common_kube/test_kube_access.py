@@ -18,7 +18,7 @@ from services.common.kube.client import Kube
 from services.common.kube.errors import KubeconfigError, Unauthorized, Unavailable
 from services.common.kube.session.auth import ClusterAccess
 from services.common.kube.session.transport import Transport
-from tests.support.certs import Authority
+from tests.support.kube.certs import Authority
 
 HOME = {"HOME": "/nonexistent"}
 

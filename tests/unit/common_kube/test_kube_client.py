@@ -14,7 +14,7 @@ from services.common.kube import errors, patch
 from services.common.kube.client import Kube
 from services.common.kube.session import transport
 from services.common.telemetry.propagation import context_of, span_context
-from tests.support.spans import named
+from tests.support.telemetry.spans import named
 
 
 async def test_get_decodes_the_object_and_sends_credentials(kube: Kube, script: Any, make_pod: Any) -> None:

@@ -8,8 +8,8 @@ from aiohttp import web
 
 from services.common.http.server import make_app, serve
 from services.common.node.daemon_socket import DaemonKind, probe_daemon
-from tests.support.multus_daemon import running_daemon
-from tests.support.spans import recording_telemetry
+from tests.support.node.multus_daemon import running_daemon
+from tests.support.telemetry.spans import recording_telemetry
 
 
 async def healthz(_request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.common.reconcile import Attempt, Reconciler, Reject, Retry, Source
 from services.common.telemetry.logs import logger
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 PARALLEL = 2
 KEYS = ("a", "b", "c", "d")

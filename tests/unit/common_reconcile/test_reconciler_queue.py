@@ -14,7 +14,7 @@ from services.common.kube.errors import Invalid, KubeError, PatchTestFailed, Una
 from services.common.reconcile import Attempt, Cause, Reconciler, Reject, Retry
 from services.common.telemetry.logs import logger
 from services.common.telemetry.propagation import context_of, trace_id_of
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 pytestmark = pytest.mark.looptime
 

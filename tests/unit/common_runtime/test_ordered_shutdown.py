@@ -11,7 +11,7 @@ from services.common.runtime.process import RoleRuntime, shutdown
 from services.common.runtime.settings import CommonSettings
 from services.common.runtime.tasks import Tasks
 from services.common.telemetry.logs import logger
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 
 def make_runtime() -> tuple[RoleRuntime[CommonSettings], InMemorySpanExporter]:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from services.common.telemetry.logs import Format, configure
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 
 @pytest.fixture

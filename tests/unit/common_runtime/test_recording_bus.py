@@ -14,9 +14,9 @@ from schemas.stages import OperationKind, Stage
 from services.common.kube.client import Kube
 from services.common.kube.event_recorder import EventRecorder
 from services.common.runtime.recording_bus import RecordingBus
-from tests.support.bus import MemoryBus
-from tests.support.node_kube import EVENTS, FakeKube, Refused, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.bus.memory import MemoryBus
+from tests.support.kube.node_kube import EVENTS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.telemetry.spans import recording_telemetry
 
 VMI = ObjectRef("default", "vm1", "uid-vm1")
 PLUG = Operation("op", OperationKind.PLUG, "blue")

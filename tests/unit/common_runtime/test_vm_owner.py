@@ -15,8 +15,8 @@ from services.common.domain.kubevirt import OwnerSetting
 from services.common.kube.client import Kube
 from services.common.runtime.owner import CONDITION, VmOwner
 from services.common.runtime.settings import SettingsError
-from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.kube.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.telemetry.spans import recording_telemetry
 
 KUBEVIRTS, HOME = "kubevirts", "kubevirt"
 

@@ -7,7 +7,7 @@ import pytest
 
 from services.common.telemetry import configure
 from services.common.telemetry.otlp import UnsupportedProtocol, target_of
-from tests.support.otlp_receiver import grpc_receiver, http_receiver
+from tests.support.telemetry.otlp_receiver import grpc_receiver, http_receiver
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 PROTOCOL, TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"

@@ -17,7 +17,7 @@ from services.common.telemetry.propagation import (
     trace_id_of,
     traceparent_of,
 )
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 ONE = "00-" + "1" * 32 + "-" + "a" * 16 + "-01"
 ONE_LATER = "00-" + "1" * 32 + "-" + "b" * 16 + "-01"

@@ -13,7 +13,7 @@ from schemas.bus.events import Failed, GuestAttached
 from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.telemetry import configure
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 
 def attributes(line: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from services.common.kube.errors import Conflict
 from services.common.reconcile import Retry
 from services.common.telemetry.propagation import span_context
 from services.common.telemetry.tracer import RoleTracer, use_span
-from tests.support.spans import named, recording_telemetry
+from tests.support.telemetry.spans import named, recording_telemetry
 
 
 def guarded_conflict() -> Conflict:

@@ -30,8 +30,8 @@ from services.api import plan as api
 from services.common.domain.operations import ABSENT, operation_kind, resolve_operation
 from services.common.domain.status_interfaces import DOMAIN, with_token, without_token
 from services.controller.plan import PatchObject, StartOperations, WarnUser, plan
-from tests.support import objects
-from tests.support.observations import api_observed, controller_observed
+from tests.support.observed import objects
+from tests.support.observed.observations import api_observed, controller_observed
 
 NAMES = ("a", "b")
 names = st.sampled_from(NAMES)

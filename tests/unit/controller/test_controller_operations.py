@@ -12,8 +12,8 @@ from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.controller.plan import Observed, PatchObject, PatchTarget, StartOperations, WarnUser, plan
 from services.controller.plan.actions import requested_event
-from tests.support import objects
-from tests.support.observations import NOW, controller_observed
+from tests.support.observed import objects
+from tests.support.observed.observations import NOW, controller_observed
 
 IFACE, ABSENT_IFACE = objects.nic("iface1"), objects.nic("iface1", state="absent")
 PLUG, UNPLUG = Operation("plug", OperationKind.PLUG, "iface1"), Operation("unplug", OperationKind.UNPLUG, "iface1")

@@ -17,8 +17,8 @@ from schemas.stages import OperationKind
 from services.common.reconcile import Reject
 from services.controller.plan import PatchObject, plan
 from services.controller.plan.actions import pod_annotated_event
-from tests.support import objects
-from tests.support.observations import controller_observed
+from tests.support.observed import objects
+from tests.support.observed.observations import controller_observed
 
 LINK = pod_interface("iface1")
 ELEMENT = NetworkSelectionElement(name="net1", namespace="default", interface=LINK)

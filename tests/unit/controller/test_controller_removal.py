@@ -17,8 +17,8 @@ from schemas.kubernetes.operations import Operation, encode_annotation, operatio
 from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind
 from services.controller.plan import PatchObject, PatchTarget, plan
-from tests.support import objects
-from tests.support.observations import controller_observed
+from tests.support.observed import objects
+from tests.support.observed.observations import controller_observed
 
 LINK = pod_interface("iface1")
 KEY = f"/metadata/annotations/hotnic.io~1operation.{interface_hash('iface1')}"

@@ -31,11 +31,11 @@ from schemas.stages import OperationKind, Stage
 from services.common.kube.client import Kube
 from services.common.runtime.installations import Installations
 from services.controller.role import Controller
-from tests.support import objects
-from tests.support.bus import MemoryBus
+from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
-from tests.support.node_kube import EVENTS, PODS, FakeKube, Refused, serving_kube, write_kubeconfig
-from tests.support.spans import named, recording_telemetry
+from tests.support.kube.node_kube import EVENTS, PODS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.observed import objects
+from tests.support.telemetry.spans import named, recording_telemetry
 
 VMS, VMIS, KUBEVIRTS = "virtualmachines", "virtualmachineinstances", "kubevirts"
 TRACE = "0af7651916cd43dd8448eb211c80319c"

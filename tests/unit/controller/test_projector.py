@@ -15,9 +15,9 @@ from schemas.stages import Stage
 from services.common.bus.protocol import KeyValueEntry
 from services.controller.projector import CONSUMER
 from services.controller.status_bucket import RELOAD_INTERVAL
-from tests.support import objects
-from tests.support.bus import Broker, MemoryBus, MemoryKeyValue
-from tests.support.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector
+from tests.support.bus.memory import Broker, MemoryBus, MemoryKeyValue
+from tests.support.bus.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector
+from tests.support.observed import objects
 
 pytestmark = pytest.mark.looptime
 

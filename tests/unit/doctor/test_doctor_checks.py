@@ -12,7 +12,7 @@ from schemas.names import find_colliding_names
 from schemas.stages import OperationKind
 from services.cli.doctor.examine import confirmed, examine
 from services.cli.doctor.snapshot import DoctorReport, NotVisible, PodOnNode, Snapshot, VmSnapshot
-from tests.support import hotplug_status_changes, snapshot_changes, snapshots
+from tests.support.doctor import hotplug_status_changes, snapshot_changes, snapshots
 
 TWO = (("blue", "green"), ("red",))
 

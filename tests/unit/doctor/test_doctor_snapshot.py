@@ -33,7 +33,7 @@ from services.common.cri.client import CriClient
 from services.common.telemetry.logs import logger
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
 from services.multus.records.store import Records
-from tests.support import objects
+from tests.support.observed import objects
 
 LOG = logger("test", "critical")
 SANDBOX = "9d5a9095"

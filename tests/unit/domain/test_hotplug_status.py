@@ -16,7 +16,7 @@ from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import confirmed_by_agent, derive_statuses, has_reached
-from tests.support import objects
+from tests.support.observed import objects
 
 LINK = pod_interface("iface1")
 ANNOTATED = {NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])}

@@ -27,7 +27,7 @@ from schemas.names import bridge, bridged_nic, interface_hash, pod_interface, ta
 from schemas.stages import OperationKind
 from services.common.domain.attachments import desired_elements
 from services.common.domain.nic import LinkNames, link_names, parse_nics, qualified_nad
-from tests.support import objects
+from tests.support.observed import objects
 
 LINK = pod_interface("iface1")
 ELEMENT = NetworkSelectionElement("net1", "default", interface=LINK)

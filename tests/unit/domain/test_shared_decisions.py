@@ -9,7 +9,7 @@ from schemas.kubernetes.operations import Operation, derive_operation_id, encode
 from schemas.stages import OperationKind
 from services.common.domain.operations import find_acting_pod, read_operations, resolve_operation
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, parse_tokens, with_token, without_token
-from tests.support import objects
+from tests.support.observed import objects
 
 
 def test_annotated_operation_of_the_same_kind_is_used_and_otherwise_derived() -> None:

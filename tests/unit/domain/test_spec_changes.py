@@ -26,7 +26,7 @@ from services.common.domain.eligibility import (
 from services.common.domain.nic import parse_nics
 from services.common.domain.spec_patch import build_patch, operation_annotations, template_spec_holder, vmi_spec_holder
 from services.common.domain.template import is_active, owns
-from tests.support import objects
+from tests.support.observed import objects
 
 PLUG = Operation("plug", OperationKind.PLUG, "iface1")
 

@@ -22,7 +22,7 @@ from services.common.guest.agent import GuestNic
 from services.common.guest.port import GuestView, NetDevice
 from services.controller.plan.attachments import write_status
 from services.handler.plan.report import status_entries
-from tests.support import objects
+from tests.support.observed import objects
 
 NAMES = ("a", "b")
 LINKS = {name: pod_interface(name) for name in NAMES}

@@ -36,8 +36,8 @@ from services.handler.plan.actions import (
 from services.handler.plan.addresses import plan_addresses
 from services.handler.pod_network.operations import ObservedLinks
 from services.handler.unplug import Unplug, UnplugState
-from tests.support.handler_observed import observed_state
-from tests.support.objects import POD_UID, nic, pod, vmi
+from tests.support.observed.handler import observed_state
+from tests.support.observed.objects import POD_UID, nic, pod, vmi
 
 SANDBOX, MAC, IP = "sandbox-1", "3e:89:92:5a:b5:a7", "10.0.0.2/24"
 

@@ -35,8 +35,8 @@ from services.handler.plan.plugs import TERMINAL, plan_plugs
 from services.handler.plan.report import plan_report as plan_report_of
 from services.handler.pod_network.operations import AddLink, ObservedLinks
 from services.handler.pod_network.setup import bridge_mac
-from tests.support.handler_observed import observed_state
-from tests.support.objects import NODE, POD_UID, nic, pod, vmi
+from tests.support.observed.handler import observed_state
+from tests.support.observed.objects import NODE, POD_UID, nic, pod, vmi
 
 SANDBOX = "sandbox-1"
 MAC = "3e:89:92:5a:b5:a7"

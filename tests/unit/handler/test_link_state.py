@@ -9,7 +9,7 @@ from services.common.guest.port import GuestView, NetDevice
 from services.handler.plan.actions import SetLinkState
 from services.handler.plan.link_state import plan_link_states, wants_link_up
 from services.handler.plan.report import status_entries
-from tests.support.objects import nic, pod, vmi
+from tests.support.observed.objects import nic, pod, vmi
 
 
 def view(**up: bool | None) -> GuestView:

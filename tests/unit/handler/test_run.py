@@ -25,8 +25,8 @@ from services.handler.plan.actions import (
 )
 from services.handler.run import Run
 from services.handler.unplug import UnplugEvent
-from tests.support.handler_observed import observed_state
-from tests.support.objects import nic, pod, vmi
+from tests.support.observed.handler import observed_state
+from tests.support.observed.objects import nic, pod, vmi
 
 NICS = parse_nics(vmi(nic("a"), nic("b"), nic("c", state="absent"), nic("d", state="absent")), pod())
 REPORT = ReportStatus([], [], [], Outcome(frozenset(), {}))

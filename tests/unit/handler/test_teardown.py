@@ -27,7 +27,7 @@ from services.handler.pod_network.setup import (
     setup_operations,
 )
 from services.handler.pod_network.teardown import is_set_up, teardown_operations
-from tests.support.kernel_links import Kernel
+from tests.support.node.kernel_links import Kernel
 
 POD, MAC = "22222222-2222-4222-8222-222222222222", "3e:89:92:5a:b5:a7"
 NAMES = link_names("pod7e0055a6880")

@@ -54,8 +54,8 @@ from services.handler.unplug import (
     seconds_until_next,
     timeout_message,
 )
-from tests.support.handler_observed import observed_state
-from tests.support.objects import POD_UID, nic, pod, vmi
+from tests.support.observed.handler import observed_state
+from tests.support.observed.objects import POD_UID, nic, pod, vmi
 
 SANDBOX, MAC, IP = "sandbox-1", "3e:89:92:5a:b5:a7", "10.0.0.2/24"
 NAMES = link_names(pod_interface("iface1"))

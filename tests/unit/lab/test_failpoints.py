@@ -14,7 +14,7 @@ from lab.failpoints.points import FAILPOINTS, FAILPOINTS_VARIABLE, PASSED, find_
 from lab.failpoints.tracer import with_failpoints
 from lab.layout import ROLES
 from services.common.telemetry.setup import Telemetry
-from tests.support.spans import recording_telemetry, tree
+from tests.support.telemetry.spans import recording_telemetry, tree
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SPAN = "kube patch pods"

@@ -14,7 +14,7 @@ from services.common.node.cni_conf import read_plugin_types
 from services.common.node.daemon_socket import DaemonKind
 from services.multus.config.settings import Config, Settings, read_config
 from services.multus.container_runtime.conflicts import find_conflict
-from tests.support.spans import recording_telemetry
+from tests.support.telemetry.spans import recording_telemetry
 
 PRIMARY = {"10-pods.conflist": ("bridge", "portmap")}
 

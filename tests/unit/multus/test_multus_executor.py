@@ -16,8 +16,8 @@ from services.multus.cni.conflist import AttachmentAttributes, parse
 from services.multus.cni.errors import CniError
 from services.multus.cni.executor import Executor, Invocation
 from services.multus.cni.network import AttachmentTarget
-from tests.support.cni import RecordingPlugin
-from tests.support.spans import named, recording_telemetry
+from tests.support.node.cni import RecordingPlugin
+from tests.support.telemetry.spans import named, recording_telemetry
 
 PLACE = AttachmentTarget("abc", "/run/netns/x", "net1", PodId("default", "pod", "uid"))
 CALL = PLACE.invocation(cni.CniCommand.ADD, AttachmentAttributes())

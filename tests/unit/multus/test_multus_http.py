@@ -12,8 +12,8 @@ from services.common.http.client import UnixHttpClient
 from services.common.http.server import serve
 from services.common.telemetry import configure
 from services.multus.server import metrics_app
-from tests.support.multus_daemon import SANDBOX, Daemon, cni_environment, running_daemon
-from tests.support.spans import recording_telemetry
+from tests.support.node.multus_daemon import SANDBOX, Daemon, cni_environment, running_daemon
+from tests.support.telemetry.spans import recording_telemetry
 
 
 @pytest.fixture

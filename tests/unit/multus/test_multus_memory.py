@@ -15,8 +15,8 @@ import pytest
 
 from services.common.http.client import UnixHttpClient
 from tests.bench.measure import rss
-from tests.support.node_kube import FakeKube, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfig
+from tests.support.telemetry.spans import recording_telemetry
 
 LONG = os.environ.get("HOTNIC_HYPOTHESIS_PROFILE") == "long"
 FIRST, ALL = (1000, 10_000) if LONG else (200, 2000)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.networks_node import Node, running_node
+from tests.support.node.networks_node import Node, running_node
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import structlog
 from services.common.kube.client import Kube
 from services.common.runtime.process import StartRefused
 from services.networks.conflicts import refuse_upstream_controller
-from tests.support.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
-from tests.support.spans import recording_telemetry
+from tests.support.kube.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.telemetry.spans import recording_telemetry
 
 SOCKET = {"name": "multus", "hostPath": {"path": "/run/multus/multus.sock"}}
 CONFIG = {"name": "config", "configMap": {"name": "dynamic-networks-controller-config"}}

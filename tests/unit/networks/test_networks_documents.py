@@ -24,7 +24,7 @@ from services.networks import status
 from services.networks.multus_client import AttachmentFailure, attachment_failure, interface_attributes
 from services.networks.network_config import cni_config
 from services.networks.plan import messages
-from tests.support.objects import pod
+from tests.support.observed.objects import pod
 
 BLUE = pod_interface("blue")
 

@@ -16,7 +16,18 @@ from schemas.kubernetes.operations import (
 from schemas.stages import OperationKind
 from services.networks.plan import plan
 from services.networks.plan.actions import Attach, Detach
-from tests.support.networks_pods import BLUE, ETH0, UID, element, entry, mark, nic_record, observed, planned, pod
+from tests.support.observed.networks_pods import (
+    BLUE,
+    ETH0,
+    UID,
+    element,
+    entry,
+    mark,
+    nic_record,
+    observed,
+    planned,
+    pod,
+)
 
 
 @pytest.mark.parametrize(

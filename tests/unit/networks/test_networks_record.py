@@ -12,8 +12,8 @@ from schemas.multus import RecordedAttachment
 from services.networks.plan import needs_sandbox_record, plan
 from services.networks.plan.actions import NamespaceIsolation, RecordEvent
 from services.networks.plan.attachments import element_digest
-from tests.support.fake_multus import recorded
-from tests.support.networks_pods import BLUE, ETH0, UID, element, entry, mark, observed, planned, pod
+from tests.support.node.fake_multus import recorded
+from tests.support.observed.networks_pods import BLUE, ETH0, UID, element, entry, mark, observed, planned, pod
 
 CLUSTER = recorded("eth0", "cluster", "cluster")
 MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"

@@ -23,11 +23,11 @@ from schemas.stages import OperationKind
 from services.networks import status
 from services.networks.multus_client import attachment_failure
 from services.networks.plan import needs_sandbox_record
-from tests.support.fake_multus import cni_error
-from tests.support.networks_node import Node
-from tests.support.networks_pods import observed
-from tests.support.node_kube import PODS
-from tests.support.objects import pod
+from tests.support.kube.node_kube import PODS
+from tests.support.node.fake_multus import cni_error
+from tests.support.node.networks_node import Node
+from tests.support.observed.networks_pods import observed
+from tests.support.observed.objects import pod
 
 BLUE = pod_interface("blue")
 ENTRY = {"name": "default/blue", "interface": BLUE, "dns": {}}

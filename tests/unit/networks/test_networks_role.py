@@ -18,11 +18,11 @@ from schemas.kubernetes.operations import (
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
 from services.common.telemetry.propagation import traceparent_of
-from tests.support.bus import MemoryBus
-from tests.support.fake_multus import Call, cni_error
-from tests.support.networks_node import CONFIG, NODE, Node
-from tests.support.node_kube import EVENTS, NADS, PODS, Refused
-from tests.support.spans import named, one_trace, recording_telemetry, tree
+from tests.support.bus.memory import MemoryBus
+from tests.support.kube.node_kube import EVENTS, NADS, PODS, Refused
+from tests.support.node.fake_multus import Call, cni_error
+from tests.support.node.networks_node import CONFIG, NODE, Node
+from tests.support.telemetry.spans import named, one_trace, recording_telemetry, tree
 
 BLUE = pod_interface("blue")
 OWNER = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm1", "uid": "vmi-uid"}

@@ -14,10 +14,10 @@ from schemas.bus.events import Failed, MultusAttached, MultusDetached
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from schemas.names import pod_interface
 from services.networks.plan.actions import NamespaceIsolation
-from tests.support.fake_cri import FakeSandbox
-from tests.support.fake_multus import Call, FakeMultus, cni_error, recorded, serving_multus
-from tests.support.networks_node import ETH0, NODE, Node, running_node
-from tests.support.node_kube import PODS, Refused
+from tests.support.kube.node_kube import PODS, Refused
+from tests.support.node.fake_cri import FakeSandbox
+from tests.support.node.fake_multus import Call, FakeMultus, cni_error, recorded, serving_multus
+from tests.support.node.networks_node import ETH0, NODE, Node, running_node
 
 BLUE = pod_interface("blue")
 CLUSTER = recorded("eth0", "cluster", "cluster")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.skew_recording import RECORDINGS, Recording
+from tests.support.skew.recording import RECORDINGS, Recording
 
 
 @pytest.fixture(params=RECORDINGS, scope="session")

@@ -14,7 +14,7 @@ from services.common.bus.dead_letters import build_replay, parse_dead_letter
 from services.common.bus.envelope import UnusableMessage, decode_message
 from services.common.domain.status.stage_history import with_history
 from services.common.telemetry.propagation import context_of, trace_id_of
-from tests.support.skew_recording import Recording, round_trip
+from tests.support.skew.recording import Recording, round_trip
 
 
 def decoded(recording: Recording) -> list[Event]:

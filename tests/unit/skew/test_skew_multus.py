@@ -25,8 +25,8 @@ from services.multus.container_runtime import shim
 from services.multus.records.sandbox import AttachmentState, SandboxState
 from services.multus.records.store import SETTLED, Records
 from services.networks.multus_client import FAILED, AttachmentFailure, MultusClient
-from tests.support.skew_recording import Json, Recording, round_trip
-from tests.support.spans import recording_telemetry
+from tests.support.skew.recording import Json, Recording, round_trip
+from tests.support.telemetry.spans import recording_telemetry
 
 
 def exchanges(recording: Recording, path: str) -> list[Json]:

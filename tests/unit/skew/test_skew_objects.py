@@ -14,7 +14,7 @@ from services.cli.commands.timeline import entry_of_event
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.kube.errors import classify
-from tests.support.skew_recording import RecordedSnapshot, Recording, round_trip
+from tests.support.skew.recording import RecordedSnapshot, Recording, round_trip
 
 FORMATS = {
     NETWORKS: list[NetworkSelectionElement],

@@ -28,10 +28,10 @@ from services.multus.records.sandbox import SandboxState, sandbox_view
 from services.networks.plan import plan as plan_networks
 from services.networks.plan.actions import Observed
 from services.networks.plan.attachments import parse_attachments
-from tests.support.handler_observed import observed_state
-from tests.support.networks_pods import NO_ISOLATION, short
-from tests.support.observations import controller_observed
-from tests.support.skew_recording import RecordedSnapshot, Recording
+from tests.support.observed.handler import observed_state
+from tests.support.observed.networks_pods import NO_ISOLATION, short
+from tests.support.observed.observations import controller_observed
+from tests.support.skew.recording import RecordedSnapshot, Recording
 
 NODE = "lab"
 RED, BLUE, GREEN = (pod_interface(name) for name in ("red", "blue", "green"))

@@ -18,11 +18,11 @@ from schemas.stages import Stage
 from services.common.domain.operations import find_acting_pod
 from services.controller.plan import PatchObject, StartOperations, plan
 from services.controller.plan.actions import pod_annotated_event, requested_event
-from tests.support.networks_node import running_node
-from tests.support.node_kube import PODS
-from tests.support.observations import controller_observed
-from tests.support.schema_changes import breaking_changes
-from tests.support.skew_recording import RECORDINGS, Json, Recording
+from tests.support.kube.node_kube import PODS
+from tests.support.node.networks_node import running_node
+from tests.support.observed.observations import controller_observed
+from tests.support.skew.recording import RECORDINGS, Json, Recording
+from tests.support.skew.schema_changes import breaking_changes
 
 SCHEMA_OF_ANNOTATION = {
     NETWORKS: "networks",

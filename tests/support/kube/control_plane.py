@@ -1,0 +1,315 @@
+"""A real Kubernetes control plane on loopback: etcd, kube-apiserver and kube-controller-manager, without a node.
+
+Nothing schedules or runs pods. A test that needs a running pod plays the kubelet: `tests/support/node/host_pods.py`.
+Pod Security refuses, by default, what the level ``baseline`` refuses, as clusters do that enforce it. Every request is
+in the audit log before it is answered.
+"""
+
+import contextlib
+import json
+import os
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from lab.apiserver.identity import pki
+from tests.support.interop.jaeger import free_ports
+from tests.support.interop.tools import tool
+from tests.support.kube.audit_log import AuditedRequest
+
+START_DEADLINE = 180.0
+"""Seconds until the control plane is ready; it takes 10 s."""
+COMMAND_DEADLINE = 120.0
+"""Seconds for one command of kubectl or helm; each takes less than 3 s."""
+DEADLINE = 120.0
+"""Seconds for a controller to do its work; it takes less than 5 s."""
+STOP_DEADLINE = 120.0
+KUBECTL = Path(sys.executable).parent / "kubectl"
+"""The client of the lock file: the machine's may be of another version."""
+VERSION = "kubernetes-1.36"
+
+Object = dict[str, Any]
+T = TypeVar("T")
+
+AUDIT_POLICY: Object = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
+ADMISSION: Object = {
+    "apiVersion": "apiserver.config.k8s.io/v1",
+    "kind": "AdmissionConfiguration",
+    "plugins": [
+        {
+            "name": "PodSecurity",
+            "configuration": {
+                "apiVersion": "pod-security.admission.config.k8s.io/v1",
+                "kind": "PodSecurityConfiguration",
+                "defaults": {"enforce": "baseline"},
+            },
+        }
+    ],
+}
+
+
+class ControlPlane:
+    """A running control plane.
+
+    :ivar server: URL of the API server.
+    :ivar kubeconfig: file with the credentials of an administrator.
+    :ivar ca: file of the CA that signed the API server's certificate.
+    """
+
+    def __init__(self, directory: Path, server: str) -> None:
+        self.server = server
+        self.kubeconfig = directory / "admin.kubeconfig"
+        self.ca = pki.ca_file(directory)
+        self._directory = directory
+
+    @property
+    def audit_log(self) -> Path:
+        """The file with every request."""
+        return self._directory / "audit.log"
+
+    def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
+        """Return the environment of a client, with caches of its own.
+
+        :param kubeconfig: credentials other than the administrator's.
+        """
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self._directory / "home"),
+            "KUBECONFIG": str(kubeconfig or self.kubeconfig),
+        }
+
+    def run(
+        self,
+        program: Path,
+        *arguments: str,
+        stdin: str | None = None,
+        kubeconfig: Path | None = None,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a client; a failure fails the test with the client's message."""
+        done = subprocess.run(
+            [str(program), *arguments],
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_DEADLINE,
+            check=False,
+            env=self.environment(kubeconfig),
+        )
+        if check:
+            assert done.returncode == 0, f"{program.name} {' '.join(arguments)}: {done.stderr or done.stdout}"
+        return done
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, kubeconfig: Path | None = None) -> str:
+        """Run kubectl, which must succeed, and return its standard output."""
+        return self.run(KUBECTL, *arguments, stdin=stdin, kubeconfig=kubeconfig).stdout
+
+    def helm(self, *arguments: str) -> str:
+        """Run helm, which must succeed, and return its standard output."""
+        return self.run(tool("helm"), *arguments).stdout
+
+    def get(self, *arguments: str) -> Object:
+        """Return the object, or the list of objects, that ``kubectl get`` finds."""
+        found: Object = json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        return found
+
+    def items(self, *arguments: str) -> list[Object]:
+        """Return the objects of a kind."""
+        found: list[Object] = self.get(*arguments)["items"]
+        return found
+
+    def audited(self) -> list[AuditedRequest]:
+        """Return all requests that were answered until now."""
+        with self.audit_log.open("rb") as log:
+            return [msgspec.json.decode(line, type=AuditedRequest) for line in log]
+
+
+def until(condition: Callable[[], T], what: Callable[[], str], timeout: float = DEADLINE) -> T:
+    """Return what a condition returns as soon as that is true.
+
+    :param what: describes the state if it never is.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        if found := condition():
+            return found
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:g} s: {what()}")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def control_plane(directory: Path) -> Iterator[ControlPlane]:
+    """Provide a running control plane and stop it at the end.
+
+    :param directory: for data, certificates and logs.
+    """
+    pki.ensure_pki(directory)
+    pki.issue_client(directory, "system:kube-controller-manager", [], file_name="controller-manager")
+    pki.issue_client(directory, "service-accounts", [])
+    (directory / "home").mkdir()
+    for name, content in (("audit-policy", AUDIT_POLICY), ("admission", ADMISSION)):
+        (directory / f"{name}.yaml").write_text(json.dumps(content))
+    etcd, etcd_peers, api, controllers = free_ports(4)
+    found = ControlPlane(directory, f"https://127.0.0.1:{api}")
+    pki.write_kubeconfig(found.kubeconfig, found.server, directory, pki.pair(directory, "admin"))
+    pki.write_kubeconfig(
+        directory / "controller-manager.kubeconfig", found.server, directory, pki.pair(directory, "controller-manager")
+    )
+    with contextlib.ExitStack() as stack:
+        _start(stack, directory, "etcd", tool("etcd"), _etcd(directory, etcd, etcd_peers))
+        _start(stack, directory, "apiserver", tool(f"{VERSION}/kube-apiserver"), _api_server(directory, api, etcd))
+        _wait_until_ready(found, directory)
+        _start(
+            stack,
+            directory,
+            "controller-manager",
+            tool(f"{VERSION}/kube-controller-manager"),
+            _controller_manager(directory, controllers),
+        )
+        _wait_for_controllers(found)
+        yield found
+
+
+def _etcd(directory: Path, port: int, peers: int) -> list[str]:
+    client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peers}"
+    return [
+        f"--data-dir={directory / 'etcd'}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=default={peer}",
+        # The data is of no use after the tests.
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+    ]
+
+
+def _api_server(directory: Path, port: int, etcd: int) -> list[str]:
+    serving, proxy = pki.pair(directory, "apiserver"), pki.pair(directory, "front-proxy-client")
+    accounts = pki.pair(directory, "service-accounts")
+    return [
+        f"--etcd-servers=http://127.0.0.1:{etcd}",
+        "--bind-address=127.0.0.1",
+        "--advertise-address=127.0.0.1",
+        f"--secure-port={port}",
+        # The endpoint of the Service `kubernetes` may not be on loopback, and no pod needs it.
+        "--endpoint-reconciler-type=none",
+        "--service-cluster-ip-range=10.96.0.0/16",
+        f"--tls-cert-file={serving.cert}",
+        f"--tls-private-key-file={serving.key}",
+        f"--client-ca-file={pki.ca_file(directory)}",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        f"--admission-control-config-file={directory / 'admission.yaml'}",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        f"--service-account-key-file={accounts.cert}",
+        f"--service-account-signing-key-file={accounts.key}",
+        f"--requestheader-client-ca-file={pki.ca_file(directory, 'front-proxy-ca')}",
+        "--requestheader-allowed-names=front-proxy-client",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={proxy.cert}",
+        f"--proxy-client-key-file={proxy.key}",
+        # There is no kube-proxy: aggregated APIs are called at the addresses of EndpointSlices.
+        "--enable-aggregator-routing=true",
+        f"--audit-policy-file={directory / 'audit-policy.yaml'}",
+        f"--audit-log-path={directory / 'audit.log'}",
+        "--audit-log-mode=blocking",
+        "--profiling=false",
+    ]
+
+
+def _controller_manager(directory: Path, port: int) -> list[str]:
+    return [
+        f"--kubeconfig={directory / 'controller-manager.kubeconfig'}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        f"--cert-dir={directory / 'controller-manager'}",
+        "--leader-elect=false",
+        "--use-service-account-credentials=true",
+        f"--service-account-private-key-file={pki.pair(directory, 'service-accounts').key}",
+        f"--root-ca-file={pki.ca_file(directory)}",
+        # Without kubelets every node would be lost, and its pods with it.
+        "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller",
+        "--profiling=false",
+    ]
+
+
+def _start(
+    stack: contextlib.ExitStack, directory: Path, name: str, program: Path, arguments: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    log = stack.enter_context((directory / f"{name}.log").open("wb"))
+    process = subprocess.Popen([str(program), *arguments], stdout=log, stderr=log, env={"HOME": os.devnull})
+    stack.callback(_stop, process)
+    return process
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    # Nothing is to be saved, and an orderly stop waits for open watches.
+    process.kill()
+    process.wait(STOP_DEADLINE)
+
+
+def _wait_until_ready(found: ControlPlane, directory: Path) -> None:
+    context = ssl.create_default_context(cafile=str(found.ca))
+    admin = pki.pair(directory, "admin")
+    context.load_cert_chain(admin.cert, admin.key)
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"{found.server}/readyz", context=context, timeout=30) as response:
+                return bool(response.status == 200)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+        except OSError:
+            return False
+
+    until(
+        ready,
+        lambda: f"kube-apiserver is ready\n{_tail(directory, 'etcd')}{_tail(directory, 'apiserver')}",
+        START_DEADLINE,
+    )
+
+
+def _wait_for_controllers(found: ControlPlane) -> None:
+    """Wait until the controllers have made what they make in an empty cluster."""
+
+    def settled() -> bool:
+        roles = {role["metadata"]["name"]: role.get("rules") or [] for role in found.items("clusterroles")}
+        parts = [("view", "system:aggregate-to-view"), ("edit", "view"), ("edit", "system:aggregate-to-edit")]
+        parts += [("admin", "edit"), ("admin", "system:aggregate-to-admin")]
+        if not all(rule in roles[whole] for whole, part in parts for rule in roles[part]):
+            return False
+        namespaces = {item["metadata"]["name"] for item in found.items("namespaces")}
+        made = {
+            (item["kind"], item["metadata"]["namespace"], item["metadata"]["name"])
+            for item in found.items("serviceaccounts,configmaps", "--all-namespaces")
+        }
+        wanted = {("ServiceAccount", namespace, "default") for namespace in namespaces}
+        wanted |= {("ConfigMap", namespace, "kube-root-ca.crt") for namespace in namespaces}
+        wanted |= {("ConfigMap", "kube-system", "extension-apiserver-authentication")}
+        return len(namespaces) == 4 and wanted <= made
+
+    until(settled, lambda: "the controllers have started", START_DEADLINE)
+
+
+def _tail(directory: Path, name: str) -> str:
+    return f"--- {name}:\n" + (directory / f"{name}.log").read_text(errors="replace")[-3000:]

@@ -1,0 +1,86 @@
+"""The api served on a loopback port, over a scripted Kubernetes API and a bus in memory."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import structlog
+
+from schemas.kubernetes.options import OPERATION_HEADER
+from services.api.front_proxy import FrontProxy, UserIdentity
+from services.api.hotplug_status.watch import MAX_WATCHERS
+from services.api.observe import ClusterSettings
+from services.api.server import Api
+from services.common.http.server import serve
+from services.common.kube.client import Kube
+from tests.support.bus.memory import MemoryBus
+from tests.support.contexts import role_context
+from tests.support.kube.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
+from tests.support.observed import objects
+from tests.support.telemetry.spans import recording_telemetry
+
+HOTNIC = "subresources.hotnic.io/v1"
+
+
+class AcceptAnyCaller(FrontProxy, frozen=True):
+    """Accept every caller as the aggregation layer; certificates are tested elsewhere."""
+
+    def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> UserIdentity:
+        """Return the same user for every request."""
+        return UserIdentity("someone", ("system:authenticated",), {"scopes": ("a",)})
+
+
+class ServedApi:
+    """The server, its client, the Kubernetes API and the bus."""
+
+    def __init__(self, kube: FakeKube, bus: MemoryBus, session: aiohttp.ClientSession, address: str) -> None:
+        self.kube, self.bus, self.session, self.address = kube, bus, session, address
+        self.enabled, self.cluster = True, ClusterSettings(owned_by_hotnic=True, default_binding="masquerade")
+
+    def put(self, plural: str, found: Any) -> None:
+        """Create or replace an object."""
+        document = msgspec.to_builtins(found)
+        meta = document["metadata"]
+        self.kube.put(plural, meta["namespace"], meta["name"], **document)
+
+    async def request(
+        self, resource: str, verb: str, body: Any, *, name: str = "vm1", version: str = HOTNIC
+    ) -> tuple[int, dict[str, Any], str]:
+        """Send a request that changes an object.
+
+        :return: the HTTP code, the ``Status`` of a refusal, and the id of the operation.
+        """
+        path = f"/apis/{version}/namespaces/default/{resource}/{name}/{verb}"
+        async with self.session.put(path, json=body) as answer:
+            status = await answer.json() if answer.status >= 400 else {}
+            return answer.status, status, answer.headers.get(OPERATION_HEADER, "")
+
+
+@contextlib.asynccontextmanager
+async def serve_api(tmp_path: Path, *, watchers: int = MAX_WATCHERS) -> AsyncIterator[ServedApi]:
+    """Serve the api with the NAD and the launcher pod of :mod:`tests.support.observed.objects`."""
+    telemetry, _ = recording_telemetry("api")
+    log = structlog.get_logger()
+    async with serving_kube(FakeKube()) as kube:
+        config = write_kubeconfig(tmp_path / "kubeconfig", kube.url)
+        async with await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test") as client:
+            bus = MemoryBus(role="api", telemetry=telemetry, log=log)
+            proxy = AcceptAnyCaller(ca="", names=(), user_headers=(), group_headers=())
+            server = Api(
+                role_context("api", client, bus, telemetry),
+                proxy,
+                cluster=lambda: served.cluster,
+                enabled=lambda: served.enabled,
+                watchers=watchers,
+            )
+            async with (
+                serve(server.app, "127.0.0.1:0") as address,
+                aiohttp.ClientSession(f"http://{address}") as session,
+            ):
+                served = ServedApi(kube, bus, session, address)
+                served.put(NADS, objects.nad())
+                served.put(PODS, objects.pod())
+                yield served

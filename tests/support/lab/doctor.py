@@ -1,0 +1,39 @@
+"""Runs ``hotnic doctor`` inside a lab: at the end of every test the lab must have no findings."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from lab.guest.qemu import LAB_QMP_SOCKET
+from lab.layout import INSIDE_RUN, NODE_NAME
+from tests.support.lab.running import Lab
+
+MONITOR = INSIDE_RUN / "guests" / "{uid}" / LAB_QMP_SOCKET
+"""A second QMP socket of the guest, which only the lab's guests have: the handler is connected to the first one."""
+
+
+def run_doctor(lab: Lab, *arguments: str) -> dict[str, Any]:
+    """Run the doctor on the lab's node, where all parts are visible, and return its report."""
+    command = [sys.executable, "-m", "services.cli", "doctor", "--node", NODE_NAME, "-o", "json", *arguments]
+    done = lab.hotnic("lab", "exec", "--", *command, "--node-paths", f"qmp-socket={MONITOR}")
+    assert done.returncode in (0, 1), done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (1 if report["findings"] else 0)
+    return report
+
+
+def codes(report: dict[str, Any], subject: str = "") -> set[str]:
+    """Return the codes of the findings about a subject and its parts."""
+    return {one["code"] for one in report["findings"] if one["subject"].startswith(subject)}
+
+
+def assert_no_findings(lab: Lab, timeout: float = 45.0) -> dict[str, Any]:
+    """Wait until the report has no operations in progress, no findings and no unchecked parts, and return it."""
+    deadline = time.monotonic() + timeout
+    while True:
+        report = run_doctor(lab, "-A")
+        if not report["inProgress"] and not report["findings"] and not report["notChecked"]:
+            return report
+        assert time.monotonic() < deadline, json.dumps(report, indent=2)
+        time.sleep(0.2)

@@ -1,0 +1,66 @@
+"""The state that NICs have on a lab's node: links, IPAM leases and multus records, read with the node's own tools."""
+
+import json
+from dataclasses import dataclass
+
+from schemas.names import bridge, bridged_nic, pod_interface, tap
+from tests.support.lab.running import Lab
+
+_SCRIPT = """
+for name in $(ls /run/netns); do printf '%s ' "$name"; ip -n "$name" -j link | tr -d '\\n'; echo; done
+printf '* '; ip -j link show type veth | tr -d '\\n'; echo
+printf 'files '; find /var/lib/cni -type f | tr '\\n' ' '; echo
+printf 'records '; cat /var/lib/cni/multus/sandboxes/*.json | tr -d '\\n'; echo
+"""
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A snapshot of the node.
+
+    :ivar links: names, by network namespace.
+    :ivar veths: names of the host ends.
+    :ivar leases: addresses that host-local has leased.
+    :ivar files: state files of all CNI plugins.
+    :ivar records: the text of all multus records.
+    """
+
+    links: dict[str, frozenset[str]]
+    veths: frozenset[str]
+    leases: frozenset[str]
+    files: frozenset[str]
+    records: str
+
+    def namespace_of(self, interface: str) -> str:
+        """Return the network namespace of the pod that has the tap of an interface."""
+        (name,) = [name for name, links in self.links.items() if tap(interface) in links]
+        return name
+
+    def state_of(self, interface: str) -> list[str]:
+        """Return descriptions of everything on the node that belongs to an interface."""
+        names = {pod_interface(interface), bridge(interface), tap(interface), bridged_nic(interface)}
+        found = [f"{link} in {name}" for name, links in self.links.items() for link in sorted(links & names)]
+        found += [f"file {file}" for file in sorted(self.files) if pod_interface(interface) in file]
+        return found + (["record of multus"] if f'"{pod_interface(interface)}"' in self.records else [])
+
+
+def node_state(lab: Lab) -> NodeState:
+    """Read the state of the node."""
+    done = lab.hotnic("lab", "exec", "--", "sh", "-c", _SCRIPT)
+    assert done.returncode == 0, done.stderr
+    links: dict[str, frozenset[str]] = {}
+    veths, files, records = frozenset[str](), frozenset[str](), ""
+    for line in done.stdout.splitlines():
+        key, _, text = line.partition(" ")
+        if key == "files":
+            files = frozenset(text.split())
+        elif key == "records":
+            records = text
+        else:
+            names = frozenset(link["ifname"] for link in json.loads(text or "[]") if "ifname" in link)
+            if key == "*":
+                veths = names
+            else:
+                links[key] = names
+    leases = frozenset(file.rpartition("/")[2] for file in files if "/networks/" in file)
+    return NodeState(links, veths, frozenset(name for name in leases if name[:1].isdigit()), files, records)

@@ -61,13 +61,15 @@ class MultusNode:
         """The configuration that the daemon writes for the runtime."""
         return self.folder / "conf" / "00-multus.conf"
 
-    async def shim(self, command: str, netns: Path | str, version: str | None = None) -> tuple[int, Any]:
-        """Execute the shim with the current configuration."""
+    async def shim(
+        self, command: str, netns: Path | str, version: str | None = None, environ: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        """Execute the shim with the current configuration, for the test's pod unless the environment names another."""
         config = json.loads(self.conf.read_text())
         if version:
             config["cniVersion"] = version
         process = await asyncio.create_subprocess_exec(
-            self.folder / "bin" / "hotnic-multus", env=cni_environment(command, netns), stdin=-1, stdout=-1
+            self.folder / "bin" / "hotnic-multus", env=environ or cni_environment(command, netns), stdin=-1, stdout=-1
         )
         out, _ = await asyncio.wait_for(process.communicate(json.dumps(config).encode()), 30)
         assert process.returncode is not None

@@ -36,7 +36,9 @@ def count() -> Things:
     }
 
 
-def left_over(before: Things, *, patience: float = 20.0, cgroup_patience: float = 60.0) -> list[str]:
+def left_over(
+    before: Things, *, patience: float = 20.0, cgroup_patience: float = 60.0, without: str | None = None
+) -> list[str]:
     """Return what exists now and did not exist before.
 
     Cgroups belong to the whole machine, and a lab of another test run creates and removes some, too, so they get more
@@ -44,11 +46,12 @@ def left_over(before: Things, *, patience: float = 20.0, cgroup_patience: float 
 
     :param patience: seconds for everything but cgroups to disappear by itself.
     :param cgroup_patience: seconds for cgroups to disappear.
+    :param without: a kind that does not count.
     """
     began = time.monotonic()
     while True:
         now = count()
-        new = {kind: sorted(now[kind] - before[kind]) for kind in now}
+        new = {kind: sorted(now[kind] - before[kind]) for kind in now if kind != without}
         waited = time.monotonic() - began
         others = any(things for kind, things in new.items() if kind != "cgroup")
         if not any(new.values()) or waited > cgroup_patience or (others and waited > patience):

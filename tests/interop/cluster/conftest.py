@@ -33,5 +33,5 @@ def nothing_left(cluster: ControlPlane) -> Iterator[None]:
     before = count()
     yield
     # Cgroups are the whole machine's, and these tests make none: new ones belong to another test run.
-    found = [thing for thing in left_over(before, cgroup_patience=20.0) if not thing.startswith("cgroup ")]
+    found = left_over(before, without="cgroup")
     assert not found, "left behind: " + ", ".join(found)

@@ -29,9 +29,14 @@ def start(data: Path, *command: str) -> subprocess.Popen[str]:
     )
 
 
-def folders() -> set[Path]:
-    """Return the temporary folders of engines."""
-    return set(Path("/tmp").glob("hotnic-docker-*"))
+def folders(home: Path) -> list[Path]:
+    """Return the temporary folder and the cgroups of the engine with this folder, if they exist.
+
+    Those of other engines, which may start and end at any time, do not count.
+    """
+    hierarchies = Path("/sys/fs/cgroup")
+    found = (home, *hierarchies.glob(home.name), *hierarchies.glob(f"*/{home.name}"))
+    return [folder for folder in found if folder.exists()]
 
 
 @pytest.fixture
@@ -41,13 +46,15 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_command_gets_an_engine_of_its_own_and_nothing_remains(data: Path) -> None:
-    before, temporary = count(), folders()
-    script = 'docker info --format "{{.DockerRootDir}}"; stat -c %a "${DOCKER_HOST#unix://}"; exit 7'
+    before = count()
+    script = 'docker info --format "{{.DockerRootDir}}"; path=${DOCKER_HOST#unix://}; stat -c "%a %n" "$path"; exit 7'
     process = start(data, "bash", "-c", script)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out.split()) == (7, [str(data), "600"]), err
-    assert left_over(before) == []
-    assert folders() == temporary
+    assert process.returncode == 7, err
+    root, mode, path = out.split()
+    assert (root, mode) == (str(data), "600")
+    assert left_over(before, without="cgroup") == []
+    assert folders(Path(path).parent) == []
 
 
 def test_second_engine_on_the_same_data_is_refused(data: Path) -> None:
@@ -65,19 +72,20 @@ def test_second_engine_on_the_same_data_is_refused(data: Path) -> None:
 
 
 def test_nothing_remains_after_a_kill(data: Path) -> None:
-    before, temporary = count(), folders()
+    before = count()
     # The command outlives the kill; it ends when its input does.
-    process = start(data, "bash", "-c", "echo up; exec cat")
+    process = start(data, "bash", "-c", 'echo "${DOCKER_HOST#unix://}"; exec cat')
     assert process.stdout is not None
-    assert process.stdout.readline() == "up\n"
+    home = Path(process.stdout.readline().strip()).parent
     assert processes(data)
+    assert folders(home)
     process.kill()
     process.communicate(timeout=120)
     deadline = time.monotonic() + 60
-    while processes(data) or folders() != temporary:
-        assert time.monotonic() < deadline, f"still there: {processes(data)} {folders() - temporary}"
+    while processes(data) or folders(home):
+        assert time.monotonic() < deadline, f"still there: {processes(data)} {folders(home)}"
         time.sleep(0.05)
-    assert left_over(before) == []
+    assert left_over(before, without="cgroup") == []
 
 
 def test_signal_while_the_engine_starts_ends_it_first(data: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import time
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,29 @@ def test_signal_ends_the_command_first(data: Path) -> None:
     process.terminate()
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (3, "stopped in order\n"), err
+
+
+def test_signal_in_the_middle_of_the_start_is_handled_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = SourceFileLoader("with_docker_engine", str(SCRIPT))
+    script = module_from_spec(spec_from_loader(loader.name, loader))
+    loader.exec_module(script)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawn(*_arguments: object) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        signal.raise_signal(signal.SIGTERM)
+        started.append(process)
+        return process
+
+    def end(_number: int, _frame: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    monkeypatch.setattr(script, "spawn", spawn)
+    handler = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit):
+            script.start(tmp_path, tmp_path / "home", own_network=False)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    # The engine has ended before the signal ends the command.
+    assert [process.returncode for process in started] == [0]

@@ -62,18 +62,18 @@ async def test_a_sandbox_whose_add_outlasts_the_list_is_kept(
 ) -> None:
     """The runtime lists a sandbox after its ADD, so a list from during the ADD does not count."""
     runtime = ScriptedRuntime({})
-    recording.sleep("ADD", 0.4)
     config = {"cniVersion": "1.0.0", "name": "slow", "type": recording.type}
     async with running_daemon(tmp_path, plugins, runtime=runtime) as daemon:
         daemon.sweep.lost_after = 0.05
-        adding = asyncio.create_task(daemon.delegate("ADD", sandbox_netns, IFACE, config))
-        async with asyncio.timeout(60):
-            while not recording.calls:  # noqa: ASYNC110 (another process writes it)
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)  # the record is older than ``lost_after`` now, and the plugin still runs
-        sweeping = asyncio.create_task(daemon.sweep.run_once())
-        await runtime.listed.wait()
-        assert not adding.done()
+        with recording.holding("ADD"):
+            adding = asyncio.create_task(daemon.delegate("ADD", sandbox_netns, IFACE, config))
+            async with asyncio.timeout(60):
+                while not recording.calls:  # noqa: ASYNC110 (another process writes it)
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # the record is older than ``lost_after`` now, and the plugin still runs
+            sweeping = asyncio.create_task(daemon.sweep.run_once())
+            await runtime.listed.wait()
+            assert not adding.done()
         assert (await adding)[0] == 200
         assert await sweeping == 0
         assert daemon.record() is not None

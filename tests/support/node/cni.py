@@ -3,9 +3,11 @@
 The real plugins come from the lab's tools (``HOTNIC_TOOLS`` or ``.cache/tools``).
 """
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ pwd > "$0.pwd"
 echo "$CNI_COMMAND|$CNI_CONTAINERID|$CNI_NETNS|$CNI_IFNAME|$CNI_ARGS|$CNI_PATH|$TRACEPARENT" >> "$0.log"
 [ -f "$0.stderr" ] && cat "$0.stderr" >&2
 [ -f "$0.sleep.$CNI_COMMAND" ] && sleep "$(cat "$0.sleep.$CNI_COMMAND")"
+while [ -f "$0.hold.$CNI_COMMAND" ]; do sleep 0.02; done
 if [ -f "$0.fail.$CNI_COMMAND" ]; then cat "$0.fail.$CNI_COMMAND"; exit 1; fi
 [ "$CNI_COMMAND" = ADD ] && cat "$0.result"
 exit 0
@@ -55,6 +58,15 @@ class RecordingPlugin:
     def sleep(self, command: str, seconds: float) -> None:
         """Let a command take that long."""
         self._beside(f"sleep.{command}").write_text(str(seconds))
+
+    @contextlib.contextmanager
+    def holding(self, command: str) -> Iterator[None]:
+        """Let a command that has begun end only after the block."""
+        self._beside(f"hold.{command}").touch()
+        try:
+            yield
+        finally:
+            self._beside(f"hold.{command}").unlink()
 
     def write_stderr(self, text: str) -> None:
         """Let every command write this to standard error."""

@@ -32,12 +32,19 @@ def schema_folder(version: str, crds: Path) -> Path:
         document = json.loads((_module_folder(version) / "api" / "openapi-spec" / "swagger.json").read_bytes())
         folder.mkdir(parents=True, exist_ok=True)
         for name, schema in kind_schemas(document).items():
-            (folder / name).write_text(json.dumps(schema))
+            _replace(folder / name, schema)
         (folder / COMPLETE).touch()
     for path in sorted(crds.glob("*.yaml")):
         for name, schema in crd_schemas(yaml.safe_load(path.read_text())).items():
-            (folder / name).write_text(json.dumps(schema))
+            _replace(folder / name, schema)
     return folder
+
+
+def _replace(path: Path, schema: dict[str, Any]) -> None:
+    """Write a schema as a whole: another run on the machine may read it now."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(schema))
+    temporary.replace(path)
 
 
 def _module_folder(version: str) -> Path:

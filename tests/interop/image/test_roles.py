@@ -101,7 +101,7 @@ def test_controller_lives_and_is_not_ready_while_the_cluster_does_not_answer(cre
         while docker("exec", name, "hotnic", "healthcheck", "--live", check=False).returncode:
             logs = docker("logs", name)
             assert time.monotonic() < deadline, f"the controller does not respond: {logs.stdout}{logs.stderr}"
-        checked = docker("exec", name, "hotnic", "healthcheck", check=False)
+        checked = docker("exec", name, "hotnic", "healthcheck", "--timeout=60s", check=False)
         assert (checked.returncode, "is not ready: " in checked.stderr) == (1, True), checked.stderr
         docker("stop", "--time=60", name)
         assert docker("inspect", "--format={{.State.ExitCode}}", name).stdout.strip() == "0"

@@ -18,6 +18,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         labels = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": NODE}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": labels}}
         running.kubectl("create", "--filename", write(running, "node", [node]))
+        # The last change of the node by a controller; the first snapshot has it.
+        ttl = "--for=jsonpath={.metadata.annotations.node\\.alpha\\.kubernetes\\.io/ttl}"
+        running.kubectl("wait", ttl, f"node/{NODE}", "--timeout=100s")
         yield running
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tests.support.interop.chart import CHART, NATS, objects
-from tests.support.kube.control_plane import ControlPlane, Object, until
+from tests.support.kube.control_plane import KUBECTL, ControlPlane, Object, until
 
 NAMESPACE = "hotnic"
 RELEASE = "hotnic"
@@ -73,9 +73,26 @@ def snapshot(cluster: ControlPlane) -> Snapshot:
 
 
 def listed(cluster: ControlPlane) -> list[Object]:
-    """Return every object of the cluster as it is, without the resources that change by themselves."""
-    names = set(cluster.kubectl("api-resources", "--verbs=list", "--output=name").split()) - _UNSTEADY
-    return cluster.items(",".join(sorted(names)), "--all-namespaces")
+    """Return every object of the cluster as it is, without the resources that change by themselves.
+
+    The API server's list of resources follows the deletion of a CRD or an APIService a little later. Meanwhile it names
+    resources that cannot be read.
+    """
+    refusal = ""
+
+    def all_readable() -> list[Object]:
+        nonlocal refusal
+        done = cluster.run(KUBECTL, "api-resources", "--verbs=list", "--output=name", check=False)
+        if done.returncode == 0:
+            names = ",".join(sorted(set(done.stdout.split()) - _UNSTEADY))
+            done = cluster.run(KUBECTL, "get", names, "--all-namespaces", "--output=json", check=False)
+        if done.returncode != 0:
+            refusal = done.stderr
+            return []
+        found: list[Object] = json.loads(done.stdout)["items"]
+        return found
+
+    return until(all_readable, lambda: f"every resource can be read: {refusal}")
 
 
 def key_of(item: Object) -> Key:
@@ -89,15 +106,20 @@ def key_of(item: Object) -> Key:
 def installed_crds(cluster: ControlPlane, names: tuple[str, ...]) -> Iterator[None]:
     """Install CRDs as other software does, and delete them at the end."""
     files = [CRDS / f"{name.partition('.')[2]}_{name.partition('.')[0]}.yaml" for name in names]
+    # The API server creates and deletes the APIService of a CRD's group some time after the CRD.
+    services = sorted({f"apiservice/v1.{name.partition('.')[2]}" for name in names})
     for file in files:
         cluster.kubectl("create", "--filename", str(file))
     if names:
         cluster.kubectl("wait", "--for=condition=Established", "crd", *names, "--timeout=100s")
+        cluster.kubectl("wait", "--for=create", *services, "--timeout=100s")
+        cluster.kubectl("wait", "--for=condition=Available", *services, "--timeout=100s")
     try:
         yield
     finally:
         if names:
             cluster.kubectl("delete", "crd", *names)
+            cluster.kubectl("wait", "--for=delete", *services, "--timeout=100s")
 
 
 @contextlib.contextmanager
@@ -105,7 +127,8 @@ def labelled_namespace(cluster: ControlPlane) -> Iterator[None]:
     """Create the release's namespace as the documentation says, and delete it at the end."""
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={NAMESPACE}", "--timeout=100s")
+    made = ("serviceaccount/default", "configmap/kube-root-ca.crt")
+    cluster.kubectl("wait", "--for=create", *made, f"--namespace={NAMESPACE}", "--timeout=100s")
     try:
         yield
     finally:

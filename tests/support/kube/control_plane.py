@@ -133,9 +133,12 @@ class ControlPlane:
         return found
 
     def audited(self) -> list[AuditedRequest]:
-        """Return all requests that were answered until now."""
+        """Return all requests that were answered until now.
+
+        A line without its end is still being written, and its request is not answered.
+        """
         with self.audit_log.open("rb") as log:
-            return [msgspec.json.decode(line, type=AuditedRequest) for line in log]
+            return [msgspec.json.decode(line, type=AuditedRequest) for line in log if line.endswith(b"\n")]
 
 
 def until(condition: Callable[[], T], what: Callable[[], str], timeout: float = DEADLINE) -> T:
@@ -306,7 +309,11 @@ def _wait_for_controllers(found: ControlPlane) -> None:
         wanted = {("ServiceAccount", namespace, "default") for namespace in namespaces}
         wanted |= {("ConfigMap", namespace, "kube-root-ca.crt") for namespace in namespaces}
         wanted |= {("ConfigMap", "kube-system", "extension-apiserver-authentication")}
-        return len(namespaces) == 4 and wanted <= made
+        return len(namespaces) == 4 and wanted <= made and all(map(is_ready, found.items("servicecidrs")))
+
+    def is_ready(item: Object) -> bool:
+        conditions = item.get("status", {}).get("conditions", [])
+        return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
     until(settled, lambda: "the controllers have started", START_DEADLINE)
 

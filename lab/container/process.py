@@ -40,6 +40,8 @@ async def run(start: Callable[[Processes], Awaitable[None]]) -> int:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
+            # Until it has ended, it changes the processes, which are stopped below.
+            await asyncio.gather(starting, return_exceptions=True)
             return 0
         await starting
         exits: set[asyncio.Future[Any]] = {child.exit for child in processes.children.values()}

@@ -119,9 +119,10 @@ class Processes:
             async with asyncio.timeout(timeout):
                 # Without the shield, the timeout would cancel the future that the SIGCHLD handler resolves.
                 code = await asyncio.shield(child.exit)
-        except TimeoutError:
-            os.kill(child.pid, signal.SIGKILL)
-            await child.exit
+        except (TimeoutError, asyncio.CancelledError):
+            if not child.exit.done():
+                os.kill(child.pid, signal.SIGKILL)
+                await child.exit
             raise
         finally:
             self.children.pop(spec.name, None)

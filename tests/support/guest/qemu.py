@@ -87,7 +87,7 @@ async def double(
     try:
         # The last line that it prints. The socket file exists before it accepts connections.
         async with ConsoleFollower(console) as follower:
-            await follower.wait_ready(5)
+            await follower.wait_ready(60)
         yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):

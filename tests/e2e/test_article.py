@@ -44,7 +44,7 @@ def running(lab: Lab) -> Iterator[None]:
 
 
 async def test_vm_of_the_article_has_its_second_nic_from_the_start(lab: Lab, running: None) -> None:
-    await asyncio.to_thread(lab.kubectl, "wait", "vm", VM, "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
+    await asyncio.to_thread(lab.wait_ready, VM, NAMESPACE)
 
     def entry() -> dict[str, Any]:
         return find_entry(lab.vmi(VM, NAMESPACE).status.interfaces, NIC) or {}

@@ -64,7 +64,7 @@ class Lab:
             command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 45.0) -> str:
         """Run kubectl, which must succeed, and return its standard output."""
         done = subprocess.run(
             ["kubectl", *arguments],
@@ -72,7 +72,7 @@ class Lab:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=45,
+            timeout=timeout,
             check=False,
         )
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
@@ -158,7 +158,11 @@ class Lab:
         }
         vm["spec"]["template"].setdefault("metadata", {}).setdefault("annotations", {})[GUEST_ANNOTATION] = guest
         self.kubectl("apply", "-f", "-", stdin=json.dumps(vm))
-        self.kubectl("wait", "vm", name, "--for=condition=Ready", "--timeout=60s")
+        self.wait_ready(name)
+
+    def wait_ready(self, name: str, namespace: str = "default") -> None:
+        """Wait until the guest of a VM has booted; an emulated guest gets only the CPU time that others leave."""
+        self.kubectl("wait", "vm", name, "-n", namespace, "--for=condition=Ready", "--timeout=120s", timeout=150)
 
     def interface_name(self) -> str:
         """Return an interface name that no other test uses."""
@@ -190,6 +194,29 @@ class Lab:
                 return spans
             assert time.monotonic() < deadline, f"missing spans: {sorted(missing)}"
             time.sleep(0.05)
+
+    def wait_for_tree(self, trace_id: str, root: str, names: set[str], timeout: float = 45.0) -> list[Span]:
+        """Wait as `wait_for_spans` does, and until all spans are below the only one whose name begins with `root`.
+
+        A parent ends after its children, so it is written after them.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            spans = self.wait_for_spans(trace_id, {root, *names}, timeout)
+            (top,) = [span for span in spans if span["name"].startswith(root)]
+            above = [span for span in spans if not _is_below(span, top, spans)]
+            if not above:
+                return spans
+            assert time.monotonic() < deadline, f"not below {top['name']}: {[span['name'] for span in above]}"
+            time.sleep(0.05)
+
+
+def _is_below(span: Span, root: Span, spans: list[Span]) -> bool:
+    by_id = {one["spanId"]: one for one in spans}
+    at: Span | None = span
+    while at is not None and at is not root:
+        at = by_id.get(at.get("parentSpanId", ""))
+    return at is root
 
 
 def _spans_of(line: dict[str, Any]) -> Iterator[Span]:

@@ -17,8 +17,8 @@ import pytest
 from lab.failpoints import points
 from lab.layout import ROLES
 from tests.support import sampled
-from tests.support.lab.rig import UNPLUGS, Rig
-from tests.support.lab.running import SAMPLE_VM, Lab
+from tests.support.lab.rig import UNPLUGS, Rig, wait_until
+from tests.support.lab.running import SAMPLE_VM, Lab, Span
 
 # Longer than the rig's timeout, so that the rig reports what it was waiting for.
 pytestmark = pytest.mark.timeout(150)
@@ -148,9 +148,21 @@ async def test_every_effect_of_a_request_has_a_failpoint(rig: Rig) -> None:
         assert await rig.request(way, SAMPLE_VM, NIC) == "accepted"
         await rig.wait_consistent({SAMPLE_VM: names})
     await rig.wait_passed({cell.point for cell in listed})
-    spans = [span for span in rig.lab.all_spans() if int(span["startTimeUnixNano"]) >= started]
+
+    def differences() -> list[str]:
+        found, without = failpoints_of([s for s in rig.lab.all_spans() if int(s["startTimeUnixNano"]) >= started])
+        # Most Events are created without a recorded span.
+        differing = found ^ {cell.failpoint for cell in listed}
+        return without + sorted(name for name in differing if not name.endswith(".event"))
+
+    # A span is written when it has ended, which is after its failpoints, and a parent ends after its children.
+    await wait_until(lambda: differences() == [], 40.0, lambda: str(differences()))
+
+
+def failpoints_of(spans: list[Span]) -> tuple[set[str], list[str]]:
+    """Return the failpoints of the spans with an effect, and descriptions of such spans without a failpoint."""
     by_id = {span["spanId"]: span for span in spans}
-    found = set()
+    found, without = set(), []
     for span in spans:
         role = span["service"].removeprefix("hotnic-")
         parent = by_id.get(span.get("parentSpanId", ""), span)
@@ -158,7 +170,8 @@ async def test_every_effect_of_a_request_has_a_failpoint(rig: Rig) -> None:
             attributes = {one["key"]: one["value"].get("stringValue") for one in span.get("attributes", ())}
             parent_name = parent["name"] if parent["service"] == span["service"] else ""
             failpoint = points.find_failpoint(role, span["name"], parent_name, attributes)
-            assert failpoint is not None, f"{role} has no failpoint at span {span['name']!r} below {parent_name!r}"
-            found.add(failpoint)
-    # Most Events are created without a recorded span.
-    assert {name for name in found ^ {cell.failpoint for cell in listed} if not name.endswith(".event")} == set()
+            if failpoint is None:
+                without.append(f"{role} has no failpoint at span {span['name']!r} below {parent_name!r}")
+            else:
+                found.add(failpoint)
+    return found, without

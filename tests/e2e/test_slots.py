@@ -46,6 +46,8 @@ async def in_guest(lab: Lab, vm: str, names: list[str]) -> None:
 async def test_ten_requests_at_once_for_eight_slots(lab: Lab) -> None:
     vm = lab.take_slot(empty=True)
     lab.mark_full(vm)
+    # The handler reports the slots of a guest independently of its boot.
+    await asyncio.to_thread(wait_until, lambda: read_nic_slots(lab.vmi(vm).metadata.annotations) is not None)
     slots = read_nic_slots(lab.vmi(vm).metadata.annotations)
     assert slots is not None
     assert (slots.free, slots.nics) == (SLOTS, 1)

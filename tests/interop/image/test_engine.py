@@ -101,8 +101,28 @@ def test_signal_while_the_engine_starts_ends_it_first(data: Path) -> None:
     assert processes(data) == []
 
 
-def processes(data: Path) -> list[str]:
-    """Return the processes whose command line names the engine's data."""
+def test_data_is_locked_until_the_engine_of_a_killed_command_has_ended(data: Path) -> None:
+    first = start(data, "bash", "-c", 'echo "${DOCKER_HOST#unix://}"; exec cat')
+    assert first.stdout is not None
+    home = Path(first.stdout.readline().strip()).parent
+    engine = min(processes(data))
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        first.kill()
+        first.communicate(timeout=120)
+        second = start(data, "true")
+        _, err = second.communicate(timeout=120)
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    assert (second.returncode, f"another engine uses {data} " in err) == (125, True), err
+    deadline = time.monotonic() + 60
+    while processes(data) or folders(home):
+        assert time.monotonic() < deadline, f"still there: {processes(data)} {folders(home)}"
+        time.sleep(0.05)
+
+
+def processes(data: Path) -> list[int]:
+    """Return the engines whose command line names this data."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -110,7 +130,7 @@ def processes(data: Path) -> list[str]:
         except OSError:
             continue
         if "dockerd" in words[0] and any(str(data) in word for word in words):
-            found.append(" ".join(words))
+            found.append(int(path.parent.name))
     return found
 
 
@@ -143,7 +163,7 @@ def test_signal_in_the_middle_of_the_start_is_handled_after_it(tmp_path: Path, m
     handler = signal.signal(signal.SIGTERM, end)
     try:
         with pytest.raises(SystemExit):
-            script.start(tmp_path, tmp_path / "home", own_network=False)
+            script.start(tmp_path, tmp_path / "home", own_network=False, lock=-1)
     finally:
         signal.signal(signal.SIGTERM, handler)
     # The engine has ended before the signal ends the command.

@@ -14,7 +14,7 @@ from lab.guest.console import AddressEvent, ConsoleFollower, GuestEvent, Ready
 from schemas.kubernetes.operations import PodNic, pod_nic_key, read_pod_nic
 from services.common.domain.status_interfaces import find_entry
 from tests.support.guest import shell as guest_shell
-from tests.support.lab.running import Lab
+from tests.support.lab.running import Lab, wait_until
 
 NAD = "dual-net"
 CONFIG = {
@@ -58,7 +58,15 @@ class GuestNic:
         """Wait until the guest has every recorded address, and return the events of its DHCP clients and kernel."""
         link = await console.wait_for_link(self.record.mac, timeout=45, since=since)
         self.link, begin = link.name, console.events.index(link)
-        return [await self.wait_for_address(console, ip, "bound", begin) for ip in self.ips]
+        found = [await self.wait_for_address(console, ip, "bound", begin) for ip in self.ips]
+        # Addresses come by DHCPv6 and routes by router advertisements, neither of which waits for the other.
+        await asyncio.to_thread(wait_until, lambda: set(self.next_hops()) == {"default", "fd97::/64"})
+        return found
+
+    def next_hops(self) -> dict[str, str]:
+        """Return the routers of the guest's IPv6 routes by destination."""
+        routes = self.shell("ip -6 route")
+        return dict(re.findall(rf"^(default|fd97::/64) via (fe80::\S+) dev {self.link} ", routes, re.MULTILINE))
 
     async def wait_for_address(self, console: ConsoleFollower, ip: str, action: str, since: int) -> AddressEvent:
         """Wait for the guest's event about an address."""
@@ -165,7 +173,7 @@ async def test_guest_has_routes_and_name_servers_and_status_has_addresses(nics: 
     assert f"default via 10.78.0.1 dev {one.link}" in routes
     routes = one.shell("ip -6 route")
     assert f"fd78::/64 dev {one.link}" in routes
-    gateways = dict(re.findall(rf"^(default|fd97::/64) via (fe80::\S+) dev {one.link} ", routes, re.MULTILINE))
+    gateways = one.next_hops()
     assert set(gateways) == {"default", "fd97::/64"}
     assert gateways["default"] != gateways["fd97::/64"], "each next hop has its own alias"
     assert "search corp.example\nnameserver 10.78.0.53" in one.shell("cat /etc/resolv.conf")

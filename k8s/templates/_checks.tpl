@@ -8,8 +8,8 @@
 {{- if not (include "hotnic.roles" .) -}}
 {{- fail "no role is enabled; set at least one of api.enabled, controller.enabled, networks.enabled, multus.enabled and handler.enabled to true" -}}
 {{- end -}}
-{{- if not (has $v.vmOwner (list "kubevirt" "hotnic")) -}}
-{{- fail "vmOwner is not set; set it to kubevirt in a cluster where KubeVirt runs, and to hotnic where no KubeVirt component runs" -}}
+{{- if not $v.vmOwner -}}
+{{- fail "vmOwner is not set, and it is never guessed; set it to kubevirt where KubeVirt runs (KubeVirt hot-plugs the interfaces of VMs), or to hotnic where no KubeVirt component runs (hotnic does); each file in k8s/choices sets it" -}}
 {{- end -}}
 {{- if and (eq $v.vmOwner "kubevirt") $v.crds.kubevirt -}}
 {{- fail "crds.kubevirt is true and vmOwner is kubevirt, but KubeVirt installs its own CRDs; set crds.kubevirt to false" -}}

@@ -5,14 +5,19 @@ import pytest
 from tests.support.interop.chart import CHART, KUBERNETES, NATS, ROLES, helm
 
 OWNER = "vmOwner=hotnic"
+UNSET_OWNER = (
+    "vmOwner is not set, and it is never guessed; set it to kubevirt where KubeVirt runs (KubeVirt hot-plugs the "
+    "interfaces of VMs), or to hotnic where no KubeVirt component runs (hotnic does); each file in k8s/choices sets it"
+)
 
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([NATS], "vmOwner"),
-        (["vmOwner=auto", NATS], "vmOwner"),
+        ([], UNSET_OWNER),
+        ([NATS], UNSET_OWNER),
+        (["vmOwner=auto", NATS], "vmOwner': value must be one of"),
         ([OWNER], "nats.url is not set, but api publishes events"),
         ([OWNER, "api.enabled=false"], "nats.url is not set, but controller publishes events"),
         (["vmOwner=kubevirt", NATS, "crds.kubevirt=true"], "KubeVirt installs its own CRDs"),

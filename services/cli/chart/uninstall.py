@@ -154,8 +154,9 @@ class Uninstall:
                         await asyncio.sleep(POLL_INTERVAL)
         except TimeoutError:
             pass
-        await self._delete_pods()
+        # At once: the Job has a deadline, too, and deleting takes long where the API server does not answer.
         self._report(found)
+        await self._delete_pods()
         return found
 
     async def _step(self, labels: str) -> CleaningProgress:

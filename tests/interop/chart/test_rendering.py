@@ -3,7 +3,9 @@
 `make chart-golden` writes the golden files; their differences are for review.
 """
 
+import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -203,3 +205,20 @@ def test_a_chart_version_with_build_metadata_makes_valid_labels(tmp_path: Path) 
     labels = {value for item in objects(helm(*command).stdout) for value in item["metadata"]["labels"].values()}
     assert "hotnic-0.1.0_a1" in labels
     assert not [label for label in labels if "+" in label]
+
+
+@pytest.mark.parametrize("program", ["helm", "helm3"])
+def test_the_uninstall_hook_reports_before_its_job_ends_and_its_job_ends_before_helm_gives_up(program: str) -> None:
+    """Else Helm prints that it timed out, and not the nodes that were not cleaned."""
+    usage = helm("uninstall", "--help", program=program).stdout
+    given = re.search(r"--timeout duration .*\(default (\d+)m0s\)", usage)
+    assert given is not None
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    longest = schema["properties"]["uninstall"]["properties"]["timeout"]["maximum"]
+    for values in ([], ["--set", f"uninstall.timeout={longest}"]):
+        job = find(objects(render(*VALUE_SETS["multus"], *values, program=program)), "Job", "hotnic-uninstall")
+        arguments = job["spec"]["template"]["spec"]["containers"][0]["args"]
+        [own] = [re.fullmatch(r"--timeout=(\d+)s", item) for item in arguments if item.startswith("--timeout=")]
+        assert own is not None
+        # A minute for the pod's start, and another one until Helm sees the Job's end.
+        assert int(own[1]) + 60 <= job["spec"]["activeDeadlineSeconds"] <= int(given[1]) * 60 - 60

@@ -185,6 +185,16 @@ async def test_a_node_that_is_not_ready_is_reported_with_the_command_and_stops_n
     assert not cluster.pods
 
 
+async def test_the_nodes_are_reported_before_the_pods_are_deleted_which_may_outlast_the_job() -> None:
+    cluster = ScriptedCluster()
+    run = Uninstall(cluster, "hotnic", TEMPLATE, cluster.calls.append)  # type: ignore[arg-type]
+    await run.remove([], "hotnic-multus")
+    await run.clean_nodes("kubernetes.io/os=linux", 30.0)
+    report = cluster.calls.index("nodes cleaned: node-1, node-2")
+    assert all(call.startswith("delete Pod") for call in cluster.calls[report + 1 :])
+    assert len(cluster.calls) == report + 3
+
+
 @pytest.mark.parametrize(
     ("key", "error", "said"),
     [

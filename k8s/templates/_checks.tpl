@@ -39,6 +39,13 @@
 {{- fail (printf "multus.config.%s is set, but the chart derives this key from other values; remove it and set cniBinDir, cniConfDir, multus.socketDir, multus.stateDir or multus.connectionLimit instead" $key) -}}
 {{- end -}}
 {{- end -}}
+{{/* The multus daemon passes these paths on to the shim and to plugins, so they are mounted at the node's own paths. */}}
+{{- $usual := dict "cniConfDir" "/etc/cni/net.d" "multus.socketDir" "/run/multus" "multus.stateDir" "/var/lib/cni/multus" -}}
+{{- range $key, $path := dict "cniConfDir" $v.cniConfDir "multus.socketDir" $v.multus.socketDir "multus.stateDir" $v.multus.stateDir -}}
+{{- if and $v.multus.enabled (regexMatch "^/([^/]+|var/run)$|^/(dev|etc/hotnic|host|opt/hotnic|proc|sys|usr|(var/)?run/secrets)(/|$)" (clean $path)) -}}
+{{- fail (printf "%s is %s, and the pod of multus has files of its own there, which the node's directory would hide; set %s to a directory that holds nothing else, such as %s" $key $path $key (get $usual $key)) -}}
+{{- end -}}
+{{- end -}}
 {{- $name := include "hotnic.fullname" . -}}
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
 {{- fail (printf "%s is not a name of a Service; choose another name of the release, or set fullnameOverride" $name) -}}

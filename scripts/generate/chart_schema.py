@@ -18,6 +18,7 @@ ROLES = ("api", "controller", "networks", "multus", "handler")
 
 # Only characters that mean nothing in YAML, because the templates write paths into flow mappings.
 PATH: dict[str, Any] = {"pattern": "^(/[A-Za-z0-9._-]+)+$"}
+SOCKET_PATH: dict[str, Any] = {"pattern": "^((/[A-Za-z0-9._-]+){2,})?$"}
 OPTIONAL_PATH: dict[str, Any] = {"pattern": "^((/[A-Za-z0-9._-]+)+)?$"}
 GUEST_PATH: dict[str, Any] = {"pattern": "^(/[A-Za-z0-9._{}-]+)+$"}
 NAME: dict[str, Any] = {"pattern": "^([a-z]([a-z0-9-]*[a-z0-9])?)?$", "maxLength": 40}
@@ -41,7 +42,8 @@ RULES: dict[str, dict[str, Any]] = {
     "image.tag": {"minLength": 1, "not": {"const": "latest"}},
     "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
-    "criSocket": OPTIONAL_PATH,
+    # Not in /: networks mounts the socket's directory.
+    "criSocket": SOCKET_PATH,
     "cniBinDir": PATH,
     "cniConfDir": PATH,
     "netnsDir": PATH,

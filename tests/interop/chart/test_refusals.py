@@ -11,6 +11,14 @@ UNSET_OWNER = (
 )
 
 
+def hidden(value: str, path: str, usual: str) -> str:
+    """Return the refusal of a directory that would hide a part of multus' pod."""
+    return (
+        f"{value} is {path}, and the pod of multus has files of its own there, which the node's directory would hide; "
+        f"set {value} to a directory that holds nothing else, such as {usual}"
+    )
+
+
 @pytest.mark.parametrize("program", ["helm", "helm3"])
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -38,7 +46,17 @@ UNSET_OWNER = (
             ["vmOwner=kubevirt", "api.enabled=false,controller.enabled=false", "nats.credentials.secret=creds"],
             "nats.credentials.secret is set and nats.url is not",
         ),
+        ([OWNER, NATS, "cniConfDir=/etc"], hidden("cniConfDir", "/etc", "/etc/cni/net.d")),
+        ([OWNER, NATS, "cniConfDir=/etc/cni/.."], hidden("cniConfDir", "/etc/cni/..", "/etc/cni/net.d")),
+        ([OWNER, NATS, "cniConfDir=/opt/hotnic/etc"], hidden("cniConfDir", "/opt/hotnic/etc", "/etc/cni/net.d")),
+        ([OWNER, NATS, "multus.socketDir=/run"], hidden("multus.socketDir", "/run", "/run/multus")),
+        ([OWNER, NATS, "multus.socketDir=/var/run"], hidden("multus.socketDir", "/var/run", "/run/multus")),
+        ([OWNER, NATS, "multus.stateDir=/var"], hidden("multus.stateDir", "/var", "/var/lib/cni/multus")),
+        ([OWNER, NATS, "multus.stateDir=/usr/lib"], hidden("multus.stateDir", "/usr/lib", "/var/lib/cni/multus")),
         # The schema.
+        ([OWNER, NATS, "criSocket=/crio.sock"], "criSocket"),
+        ([OWNER, NATS, "netnsDir=/"], "netnsDir"),
+        ([OWNER, NATS, "kubeletDir=/"], "kubeletDir"),
         ([OWNER, "nats.url=nats://user:password@nats:4222"], "nats/url"),
         ([OWNER, "nats.url=http://nats:4222"], "nats/url"),
         ([OWNER, NATS, "image.tag=latest"], "image/tag"),

@@ -106,6 +106,49 @@ def test_paths_of_the_node_are_those_of_the_table(specs: dict[str, dict[str, Any
                 assert mount.get("mountPropagation", "None") in ("None", "HostToContainer")
 
 
+OWN = ("/etc/hotnic", "/opt/hotnic", "/run/secrets", "/tmp", "/usr", "/var/run/secrets")
+"""What the pods have themselves: configuration, programs, the ServiceAccount's token (/var/run is a link to /run)."""
+
+
+@pytest.mark.parametrize(
+    "values", [[], ["criSocket="], ["criSocket=/run/crio.sock"], ["netnsDir=/run"], ["cniBinDir=/opt"]]
+)
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_no_directory_of_the_node_hides_what_a_pod_has_itself(name: str, values: list[str]) -> None:
+    arguments = [argument for value in values for argument in ("--set", value)]
+    for spec in pod_specs(objects(render(*VALUE_SETS[name], *arguments))).values():
+        host = {volume["name"] for volume in spec["volumes"] if "hostPath" in volume}
+        for container in containers(spec):
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert len(mounts) == len(container["volumeMounts"]), "Kubernetes refuses two volumes at one path"
+            own = [*OWN, *(path for path, volume in mounts.items() if volume not in host)]
+            for path in (path for path, volume in mounts.items() if volume in host):
+                assert not [item for item in own if f"{item}/".startswith(f"{path}/")]
+
+
+@pytest.mark.parametrize(
+    ("values", "multus"),
+    [
+        (["criSocket=/run/crio.sock"], "/run/multus"),
+        (["criSocket="], "/run/multus"),
+        (["criSocket=/run/crio.sock", "multus.enabled=false,networks.upstreamMultus.socketDir=/run"], "/run"),
+    ],
+)
+def test_networks_finds_its_sockets_in_the_directories_that_it_mounts(values: list[str], multus: str) -> None:
+    arguments = [argument for value in values for argument in ("--set", value)]
+    spec = pod_specs(objects(render(*VALUE_SETS["multus-and-networks"], *arguments)))["hotnic-networks"]
+    [container] = spec["containers"]
+    env = {item["name"]: item.get("value") for item in container["env"]}
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+    for mount in container["volumeMounts"]:
+        if mount["name"] in paths:
+            assert mount["mountPath"] == f"/host{paths[mount['name']]}"
+    assert set(paths.values()) == {"/run", multus}
+    assert env["HOTNIC_MULTUS_SOCKET"] == f"/host{multus}/multus.sock"
+    assert env.get("HOTNIC_CRI_SOCKET", "/host/run/crio.sock") == "/host/run/crio.sock"
+    assert ("HOTNIC_HOST_ROOT" in env) is ("HOTNIC_CRI_SOCKET" not in env)
+
+
 def test_network_namespaces_reach_the_containers(specs: dict[str, dict[str, Any]]) -> None:
     for role in ("multus", "handler"):
         for container in specs.get(role, {}).get("containers", []):

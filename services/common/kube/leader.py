@@ -87,6 +87,7 @@ class Leader:
         self._rng = rng or random.Random()
         self._held: Lease | None = None
         self._observed: tuple[str, float] = ("", 0.0)
+        self._logged_holder = ""
         self._has_led = False
         self.leading = False
 
@@ -136,6 +137,7 @@ class Leader:
                         self._observed = (found.metadata.resource_version, loop.time())
                     if loop.time() - self._observed[1] < (spec.lease_duration_seconds or self._timing.duration):
                         self._on_state(True, "")
+                        self._log_holder(spec.holder_identity)
                         return False
                 self._held = await self._patch(found, self._spec((spec.lease_transitions or 0) + 1))
         except (AlreadyExists, Conflict):
@@ -146,6 +148,12 @@ class Leader:
         self._has_led = True
         self._on_state(True, "")
         return True
+
+    def _log_holder(self, holder: str) -> None:
+        """Log who holds the lease, once for each holder."""
+        if holder != self._logged_holder:
+            self._logged_holder = holder
+            self._log.info("leadership held by another replica", holder=holder)
 
     async def _renew_until_lost(self, work: "asyncio.Future[None]") -> None:
         """Renew the lease until the work has ended or the lease is lost."""

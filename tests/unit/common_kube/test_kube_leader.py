@@ -138,6 +138,25 @@ async def test_one_replica_leads_and_the_next_starts_when_it_stops() -> None:
     await replicas.close()
 
 
+async def test_a_waiting_replica_logs_each_holder_once() -> None:
+    replicas = Replicas(Store())
+    with structlog.testing.capture_logs() as logs:
+        replicas.start("a")
+        await replicas.until("a")
+        replicas.start("b")
+        await asyncio.sleep(60)
+        await replicas.stop("a")
+        await replicas.until("b")
+        replicas.start("a")
+        await asyncio.sleep(60)
+    waiting = [item for item in logs if item["event"] == "leadership held by another replica"]
+    assert [(item["identity"], item["holder"], item["lease"]) for item in waiting] == [
+        ("b", "a", "ns/lease"),
+        ("a", "b", "ns/lease"),
+    ]
+    await replicas.close()
+
+
 async def test_a_disconnected_leader_stops_before_another_starts() -> None:
     replicas = Replicas(Store())
     replicas.start("a")

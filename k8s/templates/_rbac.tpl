@@ -1,8 +1,14 @@
-{{/* The ServiceAccount of a role and the bindings of its ClusterRole and Role, which have its name. Each role has one
-     file rbac.yaml with exactly the rules that its code uses. Arguments: root, role, namespaced (whether there is a
-     Role). */}}
+{{/* The name of a role's ClusterRole. That of the controller is the same in every release: two controllers would change
+     the same VMs, and Helm refuses a second release with an object of the first. */}}
+{{- define "hotnic.clusterRole" -}}
+{{- if eq .role "controller" -}}hotnic-controller{{- else -}}{{ include "hotnic.fullname" .root }}-{{ .role }}{{- end -}}
+{{- end -}}
+
+{{/* The ServiceAccount of a role and the bindings of its ClusterRole and Role. Each role has one file rbac.yaml with
+     exactly the rules that its code uses. Arguments: root, role, namespaced (whether there is a Role). */}}
 {{- define "hotnic.account" -}}
 {{- $name := printf "%s-%s" (include "hotnic.fullname" .root) .role -}}
+{{- $clusterRole := include "hotnic.clusterRole" . -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -18,10 +24,10 @@ metadata:
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata:
-  name: {{ $name }}
+  name: {{ $clusterRole }}
   labels:
     {{- include "hotnic.labels" . | nindent 4 }}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {{ $name }}}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {{ $clusterRole }}}
 subjects:
   - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ .root.Release.Namespace }}}
 {{- if .namespaced }}

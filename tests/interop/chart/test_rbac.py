@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.api.discovery import CHANGE_RESOURCES, STATUS_RESOURCE
-from tests.support.interop.chart import NATS, ROLES, VALUE_SETS, find, objects, render, rendered
+from tests.support.interop.chart import CHART, NATS, ROLES, VALUE_SETS, find, helm, objects, render, rendered
 from tests.support.kube.requests import CHECKOUT, Permission, modules_of, permissions_of
 
 KUBEVIRT, NAD = "kubevirt.io", "k8s.cni.cncf.io"
@@ -153,3 +153,19 @@ def test_rules_of_users_name_the_subresources_that_the_api_serves() -> None:
     found = rendered("everything")
     assert set(find(found, "ClusterRole", "hotnic-edit")["rules"][0]["resources"]) == set(CHANGE_RESOURCES)
     assert find(found, "ClusterRole", "hotnic-view")["rules"][0]["resources"] == [STATUS_RESOURCE]
+
+
+def test_helm_refuses_a_second_controller_and_accepts_other_roles_in_a_second_release() -> None:
+    """Helm does not install over an object of another release, and a controller of each would change the same VMs."""
+
+    def of_the_cluster(release: str, *values: str) -> set[tuple[str, str]]:
+        command = ["template", release, str(CHART), "--namespace", release, "--kube-version", "v1.36.3", *values]
+        found = [item for item in objects(helm(*command).stdout) if "namespace" not in item["metadata"]]
+        return {(item["kind"], item["metadata"]["name"]) for item in found}
+
+    controller = [*VALUE_SETS["beside-kubevirt"], "--set", "api.enabled=false"]
+    both = {("ClusterRole", "hotnic-controller"), ("ClusterRoleBinding", "hotnic-controller")}
+    assert of_the_cluster("one", *controller) & of_the_cluster("two", *controller) == both
+    without = VALUE_SETS["multus-and-networks"]
+    assert of_the_cluster("one", *without)
+    assert not of_the_cluster("one", *controller) & of_the_cluster("two", *without)

@@ -27,8 +27,14 @@ class RefusedByServer(CliError):
     exit_code = 3
 
 
+class ForeignConfiguration(CliError):
+    """A file that is not hotnic's has to be changed first, and only its owner can do that."""
+
+    exit_code = 3
+
+
 class StillInProgress(CliError):
-    """The operation has not completed within ``--timeout``."""
+    """The operation has not completed yet, such as within ``--timeout``."""
 
     exit_code = 4
 

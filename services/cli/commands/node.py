@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from services.cli.errors import CommandFailed
+from services.cli.errors import CommandFailed, ForeignConfiguration, StillInProgress
 from services.cli.output import Duration, as_json, examples
 
 if TYPE_CHECKING:
@@ -100,7 +100,14 @@ def clean(
 
     00-multus.conf goes first, if it is hotnic's own, then the shim, the daemon's socket and its records. A file that is
     not hotnic's is left. No network is taken from a running pod. Directories are the node's own paths, below
-    --host-root. The exit code is 1 if a later attempt may remove more.
+    --host-root.
+
+    \b
+    Exit codes:
+      0  nothing of hotnic is left that the node or a pod uses
+      1  a file could not be removed, or the daemon still runs; try again
+      3  a configuration that hotnic did not generate calls the shim; delete it first
+      4  CRI-O needs the shim for pods that run; try again when they are gone
     """
     from services.cli.node.apply import clean as clean_node
     from services.cli.node.observe import NodeDirectories
@@ -120,7 +127,13 @@ def clean(
     except OSError as error:
         raise CommandFailed(f"cannot read the node's files: {error}") from error
     click.echo(as_json(report) if output == "json" else _text(report))
-    return 1 if report.failed else 0
+    if report.failed:
+        return CommandFailed.exit_code
+    if report.refused:
+        raise ForeignConfiguration(report.refused)
+    if report.later:
+        raise StillInProgress(report.later)
+    return 0
 
 
 def _text(report: CleaningReport) -> str:

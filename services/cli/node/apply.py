@@ -25,12 +25,16 @@ class CleaningReport(msgspec.Struct, frozen=True):
     :ivar left: what stays, and why.
     :ivar failed: what could not be removed, and why; a later attempt may remove it.
     :ivar dry_run: whether nothing was changed.
+    :ivar refused: why the node calls the shim until somebody has changed what is not hotnic's; empty if it does not.
+    :ivar later: why a later attempt removes more, although nothing failed; empty if it does not.
     """
 
     removed: tuple[NodeItem, ...]
     left: tuple[NodeItem, ...]
     failed: tuple[NodeItem, ...]
     dry_run: bool
+    refused: str = ""
+    later: str = ""
 
 
 def clean(
@@ -63,7 +67,7 @@ def clean(
 
 
 def _dry(found: CleaningPlan) -> CleaningReport:
-    return CleaningReport(found.remove, found.left, (), True)
+    return CleaningReport(found.remove, found.left, (), True, found.refused, found.later)
 
 
 def _apply(paths: NodeDirectories, found: CleaningPlan) -> CleaningReport:
@@ -92,4 +96,4 @@ def _apply(paths: NodeDirectories, found: CleaningPlan) -> CleaningReport:
                 failed.append(NodeItem(item.path, error.strerror or str(error)))
         else:
             removed.append(item)
-    return CleaningReport(tuple(removed), tuple(left), tuple(failed), False)
+    return CleaningReport(tuple(removed), tuple(left), tuple(failed), False, found.refused, found.later)

@@ -116,6 +116,7 @@ def _records(paths: NodeDirectories, folder: str, names: Iterable[str]) -> list[
 def _sandboxes(paths: NodeDirectories, records: Iterable[str]) -> tuple[RecordedSandbox, ...]:
     """Return the recorded sandboxes; an unsettled record is newer and comes last."""
     found: dict[str, RecordedSandbox] = {}
+    files: dict[str, tuple[str, ...]] = {}
     for path in records:
         name = Path(path)
         if name.suffix not in (".json", ".unsettled"):
@@ -126,5 +127,8 @@ def _sandboxes(paths: NodeDirectories, records: Iterable[str]) -> tuple[Recorded
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             continue
         alive = bool(record.netns) and paths.seen(record.netns).exists()
-        found[name.stem] = RecordedSandbox(f"{record.namespace}/{record.pod}", alive, record.attachments)
+        files[name.stem] = (*files.get(name.stem, ()), path)
+        found[name.stem] = RecordedSandbox(
+            f"{record.namespace}/{record.pod}", alive, record.attachments, files[name.stem]
+        )
     return tuple(found.values())

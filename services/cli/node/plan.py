@@ -5,6 +5,7 @@ shim that is no longer there. What a running pod has stays: cleaning a node take
 Next: :mod:`services.cli.node.apply`.
 """
 
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -28,14 +29,16 @@ class RecordedLink(msgspec.Struct, frozen=True):
 
 
 class RecordedSandbox(msgspec.Struct, frozen=True):
-    """A sandbox's record.
+    """What is recorded of a sandbox.
 
     :ivar alive: whether its network namespace exists.
+    :ivar files: the files of its records.
     """
 
     pod: str
     alive: bool
     attachments: tuple[RecordedLink, ...]
+    files: tuple[str, ...]
 
 
 class ObservedNode(msgspec.Struct, frozen=True):
@@ -79,49 +82,66 @@ class CleaningPlan(msgspec.Struct, frozen=True):
     :ivar remove: in this order.
     :ivar left: what stays.
     :ivar blocked: why nothing may be removed yet; empty if it may.
+    :ivar refused: why the node calls the shim until somebody has changed what is not hotnic's; empty if it does not.
+    :ivar later: why a later attempt removes more; empty if it does not.
     """
 
     remove: tuple[NodeItem, ...]
     left: tuple[NodeItem, ...]
-    blocked: str
+    blocked: str = ""
+    refused: str = ""
+    later: str = ""
 
 
 def plan(node: ObservedNode) -> CleaningPlan:
     """Return what to remove from the node."""
     if node.daemon in (DaemonKind.HOTNIC, DaemonKind.SILENT):
-        return CleaningPlan(
-            (), (), "the multus daemon still runs and would write its files again; delete its DaemonSet, then try again"
-        )
+        blocked = "the multus daemon still runs and would write its files again; delete its DaemonSet, then try again"
+        return CleaningPlan((), (), blocked)
     remove: list[NodeItem] = []
     left: list[NodeItem] = []
-    keep_shim = _plan_configurations(node, remove, left)
+    callers = _plan_configurations(node, remove, left)
+    refused, later, kept_records = "", "", set[str]()
     alive = [sandbox for sandbox in node.sandboxes if sandbox.alive]
-    if not keep_shim and node.crio and alive:
-        # CRI-O deletes a sandbox by the configuration with which it was created. containerd uses the current one.
-        keep_shim = (
-            f"CRI-O deletes the {len(alive)} pods that it created with the shim by the shim; without one they could "
-            "not be deleted. Delete it when they are gone"
+    if callers:
+        refused = (
+            f"{', '.join(callers)}: hotnic did not generate this configuration, and it calls {SHIM_NAME}; "
+            "delete it, then clean this node again"
         )
+    if node.shim and node.crio and alive:
+        # CRI-O deletes a sandbox by the configuration with which it was created. containerd uses the current one.
+        later = (
+            f"CRI-O deletes the running pods that it created with {node.shim} ({len(alive)}) by it; clean this node "
+            "again when they are gone"
+        )
+        # The next attempt finds these pods by their records.
+        kept_records = {path for sandbox in alive for path in sandbox.files}
     remove += [NodeItem(path, "a file that was never completed") for path in node.unfinished]
-    if node.shim and keep_shim:
-        left.append(NodeItem(node.shim, keep_shim))
+    if node.shim and (callers or later):
+        left.append(NodeItem(node.shim, f"called by {', '.join(callers)}" if callers else later))
     elif node.shim:
         remove.append(NodeItem(node.shim, "the CNI shim"))
-    if node.daemon is DaemonKind.OTHER:
-        left += [NodeItem(path, "another multus daemon serves in this directory") for path in node.socket_files]
-    else:
-        remove += [NodeItem(path, "the daemon's socket or a record") for path in node.socket_files]
-    remove += [NodeItem(path, "the record of a sandbox") for path in node.record_files]
-    remove += [NodeItem(path, "a directory of the daemon") for path in node.directories if not _is_used(path, node)]
+    foreign_socket = node.socket_files if node.daemon is DaemonKind.OTHER else ()
+    left += [NodeItem(path, "another multus daemon serves in this directory") for path in foreign_socket]
+    left += [
+        NodeItem(path, "the record of a pod that needs the shim") for path in sorted(kept_records - {*foreign_socket})
+    ]
+    kept = {*node.foreign, *foreign_socket, *kept_records}
+    for files, reason in (
+        (node.socket_files, "the daemon's socket or a record"),
+        (node.record_files, "the record of a sandbox"),
+    ):
+        remove += [NodeItem(path, reason) for path in files if path not in kept]
+    remove += [NodeItem(path, "a directory of the daemon") for path in node.directories if not _is_used(path, kept)]
     left += [NodeItem(path, "not a file of hotnic") for path in node.foreign]
     for sandbox in node.sandboxes:
         left += _leases(sandbox)
-    return CleaningPlan(tuple(remove), tuple(left), "")
+    return CleaningPlan(tuple(remove), tuple(left), refused=refused, later=later)
 
 
-def _plan_configurations(node: ObservedNode, remove: list[NodeItem], left: list[NodeItem]) -> str:
-    """Sort the configurations; return why the shim has to stay, or an empty string."""
-    keep_shim = ""
+def _plan_configurations(node: ObservedNode, remove: list[NodeItem], left: list[NodeItem]) -> list[str]:
+    """Sort the configurations; return those that call the shim and stay."""
+    callers: list[str] = []
     for name, types in node.plugin_types.items():
         path = f"{node.conf_dir}/{name}"
         if name == CONF_NAME and types == (SHIM_NAME,):
@@ -130,12 +150,11 @@ def _plan_configurations(node: ObservedNode, remove: list[NodeItem], left: list[
             left.append(NodeItem(path, f"it calls {', '.join(types) or 'no plugin'} and is not hotnic's"))
         elif SHIM_NAME in types:
             left.append(NodeItem(path, f"it calls {SHIM_NAME}, but hotnic did not generate it; delete it by hand"))
-            keep_shim = f"{path} calls it"
-    return keep_shim
+            callers.append(path)
+    return callers
 
 
-def _is_used(directory: str, node: ObservedNode) -> bool:
-    kept = (*node.foreign, *(node.socket_files if node.daemon is DaemonKind.OTHER else ()))
+def _is_used(directory: str, kept: Collection[str]) -> bool:
     return any(path.startswith(f"{directory}/") for path in kept)
 
 

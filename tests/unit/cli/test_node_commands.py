@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,60 @@ def test_a_relative_directory_is_refused(node: FakeNode, capsys: pytest.CaptureF
     assert node.files() == before
 
 
+def foreign_caller(node: FakeNode) -> None:
+    """Leave a configuration that calls the shim and that hotnic did not generate, and another such one."""
+    for name in ("05-x", "06-y"):
+        node.put(f"etc/cni/net.d/{name}.conflist", json.dumps({"plugins": [OURS]}))
+
+
+def crio_pod(node: FakeNode) -> None:
+    """Make CRI-O the runtime, with the running pod of :meth:`FakeNode.install`."""
+    (node.root / "run/crio").mkdir()
+    node.put("run/crio/crio.sock", "")
+
+
+@pytest.mark.parametrize(
+    ("leave", "code", "said"),
+    [
+        (
+            foreign_caller,
+            3,
+            "Error: /etc/cni/net.d/05-x.conflist, /etc/cni/net.d/06-y.conflist: hotnic did not generate this "
+            "configuration, and it calls hotnic-multus; delete it, then clean this node again\n",
+        ),
+        (
+            crio_pod,
+            4,
+            "Error: CRI-O deletes the running pods that it created with /opt/cni/bin/hotnic-multus (1) by it; "
+            "clean this node again when they are gone\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_the_exit_code_tells_a_node_where_the_shim_stays_from_a_clean_one(
+    node: FakeNode,
+    leave: Callable[[FakeNode], None],
+    code: int,
+    said: str,
+    dry_run: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    node.install()
+    leave(node)
+    arguments = ["node", "clean", "--host-root", str(node.root)]
+    for _ in range(2):
+        assert main([*arguments, *dry_run]) == code
+        made = capsys.readouterr()
+        assert made.err == said
+        assert "left /opt/cni/bin/hotnic-multus: " in made.out
+        assert SHIM in node.files()
+    for path in ("etc/cni/net.d/05-x.conflist", "etc/cni/net.d/06-y.conflist", "run/netns/cni-1"):
+        (node.root / path).unlink(missing_ok=True)
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    assert SHIM not in node.files()
+
+
 EMPTY = ObservedNode(DaemonKind.NONE, "/c", {}, "", (), (), (), (), (), (), False)
 LINKS = (RecordedLink("eth0", "pods", "cluster"),)
 
@@ -222,15 +277,29 @@ def test_the_shim_stays_while_another_configuration_calls_it() -> None:
     assert removed(node) == []
     assert [(item.path, item.reason) for item in plan(node).left] == [
         ("/c/05-x.conflist", "it calls hotnic-multus, but hotnic did not generate it; delete it by hand"),
-        ("/b/hotnic-multus", "/c/05-x.conflist calls it"),
+        ("/b/hotnic-multus", "called by /c/05-x.conflist"),
     ]
+    # Without the shim, too: no pod can start there.
+    assert plan(changed(plugin_types=node.plugin_types)).refused == plan(node).refused != ""
 
 
 @pytest.mark.parametrize(("crio", "alive", "stays"), [(True, True, True), (True, False, False), (False, True, False)])
 def test_the_shim_stays_for_pods_that_only_it_can_delete(crio: bool, alive: bool, stays: bool) -> None:
-    sandboxes = (RecordedSandbox("default/p", alive, LINKS),)
-    node = changed(shim="/b/hotnic-multus", sandboxes=sandboxes, crio=crio)
-    assert ("/b/hotnic-multus" not in removed(node)) is stays
+    sandboxes = (RecordedSandbox("default/p", alive, LINKS, ("/s/sandboxes/a.json", "/r/records/a.unsettled")),)
+    files = {"/b/hotnic-multus", "/s/sandboxes/a.json", "/r/records/a.unsettled", "/s/sandboxes", "/s"}
+    node = changed(
+        shim="/b/hotnic-multus",
+        sandboxes=sandboxes,
+        crio=crio,
+        socket_files=("/r/records/a.unsettled",),
+        record_files=("/s/sandboxes/a.json",),
+        directories=("/s/sandboxes", "/s"),
+    )
+    # The records too: by them the next attempt finds the pods.
+    assert set(removed(node)) == (set() if stays else files)
+    assert bool(plan(node).later) is stays
+    called = msgspec.structs.replace(node, plugin_types={"05-x.conflist": ("hotnic-multus",)})
+    assert set(removed(called)) == (set() if stays else files - {"/b/hotnic-multus"})
 
 
 @pytest.mark.parametrize("daemon", [DaemonKind.HOTNIC, DaemonKind.SILENT])

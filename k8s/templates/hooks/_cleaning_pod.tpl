@@ -36,6 +36,8 @@ spec:
         - --cni-bin-dir={{ .Values.cniBinDir }}
         - --state-dir={{ .Values.multus.stateDir }}
         - --socket-dir={{ .Values.multus.socketDir }}
+      {{- /* The hook reads the command's error from the pod's status, and so needs no permission to read logs. */}}
+      terminationMessagePolicy: FallbackToLogsOnError
       {{- /* DAC_OVERRIDE: as in multus' init container. */}}
       {{- include "hotnic.nodeContainer" (dict "root" . "capabilities" (list "DAC_OVERRIDE")) | nindent 6 }}
       resources:

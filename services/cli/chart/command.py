@@ -37,7 +37,8 @@ def uninstall(
 ) -> None:
     """Remove the aggregated APIs, the multus daemons and their files on every node, before a release is deleted.
 
-    Nodes that are not reached are listed; they do not make the command fail, because the release goes in any case.
+    Nodes that are not reached or not clean are listed; they do not make the command fail, because the release goes in
+    any case.
     """
     import msgspec
 

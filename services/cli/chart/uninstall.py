@@ -15,11 +15,16 @@ import msgspec
 
 from schemas.kubernetes.api_registration import API_SERVICES
 from schemas.kubernetes.objects import Condition, ObjectMeta, Resource
+from services.cli.errors import ForeignConfiguration, StillInProgress
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError, NotFound
 
 POLL_INTERVAL: Final = 1.0
 """Seconds between two observations of the nodes and pods."""
+SETTLED: Final = (ForeignConfiguration.exit_code, StillInProgress.exit_code)
+"""Exit codes of ``hotnic node clean`` after which another attempt within minutes would change nothing."""
+ERROR: Final = "Error: "
+"""What click puts before the message of an error."""
 
 
 class ClusterNodeStatus(msgspec.Struct, frozen=True):
@@ -41,11 +46,35 @@ class PlacedPodSpec(msgspec.Struct, frozen=True, rename="camel"):
     node_name: str = ""
 
 
-class PlacedPodStatus(msgspec.Struct, frozen=True):
-    """The phase of a pod, and why it is in it."""
+class ContainerEnd(msgspec.Struct, frozen=True, rename="camel"):
+    """How a container has ended.
+
+    :ivar message: the end of its log.
+    """
+
+    exit_code: int = 0
+    message: str = ""
+
+
+class CleaningContainerState(msgspec.Struct, frozen=True):
+    """A state of a container, if it has ended in it."""
+
+    terminated: ContainerEnd | None = None
+
+
+class CleaningContainer(msgspec.Struct, frozen=True, rename="camel"):
+    """The state of the container that cleans a node, and that before the kubelet has started it again."""
+
+    state: CleaningContainerState = CleaningContainerState()
+    last_state: CleaningContainerState = CleaningContainerState()
+
+
+class PlacedPodStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """The phase of a pod, why it is in it, and its containers."""
 
     phase: str = ""
     message: str = ""
+    container_statuses: list[CleaningContainer] = []
 
 
 class PlacedPod(msgspec.Struct, frozen=True):
@@ -66,12 +95,14 @@ class CleaningProgress(msgspec.Struct, frozen=True):
 
     :ivar create: nodes that need a cleaning pod now.
     :ivar cleaned: nodes that are done.
-    :ivar waiting: why each other node is not done.
+    :ivar waiting: why a node is not done yet.
+    :ivar remaining: why something of hotnic stays on a node, where no further attempt changes that soon.
     """
 
     create: tuple[str, ...]
     cleaned: tuple[str, ...]
     waiting: dict[str, str]
+    remaining: dict[str, str]
 
 
 def progress(
@@ -80,11 +111,18 @@ def progress(
     """Return how far the cleaning is, from the nodes, the pods of multus daemons and the cleaning pods."""
     with_daemon = {pod.spec.node_name for pod in daemons}
     pods = {pod.spec.node_name: pod for pod in cleaning}
-    create, cleaned, waiting = list[str](), list[str](), dict[str, str]()
+    create, cleaned = list[str](), list[str]()
+    waiting, remaining = dict[str, str](), dict[str, str]()
     for node in sorted(nodes, key=lambda node: node.metadata.name):
         name, pod = node.metadata.name, pods.get(node.metadata.name)
         if pod is not None and pod.status.phase == "Succeeded":
             cleaned.append(name)
+            continue
+        end = None if pod is None else _last_end(pod)
+        if end is not None and end.exit_code in SETTLED:
+            remaining[name] = (
+                _reason(end) or f"the cleaning pod ended with code {end.exit_code}, and its log is not known"
+            )
             continue
         if not _is_ready(node):
             waiting[name] = "the node is not ready"
@@ -93,11 +131,28 @@ def progress(
         elif pod is None:
             waiting[name] = "the cleaning pod has not started"
         else:
-            waiting[name] = f"the cleaning pod is {pod.status.phase or 'Pending'}: {pod.status.message or 'no reason'}"
+            reason = pod.status.message or (_reason(end) if end is not None else "") or "no reason"
+            waiting[name] = f"the cleaning pod is {pod.status.phase or 'Pending'}: {reason}"
         # On a node that is not ready the pod waits for the kubelet, in case the node returns in time.
         if pod is None and name not in with_daemon:
             create.append(name)
-    return CleaningProgress(tuple(create), tuple(cleaned), waiting)
+    return CleaningProgress(tuple(create), tuple(cleaned), waiting, remaining)
+
+
+def _last_end(pod: PlacedPod) -> ContainerEnd | None:
+    """Return how the container of a cleaning pod has ended last."""
+    for container in pod.status.container_statuses:
+        for state in (container.state, container.last_state):
+            if state.terminated is not None:
+                return state.terminated
+    return None
+
+
+def _reason(end: ContainerEnd) -> str:
+    """Return the error of the command, which may stand anywhere, because output and errors are two streams."""
+    lines = end.message.split("\n")
+    errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    return (errors or [line for line in lines if line] or [""])[-1]
 
 
 def cleaning_pod(template: Mapping[str, Any], node: str) -> dict[str, Any]:
@@ -142,7 +197,7 @@ class Uninstall:
         :param labels: label selector of the nodes.
         :param timeout: seconds.
         """
-        found = CleaningProgress((), (), {"?": "the nodes cannot be listed"})
+        found = CleaningProgress((), (), {"?": "the nodes cannot be listed"}, {})
         try:
             async with asyncio.timeout(timeout):
                 while found.waiting:
@@ -208,7 +263,9 @@ class Uninstall:
             self._say(f"nodes cleaned: {', '.join(found.cleaned)}")
         for node, reason in found.waiting.items():
             self._say(f"node NOT cleaned: {node}: {reason}")
-        if found.waiting:
+        for node, reason in found.remaining.items():
+            self._say(f"node NOT cleaned completely: {node}: {reason}")
+        if found.waiting or found.remaining:
             arguments = self._template["spec"]["containers"][0]["args"]
             self._say(f"on each of them run this image with the node's root at /host: hotnic {' '.join(arguments)}")
 

@@ -1,5 +1,6 @@
 """The hooks of the Helm chart: what `helm uninstall` and `helm test` run in the cluster."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from schemas.kubernetes.objects import Condition, ObjectMeta, Pod, Resource
 from services.cli.chart.attachment import check_apis, check_attachment
 from services.cli.chart.uninstall import (
+    CleaningContainer,
+    CleaningContainerState,
     CleaningProgress,
     ClusterNode,
     ClusterNodeStatus,
+    ContainerEnd,
     PlacedPod,
     PlacedPodSpec,
     PlacedPodStatus,
@@ -48,36 +52,68 @@ def placed(node: str, phase: str = "", name: str = "pod", message: str = "") -> 
     return PlacedPod(ObjectMeta(name=name), PlacedPodSpec(node), PlacedPodStatus(phase, message))
 
 
+def ended(node: str, code: int, message: str, *, restarted: bool = False) -> PlacedPod:
+    """Return a cleaning pod whose container has ended with this code; the kubelet starts it again."""
+    end = CleaningContainerState(ContainerEnd(code, message))
+    container = CleaningContainer(last_state=end) if restarted else CleaningContainer(state=end)
+    return PlacedPod(ObjectMeta(name="pod"), PlacedPodSpec(node), PlacedPodStatus("Running", "", [container]))
+
+
+CALLED = "/etc/cni/net.d/05-x.conf: hotnic did not generate this configuration; delete it"
+LOG = f"removed /run/multus: x\nError: {CALLED}\nleft /opt/cni/bin/hotnic-multus: y\n"
+"""The end of a container's log; the order of the two streams is not fixed."""
+
+
 @pytest.mark.parametrize(
     ("nodes", "daemons", "cleaning", "expected"),
     [
-        ([], [], [], CleaningProgress((), (), {})),
+        ([], [], [], CleaningProgress((), (), {}, {})),
         (
             [cluster_node("a")],
             [placed("a")],
             [],
-            CleaningProgress((), (), {"a": "the multus daemon has not ended"}),
+            CleaningProgress((), (), {"a": "the multus daemon has not ended"}, {}),
         ),
-        ([cluster_node("a")], [], [], CleaningProgress(("a",), (), {"a": "the cleaning pod has not started"})),
+        ([cluster_node("a")], [], [], CleaningProgress(("a",), (), {"a": "the cleaning pod has not started"}, {})),
         (
             [cluster_node("a")],
             [],
             [placed("a", "Pending", message="image hotnic:dev not found")],
-            CleaningProgress((), (), {"a": "the cleaning pod is Pending: image hotnic:dev not found"}),
+            CleaningProgress((), (), {"a": "the cleaning pod is Pending: image hotnic:dev not found"}, {}),
         ),
-        ([cluster_node("a")], [], [placed("a", "Succeeded")], CleaningProgress((), ("a",), {})),
+        ([cluster_node("a")], [], [placed("a", "Succeeded")], CleaningProgress((), ("a",), {}, {})),
         # A node that is not ready keeps its daemon's pod for ever; without one it gets a pod, in case it returns.
-        ([cluster_node("a", "Unknown")], [placed("a")], [], CleaningProgress((), (), {"a": "the node is not ready"})),
-        ([cluster_node("a", "False")], [], [], CleaningProgress(("a",), (), {"a": "the node is not ready"})),
+        (
+            [cluster_node("a", "Unknown")],
+            [placed("a")],
+            [],
+            CleaningProgress((), (), {"a": "the node is not ready"}, {}),
+        ),
+        ([cluster_node("a", "False")], [], [], CleaningProgress(("a",), (), {"a": "the node is not ready"}, {})),
+        # What no further attempt changes is not waited for, and the kubelet's next attempts change nothing of that.
+        ([cluster_node("a")], [], [ended("a", 3, LOG)], CleaningProgress((), (), {}, {"a": CALLED})),
+        ([cluster_node("a")], [], [ended("a", 4, LOG, restarted=True)], CleaningProgress((), (), {}, {"a": CALLED})),
+        (
+            [cluster_node("a", "False")],
+            [],
+            [ended("a", 3, "")],
+            CleaningProgress((), (), {}, {"a": "the cleaning pod ended with code 3, and its log is not known"}),
+        ),
+        (
+            [cluster_node("a")],
+            [],
+            [ended("a", 1, "removed /x: y\nfailed /run/multus: the multus daemon still runs\n", restarted=True)],
+            CleaningProgress(
+                (), (), {"a": "the cleaning pod is Running: failed /run/multus: the multus daemon still runs"}, {}
+            ),
+        ),
         # The nodes are independent of each other.
         (
             [cluster_node("b"), cluster_node("a"), cluster_node("c")],
             [placed("b")],
             [placed("a", "Succeeded")],
             CleaningProgress(
-                ("c",),
-                ("a",),
-                {"b": "the multus daemon has not ended", "c": "the cleaning pod has not started"},
+                ("c",), ("a",), {"b": "the multus daemon has not ended", "c": "the cleaning pod has not started"}, {}
             ),
         ),
     ],
@@ -86,6 +122,14 @@ def test_progress(
     nodes: list[ClusterNode], daemons: list[PlacedPod], cleaning: list[PlacedPod], expected: CleaningProgress
 ) -> None:
     assert progress(nodes, daemons, cleaning) == expected
+
+
+def test_the_end_of_a_container_is_read_from_the_status_of_its_pod() -> None:
+    end = {"terminated": {"exitCode": 3, "reason": "Error", "message": LOG}}
+    status = {"name": "clean", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": end}
+    document = {"spec": {"nodeName": "a"}, "status": {"phase": "Running", "containerStatuses": [status]}}
+    found = msgspec.json.decode(msgspec.json.encode(document), type=PlacedPod)
+    assert progress([cluster_node("a")], [], [found]).remaining == {"a": CALLED}
 
 
 def test_cleaning_pod_is_bound_to_its_node_and_has_a_name_of_its_own() -> None:
@@ -104,6 +148,7 @@ class ScriptedCluster:
     :ivar unready: the nodes that are not ready.
     :ivar errors: the error of the first request that has this key.
     :ivar refused: the nodes on which no pod may be created.
+    :ivar ends: code and log of the cleaning pods that do not succeed, by node.
     """
 
     def __init__(self) -> None:
@@ -113,6 +158,7 @@ class ScriptedCluster:
         self.errors: dict[str, Exception] = {}
         self.pods: dict[str, str] = {}
         self.refused: set[str] = set()
+        self.ends: dict[str, tuple[int, str]] = {}
 
     def _check(self, key: str) -> None:
         if key in self.errors:
@@ -140,12 +186,15 @@ class ScriptedCluster:
             return Listing([placed(node) for node in sorted(self.daemons)], "1")
         assert "component=uninstall-node" in labels
         return Listing(
-            [
-                placed(node, "Pending" if node in self.unready else "Succeeded", name)
-                for name, node in self.pods.items()
-            ],
+            [self._cleaning_pod(name, node) for name, node in self.pods.items()],
             "1",
         )
+
+    def _cleaning_pod(self, name: str, node: str) -> PlacedPod:
+        if node in self.ends:
+            pod = ended(node, *self.ends[node])
+            return msgspec.structs.replace(pod, metadata=ObjectMeta(name=name))
+        return placed(node, "Pending" if node in self.unready else "Succeeded", name)
 
     async def create(self, resource: Resource[Any], namespace: str | None, body: Mapping[str, Any]) -> None:
         name, node = body["metadata"]["name"], body["spec"]["nodeName"]
@@ -173,6 +222,18 @@ async def test_apis_go_first_then_daemons_then_the_nodes_are_cleaned() -> None:
     assert found.cleaned == ("node-1", "node-2")
     assert not cluster.pods, "no pod is left"
     assert "nodes cleaned: node-1, node-2" in lines
+
+
+async def test_a_node_whose_shim_stays_is_reported_at_once_with_the_file_and_fails_nothing() -> None:
+    cluster = ScriptedCluster()
+    cluster.ends = {"node-2": (3, LOG)}
+    began = asyncio.get_running_loop().time()
+    found, lines = await run_uninstall(cluster, timeout=3600.0)
+    assert asyncio.get_running_loop().time() - began < 60
+    assert (found.cleaned, found.waiting) == (("node-1",), {})
+    assert f"node NOT cleaned completely: node-2: {CALLED}" in lines
+    assert lines[-1].endswith("hotnic node clean --host-root=/host")
+    assert not cluster.pods
 
 
 async def test_a_node_that_is_not_ready_is_reported_with_the_command_and_stops_nothing() -> None:

@@ -176,7 +176,8 @@ async def test_a_plug_during_a_migration_is_finished_on_the_target(cluster: Clus
         # The networks role handles pods only, whatever happens to the VMI.
         cluster.attach(source)
     if reached == "guest-attached":
-        await kube.until(lambda: "domain" in source.status("iface1").get("infoSource", ""))
+        # The guest agent comes last; after it nothing of the status changes any more.
+        await kube.until(lambda: "guest-agent" in source.status("iface1").get("infoSource", ""))
         cluster.start()
     before = source.links(), cluster.vmi().status.interfaces
 

@@ -35,8 +35,20 @@ def call(
     return decode(json.dumps({"env": env, "config": document}).encode())
 
 
+def remove_unusable_bridges() -> None:
+    """Remove bridges that an interrupted plugin has created and not given their address.
+
+    Without ports such a bridge has the MAC 00:00:00:00:00:00, and the plugin (1.1.1) fails at each ADD until it is
+    gone.
+    """
+    for link in json.loads(namespaces.ip(HOST, "-j", "link", "show", "type", "bridge")):
+        if link.get("address") == "00:00:00:00:00:00":
+            namespaces.ip(HOST, "link", "del", link["ifname"])
+
+
 async def interrupt(parts: DaemonParts, call: CniCall, after: float) -> bool:
     """Start a call and interrupt it; return whether it had finished."""
+    remove_unusable_bridges()
     handle = parts.call_handler.handle_cni if call.ifname == "eth0" else parts.call_handler.handle_delegate
     task = asyncio.create_task(handle(call))
     done, _ = await asyncio.wait([task], timeout=after)

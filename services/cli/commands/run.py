@@ -1,9 +1,11 @@
 """``hotnic run ROLE``: runs one of hotnic's roles in this process; the same as ``python -m services.ROLE``.
 
-A role is configured by environment variables; its own ``--help`` lists them.
+A role is configured by environment variables; its help text lists them. A role is imported only when it runs or when
+its help text is requested. Next: :mod:`services.common.runtime.process`, the frame of every role's process.
 """
 
 import importlib
+from types import ModuleType
 
 import click
 
@@ -19,26 +21,44 @@ ROLES = {
 """One line about each role, for the help text."""
 
 
-@click.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
-    epilog="\b\n"
-    + "\n".join(f"{name:<11} {what}" for name, what in ROLES.items())
-    + "\n\n"
-    + examples(
+class RoleCommand(click.Command):
+    """A role. Its help text is the role's own, with all settings; its other options are passed to the role."""
+
+    def __init__(self, role: str, short_help: str) -> None:
+        super().__init__(
+            role,
+            params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
+            callback=lambda arguments: _import_role(role).main(list(arguments)),
+            short_help=short_help,
+            context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+        )
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the role's help text."""
+        from services.common.runtime.process import help_text
+
+        assert self.name is not None
+        return help_text(self.name, _import_role(self.name).Settings).rstrip()
+
+
+def _import_role(role: str) -> ModuleType:
+    return importlib.import_module(f"services.{role}.__main__")
+
+
+@click.group(
+    commands=[RoleCommand(role, short_help) for role, short_help in ROLES.items()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="ROLE [--help] [--print-config]",
+    epilog=examples(
         "# List the settings of a role",
-        "hotnic run handler -- --help",
+        "hotnic run handler --help",
         "# Print the settings in effect",
         "hotnic run handler --print-config",
     ),
 )
-@click.argument("role", type=click.Choice(list(ROLES)))
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(role: str, arguments: tuple[str, ...]) -> int:
+def run() -> None:
     """Run one of hotnic's roles until it receives SIGTERM or SIGINT.
 
-    A role is configured by environment variables: `hotnic run ROLE -- --help` lists them,
+    A role is configured by environment variables: `hotnic run ROLE --help` lists them,
     `hotnic run ROLE --print-config` prints the values in effect.
     """
-    module = importlib.import_module(f"services.{role}.__main__")
-    code: int = module.main(list(arguments))
-    return code

@@ -115,16 +115,26 @@ def main(
 
 
 def help_text(role: str, settings: type[msgspec.Struct]) -> str:
-    """Return the text of ``--help``: every variable with its description and default."""
+    """Return the text of ``--help``: every variable with its description and default, and examples."""
+    variables = settings_module.variables(settings)
     lines = [
         f"usage: hotnic run {role} [--help] [--print-config]",
         "",
         "Environment variables (besides OTEL_* of OpenTelemetry):",
         "",
     ]
-    for variable in settings_module.variables(settings):
+    for variable in variables:
         default = "required" if variable.required else f"default: {_format_default(variable.default)}"
         lines += [f"  {variable.name}", f"      {variable.description or 'no description'} ({default})"]
+    required = "".join(f"{variable.name}=VALUE " for variable in variables if variable.required)
+    lines += [
+        "",
+        "Examples:",
+        "  # Print the settings in effect",
+        f"  {required}hotnic run {role} --print-config",
+        "  # Run the role and log in detail",
+        f"  {required}HOTNIC_LOG_LEVEL=debug hotnic run {role}",
+    ]
     return "\n".join(lines) + "\n"
 
 

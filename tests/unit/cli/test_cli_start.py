@@ -1,5 +1,6 @@
 """Help texts and usage errors: no large library is imported for them, and every command's examples are valid."""
 
+import importlib
 import json
 import re
 import resource
@@ -14,6 +15,7 @@ import pytest
 from services.cli.__main__ import hotnic, main, program_name
 from services.cli.commands.run import ROLES
 from services.cli.lazy import ExternalCommand, LazyGroup
+from services.common.runtime.settings import variables
 
 HEAVY = ("aiohttp", "kubernetes_asyncio", "nats", "grpc", "rich", "opentelemetry", "pyroute2", "msgspec", "yaml")
 COMMANDS = [
@@ -58,6 +60,7 @@ WRONG = [
     ["doctor", "vm", "-A"],
     ["doctor", "--node-paths", "nonsense=/x"],
     ["lab", "exec"],
+    ["run"],
     ["run", "nobody"],
     ["node", "clean", "--timeout", "soon"],
     ["node", "clean", "-o", "yaml"],
@@ -158,16 +161,41 @@ def parse(words: list[str]) -> None:
 def test_examples_of_each_command_are_valid(path: str, command: click.Command) -> None:
     _, _, shown = command.get_help(click.Context(command)).partition("Examples:\n")
     lines = [line.strip() for line in shown.splitlines() if not line.strip().startswith("#")]
-    typed = [re.sub(r".*\$\((.*)\).*", r"\1", line) for line in lines if "hotnic " in line]
+    # Without a shell's substitution around the command, and without variables in front of it.
+    typed = [re.sub(r"(.*\$\((.*)\).*|^(?:\w+=\S+ )+(.*))", r"\2\3", line) for line in lines if "hotnic " in line]
     assert any(line.startswith(f"hotnic {path}") for line in typed)
     for line in typed:
         parse(shlex.split(line)[1:])
 
 
 @pytest.mark.parametrize("role", sorted(ROLES))
-def test_run_calls_the_role_in_this_process(role: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", role, "--", "--help"]) == 0
-    assert "HOTNIC_" in capsys.readouterr().out
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_of_a_role_lists_its_settings_and_an_example(
+    role: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", role, option]) == 0
+    output = capsys.readouterr().out
+    for variable in variables(importlib.import_module(f"services.{role}.__main__").Settings):
+        assert f"\n  {variable.name}\n      {variable.description} (" in output
+    assert f"hotnic run {role} --print-config\n" in output
+
+
+def test_help_of_run_lists_the_roles(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help"]) == 0
+    output = capsys.readouterr().out
+    for role, what in ROLES.items():
+        assert re.search(rf"^  {role} +{re.escape(what)}$", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_run_calls_the_role_in_this_process(
+    role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOTNIC_NODE_NAME", "node-1")
+    assert main(["run", role, "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out)["HOTNIC_NODE_NAME"] == "node-1"
+    assert main(["run", role, "--verbose"]) == 2
+    assert f"hotnic run {role}: no such option: --verbose" in capsys.readouterr().err
 
 
 def test_closed_pipe_prints_no_error() -> None:

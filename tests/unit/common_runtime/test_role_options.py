@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 import pytest
 
-from services.common.runtime.process import RoleRuntime, main
+from services.common.runtime.process import RoleRuntime, help_text, main
 from services.common.runtime.settings import CommonSettings
 
 
@@ -44,8 +44,16 @@ def test_help_lists_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
         "KUBECONFIG",
         "NATS_URL",
         "(default: info)",
+        "Examples:\n  # Print the settings in effect\n  hotnic run test --print-config\n",
     ):
         assert expected in text
+
+
+def test_examples_set_the_required_variables() -> None:
+    class Required(CommonSettings, frozen=True, kw_only=True):
+        node_name: str
+
+    assert "\n  HOTNIC_NODE_NAME=VALUE HOTNIC_LOG_LEVEL=debug hotnic run test\n" in help_text("test", Required)
 
 
 @pytest.mark.parametrize("argv", [["--verbose"], ["--print-config", "now"]])

@@ -37,7 +37,11 @@ class Collector:
         :raises ValueError: it is neither; the message says what is expected.
         """
         parts = urlsplit(url)
-        if parts.scheme not in PROTOCOLS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
+        if "@" in parts.netloc:
+            raise ValueError("the address of a collector contains a user, which is not supported")  # and not shown
+        # `urlsplit` accepts white space in a host and removes it elsewhere. Port 0 is none.
+        malformed = any(character.isspace() for character in url) or parts.port == 0
+        if malformed or parts.scheme not in PROTOCOLS or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"{url!r} is no address of a collector; use http://HOST:4318 or grpc://HOST:4317")
         path = parts.path.rstrip("/")
         if parts.scheme == "grpc" and path:

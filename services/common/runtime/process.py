@@ -24,7 +24,7 @@ from services.common.runtime.tasks import Tasks, Work
 from services.common.telemetry import Telemetry
 from services.common.telemetry import configure as configure_telemetry
 from services.common.telemetry.logs import Log, configure
-from services.common.telemetry.otlp import UnsupportedProtocol, target_of
+from services.common.telemetry.otlp import InvalidOtlpVariable, target_of
 
 S = TypeVar("S", bound=CommonSettings)
 Instrument: TypeAlias = Callable[[Telemetry], Telemetry]
@@ -97,7 +97,7 @@ def main(
     try:
         loaded = settings_module.load(settings)
         target_of(os.environ)  # for its error: the variables of OpenTelemetry are no fields of the settings
-    except (SettingsError, UnsupportedProtocol) as error:
+    except (SettingsError, InvalidOtlpVariable) as error:
         sys.stderr.write(f"hotnic run {role}: {error}\n")
         return 2
     if arguments:

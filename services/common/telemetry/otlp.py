@@ -5,7 +5,8 @@ Next: :mod:`services.common.telemetry.setup`, which exports every span through i
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from opentelemetry.sdk.trace.export import SpanExporter
@@ -18,14 +19,25 @@ _TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 OtlpProtocol = Literal["grpc", "http/protobuf"]
 
 
-class UnsupportedProtocol(ValueError):
-    """A variable names a protocol that hotnic does not export by."""
+_EXPECTED: Final[Mapping[OtlpProtocol, str]] = {
+    "http/protobuf": "http://HOST:4318 or https://HOST:4318",
+    "grpc": "http://HOST:4317, https://HOST:4317 or a name of gRPC such as HOST:4317",
+}
+"""The form of an endpoint, for error messages."""
+
+_GRPC_SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock"})
+"""The schemes of gRPC's own names of servers."""
+
+
+class InvalidOtlpVariable(ValueError):
+    """A variable names a protocol that hotnic does not export by, or an endpoint to which nothing can be exported."""
 
 
 class OtlpTarget(msgspec.Struct, frozen=True):
     """A collector.
 
-    :ivar endpoint: with HTTP the complete URL, with gRPC that of the server. The scheme ``http`` means without TLS.
+    :ivar endpoint: with HTTP the complete URL, with gRPC that of the server or its name. The scheme ``http`` means
+        without TLS. A name without a scheme means TLS, unless ``OTEL_EXPORTER_OTLP_INSECURE`` is ``true``.
     """
 
     protocol: OtlpProtocol
@@ -37,15 +49,60 @@ def target_of(environ: Mapping[str, str]) -> OtlpTarget | None:
 
     The variables for traces have precedence over those for all signals. An empty variable counts as unset.
 
-    :raises UnsupportedProtocol: the protocol is neither ``grpc`` nor ``http/protobuf``, which is the default.
+    :raises InvalidOtlpVariable: the protocol is neither ``grpc`` nor ``http/protobuf``, which is the default, or the
+        endpoint has none of the forms that the OpenTelemetry specification allows for it.
     """
     exact, base = environ.get(_TRACES_ENDPOINT, "").strip(), environ.get(_ENDPOINT, "").strip()
     if not exact and not base:
         return None
     protocol = _protocol_of(environ)
+    endpoint = exact or base
+    if problem := _find_problem(protocol, endpoint):
+        raise InvalidOtlpVariable(
+            f"{_TRACES_ENDPOINT if exact else _ENDPOINT}: {_without_user(endpoint)!r} {problem}; "
+            f"set {_EXPECTED[protocol]}"
+        )
     if protocol == "grpc" or exact:
-        return OtlpTarget(protocol, exact or base)
-    return OtlpTarget(protocol, f"{base.rstrip('/')}/v1/traces")
+        return OtlpTarget(protocol, endpoint)
+    url = urlsplit(base)
+    return OtlpTarget(protocol, url._replace(path=f"{url.path.rstrip('/')}/v1/traces").geturl())
+
+
+def _find_problem(protocol: OtlpProtocol, endpoint: str) -> str:
+    """Return why nothing can be exported to an endpoint; empty if it has a valid form."""
+    # Checked first, because `urlsplit` removes some of them.
+    if any(character.isspace() or not character.isprintable() for character in endpoint):
+        return "contains white space"
+    scheme, colon, rest = endpoint.partition(":")
+    if protocol == "grpc" and colon and scheme.lower() in _GRPC_SCHEMES:
+        # The exporter would connect to the authority instead of the server.
+        has_authority = rest.startswith("//") and not rest.startswith("///")
+        return "has an authority" if has_authority else "" if rest.strip("/") else "has no host"
+    # gRPC takes a host without a scheme; HTTP does not.
+    is_url = "://" in endpoint
+    if not is_url and protocol != "grpc":
+        return "has no scheme"
+    try:
+        url = urlsplit(endpoint if is_url else f"//{endpoint}")
+    except ValueError:
+        return "is no URL"
+    if is_url and url.scheme not in ("http", "https"):
+        return f"has the scheme {url.scheme!r}" if url.scheme else "has no scheme"
+    if "@" in url.netloc:
+        return "contains a user, whose credentials belong in OTEL_EXPORTER_OTLP_HEADERS"
+    if not url.hostname or (not is_url and url.path):
+        return "has no host"
+    try:
+        return "has an invalid port" if url.port == 0 else ""
+    except ValueError:
+        return "has an invalid port"
+
+
+def _without_user(endpoint: str) -> str:
+    """Return an endpoint for an error message, without a password."""
+    before, at, after = endpoint.rpartition("@")
+    scheme, separator, _ = before.rpartition("://")
+    return f"{scheme}{separator}***@{after}" if at else endpoint
 
 
 def _protocol_of(environ: Mapping[str, str]) -> OtlpProtocol:
@@ -58,7 +115,7 @@ def _protocol_of(environ: Mapping[str, str]) -> OtlpProtocol:
             case "http/protobuf":
                 return "http/protobuf"
             case other:
-                raise UnsupportedProtocol(f"{variable}: {other!r} is not supported; set grpc or http/protobuf")
+                raise InvalidOtlpVariable(f"{variable}: {other!r} is not supported; set grpc or http/protobuf")
     return "http/protobuf"
 
 

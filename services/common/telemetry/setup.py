@@ -77,7 +77,7 @@ def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.env
     With neither, spans are created for propagation and then dropped.
 
     :param node: the Kubernetes node; ``_`` for a role that belongs to none.
-    :raises UnsupportedProtocol: the environment names an OTLP protocol that hotnic does not support.
+    :raises InvalidOtlpVariable: a variable of OTLP has a value that hotnic cannot export with.
     :raises OSError: the trace directory is not writable.
     """
     processors: list[SpanProcessor] = []

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from services.common.telemetry import configure
-from services.common.telemetry.otlp import UnsupportedProtocol, target_of
+from services.common.telemetry.otlp import InvalidOtlpVariable, target_of
 from tests.support.telemetry.otlp_receiver import grpc_receiver, http_receiver
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -33,6 +33,30 @@ HTTP, GRPC = "http/protobuf", "grpc"
         ({ENDPOINT: BASE, TRACES_PROTOCOL: GRPC}, (GRPC, BASE)),
         ({ENDPOINT: BASE, PROTOCOL: GRPC, TRACES_PROTOCOL: HTTP}, (HTTP, f"{BASE}/v1/traces")),
         ({ENDPOINT: BASE, PROTOCOL: "http/json", TRACES_PROTOCOL: GRPC}, (GRPC, BASE)),
+        ({ENDPOINT: "http://collector"}, (HTTP, "http://collector/v1/traces")),
+        ({ENDPOINT: "http://collector/?tenant=a"}, (HTTP, "http://collector/v1/traces?tenant=a")),
+        ({ENDPOINT: "HTTPS://collector"}, (HTTP, "https://collector/v1/traces")),
+        ({ENDPOINT: "https://[::1]:4318"}, (HTTP, "https://[::1]:4318/v1/traces")),
+        ({ENDPOINT: " http://collector_1:4318\n"}, (HTTP, "http://collector_1:4318/v1/traces")),
+        # A variable that is not used is not checked.
+        ({ENDPOINT: "collector:4318", TRACES_ENDPOINT: EXACT}, (HTTP, EXACT)),
+        # Forms of the gRPC client itself, which the specification allows too.
+        *(
+            ({ENDPOINT: name, PROTOCOL: GRPC}, (GRPC, name))
+            for name in (
+                "https://collector:4317",
+                "http://collector:4317/ignored",
+                "collector:4317",
+                "collector",
+                "127.0.0.1:4317",
+                "[::1]:4317",
+                "dns:collector:4317",
+                "dns:///collector:4317",
+                "ipv4:127.0.0.1:4317",
+                "unix:/run/otlp.sock",
+                "unix:///run/otlp.sock",
+            )
+        ),
     ],
 )
 def test_the_environment_names_collector_and_protocol(
@@ -45,8 +69,81 @@ def test_the_environment_names_collector_and_protocol(
 @pytest.mark.parametrize("variable", [PROTOCOL, TRACES_PROTOCOL])
 @pytest.mark.parametrize("value", ["http/json", "GRPC", "http"])
 def test_an_unsupported_protocol_is_refused_by_name(variable: str, value: str) -> None:
-    with pytest.raises(UnsupportedProtocol, match=f"{variable}: '{value}' is not supported; set grpc or http/protobuf"):
+    with pytest.raises(InvalidOtlpVariable, match=f"{variable}: '{value}' is not supported; set grpc or http/protobuf"):
         target_of({ENDPOINT: BASE, variable: value})
+
+
+INVALID = [
+    ("ftp://collector:4318", "has the scheme 'ftp'"),
+    ("grpc://collector:4317", "has the scheme 'grpc'"),
+    ("://collector", "has no scheme"),
+    ("http://", "has no host"),
+    ("http://:4318", "has no host"),
+    ("http:///v1/traces", "has no host"),
+    ("http://collector:0", "has an invalid port"),
+    ("http://collector:65536", "has an invalid port"),
+    ("http://collector:otlp", "has an invalid port"),
+    ("http://::1:4318", "has no host"),
+    ("http://[::1", "is no URL"),
+    ("http://my collector:4318", "contains white space"),
+    ("http://collector\t:4318", "contains white space"),
+    ("http://me@collector", "contains a user"),
+    ("http://me:s3cr3t@collector:4318", "contains a user"),
+    ("http://me:s3/cr3t@collector:4318", "has an invalid port"),
+]
+INVALID_BY_PROTOCOL = [
+    *((protocol, *case) for protocol in (HTTP, GRPC) for case in INVALID),
+    (HTTP, "collector:4318", "has no scheme"),
+    (HTTP, "collector", "has no scheme"),
+    (HTTP, "//collector:4318", "has no scheme"),
+    (HTTP, "http:collector:4318", "has no scheme"),
+    (HTTP, "unix:/run/otlp.sock", "has no scheme"),
+    (GRPC, "collector:99999", "has an invalid port"),
+    (GRPC, "me:s3cr3t@collector:4317", "contains a user"),
+    (GRPC, "/v1/traces", "has no host"),
+    (GRPC, "collector/v1/traces", "has no host"),
+    (GRPC, "dns:///", "has no host"),
+    (GRPC, "dns://8.8.8.8/collector:4317", "has an authority"),
+]
+
+
+@pytest.mark.parametrize("variable", [ENDPOINT, TRACES_ENDPOINT])
+@pytest.mark.parametrize(("protocol", "endpoint", "problem"), INVALID_BY_PROTOCOL)
+def test_an_endpoint_to_which_nothing_can_be_sent_is_refused(
+    variable: str, protocol: str, endpoint: str, problem: str
+) -> None:
+    with pytest.raises(InvalidOtlpVariable) as error:
+        target_of({variable: endpoint, PROTOCOL: protocol})
+    message = str(error.value)
+    assert message.startswith(f"{variable}: '")
+    assert problem in message
+    assert f"; set http://HOST:{4317 if protocol == GRPC else 4318}" in message
+    assert "s3" not in message
+
+
+def test_a_command_with_an_endpoint_without_a_scheme_is_a_usage_error() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "removeinterface", "vm", "--name", "a"],
+        env={ENDPOINT: "collector:4318", "KUBECONFIG": "/no/kubeconfig"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{ENDPOINT}: 'collector:4318' has no scheme; set http://HOST:4318" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_role_with_an_endpoint_without_a_scheme_does_not_start() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.multus", "--print-config"],
+        env={TRACES_ENDPOINT: "collector:4318"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"hotnic run multus: {TRACES_ENDPOINT}: 'collector:4318' has no scheme; set http://HOST" in done.stderr
 
 
 def test_a_command_with_an_unsupported_protocol_is_a_usage_error() -> None:
@@ -85,9 +182,11 @@ def test_spans_are_sent_over_http() -> None:
     assert received.services() == {"hotnic-api"}
 
 
-def test_spans_are_sent_over_grpc() -> None:
+@pytest.mark.parametrize("form", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "dns:///127.0.0.1:{port}"])
+def test_spans_are_sent_over_grpc(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", "true")
     with grpc_receiver() as (port, received):
-        telemetry = configure("api", environ={ENDPOINT: f"http://127.0.0.1:{port}", PROTOCOL: GRPC})
+        telemetry = configure("api", environ={ENDPOINT: form.format(port=port), PROTOCOL: GRPC})
         telemetry.tracer.start_span("exported").end()
         telemetry.shutdown()
     assert received.paths == ["TraceService/Export"]

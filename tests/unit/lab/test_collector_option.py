@@ -31,6 +31,10 @@ def test_addresses_of_collectors(url: str, expected: Collector) -> None:
         "http://collector:0x",
         "http://collector:99999",
         "http://user@collector",
+        "http://collector:0",
+        "http://collector 1",
+        "http://collector\t1",
+        " http://collector",
         "http://collector?x",
         "http://[::1",
         "grpc://collector/path",
@@ -39,6 +43,12 @@ def test_addresses_of_collectors(url: str, expected: Collector) -> None:
 def test_everything_else_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Collector.parse(url)
+
+
+def test_a_password_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="contains a user") as error:
+        Collector.parse("http://me:s3cr3t@collector")
+    assert "s3cr3t" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import asyncio
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError
@@ -25,6 +25,9 @@ USUAL_PATHS: Final = (
 )
 PROBE_DEADLINE: Final = 2.0
 
+SocketIdentity: TypeAlias = tuple[int, int]
+"""Device and inode of a socket: the same at every path that leads to it by links or bind mounts."""
+
 
 async def find_socket(setting: str | None, telemetry: HasTracer, *, host_root: str = "/") -> str:
     """Return the path of the container runtime's socket.
@@ -35,7 +38,7 @@ async def find_socket(setting: str | None, telemetry: HasTracer, *, host_root: s
     """
     if setting:
         return setting
-    return await choose_socket(candidate_paths(host_root), _is_socket, lambda path: serves_cri(path, telemetry))
+    return await choose_socket(candidate_paths(host_root), identify_socket, lambda path: serves_cri(path, telemetry))
 
 
 async def serves_cri(path: str, telemetry: HasTracer) -> bool:
@@ -57,15 +60,21 @@ def candidate_paths(host_root: str) -> list[str]:
 
 
 async def choose_socket(
-    paths: Sequence[str], exists: Callable[[str], bool], answers: Callable[[str], Awaitable[bool]]
+    paths: Sequence[str],
+    identify: Callable[[str], SocketIdentity | None],
+    answers: Callable[[str], Awaitable[bool]],
 ) -> str:
-    """Return the socket of the only runtime.
+    """Return the socket of the only runtime, by the first of its paths.
 
-    :param exists: returns whether a path is a socket.
+    :param identify: returns the identity of the socket at a path; ``None`` if there is no socket.
     :param answers: returns whether a CRI v1 runtime answers on a socket; asked only if there are several.
     :raises SettingsError: there is no socket, or more than one runtime answers.
     """
-    found = [path for path in paths if exists(path)]
+    by_identity: dict[SocketIdentity, str] = {}
+    for path in paths:
+        if (identity := identify(path)) is not None:
+            by_identity.setdefault(identity, path)
+    found = list(by_identity.values())
     if not found:
         raise SettingsError(
             VARIABLE, f"is not set, and there is no socket of a container runtime at {', '.join(paths)}; set it"
@@ -81,8 +90,10 @@ async def choose_socket(
     raise SettingsError(VARIABLE, f"is not set, and {seen}; set it to the one that the kubelet uses")
 
 
-def _is_socket(path: str) -> bool:
+def identify_socket(path: str) -> SocketIdentity | None:
+    """Return the identity of the socket at a path; ``None`` if there is no socket."""
     try:
-        return stat.S_ISSOCK(Path(path).stat().st_mode)
+        status = Path(path).stat()
     except OSError:
-        return False
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None

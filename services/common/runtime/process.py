@@ -34,8 +34,8 @@ TASKS_TIMEOUT = 3.0
 """Seconds for the tasks to end after the signal. The sum of all timeouts is below 10 s."""
 STACK_TIMEOUT = 5.0
 """Seconds for closing servers and connections; of these, a server gives running requests 4 s."""
-TELEMETRY_TIMEOUT = 0.9
-"""Seconds for exporting the remaining spans, and again for closing the health endpoints."""
+HEALTH_TIMEOUT = 0.9
+"""Seconds for closing the health endpoints; before that, telemetry takes as long for exporting the remaining spans."""
 STARTED = "started"
 
 
@@ -216,11 +216,10 @@ async def shutdown(runtime: RoleRuntime[Any], health: contextlib.AsyncExitStack,
     log.info("stopping")
     runtime.readiness.set(STARTED, False, "stopping")
     hung = bool(await runtime.tasks.stop(TASKS_TIMEOUT))
-    # Exporters block while they send the remaining spans, so they run in a thread.
-    closers: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
+    closers: list[tuple[str, float | None, Callable[[], Awaitable[None]]]] = [
         ("connections", runtime.stack_timeout, runtime.stack.aclose),
-        ("telemetry", TELEMETRY_TIMEOUT, lambda: asyncio.to_thread(runtime.telemetry.shutdown)),
-        ("health", TELEMETRY_TIMEOUT, health.aclose),
+        ("telemetry", None, lambda: close_telemetry(runtime.telemetry, log)),
+        ("health", HEALTH_TIMEOUT, health.aclose),
     ]
     for name, timeout, close in closers:
         try:
@@ -234,6 +233,15 @@ async def shutdown(runtime: RoleRuntime[Any], health: contextlib.AsyncExitStack,
             code = code or 1
     log.info("stopped")
     return (code or 1 if hung else code), hung
+
+
+async def close_telemetry(telemetry: Telemetry, log: Log) -> None:
+    """Export the remaining spans. It is no failure of the role if the collector does not take them."""
+    # This has a timeout of its own and blocks the event loop, which has nothing left to do but to answer probes. A
+    # thread of the loop's pool would keep the process from ending, and may have to wait for threads that hang.
+    telemetry.shutdown()
+    if count := telemetry.undelivered_spans:
+        log.warning("spans not delivered", count=count)
 
 
 @contextlib.contextmanager

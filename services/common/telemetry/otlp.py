@@ -1,7 +1,7 @@
 """Where and how a process exports its spans by OTLP: OpenTelemetry's standard variables, and the exporter for them.
 
 ``target_of`` decides, ``span_exporter`` creates. Only the exporter of the chosen protocol is imported.
-Next: :mod:`services.common.telemetry.setup`, which exports every span through it in batches.
+Next: :mod:`services.common.telemetry.delivery`, which exports every span through it in batches.
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,9 @@ Exporters are imported only if they are configured: each costs tens of milliseco
 """
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import quote, unquote
 from uuid import uuid4
@@ -15,15 +17,18 @@ from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.common.telemetry import otlp
+from services.common.telemetry.delivery import DeliverySpanProcessor
 from services.common.telemetry.metrics import Metrics
 from services.common.telemetry.tracer import RoleTracer
 
 TRACE_DIR = "HOTNIC_TRACE_DIR"
+SHUTDOWN_TIMEOUT = 0.9
+"""Seconds for exporting the remaining spans when a process ends."""
 
 
 class Telemetry:
@@ -34,10 +39,18 @@ class Telemetry:
     :ivar metrics: instruments that all roles share.
     """
 
-    def __init__(self, role: str, tracers: TracerProvider, meters: MeterProvider, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        role: str,
+        tracers: TracerProvider,
+        meters: MeterProvider,
+        registry: CollectorRegistry,
+        deliveries: Sequence[DeliverySpanProcessor] = (),
+    ) -> None:
         self._tracers = tracers
         self._meters = meters
         self._registry = registry
+        self._deliveries = deliveries
         self.role = role
         self.tracer: Tracer = RoleTracer(tracers.get_tracer(f"hotnic.{role}"))
         self.meter: Meter = meters.get_meter(f"hotnic.{role}")
@@ -47,10 +60,34 @@ class Telemetry:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def shutdown(self) -> None:
-        """Export the remaining spans and close the exporters. Blocks for at most the exporters' own timeout."""
-        self._tracers.shutdown()
-        self._meters.shutdown()
+    @property
+    def undelivered_spans(self) -> int:
+        """How many spans of this process its collector has not got; 0 if there is no collector."""
+        return sum(delivery.undelivered for delivery in self._deliveries)
+
+    def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT) -> None:
+        """Export the remaining spans and close the exporters.
+
+        :param timeout: seconds to block; what is not exported then is dropped.
+        """
+        closed: Future[None] = Future()
+
+        def close() -> None:
+            try:
+                self._tracers.shutdown()
+                self._meters.shutdown()
+            except Exception as error:
+                closed.set_exception(error)
+            else:
+                closed.set_result(None)
+
+        # A daemon, because an exporter that waits for its collector must not delay the end of the process.
+        threading.Thread(target=close, name="close-telemetry", daemon=True).start()
+        try:
+            closed.result(timeout)
+        except TimeoutError:
+            for delivery in self._deliveries:
+                delivery.abandon()
 
 
 def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Telemetry:
@@ -65,7 +102,8 @@ def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Tel
     registry = CollectorRegistry()
     reader = PrometheusMetricReader(registry=registry, scope_info_enabled=False)
     meters = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
-    return Telemetry(role, tracers, meters, registry)
+    deliveries = [processor for processor in processors if isinstance(processor, DeliverySpanProcessor)]
+    return Telemetry(role, tracers, meters, registry, deliveries)
 
 
 def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.environ) -> Telemetry:
@@ -81,10 +119,11 @@ def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.env
     :raises OSError: the trace directory is not writable.
     """
     processors: list[SpanProcessor] = []
-    if target := otlp.target_of(environ):
-        processors.append(BatchSpanProcessor(otlp.span_exporter(target)))
+    # The file comes first, because the collector may use up the time of the shutdown.
     if directory := environ.get(TRACE_DIR):
         processors.append(_file_processor(Path(directory), role, node))
+    if target := otlp.target_of(environ):
+        processors.append(DeliverySpanProcessor(otlp.span_exporter(target)))
     return build(role, resource_of(role, node, environ), processors)
 
 

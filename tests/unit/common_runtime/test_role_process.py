@@ -3,13 +3,16 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import msgspec
+import pytest
 
 ROOT = Path(__file__).parents[3]
 
@@ -116,16 +119,19 @@ class Process:
 
 
 @asynccontextmanager
-async def role(tmp_path: Path, *argv: str, **settings: str) -> AsyncIterator[Process]:
+async def role(
+    tmp_path: Path, *argv: str, environ: Mapping[str, str] | None = None, **settings: str
+) -> AsyncIterator[Process]:
     script = tmp_path / "role.py"
     script.write_text(ROLE)
     health = tmp_path / "health.sock"
-    environ: Mapping[str, str] = {
+    variables: Mapping[str, str] = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
         "HOTNIC_HEALTH_LISTEN": f"unix:{health}",
         "HOTNIC_TRACE_DIR": str(tmp_path / "traces"),
         **{f"HOTNIC_{name.upper()}": value for name, value in settings.items()},
+        **(environ or {}),
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -133,7 +139,7 @@ async def role(tmp_path: Path, *argv: str, **settings: str) -> AsyncIterator[Pro
         "error",
         str(script),
         *argv,
-        env=environ,
+        env=variables,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -186,6 +192,35 @@ async def test_the_role_uses_the_telemetry_that_instrument_returns(tmp_path: Pat
         assert "hotnic_bus_up 1.0" in text
         await running.stop()
     assert ['"started"' in trace.read_text() for trace in (tmp_path / "traces").glob("other-*")] == [True]
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("listening", [False, True], ids=["refused", "silent"])
+async def test_an_unreachable_collector_is_no_failure(tmp_path: Path, protocol: str, listening: bool) -> None:
+    with socket.socket() as collector:
+        collector.bind(("127.0.0.1", 0))
+        if listening:
+            # The kernel accepts connections, and nothing answers.
+            collector.listen()
+        environ = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.getsockname()[1]}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        }
+        async with role(tmp_path, environ=environ) as running:
+            await running.ready()
+            started = time.monotonic()
+            code, out, err = await running.stop()
+            took = time.monotonic() - started
+    events = [msgspec.json.decode(line) for line in err.splitlines() if line.startswith("{")]
+    assert code == 0, err
+    # Ten times what it takes is the time that the kubelet and Docker grant.
+    assert took < 10
+    assert out.splitlines()[-1] == "closed first"
+    assert [event["count"] for event in events if event["event"] == "spans not delivered"] == [1]
+    assert events[-1]["event"] == "stopped"
+    assert "Traceback" not in err.partition("signal received")[2]
+    (trace,) = (tmp_path / "traces").iterdir()
+    assert '"started"' in trace.read_text(), "the file has the span that the collector has not"
 
 
 async def test_a_failed_start_is_exit_1_after_an_ordered_shutdown(tmp_path: Path) -> None:

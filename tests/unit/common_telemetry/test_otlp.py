@@ -1,7 +1,9 @@
 """The export of spans by OTLP: which collector, by which protocol, and that the spans arrive there."""
 
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -180,6 +182,7 @@ def test_spans_are_sent_over_http() -> None:
     assert received.paths == ["/v1/traces"]
     assert list(received.spans().values()) == ["exported"]
     assert received.services() == {"hotnic-api"}
+    assert telemetry.undelivered_spans == 0
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "dns:///127.0.0.1:{port}"])
@@ -192,6 +195,29 @@ def test_spans_are_sent_over_grpc(form: str, monkeypatch: pytest.MonkeyPatch) ->
     assert received.paths == ["TraceService/Export"]
     assert list(received.spans().values()) == ["exported"]
     assert received.services() == {"hotnic-api"}
+    assert telemetry.undelivered_spans == 0
+
+
+@pytest.mark.parametrize("protocol", [HTTP, GRPC])
+def test_spans_that_the_collector_has_not_got_are_counted(protocol: str) -> None:
+    with socket.socket() as nothing:
+        nothing.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{nothing.getsockname()[1]}"
+        telemetry = configure("api", environ={ENDPOINT: endpoint, PROTOCOL: protocol})
+        for name in ("one", "two"):
+            telemetry.tracer.start_span(name).end()
+        started = time.monotonic()
+        telemetry.shutdown(0.2)
+        # Without the timeout this takes as long as the exporter tries, up to 10 s.
+        assert time.monotonic() - started < 5
+    assert telemetry.undelivered_spans == 2
+
+
+def test_without_a_collector_no_span_counts_as_undelivered() -> None:
+    telemetry = configure("api", environ={})
+    telemetry.tracer.start_span("dropped").end()
+    telemetry.shutdown()
+    assert telemetry.undelivered_spans == 0
 
 
 @pytest.mark.parametrize(

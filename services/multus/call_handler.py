@@ -120,9 +120,10 @@ class CallHandler:
 
         :param sandbox_id: the container id.
         :raises CniError: code 3, the sandbox has no record; code 4, it is not a container id; code 5, the record cannot
-            be read.
+            be read, or is damaged and not renamed yet.
         """
-        sandbox = self._records.read(sandbox_id)
+        # A request to read changes nothing. The next call or sweep renames a damaged record.
+        sandbox = self._records.read(sandbox_id, rename_damaged=False)
         if sandbox is None:
             raise CniError(cni.CniErrorCode.UNKNOWN_CONTAINER, f"sandbox {sandbox_id} has no record")
         return sandbox_view(sandbox)

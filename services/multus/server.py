@@ -1,7 +1,8 @@
 """The HTTP server on the unix socket: routes, decoding of calls, and responses that upstream's shim understands.
 
 A successful ADD returns ``{"Result": …}``, any other command an empty body. A failure is 400 with a CNI error document,
-or with a line of text if the body was not a request. ``GET /sandboxes/<id>`` returns a record, or 404 if it cannot.
+or with a line of text if the body was not a request. ``GET /sandboxes/<id>`` returns a record. It is 404 if there is
+none, as for every path that upstream's daemon does not serve, and 500 if there is one that cannot be read.
 Next: :mod:`services.multus.call_handler`, which carries out a call.
 """
 
@@ -60,7 +61,7 @@ def make_application(
     app.router.add_post(multus.CNI_PATH, _call_route(call_handler.handle_cni, log, limiter))
     app.router.add_post(multus.DELEGATE_PATH, _call_route(call_handler.handle_delegate, log, limiter))
 
-    app.router.add_get(f"{multus.SANDBOXES_PATH}/{{id}}", _sandbox_route(call_handler))
+    app.router.add_get(f"{multus.SANDBOXES_PATH}/{{id}}", _sandbox_route(call_handler, log))
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response()
@@ -128,12 +129,17 @@ def _call_route(
     return handle
 
 
-def _sandbox_route(call_handler: CallHandler) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _sandbox_route(call_handler: CallHandler, log: Log) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
+        sandbox_id = request.match_info["id"]
         try:
-            record = call_handler.sandbox_record(request.match_info["id"])
+            record = call_handler.sandbox_record(sandbox_id)
         except CniError as error:
-            return web.Response(status=404, body=error.encode(), content_type="application/json")
+            # With 404 the client would go on as for a sandbox that has no record, and not ask again.
+            unreadable = error.code == cni.CniErrorCode.IO_FAILURE
+            if unreadable:
+                log.warning("sandbox record not readable", sandbox=sandbox_id, error=error.msg)
+            return web.Response(status=500 if unreadable else 404, body=error.encode(), content_type="application/json")
         return web.Response(body=msgspec.json.encode(record), content_type="application/json")
 
     return handle

@@ -112,7 +112,8 @@ class MultusClient:
     async def record(self, sandbox: Sandbox) -> SandboxRecord | None:
         """Return the daemon's record of a sandbox; ``None`` if it has none, or serves no records.
 
-        :raises AttachmentFailure: ``MultusUnavailable``: no response, or one that cannot be decoded.
+        :raises AttachmentFailure: ``MultusUnavailable``: no response, one that cannot be decoded, or the daemon cannot
+            read the record.
         """
         path = f"{SANDBOXES_PATH}/{quote(sandbox.id, safe='')}"
         try:
@@ -124,7 +125,7 @@ class MultusClient:
             return None
         if status != 200:
             raise AttachmentFailure(
-                UNAVAILABLE, f"the multus daemon's response to GET {path} has status {status}: {_text(response)}"
+                UNAVAILABLE, f"the multus daemon's response to GET {path} has status {status}: {_error_text(response)}"
             )
         try:
             return _record.decode(response)
@@ -202,6 +203,14 @@ def attachment_failure(command: cni.CniCommand, status: int, response: bytes) ->
     return AttachmentFailure(
         reason, f"CNI {command} (code {error.code}): {error.msg}{details}", plugin_failed=plugin_failed
     )
+
+
+def _error_text(response: bytes) -> str:
+    """Return the message of a CNI error document, or the body of any other response."""
+    try:
+        return _error.decode(response).msg
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _text(response)
 
 
 def _text(response: bytes) -> str:

@@ -80,10 +80,12 @@ class Records:
         """Hold all sandboxes' locks, for GC."""
         return self._locks.hold_all()
 
-    def read(self, sandbox_id: str) -> SandboxState | None:
-        """Return the record of a sandbox. A damaged file is renamed to ``….damaged`` and counts as absent.
+    def read(self, sandbox_id: str, *, rename_damaged: bool = True) -> SandboxState | None:
+        """Return the record of a sandbox; ``None`` if there is none.
 
         :param sandbox_id: the container id.
+        :param rename_damaged: rename a damaged file to ``….damaged``, which counts as absent from then on; otherwise it
+            is an error.
         :raises CniError: code 5, the record cannot be read.
         """
         if sandbox_id in self._newest:
@@ -100,6 +102,10 @@ class Records:
                     continue
                 # With a torn file, upstream's DEL does nothing (multus-cni#1087); here other sources are used instead.
                 except msgspec.DecodeError as error:
+                    if not rename_damaged:
+                        raise CniError(
+                            cni.CniErrorCode.IO_FAILURE, f"the record of sandbox {sandbox_id} is damaged: {error}"
+                        ) from error
                     damaged = path.with_name(f"{path.name}.damaged")
                     self._log.error("damaged sandbox record renamed", path=str(damaged), error=str(error))
                     path.replace(damaged)

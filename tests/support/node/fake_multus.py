@@ -38,6 +38,7 @@ class FakeMultus:
     :ivar script: responses for the next calls, in order; without one, :meth:`succeed` makes the response.
     :ivar during: awaited before each response.
     :ivar records: responses of ``GET /sandboxes/<id>``, by sandbox id; without one it is 404, as upstream's daemon's.
+    :ivar unreadable: messages of the next responses of ``GET /sandboxes/<id>``, in order, which are 500.
     :ivar record_requests: number of requests for a record.
     """
 
@@ -45,6 +46,7 @@ class FakeMultus:
     script: list[Response] = field(default_factory=list)
     during: Callable[[Call], Awaitable[None]] | None = None
     records: dict[str, SandboxRecord] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
     record_requests: int = 0
 
     def record(self, sandbox_id: str, pod_uid: str, *attachments: RecordedAttachment) -> None:
@@ -89,6 +91,9 @@ class FakeMultus:
 
     async def _sandbox(self, request: web.Request) -> web.Response:
         self.record_requests += 1
+        if self.unreadable:
+            error = {"cniVersion": "1.1.0", "code": 5, "msg": self.unreadable.pop(0)}
+            return web.json_response(error, status=500)
         record = self.records.get(request.match_info["id"])
         return web.Response(status=404) if record is None else web.Response(body=msgspec.json.encode(record))
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,36 @@ async def test_a_stopping_daemon_is_healthy_and_not_ready(daemon: Daemon) -> Non
 )
 async def test_other_methods_and_paths_are_refused(daemon: Daemon, method: str, path: str, status: int) -> None:
     assert (await daemon.http.request(method, path))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b'{"sandboxId":"abc"'), f"the record of sandbox {SANDBOX} is damaged: "),
+        (lambda path: path.mkdir(), f"the record of sandbox {SANDBOX} cannot be read: "),
+    ],
+    ids=["damaged", "I/O error"],
+)
+async def test_a_record_that_cannot_be_read_is_500_with_the_reason(
+    daemon: Daemon, make: Callable[[Path], object], message: str
+) -> None:
+    path = f"/sandboxes/{SANDBOX}"
+    # As upstream's daemon, which serves no records.
+    assert (await daemon.http.request("GET", path))[0] == 404
+    record = daemon.config.cni_dir / "sandboxes" / f"{SANDBOX}.json"
+    make(record)
+    for _ in range(2):
+        status, body = await daemon.http.request("GET", path)
+        error = json.loads(body)
+        assert (status, error["code"]) == (500, 5)
+        assert error["msg"].startswith(message)
+    assert record.exists(), "a request to read changes nothing"
+
+
+async def test_a_damaged_record_that_the_sweep_has_renamed_is_404(daemon: Daemon) -> None:
+    (daemon.config.cni_dir / "sandboxes" / f"{SANDBOX}.json").write_bytes(b"{")
+    await daemon.sweep.run_once()
+    assert (await daemon.http.request("GET", f"/sandboxes/{SANDBOX}"))[0] == 404
 
 
 @pytest.mark.parametrize("path", ["/cni", "/delegate"])

@@ -185,6 +185,16 @@ def test_a_damaged_record_is_renamed(tmp_path: Path, data: bytes) -> None:
     assert records.ids() == []
 
 
+def test_a_damaged_record_is_an_error_for_who_may_not_rename_it(tmp_path: Path) -> None:
+    records = Records(tmp_path, tracer=NoOpTracer(), log=LOG)
+    (tmp_path / "sandboxes" / "abc.json").write_bytes(b"{")
+    for _ in range(2):
+        with pytest.raises(CniError, match="the record of sandbox abc is damaged: ") as caught:
+            records.read("abc", rename_damaged=False)
+        assert caught.value.code == 5
+    assert files(tmp_path) == ["abc.json"]
+
+
 def test_read_refuses_ids_that_leave_the_directory(tmp_path: Path) -> None:
     records = Records(tmp_path, tracer=NoOpTracer(), log=LOG)
     for name in ("../x", "", "a/b", ".hidden", "ü"):

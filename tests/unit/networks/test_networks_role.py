@@ -3,7 +3,10 @@
 import asyncio
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from schemas.bus.events import ChangedObject, Failed, MultusAttached, MultusDetached, ObjectRef, PodAnnotated
 from schemas.kubernetes.networks import NETWORK_STATUS
@@ -17,11 +20,14 @@ from schemas.kubernetes.operations import (
 )
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
+from services.common.cri.sandbox import Sandbox
+from services.common.http.client import UnixHttpClient
 from services.common.telemetry.propagation import traceparent_of
+from services.networks.multus_client import AttachmentFailure, MultusClient
 from tests.support.bus.memory import MemoryBus
 from tests.support.kube.node_kube import EVENTS, NADS, PODS, Refused
-from tests.support.node.fake_multus import Call, cni_error
-from tests.support.node.networks_node import CONFIG, NODE, Node
+from tests.support.node.fake_multus import Call, FakeMultus, cni_error, recorded, serving_multus
+from tests.support.node.networks_node import CONFIG, ETH0, NODE, Node
 from tests.support.telemetry.spans import named, one_trace, recording_telemetry, tree
 
 BLUE = pod_interface("blue")
@@ -357,6 +363,32 @@ async def test_reconciling_the_desired_state_makes_no_calls(node: Node) -> None:
     assert node.spans.get_finished_spans() == ()
     assert node.kube.requests == []
     assert not node.cri.calls
+
+
+async def test_a_record_that_cannot_be_read_is_requested_again(node: Node) -> None:
+    """Taken for a sandbox without a record, it would not be requested again, and net1 would stay attached."""
+    node.nad()
+    made = [recorded("eth0", "cluster", "cluster"), recorded("net1", "default/blue", "networks")]
+    node.multus.record("sandbox-p1", "uid-p1", *made)
+    node.multus.unreadable = ["the record of sandbox sandbox-p1 is damaged"] * 2
+    listed = {"name": "default/blue", "interface": "net1", "dns": {}}
+    node.pod(networks=[element("ens58")], status=[ETH0, listed])
+    await node.until_links("eth0", "ens58")
+    assert node.multus.record_requests >= 3
+    # What needs no record was done before it could be read.
+    assert node.multus.verbs == ["ADD ens58", "DEL net1"]
+
+
+async def test_the_failure_says_why_the_record_cannot_be_read(tmp_path: Path) -> None:
+    daemon, socket = FakeMultus(), str(tmp_path / "multus.sock")
+    daemon.unreadable = ["the record of sandbox s is damaged"]
+    async with serving_multus(socket, daemon):
+        http = UnixHttpClient(socket, recording_telemetry()[0])
+        with pytest.raises(AttachmentFailure) as failure:
+            await MultusClient(http, socket).record(Sandbox("s", "/run/netns/s", 0))
+        await http.close()
+    assert failure.value.reason == "MultusUnavailable"
+    assert failure.value.message.endswith("GET /sandboxes/s has status 500: the record of sandbox s is damaged")
 
 
 async def test_event_for_a_pod_of_another_node_is_dropped(node: Node) -> None:

@@ -57,7 +57,9 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     """Assemble the role and start to serve."""
     settings = runtime.settings
     context = await open_context(runtime)
-    proxy = await front_proxy.load(context.kube)
+    loaded = await front_proxy.load(context.kube)
+    tls = ServerTls(client_ca=loaded.ca)
+    proxy = front_proxy.FollowedFrontProxy(context.kube, tls, loaded, log=runtime.log)
     owner = VmOwner(
         context.kube,
         runtime.log,
@@ -71,13 +73,13 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     await owner.wait_synced()
     api = Api(
         context,
-        proxy,
+        lambda: proxy.current,
         cluster=lambda: ClusterSettings(
             owned_by_hotnic=owner.is_hotnic(), default_binding=default_binding(owner.installations.items())
         ),
         enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, owner.installations.items()),
     )
-    tls = ServerTls(client_ca=proxy.ca)
+    runtime.spawn("watch front proxy", proxy.run)
     await _start_certificate(runtime, context.kube, tls)
     await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls.context))
     runtime.readiness.set("serving", True)

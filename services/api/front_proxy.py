@@ -5,14 +5,18 @@ The TLS server cannot require a certificate, because the aggregator's availabili
 Next: :mod:`services.api.request`.
 """
 
+import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 import msgspec
 
-from schemas.kubernetes.objects import CONFIG_MAPS
+from schemas.kubernetes.objects import CONFIG_MAPS, ConfigMap
 from services.common.http.server import StatusError
+from services.common.http.tls import ServerTls
+from services.common.kube.cache.reflector import Key, Reflector
 from services.common.kube.client import Kube
+from services.common.telemetry.logs import Log
 
 NAMESPACE, NAME = "kube-system", "extension-apiserver-authentication"
 
@@ -80,13 +84,58 @@ class FrontProxy(msgspec.Struct, frozen=True):
         return found
 
 
+class FollowedFrontProxy:
+    """Keeps the settings equal to the ConfigMap, which changes when the CA is rotated.
+
+    :param tls: the server's TLS settings, which accept the certificates of the CA.
+    :param loaded: the settings at the start.
+    :ivar current: the current settings.
+    """
+
+    def __init__(self, kube: Kube, tls: ServerTls, loaded: FrontProxy, *, log: Log) -> None:
+        self._tls = tls
+        self._log = log
+        self._reflector: Reflector[ConfigMap] = Reflector(
+            kube,
+            CONFIG_MAPS,
+            namespace=NAMESPACE,
+            fields=f"metadata.name={NAME}",
+            on_change=self._on_change,
+            log=log,
+        )
+        self.current = loaded
+
+    async def run(self) -> None:
+        """Follow the ConfigMap until cancelled. Settings that cannot be used are logged, and the current ones stay."""
+        await self._reflector.run()
+
+    def _on_change(self, _key: Key, found: ConfigMap | None) -> None:
+        try:
+            changed = parse(found.data if found is not None else {})
+            if changed == self.current:
+                return
+            self._tls.trust(changed.ca)
+        except (ValueError, ssl.SSLError) as error:
+            self._log.error("front-proxy settings refused, the earlier ones stay", error=str(error))
+            return
+        self.current = changed
+        self._log.info("front-proxy settings replaced")
+
+
 async def load(kube: Kube) -> FrontProxy:
     """Return the cluster's settings of the aggregation layer.
 
     :raises KubeError: the ConfigMap cannot be read.
     :raises ValueError: the ConfigMap has no CA.
     """
-    data = (await kube.get(CONFIG_MAPS, NAMESPACE, NAME)).data
+    return parse((await kube.get(CONFIG_MAPS, NAMESPACE, NAME)).data)
+
+
+def parse(data: Mapping[str, str]) -> FrontProxy:
+    """Return the settings in the ConfigMap's data.
+
+    :raises ValueError: it has no CA, or a list cannot be decoded.
+    """
     ca = data.get("requestheader-client-ca-file", "")
     if not ca:
         raise ValueError(

@@ -40,7 +40,7 @@ VERBS: dict[str, tuple[Decode, str]] = {
 class Api:
     """The HTTP application and its handlers.
 
-    :param proxy: identifies the aggregation layer and the user.
+    :param proxy: returns the current settings by which the aggregation layer and the user are identified.
     :param cluster: returns the current settings of the cluster.
     :param enabled: returns whether NICs may be hot-plugged.
     :param watchers: the maximum number of open watches of hot-plug statuses.
@@ -50,7 +50,7 @@ class Api:
     def __init__(
         self,
         context: RoleContext,
-        proxy: FrontProxy,
+        proxy: Callable[[], FrontProxy],
         *,
         cluster: Callable[[], ClusterSettings],
         enabled: Callable[[], bool],
@@ -101,8 +101,9 @@ class Api:
         return web.json_response({"apiserver": {"connectivity": "ok", "version": msgspec.json.decode(answer.body)}})
 
     def _identify(self, request: web.Request) -> UserIdentity:
-        groups = [value for header in self._proxy.group_headers for value in request.headers.getall(header, [])]
-        return self._proxy.identify(peer_common_name(request), request.headers, groups)
+        proxy = self._proxy()
+        groups = [value for header in proxy.group_headers for value in request.headers.getall(header, [])]
+        return proxy.identify(peer_common_name(request), request.headers, groups)
 
     async def _serve_status(self, request: web.Request) -> web.StreamResponse:
         self._identify(request)

@@ -1,4 +1,4 @@
-"""TLS of servers: the serving certificate, which may be replaced while they serve, and the clients' certificates.
+"""TLS of servers: the serving certificate and the CAs of clients, which may be replaced while they serve.
 
 No keys are made here. Next: :mod:`services.common.http.tls_files`, which follows a certificate in files.
 """
@@ -22,8 +22,9 @@ class ServerTls:
     def __init__(self, *, client_ca: str | None = None, client_cert_required: bool = False) -> None:
         self._client_ca = client_ca
         self._client_cert_required = client_cert_required
+        self._pair: tuple[bytes, bytes] | None = None
         self._current: ssl.SSLContext | None = None
-        self.context = self._new_context()
+        self.context = self._new_context(client_ca)
         # Each pair has a context of its own. A pair that was loaded into a used context would stand beside the old one
         # if its key is of another type, and a mismatched pair would leave a context that serves nothing.
         self.context.sni_callback = self._select
@@ -35,9 +36,24 @@ class ServerTls:
         :param key: PEM text of its key.
         :raises ssl.SSLError: one of them cannot be read, or they do not match; the current certificate stays.
         """
-        context = self._new_context()
+        context = self._new_context(self._client_ca)
         _load_pair(context, certificate, key)
-        self._current = context
+        self._pair, self._current = (certificate, key), context
+
+    def trust(self, client_ca: str) -> None:
+        """Accept the client certificates of other CAs: from the next handshake on. Open connections stay.
+
+        :param client_ca: PEM text of the CAs.
+        :raises ssl.SSLError: it cannot be read; the current CAs stay.
+        :raises ValueError: it is empty or no ASCII text; the current CAs stay.
+        """
+        if not client_ca.isascii():
+            raise ValueError("the CAs of clients are no ASCII text")
+        context = self._new_context(client_ca)
+        if self._pair is not None:
+            _load_pair(context, *self._pair)
+            self._current = context
+        self._client_ca = client_ca
 
     def _select(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
         # OpenSSL calls this for every handshake, with or without a server name.
@@ -46,13 +62,13 @@ class ServerTls:
         connection.context = self._current
         return None
 
-    def _new_context(self) -> ssl.SSLContext:
+    def _new_context(self, client_ca: str | None) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # aiohttp has no HTTP/2. An API server that offers it has to learn that in the handshake.
         context.set_alpn_protocols(["http/1.1"])
-        if self._client_ca is not None:
-            context.load_verify_locations(cadata=self._client_ca)
+        if client_ca is not None:
+            context.load_verify_locations(cadata=client_ca)
             context.verify_mode = ssl.CERT_REQUIRED if self._client_cert_required else ssl.CERT_OPTIONAL
             # CAs of clusters often lack the extensions that Python 3.13 requires by default.
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT

@@ -1,7 +1,7 @@
 """A fake Kubernetes API on a loopback port, with the part that node roles use: objects in a dict, versions, watches.
 
-It supports get, list, watch (by one label and by field ``spec.nodeName``), create, JSON patch, merge patch with the
-version as precondition, and delete. The lab's API server is another one (:mod:`lab.apiserver`).
+It supports get, list, watch (by one label and by field ``spec.nodeName`` or ``metadata.name``), create, JSON patch,
+merge patch with the version as precondition, and delete. The lab's API server is another one (:mod:`lab.apiserver`).
 """
 
 import asyncio
@@ -238,6 +238,8 @@ def _selector(fields: str, labels: str) -> Callable[[Object], bool]:
 
     def selected(found: Object) -> bool:
         if field_ == "spec.nodeName" and found.get("spec", {}).get("nodeName") != wanted:
+            return False
+        if field_ == "metadata.name" and found["metadata"]["name"] != wanted:
             return False
         if label is None:
             return True

@@ -71,7 +71,7 @@ async def serve_api(tmp_path: Path, *, watchers: int = MAX_WATCHERS) -> AsyncIte
             proxy = AcceptAnyCaller(ca="", names=(), user_headers=(), group_headers=())
             server = Api(
                 role_context("api", client, bus, telemetry),
-                proxy,
+                lambda: proxy,
                 cluster=lambda: served.cluster,
                 enabled=lambda: served.enabled,
                 watchers=watchers,

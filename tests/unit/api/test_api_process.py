@@ -17,6 +17,7 @@ from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfi
 from tests.support.telemetry.spans import recording_telemetry
 
 HOST = "hotnic-api.hotnic.svc"
+FRONT_PROXY = ("configmaps", "kube-system", "extension-apiserver-authentication")
 SERVICES = ("v1.subresources.hotnic.io", "v1.subresources.kubevirt.io", "v1alpha3.subresources.kubevirt.io")
 
 
@@ -72,12 +73,7 @@ class ApiProcess:
 async def api(tmp_path: Path, unused_tcp_port: int) -> AsyncIterator[ApiProcess]:
     authority = Authority(tmp_path, "front-proxy-ca")
     async with serving_kube(FakeKube()) as kube:
-        kube.put(
-            "configmaps",
-            "kube-system",
-            "extension-apiserver-authentication",
-            data={"requestheader-client-ca-file": authority.ca.read_text()},
-        )
+        kube.put(*FRONT_PROXY, data={"requestheader-client-ca-file": authority.ca.read_text()})
         for name in SERVICES:
             kube.put("apiservices", "", name, spec={"service": {"namespace": "hotnic", "name": "hotnic-api"}})
         found = ApiProcess(tmp_path, kube, unused_tcp_port)
@@ -114,6 +110,26 @@ async def test_the_api_serves_a_certificate_from_files(api: ApiProcess) -> None:
         certificate, _ = await tls_get(f"127.0.0.1:{api.port}", context)
         assert certificate["subject"] == ((("commonName", "server"),),)
     assert api.kube.counted("GET", "secrets") == 0
+
+
+async def test_the_api_follows_a_rotation_of_the_front_proxy_ca(api: ApiProcess) -> None:
+    authority, rotated = Authority(api.folder), Authority(api.folder, "rotated-ca")
+    pair, client = authority.server(), rotated.client("front-proxy-client")
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    context.load_cert_chain(client.cert, client.key)
+    async with api.running(HOTNIC_TLS_CERT=str(pair.cert), HOTNIC_TLS_KEY=str(pair.key)):
+        await api.until_ready(200, "[+]serving ok")
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await tls_get(f"127.0.0.1:{api.port}", context)
+        # Without a CA the earlier one stays, and the watch goes on.
+        api.kube.put(*FRONT_PROXY, data={})
+        api.kube.put(*FRONT_PROXY, data={"requestheader-client-ca-file": rotated.ca.read_text()})
+        async with asyncio.timeout(50):
+            while True:
+                with contextlib.suppress(ssl.SSLError, ConnectionError):
+                    await tls_get(f"127.0.0.1:{api.port}", context)
+                    break
+                await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,39 @@ async def test_a_certificate_of_an_unknown_ca_is_refused(tmp_path: Path) -> None
             await get(url, authority, foreign)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_the_cas_of_clients_can_be_replaced(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
+    server, old, new = before.server(), before.client("old"), after.client("new")
+    settings = ServerTls(client_ca=before.ca.read_text())
+    settings.use(server.cert.read_bytes(), server.key.read_bytes())
+    app = make_app(telemetry=recording_telemetry()[0], max_body=10)
+    app.router.add_get("/", who)
+
+    async def request(pair: Pair) -> str:
+        context = ssl.create_default_context(cafile=str(before.ca))
+        context.minimum_version = context.maximum_version = version
+        context.load_cert_chain(pair.cert, pair.key)
+        async with aiohttp.ClientSession() as client, client.get(f"https://{address}/", ssl=context) as response:
+            return await response.text()
+
+    async with serve(app, "127.0.0.1:0", ssl=settings.context) as address:
+        assert await request(old) == "old"
+        for garbage in ("", "no certificate", "ü"):
+            with pytest.raises((ssl.SSLError, ValueError)):
+                settings.trust(garbage)
+        assert await request(old) == "old"
+        settings.trust(before.ca.read_text() + after.ca.read_text())
+        assert [await request(old), await request(new)] == ["old", "new"]
+        settings.trust(after.ca.read_text())
+        assert await request(new) == "new"
+        with pytest.raises((aiohttp.ClientError, OSError)):
+            await request(old)
+        # Another serving certificate keeps them.
+        settings.use(server.cert.read_bytes(), server.key.read_bytes())
+        assert await request(new) == "new"
+
+
 async def test_a_certificate_can_be_required(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with tls(tmp_path, authority, required=True) as url:

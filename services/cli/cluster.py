@@ -67,7 +67,8 @@ def run_with_cluster(
                 kubeconfig=kubeconfig, telemetry=traces, user_agent=USER_AGENT, context=target.context
             )
             async with kube:
-                with traces.tracer.start_as_current_span(span or "", context=tracer.caller_context()):
+                entry = tracer.caller_entry(traces)
+                with traces.tracer.start_as_current_span(span or "", context=entry.parent, links=entry.links):
                     return await work(kube, target.namespace or kube.access.namespace)
         finally:
             traces.shutdown()

@@ -52,7 +52,13 @@ def make_application(
     :param stopping: returns whether the daemon is shutting down; ``/readyz`` fails then.
     :param limit: how many calls may run at once; further calls wait. ``None``: no limit.
     """
-    app = make_app(telemetry=telemetry, max_body=multus.MAX_BODY_BYTES, errors="text")
+    sandbox_route = f"{multus.SANDBOXES_PATH}/{{id}}"
+    app = make_app(
+        telemetry=telemetry,
+        max_body=multus.MAX_BODY_BYTES,
+        errors="text",
+        internal=(multus.DELEGATE_PATH, sandbox_route),
+    )
     # Upstream limits connections (multus-cni#1346). Limiting calls lets health checks pass while calls wait.
     limiter: AbstractAsyncContextManager[object] = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
     requests = telemetry.meter.create_counter("multus_server_request", description="requests by path and status")
@@ -61,7 +67,7 @@ def make_application(
     app.router.add_post(multus.CNI_PATH, _call_route(call_handler.handle_cni, log, limiter))
     app.router.add_post(multus.DELEGATE_PATH, _call_route(call_handler.handle_delegate, log, limiter))
 
-    app.router.add_get(f"{multus.SANDBOXES_PATH}/{{id}}", _sandbox_route(call_handler, log))
+    app.router.add_get(sandbox_route, _sandbox_route(call_handler, log))
 
     async def healthz(_request: web.Request) -> web.Response:
         return web.Response()

@@ -1,6 +1,7 @@
 """The spans of the command line itself, which it creates only when the environment configures an exporter.
 
-With ``TRACEPARENT`` the request belongs to the caller's trace; otherwise the api's request span is the root.
+With ``TRACEPARENT`` the request belongs to the caller's trace, or is linked to it if that is unsampled; otherwise the
+api's request span is the root.
 Next: :mod:`services.common.telemetry.setup`.
 """
 
@@ -9,10 +10,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import click
-from opentelemetry.context import Context
 from opentelemetry.trace import NoOpTracer, Tracer
 
-from services.common.telemetry.propagation import context_of
+from services.common.telemetry.propagation import TraceEntry, context_of, trace_entry
 
 _EXPORTER_VARIABLES = ("HOTNIC_TRACE_DIR", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -55,6 +55,8 @@ def configure_tracing(environ: Mapping[str, str] = os.environ) -> Traces:
         raise click.UsageError(str(error)) from error
 
 
-def caller_context(environ: Mapping[str, str] = os.environ) -> Context | None:
-    """Return the trace context in ``TRACEPARENT``; ``None`` when there is none."""
-    return context_of(environ.get("TRACEPARENT"))
+def caller_entry(traces: Traces, environ: Mapping[str, str] = os.environ) -> TraceEntry:
+    """Return how the span around a command joins the trace in ``TRACEPARENT``."""
+    caller = environ.get("TRACEPARENT")
+    # Without spans of its own the command passes the context on as it is.
+    return TraceEntry(context_of(caller), []) if isinstance(traces, NoTraces) else trace_entry(caller)

@@ -5,7 +5,7 @@ descriptor. Roles add the routes. Next: :mod:`services.common.http.tls`, the cer
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from ssl import SSLContext
@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from schemas.kubernetes.objects import Status, StatusDetails
 from services.common.http.listen import BACKLOG, Listener, bind
 from services.common.telemetry import Telemetry
-from services.common.telemetry.propagation import TRACEPARENT, context_of
+from services.common.telemetry.propagation import TRACEPARENT, TraceEntry, context_of, trace_entry
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ErrorFormat: TypeAlias = Literal["status", "text"]
@@ -84,7 +84,12 @@ def error_response(error: StatusError, form: ErrorFormat = "status") -> web.Resp
 
 
 def make_app(
-    *, telemetry: Telemetry, max_body: int, errors: ErrorFormat = "status", traced: bool = True
+    *,
+    telemetry: Telemetry,
+    max_body: int,
+    errors: ErrorFormat = "status",
+    traced: bool = True,
+    internal: Container[str] = (),
 ) -> web.Application:
     """Return an application without routes.
 
@@ -94,12 +99,14 @@ def make_app(
 
     :param max_body: limit of request bodies in bytes.
     :param errors: format of errors.
-    :param traced: create a SERVER span for each request, as a child of the request's ``traceparent``.
+    :param traced: create a SERVER span for each request, as a child of the request's ``traceparent``; one that is
+        unsampled is linked instead (:func:`services.common.telemetry.propagation.trace_entry`).
+    :param internal: routes that hotnic's own roles call. Their sampling decision is hotnic's and is obeyed.
     """
     middlewares = [_error_middleware(errors, max_body)]
     if traced:
         # Outermost, so that the span has the status of an error response.
-        middlewares.insert(0, _span_middleware(telemetry))
+        middlewares.insert(0, _span_middleware(telemetry, internal))
     return web.Application(client_max_size=max_body, middlewares=middlewares)
 
 
@@ -173,7 +180,7 @@ def _from_http_exception(request: web.Request, error: web.HTTPException, max_bod
     return StatusError(error.status, None, error.text or error.reason or HTTPStatus(error.status).phrase)
 
 
-def _span_middleware(telemetry: Telemetry) -> Any:
+def _span_middleware(telemetry: Telemetry, internal: Container[str]) -> Any:
     tracer = telemetry.tracer
 
     @web.middleware
@@ -182,9 +189,12 @@ def _span_middleware(telemetry: Telemetry) -> Any:
         attributes = {"http.request.method": request.method, "url.path": request.path, "url.scheme": request.scheme}
         if route is not None:
             attributes["http.route"] = route
+        caller = request.headers.get(TRACEPARENT)
+        entry = TraceEntry(context_of(caller), []) if route in internal else trace_entry(caller)
         with tracer.start_as_current_span(
             f"{request.method} {route}" if route else request.method,
-            context=context_of(request.headers.get(TRACEPARENT)),
+            context=entry.parent,
+            links=entry.links,
             kind=SpanKind.SERVER,
             attributes=attributes,
         ) as span:

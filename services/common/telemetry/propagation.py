@@ -4,7 +4,7 @@ Next: :mod:`services.common.telemetry.tracer`, whose spans are in these traces.
 """
 
 from collections.abc import MutableMapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -43,12 +43,37 @@ class HasCauses(Protocol):
         ...
 
 
+class TraceEntry(NamedTuple):
+    """How the first span of hotnic joins the trace of a caller outside of hotnic.
+
+    :ivar parent: parent context; an empty one starts a trace, ``None`` stands for the current one.
+    :ivar links: links of the span.
+    """
+
+    parent: Context | None
+    links: list[Link]
+
+
 def context_of(traceparent: str | None) -> Context | None:
     """Return the context of a ``traceparent``; ``None`` if it is missing or malformed."""
     if not traceparent:
         return None
     context = _w3c.extract({TRACEPARENT: traceparent}, context=Context())
     return context if span_context(context).is_valid else None
+
+
+def trace_entry(traceparent: str | None) -> TraceEntry:
+    """Return how a span joins the trace of a caller outside of hotnic, such as the Kubernetes API server.
+
+    A sampled caller is the parent. An unsampled one is linked: its decision not to record its own spans, which is the
+    API server's default, must not be one about hotnic's.
+
+    :param traceparent: the caller's; missing or malformed, there is neither a parent nor a link.
+    """
+    caller = context_of(traceparent)
+    if caller is None or span_context(caller).trace_flags.sampled:
+        return TraceEntry(caller, [])
+    return TraceEntry(Context(), links(caller))
 
 
 def traceparent_of(context: Context | None = None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import structlog
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from schemas.kubernetes.options import OPERATION_HEADER
 from services.api.front_proxy import FrontProxy, UserIdentity
@@ -36,8 +37,15 @@ class AcceptAnyCaller(FrontProxy, frozen=True):
 class ServedApi:
     """The server, its client, the Kubernetes API and the bus."""
 
-    def __init__(self, kube: FakeKube, bus: MemoryBus, session: aiohttp.ClientSession, address: str) -> None:
-        self.kube, self.bus, self.session, self.address = kube, bus, session, address
+    def __init__(
+        self,
+        kube: FakeKube,
+        bus: MemoryBus,
+        session: aiohttp.ClientSession,
+        address: str,
+        spans: InMemorySpanExporter,
+    ) -> None:
+        self.kube, self.bus, self.session, self.address, self.spans = kube, bus, session, address, spans
         self.enabled, self.cluster = True, ClusterSettings(owned_by_hotnic=True, default_binding="masquerade")
 
     def put(self, plural: str, found: Any) -> None:
@@ -47,14 +55,21 @@ class ServedApi:
         self.kube.put(plural, meta["namespace"], meta["name"], **document)
 
     async def request(
-        self, resource: str, verb: str, body: Any, *, name: str = "vm1", version: str = HOTNIC
+        self,
+        resource: str,
+        verb: str,
+        body: Any,
+        *,
+        name: str = "vm1",
+        version: str = HOTNIC,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, dict[str, Any], str]:
         """Send a request that changes an object.
 
         :return: the HTTP code, the ``Status`` of a refusal, and the id of the operation.
         """
         path = f"/apis/{version}/namespaces/default/{resource}/{name}/{verb}"
-        async with self.session.put(path, json=body) as answer:
+        async with self.session.put(path, json=body, headers=headers) as answer:
             status = await answer.json() if answer.status >= 400 else {}
             return answer.status, status, answer.headers.get(OPERATION_HEADER, "")
 
@@ -62,7 +77,7 @@ class ServedApi:
 @contextlib.asynccontextmanager
 async def serve_api(tmp_path: Path, *, watchers: int = MAX_WATCHERS) -> AsyncIterator[ServedApi]:
     """Serve the api with the NAD and the launcher pod of :mod:`tests.support.observed.objects`."""
-    telemetry, _ = recording_telemetry("api")
+    telemetry, spans = recording_telemetry("api")
     log = structlog.get_logger()
     async with serving_kube(FakeKube()) as kube:
         config = write_kubeconfig(tmp_path / "kubeconfig", kube.url)
@@ -80,7 +95,7 @@ async def serve_api(tmp_path: Path, *, watchers: int = MAX_WATCHERS) -> AsyncIte
                 serve(server.app, "127.0.0.1:0") as address,
                 aiohttp.ClientSession(f"http://{address}") as session,
             ):
-                served = ServedApi(kube, bus, session, address)
+                served = ServedApi(kube, bus, session, address, spans)
                 served.put(NADS, objects.nad())
                 served.put(PODS, objects.pod())
                 yield served

@@ -10,9 +10,11 @@ import pytest
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
 from services.api.observe import ClusterSettings
+from services.common.telemetry.propagation import context_of, span_context
 from tests.support.kube.node_kube import NADS, Refused
 from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
 from tests.support.observed import objects
+from tests.support.telemetry.spans import named, one_trace, tree
 
 VMS, VMIS = "virtualmachines", "virtualmachineinstances"
 VERSIONS = [HOTNIC, "subresources.kubevirt.io/v1", "subresources.kubevirt.io/v1alpha3"]
@@ -258,3 +260,30 @@ async def test_discovery_needs_neither_the_api_server_nor_the_bus(api: ServedApi
                 assert answer.status == 200
     assert len(api.kube.requests) == before
     assert api.bus.published == []
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_a_request_is_traced_whether_the_api_server_records_its_own_spans_or_not(
+    api: ServedApi, sampled: bool
+) -> None:
+    """kube-apiserver passes on an unsampled context when it samples nothing, which is its default."""
+    caller = f"00-{'1' * 32}-{'a' * 16}-0{sampled:d}"
+    api.put(VMIS, objects.vmi())
+    code, _, _ = await api.request(VMIS, "addinterface", PLUG, headers={"traceparent": caller})
+    spans = api.spans.get_finished_spans()
+    assert code == 202
+    [(root, children)] = tree(spans)
+    assert root == f"PUT /apis/{HOTNIC}/namespaces/{{namespace}}/virtualmachineinstances/{{name}}/addinterface"
+    # The objects are read in parallel.
+    assert (sorted(children[:-2]), children[-2:]) == (
+        [(f"kube get {plural}", []) for plural in ("network-attachment-definitions", VMIS, VMS)],
+        [(f"kube patch {VMIS}", []), ("send hotplug.requested", [])],
+    )
+    request = named(spans, root)
+    assert one_trace(spans)
+    linked = [f"{link.context.trace_id:x}" for link in request.links]
+    assert (f"{request.context.trace_id:x}" == "1" * 32, linked) == (sampled, [] if sampled else ["1" * 32])
+    written = read_operation(api.kube.annotations(VMIS, "default", "vm1"), "iface1")
+    assert written is not None
+    carried = span_context(context_of(written.traceparent))
+    assert (carried.span_id, carried.trace_flags.sampled) == (request.context.span_id, True)

@@ -16,7 +16,9 @@ from services.cli.commands.trace import trace_id_of
 from services.cli.errors import CommandFailed
 from services.cli.tracing.span_files import latest_operation, spans_of_operation, spans_of_trace, trace_folder
 from services.cli.tracing.spans import Span, gaps, parse, parse_line, span_tree, window
+from services.cli.tracing.tracer import NoTraces, caller_entry, configure_tracing
 from services.cli.tracing.waterfall import Style, as_document, render, summary
+from services.common.telemetry.propagation import trace_id_of as context_trace_id
 from tests.support.observed import objects
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -227,3 +229,12 @@ def test_trace_of_a_vm_is_that_of_its_latest_operation() -> None:
         trace_id_of(vmi, "c")
     with pytest.raises(CommandFailed, match="its secondary interfaces: a, b, c"):
         trace_id_of(vmi, "d")
+
+
+def test_a_command_with_spans_links_an_unsampled_caller_and_one_without_passes_it_on(tmp_path: Path) -> None:
+    caller = {"TRACEPARENT": f"00-{TRACE}-{'a' * 16}-00"}
+    traces = configure_tracing({"HOTNIC_TRACE_DIR": str(tmp_path)})
+    linked, passed_on = caller_entry(traces, caller), caller_entry(NoTraces(), caller)
+    traces.shutdown()
+    assert (context_trace_id(linked.parent), context_trace_id(passed_on.parent)) == (None, TRACE)
+    assert [f"{link.context.trace_id:032x}" for link in linked.links] == [TRACE]

@@ -233,3 +233,16 @@ def test_a_malformed_address_is_refused(listen: str) -> None:
 async def test_a_taken_port_is_an_os_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         bind(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+async def test_an_unsampled_caller_is_linked_unless_it_is_one_of_hotnics_roles() -> None:
+    unsampled = TRACEPARENT[:-1] + "0"
+    async with server(internal=("/refuse",)) as (client, spans):
+        for path in ("/bug", "/refuse"):
+            async with client.get(path, headers={"traceparent": unsampled}):
+                pass
+    (span,) = spans.get_finished_spans()
+    (link,) = span.links
+    assert (span.name, span.parent) == ("GET /bug", None)
+    assert span.context.trace_id != link.context.trace_id
+    assert f"{link.context.trace_id:032x}-{link.context.span_id:016x}" == TRACEPARENT[3:52]

@@ -14,6 +14,7 @@ from services.common.telemetry.propagation import (
     links,
     parent_of,
     span_context,
+    trace_entry,
     trace_id_of,
     traceparent_of,
 )
@@ -90,3 +91,12 @@ def test_links_leave_out_contexts_without_a_span() -> None:
     assert link.context.trace_id == int("2" * 32, 16)
     assert dict(link.attributes or {}) == {"redelivered": True}
     assert not trace.get_current_span().is_recording()
+
+
+def test_a_sampled_caller_is_the_parent_and_an_unsampled_one_is_linked() -> None:
+    parent, links_to = trace_entry(ONE)
+    assert (traceparent_of(parent), links_to) == (ONE, [])
+    parent, (link,) = trace_entry(ONE[:-1] + "0")
+    assert parent == Context()
+    assert link.context == span_context(context_of(ONE[:-1] + "0"))
+    assert trace_entry("nonsense") == (None, [])

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.context import Context, attach, detach
 
 from services.common.http.client import UnixHttpClient
 from services.common.http.server import serve
 from services.common.telemetry import configure
+from services.common.telemetry.propagation import context_of
 from services.multus.server import metrics_app
 from tests.support.node.multus_daemon import SANDBOX, Daemon, cni_environment, running_daemon
-from tests.support.telemetry.spans import recording_telemetry
+from tests.support.telemetry.spans import named, one_trace, recording_telemetry, tree
 
 
 @pytest.fixture
@@ -140,3 +142,19 @@ async def test_del_of_an_unknown_sandbox_succeeds(daemon: Daemon) -> None:
     assert await daemon.cni("DEL", "", {"cniVersion": "1.0.0", "name": "m", "type": "m"}) == (200, None)
     assert await daemon.delegate("DEL", "/nowhere", "net1", {}) == (200, None)
     assert daemon.record(SANDBOX) is None
+
+
+async def test_the_container_runtimes_sampling_is_linked_and_that_of_networks_is_obeyed(daemon: Daemon) -> None:
+    unsampled = f"00-{'1' * 32}-{'a' * 16}-00"
+    token = attach(context_of(unsampled) or Context())
+    try:
+        for path in ("/cni", "/delegate"):
+            assert (await daemon.http.request("POST", path, json=request("DEL", config=None)))[0] == 200
+        await daemon.http.request("GET", "/sandboxes/absent")
+    finally:
+        detach(token)
+    spans = daemon.spans.get_finished_spans()
+    root = named(spans, "POST /cni")
+    assert [name for name, _ in tree(spans)] == ["POST /cni"]
+    assert [f"{link.context.trace_id:x}" for link in root.links] == ["1" * 32]
+    assert one_trace(spans)

@@ -22,6 +22,8 @@ MAX_MESSAGE = 1024
 """Bytes. kube-apiserver refuses longer messages (core validation ``NoteLengthLimit``)."""
 MAX_NAME = 253
 """Characters of an object's name (DNS subdomain, RFC 1123)."""
+DIGEST = 16
+"""Characters of the hash in an Event's name."""
 DEADLINE = 2.0
 """Seconds for one request; recording is best effort."""
 MAX_RECORDED = 1024
@@ -110,13 +112,19 @@ class EventRecorder:
 
 
 def event_name(name: str, key: tuple[str, ...]) -> str:
-    """Return ``<name>.<hash of the key>``, with the name shortened if both do not fit into 253 bytes.
+    """Return ``<name>.<hash of the key>``, a name that the API server accepts.
+
+    A name that does not fit into 253 characters is shortened, and the hash is then of the whole name and the key.
 
     >>> event_name("vm1", ("op", "guest-attached", "Attached"))
     'vm1.e2f75606fad37d61'
     """
-    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:16]
-    return f"{name[: MAX_NAME - len(digest) - 1]}.{digest}"
+    shortened = name[: MAX_NAME - DIGEST - 1]
+    if shortened != name:
+        key = (name, *key)
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:DIGEST]
+    # A label of a DNS subdomain ends with a letter or digit, also where the name is cut.
+    return f"{shortened.rstrip('-.')}.{digest}"
 
 
 def _truncate(text: str, limit: int) -> str:

@@ -1,9 +1,12 @@
 """Kubernetes Events have deterministic names, are best effort, and respect the API's limits."""
 
+import re
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from services.common.kube.client import Kube
 from services.common.kube.event_recorder import EventRecorder, event_name
@@ -16,6 +19,13 @@ VMI = {
     "name": "vm1",
     "uid": "uid-1",
 }
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+"""A name that kube-apiserver accepts (``validation.IsDNS1123Subdomain``), at most 253 characters long."""
+ENDINGS = st.from_regex(r"[a-z0-9.-]{0,24}[a-z0-9]", fullmatch=True)
+NAMES = st.builds(lambda length, end: ("n" * 253)[:length] + end, st.integers(0, 253), ENDINGS).filter(
+    lambda name: len(name) <= 253 and SUBDOMAIN.fullmatch(name) is not None
+)
+KEYS = st.lists(st.text(max_size=8), max_size=3).map(tuple)
 KEY = ("operation", "guest-attached", "Attached")
 
 
@@ -76,3 +86,25 @@ async def test_long_texts_are_truncated_to_the_limits_of_the_api(kube: Kube, scr
     assert body["message"].endswith("ü…")
     assert len(body["metadata"]["name"]) == 253
     assert body["metadata"]["namespace"] == "default"
+
+
+@given(NAMES, KEYS)
+def test_the_name_of_an_event_is_valid_and_always_the_same(name: str, key: tuple[str, ...]) -> None:
+    found = event_name(name, key)
+    assert len(found) <= 253
+    assert SUBDOMAIN.fullmatch(found)
+    assert found == event_name(name, key)
+    assert found.rpartition(".")[0] == name[: len(found) - 17]
+
+
+@given(ENDINGS, ENDINGS, KEYS)
+def test_objects_whose_names_differ_only_at_their_end_have_different_events(
+    one: str, other: str, key: tuple[str, ...]
+) -> None:
+    assume(one != other)
+    assert event_name("n" * 228 + one, key) != event_name("n" * 228 + other, key)
+
+
+@pytest.mark.parametrize("end", ["-", "--", ".", "a-b", "a.b"])
+def test_a_name_that_is_cut_at_a_separator_is_shortened_further(end: str) -> None:
+    assert SUBDOMAIN.fullmatch(event_name("n" * (236 - len(end)) + end + "x" * 10, KEY))

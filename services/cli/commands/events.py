@@ -50,7 +50,8 @@ def events(
 ) -> None:
     """Show the events of a VM's network interfaces: requests, stages reached, failed attempts.
 
-    The events are read from NATS if --nats-url or NATS_URL is set, otherwise from the Kubernetes API.
+    Stored events are printed in the order of their time, new ones (--follow) as they arrive. The events are read
+    from NATS if --nats-url or NATS_URL is set, otherwise from the Kubernetes API.
     """
     printer = _Printer(interface, follow=follow, json=output == "json")
 
@@ -77,11 +78,11 @@ class _Printer:
         self._widths: list[int] = []
         self.count = 0
 
-    def print_history(self, found: Sequence[TimelineEntry | None]) -> None:
+    def print_history(self, found: Sequence[TimelineEntry]) -> None:
         """Print the stored events."""
         from services.cli.commands.timeline import COLUMNS, cells
 
-        lines = [line for line in found if line is not None and self._interface in (None, line.interface)]
+        lines = [line for line in found if self._interface in (None, line.interface)]
         self.count += len(lines)
         if self._json and not self._follow:
             click.echo(as_json(lines))
@@ -135,10 +136,10 @@ async def _from_nats(url: str, namespace: str, vm: str, printer: _Printer, follo
 async def _history(reader: StreamReader, namespace: str, vm: str, printer: _Printer) -> int:
     """Print the stored events and return the sequence of the last one."""
     from schemas.bus.encoding import vmi_filter
-    from services.cli.commands.timeline import entry_of_message
+    from services.cli.commands.timeline import entry_of_message, sort_by_time
 
     found = [stored async for stored in reader.list_messages(vmi_filter(namespace, vm))]
-    printer.print_history([entry_of_message(stored.message) for stored in found])
+    printer.print_history(sort_by_time(entry_of_message(stored.message) for stored in found))
     # Following starts after this sequence, so that no event is missed between the two.
     return found[-1].sequence if found else 0
 

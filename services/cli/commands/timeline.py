@@ -4,6 +4,7 @@ Pure. :mod:`services.cli.commands.events` reads the events.
 """
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -87,8 +88,29 @@ def entry_of_event(event: dict[str, Any]) -> TimelineEntry | None:
 
 def entries_in_order(events: Iterable[dict[str, Any]]) -> list[TimelineEntry]:
     """Return the entries of Kubernetes Events, oldest first; those of one second in the order of their creation."""
-    found = [line for event in sorted(events, key=_version) if (line := entry_of_event(event)) is not None]
-    return sorted(found, key=lambda line: line.time)
+    return sort_by_time(map(entry_of_event, sorted(events, key=_version)))
+
+
+def sort_by_time(entries: Iterable[TimelineEntry | None]) -> list[TimelineEntry]:
+    """Return the entries, oldest first; those of one time in the given order, without those that are ``None``.
+
+    Roles publish in parallel, and an event that waited for NATS arrives late, so a stream is not in the order of time.
+    An entry without a valid time stays behind the one before it.
+    """
+    timed: list[tuple[datetime, TimelineEntry]] = []
+    for entry in entries:
+        if entry is not None:
+            before = timed[-1][0] if timed else datetime.min.replace(tzinfo=UTC)
+            timed.append((_parse_time(entry.time) or before, entry))
+    return [entry for _, entry in sorted(timed, key=lambda found: found[0])]
+
+
+def _parse_time(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _version(event: dict[str, Any]) -> int:

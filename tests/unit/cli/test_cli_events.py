@@ -3,17 +3,28 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.bus.events import Event, Failed, GuestAttached, ObjectRef, Requested
 from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.cli.bus import NATS_HINT, required_url, without_credentials
 from services.cli.commands.events import _from_cluster, _from_nats, _Printer
-from services.cli.commands.timeline import COLUMNS, cells, entry_of_event, entry_of_message
+from services.cli.commands.timeline import (
+    COLUMNS,
+    TimelineEntry,
+    cells,
+    entry_of_event,
+    entry_of_message,
+    sort_by_time,
+)
 from services.cli.errors import Unreachable
 from services.cli.output import NONE
 from services.cli.tracing.tracer import NoTraces
@@ -27,11 +38,13 @@ from tests.support.kube.node_kube import EVENTS, FakeKube, serving_kube, write_k
 TRACE = "a" * 32
 VMI = ObjectRef("default", "vm1", "uid")
 PLUG = Operation("op", OperationKind.PLUG, "blue", traceparent=f"00-{TRACE}-{'b' * 16}-01")
+ENTRY = TimelineEntry("", "requested", "blue", "plug", "op", "api")
 LOST = Failed(PLUG, VMI, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="no\nlease", attempt=3, retry_after=0.4)
 
 
-def from_bus(event: Event, role: str, node: str) -> BusMessage:
-    return encode_message(event, role=role, node=node, start_id="s")
+def from_bus(event: Event, role: str, node: str, second: int = 0) -> BusMessage:
+    now = datetime(2026, 1, 1, second=second, tzinfo=UTC)
+    return encode_message(event, role=role, node=node, start_id="s", now=now)
 
 
 def from_cluster(event: Event, role: str, host: str | None) -> dict[str, object]:
@@ -71,6 +84,22 @@ def test_failed_attempt_has_stage_reason_and_retry_delay() -> None:
     assert row[-1] == "CniFailed: no lease"
 
 
+@given(
+    st.lists(
+        st.sampled_from(["", "now", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5Z", "2026-01-01T02:00:00+02:00"])
+    )
+)
+def test_entries_are_sorted_by_time_and_one_without_stays_behind_the_one_before_it(times: list[str]) -> None:
+    entries = [msgspec.structs.replace(ENTRY, time=time, message=str(place)) for place, time in enumerate(times)]
+    found = sort_by_time([None, *entries])
+    assert sorted(found, key=lambda entry: int(entry.message)) == entries
+    late = [entry.time.endswith(".5Z") for entry in found if entry.time.startswith("2026")]
+    assert late == sorted(late)
+    for before, entry in pairwise(found):
+        if not entry.time.startswith("2026") and int(entry.message) > 0:
+            assert before.message == str(int(entry.message) - 1)
+
+
 def test_malformed_message_and_foreign_event_give_no_entry() -> None:
     assert entry_of_message(BusMessage("hotplug.requested._.default.vm1", b"{", {})) is None
     assert entry_of_event({"source": {"component": "kubelet"}, "metadata": {}}) is None
@@ -108,25 +137,27 @@ NATS_URL = "nats://me:secret@127.0.0.1:4222"
 
 
 class FakeReader:
-    """A reader of NATS with one stored message and one that is published after the subscription."""
+    """A reader of NATS with two stored messages, the later event first, and one that arrives after the subscription."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
-        self.error_output = ""
+        self.output = self.error_output = ""
 
     async def list_messages(self, _subjects: str) -> AsyncIterator[StoredMessage]:
-        """Yield the stored message."""
-        yield StoredMessage(1, from_bus(Requested(PLUG, VMI), "api", "_"))
+        """Yield the stored messages."""
+        yield StoredMessage(1, from_bus(LOST, "networks", "n1", 2))
+        yield StoredMessage(2, from_bus(Requested(PLUG, VMI), "api", "_", 1))
 
     async def follow_messages(
         self, _subjects: str, after: int, on_subscribed: Callable[[], None]
     ) -> AsyncIterator[StoredMessage]:
         """Subscribe, yield the new message and end."""
-        assert after == 1
-        assert self._capsys.readouterr().err == ""
+        assert after == 2
+        self.output, errors = self._capsys.readouterr()
+        assert errors == ""
         on_subscribed()
         self.error_output = self._capsys.readouterr().err
-        yield StoredMessage(2, from_bus(GuestAttached(PLUG, VMI), "handler", "n1"))
+        yield StoredMessage(3, from_bus(GuestAttached(PLUG, VMI), "handler", "n1", 0))
 
 
 @pytest.mark.parametrize("follow", [True, False])
@@ -144,8 +175,11 @@ async def test_follow_prints_a_line_when_nats_has_accepted_the_subscription(
     assert await _from_nats(NATS_URL, "default", "vm1", printer, follow)
     line = "following events of default/vm1 from NATS at nats://127.0.0.1:4222; press Ctrl-C to stop\n"
     assert reader.error_output == (line if follow else "")
-    assert printer.count == (2 if follow else 1)
-    assert capsys.readouterr().err == ""
+    output, errors = capsys.readouterr()
+    printed = map(msgspec.json.decode, (reader.output + output).splitlines()) if follow else msgspec.json.decode(output)
+    # Stored events are in the order of time, new ones in that of their arrival.
+    assert [entry["stage"] for entry in printed] == ["requested", "failed"] + ["guest-attached"] * follow
+    assert (printer.count, errors) == (3 if follow else 2, "")
 
 
 async def test_follow_prints_a_line_when_the_kubernetes_events_are_listed(

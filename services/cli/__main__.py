@@ -41,6 +41,8 @@ COMMANDS = {
 
 
 @click.group(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+# The version is read from the distribution's metadata, which are imported only for this option.
+@click.version_option(package_name="hotnic", message="hotnic %(version)s", help="Show the version and exit.")
 def hotnic() -> None:
     """Plug network interfaces into running virtual machines and unplug them, without a restart.
 

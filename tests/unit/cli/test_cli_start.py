@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 
 import click
 import pytest
@@ -92,6 +93,15 @@ def test_help_texts_import_no_large_library() -> None:
     codes, imported = probe([[*command, "--help"] for command in COMMANDS])
     assert set(codes.values()) == {0}
     assert imported == []
+
+
+def test_the_version_is_printed_and_no_large_library_is_imported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli", "--version"], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == f"hotnic {metadata.version('hotnic')}\n"
+    codes, imported = probe([["--version"]])
+    assert (set(codes.values()), imported) == ({0}, [])
 
 
 def test_usage_errors_import_no_large_library() -> None:

@@ -17,7 +17,7 @@ from services.common.kube.client import Kube
 from services.common.runtime.context import open_context
 from services.common.runtime.installations import OwnerSettings
 from services.common.runtime.owner import VmOwner
-from services.common.runtime.process import Instrument, RoleRuntime
+from services.common.runtime.process import STARTED, Instrument, RoleRuntime
 from services.common.runtime.process import main as run
 from services.common.runtime.settings import SettingsError
 
@@ -56,8 +56,15 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
 async def start(runtime: RoleRuntime[Settings]) -> None:
     """Assemble the role and start to serve."""
     settings = runtime.settings
-    context = await open_context(runtime)
-    loaded = await front_proxy.load(context.kube)
+    serving = False
+
+    def on_denied(_ok: bool, why: str) -> None:
+        # Only while it starts, for the same reason as below. Later the log alone names what is forbidden.
+        if not serving:
+            runtime.readiness.set(STARTED, False, why or "starting")
+
+    context = await open_context(runtime, on_denied=on_denied)
+    loaded = await context.denials.retry(lambda: front_proxy.load(context.kube), log=context.log)
     tls = ServerTls(client_ca=loaded.ca)
     proxy = front_proxy.FollowedFrontProxy(context.kube, tls, loaded, log=runtime.log)
     owner = VmOwner(
@@ -67,6 +74,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         # No condition of `/readyz`: an APIService without a ready server blocks the deletion of every namespace. The
         # api goes on to serve and refuses changes.
         on_condition=lambda name, ok, why: runtime.log.info("owner checked", condition=name, met=ok, why=why),
+        denials=context.denials,
     )
     runtime.spawn("watch kubevirt", owner.run)
     # The feature gate and the owner of the VMs are read from KubeVirt's objects, so they must be listed first.
@@ -82,6 +90,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     runtime.spawn("watch front proxy", proxy.run)
     await _start_certificate(runtime, context.kube, tls)
     await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls.context))
+    serving = True
     runtime.readiness.set("serving", True)
 
 

@@ -40,6 +40,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         # A lambda, because the controller is created after its owner check.
         on_change=lambda: controller.requeue_all(),
         on_condition=runtime.readiness.set,
+        denials=context.denials,
     )
     controller = Controller(
         context,

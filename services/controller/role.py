@@ -52,11 +52,14 @@ class Controller:
         self._is_owner = is_owner
         self._is_enabled = is_enabled
         self._was_owner: bool | None = None
-        self.vms: Reflector[VirtualMachine] = Reflector(kube, VMS, on_change=self._on_change, log=log)
-        self.vmis: Reflector[VirtualMachineInstance] = Reflector(kube, VMIS, on_change=self._on_change, log=log)
+        denials = context.denials
+        self.vms: Reflector[VirtualMachine] = Reflector(kube, VMS, on_change=self._on_change, log=log, denials=denials)
+        self.vmis: Reflector[VirtualMachineInstance] = Reflector(
+            kube, VMIS, on_change=self._on_change, log=log, denials=denials
+        )
         # Launcher pods only: KubeVirt sets this label on them.
         self.pods: Reflector[Pod] = Reflector(
-            kube, PODS, labels=CREATED_BY_LABEL, on_change=self._on_pod_change, log=log
+            kube, PODS, labels=CREATED_BY_LABEL, on_change=self._on_pod_change, log=log, denials=denials
         )
         self._readers = Readers(
             CachedReader(kube, VMS, self.vms), CachedReader(kube, VMIS, self.vmis), CachedReader(kube, PODS, self.pods)

@@ -75,6 +75,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         node=settings.node_name,
         on_change=lambda: handler.requeue_all(),
         on_condition=runtime.readiness.set,
+        denials=context.denials,
     )
     handler = Handler(
         context,

@@ -61,7 +61,9 @@ class Handler:
         self._context = context
         self._is_owner = is_owner
         self._was_owner: bool | None = None
-        self.vmis: Reflector[VirtualMachineInstance] = Reflector(kube, VMIS, on_change=self._on_vmi_change, log=log)
+        self.vmis: Reflector[VirtualMachineInstance] = Reflector(
+            kube, VMIS, on_change=self._on_vmi_change, log=log, denials=context.denials
+        )
         self.pods: Reflector[Pod] = Reflector(
             kube,
             PODS,
@@ -69,6 +71,7 @@ class Handler:
             fields=f"spec.nodeName={context.node}",
             on_change=self._on_pod_change,
             log=log,
+            denials=context.denials,
         )
         self._vmi_reader = CachedReader(kube, VMIS, self.vmis)
         self._pod_reader = CachedReader(kube, PODS, self.pods)

@@ -64,7 +64,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     """Open the clients, assemble the role and start its tasks."""
     settings = runtime.settings
     context = await open_context(runtime, node=settings.node_name)
-    await refuse_upstream_controller(context.kube, settings.node_name, context.log)
+    await refuse_upstream_controller(context.kube, settings.node_name, context.log, context.denials)
     cri_socket = await find_socket(settings.cri_socket, context.telemetry, host_root=settings.host_root)
     cri = CriClient(cri_socket, context.telemetry)
     runtime.stack.push_async_callback(cri.close)

@@ -5,12 +5,14 @@ Next: :mod:`services.networks.role`.
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from schemas.kubernetes.objects import ObjectMeta, PodStatus, Resource
 from services.common.kube.client import Kube
+from services.common.kube.denials import Denials
 from services.common.kube.errors import KubeError
 from services.common.runtime.process import StartRefused
 from services.common.telemetry.logs import Log
@@ -50,14 +52,16 @@ class PodWithVolumes(msgspec.Struct, frozen=True):
 _PODS = Resource("", "v1", "pods", "Pod", PodWithVolumes)
 
 
-async def refuse_upstream_controller(kube: Kube, node: str, log: Log) -> None:
+async def refuse_upstream_controller(kube: Kube, node: str, log: Log, denials: Denials) -> None:
     """Check whether upstream's controller runs on the node; wait until the API server answers.
 
+    :param denials: told while the API server forbids the list.
     :raises StartRefused: it does.
     """
+    list_pods = partial(kube.list, _PODS, labels=UPSTREAM_LABEL, fields=f"spec.nodeName={node}")
     while True:
         try:
-            found = await kube.list(_PODS, labels=UPSTREAM_LABEL, fields=f"spec.nodeName={node}")
+            found = await denials.retry(list_pods, log=log)
         except KubeError as error:
             log.warning("cannot list pods", error=str(error), again_in=RETRY_INTERVAL)
             await asyncio.sleep(RETRY_INTERVAL)

@@ -56,7 +56,12 @@ class Networks:
         self._signatures: dict[Key, Signature] = {}
         self.pod_cache = PodCache()
         self.pods: Reflector[Pod] = Reflector(
-            kube, PODS, fields=f"spec.nodeName={context.node}", on_change=self._pod_changed, log=log
+            kube,
+            PODS,
+            fields=f"spec.nodeName={context.node}",
+            on_change=self._pod_changed,
+            log=log,
+            denials=context.denials,
         )
         self._reader = CachedReader(kube, PODS, self.pods)
         self._observer = PodObserver(context, self._reader, cri, multus, self.pod_cache, isolation)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from schemas.kubernetes.objects import LEASES, Lease, LeaseSpec, Resource
+from services.common.kube.denials import describe_error
 from services.common.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from services.common.telemetry.logs import Log
 
@@ -143,7 +144,7 @@ class Leader:
         except (AlreadyExists, Conflict):
             return False
         except KubeError as error:
-            self._on_state(False, f"cannot acquire lease {self._namespace}/{self._name}: {error.message}")
+            self._on_state(False, f"cannot acquire lease {self._namespace}/{self._name}: {describe_error(error)}")
             return False
         self._has_led = True
         self._on_state(True, "")

@@ -5,18 +5,23 @@ adapters (CRI, network namespaces, guests) are not part of it: each role opens i
 context, because it never uses the bus. Next: a role's ``__main__.py``.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.bus.encoding import NO_NODE
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.protocol import Bus
 from services.common.kube.client import Kube
+from services.common.kube.denials import Denials
 from services.common.kube.event_recorder import EventRecorder
 from services.common.runtime.process import RoleRuntime
 from services.common.runtime.recording_bus import RecordingBus
 from services.common.telemetry import Telemetry
 from services.common.telemetry.logs import Log
+
+PERMISSIONS = "permissions"
+"""The condition of ``/readyz``: not met while the API server forbids what the role reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class RoleContext:
     :ivar node: Kubernetes node of the role; ``_`` for a role of the cluster.
     :ivar bus: records a Kubernetes Event for each stage that it publishes.
     :ivar events: recorder of further Events.
+    :ivar denials: what the API server forbids the role to read.
     """
 
     role: str
@@ -36,13 +42,17 @@ class RoleContext:
     events: EventRecorder
     telemetry: Telemetry
     log: Log
+    denials: Denials = field(default_factory=Denials)
 
 
-async def open_context(runtime: RoleRuntime[Any], *, node: str = NO_NODE) -> RoleContext:
+async def open_context(
+    runtime: RoleRuntime[Any], *, node: str = NO_NODE, on_denied: Callable[[bool, str], None] | None = None
+) -> RoleContext:
     """Open the clients of a role; ``runtime.stack`` closes them at shutdown.
 
     The bus connects in the background: a role starts without NATS.
 
+    :param on_denied: as in :class:`services.common.kube.denials.Denials`; by default it sets :data:`PERMISSIONS`.
     :raises KubeconfigError: there is no usable configuration.
     """
     role, settings, telemetry, log = runtime.role, runtime.settings, runtime.telemetry, runtime.log
@@ -52,4 +62,5 @@ async def open_context(runtime: RoleRuntime[Any], *, node: str = NO_NODE) -> Rol
     connection = await connect(settings.nats_url, role=role, node=node, telemetry=telemetry, log=log)
     bus = RecordingBus(connection, events)
     runtime.stack.push_async_callback(bus.close)
-    return RoleContext(role, node, kube, bus, events, telemetry, log)
+    denials = Denials(on_denied or (lambda ok, why: runtime.readiness.set(PERMISSIONS, ok, why)))
+    return RoleContext(role, node, kube, bus, events, telemetry, log, denials)

@@ -14,7 +14,8 @@ from schemas.kubernetes.kubevirt import KUBEVIRTS, KubeVirt
 from services.common.domain.kubevirt import GateSetting, OwnerSetting
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
-from services.common.kube.errors import KubeError, NotFound
+from services.common.kube.denials import Denials, describe_error
+from services.common.kube.errors import Forbidden, KubeError, NotFound
 from services.common.runtime.settings import CommonSettings
 from services.common.telemetry.logs import Log
 
@@ -40,14 +41,18 @@ class Installations:
     """The cluster's KubeVirt objects.
 
     :param on_change: called after each change.
+    :param denials: told when the API server forbids to read them.
     :ivar synced: set after the first list, or when the CRD was found missing.
     """
 
-    def __init__(self, kube: Kube, log: Log, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, kube: Kube, log: Log, on_change: Callable[[], None] = lambda: None, denials: Denials | None = None
+    ) -> None:
         self._kube = kube
+        self._denials = denials or Denials()
         self._log = log
         self._reflector: Reflector[KubeVirt] = Reflector(
-            kube, KUBEVIRTS, on_change=lambda _key, _found: on_change(), log=log
+            kube, KUBEVIRTS, on_change=lambda _key, _found: on_change(), log=log, denials=denials
         )
         self.synced = asyncio.Event()
 
@@ -69,10 +74,15 @@ class Installations:
             try:
                 await self._kube.list_raw(KUBEVIRTS)
             except NotFound:
+                self._denials.set(self, "")
                 self.synced.set()
                 await asyncio.sleep(POLL_INTERVAL)
             except KubeError as error:
-                self._log.warning("cannot list KubeVirt objects", error=str(error), again_in=RETRY_INTERVAL)
+                why = describe_error(error)
+                if isinstance(error, Forbidden):
+                    self._denials.set(self, why)
+                self._log.warning("cannot list KubeVirt objects", error=why, again_in=RETRY_INTERVAL)
                 await asyncio.sleep(RETRY_INTERVAL)
             else:
+                self._denials.set(self, "")
                 return

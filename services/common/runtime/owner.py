@@ -19,6 +19,7 @@ from services.common.domain.kubevirt import (
 )
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
+from services.common.kube.denials import Denials
 from services.common.runtime.installations import Installations
 from services.common.runtime.settings import SettingsError
 from services.common.telemetry.logs import Log
@@ -35,6 +36,7 @@ class VmOwner:
         cluster.
     :param on_change: called after each change.
     :param on_condition: called with :data:`CONDITION`, whether it is met, and otherwise the reason.
+    :param denials: told when the API server forbids to read KubeVirt's objects or pods.
     :ivar installations: the cluster's KubeVirt objects.
     """
 
@@ -47,19 +49,28 @@ class VmOwner:
         node: str | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_condition: Callable[[str, bool, str], None] = lambda _name, _ok, _why: None,
+        denials: Denials | None = None,
     ) -> None:
         self._setting = setting
         self._on_change = on_change
         self._on_condition = on_condition
         self._conflicting = False
-        self.installations = Installations(kube, log, self._update)
+        self.installations = Installations(kube, log, self._update, denials)
         selectors: list[tuple[str, str | None]] = [(f"{COMPONENT_LABEL} in ({CONTROLLER},{HANDLER})", None)]
         if node is not None:
             # Every node's handler has such a watch, so each follows the virt-handler of its own node only.
             selectors = [(f"{COMPONENT_LABEL}={CONTROLLER}", None)]
             selectors += [(f"{COMPONENT_LABEL}={HANDLER}", f"spec.nodeName={node}")]
         self._pods: list[Reflector[Pod]] = [
-            Reflector(kube, PODS, labels=labels, fields=fields, on_change=lambda _key, _pod: self._update(), log=log)
+            Reflector(
+                kube,
+                PODS,
+                labels=labels,
+                fields=fields,
+                on_change=lambda _key, _pod: self._update(),
+                log=log,
+                denials=denials,
+            )
             # ADR 23. With any other setting KubeVirt's objects alone decide, and its controllers may run.
             for labels, fields in (selectors if setting == "hotnic" else ())
         ]

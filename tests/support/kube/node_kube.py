@@ -214,6 +214,20 @@ class Refused(Exception):
         self.reason = reason
 
 
+def forbid(plural: str, account: str) -> Callable[[str, str, str], None]:
+    """Return a :attr:`FakeKube.before` that forbids a ServiceAccount (``namespace:name``) to read a resource."""
+    verbs = {"GET": "get", "LIST": "list", "WATCH": "watch"}
+
+    def refuse(method: str, requested: str, name: str) -> None:
+        if requested == plural and method in ("GET", "WATCH"):
+            verb = verbs[method if method == "WATCH" or name else "LIST"]
+            user = f"system:serviceaccount:{account}"
+            message = f'User "{user}" cannot {verb} resource "{plural}" in API group "" at the cluster scope'
+            raise Refused(403, "Forbidden", f"{plural} is forbidden: {message}")
+
+    return refuse
+
+
 @web.middleware
 async def _statuses(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
     try:

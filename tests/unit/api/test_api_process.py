@@ -13,7 +13,7 @@ import pytest
 
 from services.common.http.client import ConnectFailed, UnixHttpClient
 from tests.support.kube.certs import Authority, tls_get
-from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfig
+from tests.support.kube.node_kube import FakeKube, forbid, serving_kube, write_kubeconfig
 from tests.support.telemetry.spans import recording_telemetry
 
 HOST = "hotnic-api.hotnic.svc"
@@ -90,6 +90,17 @@ async def test_the_api_makes_its_certificate_and_registers_it(api: ApiProcess) -
         certificate, body = await tls_get(f"127.0.0.1:{api.port}", context, name=HOST)
         assert "/apis/subresources.hotnic.io/v1" in body
         assert certificate["subjectAltName"] == (("DNS", HOST), ("DNS", f"{HOST}.cluster.local"))
+
+
+@pytest.mark.parametrize(("verb", "plural"), [("get", "configmaps"), ("list", "kubevirts"), ("list", "pods")])
+async def test_an_api_without_a_permission_waits_and_says_which(api: ApiProcess, verb: str, plural: str) -> None:
+    api.kube.before = forbid(plural, "hotnic:hotnic-api")
+    async with api.running(HOTNIC_TLS_SECRET="hotnic-api-tls"):
+        await api.until_ready(
+            503, f"[-]started failed: ServiceAccount hotnic/hotnic-api may not {verb} {plural} in all"
+        )
+        api.kube.before = lambda _method, _plural, _name: None
+        await api.until_ready(200, "[+]started ok")
 
 
 async def test_an_api_without_a_certificate_is_not_ready_and_says_why(api: ApiProcess) -> None:

@@ -48,9 +48,9 @@ class Script:
         self.watches.put_nowait(stream.serve)
         return stream
 
-    def refuse_watch(self, status: int, reason: str) -> None:
+    def refuse_watch(self, status: int, reason: str, message: str = "") -> None:
         async def refuse(_request: web.Request) -> web.StreamResponse:
-            return web.json_response(failure(status, reason), status=status)
+            return web.json_response(failure(status, reason, message), status=status)
 
         self.watches.put_nowait(refuse)
 

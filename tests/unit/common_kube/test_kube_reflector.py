@@ -14,6 +14,7 @@ from structlog.testing import LogCapture
 from schemas.kubernetes.objects import PODS, Pod
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
+from services.common.kube.denials import Denials
 from services.common.kube.listing import RawListing
 from services.common.telemetry.logs import logger
 
@@ -275,6 +276,33 @@ async def test_refused_lists_are_retried(kube: Kube, script: Any, make_pod: Any,
         await seen.until(lambda: seen.states[-1:] == [True])
         assert seen.states == [False, True]
         assert seen.changes == [("a", "1")]
+
+
+@pytest.mark.parametrize("verb", ["list", "watch"])
+async def test_a_forbidden_list_or_watch_is_reported_until_it_is_allowed(
+    kube: Kube, script: Any, make_pod: Any, make_failure: Any, verb: str
+) -> None:
+    seen, denied = Recorder(), Recorder()
+    account = "system:serviceaccount:hotnic:hotnic-networks"
+    message = f'pods is forbidden: User "{account}" cannot {verb} resource "pods" in API group "" at the cluster scope'
+    if verb == "list":
+        script.respond(make_failure(403, "Forbidden", message), 403)
+        script.respond(make_failure(503, "ServiceUnavailable"), 503)
+    else:
+        script.refuse_watch(403, "Forbidden", message)
+        script.refuse_watch(503, "ServiceUnavailable")
+    script.listing(make_pod("a", "1"))
+    script.watch()
+    reasons: list[str] = []
+
+    def on_change(ok: bool, why: str) -> None:
+        reasons.append(why)
+        denied.state(ok, why)
+
+    async with reflecting(kube, seen, denials=Denials(on_change)):
+        await denied.until(lambda: denied.states[-1:] == [True])
+        assert denied.states == [False, True]
+        assert f"ServiceAccount hotnic/hotnic-networks may not {verb} pods in all namespaces" in reasons[0]
 
 
 async def test_all_pages_of_a_list_are_read(kube: Kube, script: Any, make_pod: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from services.common.kube.client import Kube
+from services.common.kube.denials import Denials
 from services.common.runtime.process import StartRefused
 from services.networks.conflicts import refuse_upstream_controller
 from tests.support.kube.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
@@ -40,7 +41,7 @@ async def test_it_is_refused_and_the_pod_is_named(cluster: tuple[FakeKube, Kube]
     kube, client = cluster
     put(kube)
     with pytest.raises(StartRefused) as refused:
-        await refuse_upstream_controller(client, "node1", structlog.get_logger())
+        await refuse_upstream_controller(client, "node1", structlog.get_logger(), Denials())
     assert "pod kube-system/dynamic-networks-controller-ds-x" in str(refused.value)
     assert "remove its DaemonSet (dynamic-networks-controller-ds)" in str(refused.value)
 
@@ -53,7 +54,7 @@ async def test_it_is_refused_and_the_pod_is_named(cluster: tuple[FakeKube, Kube]
 async def test_other_pods_do_not_matter(cluster: tuple[FakeKube, Kube], fields: dict[str, Any]) -> None:
     kube, client = cluster
     put(kube, **fields)
-    await refuse_upstream_controller(client, "node1", structlog.get_logger())
+    await refuse_upstream_controller(client, "node1", structlog.get_logger(), Denials())
 
 
 async def test_an_api_server_that_does_not_answer_is_waited_for(cluster: tuple[FakeKube, Kube]) -> None:
@@ -66,7 +67,7 @@ async def test_an_api_server_that_does_not_answer_is_waited_for(cluster: tuple[F
         raise Refused(503, "ServiceUnavailable", "not yet")
 
     kube.before = refuse
-    checking = asyncio.create_task(refuse_upstream_controller(client, "node1", structlog.get_logger()))
+    checking = asyncio.create_task(refuse_upstream_controller(client, "node1", structlog.get_logger(), Denials()))
     await asyncio.wait_for(asked.wait(), 20)
     assert not checking.done()
     kube.before = lambda _method, _plural, _name: None

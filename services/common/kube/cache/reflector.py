@@ -16,7 +16,8 @@ import msgspec
 from schemas.kubernetes.objects import Resource, Status
 from services.common.backoff import jittered
 from services.common.kube.client import Kube
-from services.common.kube.errors import BadApiResponse, Gone, KubeError, of_status
+from services.common.kube.denials import Denials, describe_error
+from services.common.kube.errors import BadApiResponse, Forbidden, Gone, KubeError, of_status
 from services.common.telemetry.logs import Log
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class Reflector(Generic[T]):
     :param on_change: called with the key and the object, or ``None`` if it was deleted. An object that was deleted and
         created again under its name is reported as deleted first.
     :param on_state: called when the watch opens (``True``) or breaks (``False``), with the cause.
+    :param denials: told when the API server forbids the list or the watch, and when it allows them again.
     :param idle: seconds without data after which a watch counts as dead.
     :param duration: seconds after which the server ends a watch, plus or minus 20 %.
     :param min_watch: seconds after which a watch without events counts as a success.
@@ -83,6 +85,7 @@ class Reflector(Generic[T]):
         on_change: Callable[[Key, T | None], None],
         log: Log,
         on_state: Callable[[bool, str], None] = lambda _ok, _why: None,
+        denials: Denials | None = None,
         rng: random.Random | None = None,
         idle: float = 75.0,
         duration: float = 300.0,
@@ -95,6 +98,7 @@ class Reflector(Generic[T]):
         self._fields = fields
         self._on_change = on_change
         self._on_state = on_state
+        self._denials = denials or Denials()
         self._log = log.bind(resource=resource.plural)
         self._rng = rng or random.Random()
         self._idle = idle
@@ -166,6 +170,7 @@ class Reflector(Generic[T]):
         ) as chunks:
             self._opened = self._now()
             self._set_state(True, "")
+            self._denials.set(self, "")
             async for line in _lines(chunks):
                 self._handle(line)
                 received, self._failures, self._relisted = True, 0, False
@@ -247,8 +252,11 @@ class Reflector(Generic[T]):
             self._relisted = True
             return
         wait = max(error.retry_after or 0.0, jittered(self._failures, FIRST_BACKOFF, MAX_BACKOFF, self._rng))
-        self._log.warning("watch interrupted", error=str(error), reason=error.reason, again_in=round(wait, 3))
-        self._set_state(False, f"{error.reason}: {error}")
+        why = describe_error(error)
+        if isinstance(error, Forbidden):
+            self._denials.set(self, why)
+        self._log.warning("watch interrupted", error=why, reason=error.reason, again_in=round(wait, 3))
+        self._set_state(False, f"{error.reason}: {why}")
         await asyncio.sleep(wait)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from schemas.kubernetes.objects import VMIS, VMS, StatusCause, StatusDetails
 from schemas.kubernetes.operations import Operation
+from services.api.permissions import own_reads, own_write
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from services.api.plan.answers import conflict
 from services.common.bus.protocol import Bus
@@ -24,10 +25,12 @@ async def apply_request(observe_request: Callable[[], Awaitable[Observed]], kube
 
     :param observe_request: observes the objects of the request; called once for each attempt.
     :raises StatusError: the request is refused.
-    :raises KubeError: the API server does not answer, or it refuses a call.
+    :raises KubeError: the API server does not answer, or it refuses the change.
+    :raises ApiPermissionMissing: the api may not make a call.
     """
     for _ in range(ATTEMPTS):
-        observed = await observe_request()
+        with own_reads():
+            observed = await observe_request()
         answer = plan(observed)
         if isinstance(answer, RefuseRequest):
             raise status_error(answer)
@@ -49,11 +52,12 @@ def status_error(answer: RefuseRequest) -> StatusError:
 async def _apply_change(observed: Observed, answer: ChangeObject, kube: Kube, bus: Bus) -> bool:
     """Patch the object and publish the event; return ``False`` when the object has changed since it was observed."""
     try:
-        if answer.target is RequestTarget.VM:
-            # The controller publishes `requested` when it copies the change to the VMI.
-            await kube.json_patch(VMS, observed.namespace, observed.name, answer.ops)
-            return True
-        vmi = await kube.json_patch(VMIS, observed.namespace, observed.name, answer.ops)
+        with own_write():
+            if answer.target is RequestTarget.VM:
+                # The controller publishes `requested` when it copies the change to the VMI.
+                await kube.json_patch(VMS, observed.namespace, observed.name, answer.ops)
+                return True
+            vmi = await kube.json_patch(VMIS, observed.namespace, observed.name, answer.ops)
     except (PatchTestFailed, Conflict):
         return False
     await bus.publish(answer.requested_event(vmi))

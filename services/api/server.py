@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from schemas.bus.hotplug_status import encode_json
+from schemas.kubernetes.operations import Operation
 from schemas.kubernetes.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import apply_request
 from services.api.discovery import GROUPS, HOTNIC_GROUP, accepts_documents, discovery_document, discovery_paths
@@ -19,6 +20,7 @@ from services.api.front_proxy import FrontProxy, UserIdentity
 from services.api.hotplug_status.read import read_hotplug_status
 from services.api.hotplug_status.watch import MAX_WATCHERS, StatusStreams, parse_duration, parse_flag
 from services.api.observe import ClusterSettings, observe
+from services.api.permissions import own_reads, wait_permitted
 from services.api.plan import RequestTarget
 from services.api.plan.checks import GATE_DISABLED
 from services.api.request import BadBody, decode_add, decode_remove
@@ -109,13 +111,18 @@ class Api:
         self._identify(request)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
         duration, stored = parse_duration(request.query), parse_flag(request.query, "stored")
+
+        async def answer() -> web.StreamResponse:
+            with own_reads():
+                if duration is not None:
+                    return await self._streams.serve(request, namespace, name, duration)
+                found = await read_hotplug_status(self._kube, self._bus, namespace, name, stored=stored)
+            return web.Response(body=encode_json(found), content_type="application/json")
+
         try:
-            if duration is not None:
-                return await self._streams.serve(request, namespace, name, duration)
-            found = await read_hotplug_status(self._kube, self._bus, namespace, name, stored=stored)
+            return await wait_permitted(answer)
         except KubeError as error:
             raise _forwarded_error(error) from error
-        return web.Response(body=encode_json(found), content_type="application/json")
 
     async def _serve_change(self, target: RequestTarget, verb: str, request: web.Request) -> web.Response:
         caller = self._identify(request)
@@ -131,9 +138,13 @@ class Api:
         observe_request = partial(observe, self._kube, self._cluster(), target, namespace, name, options, caller)
         # Concurrent patches of one object make each other's guards fail, so its requests take turns.
         lock = self._locks.setdefault((target, namespace, name), asyncio.Lock())
-        try:
+
+        async def apply() -> Operation:
             async with lock:
-                operation = await apply_request(observe_request, self._kube, self._bus)
+                return await apply_request(observe_request, self._kube, self._bus)
+
+        try:
+            operation = await wait_permitted(apply)
         except KubeError as error:
             raise _forwarded_error(error) from error
         self._log.info(

@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
 
 from services.common.backoff import jittered
+from services.common.kube.denials import describe_error
 from services.common.kube.errors import KubeError
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import span_context, trace_id_of
@@ -334,7 +335,7 @@ class Reconciler(Generic[K]):
             return "rejected", None
         entry.failures += 1
         if isinstance(error, KubeError) and error.transient:
-            error = Retry(error.reason, error.message, after=error.retry_after)
+            error = Retry(error.reason, describe_error(error), after=error.retry_after)
         if isinstance(error, Retry):
             wait = error.after if error.after is not None else entry.attempt.backoff
             fields |= {"reason": error.reason, "detail": error.message}

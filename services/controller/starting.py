@@ -13,6 +13,7 @@ from opentelemetry.trace import Span, set_span_in_context
 
 from schemas.kubernetes.objects import VMIS, VMS
 from schemas.kubernetes.operations import Operation
+from services.common.kube.denials import is_missing_permission
 from services.common.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PatchTestFailed
 from services.common.reconcile import Attempt, Retry
 from services.common.runtime.context import RoleContext
@@ -45,13 +46,17 @@ class Starter:
 
         :return: the observation to plan with next: the objects as patched, or the same ones and what was refused.
         :raises Retry: an object has changed since it was observed.
-        :raises KubeError: the API server does not answer.
+        :raises KubeError: the API server does not answer, or the controller lacks a permission.
         """
         try:
             return await self._start(action, observed, attempt)
         except (PatchTestFailed, Conflict, NotFound) as error:
             raise Retry("ObjectChanged", str(error), after=0.0) from error
         except (Invalid, BadRequest, Forbidden) as error:
+            if is_missing_permission(error):
+                # Not about the request: the controller's permission is missing, or the API server has just started and
+                # its RBAC caches are not filled. The queue retries.
+                raise
             # The error does not name the interface that is refused, so each has to be tried on its own.
             if len(action.started) > 1 and not observed.one_at_a_time:
                 return msgspec.structs.replace(observed, one_at_a_time=True)

@@ -61,6 +61,11 @@ class Denials:
                 return answer
 
 
+def is_missing_permission(error: KubeError) -> bool:
+    """Return whether an authorizer forbids the request to this process; ``False`` for the refusal of a webhook."""
+    return isinstance(error, Forbidden) and _MESSAGE.search(error.message) is not None
+
+
 def describe_error(error: KubeError) -> str:
     """Return the message of an error; for a missing permission with who lacks it and how to check it.
 

@@ -201,18 +201,65 @@ async def test_nad_of_another_namespace_requires_permission_to_read_it(
     assert len(api.kube.reviewed) == 2
 
 
-async def test_failed_access_review_refuses_the_request(api: ServedApi) -> None:
+def forbid_own(api: ServedApi, method: str, plural: str, times: float) -> None:
+    """Forbid the api's ServiceAccount a call, this many times."""
+    left = times
+
+    def refuse(sent: str, requested: str, _name: str) -> None:
+        nonlocal left
+        if (sent, requested) == (method, plural) and left > 0:
+            left -= 1
+            user = "system:serviceaccount:hotnic:hotnic-api"
+            message = f'User "{user}" cannot x resource "{plural}" in API group "g" at the cluster scope'
+            raise Refused(403, "Forbidden", f"{plural} is forbidden: {message}")
+
+    api.kube.before = refuse
+
+
+OWN_CALLS = [("POST", "subjectaccessreviews"), ("GET", VMIS), ("GET", NADS), ("PATCH", VMIS)]
+FOREIGN_PLUG = PLUG | {"networkAttachmentDefinitionName": "secret/net1"}
+
+
+@pytest.mark.parametrize(("method", "plural"), OWN_CALLS)
+async def test_a_permission_that_the_api_gets_a_moment_later_is_waited_for(
+    api: ServedApi, method: str, plural: str
+) -> None:
+    """An API server that has just started forbids what its RBAC caches do not list yet."""
     api.put(VMIS, objects.vmi())
     api.kube.put(NADS, "secret", "net1", spec={"config": '{"type":"bridge"}'})
+    forbid_own(api, method, plural, 2)
+    assert (await api.request(VMIS, "addinterface", FOREIGN_PLUG))[0] == 202
+    forbid_own(api, "GET", VMIS, 2)
+    async with api.session.get(f"/apis/{HOTNIC}/namespaces/default/{VMIS}/vm1/interfaces") as answer:
+        assert answer.status == 200
 
-    def fail(_method: str, plural: str, _name: str) -> None:
-        if plural == "subjectaccessreviews":
-            raise Refused(403, "Forbidden", "the api may not ask")
 
-    api.kube.before = fail
-    code, status, _ = await api.request(VMIS, "addinterface", PLUG | {"networkAttachmentDefinitionName": "secret/net1"})
-    assert (code, status["message"]) == (403, "the api may not ask")
+@pytest.mark.parametrize(("method", "plural"), OWN_CALLS)
+async def test_a_permission_that_the_api_lacks_is_no_refusal_of_the_user(
+    api: ServedApi, method: str, plural: str
+) -> None:
+    api.put(VMIS, objects.vmi())
+    api.kube.put(NADS, "secret", "net1", spec={"config": '{"type":"bridge"}'})
+    forbid_own(api, method, plural, float("inf"))
+    code, status, _ = await api.request(VMIS, "addinterface", FOREIGN_PLUG)
+    assert (code, status["reason"]) == (500, "InternalError")
+    assert status["message"].startswith(
+        f"hotnic's api lacks a permission: ServiceAccount hotnic/hotnic-api may not x {plural}.g in all namespaces; "
+    )
     assert read_operation(api.kube.annotations(VMIS, "default", "vm1"), "iface1") is None
+
+
+async def test_a_webhooks_refusal_is_the_answer_to_the_user(api: ServedApi) -> None:
+    api.put(VMIS, objects.vmi())
+
+    def refuse(method: str, _plural: str, _name: str) -> None:
+        if method == "PATCH":
+            raise Refused(403, "Forbidden", "admission webhook denied the request")
+
+    api.kube.before = refuse
+    code, status, _ = await api.request(VMIS, "addinterface", PLUG)
+    assert (code, status["message"]) == (403, "admission webhook denied the request")
+    assert api.kube.counted("PATCH", VMIS) == 1
 
 
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"

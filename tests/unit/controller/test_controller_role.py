@@ -163,6 +163,26 @@ async def test_refused_operation_does_not_block_others(cluster: Cluster) -> None
     assert "refused by the webhook" in event["message"]
 
 
+async def test_a_patch_that_is_forbidden_to_the_controller_is_retried_and_warns_nobody(cluster: Cluster) -> None:
+    """An API server that has just started forbids what its RBAC caches do not list yet."""
+    left = 2
+
+    def refuse(method: str, plural: str, _name: str) -> None:
+        nonlocal left
+        if (method, plural) == ("PATCH", VMIS) and left:
+            left -= 1
+            user = "system:serviceaccount:hotnic:hotnic-controller"
+            raise Refused(403, "Forbidden", f'User "{user}" cannot patch resource "{VMIS}" in API group "kubevirt.io"')
+
+    cluster.kube.before = refuse
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True))
+    cluster.put(VMS, objects.vm(objects.nic("iface1")))
+    await cluster.kube.until(lambda: "iface1" in cluster.names())
+    assert left == 0
+    assert [event for event in cluster.kube.of(EVENTS) if event["type"] == "Warning"] == []
+
+
 async def test_rejected_change_is_recorded_once_on_the_vm(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from opentelemetry import context as otel
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from schemas.bus.events import Event, ObjectRef
 from schemas.kubernetes.objects import VMIS
 from services.common.bus.protocol import Bus, EventHandler, KeyValue
 from services.common.domain.status.kubernetes_events import KubernetesEvent, build_kubernetes_event
 from services.common.kube.event_recorder import EventRecorder
+from services.common.telemetry.propagation import unrecorded
 
 SUCCESS_DELAY = 0.5
 """Seconds until a success is recorded, so that API calls for Events do not compete with the operation."""
@@ -24,11 +24,6 @@ MAX_PENDING = 1000
 """Maximum number of Events to record; beyond it the oldest is dropped."""
 DRAIN_TIMEOUT = 1.0
 """Seconds for recording the pending Events at shutdown."""
-
-_UNTRACED = set_span_in_context(
-    NonRecordingSpan(SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.DEFAULT))), otel.Context()
-)
-"""Recording is no part of the operation's trace, which ends with the last stage."""
 
 
 class RecordingBus:
@@ -38,7 +33,7 @@ class RecordingBus:
         self._bus = bus
         self._recorder = recorder
         self._success_delay = success_delay
-        self._pending: deque[tuple[ObjectRef, KubernetesEvent]] = deque(maxlen=MAX_PENDING)
+        self._pending: deque[tuple[ObjectRef, KubernetesEvent, str | None]] = deque(maxlen=MAX_PENDING)
         self._flush = asyncio.Event()
         self._recorder_task: asyncio.Task[None] | None = None
 
@@ -53,7 +48,7 @@ class RecordingBus:
         kubernetes_event = build_kubernetes_event(event)
         if kubernetes_event is None or event.vmi is None:
             return
-        self._pending.append((event.vmi, kubernetes_event))
+        self._pending.append((event.vmi, kubernetes_event, event.operation.traceparent))
         if kubernetes_event.type == "Warning":
             self._flush.set()
         if self._recorder_task is None or self._recorder_task.done():
@@ -91,8 +86,9 @@ class RecordingBus:
             for _ in range(len(self._pending)):
                 await self._record(*self._pending.popleft())
 
-    async def _record(self, vmi: ObjectRef, kubernetes_event: KubernetesEvent) -> None:
-        token = otel.attach(_UNTRACED)
+    async def _record(self, vmi: ObjectRef, kubernetes_event: KubernetesEvent, traceparent: str | None) -> None:
+        # The operation's trace ends with its last stage, so recording adds no spans to it.
+        token = otel.attach(unrecorded(traceparent))
         try:
             await self._recorder.record(
                 about={

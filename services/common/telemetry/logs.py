@@ -13,6 +13,8 @@ from typing import Any, Literal, TextIO, TypeAlias
 import msgspec
 from opentelemetry import trace
 
+from services.common.telemetry.propagation import NO_TRACE
+
 _rich = sys.modules.get("rich")
 if _rich is None:
     # structlog imports rich for tracebacks if it is installed, which costs 200 ms and 6 MiB in every process. ``None``
@@ -37,7 +39,7 @@ def add_trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -
     if event.get("trace_id", "") is None:
         del event["trace_id"]
     span = trace.get_current_span().get_span_context()
-    if span.is_valid and "trace_id" not in event:
+    if span.is_valid and span.trace_id != NO_TRACE and "trace_id" not in event:
         event["trace_id"] = trace.format_trace_id(span.trace_id)
         event["span_id"] = trace.format_span_id(span.span_id)
     return event

@@ -8,10 +8,13 @@ from typing import NamedTuple, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanContext
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 TRACEPARENT = "traceparent"
+
+NO_TRACE = 1
+"""The trace id of work that belongs to no trace; no log line shows it."""
 
 _w3c = TraceContextTextMapPropagator()
 
@@ -74,6 +77,17 @@ def trace_entry(traceparent: str | None) -> TraceEntry:
     if caller is None or span_context(caller).trace_flags.sampled:
         return TraceEntry(caller, [])
     return TraceEntry(Context(), links(caller))
+
+
+def unrecorded(traceparent: str | None) -> Context:
+    """Return a context whose spans are not recorded, in the trace of an operation so that log lines have its id.
+
+    :param traceparent: the operation's; without one the context belongs to no trace.
+    """
+    origin = span_context(context_of(traceparent) or Context())
+    trace_id, span_id = (origin.trace_id, origin.span_id) if origin.is_valid else (NO_TRACE, 1)
+    span = SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.DEFAULT))
+    return set_span_in_context(NonRecordingSpan(span), Context())
 
 
 def traceparent_of(context: Context | None = None) -> str | None:

@@ -5,8 +5,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import LogCapture
 
 from schemas.bus.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
 from schemas.kubernetes.operations import Operation
@@ -14,6 +17,8 @@ from schemas.stages import OperationKind, Stage
 from services.common.kube.client import Kube
 from services.common.kube.event_recorder import EventRecorder
 from services.common.runtime.recording_bus import RecordingBus
+from services.common.telemetry import Telemetry
+from services.common.telemetry.logs import add_trace_ids
 from tests.support.bus.memory import MemoryBus
 from tests.support.kube.node_kube import EVENTS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.telemetry.spans import recording_telemetry
@@ -32,13 +37,13 @@ REASONS = [
 class Role:
     """A role's bus on a fake Kubernetes API."""
 
-    def __init__(self, kube: FakeKube, client: Kube) -> None:
-        self.kube, self.client = kube, client
-        self.telemetry, self.spans = recording_telemetry()
+    def __init__(self, kube: FakeKube, client: Kube, telemetry: Telemetry, spans: InMemorySpanExporter) -> None:
+        self.kube, self.client, self.telemetry, self.spans = kube, client, telemetry, spans
+        self.logged = LogCapture()
 
     def start(self, success_delay: float = 0.05) -> RecordingBus:
         """Return the bus of a new start of the role."""
-        log = structlog.get_logger()
+        log = structlog.wrap_logger(None, processors=[add_trace_ids, self.logged])
         events = EventRecorder(self.client, "handler", log=log, node="node1")
         return RecordingBus(MemoryBus(telemetry=self.telemetry, log=log), events, success_delay=success_delay)
 
@@ -49,11 +54,11 @@ class Role:
 
 @pytest.fixture
 async def role(tmp_path: Path) -> AsyncIterator[Role]:
-    telemetry, _ = recording_telemetry()
+    telemetry, spans = recording_telemetry()
     async with serving_kube(FakeKube()) as kube:
         config = write_kubeconfig(tmp_path / "kubeconfig", kube.url)
         async with await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test") as client:
-            yield Role(kube, client)
+            yield Role(kube, client, telemetry, spans)
 
 
 async def test_events_are_recorded_in_order_and_once_across_restarts(role: Role) -> None:
@@ -110,6 +115,20 @@ async def test_recording_adds_no_span_to_the_trace(role: Role) -> None:
     await bus.close()
     assert role.reasons() == REASONS[:1]
     assert {span.name for span in role.spans.get_finished_spans()} == {"work", "send hotplug.requested"}
+
+
+@pytest.mark.parametrize("trace", ["0af7651916cd43dd8448eb211c80319c", None])
+async def test_the_log_line_of_a_failure_has_the_operations_trace_or_none(role: Role, trace: str | None) -> None:
+    def refuse(method: str, _plural: str, _name: str) -> None:
+        raise Refused(503, "ServiceUnavailable", "not now")
+
+    role.kube.before = refuse
+    bus = role.start()
+    plug = msgspec.structs.replace(PLUG, traceparent=trace and f"00-{trace}-b7ad6b7169203331-01")
+    await bus.publish(Requested(plug, VMI))
+    await bus.close()
+    (line,) = role.logged.entries
+    assert (line["event"], line.get("trace_id")) == ("event not recorded", trace)
 
 
 async def test_events_of_ordinary_pods_are_not_recorded(role: Role) -> None:

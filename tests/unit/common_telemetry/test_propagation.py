@@ -9,6 +9,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from services.common.telemetry.propagation import (
+    NO_TRACE,
     context_of,
     inject,
     links,
@@ -17,6 +18,7 @@ from services.common.telemetry.propagation import (
     trace_entry,
     trace_id_of,
     traceparent_of,
+    unrecorded,
 )
 from tests.support.telemetry.spans import recording_telemetry
 
@@ -91,6 +93,14 @@ def test_links_leave_out_contexts_without_a_span() -> None:
     assert link.context.trace_id == int("2" * 32, 16)
     assert dict(link.attributes or {}) == {"redelivered": True}
     assert not trace.get_current_span().is_recording()
+
+
+def test_work_that_is_not_recorded_keeps_the_trace_id_and_creates_no_spans() -> None:
+    telemetry, exporter = recording_telemetry()
+    for traceparent, wanted in ((ONE, int("1" * 32, 16)), (None, NO_TRACE)):
+        telemetry.tracer.start_span("unrecorded", context=unrecorded(traceparent)).end()
+        assert span_context(unrecorded(traceparent)).trace_id == wanted
+    assert exporter.get_finished_spans() == ()
 
 
 def test_a_sampled_caller_is_the_parent_and_an_unsampled_one_is_linked() -> None:

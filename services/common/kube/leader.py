@@ -2,8 +2,9 @@
 
 It follows client-go. A lease is free once it has not changed for its duration, by the replica's own clock, so clocks
 need not agree. Every write is bound to the resource version that was read. A leader that cannot renew stops before the
-others may start. A replica that restarts under its own identity (a container restarted in its pod) continues at once;
-if two replicas share an identity, the later one leads.
+others may start. A replica that restarts under its own identity (a container restarted in its pod) continues at once,
+and so does one that stopped for longer than its deadline (a frozen process) if nobody has led since; if two replicas
+share an identity, the later one leads.
 """
 
 import asyncio
@@ -89,7 +90,7 @@ class Leader:
         self._held: Lease | None = None
         self._observed: tuple[str, float] = ("", 0.0)
         self._logged_holder = ""
-        self._has_led = False
+        self._last_term: LeaseSpec | None = None
         self.leading = False
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
@@ -130,9 +131,7 @@ class Leader:
                 self._held = await self._kube.create(LEASES, self._namespace, self._document(0))
             else:
                 spec = found.spec
-                # A lease under our identity is ours from before a restart. If this process has held it already, another
-                # replica with the same identity has taken it.
-                if spec.holder_identity and (spec.holder_identity != self._identity or self._has_led):
+                if spec.holder_identity and not self._is_own(spec):
                     if self._observed[0] != found.metadata.resource_version:
                         # The duration starts when this replica observes a change, whatever the holder's clock says.
                         self._observed = (found.metadata.resource_version, loop.time())
@@ -146,7 +145,7 @@ class Leader:
         except KubeError as error:
             self._on_state(False, f"cannot acquire lease {self._namespace}/{self._name}: {describe_error(error)}")
             return False
-        self._has_led = True
+        self._last_term = self._held.spec
         self._on_state(True, "")
         return True
 
@@ -155,6 +154,14 @@ class Leader:
         if holder != self._logged_holder:
             self._logged_holder = holder
             self._log.info("leadership held by another replica", holder=holder)
+
+    def _is_own(self, spec: LeaseSpec) -> bool:
+        """Return whether a held lease is this replica's own, so that it need not wait for its end."""
+        if self._last_term is not None:
+            # Under our identity, but of another term: a replica with the same identity has taken it.
+            return _same_term(spec, self._last_term)
+        # From before a restart of this process.
+        return spec.holder_identity == self._identity
 
     async def _renew_until_lost(self, work: "asyncio.Future[None]") -> None:
         """Renew the lease until the work has ended or the lease is lost."""

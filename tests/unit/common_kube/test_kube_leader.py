@@ -22,6 +22,15 @@ class Store:
         self.lease: dict[str, Any] | None = None
         self.version = 0
         self.failing: Callable[[str], KubeError | None] = lambda _who: None
+        self.held: set[str] = set()
+
+    def hold(self, who: str) -> None:
+        """Do not answer this replica, as while its process is stopped, until :meth:`release`."""
+        self.held.add(who)
+
+    def release(self, who: str) -> None:
+        """Answer this replica again."""
+        self.held.discard(who)
 
     def client(self, who: str) -> "Client":
         return Client(self, who)
@@ -39,6 +48,8 @@ class Client:
 
     async def _enter(self) -> None:
         await asyncio.sleep(0.001)
+        while self.who in self.store.held:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         error = self.store.failing(self.who)
         if error is not None:
             raise error
@@ -215,6 +226,37 @@ async def test_a_killed_leader_resumes_at_once_under_its_identity_and_others_wai
     other.start("b")
     assert LeaseTiming().duration <= await other.until("b") < LeaseTiming().duration + 3
     await other.close()
+
+
+async def test_a_leader_that_was_frozen_leads_again_at_once_if_nobody_else_did_meanwhile() -> None:
+    replicas = Replicas(Store())
+    replicas.start("a")
+    await replicas.until("a")
+    replicas.store.hold("a")
+    await replicas.until()
+    # The renewal that was cut off has reached the API server: the version that this replica knows is old.
+    assert replicas.store.lease is not None
+    replicas.store.lease["metadata"]["resourceVersion"] = "renewed"
+    replicas.store.release("a")
+    assert await replicas.until("a") < LeaseTiming().retry * 2
+    assert replicas.most == 1
+    await replicas.close()
+
+
+async def test_a_leader_that_was_frozen_waits_for_the_one_that_leads_since() -> None:
+    replicas = Replicas(Store())
+    replicas.start("a")
+    await replicas.until("a")
+    replicas.start("b")
+    replicas.store.hold("a")
+    await replicas.until("b")
+    replicas.store.release("a")
+    await asyncio.sleep(60)
+    assert (replicas.leading, replicas.most) == ({"b"}, 1)
+    await replicas.stop("b")
+    # The lease that "b" released is free; one of its own, from before, is not in the store.
+    assert await replicas.until("a") < LeaseTiming().retry * 2
+    await replicas.close()
 
 
 async def test_the_later_one_of_two_replicas_with_one_identity_leads() -> None:

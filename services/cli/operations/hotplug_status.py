@@ -163,17 +163,17 @@ def status_path(vmi: VirtualMachineInstance) -> str:
     return f"/apis/{LIST_VERSION}/namespaces/{namespace}/virtualmachineinstances/{name}/interfaces"
 
 
-async def read_warnings(kube: Kube, vmi: VirtualMachineInstance, interface: str, *others: str) -> list[str]:
+async def read_warnings(kube: Kube, vmi: VirtualMachineInstance, interface: str) -> list[str]:
     """Return the latest warning events about an interface, oldest first; empty when they cannot be listed.
 
-    Kubernetes deletes events after an hour, and the user may not be allowed to list them.
-
-    :param others: UIDs of further objects whose events to read.
+    They are on the VMI, on its pods, and on its VM, where the controller records why a change is refused. Kubernetes
+    deletes events after an hour, and the user may not be allowed to list them.
     """
+    owners = [owner.uid for owner in vmi.metadata.owner_references if owner.kind == VMS.kind]
     found: list[dict[str, Any]] = []
     try:
         pods = await kube.list(PODS, vmi.metadata.namespace, labels=pod_selector(vmi))
-        for uid in (vmi.metadata.uid, *(pod.metadata.uid for pod in pods.items), *others):
+        for uid in (vmi.metadata.uid, *(pod.metadata.uid for pod in pods.items), *owners):
             fields = f"involvedObject.uid={uid},type=Warning"
             found += (await kube.list(EVENTS, vmi.metadata.namespace, fields=fields)).items
     except KubeError:
@@ -184,7 +184,13 @@ async def read_warnings(kube: Kube, vmi: VirtualMachineInstance, interface: str,
 def messages_about(events: list[dict[str, Any]], interface: str) -> list[str]:
     """Return reason and message of the latest events that name an interface or its pod interface."""
     # Events of other components, such as Multus, name the pod interface only.
-    names = (f"interface {interface}:", f"interface {interface} ", f"interface {interface!r}", pod_interface(interface))
+    names = (
+        f"interface {interface}:",
+        f"interface {interface} ",
+        f"interface {interface!r}",
+        f"interface name {interface!r}",
+        pod_interface(interface),
+    )
     found = [event for event in events if any(name in str(event.get("message")) for name in names)]
     found.sort(key=lambda event: str(event.get("lastTimestamp")))
     return [f"{event.get('reason')}: {event.get('message')}" for event in found[-MAX_MESSAGES:]]

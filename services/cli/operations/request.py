@@ -140,9 +140,7 @@ class ChangeRequest:
             on_watch_error=self._print_line,
         )
         if progress.outcome is None or progress.outcome.result is OperationResult.FAILED:
-            # The controller records Events about the template on the VM.
-            others = (vm.metadata.uid,) if vm is not None else ()
-            self.warnings = await read_warnings(kube, vmi, self.interface, *others)
+            self.warnings = await read_warnings(kube, vmi, self.interface)
 
     def _print_stage(self, stage: Stage) -> None:
         self._print_line(str(stage))

@@ -219,7 +219,9 @@ def _rejections(
         reasons = [
             find_plug_obstacle(desired.interface, desired.network),
             _collision_message(name, other) if other is not None else None,
-            f"the running VM has another network by the name of {name!r}; choose another name" if foreign else None,
+            f"interface {name!r}: the running VM has another network by the name of {name!r}; choose another name"
+            if foreign
+            else None,
         ]
     yield from (reason for reason in reasons if reason is not None)
 

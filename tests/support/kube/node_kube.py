@@ -1,7 +1,7 @@
 """A fake Kubernetes API on a loopback port, with the part that node roles use: objects in a dict, versions, watches.
 
-It supports get, list, watch (by one label and by field ``spec.nodeName`` or ``metadata.name``), create, JSON patch,
-merge patch with the version as precondition, and delete. The lab's API server is another one (:mod:`lab.apiserver`).
+It supports get, list, watch (by one label and by the fields of :data:`FIELDS`), create, JSON patch, merge patch with
+the version as precondition, and delete. The lab's API server is another one (:mod:`lab.apiserver`).
 """
 
 import asyncio
@@ -20,6 +20,8 @@ from aiohttp.test_utils import unused_port
 
 Object = dict[str, Any]
 Key = tuple[str, str, str]
+FIELDS = frozenset({"metadata.name", "spec.nodeName", "involvedObject.uid", "type"})
+"""The fields by which objects can be selected; others are ignored."""
 PODS, NADS, EVENTS = "pods", "network-attachment-definitions", "events"
 
 
@@ -247,14 +249,13 @@ def _loop_runs() -> bool:
 
 
 def _selector(fields: str, labels: str) -> Callable[[Object], bool]:
-    field_, _, wanted = fields.partition("=")
+    wanted = dict(part.split("=", 1) for part in fields.split(",") if part)
     label = re.fullmatch(r"([\w./-]+)(?:=(.*)| in \((.*)\))?", labels)
 
     def selected(found: Object) -> bool:
-        if field_ == "spec.nodeName" and found.get("spec", {}).get("nodeName") != wanted:
-            return False
-        if field_ == "metadata.name" and found["metadata"]["name"] != wanted:
-            return False
+        for path in wanted.keys() & FIELDS:
+            if functools.reduce(lambda part, name: part.get(name, {}), path.split("."), found) != wanted[path]:
+                return False
         if label is None:
             return True
         value = (found["metadata"].get("labels") or {}).get(label[1])

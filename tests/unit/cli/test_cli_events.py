@@ -55,6 +55,7 @@ def from_cluster(event: Event, role: str, host: str | None) -> dict[str, object]
         "lastTimestamp": "2026-01-01T00:00:00Z",
         "reason": event_body.reason,
         "message": event_body.message,
+        "involvedObject": {"uid": at_stage(Stage.REQUESTED)[0].metadata.uid},
         "source": {"component": f"hotnic-{role}"} | ({"host": host} if host else {}),
     }
 

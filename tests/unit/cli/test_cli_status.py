@@ -16,16 +16,19 @@ from schemas.bus.hotplug_status import (
     encode_json,
     new_hotplug_status,
 )
+from schemas.kubernetes.objects import OwnerReference
+from schemas.names import pod_interface
 from schemas.stages import ROWS, OperationKind, Stage
 from services.cli.commands.status import COLUMNS, WatchTable
 from services.cli.doctor.collect.objects import MAX_CONCURRENT_READS, with_hotplug_status
 from services.cli.doctor.snapshot import NotVisible, VmSnapshot
-from services.cli.operations.hotplug_status import StatusView, follow_status, read_status
+from services.cli.operations.hotplug_status import StatusView, follow_status, read_status, read_warnings
 from services.cli.output import UNKNOWN
 from services.cli.tracing.tracer import NoTraces
 from services.common.kube.client import Kube
 from tests.support.bus.projecting import at_stage
-from tests.support.kube.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.kube.node_kube import EVENTS, PODS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.observed import objects
 
 VMIS = "virtualmachineinstances"
 THEN = "2026-01-01T00:00:01.000Z"
@@ -110,6 +113,40 @@ async def test_status_is_derived_from_objects_when_the_api_does_not_answer(tmp_p
             [Stage.POD_ANNOTATED],
         )
         assert shown.cause
+
+
+def put_warning(server: Cluster, name: str, uid: str, message: str, second: int) -> None:
+    server.put(
+        EVENTS,
+        "default",
+        name,
+        involvedObject={"uid": uid},
+        type="Warning",
+        reason="InterfaceChangeRejected",
+        message=message,
+        lastTimestamp=f"2026-01-01T00:00:0{second}Z",
+    )
+
+
+async def test_warnings_on_the_vm_the_vmi_and_the_pod_are_read(tmp_path: Path) -> None:
+    vmi, pod = at_stage(Stage.POD_ANNOTATED)
+    vm = objects.vm()
+    owner = OwnerReference("kubevirt.io/v1", "VirtualMachine", "vm1", vm.metadata.uid, controller=True)
+    owned = msgspec.structs.replace(vmi, metadata=msgspec.structs.replace(vmi.metadata, owner_references=[owner]))
+    async with cluster(tmp_path) as (server, kube):
+        put_warning(server, "a", pod.metadata.uid, f"{pod_interface('iface1')}: no lease", 1)
+        put_warning(server, "b", vm.metadata.uid, "cannot change interface iface1: the API server refuses: no", 2)
+        put_warning(server, "c", vmi.metadata.uid, "interface name 'iface1' is malformed: no", 3)
+        put_warning(server, "d", vm.metadata.uid, "interface 'iface2' is not meant", 4)
+        put_warning(server, "e", "another", "interface iface1: of another VM", 5)
+        assert [
+            text.removeprefix("InterfaceChangeRejected: ") for text in await read_warnings(kube, owned, "iface1")
+        ] == [
+            f"{pod_interface('iface1')}: no lease",
+            "cannot change interface iface1: the API server refuses: no",
+            "interface name 'iface1' is malformed: no",
+        ]
+        assert len(await read_warnings(kube, vmi, "iface1")) == 2
 
 
 async def snapshot_of_vm1(kube: Kube) -> VmSnapshot:

@@ -325,15 +325,13 @@ class Reconciler(Generic[K]):
     def _classify(self, key: K, task: asyncio.Task[None], entry: _QueueEntry) -> tuple[str, float | None]:
         """Return the outcome and the seconds until the retry (``None``: no retry), and count the failure."""
         error = asyncio.CancelledError("the run cancelled itself") if task.cancelled() else task.exception()
+        entry.failures = 0 if error is None or isinstance(error, Reject) else entry.failures + 1
         if error is None:
-            entry.failures = 0
             return "done", None
         fields = {"key": str(key), "attempt": entry.attempt.number, "trace_id": _trace_id(entry.attempt)}
         if isinstance(error, Reject):
-            entry.failures = 0
             self._log.warning("reconcile rejected", reason=error.reason, detail=error.message, **fields)
             return "rejected", None
-        entry.failures += 1
         if isinstance(error, KubeError) and error.transient:
             error = Retry(error.reason, describe_error(error), after=error.retry_after)
         if isinstance(error, Retry):

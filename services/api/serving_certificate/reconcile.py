@@ -33,6 +33,7 @@ from services.api.serving_certificate.plan import (
 from services.common.backoff import jittered
 from services.common.http.tls import ServerTls
 from services.common.kube.client import Kube
+from services.common.kube.denials import describe_error
 from services.common.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from services.common.telemetry.logs import Log
 
@@ -115,7 +116,7 @@ class ServingCertificate:
             try:
                 problem = await self.reconcile()
             except KubeError as error:
-                problem = f"cannot keep the certificate in Secret {self._secret}: {error.message}"
+                problem = f"cannot keep the certificate in Secret {self._secret}: {describe_error(error)}"
             self._on_state(not problem, problem)
             failures = failures + 1 if problem else 0
             if problem:

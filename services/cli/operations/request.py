@@ -18,7 +18,7 @@ from services.cli.cluster import cluster_message, explain_not_found, find_vm, fi
 from services.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
-    from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+    from schemas.kubernetes.objects import VirtualMachineInstance
     from schemas.stages import OperationKind, Stage
     from services.cli.operations.progress import OperationProgress
     from services.common.kube.client import Kube
@@ -83,7 +83,6 @@ class ChangeRequest:
         click.echo(cluster_message(kube), err=True)
         self.operation = await self._request(kube)
         progress = OperationProgress(self.interface, self.operation, self.verb.kind, persist=self.persist)
-        vm: VirtualMachine | None = None
         vmi: VirtualMachineInstance | None = None
         if self.persist:
             vm = await find_vm(kube, namespace, self.vm)
@@ -95,7 +94,7 @@ class ChangeRequest:
                 return
         if self.timeout is not None:
             self.progress = progress
-            await self._wait(kube, vmi or await find_vmi(kube, namespace, self.vm), vm, progress, self.timeout)
+            await self._wait(kube, vmi or await find_vmi(kube, namespace, self.vm), progress, self.timeout)
 
     async def _request(self, kube: Kube) -> str:
         from schemas.kubernetes.options import OPERATION_HEADER
@@ -121,7 +120,6 @@ class ChangeRequest:
         self,
         kube: Kube,
         vmi: VirtualMachineInstance,
-        vm: VirtualMachine | None,
         progress: OperationProgress,
         timeout: float,
     ) -> None:

@@ -5,8 +5,9 @@ runs the plugins and then changes the record. Each sequence can be repeated from
 decides nothing; see :mod:`services.multus.plan`. Next: :mod:`services.multus.cni.network`.
 """
 
+import contextlib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +33,7 @@ from services.multus.plan import (
     RemoveLink,
     RenameLink,
 )
+from services.multus.pod.events import PodEvents
 from services.multus.records.sandbox import Attachment, AttachmentState, SandboxState
 from services.multus.records.store import Records
 from services.multus.records.upstream import UpstreamCache
@@ -48,11 +50,13 @@ class Applier:
         netns: NetnsPool,
         devices: DeviceInfoFiles,
         upstream: UpstreamCache,
+        pod_events: PodEvents,
         log: Log,
     ) -> None:
         self._executor = executor
         self._devices = devices
         self._upstream = upstream
+        self._pod_events = pod_events
         self._records = records
         self._netns = netns
         self._log = log
@@ -137,18 +141,8 @@ class Applier:
         """
         # The ADD that failed has written the record since; the caller's copy is older.
         sandbox = self._records.read(sandbox.sandbox_id) or sandbox
-        for attachment in reversed(made):
-            try:
-                sandbox = await self.delete_attachment(
-                    sandbox, DeleteAttachment(sandbox.find(attachment.ifname) or attachment)
-                )
-            except CniError as error:
-                self._log.error(
-                    "rollback of a failed ADD failed; attachment stays in the record",
-                    sandbox=sandbox.sandbox_id,
-                    ifname=attachment.ifname,
-                    error=error.msg,
-                )
+        actions = [DeleteAttachment(sandbox.find(one.ifname) or one) for one in reversed(made)]
+        await self.delete_attachments(sandbox, actions)
 
     async def change_default_routes(self, sandbox: SandboxState, changes: Sequence[DefaultRouteChange]) -> SandboxState:
         """Change which attachments carry the default routes, and update their recorded results.
@@ -250,7 +244,8 @@ class Applier:
         :param sandbox: the sandbox's record.
         :param action: the attachment and the changes to its links.
         :returns: the new record.
-        :raises CniError: a link could not be restored or a plugin failed; the attachment stays in the record.
+        :raises CniError: a link could not be restored, or a plugin failed and this is not the last try; the attachment
+            stays in the record.
         """
         attachment = action.attachment
         # Links first: a plugin's DEL finds its link by name.
@@ -259,9 +254,15 @@ class Applier:
         target = _target(sandbox, attachment.ifname)
         if not action.with_netns:
             target = target.without_netns()
-        await network.delete(
-            self._executor, attachment.network_config(), target, attachment.attributes(), attachment.result
-        )
+        try:
+            await network.delete(
+                self._executor, attachment.network_config(), target, attachment.attributes(), attachment.result
+            )
+        except CniError as error:
+            if not action.last_try:
+                raise
+            self._log.error("failed DEL given up", sandbox=sandbox.sandbox_id, ifname=target.ifname, error=error.msg)
+            self._pod_events.record_cleanup_failed(sandbox.pod_id, sandbox.sandbox_id, attachment, error.msg)
         if DEVICE_INFO_CAPABILITY in attachment.runtime:
             self._devices.remove(attachment.network, sandbox.sandbox_id, attachment.ifname)
         sandbox = sandbox.without_attachment(attachment.ifname)
@@ -271,6 +272,28 @@ class Applier:
         # The record changes last, so a DEL that was interrupted above is repeated from it (ADR 11).
         self._records.write(sandbox, change="removed")
         return sandbox
+
+    async def delete_attachments(self, sandbox: SandboxState, actions: Iterable[DeleteAttachment]) -> list[CniError]:
+        """Delete attachments; those whose DEL fails stay in the record, with the number of failures.
+
+        :param sandbox: the sandbox's record.
+        :param actions: the attachments and the changes to their links.
+        :returns: the failures.
+        """
+        failures: list[CniError] = []
+        for action in actions:
+            try:
+                sandbox = await self.delete_attachment(sandbox, action)
+            except CniError as error:
+                attachment = action.attachment
+                self._log.error("DEL failed", sandbox=sandbox.sandbox_id, ifname=attachment.ifname, error=error.msg)
+                failures.append(error)
+                if attachment.state is AttachmentState.ADDING:
+                    sandbox = sandbox.with_attachment(attachment.with_failed_delete())
+                    # Without the number in the record, DEL is tried once more.
+                    with contextlib.suppress(CniError):
+                        self._records.write(sandbox)
+        return failures
 
     async def delete_unrecorded(self, action: DeleteUnrecorded, sandbox_id: str, netns: str, pod: PodId | None) -> None:
         """Run DEL for an attachment that is in no record.

@@ -96,9 +96,17 @@ def assemble(
     )
     upstream = UpstreamCache(config.cni_dir)
     devices = DeviceInfoFiles(config.device_info_dir)
-    applier = Applier(executor=executor, records=records, netns=netns, devices=devices, upstream=upstream, log=log)
-    adoption = Adoption(upstream, records, applier, log)
     pod_events = PodEvents(EventRecorder(kube, "multus", log=log, node=settings.node_name))
+    applier = Applier(
+        executor=executor,
+        records=records,
+        netns=netns,
+        devices=devices,
+        upstream=upstream,
+        pod_events=pod_events,
+        log=log,
+    )
+    adoption = Adoption(upstream, records, applier, log)
     pods = PodReader(kube, timeout=pod_timeout)
     call_handler = CallHandler(
         config=config,

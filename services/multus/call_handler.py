@@ -189,8 +189,8 @@ class CallHandler:
             if not sandbox.deletion_requested:
                 sandbox = msgspec.structs.replace(sandbox, deletion_requested=True)
                 self._records.write(sandbox)
-            await delete_sandbox(self._applier, sandbox, call.netns, self._log)
-            if any(attachment.origin is AttachmentOrigin.CLUSTER for attachment in sandbox.attachments):
+            await delete_sandbox(self._applier, sandbox, call.netns)
+            if any(attachment.origin is not AttachmentOrigin.DELEGATE for attachment in sandbox.attachments):
                 self._unrecorded.mark_deleted(call.sandbox_id)
             else:
                 # The record holds hot-plugged attachments only, so the sandbox's own networks are unrecorded.
@@ -202,8 +202,10 @@ class CallHandler:
             links = await self._applier.list_links(call.netns or (sandbox.netns if sandbox else ""))
             if sandbox is not None and sandbox.find(call.ifname) is not None:
                 # Without a network namespace no guest can use the link any more.
-                for action in plan.plan_delete(sandbox, [call.ifname], links, deleting_sandbox=links is None):
-                    sandbox = await self._applier.delete_attachment(sandbox, action)
+                actions = plan.plan_delete(sandbox, [call.ifname], links, deleting_sandbox=links is None)
+                failures = await self._applier.delete_attachments(sandbox, actions)
+                if failures:
+                    raise failures[0]
                 return
             try:
                 config = conflist.parse(call.config, version=self._config.default_version)
@@ -245,7 +247,7 @@ class CallHandler:
                 if sandbox is not None and sandbox_id in sandboxes:
                     kept.append(sandbox)
                 elif sandbox is not None:
-                    await _collect_failure(failures, delete_sandbox(self._applier, sandbox, sandbox.netns, self._log))
+                    await _collect_failure(failures, delete_sandbox(self._applier, sandbox, sandbox.netns))
             cluster = await self._observer.cluster_network(call)
             for one, attachments in plan.plan_gc(cluster, valid, kept):
                 await _collect_failure(failures, network.collect_garbage(self._executor, one, attachments))

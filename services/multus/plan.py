@@ -7,7 +7,7 @@ the real link behind (kubevirt#14074). Next: :mod:`services.multus.apply`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from schemas import cni
 from services.common.netlink.links import Link
@@ -15,6 +15,11 @@ from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, fi
 from services.multus.cni.errors import CniError
 from services.multus.records.attachment_link import AttachmentLink, find_attachment_link
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
+
+DELETE_TRIES: Final = 5
+"""How often DEL is tried for an attachment whose ADD has not finished and that has no link."""
+DELETE_TRIES_WITH_SANDBOX: Final = 2
+"""The same while the sandbox is being deleted: its record should not outlive it."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,13 @@ class DeleteAttachment:
     :ivar links: the changes to links before DEL.
     :ivar with_netns: whether the plugin gets the network namespace. Without it, the plugin only frees what it holds
         outside the sandbox (a lease).
+    :ivar last_try: whether the attachment leaves the record even if DEL fails.
     """
 
     attachment: Attachment
     links: tuple[RemoveLink | RenameLink, ...] = ()
     with_netns: bool = True
+    last_try: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,9 @@ def plan_add(
                 raise _name_taken(one, f"as {recorded.network}, with other settings")
             actions.append(KeepAttachment(recorded))
         else:
-            # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first.
-            actions += [_plan_delete_one(recorded, found, deleting_sandbox=False), AddAttachment(one)]
+            # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first. Its failure
+            # does not bar the name: the network's configuration may have been corrected since.
+            actions += [_plan_delete_one(recorded, found, deleting_sandbox=False, tries=1), AddAttachment(one)]
     return actions
 
 
@@ -178,17 +186,16 @@ def plan_delete(
     :param deleting_sandbox: whether the sandbox itself is being deleted, so that no guest can use its links any more.
     :raises CniError: code 11, an attachment is still in use by a guest, or a foreign link has its name.
     """
+    tries = DELETE_TRIES_WITH_SANDBOX if deleting_sandbox else DELETE_TRIES
     actions = []
     for attachment in reversed(sandbox.attachments):
         if ifnames is None or attachment.ifname in ifnames:
             if links is None:
-                actions.append(DeleteAttachment(attachment, with_netns=False))
+                last = _is_last_try(attachment, None, tries)
+                actions.append(DeleteAttachment(attachment, with_netns=False, last_try=last))
             else:
-                actions.append(
-                    _plan_delete_one(
-                        attachment, find_attachment_link(attachment, links), deleting_sandbox=deleting_sandbox
-                    )
-                )
+                found = find_attachment_link(attachment, links)
+                actions.append(_plan_delete_one(attachment, found, deleting_sandbox=deleting_sandbox, tries=tries))
     return actions
 
 
@@ -277,7 +284,9 @@ def plan_gc(
     return [(network, sorted(in_use[network.name])) for network in networks.values()]
 
 
-def _plan_delete_one(attachment: Attachment, found: AttachmentLink, *, deleting_sandbox: bool) -> DeleteAttachment:
+def _plan_delete_one(
+    attachment: Attachment, found: AttachmentLink, *, deleting_sandbox: bool, tries: int
+) -> DeleteAttachment:
     if found.in_use and not deleting_sandbox:
         message = f"{attachment.ifname} of {attachment.network} {cni.STILL_IN_USE} ({found.in_use})"
         raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message)
@@ -290,7 +299,8 @@ def _plan_delete_one(attachment: Attachment, found: AttachmentLink, *, deleting_
     if found.link is None:
         # A plugin deletes the link that has the name. If that one is foreign, it gets no namespace and frees only its
         # lease.
-        return DeleteAttachment(attachment, tuple(links), with_netns=foreign is None)
+        last = _is_last_try(attachment, found.link, tries)
+        return DeleteAttachment(attachment, tuple(links), with_netns=foreign is None, last_try=last)
     if foreign is not None:
         message = (
             f"the name {attachment.ifname} of {attachment.network} belongs to a {foreign.kind} link that multus "
@@ -300,6 +310,15 @@ def _plan_delete_one(attachment: Attachment, found: AttachmentLink, *, deleting_
     if found.renamed or found.link.master:
         links.append(RenameLink(found.link.index, attachment.ifname))
     return DeleteAttachment(attachment, tuple(links))
+
+
+def _is_last_try(attachment: Attachment, link: Link | None, tries: int) -> bool:
+    """Return whether a failure of the next DEL ends the tries.
+
+    It never does for an attachment that was added or that has a link: something certainly exists then.
+    """
+    unfinished = attachment.state is AttachmentState.ADDING and link is None
+    return unfinished and attachment.failed_deletes + 1 >= tries
 
 
 def _name_taken(desired: DesiredAttachment, reason: str = "") -> CniError:

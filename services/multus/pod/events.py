@@ -1,4 +1,4 @@
-"""Kubernetes Events on a pod about its sandbox's networks, with the reasons and texts of multus.
+"""Kubernetes Events on a pod about its sandbox's networks, with the reasons and texts of multus where it has them.
 
 Events are written in the background so that no sandbox waits for them. Events about hot-plug are recorded by the
 networks role.
@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 from schemas.kubernetes.objects import Pod
 from services.common.kube.event_recorder import EventRecorder
+from services.multus.cni.call import PodId
+from services.multus.pod.reader import pod_id
 from services.multus.records.sandbox import Attachment
 
 ADDED = "AddedInterface"
 NO_NETWORK = "NoNetworkFound"
+CLEANUP_FAILED = "NetworkCleanupFailed"
 
 
 def added_message(attachment: Attachment) -> str:
@@ -22,7 +25,7 @@ def added_message(attachment: Attachment) -> str:
 
 
 class PodEvents:
-    """Records the Events of ``/cni`` calls.
+    """Records the Events of ``/cni`` calls and of deletions that are given up.
 
     :param events: the event recorder.
     """
@@ -40,7 +43,7 @@ class PodEvents:
         """
         for one in attachments:
             if one.result is not None and (one.result.interfaces or one.result.ips):
-                self._record(pod, "Normal", ADDED, added_message(one), (sandbox_id, one.ifname))
+                self._record(pod_id(pod), "Normal", ADDED, added_message(one), (sandbox_id, one.ifname))
 
     def record_no_network(self, pod: Pod, sandbox_id: str, message: str) -> None:
         """Record that the pod requests a network that does not exist.
@@ -49,22 +52,26 @@ class PodEvents:
         :param sandbox_id: the sandbox's container id.
         :param message: the text of the Event.
         """
-        self._record(pod, "Warning", NO_NETWORK, message, (sandbox_id, message))
+        self._record(pod_id(pod), "Warning", NO_NETWORK, message, (sandbox_id, message))
+
+    def record_cleanup_failed(self, pod: PodId, sandbox_id: str, attachment: Attachment, error: str) -> None:
+        """Record that DEL is not tried again, so that what the network's plugins may hold stays there.
+
+        :param pod: the pod.
+        :param sandbox_id: the sandbox's container id.
+        :param attachment: the attachment whose DEL failed.
+        :param error: the error of its last DEL.
+        """
+        message = f"network {attachment.network} on {attachment.ifname}: DEL failed and is not tried again: {error}"
+        self._record(pod, "Warning", CLEANUP_FAILED, message, (sandbox_id, attachment.ifname))
 
     async def flush(self) -> None:
         """Wait until every Event has been written or given up."""
         while self._writing:
             await asyncio.wait(list(self._writing))
 
-    def _record(self, pod: Pod, type_: str, reason: str, message: str, key: tuple[str, ...]) -> None:
-        meta = pod.metadata
-        about = {
-            "kind": "Pod",
-            "api_version": "v1",
-            "namespace": meta.namespace,
-            "name": meta.name,
-            "uid": meta.uid,
-        }
+    def _record(self, pod: PodId, type_: str, reason: str, message: str, key: tuple[str, ...]) -> None:
+        about = {"kind": "Pod", "api_version": "v1", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
         work = self._events.record(
             about=about,
             type="Normal" if type_ == "Normal" else "Warning",

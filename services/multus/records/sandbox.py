@@ -54,6 +54,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     :ivar mac: its MAC as the plugin left it.
     :ivar mtu: its MTU as the plugin left it.
     :ivar device_info: description of a device plugin's device.
+    :ivar failed_deletes: how often DEL has failed since an ADD that did not finish.
     """
 
     ifname: str
@@ -74,6 +75,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     mac: str | None = None
     mtu: int | None = None
     device_info: dict[str, Any] | None = None
+    failed_deletes: int = 0
 
     def network_config(self) -> NetworkConfig:
         """Return the CNI configuration that was run.
@@ -81,6 +83,10 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
         :raises CniError: it cannot be parsed.
         """
         return parse(self.config, name=self.network_name, version=self.cni_version)
+
+    def with_failed_delete(self) -> "Attachment":
+        """Return the attachment after one more DEL has failed."""
+        return msgspec.structs.replace(self, failed_deletes=self.failed_deletes + 1)
 
     def attributes(self) -> AttachmentAttributes:
         """Return the requested attributes."""

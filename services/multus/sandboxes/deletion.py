@@ -20,23 +20,16 @@ MAX_DELETED_IDS: Final = 1024
 send a late ADD."""
 
 
-async def delete_sandbox(applier: Applier, sandbox: SandboxState, netns: str, log: Log) -> None:
+async def delete_sandbox(applier: Applier, sandbox: SandboxState, netns: str) -> None:
     """Delete every attachment of a sandbox that is being deleted. The caller holds its lock.
 
     :param applier: runs the plugins.
     :param sandbox: the sandbox's record.
     :param netns: path of the network namespace; empty when the runtime has closed it.
-    :param log: the daemon's log.
     :raises CniError: the errors of all attachments that could not be deleted; these stay in the record.
     """
     links = await applier.list_links(netns)
-    failures: list[CniError] = []
-    for action in plan_delete(sandbox, None, links, deleting_sandbox=True):
-        try:
-            sandbox = await applier.delete_attachment(sandbox, action)
-        except CniError as error:
-            log.error("DEL failed", sandbox=sandbox.sandbox_id, ifname=action.attachment.ifname, error=error.msg)
-            failures.append(error)
+    failures = await applier.delete_attachments(sandbox, plan_delete(sandbox, None, links, deleting_sandbox=True))
     applier.close_netns(sandbox.netns)
     if failures:
         raise combine_errors(failures)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 from services.common.telemetry.logs import Log
 from services.multus import plan
 from services.multus.apply import Applier
-from services.multus.cni.errors import CniError
+from services.multus.cni.errors import CniError, combine_errors
 from services.multus.records.sandbox import AttachmentState, SandboxState
 from services.multus.records.store import Records
 from services.multus.sandboxes.adoption import Adoption
@@ -121,7 +121,7 @@ class Sweep:
             reason = "netns gone"
         if reason:
             self._log.info("leftover sandbox cleanup", sandbox=sandbox_id, pod=str(sandbox.pod_id), reason=reason)
-            await delete_sandbox(self._applier, sandbox, sandbox.netns, self._log)
+            await delete_sandbox(self._applier, sandbox, sandbox.netns)
             return 1
         await self._delete_cut_off(sandbox)
         return 0
@@ -138,6 +138,8 @@ class Sweep:
         interrupted = [a.ifname for a in sandbox.attachments if a.state is AttachmentState.ADDING]
         if interrupted:
             links = await self._applier.list_links(sandbox.netns)
-            for action in plan.plan_delete(sandbox, interrupted, links, deleting_sandbox=False):
-                self._log.info("interrupted ADD rollback", sandbox=sandbox.sandbox_id, ifname=interrupted)
-                sandbox = await self._applier.delete_attachment(sandbox, action)
+            self._log.info("interrupted ADD rollback", sandbox=sandbox.sandbox_id, ifname=interrupted)
+            actions = plan.plan_delete(sandbox, interrupted, links, deleting_sandbox=False)
+            failures = await self._applier.delete_attachments(sandbox, actions)
+            if failures:
+                raise combine_errors(failures)

@@ -93,6 +93,14 @@ def test_add_recreates_a_lost_link_and_an_interrupted_attachment() -> None:
     assert plan.plan_add(sandbox(lost), [changed], [LO]) == [DeleteAttachment(lost), AddAttachment(changed)]
 
 
+def test_add_replaces_an_interrupted_attachment_without_a_link_even_if_its_del_fails() -> None:
+    interrupted = desired().attachment()
+    assert plan.plan_add(sandbox(interrupted), [desired()], [LO]) == [
+        DeleteAttachment(interrupted, last_try=True),
+        AddAttachment(desired()),
+    ]
+
+
 # ---- DEL ---------------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +120,35 @@ def test_delete_without_a_namespace_passes_no_netns() -> None:
     assert plan.plan_delete(sandbox(added()), None, None, deleting_sandbox=True) == [
         DeleteAttachment(added(), with_netns=False)
     ]
+
+
+@pytest.mark.parametrize(
+    ("failed", "links", "deleting_sandbox", "last"),
+    [
+        (0, [LO], False, False),
+        (plan.DELETE_TRIES - 2, [LO], False, False),
+        (plan.DELETE_TRIES - 1, [LO], False, True),
+        # The daemon was killed during ADD: a plugin that cannot DEL now may hold a lease.
+        (0, [LO], True, False),
+        (1, [LO], True, True),
+        (0, None, True, False),
+        (1, None, True, True),
+        (99, [LO, veth(POD_LINK)], True, False),
+    ],
+)
+def test_tries_to_delete_an_interrupted_attachment_end_if_it_has_no_link(
+    failed: int, links: list[Link] | None, deleting_sandbox: bool, last: bool
+) -> None:
+    interrupted = msgspec.structs.replace(desired().attachment(), failed_deletes=failed)
+    [action] = plan.plan_delete(sandbox(interrupted), None, links, deleting_sandbox=deleting_sandbox)
+    assert action.last_try is last
+
+
+def test_tries_to_delete_an_attachment_that_was_added_never_end() -> None:
+    attached = added(failed_deletes=99)
+    for links in ([LO], None):
+        [action] = plan.plan_delete(sandbox(attached), None, links, deleting_sandbox=True)
+        assert not action.last_try
 
 
 IN_USE = {

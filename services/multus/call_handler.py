@@ -169,10 +169,10 @@ class CallHandler:
         desired = DesiredAttachment(
             call.ifname, network_config, network_config.name, AttachmentOrigin.DELEGATE, call.attributes
         )
-        await self._observer.check_isolation(call)
-        # As upstream: the UID is optional in CNI_ARGS and is then read from the pod.
-        if not pod_id.uid:
-            pod_id = replace(pod_id, uid=(await self._pods.get(pod_id)).metadata.uid)
+        # As upstream: the pod must exist, and it must have the UID of CNI_ARGS unless CNI_ARGS has none.
+        pod = await self._pods.get(pod_id)
+        self._observer.check_isolation(call, pod)
+        pod_id = replace(pod_id, uid=pod_id.uid or pod.metadata.uid)
         async with self._records.lock(call.sandbox_id):
             sandbox = await self._sandbox(call, pod_id, creating=False)
             links = await self._links(call)

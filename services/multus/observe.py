@@ -118,16 +118,15 @@ class CallObserver:
         numbered = enumerate(found)
         return [replace(one, ifname=one.ifname or (f"net{i}" if i else call.ifname)) for i, one in numbered if one]
 
-    async def check_isolation(self, call: CniCall) -> None:
+    def check_isolation(self, call: CniCall, pod: Pod) -> None:
         """Enforce namespace isolation for an attachment that is hot-plugged; upstream's controller does not.
 
         :param call: the call on ``/delegate``.
-        :raises CniError: code 7, the pod may not use the network that its annotation names for this link; another code
-            if the pod cannot be read.
+        :param pod: the call's pod.
+        :raises CniError: code 7, the pod may not use the network that its annotation names for this link.
         """
-        if not self._config.isolation or call.pod is None:
+        if not self._config.isolation:
             return
-        pod = await self._pods.get(call.pod)
         for element in elements_of(pod, NETWORKS):
             named = element.requested_interface
             # An element without a link name is attached as `net<i>`, so every ordinal name may be its own.

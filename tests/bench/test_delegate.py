@@ -18,7 +18,7 @@ from typing import Any
 from schemas.multus import build_delegate_request
 from services.common.http.client import UnixHttpClient
 from tests.bench.measure import import_floor, percentile, rss
-from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfig
+from tests.support.kube.node_kube import PODS, FakeKube, serving_kube, write_kubeconfig
 from tests.support.node import netns as namespaces
 from tests.support.telemetry.spans import recording_telemetry
 
@@ -26,6 +26,7 @@ WARM_UP = 50
 PAIRS = 1000
 """Attachments that are added and deleted; the first 200 are measured one by one."""
 TIMED = 200
+PODS_OF_CALLS = 20
 CONFIG = json.dumps({"cniVersion": "1.0.0", "name": "x", "type": "noop"}).encode()
 
 
@@ -36,6 +37,8 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
         (folder / name).mkdir()
     os.symlink("/bin/true", folder / "bin" / "noop")
     async with serving_kube(FakeKube()) as kube:
+        for number in range(PODS_OF_CALLS):
+            kube.put(PODS, "default", f"pod{number}", metadata={"uid": f"uid{number}"}, spec={}, status={})
         environ = {
             **os.environ,
             "KUBECONFIG": write_kubeconfig(folder / "kubeconfig", kube.url),
@@ -64,14 +67,15 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
 
 async def call(http: UnixHttpClient, command: str, netns: Path, number: int) -> float:
     """Send one call; return the milliseconds it took."""
+    pod = number % PODS_OF_CALLS
     request = build_delegate_request(
         command=command,
-        sandbox_id=f"sandbox{number % 20}",
+        sandbox_id=f"sandbox{pod}",
         netns=str(netns),
         interface=f"net{number}",
         pod_namespace="default",
-        pod_name=f"pod{number % 20}",
-        pod_uid=f"uid{number % 20}",
+        pod_name=f"pod{pod}",
+        pod_uid=f"uid{pod}",
         config=CONFIG,
     )
     began = time.perf_counter()

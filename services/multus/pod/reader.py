@@ -55,7 +55,8 @@ class PodReader:
                         if isinstance(error, NotFound)
                         else cni.CniErrorCode.TRY_AGAIN_LATER
                     )
-                    raise CniError(code, f"cannot get pod {pod}: {error.message}") from error
+                    uid = f" with UID {pod.uid}" if pod.uid else ""
+                    raise CniError(code, f"cannot get pod {pod}{uid}: {error.message}") from error
                 await asyncio.sleep(POLL_INTERVAL)
             except KubeError as error:
                 raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, f"cannot get pod {pod}: {error.message}") from error
@@ -87,7 +88,8 @@ def check_pod(pod: Pod, expected: PodId) -> None:
     if expected.uid and pod.metadata.uid != expected.uid and not static:
         raise CniError(
             cni.CniErrorCode.UNKNOWN_CONTAINER,
-            f"expected pod UID {expected.uid!r} but got {pod.metadata.uid!r} from Kube API",
+            # The second half is upstream's text.
+            f'pod {expected}: expected pod UID "{expected.uid}" but got "{pod.metadata.uid}" from Kube API',
         )
 
 

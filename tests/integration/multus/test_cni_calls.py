@@ -136,9 +136,10 @@ async def test_an_invalid_annotation_is_refused_and_leaves_nothing(
 
 
 async def test_add_waits_for_an_unknown_pod_and_fails(daemon: Daemon, sandbox_netns: Path) -> None:
+    daemon.kube.delete("pods", "default", POD)
     status, error = await daemon.cni("ADD", sandbox_netns)
     assert (status, error["code"]) == (400, 3)
-    assert f"cannot get pod default/{POD}" in error["msg"]
+    assert f"cannot get pod default/{POD} with UID {POD_UID}" in error["msg"]
     assert len([request for request in daemon.kube.requests if request[1] == "pods"]) >= 2
 
 

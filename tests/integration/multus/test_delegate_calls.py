@@ -50,6 +50,28 @@ async def test_add_creates_the_link_and_del_leaves_nothing(daemon: Daemon, sandb
     assert await daemon.delegate("DEL", sandbox_netns, IFACE, config) == (200, None)
 
 
+async def test_add_for_another_pod_of_that_name_changes_nothing(daemon: Daemon, sandbox_netns: Path) -> None:
+    daemon.pod(uid="33333333-3333-4333-8333-333333333333")
+    status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder))
+    assert (status, error["code"]) == (400, 3)
+    for part in (f"default/{POD}", POD_UID, "33333333-3333-4333-8333-333333333333"):
+        assert part in error["msg"]
+    assert link_names(sandbox_netns) == {"lo"}
+    assert leases(daemon.folder) == []
+    assert daemon.record() is None
+
+
+async def test_add_for_a_pod_that_is_gone_changes_nothing(daemon: Daemon, sandbox_netns: Path) -> None:
+    daemon.kube.delete("pods", "default", POD)
+    status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder))
+    assert (status, error["code"]) == (400, 3)
+    assert f"default/{POD}" in error["msg"]
+    assert POD_UID in error["msg"]
+    assert link_names(sandbox_netns) == {"lo"}
+    assert leases(daemon.folder) == []
+    assert daemon.record() is None
+
+
 async def test_del_needs_no_configuration(daemon: Daemon, sandbox_netns: Path) -> None:
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder)))[0] == 200
     assert await daemon.delegate("DEL", sandbox_netns, IFACE, {}) == (200, None)
@@ -186,7 +208,8 @@ async def test_the_trace_reaches_the_plugin(daemon: Daemon, sandbox_netns: Path,
     await daemon.delegate("ADD", sandbox_netns, IFACE, config)
     # The record is synced in the background, at any time during the call or after it.
     spans = [span for span in daemon.spans.get_finished_spans() if span.name != "record sync"]
-    assert tree(spans) == [("POST /delegate", [("record write", []), ("cni ADD recording", []), ("record write", [])])]
+    calls = ["kube get pods", "record write", "cni ADD recording", "record write"]
+    assert tree(spans) == [("POST /delegate", [(name, []) for name in calls])]
     seen = context_of(recording.calls[0]["traceparent"])
     assert seen is not None
     executed = named(spans, "cni ADD recording")

@@ -32,7 +32,6 @@ async def given_up(daemon: Daemon) -> list[str]:
 
 
 async def test_a_corrected_network_gets_the_name_at_once(daemon: Daemon, sandbox_netns: Path) -> None:
-    daemon.pod()
     status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, refusing_config(daemon.folder))
     assert status == 400
     assert "invalid CIDR address: 203.0.113.0/33" in error["msg"]
@@ -55,7 +54,6 @@ async def test_a_corrected_network_gets_the_name_at_once(daemon: Daemon, sandbox
 
 
 async def test_the_pod_of_a_refusing_network_is_deleted(daemon: Daemon, sandbox_netns: Path) -> None:
-    daemon.pod()
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, refusing_config(daemon.folder)))[0] == 400
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
     assert daemon.record() is None
@@ -75,7 +73,6 @@ async def test_a_refused_pod_creation_leaves_no_record(daemon: Daemon, sandbox_n
 
 
 async def test_the_sweep_tries_a_refused_deletion_a_few_times(daemon: Daemon, sandbox_netns: Path) -> None:
-    daemon.pod()
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, refusing_config(daemon.folder)))[0] == 400
     for tried in range(1, DELETE_TRIES):
         record = daemon.record()
@@ -87,7 +84,6 @@ async def test_the_sweep_tries_a_refused_deletion_a_few_times(daemon: Daemon, sa
 
 
 async def test_the_networks_controller_gets_rid_of_a_refused_attachment(daemon: Daemon, sandbox_netns: Path) -> None:
-    daemon.pod()
     config = refusing_config(daemon.folder)
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, config))[0] == 400
     answers = [(await daemon.delegate("DEL", sandbox_netns, IFACE, config))[0] for _ in range(1, DELETE_TRIES)]

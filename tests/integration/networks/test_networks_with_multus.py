@@ -15,7 +15,7 @@ from tests.support.kube.node_kube import PODS
 from tests.support.node import netns as namespaces
 from tests.support.node.cni import real_plugins
 from tests.support.node.fake_cri import containerd_info
-from tests.support.node.multus_daemon import Daemon, running_daemon
+from tests.support.node.multus_daemon import POD, Daemon, running_daemon
 from tests.support.node.networks_node import Node, running_node
 
 HOST = Path("/proc/self/ns/net")
@@ -60,6 +60,8 @@ async def both(tmp_path: Path, pod_netns: Path) -> AsyncIterator[Both]:
         running_daemon(tmp_path, plugins) as daemon,
         running_node(tmp_path, kube=daemon.kube, multus_socket=daemon.socket) as node,
     ):
+        # The tests' pod is the node's own.
+        daemon.kube.delete(PODS, "default", POD)
         node.pod()
         node.cri.sandboxes[0].info = containerd_info(str(pod_netns))
         ipam = {"type": "host-local", "subnet": "10.66.0.0/24", "dataDir": str(tmp_path / "leases")}

@@ -168,7 +168,7 @@ async def running_daemon(
     host_root: str = "/",
     **keys: Any,
 ) -> AsyncIterator[Daemon]:
-    """Run a daemon while the context is open.
+    """Run a daemon while the context is open. Its pod exists and requests no networks.
 
     :param folder: the directory of everything that the daemon writes.
     :param plugins: the plugin directory.
@@ -224,5 +224,6 @@ async def running_daemon(
         http = UnixHttpClient(str(config.socket_dir / SOCKET_NAME), recording_telemetry("client")[0])
         stack.push_async_callback(http.close)
         daemon = Daemon(folder, config, scripted, parts, http, spans, make_parts)
+        daemon.pod()
         await stack.enter_async_context(serve(parts.app, f"unix:{daemon.socket}"))
         yield daemon

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import msgspec
+
 from schemas import cni
 from services.multus.cni import results
 from services.multus.cni.call import PodId, plugin_args
@@ -18,6 +20,10 @@ from services.multus.cni.executor import Executor, Invocation
 
 PASSTHRU: Final = "passthru"
 """The plugin that does nothing and returns an empty result. Upstream ships it as a program; hotnic does not run one."""
+TUNING: Final = "tuning"
+"""The reference plugin that sets sysctls."""
+_IFNAME: Final = "IFNAME"
+"""Stands for the link's name in a sysctl of tuning."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,8 @@ async def check(
 ) -> None:
     """Run CHECK. Nothing runs for a configuration older than 0.4.0 or with ``disableCheck``.
 
+    A plugin that does not support CHECK is passed over: its refusal shows nothing about the attachment.
+
     :param executor: runs the plugins.
     :param network: the network.
     :param target: the link.
@@ -128,7 +136,14 @@ async def check(
         return
     invocation = target.invocation(cni.CniCommand.CHECK, attributes)
     for index, plugin in _plugins_to_run(network):
-        await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=previous))
+        document = plugin_stdin(network, index, attributes, previous=previous)
+        if plugin == TUNING:
+            document = _tuning_check_stdin(document, target.ifname)
+        try:
+            await executor.run(plugin, invocation, document)
+        except CniError as error:
+            if not _refuses_check(error):
+                raise
 
 
 async def status(executor: Executor, network: NetworkConfig) -> None:
@@ -167,6 +182,30 @@ async def collect_garbage(executor: Executor, network: NetworkConfig, valid: Ite
             failure = failure or error
     if failure is not None:
         raise failure
+
+
+def _refuses_check(error: CniError) -> bool:
+    """Return whether a plugin does not support CHECK, in general or with this CNI version (codes of libcni's skel)."""
+    unknown = error.code == cni.CniErrorCode.INVALID_ENVIRONMENT and "CNI_COMMAND" in error.msg
+    return unknown or error.code == cni.CniErrorCode.INCOMPATIBLE_VERSION
+
+
+def _tuning_check_stdin(document: bytes, ifname: str) -> bytes:
+    """Return the standard input with which tuning can CHECK sysctls of ``IFNAME``.
+
+    Its ADD puts the link's name there. Its CHECK does not (seen in 1.1.1), and fails because there is no such file.
+    """
+    config = msgspec.json.decode(document)
+    args = config.get("args")
+    for holder in (config, args.get("cni") if isinstance(args, dict) else None):
+        if isinstance(holder, dict) and isinstance(holder.get("sysctl"), dict):
+            holder["sysctl"] = {
+                key.replace(_IFNAME, ifname, 1): value
+                for key, value in holder["sysctl"].items()
+                # tuning takes a dot in a link's name for a separator.
+                if _IFNAME not in key or "." not in ifname
+            }
+    return msgspec.json.encode(config)
 
 
 def _plugins_to_run(network: NetworkConfig) -> list[tuple[int, str]]:

@@ -128,6 +128,32 @@ async def test_a_tuning_chain_sets_the_mac(daemon: Daemon, sandbox_netns: Path) 
     assert result["interfaces"][-1]["mac"] == "02:00:00:00:00:07"
 
 
+@pytest.mark.parametrize("in_args", [False, True])
+async def test_check_reads_the_sysctls_of_the_link(daemon: Daemon, sandbox_netns: Path, in_args: bool) -> None:
+    """tuning itself looks for a link named ``IFNAME`` at CHECK."""
+    sysctl = {"net.ipv4.conf.IFNAME.arp_filter": "1"}
+    tuning = {"type": "tuning", "sysctl": {}, "args": {"cni": {"sysctl": sysctl}}} if in_args else {"sysctl": sysctl}
+    plugins = [bridge_config(daemon.folder), {"type": "tuning", **tuning}]
+    daemon.nad("blue", {"cniVersion": "1.0.0", "name": "blue", "plugins": plugins})
+    daemon.pod({NETWORKS: "blue@net1"})
+    assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
+    assert await daemon.cni("CHECK", sandbox_netns) == (200, None)
+    sysctl_file = Path("/proc/sys/net/ipv4/conf/net1/arp_filter")
+    namespaces.run_in_netns(sandbox_netns, lambda: sysctl_file.write_text("0"))
+    status, error = await daemon.cni("CHECK", sandbox_netns)
+    assert status == 400
+    assert "arp_filter is 1, current value is 0" in error["msg"]
+    assert await daemon.cni("DEL", sandbox_netns) == (200, None)
+
+
+async def test_check_of_a_network_older_than_check_succeeds(daemon: Daemon, sandbox_netns: Path) -> None:
+    daemon.nad("blue", bridge_config(daemon.folder, cniVersion="0.3.1"))
+    daemon.pod({NETWORKS: "blue@net1"})
+    assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
+    assert await daemon.cni("CHECK", sandbox_netns) == (200, None)
+    assert await daemon.cni("DEL", sandbox_netns) == (200, None)
+
+
 def rules() -> str:
     """Return the node's NAT rules."""
     done = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=False)

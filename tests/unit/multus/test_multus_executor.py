@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,40 @@ async def test_add_passes_results_on_and_del_runs_in_reverse(tmp_path: Path) -> 
     assert second.commands == ["ADD net1", "CHECK net1", "DEL net1"]
     assert (tmp_path / "second.stdin.2").stat().st_mtime_ns <= (tmp_path / "first.stdin.2").stat().st_mtime_ns
     assert first.stdin(2)["prevResult"] == {"cniVersion": "0.4.0"}
+
+
+@pytest.mark.parametrize(
+    ("code", "msg", "passed_over"),
+    [
+        (1, "plugin version does not allow CHECK", True),
+        (4, "unknown CNI_COMMAND: CHECK", True),
+        (4, "CNI_NETNS is missing", False),
+        (999, "the address is gone", False),
+    ],
+)
+async def test_check_passes_over_a_plugin_that_does_not_support_it(
+    tmp_path: Path, code: int, msg: str, passed_over: bool
+) -> None:
+    first, second = RecordingPlugin(tmp_path, "first"), RecordingPlugin(tmp_path, "second")
+    chain = parse('{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"first"},{"type":"second"}]}')
+    first.fail("CHECK", code, msg)
+    if passed_over:
+        await network.check(executor(tmp_path), chain, PLACE, AttachmentAttributes(), None)
+    else:
+        with pytest.raises(CniError, match=msg):
+            await network.check(executor(tmp_path), chain, PLACE, AttachmentAttributes(), None)
+    assert second.commands == (["CHECK net1"] if passed_over else [])
+
+
+async def test_check_drops_sysctls_of_a_link_whose_name_has_a_dot(tmp_path: Path) -> None:
+    tuning = RecordingPlugin(tmp_path, "tuning")
+    sysctl = '{"net.core.somaxconn":"9","net.ipv4.conf.IFNAME.arp_filter":"1"}'
+    chain = parse(f'{{"cniVersion":"1.0.0","name":"n","plugins":[{{"type":"tuning","sysctl":{sysctl}}}]}}')
+    run = executor(tmp_path)
+    for ifname in ("net1", "net1.5"):
+        await network.check(run, chain, replace(PLACE, ifname=ifname), AttachmentAttributes(), None)
+    assert tuning.stdin(0)["sysctl"] == {"net.core.somaxconn": "9", "net.ipv4.conf.net1.arp_filter": "1"}
+    assert tuning.stdin(1)["sysctl"] == {"net.core.somaxconn": "9"}
 
 
 async def test_commands_that_the_version_or_a_flag_excludes_do_not_run(tmp_path: Path) -> None:

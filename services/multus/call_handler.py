@@ -20,7 +20,7 @@ from services.multus.cni.default_routes import plan_default_routes
 from services.multus.cni.errors import CniError
 from services.multus.cni.executor import Executor
 from services.multus.config.settings import Config
-from services.multus.observe import CallObserver
+from services.multus.observe import CallObserver, find_nad_name
 from services.multus.plan import DesiredAttachment
 from services.multus.pod.events import PodEvents
 from services.multus.pod.network_lookup import NoNetworkError
@@ -166,12 +166,17 @@ class CallHandler:
         # Upstream merges its whole daemon-config.json into the call's configuration; here only a missing version is
         # filled in (ADR 25).
         network_config = conflist.parse(call.config, version=self._config.default_version)
-        desired = DesiredAttachment(
-            call.ifname, network_config, network_config.name, AttachmentOrigin.DELEGATE, call.attributes
-        )
         # As upstream: the pod must exist, and it must have the UID of CNI_ARGS unless CNI_ARGS has none.
         pod = await self._pods.get(pod_id)
         self._observer.check_isolation(call, pod)
+        desired = DesiredAttachment(
+            call.ifname,
+            network_config,
+            network_config.name,
+            AttachmentOrigin.DELEGATE,
+            call.attributes,
+            nad=find_nad_name(pod, call.ifname),
+        )
         pod_id = replace(pod_id, uid=pod_id.uid or pod.metadata.uid)
         async with self._records.lock(call.sandbox_id):
             sandbox = await self._sandbox(call, pod_id, creating=False)
@@ -231,7 +236,10 @@ class CallHandler:
                     f"sandbox {call.sandbox_id} has no attachment {ifnames[0]} made by multus",
                 )
             for attachment in plan.plan_check(sandbox, ifnames, await self._links(call)):
-                await self._applier.check(sandbox, attachment)
+                try:
+                    await self._applier.check(sandbox, attachment)
+                except CniError as error:
+                    raise error.with_prefix(str(attachment)) from error
 
     async def _cni_gc(self, call: CniCall) -> None:
         """Delete the sandboxes that the runtime does not know, then run GC for the plugins of every network."""

@@ -252,5 +252,23 @@ def elements_of(pod: Pod, annotation: str) -> list[NetworkSelectionElement]:
         raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"annotation {annotation}: {error}") from error
 
 
+def find_nad_name(pod: Pod, ifname: str) -> str:
+    """Return ``namespace/nad`` of the network that the annotation requests for a link; empty if it names none.
+
+    A call on ``/delegate`` has the CNI network's name only.
+
+    :param pod: the pod.
+    :param ifname: the link's name.
+    """
+    try:
+        elements = elements_of(pod, NETWORKS)
+    except CniError:
+        return ""
+    names = (
+        f"{one.namespace or pod.metadata.namespace}/{one.name}" for one in elements if one.requested_interface == ifname
+    )
+    return next(names, "")
+
+
 def _desired(found: FoundNetwork, origin: AttachmentOrigin, attributes: AttachmentAttributes) -> DesiredAttachment:
     return DesiredAttachment("", found.network, found.display, origin, attributes)

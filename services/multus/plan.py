@@ -34,6 +34,7 @@ class DesiredAttachment:
     :ivar gateways: its ``default-route``; ``None`` when it is not set.
     :ivar identity: the configuration without the device; ``None`` when there is no device.
     :ivar device: the device with its resource: ``(resource, device id)``.
+    :ivar nad: ``namespace/nad`` where ``display`` is the CNI network's name; empty when it is unknown.
     """
 
     ifname: str
@@ -44,6 +45,7 @@ class DesiredAttachment:
     gateways: tuple[str, ...] | None = None
     identity: NetworkConfig | None = None
     device: tuple[str, str] | None = None
+    nad: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -62,6 +64,7 @@ class DesiredAttachment:
             fingerprint=self.fingerprint,
             runtime=dict(self.attributes.runtime),
             cni_args=dict(self.attributes.cni_args),
+            nad=self.nad,
         )
 
 
@@ -234,7 +237,7 @@ def plan_check(sandbox: SandboxState, ifnames: Sequence[str] | None, links: Sequ
         found = find_attachment_link(attachment, links)
         # Index 0: the network has no link that could be gone.
         if attachment.ifindex and found.link is None:
-            message = f"link {attachment.ifname} of {attachment.network} (index {attachment.ifindex}) is gone"
+            message = f"{attachment}: the link (index {attachment.ifindex}) is gone"
             raise CniError(cni.CniErrorCode.INTERNAL, message)
         if not found.renamed and not found.in_use:
             to_check.append(attachment)

@@ -62,7 +62,7 @@ class PodEvents:
         :param attachment: the attachment whose DEL failed.
         :param error: the error of its last DEL.
         """
-        message = f"network {attachment.network} on {attachment.ifname}: DEL failed and is not tried again: {error}"
+        message = f"{attachment}: DEL failed and is not tried again: {error}"
         self._record(pod, "Warning", CLEANUP_FAILED, message, (sandbox_id, attachment.ifname))
 
     async def flush(self) -> None:

@@ -54,6 +54,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     :ivar mac: its MAC as the plugin left it.
     :ivar mtu: its MTU as the plugin left it.
     :ivar device_info: description of a device plugin's device.
+    :ivar nad: ``namespace/nad`` of a hot-plugged network, if the pod's annotation names it; for messages only.
     :ivar failed_deletes: how often DEL has failed since an ADD that did not finish.
     """
 
@@ -75,7 +76,11 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     mac: str | None = None
     mtu: int | None = None
     device_info: dict[str, Any] | None = None
+    nad: str = ""
     failed_deletes: int = 0
+
+    def __str__(self) -> str:
+        return f"network {self.nad or self.network} on interface {self.ifname}"
 
     def network_config(self) -> NetworkConfig:
         """Return the CNI configuration that was run.

@@ -232,6 +232,31 @@ async def test_a_plugin_that_hangs_is_killed(tmp_path: Path, plugins: Path, sand
         assert daemon.record() is None
 
 
+async def test_a_failed_check_names_the_network(daemon: Daemon, sandbox_netns: Path) -> None:
+    """The annotation names the NAD of a hot-plugged network; the call has the CNI network's name only."""
+    daemon.pod({NETWORKS: f"other/blue-nad@{IFACE}"})
+    config = bridge_config(daemon.folder)
+    assert (await daemon.cni("CHECK", sandbox_netns)) == (200, None)
+    for ifname in (IFACE, "net7"):
+        assert (await daemon.delegate("ADD", sandbox_netns, ifname, config))[0] == 200
+    for ifname, network in (("net7", "blue"), (IFACE, "other/blue-nad")):
+        namespaces.ip(sandbox_netns, "addr", "flush", "dev", ifname)
+        status, error = await daemon.delegate("CHECK", sandbox_netns, ifname, config)
+        assert (status, error["code"]) == (400, 999)
+        assert error["msg"].startswith(
+            f'network {network} on interface {ifname}: plugin type="bridge" failed (check): '
+        )
+    status, error = await daemon.cni("CHECK", sandbox_netns)
+    assert status == 400
+    assert error["msg"].startswith(f"network other/blue-nad on interface {IFACE}: ")
+    namespaces.ip(sandbox_netns, "link", "del", IFACE)
+    status, error = await daemon.cni("CHECK", sandbox_netns)
+    assert status == 400
+    assert error["msg"].startswith(f"network other/blue-nad on interface {IFACE}: the link (index ")
+    for ifname in (IFACE, "net7"):
+        assert (await daemon.delegate("DEL", sandbox_netns, ifname, config))[0] == 200
+
+
 async def test_check_runs_the_plugin_or_reports_a_lost_link(daemon: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(daemon.folder)
     await daemon.delegate("ADD", sandbox_netns, IFACE, config)

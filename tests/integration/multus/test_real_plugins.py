@@ -142,6 +142,7 @@ async def test_check_reads_the_sysctls_of_the_link(daemon: Daemon, sandbox_netns
     namespaces.run_in_netns(sandbox_netns, lambda: sysctl_file.write_text("0"))
     status, error = await daemon.cni("CHECK", sandbox_netns)
     assert status == 400
+    assert error["msg"].startswith('network default/blue on interface net1: plugin type="tuning" failed (check): ')
     assert "arp_filter is 1, current value is 0" in error["msg"]
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
 

@@ -44,7 +44,7 @@ async def test_a_corrected_network_gets_the_name_at_once(daemon: Daemon, sandbox
     assert IFACE in link_names(sandbox_netns)
     assert len(leases(daemon.folder)) == 1
     [message] = await given_up(daemon)
-    assert message.startswith(f"network blue on {IFACE}: ")
+    assert message.startswith(f"network blue on interface {IFACE}: ")
     assert "invalid CIDR address: 203.0.113.0/33" in message
 
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)

@@ -1,8 +1,8 @@
 """Bodies of the multus daemon's HTTP API on its unix socket: ``/cni``, ``/delegate`` and ``/sandboxes/<id>``.
 
 Source: multus-cni v4 ``pkg/server/api``; requests and responses are compatible in both directions.
-The W3C header ``traceparent`` carries the trace. ``GET /sandboxes/<id>`` exists in hotnic only: upstream's daemon
-answers 404, as hotnic's daemon does for an unknown sandbox.
+The W3C header ``traceparent`` carries the trace. ``GET /sandboxes/<id>`` exists in hotnic only. For an unknown
+sandbox hotnic's daemon answers 404 with a CNI error; upstream's daemon answers 404 without one.
 Next: :mod:`schemas.kubernetes.options`, the bodies of the api.
 """
 

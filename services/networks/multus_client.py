@@ -6,6 +6,7 @@ Next: :mod:`services.networks.network_config`, the CNI configuration that is sen
 """
 
 import asyncio
+import os
 from typing import Final
 from urllib.parse import quote
 
@@ -42,6 +43,9 @@ FAILED: Final = "CniFailed"
 _PLUGIN_FAILED: Final = "failed (add)"
 """libcni's text for a plugin that ran and failed. Both daemons check that the link name is free before they run one."""
 
+DaemonId = tuple[int, int, int]
+"""Device, inode and time of change of a daemon's socket."""
+
 _response = msgspec.json.Decoder(DelegateResponse)
 _error = msgspec.json.Decoder(cni.CniErrorDocument)
 _record = msgspec.json.Decoder(SandboxRecord)
@@ -77,6 +81,10 @@ class MultusClient:
         self._http = http
         self._socket_path = socket_path
         self._deadline = deadline
+        self._asked: DaemonId | None = None
+        """The daemon that is known to serve records or not to serve them."""
+        self._serves_records = True
+        self._asking = asyncio.Lock()
 
     async def add(
         self, pod: Pod, sandbox: Sandbox, link: str, config: bytes, element: NetworkSelectionElement
@@ -112,23 +120,40 @@ class MultusClient:
     async def record(self, sandbox: Sandbox) -> SandboxRecord | None:
         """Return the daemon's record of a sandbox; ``None`` if it has none, or serves no records.
 
+        A daemon that serves none is asked once, because upstream's logs every such request as an error.
+
         :raises AttachmentFailure: ``MultusUnavailable``: no response, one that cannot be decoded, or the daemon cannot
             read the record.
         """
+        # Another daemon has another socket. Without a socket the request fails below.
+        daemon = _daemon_id(self._socket_path)
+        if daemon is None or daemon != self._asked:
+            # One request at a time, until the first response shows what the daemon serves.
+            async with self._asking:
+                if daemon is None or daemon != self._asked:
+                    record, serves = await self._request_record(sandbox)
+                    self._asked, self._serves_records = daemon, serves
+                    return record
+        if not self._serves_records:
+            return None
+        return (await self._request_record(sandbox))[0]
+
+    async def _request_record(self, sandbox: Sandbox) -> tuple[SandboxRecord | None, bool]:
+        """Return the daemon's record of a sandbox, if it has one, and whether the daemon serves records at all."""
         path = f"{SANDBOXES_PATH}/{quote(sandbox.id, safe='')}"
         try:
             status, response = await self._http.request("GET", path, timeout=RECORD_DEADLINE)
         except HttpFailure as error:
             raise AttachmentFailure(UNAVAILABLE, f"multus daemon: {error}") from error
-        # Upstream's daemon answers every unknown path with 404.
+        # Upstream's daemon answers every unknown path with 404 too, but not with a CNI error.
         if status == 404:
-            return None
+            return None, _is_cni_error(response)
         if status != 200:
             raise AttachmentFailure(
                 UNAVAILABLE, f"the multus daemon's response to GET {path} has status {status}: {_error_text(response)}"
             )
         try:
-            return _record.decode(response)
+            return _record.decode(response), True
         except msgspec.DecodeError as error:
             raise AttachmentFailure(
                 UNAVAILABLE, f"cannot decode the multus daemon's record of a sandbox: {error}"
@@ -171,6 +196,24 @@ class MultusClient:
         if status == 200:
             return response
         raise attachment_failure(command, status, response)
+
+
+def _daemon_id(socket_path: str) -> DaemonId | None:
+    """Return the identity of the daemon that has created the socket; ``None`` if there is no socket."""
+    try:
+        found = os.stat(socket_path)
+    except OSError:
+        return None
+    # The time, because a file system may give a new socket the inode of the old one.
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def _is_cni_error(response: bytes) -> bool:
+    try:
+        _error.decode(response)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def interface_attributes(element: NetworkSelectionElement) -> InterfaceAttributes | None:

@@ -37,8 +37,9 @@ class FakeMultus:
 
     :ivar script: responses for the next calls, in order; without one, :meth:`succeed` makes the response.
     :ivar during: awaited before each response.
-    :ivar records: responses of ``GET /sandboxes/<id>``, by sandbox id; without one it is 404, as upstream's daemon's.
+    :ivar records: responses of ``GET /sandboxes/<id>``, by sandbox id; without one it is 404.
     :ivar unreadable: messages of the next responses of ``GET /sandboxes/<id>``, in order, which are 500.
+    :ivar serves_records: whether 404 has a CNI error, as hotnic's; upstream's daemon knows no such path.
     :ivar record_requests: number of requests for a record.
     """
 
@@ -47,6 +48,7 @@ class FakeMultus:
     during: Callable[[Call], Awaitable[None]] | None = None
     records: dict[str, SandboxRecord] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    serves_records: bool = True
     record_requests: int = 0
 
     def record(self, sandbox_id: str, pod_uid: str, *attachments: RecordedAttachment) -> None:
@@ -95,7 +97,11 @@ class FakeMultus:
             error = {"cniVersion": "1.1.0", "code": 5, "msg": self.unreadable.pop(0)}
             return web.json_response(error, status=500)
         record = self.records.get(request.match_info["id"])
-        return web.Response(status=404) if record is None else web.Response(body=msgspec.json.encode(record))
+        if not self.serves_records:
+            return web.Response(status=404)
+        if record is None:
+            return web.json_response(cni_error(3, "sandbox has no record")[1], status=404)
+        return web.Response(body=msgspec.json.encode(record))
 
 
 def recorded(interface: str, network: str, owner: str, **requested: Any) -> RecordedAttachment:

@@ -172,8 +172,8 @@ def plan_add(
                 raise _name_taken(one, f"as {recorded.network}, with other settings")
             actions.append(KeepAttachment(recorded))
         else:
-            # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first. Its failure
-            # does not bar the name: the network's configuration may have been corrected since.
+            # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first. If nothing
+            # was added, its failure does not bar the name: the network may have been corrected since.
             actions += [_plan_delete_one(recorded, found, deleting_sandbox=False, tries=1), AddAttachment(one)]
     return actions
 
@@ -233,6 +233,9 @@ def plan_check(sandbox: SandboxState, ifnames: Sequence[str] | None, links: Sequ
     to_check = []
     for attachment in sandbox.attachments:
         if ifnames is not None and attachment.ifname not in ifnames:
+            continue
+        # Only its DEL is owed: the sandbox does not have it.
+        if ifnames is None and attachment.state is AttachmentState.ADDING:
             continue
         found = find_attachment_link(attachment, links)
         # Index 0: the network has no link that could be gone.

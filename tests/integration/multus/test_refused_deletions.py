@@ -38,6 +38,7 @@ async def test_a_corrected_network_gets_the_name_at_once(daemon: Daemon, sandbox
     # The DEL is owed: the plugin may hold a lease.
     assert daemon.record() is not None
     assert await given_up(daemon) == []
+    assert await daemon.cni("CHECK", sandbox_netns) == (200, None)
 
     status, answer = await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder))
     assert status == 200, answer

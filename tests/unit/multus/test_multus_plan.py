@@ -257,6 +257,12 @@ def test_check_runs_plugins_only_for_unchanged_links() -> None:
         plan.plan_check(sandbox(added()), None, [LO, Link(10, POD_LINK, "dummy")])
 
 
+def test_check_of_the_sandbox_leaves_out_an_attachment_that_was_not_added() -> None:
+    known = sandbox(desired("net1").attachment(), added())
+    assert plan.plan_check(known, None, [LO, veth(POD_LINK)]) == [added()]
+    assert plan.plan_check(known, ["net1"], [LO, veth(POD_LINK)]) == [desired("net1").attachment()]
+
+
 def test_the_pod_patch_lists_all_networks_in_order() -> None:
     result = cni.CniResult(
         "1.1.0",

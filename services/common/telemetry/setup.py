@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 from uuid import uuid4
@@ -29,6 +30,8 @@ from services.common.telemetry.tracer import RoleTracer
 TRACE_DIR = "HOTNIC_TRACE_DIR"
 SHUTDOWN_TIMEOUT = 0.9
 """Seconds for exporting the remaining spans when a process ends."""
+ABANDON_TIMEOUT = 0.3
+"""Seconds for an exporter to end after its export was interrupted."""
 
 
 class Telemetry:
@@ -88,6 +91,9 @@ class Telemetry:
         except TimeoutError:
             for delivery in self._deliveries:
                 delivery.abandon()
+            # The interrupted export is logged by its thread, which must not write while the interpreter ends.
+            with suppress(TimeoutError):
+                closed.result(ABANDON_TIMEOUT)
 
 
 def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Telemetry:

@@ -11,6 +11,9 @@ ARGS ?=
 # CI runs a failed test of real programs a second time and shows the first failure (docs/development.md).
 RERUNS := --reruns $(if $(CI),1,0)
 
+# What the API server decides: patches, admission, aggregation, RBAC. The other end-to-end tests ask the node only.
+KUBERNETES_TESTS := $(addprefix tests/e2e/test_,plug.py unplug.py edits_and_gate.py refusals.py hotplug_status.py)
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +81,13 @@ cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control
 	@scripts/as-root-tier cluster-chart-test
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36
 	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(RERUNS) $(ARGS)
+
+.PHONY: kubernetes-test
+kubernetes-test: setup ## Run end-to-end tests in a lab on Kubernetes itself, with RBAC (root, Go)
+	@scripts/as-root-tier kubernetes-test
+	@scripts/tools/interop-tools helm etcd kubernetes-1.36
+	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubernetes-test $(PYTEST) $(KUBERNETES_TESTS) \
+		--timeout 300 $(RERUNS) --durations=5 $(ARGS)
 
 .PHONY: chart-golden
 chart-golden: setup ## Write the chart's schema of values and its rendered golden files

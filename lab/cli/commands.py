@@ -53,6 +53,8 @@ class UpOptions:
     timeout: float = 120.0
     """Seconds until everything must be ready."""
     guests: GuestKind = "qemu"
+    kubernetes: str | None = None
+    """Version of Kubernetes itself as the cluster, such as ``1.36``."""
     otlp: str | None = None
     """URL of the collector to which the lab exports its traces."""
 
@@ -78,12 +80,17 @@ def up(options: UpOptions, output: Output = print_line) -> int:
         from lab.tools import LabTools, ToolsMissingError
 
         LabTools.find()
+        if options.kubernetes is not None:
+            from lab.supervisor import kubernetes
+
+            kubernetes.provide(options.kubernetes)
         progress = holder.launch(
             layout,
             bare=options.bare,
             without=options.without,
             deadline=options.timeout,
             guests=options.guests,
+            kubernetes=options.kubernetes,
             otlp=options.otlp,
         )
         return _follow_start(progress, layout, options, output)

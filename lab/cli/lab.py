@@ -49,6 +49,8 @@ def lab() -> None:
         "hotnic lab up",
         "# Start a second lab and leave out a role, to run it by hand",
         "hotnic lab up --dir second --without handler",
+        "# Use Kubernetes itself, built on this machine with Go",
+        "hotnic lab up --kubernetes 1.36",
         "# Send all traces to a collector, such as Jaeger, on this machine",
         "hotnic lab up --otlp http://127.0.0.1:4318",
     )
@@ -63,6 +65,11 @@ def lab() -> None:
     help="QEMU guests, or test doubles that start at once and have no kernel.",
 )
 @click.option(
+    "--kubernetes",
+    type=click.Choice(["1.36"]),
+    help="Use Kubernetes itself of this version, with RBAC, instead of the lab's own API server (built with Go).",
+)
+@click.option(
     "--otlp",
     metavar="URL",
     help="Export traces to this collector too: http://HOST:4318 or grpc://HOST:4317.",
@@ -72,13 +79,19 @@ def lab() -> None:
 )
 @dir_option
 def up(
-    bare: bool, without: tuple[str, ...], guests: GuestKind, otlp: str | None, timeout: float, directory: Path
+    bare: bool,
+    without: tuple[str, ...],
+    guests: GuestKind,
+    kubernetes: str | None,
+    otlp: str | None,
+    timeout: float,
+    directory: Path,
 ) -> int:
     """Start the lab and wait until it is ready."""
     # Imported in each command, so that help texts appear at once.
     from lab.cli import commands
 
-    options = commands.UpOptions(dir=directory, bare=bare, without=without, timeout=timeout, guests=guests, otlp=otlp)
+    options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, otlp)
     return commands.up(options)
 
 

@@ -46,7 +46,7 @@ class SupervisorOptions:
     without: tuple[str, ...]
     """The roles that are not started, because the user runs them."""
     apiserver_fd: int
-    """Listening socket, created outside, that the API server inherits."""
+    """Listening socket, created outside, that the API server inherits, or that is relayed to it."""
     nats_fd: int
     """Listening socket, created outside, that the supervisor relays to nats-server."""
     progress_fd: int
@@ -54,6 +54,8 @@ class SupervisorOptions:
     deadline: float
     """Seconds from `started_at` until everything must be ready."""
     guests: GuestKind
+    kubernetes: str | None
+    """Version of Kubernetes itself as the cluster; None for the lab's own API server."""
     otlp: str | None
     """URL of the collector to which the lab exports its traces."""
     outside_fd: int
@@ -102,6 +104,7 @@ def launch(
     without: tuple[str, ...],
     deadline: float,
     guests: GuestKind = "qemu",
+    kubernetes: str | None = None,
     otlp: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Start a lab and yield the supervisor's progress messages until it is ready or has failed.
@@ -139,6 +142,7 @@ def launch(
                 write_end,
                 deadline,
                 guests,
+                kubernetes,
                 otlp,
                 outside,
                 started_at,

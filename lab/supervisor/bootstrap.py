@@ -12,7 +12,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ AGGREGATED: Final = (
     ("subresources.kubevirt.io", "v1"),
     ("subresources.kubevirt.io", "v1alpha3"),
 )
-COLLECTIONS: Final = {
+COLLECTIONS: Final[Mapping[str, str]] = {
     "Namespace": "/api/v1/namespaces",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "Endpoints": "/api/v1/namespaces/{namespace}/endpoints",
@@ -209,12 +209,14 @@ async def admin_client(kubeconfig: Path) -> AsyncIterator[Kube]:
         telemetry.shutdown()
 
 
-async def create_unless_exists(kube: Kube, obj: Object) -> None:
+async def create_unless_exists(kube: Kube, obj: Object, collections: Mapping[str, str] = COLLECTIONS) -> None:
     """Create `obj` unless it exists.
+
+    :param collections: the collection in which each kind is created.
 
     :raises KubeError: the API server rejected it or did not answer.
     """
-    path = COLLECTIONS[obj["kind"]].format(namespace=obj["metadata"].get("namespace", "default"))
+    path = collections[obj["kind"]].format(namespace=obj["metadata"].get("namespace", "default"))
     try:
         await kube.request("POST", path, body=json.dumps(obj).encode(), content_type="application/json")
     except AlreadyExists:

@@ -1,7 +1,7 @@
-"""The API server of a lab's cluster: what the supervisor needs to start it, and to wait until it is ready.
+"""The cluster of a lab: which processes serve the Kubernetes API, how each is started, and when it is ready.
 
-The roles and the node use it with their kubeconfigs only. `LabParameters.api_server` in `components.py` selects the
-implementation; there is one, the lab's own API server.
+The roles and the node use the API with their kubeconfigs only. `LabParameters.cluster` in `components.py` selects the
+implementation: the lab's own API server, here, or Kubernetes itself (`kubernetes.py`).
 """
 
 from __future__ import annotations
@@ -14,27 +14,37 @@ from lab.layout import LabIdentity, Layout
 from lab.supervisor import readiness
 
 
-class KubernetesApiServer(Protocol):
-    """An API server that the supervisor runs as one process."""
+class Cluster(Protocol):
+    """The processes that serve the Kubernetes API."""
 
     @property
     def endpoint(self) -> str:
-        """Return its URL, which is the same inside and outside the lab's namespaces."""
+        """Return the URL of the API, which is the same inside and outside the lab's namespaces."""
 
     @property
-    def command(self) -> tuple[str, ...]:
-        """Return the command line of its process."""
+    def api_host(self) -> str:
+        """Return the address or name by which the API server reaches the api role."""
 
     @property
-    def inherited_fds(self) -> tuple[int, ...]:
-        """Return the descriptors that its process inherits."""
+    def components(self) -> tuple[str, ...]:
+        """Return the names of the processes, each after those that it needs."""
 
-    async def wait_ready(self) -> None:
-        """Return once it accepts connections; the caller sets the deadline."""
+    @property
+    def relayed_port(self) -> int | None:
+        """Return the port inside to which connections from outside are relayed; None if a process inherits them."""
+
+    def command(self, component: str) -> tuple[str, ...]:
+        """Return the command line of a process."""
+
+    def inherited_fds(self, component: str) -> tuple[int, ...]:
+        """Return the descriptors that a process inherits."""
+
+    async def wait_ready(self, component: str) -> None:
+        """Return once a process does its work; the caller sets the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
-class LabApiServer:
+class LabCluster:
     """The API server in `lab.apiserver`, on a socket that was created outside the lab's network namespace.
 
     :ivar listener_fd: the listening socket. A socket created inside would be reachable only from inside.
@@ -55,16 +65,29 @@ class LabApiServer:
         return f"https://{self.address}"
 
     @property
-    def command(self) -> tuple[str, ...]:
+    def api_host(self) -> str:
+        """Return the address of the api role."""
+        return "127.0.0.1"
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Return the one process."""
+        return ("apiserver",)
+
+    @property
+    def relayed_port(self) -> int | None:
+        """Return None: the API server inherits the listening socket."""
+        return None
+
+    def command(self, component: str) -> tuple[str, ...]:
         """Return the command line of its process."""
         argv = (sys.executable, "-m", "lab.apiserver", "--dir", str(self.layout.apiserver))
         return (*argv, "--listen", self.address, "--listen-fd", str(self.listener_fd), "--advertise", self.address)
 
-    @property
-    def inherited_fds(self) -> tuple[int, ...]:
+    def inherited_fds(self, component: str) -> tuple[int, ...]:
         """Return the listening socket."""
         return (self.listener_fd,)
 
-    async def wait_ready(self) -> None:
+    async def wait_ready(self, component: str) -> None:
         """Return once its port accepts connections."""
         await readiness.wait_for_port(self.identity.apiserver_port)

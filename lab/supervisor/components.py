@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lab.failpoints.points import FAILPOINTS_VARIABLE
 from lab.layout import (
@@ -28,16 +28,13 @@ from lab.layout import (
     Layout,
 )
 from lab.namespaces.isolation import supports_overlay
-from lab.supervisor.cluster import KubernetesApiServer, LabApiServer
+from lab.supervisor.cluster import Cluster, LabCluster
 from lab.supervisor.collector import Collector
 from lab.supervisor.processes import ProcessSpec
 from lab.tools import PAUSE_IMAGE, LabTools
 
-START_GROUPS: Final = (("apiserver", "nats", "containerd"), (*ROLES, "node"))
-"""Groups of processes that start at the same time; they stop in the reverse order."""
-
-COMPONENTS: Final = tuple(component for together in START_GROUPS for component in together)
-"""Every process of a lab, in the order in which `hotnic lab status` shows them."""
+if TYPE_CHECKING:
+    from lab.supervisor.kubernetes import ControlPlanePrograms
 
 INHERITED_ENVIRONMENT: Final = (
     "HOME",
@@ -60,15 +57,33 @@ class LabParameters:
     identity: LabIdentity
     tools: LabTools
     apiserver_fd: int = -1
-    """Listening socket that was created outside the namespaces; only the API server inherits it."""
+    """Listening socket that was created outside the namespaces; the lab's own API server inherits it."""
     guests: GuestKind = "qemu"
     collector: Collector | None = None
     """The collector outside to which the roles and the node export their traces, besides the span files."""
+    kubernetes: ControlPlanePrograms | None = None
+    """The programs of Kubernetes itself; None for the lab's own API server."""
 
     @property
-    def api_server(self) -> KubernetesApiServer:
-        """Return the API server of the lab's cluster."""
-        return LabApiServer(self.layout, self.identity, self.apiserver_fd)
+    def cluster(self) -> Cluster:
+        """Return the cluster."""
+        if self.kubernetes is not None:
+            # Imported here because it needs cryptography, which would delay the start of every lab.
+            from lab.supervisor.kubernetes import KubernetesCluster
+
+            return KubernetesCluster(self.layout, self.identity, self.kubernetes)
+        return LabCluster(self.layout, self.identity, self.apiserver_fd)
+
+    @property
+    def stop_groups(self) -> tuple[tuple[str, ...], ...]:
+        """Return groups of processes that stop at the same time, one group after another."""
+        cluster = tuple((component,) for component in reversed(self.cluster.components))
+        return ((*ROLES, "node"), ("nats", "containerd"), *cluster)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Return every process, in the order in which `hotnic lab status` shows them."""
+        return (*self.cluster.components, "nats", "containerd", *ROLES, "node")
 
 
 def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, str]:
@@ -131,8 +146,8 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
     fds: tuple[int, ...] = ()
     argv: tuple[str, ...]
     match component:
-        case "apiserver":
-            argv, fds = parameters.api_server.command, parameters.api_server.inherited_fds
+        case _ if component in parameters.cluster.components:
+            argv, fds = parameters.cluster.command(component), parameters.cluster.inherited_fds(component)
         case "nats":
             argv = (str(tools.nats_server), "--config", str(layout.config / "nats.conf"))
         case "containerd":

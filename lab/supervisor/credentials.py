@@ -27,9 +27,11 @@ def issue(layout: Layout, server: str) -> None:
         user = f"system:serviceaccount:{NAMESPACE}:hotnic-{role}"
         groups = ("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}")
         pair = pki.issue_client(folder, user, groups, file_name=f"role-{role}")
-        pki.write_kubeconfig(layout.role_kubeconfig(role), server, folder, pair, user_name=f"hotnic-{role}")
-    # The node process is kubelet, scheduler and virt-controller in one, so it is in system:masters.
-    pair = pki.issue_client(folder, "system:node:lab", ("system:nodes", "system:masters"), file_name="node")
+        target, name = layout.role_kubeconfig(role), f"hotnic-{role}"
+        pki.write_kubeconfig(target, server, folder, pair, user_name=name, namespace=NAMESPACE)
+    # The node process is kubelet, scheduler and virt-controller in one, and the latter two do what Kubernetes forbids a
+    # member of system:nodes.
+    pair = pki.issue_client(folder, "hotnic-lab-node", ("system:masters",), file_name="node")
     pki.write_kubeconfig(layout.role_kubeconfig("node"), server, folder, pair, user_name="node")
     names = [f"hotnic-api.{NAMESPACE}.svc", f"hotnic-api.{NAMESPACE}.svc.cluster.local", "localhost"]
     pki.issue_server(folder, "hotnic-api", names, ["127.0.0.1"], file_name=layout.serving_certificate.name)

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab.layout import CONTAINERD_SOCKET, INSIDE_RUN, NATS_PORT, ROLES, Layout
 from lab.namespaces.holder import SupervisorOptions
@@ -25,6 +25,9 @@ from lab.supervisor import components, readiness, relay, requests
 from lab.supervisor.collector import Collector
 from lab.supervisor.processes import Processes
 from lab.tools import LabTools
+
+if TYPE_CHECKING:
+    from lab.supervisor.kubernetes import ControlPlanePrograms
 
 
 class StartError(Exception):
@@ -85,6 +88,7 @@ class Supervisor:
             options.apiserver_fd,
             options.guests,
             Collector.parse(options.otlp) if options.otlp else None,
+            control_plane_programs(options.kubernetes) if options.kubernetes else None,
         )
         self.processes = Processes()
         self.stopping = asyncio.Event()
@@ -99,7 +103,9 @@ class Supervisor:
             loop.add_signal_handler(number, self.stopping.set)
         # The control socket is served from the start, so that `lab down` can interrupt a start.
         control = await requests.serve(INSIDE_RUN / "control.sock", requests.Requests(self).answer)
-        relays = [await relay.serve_nats(socket.socket(fileno=self.options.nats_fd), NATS_PORT)]
+        relays = [await relay.serve_inwards(socket.socket(fileno=self.options.nats_fd), NATS_PORT)]
+        if (port := self.parameters.cluster.relayed_port) is not None:
+            relays.append(await relay.serve_inwards(socket.socket(fileno=self.options.apiserver_fd), port))
         if self.parameters.collector is not None:
             relays.append(await relay.serve_collector(self.parameters.collector, self.options.outside_fd))
         try:
@@ -181,14 +187,24 @@ class Supervisor:
 
         progress = self._progress
         before = progress.elapsed
-        credentials.issue(self.layout, self.parameters.api_server.endpoint)
+        cluster = self.parameters.cluster
+        credentials.issue(self.layout, cluster.endpoint)
+        if self.parameters.kubernetes is not None:
+            from lab.supervisor.kubernetes import issue_certificates
+
+            issue_certificates(self.layout.apiserver, cluster.endpoint)
         progress.report(step="certificates", ms=round((progress.elapsed - before) * 1000))
-        self.launch("apiserver")
+        for component in cluster.components:
+            self.launch(component)
+            await progress.run_step(component, self.wait_ready(component))
 
         from lab.supervisor import bootstrap
 
-        await progress.run_step("apiserver", self.wait_ready("apiserver"))
-        await progress.run_step("namespaces, CRDs, API registration", bootstrap.create_objects(self.layout))
+        await progress.run_step(
+            "namespaces, CRDs, API registration", bootstrap.create_objects(self.layout, cluster.api_host)
+        )
+        if self.parameters.kubernetes is not None:
+            await progress.run_step("rights and tokens of the roles", self._grant(self.parameters.kubernetes.helm))
         selected = [c for c in (*ROLES, "node") if c not in self.options.without]
         for component in selected:
             self.launch(component)
@@ -197,6 +213,14 @@ class Supervisor:
                 group.create_task(progress.run_step(component, self.wait_ready(component)))
         for role in self.options.without:
             progress.report(by_hand=role, command=components.manual_command(self.parameters, role))
+
+    async def _grant(self, helm: Path) -> None:
+        from lab.supervisor import access
+
+        rendered = self.layout.config / "chart.yaml"
+        environ = components.base_environment(self.parameters.tools, os.environ)
+        await self.processes.run(access.rendering(helm, access.CHART, rendered, environ), timeout=60)
+        await access.grant(self.layout, rendered, self.parameters.cluster.endpoint)
 
     def launch(self, component: str) -> None:
         """Start the process of `component`."""
@@ -208,8 +232,8 @@ class Supervisor:
         :raises EarlyExitError: its process ended first.
         """
         match component:
-            case "apiserver":
-                probe = self.parameters.api_server.wait_ready()
+            case _ if component in self.parameters.cluster.components:
+                probe = self.parameters.cluster.wait_ready(component)
             case "nats":
                 probe = readiness.wait_for_port(NATS_PORT)
             case "containerd":
@@ -246,8 +270,18 @@ class Supervisor:
             if component in self.processes.children:
                 on_stopped(component, await self.processes.stop(component))
 
-        for together in reversed(components.START_GROUPS):
+        for together in self.parameters.stop_groups:
             await asyncio.gather(*(stop(component) for component in together))
+
+
+def control_plane_programs(version: str) -> ControlPlanePrograms:
+    """Return the programs of Kubernetes.
+
+    :raises ToolsMissingError: one of them is not built.
+    """
+    from lab.supervisor.kubernetes import ControlPlanePrograms
+
+    return ControlPlanePrograms.find(version)
 
 
 def first_leaf(group: BaseException) -> BaseException:

@@ -1,9 +1,9 @@
-"""Relay connections between the machine and the lab's network namespace: NATS inwards, traces outwards.
+"""Relay connections between the machine and the lab's network namespace: NATS and the API inwards, traces outwards.
 
-A socket stays in the network namespace in which it was created. The listener for NATS was created outside, and the
-connections to nats-server are made inside. For traces the listener is inside, and each connection to the collector is
-created by a thread that is in the machine's network namespace meanwhile; `holder.py` passed a descriptor of it. The API
-server needs no relay, because it listens on a socket from outside itself.
+A socket stays in the network namespace in which it was created. The listeners for NATS and the API were created
+outside, and the connections to their servers are made inside. For traces the listener is inside, and each connection to
+the collector is created by a thread that is in the machine's network namespace meanwhile; `holder.py` passed a
+descriptor of it. The lab's own API server needs no relay, because it listens on a socket from outside itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONNECT_TIMEOUT: Final = 5.0
 """Seconds until the other side has accepted a connection."""
 
 
-async def serve_nats(listener: socket.socket, port: int) -> asyncio.Server:
+async def serve_inwards(listener: socket.socket, port: int) -> asyncio.Server:
     """Relay every connection to `listener` to 127.0.0.1:`port` of the current network namespace."""
     return await _serve(listener, lambda: asyncio.open_connection("127.0.0.1", port))
 

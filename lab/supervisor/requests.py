@@ -44,7 +44,7 @@ class Requests:
         elif verb == "down":
             async for message in self._down():
                 yield message
-        elif verb in ("start", "stop", "restart") and name in components.COMPONENTS:
+        elif verb in ("start", "stop", "restart") and name in self._lab.parameters.components:
             async for message in self._change(str(verb), name):
                 yield message
         else:
@@ -58,10 +58,10 @@ class Requests:
             "up": lab.up,
             "dir": str(lab.layout.dir),
             "since": identity.started,
-            "apiserver": lab.parameters.api_server.endpoint,
+            "apiserver": lab.parameters.cluster.endpoint,
             "nats": f"nats://127.0.0.1:{identity.nats_port}",
             "kubeconfig": str(lab.layout.kubeconfig),
-            "components": [await self._component(name) for name in components.COMPONENTS],
+            "components": [await self._component(name) for name in lab.parameters.components],
             "guests": self._guests(),
         }
 

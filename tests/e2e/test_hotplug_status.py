@@ -87,7 +87,7 @@ def test_status_is_derived_from_objects_without_the_api_or_nats(lab: Lab, vm: st
 
 def holder(lab: Lab) -> str:
     """Return the identity of the leading controller."""
-    return lab.kubectl("get", "lease", "hotnic-controller", "-o", "jsonpath={.spec.holderIdentity}")
+    return lab.kubectl("get", "lease", "hotnic-controller", "-n", "hotnic", "-o", "jsonpath={.spec.holderIdentity}")
 
 
 @contextlib.contextmanager
@@ -95,8 +95,10 @@ def second_controller(lab: Lab) -> Iterator[None]:
     """Run a second controller beside the lab's controller."""
     pid_file = lab.layout.dir / "second.pid"
     script = f"echo $$ > {shlex.quote(str(pid_file))}; exec {shlex.quote(sys.executable)} -m services.controller"
+    kubeconfig = f"KUBECONFIG={lab.layout.role_kubeconfig('controller')}"
     settings = ["HOTNIC_IDENTITY=second", "HOTNIC_VM_OWNER=hotnic", f"HOTNIC_TRACE_DIR={lab.layout.traces}"]
-    command = [sys.executable, "-m", "services.cli", "lab", "exec", "--", "env", *settings, "sh", "-c", script]
+    env = ["env", kubeconfig, *settings]
+    command = [sys.executable, "-m", "services.cli", "lab", "exec", "--", *env, "sh", "-c", script]
     with (lab.layout.logs / "second.log").open("w") as log:
         running = subprocess.Popen(command, env=lab.environment, stdout=log, stderr=log)
     try:

@@ -94,9 +94,22 @@ def issue_server(
 
 
 def write_kubeconfig(
-    path: Path, server: str, directory: Path, user: KeyPair, *, user_name: str = "admin", namespace: str = "default"
+    path: Path,
+    server: str,
+    directory: Path,
+    user: KeyPair | str,
+    *,
+    user_name: str = "admin",
+    namespace: str = "default",
 ) -> None:
-    """Write a self-contained kubeconfig with the context `lab`, as JSON, which is valid YAML."""
+    """Write a self-contained kubeconfig with the context `lab`, as JSON, which is valid YAML.
+
+    :param user: the user's client certificate, or a token.
+    """
+    if isinstance(user, str):
+        credentials = {"token": user}
+    else:
+        credentials = {"client-certificate-data": _base64(user.cert), "client-key-data": _base64(user.key)}
     config = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -106,15 +119,7 @@ def write_kubeconfig(
                 "cluster": {"server": server, "certificate-authority-data": _base64(ca_file(directory))},
             }
         ],
-        "users": [
-            {
-                "name": user_name,
-                "user": {
-                    "client-certificate-data": _base64(user.cert),
-                    "client-key-data": _base64(user.key),
-                },
-            }
-        ],
+        "users": [{"name": user_name, "user": credentials}],
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user_name, "namespace": namespace}}],
         "current-context": "lab",
         "preferences": {},

@@ -22,6 +22,7 @@ import msgspec
 import pytest
 
 from lab.apiserver.identity import pki
+from lab.supervisor import kubernetes
 from tests.support.interop.jaeger import free_ports
 from tests.support.interop.tools import tool
 from tests.support.kube.audit_log import AuditedRequest
@@ -161,20 +162,15 @@ def control_plane(directory: Path) -> Iterator[ControlPlane]:
 
     :param directory: for data, certificates and logs.
     """
-    pki.ensure_pki(directory)
-    pki.issue_client(directory, "system:kube-controller-manager", [], file_name="controller-manager")
-    pki.issue_client(directory, "service-accounts", [])
     (directory / "home").mkdir()
     for name, content in (("audit-policy", AUDIT_POLICY), ("admission", ADMISSION)):
         (directory / f"{name}.yaml").write_text(json.dumps(content))
     etcd, etcd_peers, api, controllers = free_ports(4)
     found = ControlPlane(directory, f"https://127.0.0.1:{api}")
+    kubernetes.issue_certificates(directory, found.server)
     pki.write_kubeconfig(found.kubeconfig, found.server, directory, pki.pair(directory, "admin"))
-    pki.write_kubeconfig(
-        directory / "controller-manager.kubeconfig", found.server, directory, pki.pair(directory, "controller-manager")
-    )
     with contextlib.ExitStack() as stack:
-        _start(stack, directory, "etcd", tool("etcd"), _etcd(directory, etcd, etcd_peers))
+        _start(stack, directory, "etcd", tool("etcd"), kubernetes.etcd_arguments(directory, etcd, etcd_peers))
         _start(stack, directory, "apiserver", tool(f"{VERSION}/kube-apiserver"), _api_server(directory, api, etcd))
         _wait_until_ready(found, directory)
         _start(
@@ -182,76 +178,21 @@ def control_plane(directory: Path) -> Iterator[ControlPlane]:
             directory,
             "controller-manager",
             tool(f"{VERSION}/kube-controller-manager"),
-            _controller_manager(directory, controllers),
+            kubernetes.controller_manager_arguments(directory, controllers),
         )
         _wait_for_controllers(found)
         yield found
 
 
-def _etcd(directory: Path, port: int, peers: int) -> list[str]:
-    client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peers}"
-    return [
-        f"--data-dir={directory / 'etcd'}",
-        f"--listen-client-urls={client}",
-        f"--advertise-client-urls={client}",
-        f"--listen-peer-urls={peer}",
-        f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster=default={peer}",
-        # The data is of no use after the tests.
-        "--unsafe-no-fsync",
-        "--log-level=warn",
-    ]
-
-
 def _api_server(directory: Path, port: int, etcd: int) -> list[str]:
-    serving, proxy = pki.pair(directory, "apiserver"), pki.pair(directory, "front-proxy-client")
-    accounts = pki.pair(directory, "service-accounts")
     return [
-        f"--etcd-servers=http://127.0.0.1:{etcd}",
-        "--bind-address=127.0.0.1",
-        "--advertise-address=127.0.0.1",
-        f"--secure-port={port}",
-        # The endpoint of the Service `kubernetes` may not be on loopback, and no pod needs it.
-        "--endpoint-reconciler-type=none",
-        "--service-cluster-ip-range=10.96.0.0/16",
-        f"--tls-cert-file={serving.cert}",
-        f"--tls-private-key-file={serving.key}",
-        f"--client-ca-file={pki.ca_file(directory)}",
-        "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
+        *kubernetes.apiserver_arguments(directory, port, etcd),
         f"--admission-control-config-file={directory / 'admission.yaml'}",
-        "--service-account-issuer=https://kubernetes.default.svc",
-        f"--service-account-key-file={accounts.cert}",
-        f"--service-account-signing-key-file={accounts.key}",
-        f"--requestheader-client-ca-file={pki.ca_file(directory, 'front-proxy-ca')}",
-        "--requestheader-allowed-names=front-proxy-client",
-        "--requestheader-username-headers=X-Remote-User",
-        "--requestheader-group-headers=X-Remote-Group",
-        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-        f"--proxy-client-cert-file={proxy.cert}",
-        f"--proxy-client-key-file={proxy.key}",
         # There is no kube-proxy: aggregated APIs are called at the addresses of EndpointSlices.
         "--enable-aggregator-routing=true",
         f"--audit-policy-file={directory / 'audit-policy.yaml'}",
         f"--audit-log-path={directory / 'audit.log'}",
         "--audit-log-mode=blocking",
-        "--profiling=false",
-    ]
-
-
-def _controller_manager(directory: Path, port: int) -> list[str]:
-    return [
-        f"--kubeconfig={directory / 'controller-manager.kubeconfig'}",
-        "--bind-address=127.0.0.1",
-        f"--secure-port={port}",
-        f"--cert-dir={directory / 'controller-manager'}",
-        "--leader-elect=false",
-        "--use-service-account-credentials=true",
-        f"--service-account-private-key-file={pki.pair(directory, 'service-accounts').key}",
-        f"--root-ca-file={pki.ca_file(directory)}",
-        # Without kubelets every node would be lost, and its pods with it.
-        "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller",
-        "--profiling=false",
     ]
 
 

@@ -28,6 +28,8 @@ from services.common.domain.operations import belongs_to
 SAMPLE_VM = "centos-stream9-1"
 SAMPLE_NAD = "bridge-net"
 SLOTS = 8
+KUBERNETES_VARIABLE = "HOTNIC_TEST_KUBERNETES"
+"""Version of Kubernetes on which every lab runs; without it, the lab's own API server (`make kubernetes-test`)."""
 
 Span = dict[str, Any]
 
@@ -273,7 +275,10 @@ def running_lab(
     lab = Lab(directory)
     lab.failpoints.mkdir(parents=True, exist_ok=True)
     with environment(**({FAILPOINTS_VARIABLE: str(lab.failpoints)} if failpoints else {})):
-        code = commands.up(commands.UpOptions(dir=directory, bare=bare, guests=guests, otlp=otlp), output.append)
+        options = commands.UpOptions(
+            dir=directory, bare=bare, guests=guests, kubernetes=os.environ.get(KUBERNETES_VARIABLE), otlp=otlp
+        )
+        code = commands.up(options, output.append)
     assert code == 0, "the lab did not start:\n" + "\n".join(output)
     try:
         yield lab

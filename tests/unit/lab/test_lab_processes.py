@@ -99,7 +99,7 @@ async def test_relay_copies_both_ways_and_closes() -> None:
 
     inner = await asyncio.start_server(echo, "127.0.0.1", 0)
     outer = socket.create_server(("127.0.0.1", 0))
-    relayed = await relay.serve_nats(outer, inner.sockets[0].getsockname()[1])
+    relayed = await relay.serve_inwards(outer, inner.sockets[0].getsockname()[1])
     async with inner, relayed:
         reader, writer = await asyncio.open_connection(*outer.getsockname())
         writer.write(b"PING\n")
@@ -114,7 +114,7 @@ async def test_relay_closes_connection_when_server_is_down() -> None:
     port = nobody.getsockname()[1]
     nobody.close()
     outer = socket.create_server(("127.0.0.1", 0))
-    async with await relay.serve_nats(outer, port):
+    async with await relay.serve_inwards(outer, port):
         reader, writer = await asyncio.open_connection(*outer.getsockname())
         assert await reader.read() == b""
         writer.close()

@@ -12,7 +12,8 @@ from lab.namespaces import cgroups, isolation
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
 from lab.supervisor.collector import Collector
-from lab.tools import LabTools
+from lab.supervisor.kubernetes import ControlPlanePrograms, issue_certificates
+from lab.tools import LabTools, ToolsMissingError
 from schemas.cri import runtime_pb2 as pb
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -107,7 +108,7 @@ def test_processes_export_only_to_the_collector_of_the_option(parameters: compon
     caller = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://elsewhere", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
     collector = Collector.parse("http://collector")
     with_option = dataclasses.replace(parameters, collector=collector)
-    for component in components.COMPONENTS:
+    for component in parameters.components:
         for lab, expected in ((parameters, {}), (with_option, collector.environment)):
             env = components.process_spec(lab, component, caller).env
             exported = {name: value for name, value in env.items() if name.startswith("OTEL_")}
@@ -116,9 +117,56 @@ def test_processes_export_only_to_the_collector_of_the_option(parameters: compon
 
 
 def test_only_the_apiserver_inherits_the_listener(parameters: components.LabParameters) -> None:
-    fds = {name: components.process_spec(parameters, name, {}).pass_fds for name in components.COMPONENTS}
+    fds = {name: components.process_spec(parameters, name, {}).pass_fds for name in parameters.components}
     assert fds.pop("apiserver") == (9,)
     assert set(fds.values()) == {()}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> ControlPlanePrograms:
+    """The programs of a Kubernetes version."""
+    paths = {field.name: tmp_path / field.name for field in dataclasses.fields(ControlPlanePrograms)}
+    return ControlPlanePrograms(**paths)
+
+
+def test_kubernetes_itself_replaces_the_apiserver_alone(
+    parameters: components.LabParameters, programs: ControlPlanePrograms
+) -> None:
+    issue_certificates(parameters.layout.apiserver, parameters.cluster.endpoint)
+    on_kubernetes = dataclasses.replace(parameters, kubernetes=programs)
+    assert on_kubernetes.cluster.endpoint == parameters.cluster.endpoint
+    started = ("etcd", "apiserver", "controller-manager")
+    assert on_kubernetes.cluster.components == started
+    for component in on_kubernetes.components:
+        spec = components.process_spec(on_kubernetes, component, {})
+        # Only the lab's own API server can inherit a socket; connections to the other one are relayed.
+        assert spec.pass_fds == ()
+        if component not in started:
+            assert spec == components.process_spec(parameters, component, {})
+    assert on_kubernetes.cluster.relayed_port == parameters.identity.apiserver_port
+    assert components.process_spec(on_kubernetes, "apiserver", {}).argv[0] == str(programs.apiserver)
+
+
+def test_every_process_stops_before_those_that_it_needs(
+    parameters: components.LabParameters, programs: ControlPlanePrograms
+) -> None:
+    for lab in (parameters, dataclasses.replace(parameters, kubernetes=programs)):
+        order = [component for together in lab.stop_groups for component in together]
+        assert sorted(order) == sorted(lab.components)
+        assert [c for c in order if c in lab.cluster.components] == list(reversed(lab.cluster.components))
+        assert set(order[: len(ROLES) + 1]) == {*ROLES, "node"}
+
+
+def test_programs_are_the_newest_that_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    built = tmp_path / "hotnic" / "interop"
+    for path in ("etcd/v3.6.9/etcd", "etcd/v3.6.16/etcd", "helm/v4.3.1/helm", "kubernetes-1.36/v1.36.3/kube-apiserver"):
+        (built / path).parent.mkdir(parents=True)
+        (built / path).touch()
+    with pytest.raises(ToolsMissingError, match=r"kube-controller-manager .*TOOLS=kubernetes-1\.36"):
+        ControlPlanePrograms.find("1.36")
+    (built / "kubernetes-1.36" / "v1.36.3" / "kube-controller-manager").touch()
+    assert ControlPlanePrograms.find("1.36").etcd == built / "etcd" / "v3.6.16" / "etcd"
 
 
 def test_manual_command_quotes_paths_with_spaces(parameters: components.LabParameters) -> None:

@@ -1,0 +1,65 @@
+"""Gives the roles in a lab on Kubernetes the rights that the chart gives them, and a token of their service account.
+
+The rights are rendered from the chart with helm, so that a right that is missing in the chart is missing in the lab.
+`credentials.py` gives the roles of other labs client certificates instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from lab.apiserver.identity import pki
+from lab.layout import NATS_PORT, ROLES, Layout
+from lab.supervisor import bootstrap
+from lab.supervisor.credentials import NAMESPACE
+from lab.supervisor.processes import ProcessSpec
+from services.common.kube.client import Kube
+
+CHART: Final = Path(__file__).resolve().parents[2] / "k8s"
+RBAC: Final = {
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
+}
+"""The collection in which each kind is created."""
+
+TOKEN_SECONDS: Final = 7 * 24 * 3600
+"""Validity of a role's token; a lab lives shorter."""
+
+
+def rendering(helm: Path, chart: Path, log: Path, environ: Mapping[str, str]) -> ProcessSpec:
+    """Return how to render a release of everything that hotnic has; `log` gets the objects, or why it failed."""
+    command = (str(helm), "template", "hotnic", str(chart), "--namespace", NAMESPACE)
+    values = ("--values", str(chart / "choices" / "everything.yaml"), "--set", f"nats.url=nats://127.0.0.1:{NATS_PORT}")
+    return ProcessSpec("chart", (*command, *values), log, environ)
+
+
+async def grant(layout: Layout, rendered: Path, server: str) -> None:
+    """Create the roles' rights, and replace the credentials in their kubeconfigs with tokens.
+
+    :param rendered: file with the chart's objects.
+    :param server: URL of the API server.
+    :raises KubeError: the API server rejected a request.
+    """
+    rights = [obj for obj in bootstrap.load([rendered]) if obj["kind"] in RBAC]
+    async with bootstrap.admin_client(layout.kubeconfig) as kube:
+        for obj in rights:
+            await bootstrap.create_unless_exists(kube, obj, RBAC)
+        for role in ROLES:
+            token = await service_account_token(kube, f"hotnic-{role}")
+            target, user = layout.role_kubeconfig(role), f"hotnic-{role}"
+            pki.write_kubeconfig(target, server, layout.apiserver, token, user_name=user, namespace=NAMESPACE)
+
+
+async def service_account_token(kube: Kube, name: str) -> str:
+    """Return a token of a service account in hotnic's namespace."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{name}/token"
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
+    request = json.dumps({**body, "spec": {"expirationSeconds": TOKEN_SECONDS}}).encode()
+    answer = await kube.request("POST", path, body=request, content_type="application/json")
+    token: str = json.loads(answer.body)["status"]["token"]
+    return token

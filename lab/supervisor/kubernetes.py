@@ -1,0 +1,225 @@
+"""Kubernetes itself as a lab's cluster: etcd, kube-apiserver and kube-controller-manager, with RBAC.
+
+`scripts/tools/interop-tools` builds the programs. The command lines are also those of the tests that run a control
+plane without a lab. `access.py` gives the roles their rights and tokens; nothing here schedules or runs pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import ssl
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lab.apiserver.identity import pki
+from lab.layout import LabIdentity, Layout
+from lab.supervisor import readiness
+from lab.tools import ToolsMissingError
+
+ETCD_PORT: Final = 2379
+ETCD_PEER_PORT: Final = 2380
+CONTROLLER_MANAGER_PORT: Final = 10257
+"""Ports in the lab's network namespace; the API server has the one of `LabIdentity`."""
+
+SERVICE_ACCOUNTS: Final = "service-accounts"
+"""The pair of files with the key that signs the tokens of service accounts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlanePrograms:
+    """Paths of the programs of one Kubernetes version."""
+
+    etcd: Path
+    apiserver: Path
+    controller_manager: Path
+    helm: Path
+    """Renders the roles' RBAC from the chart."""
+
+    @classmethod
+    def find(cls, version: str) -> ControlPlanePrograms:
+        """Return the programs that `scripts/tools/interop-tools` has built.
+
+        :param version: such as ``1.36``.
+        :raises ToolsMissingError: one of them is not built.
+        """
+        module = f"kubernetes-{version}"
+        return cls(
+            etcd=_newest("etcd", "etcd"),
+            apiserver=_newest(module, "kube-apiserver"),
+            controller_manager=_newest(module, "kube-controller-manager"),
+            helm=_newest("helm", "helm"),
+        )
+
+
+def _newest(module: str, program: str) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    found = list((Path(cache) / "hotnic" / "interop" / module).glob(f"v*/{program}"))
+    if not found:
+        raise ToolsMissingError(f"{program} is not built: run `make interop-tools TOOLS={module}`, which needs Go")
+    return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
+
+
+def provide(version: str) -> None:
+    """Build the programs of a Kubernetes version that are missing, where the sources of hotnic are.
+
+    :raises ToolsMissingError: one of them is missing, and cannot be built.
+    """
+    script = Path(__file__).resolve().parents[2] / "scripts" / "tools" / "interop-tools"
+    if script.is_file() and subprocess.run([script, "etcd", "helm", f"kubernetes-{version}"], check=False).returncode:
+        raise ToolsMissingError(f"Kubernetes {version} cannot be built")
+    ControlPlanePrograms.find(version)
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesCluster:
+    """A control plane in the lab's namespaces."""
+
+    layout: Layout
+    identity: LabIdentity
+    programs: ControlPlanePrograms
+
+    @property
+    def endpoint(self) -> str:
+        """Return the URL."""
+        return f"https://127.0.0.1:{self.identity.apiserver_port}"
+
+    @property
+    def api_host(self) -> str:
+        """Return a name: Kubernetes refuses loopback addresses in Endpoints, but not as the name of a Service."""
+        return "localhost"
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Return the processes in the order of their start."""
+        return ("etcd", "apiserver", "controller-manager")
+
+    @property
+    def relayed_port(self) -> int | None:
+        """Return the API server's port, which is free inside although it is in use outside."""
+        return self.identity.apiserver_port
+
+    def command(self, component: str) -> tuple[str, ...]:
+        """Return the command line of a process."""
+        folder = self.layout.apiserver
+        match component:
+            case "etcd":
+                return (str(self.programs.etcd), *etcd_arguments(folder, ETCD_PORT, ETCD_PEER_PORT))
+            case "apiserver":
+                arguments = apiserver_arguments(folder, self.identity.apiserver_port, ETCD_PORT)
+                return (str(self.programs.apiserver), *arguments)
+            case _:
+                arguments = controller_manager_arguments(folder, CONTROLLER_MANAGER_PORT)
+                return (str(self.programs.controller_manager), *arguments)
+
+    def inherited_fds(self, component: str) -> tuple[int, ...]:
+        """Return none: the programs create their sockets themselves."""
+        return ()
+
+    async def wait_ready(self, component: str) -> None:
+        """Return once etcd and the controllers accept connections, and /readyz of the API server returns 200."""
+        match component:
+            case "etcd":
+                await readiness.wait_for_port(ETCD_PORT)
+            case "apiserver":
+                await wait_for_api(self.layout.apiserver, self.identity.apiserver_port)
+            case _:
+                await readiness.wait_for_port(CONTROLLER_MANAGER_PORT)
+
+
+def issue_certificates(directory: Path, server: str) -> None:
+    """Issue what the control plane needs besides `pki.ensure_pki`, and write the controllers' kubeconfig.
+
+    :param directory: the folder of the control plane.
+    :param server: URL of the API server.
+    """
+    pki.ensure_pki(directory)
+    pki.issue_client(directory, SERVICE_ACCOUNTS, [])
+    pair = pki.issue_client(directory, "system:kube-controller-manager", [], file_name="controller-manager")
+    pki.write_kubeconfig(directory / "controller-manager.kubeconfig", server, directory, pair)
+
+
+def etcd_arguments(directory: Path, port: int, peer_port: int) -> tuple[str, ...]:
+    """Return the options of an etcd whose data is worth nothing after a crash."""
+    client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
+    return (
+        f"--data-dir={directory / 'etcd'}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=default={peer}",
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+    )
+
+
+def apiserver_arguments(directory: Path, port: int, etcd_port: int) -> tuple[str, ...]:
+    """Return the options of a kube-apiserver with RBAC and the aggregation layer."""
+    serving, proxy = pki.pair(directory, "apiserver"), pki.pair(directory, "front-proxy-client")
+    accounts = pki.pair(directory, SERVICE_ACCOUNTS)
+    return (
+        f"--etcd-servers=http://127.0.0.1:{etcd_port}",
+        "--bind-address=127.0.0.1",
+        "--advertise-address=127.0.0.1",
+        f"--secure-port={port}",
+        # The endpoint of the Service `kubernetes` may not be on loopback, and no pod needs it.
+        "--endpoint-reconciler-type=none",
+        "--service-cluster-ip-range=10.96.0.0/16",
+        f"--tls-cert-file={serving.cert}",
+        f"--tls-private-key-file={serving.key}",
+        f"--client-ca-file={pki.ca_file(directory)}",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        f"--service-account-key-file={accounts.cert}",
+        f"--service-account-signing-key-file={accounts.key}",
+        f"--requestheader-client-ca-file={pki.ca_file(directory, 'front-proxy-ca')}",
+        "--requestheader-allowed-names=front-proxy-client",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        f"--proxy-client-cert-file={proxy.cert}",
+        f"--proxy-client-key-file={proxy.key}",
+        "--profiling=false",
+    )
+
+
+def controller_manager_arguments(directory: Path, port: int) -> tuple[str, ...]:
+    """Return the options of a kube-controller-manager, without the controllers that need a kubelet's heartbeats."""
+    return (
+        f"--kubeconfig={directory / 'controller-manager.kubeconfig'}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        f"--cert-dir={directory / 'controller-manager'}",
+        "--leader-elect=false",
+        "--use-service-account-credentials=true",
+        f"--service-account-private-key-file={pki.pair(directory, SERVICE_ACCOUNTS).key}",
+        f"--root-ca-file={pki.ca_file(directory)}",
+        "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller",
+        "--profiling=false",
+    )
+
+
+async def wait_for_api(directory: Path, port: int) -> None:
+    """Return once GET /readyz of the API server returns 200 to the administrator."""
+    admin = pki.pair(directory, "admin")
+    context = ssl.create_default_context(cafile=str(pki.ca_file(directory)))
+    context.load_cert_chain(admin.cert, admin.key)
+    while True:
+        try:
+            async with asyncio.timeout(readiness.ATTEMPT_TIMEOUT):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+                try:
+                    writer.write(b"GET /readyz HTTP/1.0\r\nHost: lab\r\n\r\n")
+                    status = (await reader.readline()).split()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            status = []
+        if status[1:2] == [b"200"]:
+            return
+        await asyncio.sleep(readiness.INTERVAL)

@@ -7,13 +7,14 @@ plane without a lab. `access.py` gives the roles their rights and tokens; nothin
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lab.apiserver.identity import pki
 from lab.layout import LabIdentity, Layout
@@ -27,6 +28,13 @@ CONTROLLER_MANAGER_PORT: Final = 10257
 
 SERVICE_ACCOUNTS: Final = "service-accounts"
 """The pair of files with the key that signs the tokens of service accounts."""
+
+AUDIT_POLICY: Final[dict[str, Any]] = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +138,13 @@ class KubernetesCluster:
                 await readiness.wait_for_port(CONTROLLER_MANAGER_PORT)
 
 
-def issue_certificates(directory: Path, server: str) -> None:
-    """Issue what the control plane needs besides `pki.ensure_pki`, and write the controllers' kubeconfig.
+def audit_log(directory: Path) -> Path:
+    """Return the file with every request and its answer, without the objects."""
+    return directory / "audit.log"
+
+
+def prepare(directory: Path, server: str) -> None:
+    """Write the files that the control plane needs besides those of `pki.ensure_pki`.
 
     :param directory: the folder of the control plane.
     :param server: URL of the API server.
@@ -140,6 +153,7 @@ def issue_certificates(directory: Path, server: str) -> None:
     pki.issue_client(directory, SERVICE_ACCOUNTS, [])
     pair = pki.issue_client(directory, "system:kube-controller-manager", [], file_name="controller-manager")
     pki.write_kubeconfig(directory / "controller-manager.kubeconfig", server, directory, pair)
+    (directory / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
 
 
 def etcd_arguments(directory: Path, port: int, peer_port: int) -> tuple[str, ...]:
@@ -184,6 +198,10 @@ def apiserver_arguments(directory: Path, port: int, etcd_port: int) -> tuple[str
         "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         f"--proxy-client-cert-file={proxy.cert}",
         f"--proxy-client-key-file={proxy.key}",
+        f"--audit-policy-file={directory / 'audit-policy.yaml'}",
+        f"--audit-log-path={audit_log(directory)}",
+        # A request is in the log before it is answered.
+        "--audit-log-mode=blocking",
         "--profiling=false",
     )
 

@@ -190,9 +190,9 @@ class Supervisor:
         cluster = self.parameters.cluster
         credentials.issue(self.layout, cluster.endpoint)
         if self.parameters.kubernetes is not None:
-            from lab.supervisor.kubernetes import issue_certificates
+            from lab.supervisor import kubernetes
 
-            issue_certificates(self.layout.apiserver, cluster.endpoint)
+            kubernetes.prepare(self.layout.apiserver, cluster.endpoint)
         progress.report(step="certificates", ms=round((progress.elapsed - before) * 1000))
         for component in cluster.components:
             self.launch(component)

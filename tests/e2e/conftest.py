@@ -13,7 +13,8 @@ from tests.support import sampled
 from tests.support.lab.doctor import assert_no_findings
 from tests.support.lab.inspector import Inspector
 from tests.support.lab.rig import Rig, rigged
-from tests.support.lab.running import Lab, running_lab, wait_until
+from tests.support.lab.rights import assert_rights_suffice
+from tests.support.lab.running import Lab, on_kubernetes, running_lab, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def doubles(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 @contextlib.contextmanager
 def lab_for_session(session: pytest.Session, guests: GuestKind = "qemu") -> Iterator[Lab]:
-    """Start a lab, and at the end check that the doctor has no findings.
+    """Start a lab, and at the end check that the doctor has no findings and that nothing was forbidden to a role.
 
     The lab's directory with logs and traces is not removed when a test has failed.
     """
@@ -43,6 +44,8 @@ def lab_for_session(session: pytest.Session, guests: GuestKind = "qemu") -> Iter
             yield running
             if not session.testsfailed:
                 assert_no_findings(running)
+                if on_kubernetes():
+                    assert_rights_suffice(running)
                 failed = False
     finally:
         if failed:

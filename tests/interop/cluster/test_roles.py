@@ -16,7 +16,7 @@ import pytest
 
 from lab.apiserver.identity import pki
 from tests.support.bus import nats
-from tests.support.interop.chart import CHART, find
+from tests.support.interop.chart import CHART
 from tests.support.interop.jaeger import free_ports
 from tests.support.interop.releases import (
     NAMESPACE,
@@ -28,7 +28,7 @@ from tests.support.interop.releases import (
     release,
     write,
 )
-from tests.support.kube.audit_log import AuditedRequest
+from tests.support.kube.audit_log import AuditedRequest, Right, granted_rights, used_rights
 from tests.support.kube.control_plane import KUBECTL, ControlPlane, Object, until
 from tests.support.node.host_pods import bind, host_pod, pod_network, set_status
 
@@ -46,10 +46,10 @@ NETWORK: Object = {
     "spec": {"config": json.dumps({"cniVersion": "1.0.0", "name": "bridge-net", "type": "bridge"})},
 }
 
-Used = tuple[str, str, str]
-"""API group, resource and verb."""
+ACCOUNT = {"kind": "ServiceAccount", "namespace": NAMESPACE}
+"""A subject of a binding, without its name."""
 
-PLUG_NEEDS: dict[str, set[Used]] = {
+PLUG_NEEDS: dict[str, set[Right]] = {
     "api": {
         ("", "secrets", "patch"),
         ("apiregistration.k8s.io", "apiservices", "patch"),
@@ -269,31 +269,11 @@ def test_a_role_sends_only_requests_that_its_rules_allow(
         return [request for request in installation.cluster.audited() if request.user.username == account]
 
     # Events and Leases are written after the patch that ends the plug.
-    until(lambda: PLUG_NEEDS[role] <= used_by(sent()), lambda: f"only {used_by(sent())}")
+    until(lambda: PLUG_NEEDS[role] <= used_rights(sent()), lambda: f"only {used_rights(sent())}")
     requests = sent()
     assert [f"{item.verb} {item.request_uri}" for item in requests if item.response_status.code in (401, 403)] == []
-    used = used_by(requests)
-    allowed = granted(installation.rendered, role)
+    used = used_rights(requests)
+    allowed = granted_rights(installation.rendered, ACCOUNT | {"name": f"{RELEASE}-{role}"})
     assert sorted(used - allowed) == []
     with capsys.disabled():
         sys.stdout.write(f"\n{role}: rules that were not used: {sorted(allowed - used)} ")
-
-
-def used_by(requests: list[AuditedRequest]) -> set[Used]:
-    """Return what requests need of an account's rules."""
-    targets = [(item.object_ref, item.verb) for item in requests]
-    return {(item.api_group, item.full_resource, verb) for item, verb in targets if item is not None and item.resource}
-
-
-def granted(found: list[Object], role: str) -> set[Used]:
-    """Return what the rules of a role allow."""
-    account = {"kind": "ServiceAccount", "name": f"{RELEASE}-{role}", "namespace": NAMESPACE}
-    bindings = [item for item in found if account in item.get("subjects", [])]
-    return {
-        (group, resource, verb)
-        for binding in bindings
-        for rule in find(found, binding["roleRef"]["kind"], binding["roleRef"]["name"])["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }

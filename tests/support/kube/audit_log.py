@@ -1,6 +1,12 @@
-"""Lines of the audit log of a kube-apiserver: who requested what, and the answer."""
+"""The audit log of a kube-apiserver: who requested what, the answer, and the rights that were used."""
+
+from pathlib import Path
+from typing import Any
 
 import msgspec
+
+Right = tuple[str, str, str]
+"""API group, resource with its subresource, and verb."""
 
 
 class AuditedObject(msgspec.Struct, frozen=True, rename="camel"):
@@ -38,3 +44,35 @@ class AuditedRequest(msgspec.Struct, frozen=True, rename="camel"):
     request_uri: str = msgspec.field(name="requestURI", default="")
     object_ref: AuditedObject | None = None
     response_status: AuditedStatus = AuditedStatus()
+
+
+def read_audit_log(path: Path) -> list[AuditedRequest]:
+    """Return all requests that were answered until now.
+
+    A line without its end is still being written, and its request is not answered.
+    """
+    with path.open("rb") as log:
+        return [msgspec.json.decode(line, type=AuditedRequest) for line in log if line.endswith(b"\n")]
+
+
+def used_rights(requests: list[AuditedRequest]) -> set[Right]:
+    """Return what requests need of an account's rules."""
+    targets = [(item.object_ref, item.verb) for item in requests]
+    return {(item.api_group, item.full_resource, verb) for item, verb in targets if item is not None and item.resource}
+
+
+def granted_rights(objects: list[dict[str, Any]], account: dict[str, str]) -> set[Right]:
+    """Return what the bindings and roles among some objects allow to an account.
+
+    :param account: the subject as bindings name it.
+    """
+    rules = {(item["kind"], item["metadata"]["name"]): item.get("rules", []) for item in objects}
+    return {
+        (group, resource, verb)
+        for binding in objects
+        if account in binding.get("subjects", [])
+        for rule in rules[binding["roleRef"]["kind"], binding["roleRef"]["name"]]
+        for group in rule.get("apiGroups", [])
+        for resource in rule.get("resources", [])
+        for verb in rule["verbs"]
+    }

@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import pytest
 
 from lab.apiserver.identity import pki
 from lab.supervisor import kubernetes
 from tests.support.interop.jaeger import free_ports
 from tests.support.interop.tools import tool
-from tests.support.kube.audit_log import AuditedRequest
+from tests.support.kube.audit_log import AuditedRequest, read_audit_log
 
 START_DEADLINE = 180.0
 """Seconds until the control plane is ready; it takes 10 s."""
@@ -41,12 +40,6 @@ VERSION = "kubernetes-1.36"
 Object = dict[str, Any]
 T = TypeVar("T")
 
-AUDIT_POLICY: Object = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata"}],
-}
 ADMISSION: Object = {
     "apiVersion": "apiserver.config.k8s.io/v1",
     "kind": "AdmissionConfiguration",
@@ -80,7 +73,7 @@ class ControlPlane:
     @property
     def audit_log(self) -> Path:
         """The file with every request."""
-        return self._directory / "audit.log"
+        return kubernetes.audit_log(self._directory)
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
         """Return the environment of a client, with caches of its own.
@@ -134,12 +127,8 @@ class ControlPlane:
         return found
 
     def audited(self) -> list[AuditedRequest]:
-        """Return all requests that were answered until now.
-
-        A line without its end is still being written, and its request is not answered.
-        """
-        with self.audit_log.open("rb") as log:
-            return [msgspec.json.decode(line, type=AuditedRequest) for line in log if line.endswith(b"\n")]
+        """Return all requests that were answered until now."""
+        return read_audit_log(self.audit_log)
 
 
 def until(condition: Callable[[], T], what: Callable[[], str], timeout: float = DEADLINE) -> T:
@@ -163,11 +152,10 @@ def control_plane(directory: Path) -> Iterator[ControlPlane]:
     :param directory: for data, certificates and logs.
     """
     (directory / "home").mkdir()
-    for name, content in (("audit-policy", AUDIT_POLICY), ("admission", ADMISSION)):
-        (directory / f"{name}.yaml").write_text(json.dumps(content))
+    (directory / "admission.yaml").write_text(json.dumps(ADMISSION))
     etcd, etcd_peers, api, controllers = free_ports(4)
     found = ControlPlane(directory, f"https://127.0.0.1:{api}")
-    kubernetes.issue_certificates(directory, found.server)
+    kubernetes.prepare(directory, found.server)
     pki.write_kubeconfig(found.kubeconfig, found.server, directory, pki.pair(directory, "admin"))
     with contextlib.ExitStack() as stack:
         _start(stack, directory, "etcd", tool("etcd"), kubernetes.etcd_arguments(directory, etcd, etcd_peers))
@@ -190,9 +178,6 @@ def _api_server(directory: Path, port: int, etcd: int) -> list[str]:
         f"--admission-control-config-file={directory / 'admission.yaml'}",
         # There is no kube-proxy: aggregated APIs are called at the addresses of EndpointSlices.
         "--enable-aggregator-routing=true",
-        f"--audit-policy-file={directory / 'audit-policy.yaml'}",
-        f"--audit-log-path={directory / 'audit.log'}",
-        "--audit-log-mode=blocking",
     ]
 
 

@@ -242,6 +242,11 @@ def link_events(events: list[Any], mac: str) -> list[LinkEvent]:
     return [event for event in events if isinstance(event, LinkEvent) and event.mac == mac.lower()]
 
 
+def on_kubernetes() -> str | None:
+    """Return the version of Kubernetes on which labs run; None with the lab's own API server."""
+    return os.environ.get(KUBERNETES_VARIABLE)
+
+
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
     """Set environment variables of this process for the duration of the block."""
@@ -275,9 +280,7 @@ def running_lab(
     lab = Lab(directory)
     lab.failpoints.mkdir(parents=True, exist_ok=True)
     with environment(**({FAILPOINTS_VARIABLE: str(lab.failpoints)} if failpoints else {})):
-        options = commands.UpOptions(
-            dir=directory, bare=bare, guests=guests, kubernetes=os.environ.get(KUBERNETES_VARIABLE), otlp=otlp
-        )
+        options = commands.UpOptions(dir=directory, bare=bare, guests=guests, kubernetes=on_kubernetes(), otlp=otlp)
         code = commands.up(options, output.append)
     assert code == 0, "the lab did not start:\n" + "\n".join(output)
     try:

@@ -12,7 +12,7 @@ from lab.namespaces import cgroups, isolation
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
 from lab.supervisor.collector import Collector
-from lab.supervisor.kubernetes import ControlPlanePrograms, issue_certificates
+from lab.supervisor.kubernetes import ControlPlanePrograms, prepare
 from lab.tools import LabTools, ToolsMissingError
 from schemas.cri import runtime_pb2 as pb
 
@@ -132,7 +132,7 @@ def programs(tmp_path: Path) -> ControlPlanePrograms:
 def test_kubernetes_itself_replaces_the_apiserver_alone(
     parameters: components.LabParameters, programs: ControlPlanePrograms
 ) -> None:
-    issue_certificates(parameters.layout.apiserver, parameters.cluster.endpoint)
+    prepare(parameters.layout.apiserver, parameters.cluster.endpoint)
     on_kubernetes = dataclasses.replace(parameters, kubernetes=programs)
     assert on_kubernetes.cluster.endpoint == parameters.cluster.endpoint
     started = ("etcd", "apiserver", "controller-manager")

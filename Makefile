@@ -11,8 +11,8 @@ ARGS ?=
 # CI runs a failed test of real programs a second time and shows the first failure (docs/development.md).
 RERUNS := --reruns $(if $(CI),1,0)
 
-# What the API server decides: patches, admission, aggregation, RBAC. The other end-to-end tests ask the node only.
-KUBERNETES_TESTS := $(addprefix tests/e2e/test_,plug.py unplug.py edits_and_gate.py refusals.py hotplug_status.py)
+# What the API server decides: conformance, patches, admission, aggregation, RBAC. The others ask the node only.
+KUBERNETES_TESTS := tests/cluster $(addprefix tests/e2e/test_,plug.py unplug.py edits_and_gate.py refusals.py hotplug_status.py)
 
 .PHONY: help
 help: ## List the targets
@@ -83,7 +83,7 @@ cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control
 	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(RERUNS) $(ARGS)
 
 .PHONY: kubernetes-test
-kubernetes-test: setup ## Run end-to-end tests in a lab on Kubernetes itself, with RBAC (root, Go)
+kubernetes-test: setup ## Run conformance and end-to-end tests on Kubernetes itself, with RBAC (root, Go)
 	@scripts/as-root-tier kubernetes-test
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36
 	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubernetes-test $(PYTEST) $(KUBERNETES_TESTS) \

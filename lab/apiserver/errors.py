@@ -165,6 +165,11 @@ def unsupported_media_type(accepted: list[str]) -> ApiError:
     return ApiError(415, "UnsupportedMediaType", message)
 
 
+def unsupported_patch_type() -> ApiError:
+    """Return the error for a patch of an unknown media type to a built-in kind."""
+    return ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type", {})
+
+
 def invalid(group: str, kind: str, name: str, causes: list[FieldError]) -> ApiError:
     """Return the error for invalid fields; `kind` is the Kind, not the resource name."""
     details_text = [f"{cause.field}: {cause.message}" for cause in causes]

@@ -1,8 +1,9 @@
 """The cluster of the conformance tests, and two ways to use it: stock kubectl, and plain HTTP.
 
 With HOTNIC_TEST_CLUSTER set, KUBECONFIG selects the cluster, and it must not be a lab: tests that pass only against
-the lab's own API server would prove nothing. Otherwise the lab's API server is started on loopback for this run. Every
-module has a namespace of its own; tests that need a CRD create one in a group of its own.
+the lab's own API server would prove nothing. With HOTNIC_TEST_KUBERNETES set, etcd, kube-apiserver and
+kube-controller-manager are started for this run, otherwise the lab's API server, both on loopback. Every module has a
+namespace of its own; tests that need a CRD create one in a group of its own.
 """
 
 import base64
@@ -31,6 +32,8 @@ from tests.cluster.tools import (
     abort_transports,
     definition,
 )
+from tests.support.kube.control_plane import control_plane
+from tests.support.lab.running import on_kubernetes
 
 CLUSTER = pytest.StashKey[Cluster]()
 
@@ -71,11 +74,17 @@ def _own_server(directory: Path) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
+def cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.environ.get("HOTNIC_TEST_CLUSTER"):
         found = _real_cluster()
         pytestconfig.stash[CLUSTER] = found
         yield found
+        return
+    if (version := on_kubernetes()) is not None:
+        with control_plane(tmp_path_factory.mktemp("kubernetes")) as running:
+            found = Cluster(running.kubeconfig, f"Kubernetes {version}")
+            pytestconfig.stash[CLUSTER] = found
+            yield found
         return
     with tempfile.TemporaryDirectory(prefix="hotnic-apiserver-") as folder:
         found = _own_server(Path(folder))

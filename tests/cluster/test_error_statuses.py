@@ -115,7 +115,7 @@ async def test_different_names_in_body_and_path_are_a_bad_request(api: Api, uniq
         ({"name": "x", "annotations": {"no key": "b"}}, "metadata.annotations"),
         ({"name": "x", "finalizers": ["no spaces"]}, "metadata.finalizers"),
         ({"name": "x", "annotations": {"a": "b" * 300_000}}, "metadata.annotations"),
-        ({"name": "x", "ownerReferences": [{"kind": "X"}]}, "metadata.ownerReferences[0].apiVersion"),
+        ({"name": "x", "ownerReferences": [{"kind": "X"}]}, "metadata.ownerReferences.apiVersion"),
     ],
     ids=["name", "no-name", "label-value", "label-key", "annotation-key", "finalizer", "annotations-size", "owner"],
 )

@@ -60,9 +60,12 @@ async def test_field_selectors(api: Api, unique: str) -> None:
         assert (await api("POST", PODS, pod)).code == 201
     answer = await api("GET", f"{PODS}?fieldSelector=spec.nodeName={unique}-b,status.phase!=Running")
     assert [item["metadata"]["name"] for item in answer.body["items"]] == [f"{unique}-1"]
-    answer = await api("GET", f"{CONFIGMAPS}?fieldSelector=data.a=1")
-    assert answer.code == 400
-    assert "field label not supported" in answer.body["message"]
+    for path, field, message in (
+        (CONFIGMAPS, "data.a", '"data.a" is not a known field selector: only "metadata.name", "metadata.namespace"'),
+        (PODS, "spec.none", "field label not supported: spec.none"),
+    ):
+        answer = await api("GET", f"{path}?fieldSelector={field}=1")
+        assert (answer.code, answer.body["message"]) == (400, message)
     for n in (0, 1):
         await api("DELETE", f"{PODS}/{unique}-{n}", {"gracePeriodSeconds": 0})
 

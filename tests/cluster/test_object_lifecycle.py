@@ -33,12 +33,16 @@ async def test_creation_sets_system_fields(api: Api, unique: str) -> None:
 
 
 async def test_system_fields_cannot_be_changed(api: Api, unique: str) -> None:
-    """A patch of creationTimestamp or deletionTimestamp has no effect."""
+    """A patch of creationTimestamp or generation has no effect; one of the deletion is 422."""
     made = await api("POST", CONFIGMAPS, {"metadata": {"name": unique}})
     path = f"{CONFIGMAPS}/{unique}"
-    other = {"metadata": {"creationTimestamp": "2000-01-01T00:00:00Z", "deletionTimestamp": "2000-01-01T00:00:00Z"}}
+    other = {"metadata": {"creationTimestamp": "2000-01-01T00:00:00Z", "generation": 7}}
     answer = await api("PATCH", path, other, content=MERGE)
     assert answer.body["metadata"] == made.body["metadata"]
+    for field, value in (("deletionTimestamp", "2000-01-01T00:00:00Z"), ("deletionGracePeriodSeconds", 5)):
+        answer = await api("PATCH", path, {"metadata": {field: value}}, content=MERGE)
+        assert (answer.code, answer.body["reason"]) == (422, "Invalid")
+        assert {cause["field"] for cause in answer.body["details"]["causes"]} == {f"metadata.{field}"}
 
 
 async def test_generated_names_are_unique(api: Api, unique: str) -> None:

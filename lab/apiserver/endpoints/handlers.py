@@ -22,6 +22,7 @@ from lab.apiserver.errors import (
     success_status,
     too_large,
     unsupported_media_type,
+    unsupported_patch_type,
 )
 from lab.apiserver.identity import reviews
 from lab.apiserver.identity.auth import Authenticator, User
@@ -102,7 +103,7 @@ class Handlers:
         if method == "PATCH":
             kind = _media_type(request)
             if kind not in patch_types(resource):
-                raise unsupported_media_type(patch_types(resource))
+                raise unsupported_media_type(patch_types(resource)) if resource.crd else unsupported_patch_type()
             body = await read_bytes(request)
             if kind == APPLY_PATCH:
                 stored, created = server_side_apply(rest, call, decode_yaml(body))

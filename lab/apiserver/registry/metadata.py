@@ -106,6 +106,17 @@ def initialize(metadata: Object) -> None:
     metadata["creationTimestamp"] = now()
 
 
+def deletion_causes(new: Object, old: Object) -> list[FieldError]:
+    """Return the field errors of an update that changes the deletion of an object, which only DELETE does."""
+    return [
+        _invalid_value(new[name], f"metadata.{name}", "field is immutable")
+        for name in ("deletionTimestamp", "deletionGracePeriodSeconds")
+        # A client may leave the field out.
+        if name in new and new[name] != old.get(name)
+        for _ in ("core", "strategy")  # kube-apiserver validates the metadata twice
+    ]
+
+
 def restore_system_fields(new: Object, old: Object) -> None:
     """Restore the fields that only the server writes to their old values."""
     for name in _SYSTEM:
@@ -190,13 +201,13 @@ def _label_causes(labels: dict[str, str]) -> list[FieldError]:
 def _owner_causes(owners: list[Any]) -> list[FieldError]:
     causes: list[FieldError] = []
     controllers = 0
-    for index, owner in enumerate(owners):
-        path = f"metadata.ownerReferences[{index}]"
+    for owner in owners:
+        path = "metadata.ownerReferences"
         if not isinstance(owner, dict):
             raise bad_request(f"{path}: expected an object")
         causes += (
-            _invalid_value("", f"{path}.{name}", f"{name} must not be empty")
-            for name in ("apiVersion", "kind", "name", "uid")
+            _invalid_value("", f"{path}.{name}", f"{subject}must not be empty")
+            for name, subject in (("apiVersion", "version "), ("kind", ""), ("name", ""), ("uid", ""))
             if not owner.get(name)
         )
         controllers += owner.get("controller") is True

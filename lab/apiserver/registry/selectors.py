@@ -136,7 +136,10 @@ def parse_fields(text: str, resource: ServedResource) -> list[tuple[str, str, bo
             raise bad_request(f"invalid selector: '{term}'; can't understand '{term}'")
         path, operator, value = found.groups()
         if path not in known:
-            raise bad_request(f"field label not supported: {path}")
+            if resource.crd or resource.storage_key in _FIELDS:
+                raise bad_request(f"field label not supported: {path}")
+            names = ", ".join(f'"{name}"' for name in _METADATA)
+            raise bad_request(f'"{path}" is not a known field selector: only {names}')
         terms.append((path, re.sub(r"\\(.)", r"\1", value), operator != "!="))
     return terms
 

@@ -52,8 +52,7 @@ def _apply_one(document: Any, operation: Any) -> Any:
             return operation.get("value")
         parent, key = _parent(document, path, "replace")
         if isinstance(parent, dict):
-            if key not in parent:
-                raise PatchFailed(f"replace operation does not apply: doc is missing key: {path}: missing value")
+            # RFC 6902 requires that the key exists; kube-apiserver's library adds a missing one.
             parent[key] = operation.get("value")
         else:
             parent[_index(parent, key, path, "replace")] = operation.get("value")
@@ -69,7 +68,9 @@ def _apply_one(document: Any, operation: Any) -> Any:
             return _add(document, path, _remove(document, source, "move"))
         found = _lookup(document, source)
         if found is _MISSING:
-            raise PatchFailed(f"copy operation does not apply: doc is missing from path: {source}: missing value")
+            parent, key = _parent(document, source, "copy")
+            # As for `replace`: a missing key is null. A missing index is an error.
+            found = None if isinstance(parent, dict) else parent[_index(parent, key, source, "copy")]
         # Without a copy, a later operation on one location would also change the other.
         return _add(document, path, copy.deepcopy(found))
     raise PatchFailed(f"Unexpected kind: {kind}")

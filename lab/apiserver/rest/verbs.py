@@ -234,6 +234,7 @@ class Rest:
         metadata = obj["metadata"]
         meta.check_preconditions(resource, metadata, old["metadata"])
         metadata["name"] = old["metadata"]["name"]
+        meta.raise_if_invalid(meta.deletion_causes(metadata, old["metadata"]), resource, metadata)
         meta.restore_system_fields(metadata, old["metadata"])
         # The comparison with the old object below must not see a resourceVersion that the client left out.
         metadata["resourceVersion"] = old["metadata"]["resourceVersion"]

@@ -57,11 +57,13 @@ def test_any_operations_produce_a_document_or_a_known_error(document: Any, opera
         ({"op": "test", "path": "/x", "value": True}, "testing value /x failed: test failed"),
         ({"op": "test", "path": "/none", "value": 1}, "missing value"),
         ({"op": "remove", "path": "/none"}, "Unable to remove nonexistent key"),
-        ({"op": "replace", "path": "/none", "value": 1}, "doc is missing key"),
+        ({"op": "replace", "path": "/none/deep", "value": 1}, "missing path"),
+        ({"op": "replace", "path": "/list/0", "value": 1}, "invalid index"),
         ({"op": "add", "path": "/list/7", "value": 1}, "invalid index"),
         ({"op": "add", "path": "/list/x", "value": 1}, "not an array index"),
         ({"op": "move", "from": "/deep", "path": "/deep/a"}, "lies inside"),
-        ({"op": "copy", "from": "/none", "path": "/y"}, "missing from path"),
+        ({"op": "copy", "from": "/none/deep", "path": "/y"}, "missing path"),
+        ({"op": "copy", "from": "/list/0", "path": "/y"}, "invalid index"),
         ({"op": "paint", "path": "/x"}, "Unexpected kind: paint"),
         ({"op": "add", "path": "x", "value": 1}, "missing path"),
     ],
@@ -69,6 +71,18 @@ def test_any_operations_produce_a_document_or_a_known_error(document: Any, opera
 def test_patch_error_names_operation_and_reason(operation: dict[str, Any], message: str) -> None:
     with pytest.raises(PatchFailed, match=message):
         apply_json_patch({"x": 1, "list": [], "deep": {}}, [operation])
+
+
+@pytest.mark.parametrize(
+    ("operation", "result"),
+    [
+        ({"op": "replace", "path": "/none", "value": 1}, {"x": 1, "none": 1}),
+        ({"op": "copy", "from": "/none", "path": "/y"}, {"x": 1, "y": None}),
+    ],
+)
+def test_a_missing_key_is_null_for_replace_and_copy(operation: dict[str, Any], result: dict[str, Any]) -> None:
+    """As in kube-apiserver (evanphx/json-patch v4), where RFC 6902 requires that the location exists."""
+    assert apply_json_patch({"x": 1}, [operation]) == result
 
 
 def test_test_operation_accepts_missing_value_as_null() -> None:

@@ -30,8 +30,8 @@ from services.common.telemetry.tracer import RoleTracer
 TRACE_DIR = "HOTNIC_TRACE_DIR"
 SHUTDOWN_TIMEOUT = 0.9
 """Seconds for exporting the remaining spans when a process ends."""
-ABANDON_TIMEOUT = 0.3
-"""Seconds for an exporter to end after its export was interrupted."""
+ABANDON_TIMEOUT = 0.2
+"""Seconds of these for an exporter to end after its export was interrupted."""
 
 
 class Telemetry:
@@ -87,7 +87,7 @@ class Telemetry:
         # A daemon, because an exporter that waits for its collector must not delay the end of the process.
         threading.Thread(target=close, name="close-telemetry", daemon=True).start()
         try:
-            closed.result(timeout)
+            closed.result(timeout - ABANDON_TIMEOUT)
         except TimeoutError:
             for delivery in self._deliveries:
                 delivery.abandon()

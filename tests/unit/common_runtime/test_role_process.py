@@ -14,6 +14,9 @@ import aiohttp
 import msgspec
 import pytest
 
+from services.common.runtime.process import HEALTH_TIMEOUT, STACK_TIMEOUT, TASKS_TIMEOUT
+from services.common.telemetry.setup import ABANDON_TIMEOUT, SHUTDOWN_TIMEOUT
+
 ROOT = Path(__file__).parents[3]
 
 ROLE = '''
@@ -249,3 +252,8 @@ async def test_a_task_that_ignores_its_cancellation_is_logged_and_left_behind(tm
         line for line in map(msgspec.json.decode, err.splitlines()) if line["event"] == "cancelled tasks still running"
     ]
     assert hanging[0]["tasks"] == ["stubborn"]
+
+
+def test_the_timeouts_of_a_shutdown_end_before_the_kubelet_kills_the_process() -> None:
+    assert ABANDON_TIMEOUT < SHUTDOWN_TIMEOUT
+    assert TASKS_TIMEOUT + STACK_TIMEOUT + SHUTDOWN_TIMEOUT + HEALTH_TIMEOUT < 10

@@ -147,10 +147,12 @@ class MultusClient:
             raise AttachmentFailure(UNAVAILABLE, f"multus daemon: {error}") from error
         # Upstream's daemon answers every unknown path with 404 too, but not with a CNI error.
         if status == 404:
-            return None, _is_cni_error(response)
+            return None, _cni_error(response) is not None
         if status != 200:
+            document = _cni_error(response)
+            text = document.msg if document is not None else _text(response)
             raise AttachmentFailure(
-                UNAVAILABLE, f"the multus daemon's response to GET {path} has status {status}: {_error_text(response)}"
+                UNAVAILABLE, f"the multus daemon's response to GET {path} has status {status}: {text}"
             )
         try:
             return _record.decode(response), True
@@ -208,14 +210,6 @@ def _daemon_id(socket_path: str) -> DaemonId | None:
     return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
-def _is_cni_error(response: bytes) -> bool:
-    try:
-        _error.decode(response)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return True
-
-
 def interface_attributes(element: NetworkSelectionElement) -> InterfaceAttributes | None:
     """Return the settings of an element that ``/delegate`` carries; ``None`` if it has none of them."""
     if not (element.ips or element.mac or element.cni_args is not None):
@@ -234,9 +228,8 @@ def attachment_failure(command: cni.CniCommand, status: int, response: bytes) ->
     :param response: a CNI error document of hotnic's daemon, or plain text of upstream's.
     """
     plugin_failed = command is cni.CniCommand.ADD and _PLUGIN_FAILED.encode() in response
-    try:
-        error = _error.decode(response)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    error = _cni_error(response)
+    if error is None:
         text = _text(response) or "no text"
         return AttachmentFailure(FAILED, f"CNI {command} (status {status}): {text}", plugin_failed=plugin_failed)
     details = f" ({error.details})" if error.details else ""
@@ -248,12 +241,12 @@ def attachment_failure(command: cni.CniCommand, status: int, response: bytes) ->
     )
 
 
-def _error_text(response: bytes) -> str:
-    """Return the message of a CNI error document, or the body of any other response."""
+def _cni_error(response: bytes) -> cni.CniErrorDocument | None:
+    """Return the CNI error document that a response is; ``None`` if it is something else."""
     try:
-        return _error.decode(response).msg
+        return _error.decode(response)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _text(response)
+        return None
 
 
 def _text(response: bytes) -> str:

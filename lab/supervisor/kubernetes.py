@@ -6,7 +6,6 @@ plane without a lab. `access.py` gives the roles their rights and tokens; nothin
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -227,17 +226,4 @@ async def wait_for_api(directory: Path, port: int) -> None:
     admin = pki.pair(directory, "admin")
     context = ssl.create_default_context(cafile=str(pki.ca_file(directory)))
     context.load_cert_chain(admin.cert, admin.key)
-    while True:
-        try:
-            async with asyncio.timeout(readiness.ATTEMPT_TIMEOUT):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
-                try:
-                    writer.write(b"GET /readyz HTTP/1.0\r\nHost: lab\r\n\r\n")
-                    status = (await reader.readline()).split()
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError):
-            status = []
-        if status[1:2] == [b"200"]:
-            return
-        await asyncio.sleep(readiness.INTERVAL)
+    await readiness.wait_for_readyz(readiness.TlsServer(port, context))

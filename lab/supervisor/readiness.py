@@ -7,9 +7,10 @@ when the process has ended, so that a wrong flag does not look like a slow start
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lab.supervisor.processes import Child, EarlyExitError
 
@@ -18,6 +19,13 @@ INTERVAL: Final = 0.02
 
 ATTEMPT_TIMEOUT: Final = 2.0
 """Seconds that one attempt may take."""
+
+
+class TlsServer(NamedTuple):
+    """A server on 127.0.0.1, and the settings and credentials with which to connect."""
+
+    port: int
+    context: ssl.SSLContext
 
 
 async def wait_for_port(number: int) -> None:
@@ -46,20 +54,29 @@ async def wait_for_socket(path: Path) -> None:
             return
 
 
-async def wait_for_readyz(path: Path) -> None:
-    """Return once GET /readyz on the unix socket `path` returns status 200."""
+async def wait_for_readyz(server: Path | TlsServer) -> None:
+    """Return once GET /readyz returns status 200.
+
+    :param server: path of its unix socket, or its port.
+    """
     while True:
-        status, _ = await http_get(path, "/readyz")
+        status, _ = await http_get(server, "/readyz")
         if status == 200:
             return
         await asyncio.sleep(INTERVAL)
 
 
-async def http_get(path: Path, resource: str) -> tuple[int, str]:
-    """Return status and body of GET `resource` on the unix socket `path`; (0, reason) when there is no answer."""
+async def http_get(server: Path | TlsServer, resource: str) -> tuple[int, str]:
+    """Return status and body of GET `resource`; (0, reason) when there is no answer.
+
+    :param server: path of its unix socket, or its port.
+    """
     try:
         async with asyncio.timeout(ATTEMPT_TIMEOUT):
-            reader, writer = await asyncio.open_unix_connection(str(path))
+            if isinstance(server, Path):
+                reader, writer = await asyncio.open_unix_connection(str(server))
+            else:
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=server.context)
             try:
                 # With HTTP/1.0 the server closes the connection after its response, which ends `read`.
                 writer.write(f"GET {resource} HTTP/1.0\r\nHost: lab\r\n\r\n".encode())

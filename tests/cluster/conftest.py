@@ -81,7 +81,7 @@ def cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         yield found
         return
     if (version := on_kubernetes()) is not None:
-        with control_plane(tmp_path_factory.mktemp("kubernetes")) as running:
+        with control_plane(tmp_path_factory.mktemp("kubernetes"), version) as running:
             found = Cluster(running.kubeconfig, f"Kubernetes {version}")
             pytestconfig.stash[CLUSTER] = found
             yield found

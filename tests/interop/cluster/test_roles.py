@@ -28,7 +28,7 @@ from tests.support.interop.releases import (
     release,
     write,
 )
-from tests.support.kube.audit_log import AuditedRequest, Right, granted_rights, used_rights
+from tests.support.kube.audit_log import AuditedRequest, Right, forbidden_requests, granted_rights, used_rights
 from tests.support.kube.control_plane import KUBECTL, ControlPlane, Object, until
 from tests.support.node.host_pods import bind, host_pod, pod_network, set_status
 
@@ -271,7 +271,7 @@ def test_a_role_sends_only_requests_that_its_rules_allow(
     # Events and Leases are written after the patch that ends the plug.
     until(lambda: PLUG_NEEDS[role] <= used_rights(sent()), lambda: f"only {used_rights(sent())}")
     requests = sent()
-    assert [f"{item.verb} {item.request_uri}" for item in requests if item.response_status.code in (401, 403)] == []
+    assert forbidden_requests(requests) == []
     used = used_rights(requests)
     allowed = granted_rights(installation.rendered, ACCOUNT | {"name": f"{RELEASE}-{role}"})
     assert sorted(used - allowed) == []

@@ -55,6 +55,11 @@ def read_audit_log(path: Path) -> list[AuditedRequest]:
         return [msgspec.json.decode(line, type=AuditedRequest) for line in log if line.endswith(b"\n")]
 
 
+def forbidden_requests(requests: list[AuditedRequest]) -> list[str]:
+    """Return verb and path of the requests that were not allowed."""
+    return [f"{one.verb} {one.request_uri}" for one in requests if one.response_status.code in (401, 403)]
+
+
 def used_rights(requests: list[AuditedRequest]) -> set[Right]:
     """Return what requests need of an account's rules."""
     targets = [(item.object_ref, item.verb) for item in requests]

@@ -35,7 +35,7 @@ DEADLINE = 120.0
 STOP_DEADLINE = 120.0
 KUBECTL = Path(sys.executable).parent / "kubectl"
 """The client of the lock file: the machine's may be of another version."""
-VERSION = "kubernetes-1.36"
+VERSION = "1.36"
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -146,10 +146,11 @@ def until(condition: Callable[[], T], what: Callable[[], str], timeout: float = 
 
 
 @contextlib.contextmanager
-def control_plane(directory: Path) -> Iterator[ControlPlane]:
+def control_plane(directory: Path, version: str = VERSION) -> Iterator[ControlPlane]:
     """Provide a running control plane and stop it at the end.
 
     :param directory: for data, certificates and logs.
+    :param version: of Kubernetes.
     """
     (directory / "home").mkdir()
     (directory / "admission.yaml").write_text(json.dumps(ADMISSION))
@@ -159,13 +160,14 @@ def control_plane(directory: Path) -> Iterator[ControlPlane]:
     pki.write_kubeconfig(found.kubeconfig, found.server, directory, pki.pair(directory, "admin"))
     with contextlib.ExitStack() as stack:
         _start(stack, directory, "etcd", tool("etcd"), kubernetes.etcd_arguments(directory, etcd, etcd_peers))
-        _start(stack, directory, "apiserver", tool(f"{VERSION}/kube-apiserver"), _api_server(directory, api, etcd))
+        module = f"kubernetes-{version}"
+        _start(stack, directory, "apiserver", tool(f"{module}/kube-apiserver"), _api_server(directory, api, etcd))
         _wait_until_ready(found, directory)
         _start(
             stack,
             directory,
             "controller-manager",
-            tool(f"{VERSION}/kube-controller-manager"),
+            tool(f"{module}/kube-controller-manager"),
             kubernetes.controller_manager_arguments(directory, controllers),
         )
         _wait_for_controllers(found)

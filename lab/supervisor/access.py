@@ -19,13 +19,8 @@ from lab.supervisor.processes import ProcessSpec
 from services.common.kube.client import Kube
 
 CHART: Final = Path(__file__).resolve().parents[2] / "k8s"
-RBAC: Final = {
-    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
-    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
-}
-"""The collection in which each kind is created."""
+RBAC: Final = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+"""The kinds of the chart's objects that give rights."""
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
 """Validity of a role's token; a lab lives shorter."""
@@ -48,7 +43,7 @@ async def grant(layout: Layout, rendered: Path, server: str) -> None:
     rights = [obj for obj in bootstrap.load([rendered]) if obj["kind"] in RBAC]
     async with bootstrap.admin_client(layout.kubeconfig) as kube:
         for obj in rights:
-            await bootstrap.create_unless_exists(kube, obj, RBAC)
+            await bootstrap.create_unless_exists(kube, obj)
         for role in ROLES:
             token = await service_account_token(kube, f"hotnic-{role}")
             target, user = layout.role_kubeconfig(role), f"hotnic-{role}"

@@ -12,7 +12,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,11 +33,15 @@ AGGREGATED: Final = (
     ("subresources.kubevirt.io", "v1"),
     ("subresources.kubevirt.io", "v1alpha3"),
 )
-COLLECTIONS: Final[Mapping[str, str]] = {
+COLLECTIONS: Final = {
     "Namespace": "/api/v1/namespaces",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "Endpoints": "/api/v1/namespaces/{namespace}/endpoints",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "APIService": "/apis/apiregistration.k8s.io/v1/apiservices",
     "NetworkAttachmentDefinition": ("/apis/k8s.cni.cncf.io/v1/namespaces/{namespace}/network-attachment-definitions"),
@@ -209,14 +213,12 @@ async def admin_client(kubeconfig: Path) -> AsyncIterator[Kube]:
         telemetry.shutdown()
 
 
-async def create_unless_exists(kube: Kube, obj: Object, collections: Mapping[str, str] = COLLECTIONS) -> None:
+async def create_unless_exists(kube: Kube, obj: Object) -> None:
     """Create `obj` unless it exists.
-
-    :param collections: the collection in which each kind is created.
 
     :raises KubeError: the API server rejected it or did not answer.
     """
-    path = collections[obj["kind"]].format(namespace=obj["metadata"].get("namespace", "default"))
+    path = COLLECTIONS[obj["kind"]].format(namespace=obj["metadata"].get("namespace", "default"))
     try:
         await kube.request("POST", path, body=json.dumps(obj).encode(), content_type="application/json")
     except AlreadyExists:

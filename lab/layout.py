@@ -144,6 +144,7 @@ class Layout:
             INSIDE_RUN: self.run,
             Path("/var/lib/cni"): self.state / "cni",
             Path("/var/lib/containerd"): self.state / "containerd",
+            Path("/var/lib/kubelet"): self.state / "kubelet",
             Path("/etc/cni/net.d"): self.state / "cni-conf",
             Path("/opt/cni/bin"): self.state / "cni-bin",
         }

@@ -55,6 +55,8 @@ class UpOptions:
     guests: GuestKind = "qemu"
     kubernetes: str | None = None
     """Version of Kubernetes itself as the cluster, such as ``1.36``."""
+    kubelet: bool = False
+    """Run the pods with a kubelet on containerd 2."""
     otlp: str | None = None
     """URL of the collector to which the lab exports its traces."""
 
@@ -81,9 +83,9 @@ def up(options: UpOptions, output: Output = print_line) -> int:
 
         LabTools.find()
         if options.kubernetes is not None:
-            from lab.supervisor import kubernetes
+            from lab.supervisor.kubernetes import control_plane
 
-            kubernetes.provide(options.kubernetes)
+            control_plane.provide(options.kubernetes, ["containerd"] if options.kubelet else [])
         progress = holder.launch(
             layout,
             bare=options.bare,
@@ -91,6 +93,7 @@ def up(options: UpOptions, output: Output = print_line) -> int:
             deadline=options.timeout,
             guests=options.guests,
             kubernetes=options.kubernetes,
+            kubelet=options.kubelet,
             otlp=options.otlp,
         )
         return _follow_start(progress, layout, options, output)

@@ -51,6 +51,8 @@ def lab() -> None:
         "hotnic lab up --dir second --without handler",
         "# Use Kubernetes itself, built on this machine with Go",
         "hotnic lab up --kubernetes 1.36",
+        "# Run the pods with a kubelet on containerd 2 as well",
+        "hotnic lab up --kubernetes 1.36 --kubelet",
         "# Send all traces to a collector, such as Jaeger, on this machine",
         "hotnic lab up --otlp http://127.0.0.1:4318",
     )
@@ -70,6 +72,11 @@ def lab() -> None:
     help="Use Kubernetes itself of this version, with RBAC, instead of the lab's own API server (built with Go).",
 )
 @click.option(
+    "--kubelet",
+    is_flag=True,
+    help="With --kubernetes 1.36: run the pods with kubelet, kube-scheduler and containerd 2 (built with Go).",
+)
+@click.option(
     "--otlp",
     metavar="URL",
     help="Export traces to this collector too: http://HOST:4318 or grpc://HOST:4317.",
@@ -83,6 +90,7 @@ def up(
     without: tuple[str, ...],
     guests: GuestKind,
     kubernetes: str | None,
+    kubelet: bool,
     otlp: str | None,
     timeout: float,
     directory: Path,
@@ -91,7 +99,9 @@ def up(
     # Imported in each command, so that help texts appear at once.
     from lab.cli import commands
 
-    options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, otlp)
+    if kubelet and kubernetes != "1.36":
+        raise click.UsageError("--kubelet needs --kubernetes 1.36")
+    options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, kubelet, otlp)
     return commands.up(options)
 
 

@@ -54,7 +54,7 @@ async def start(processes: Processes, options: argparse.Namespace) -> None:
     argv: tuple[str, ...] = (str(tools.containerd), "--config", str(configuration))
     child = processes.start(ProcessSpec("containerd", argv, OUTPUT, environment))
     await readiness.wait_unless_exited(child, readiness.wait_for_socket(CONTAINERD_SOCKET))
-    await processes.run(components.import_pause_image(tools, OUTPUT, os.environ), timeout=60)
+    await processes.run(components.import_pause_image(tools, tools.ctr, OUTPUT, os.environ), timeout=60)
     argv = (sys.executable, "-m", "lab.node")
     processes.start(ProcessSpec("node", argv, OUTPUT, environment | node_environment(tools, options.kubeconfig)))
 

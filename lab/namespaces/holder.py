@@ -56,6 +56,8 @@ class SupervisorOptions:
     guests: GuestKind
     kubernetes: str | None
     """Version of Kubernetes itself as the cluster; None for the lab's own API server."""
+    kubelet: bool
+    """Whether a kubelet on containerd 2 runs the pods instead of `lab/node`."""
     otlp: str | None
     """URL of the collector to which the lab exports its traces."""
     outside_fd: int
@@ -105,6 +107,7 @@ def launch(
     deadline: float,
     guests: GuestKind = "qemu",
     kubernetes: str | None = None,
+    kubelet: bool = False,
     otlp: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Start a lab and yield the supervisor's progress messages until it is ready or has failed.
@@ -143,6 +146,7 @@ def launch(
                 deadline,
                 guests,
                 kubernetes,
+                kubelet,
                 otlp,
                 outside,
                 started_at,

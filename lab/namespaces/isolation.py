@@ -30,8 +30,8 @@ MS_SHARED: Final = 1 << 20
 SIOCGIFFLAGS: Final = 0x8913
 SIOCSIFFLAGS: Final = 0x8914
 IFF_UP: Final = 1
-OVERLAID: Final = (Path("/run"), Path("/var/lib"), Path("/etc"), Path("/opt"))
-"""The machine's folders that contain the fixed paths of `lab.layout`."""
+OVERLAID: Final = (Path("/run"), Path("/var/lib"), Path("/etc"), Path("/opt"), Path("/var/log"))
+"""The machine's folders that contain the fixed paths of `lab.layout`, or that a kubelet writes to."""
 
 IFREQ: Final = struct.Struct("16sh22x")
 """`struct ifreq` of netdevice(7) with the flags of a link: 40 bytes."""

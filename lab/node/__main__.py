@@ -19,6 +19,7 @@ from lab.layout import GuestKind
 from lab.node.cri import PodRuntime, RuntimeCallError
 from lab.node.kubelet import Kubelet
 from lab.node.launcher import Launcher
+from lab.node.launcher_containers import LauncherContainers
 from lab.node.registration import Registration, node_labels
 from lab.node.resources import Key
 from lab.node.scheduler import Scheduler
@@ -49,6 +50,9 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     guests: Annotated[
         GuestKind, msgspec.Meta(description="kind of guests; a VMI's annotation lab.hotnic.io/guest takes precedence")
     ] = "qemu"
+    kubelet: Annotated[
+        bool, msgspec.Meta(description="whether this process is kubelet and scheduler, or real ones run the pods")
+    ] = True
     tools: Annotated[str | None, msgspec.Meta(description="folder of kernel, image and binaries")] = None
 
 
@@ -64,9 +68,10 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     # Adopt before the loops start, or they would start a second guest for a pod.
     await loops.launcher.adopt()
     runtime.stack.push_async_callback(loops.launcher.stop_watching)
-    registration = Registration(kube, settings.node_name, await cri.version(), log)
-    await registration.register()
-    runtime.spawn("heartbeat", registration.run)
+    if settings.kubelet:
+        registration = Registration(kube, settings.node_name, await cri.version(), log)
+        await registration.register()
+        runtime.spawn("heartbeat", registration.run)
     await loops.run()
     # Only the kubelet needs the container network, so only its loop waits for it.
     runtime.readiness.set("container-network", False, "containerd's network is not ready")
@@ -88,9 +93,13 @@ class Loops:
         self._vms = self._reflector(VMS, lambda key, _vm: self._vm_loop.add(key, source="watch"))
         scheduler = Scheduler(kube, node, node_labels(node))
         kubelet = Kubelet(kube, cri, self.launcher, node, self._pods.items, log)
+        containers = LauncherContainers(kube, cri, self.launcher)
         vms, vmis = VmLoop(kube, log), VmiLoop(kube, self.launcher, node, log)
         self._scheduler = self._reconciler("scheduler", scheduler.reconcile, self._pods.keys)
-        self._kubelet = self._reconciler("kubelet", kubelet.reconcile, self._pods.keys)
+        if runtime.settings.kubelet:
+            self._kubelet = self._reconciler("kubelet", kubelet.reconcile, self._pods.keys)
+        else:
+            self._kubelet = self._reconciler("launcher containers", containers.reconcile, self.launcher.pods)
         self._vm_loop = self._reconciler("vm", vms.reconcile, self._vms.keys)
         self._vmi_loop = self._reconciler("vmi", vmis.reconcile, self._vmis.keys)
         self._remove_orphans = kubelet.remove_orphans
@@ -102,15 +111,17 @@ class Loops:
         for reflector in (self._pods, self._vmis, self._vms):
             await reflector.synced.wait()
         for name, loop in (
-            ("scheduler", self._scheduler),
+            *([("scheduler", self._scheduler)] if self._runtime.settings.kubelet else []),
             ("vm", self._vm_loop),
             ("vmi", self._vmi_loop),
         ):
             self._runtime.spawn(name, loop.run)
 
     async def start_kubelet(self) -> None:
-        """Remove sandboxes that belong to no pod, then start the kubelet's loop."""
-        await self._remove_orphans()
+        """Start the loop that waits for the runtime's network: the kubelet's, or the one beside a real kubelet."""
+        if self._runtime.settings.kubelet:
+            # Sandboxes that belong to no pod.
+            await self._remove_orphans()
         self._runtime.spawn("kubelet", self._kubelet.run)
 
     def _reflector(self, resource: Resource[T], changed: Callable[[Key, T | None], None]) -> Reflector[T]:

@@ -38,6 +38,10 @@ _Request = TypeVar("_Request")
 _Answer = TypeVar("_Answer")
 
 
+_REQUIRED: Final = frozenset({"RuntimeReady", "NetworkReady"})
+"""The conditions that every runtime has, and that pods need."""
+
+
 class RuntimeCallError(Exception):
     """A call to the runtime failed; the message names the call."""
 
@@ -103,9 +107,14 @@ class PodRuntime:
         return f"{answer.runtime_name}://{answer.runtime_version}"
 
     async def not_ready_reason(self) -> str:
-        """Return why the runtime does not accept pods, its network included; empty when it does."""
+        """Return why the runtime does not accept pods, its network included; empty when it does.
+
+        containerd 2 has further conditions, with warnings that do not concern pods.
+        """
         answer = await self._call(self._stub.Status, pb.StatusRequest(), "Status")
-        return "; ".join(c.message or c.reason or c.type for c in answer.status.conditions if not c.status)
+        return "; ".join(
+            c.message or c.reason or c.type for c in answer.status.conditions if not c.status and c.type in _REQUIRED
+        )
 
     async def list_sandboxes(self, pod_uid: str | None = None) -> list[PodSandbox]:
         """Return the sandboxes of a pod, or of all pods, newest first."""

@@ -162,6 +162,15 @@ class Launcher:
             if entry.process is not None:
                 await entry.process.stop_watching()
 
+    def pods(self) -> list[Key]:
+        """Return the pods of all guests."""
+        return [(entry.record.namespace, entry.record.pod) for entry in self._guests.values()]
+
+    def guests_of(self, pod: Key) -> list[str]:
+        """Return the UIDs of the pods of that name that have a guest; an earlier pod may have had the same name."""
+        records = [entry.record for entry in self._guests.values()]
+        return [record.pod_uid for record in records if (record.namespace, record.pod) == pod]
+
     def running(self, pod_uid: str) -> bool:
         """Return whether the pod's guest runs."""
         entry = self._guests.get(pod_uid)

@@ -137,7 +137,7 @@ def launcher_pod(vmi: Object) -> Object:
             "hostname": meta["name"][:63],
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": vmi.get("spec", {}).get("terminationGracePeriodSeconds", 10),
-            "containers": [{"name": "compute", "image": PAUSE_IMAGE, "command": ["/usr/bin/virt-launcher"]}],
+            "containers": [{"name": "compute", "image": PAUSE_IMAGE}],
         },
     }
 

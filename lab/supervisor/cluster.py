@@ -1,7 +1,7 @@
 """The cluster of a lab: which processes serve the Kubernetes API, how each is started, and when it is ready.
 
 The roles and the node use the API with their kubeconfigs only. `LabParameters.cluster` in `components.py` selects the
-implementation: the lab's own API server, here, or Kubernetes itself (`kubernetes.py`).
+implementation: the lab's own API server, here, or Kubernetes itself (`kubernetes/control_plane.py`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ from lab.supervisor.processes import ProcessSpec
 from lab.tools import PAUSE_IMAGE, LabTools
 
 if TYPE_CHECKING:
-    from lab.supervisor.kubernetes import ControlPlanePrograms
+    from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms
+    from lab.supervisor.kubernetes.kubelet import NodePrograms
 
 INHERITED_ENVIRONMENT: Final = (
     "HOME",
@@ -63,27 +64,35 @@ class LabParameters:
     """The collector outside to which the roles and the node export their traces, besides the span files."""
     kubernetes: ControlPlanePrograms | None = None
     """The programs of Kubernetes itself; None for the lab's own API server."""
+    node: NodePrograms | None = None
+    """The programs of a node with a kubelet; None if `lab/node` plays the kubelet."""
 
     @property
     def cluster(self) -> Cluster:
         """Return the cluster."""
         if self.kubernetes is not None:
             # Imported here because it needs cryptography, which would delay the start of every lab.
-            from lab.supervisor.kubernetes import KubernetesCluster
+            from lab.supervisor.kubernetes.control_plane import KubernetesCluster
 
-            return KubernetesCluster(self.layout, self.identity, self.kubernetes)
+            scheduler = self.node.scheduler if self.node else None
+            return KubernetesCluster(self.layout, self.identity, self.kubernetes, scheduler)
         return LabCluster(self.layout, self.identity, self.apiserver_fd)
+
+    @property
+    def kubelet(self) -> tuple[str, ...]:
+        """Return the name of the kubelet's process, if there is one."""
+        return ("kubelet",) if self.node else ()
 
     @property
     def stop_groups(self) -> tuple[tuple[str, ...], ...]:
         """Return groups of processes that stop at the same time, one group after another."""
         cluster = tuple((component,) for component in reversed(self.cluster.components))
-        return ((*ROLES, "node"), ("nats", "containerd"), *cluster)
+        return ((*ROLES, "node"), self.kubelet, ("nats", "containerd"), *cluster)
 
     @property
     def components(self) -> tuple[str, ...]:
         """Return every process, in the order in which `hotnic lab status` shows them."""
-        return (*self.cluster.components, "nats", "containerd", *ROLES, "node")
+        return (*self.cluster.components, "nats", "containerd", *self.kubelet, *ROLES, "node")
 
 
 def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, str]:
@@ -110,7 +119,8 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
     guests = INSIDE_RUN / "guests" / "{uid}"
     special: dict[str, dict[str, str]] = {
         "api": {
-            "HOTNIC_LISTEN": f"127.0.0.1:{API_PORT}",
+            # The address by which the API server reaches this role.
+            "HOTNIC_LISTEN": f"{parameters.cluster.api_host}:{API_PORT}",
             "HOTNIC_TLS_CERT": str(layout.serving_certificate.with_suffix(".crt")),
             "HOTNIC_TLS_KEY": str(layout.serving_certificate.with_suffix(".key")),
         },
@@ -128,6 +138,7 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
             "HOTNIC_CGROUP_PARENT": f"/{parameters.identity.cgroup}",
             "HOTNIC_GUESTS": parameters.guests,
             "HOTNIC_GUESTS_DIR": str(INSIDE_RUN / "guests"),
+            **({"HOTNIC_KUBELET": "false"} if parameters.node else {}),
         },
     }
     return common | special.get(role, {})
@@ -151,7 +162,14 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
         case "nats":
             argv = (str(tools.nats_server), "--config", str(layout.config / "nats.conf"))
         case "containerd":
-            argv = (str(tools.containerd), "--config", str(layout.config / "containerd.toml"))
+            program = parameters.node.containerd if parameters.node else tools.containerd
+            argv = (str(program), "--config", str(layout.config / "containerd.toml"))
+            # containerd finds the shim of its own version on PATH.
+            env["PATH"] = f"{program.parent}{os.pathsep}{env['PATH']}"
+        case "kubelet" if parameters.node:
+            from lab.supervisor.kubernetes.kubelet import kubelet_arguments
+
+            argv = (str(parameters.node.kubelet), *kubelet_arguments(layout))
         case "node":
             argv = (python, "-m", "lab.node")
             env |= role_environment(parameters, component)
@@ -162,10 +180,13 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
     return ProcessSpec(name=component, argv=argv, log=layout.log(component), env=env, pass_fds=fds)
 
 
-def import_pause_image(tools: LabTools, log: Path, environ: Mapping[str, str]) -> ProcessSpec:
-    """Return how to import the pause image into containerd, which has no registry to pull it from."""
-    ctr = (str(tools.ctr), "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io")
-    argv = (*ctr, "images", "import", str(tools.pause_tar))
+def import_pause_image(tools: LabTools, ctr: Path, log: Path, environ: Mapping[str, str]) -> ProcessSpec:
+    """Return how to import the pause image into containerd, which has no registry to pull it from.
+
+    :param ctr: containerd's command-line client, of containerd's version.
+    """
+    client = (str(ctr), "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io")
+    argv = (*client, "images", "import", str(tools.pause_tar))
     return ProcessSpec("pause-image", argv, log, base_environment(tools, environ))
 
 
@@ -180,7 +201,12 @@ def write_configuration(parameters: LabParameters) -> None:
     """Write the configuration files of nats-server, containerd and the CNI plugins, and link the plugins."""
     layout, tools = parameters.layout, parameters.tools
     (layout.config / "nats.conf").write_text(nats_config(layout))
-    (layout.config / "containerd.toml").write_text(containerd_config(tools, snapshotter(layout.state)))
+    config = containerd_config
+    if parameters.node is not None:
+        from lab.supervisor.kubernetes import kubelet
+
+        config = kubelet.containerd_config
+    (layout.config / "containerd.toml").write_text(config(tools, snapshotter(layout.state)))
     (layout.config / "daemon-config.json").write_text(json.dumps(MULTUS_CONFIG, indent=2) + "\n")
     install_cni(tools, conf_dir=layout.state / "cni-conf", bin_dir=layout.state / "cni-bin")
 

@@ -27,7 +27,8 @@ from lab.supervisor.processes import Processes
 from lab.tools import LabTools
 
 if TYPE_CHECKING:
-    from lab.supervisor.kubernetes import ControlPlanePrograms
+    from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms
+    from lab.supervisor.kubernetes.kubelet import NodePrograms
 
 
 class StartError(Exception):
@@ -89,11 +90,13 @@ class Supervisor:
             options.guests,
             Collector.parse(options.otlp) if options.otlp else None,
             control_plane_programs(options.kubernetes) if options.kubernetes else None,
+            node_programs(options.kubernetes) if options.kubernetes and options.kubelet else None,
         )
         self.processes = Processes()
         self.stopping = asyncio.Event()
         self.up = False
         self._progress = progress
+        self._relays: list[asyncio.Server] = []
 
     async def run(self) -> int:
         """Start the lab, serve requests until a stop is requested, stop the lab; return the exit code."""
@@ -103,7 +106,8 @@ class Supervisor:
             loop.add_signal_handler(number, self.stopping.set)
         # The control socket is served from the start, so that `lab down` can interrupt a start.
         control = await requests.serve(INSIDE_RUN / "control.sock", requests.Requests(self).answer)
-        relays = [await relay.serve_inwards(socket.socket(fileno=self.options.nats_fd), NATS_PORT)]
+        relays = self._relays
+        relays.append(await relay.serve_inwards(socket.socket(fileno=self.options.nats_fd), NATS_PORT))
         if (port := self.parameters.cluster.relayed_port) is not None:
             relays.append(await relay.serve_inwards(socket.socket(fileno=self.options.apiserver_fd), port))
         if self.parameters.collector is not None:
@@ -179,7 +183,9 @@ class Supervisor:
 
     async def _containerd(self) -> None:
         await self.wait_ready("containerd")
-        spec = components.import_pause_image(self.parameters.tools, self.layout.log("containerd"), os.environ)
+        tools, node = self.parameters.tools, self.parameters.node
+        ctr, log = node.ctr if node else tools.ctr, self.layout.log("containerd")
+        spec = components.import_pause_image(tools, ctr, log, os.environ)
         await self.processes.run(spec, timeout=20)
 
     async def _cluster(self) -> None:
@@ -190,9 +196,11 @@ class Supervisor:
         cluster = self.parameters.cluster
         credentials.issue(self.layout, cluster.endpoint)
         if self.parameters.kubernetes is not None:
-            from lab.supervisor import kubernetes
+            from lab.supervisor.kubernetes import control_plane
 
-            kubernetes.prepare(self.layout.apiserver, cluster.endpoint)
+            control_plane.prepare(self.layout.apiserver, cluster.endpoint)
+            if self.parameters.node is not None:
+                await self._prepare_node()
         progress.report(step="certificates", ms=round((progress.elapsed - before) * 1000))
         for component in cluster.components:
             self.launch(component)
@@ -205,7 +213,7 @@ class Supervisor:
         )
         if self.parameters.kubernetes is not None:
             await progress.run_step("rights and tokens of the roles", self._grant(self.parameters.kubernetes.helm))
-        selected = [c for c in (*ROLES, "node") if c not in self.options.without]
+        selected = [c for c in (*self.parameters.kubelet, *ROLES, "node") if c not in self.options.without]
         for component in selected:
             self.launch(component)
         async with asyncio.TaskGroup() as group:
@@ -214,8 +222,19 @@ class Supervisor:
         for role in self.options.without:
             progress.report(by_hand=role, command=components.manual_command(self.parameters, role))
 
+    async def _prepare_node(self) -> None:
+        from lab.apiserver.identity.pki import SERVICE_ADDRESS
+        from lab.supervisor.kubernetes import kubelet
+
+        identity = self.parameters.identity
+        # In a thread: pyroute2's synchronous calls run an event loop of their own.
+        await asyncio.to_thread(kubelet.prepare, self.layout, self.parameters.cluster.endpoint, identity.cgroup)
+        # No kube-proxy: this is how pods reach the API server.
+        listener = socket.create_server((SERVICE_ADDRESS, 443))
+        self._relays.append(await relay.serve_inwards(listener, identity.apiserver_port))
+
     async def _grant(self, helm: Path) -> None:
-        from lab.supervisor import access
+        from lab.supervisor.kubernetes import access
 
         rendered = self.layout.config / "chart.yaml"
         environ = components.base_environment(self.parameters.tools, os.environ)
@@ -236,11 +255,21 @@ class Supervisor:
                 probe = self.parameters.cluster.wait_ready(component)
             case "nats":
                 probe = readiness.wait_for_port(NATS_PORT)
+            case "kubelet":
+                probe = self._kubelet_ready()
             case "containerd":
                 probe = readiness.wait_for_socket(CONTAINERD_SOCKET)
             case _:
                 probe = readiness.wait_for_readyz(components.health_socket(component))
         await readiness.wait_unless_exited(self.processes.children[component], probe)
+
+    async def _kubelet_ready(self) -> None:
+        from lab.supervisor.kubernetes import kubelet
+
+        await kubelet.wait_until_healthy()
+        # multus writes the CNI configuration without which the Node is not Ready.
+        if "multus" not in self.options.without:
+            await kubelet.wait_for_node(self.layout.apiserver, self.parameters.identity.apiserver_port)
 
     async def wait_ready_within(self, component: str, seconds: float) -> None:
         """Return once `component` is ready.
@@ -279,9 +308,19 @@ def control_plane_programs(version: str) -> ControlPlanePrograms:
 
     :raises ToolsMissingError: one of them is not built.
     """
-    from lab.supervisor.kubernetes import ControlPlanePrograms
+    from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms
 
     return ControlPlanePrograms.find(version)
+
+
+def node_programs(version: str) -> NodePrograms:
+    """Return the programs of a node with a kubelet.
+
+    :raises ToolsMissingError: one of them is not built.
+    """
+    from lab.supervisor.kubernetes.kubelet import NodePrograms
+
+    return NodePrograms.find(version)
 
 
 def first_leaf(group: BaseException) -> BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -59,9 +59,17 @@ async def wait_for_readyz(server: Path | TlsServer) -> None:
 
     :param server: path of its unix socket, or its port.
     """
+    await wait_for_answer(server, "/readyz", lambda status, _body: status == 200)
+
+
+async def wait_for_answer(server: Path | TlsServer, resource: str, accept: Callable[[int, str], bool]) -> None:
+    """Return once GET `resource` returns what the caller waits for.
+
+    :param server: path of its unix socket, or its port.
+    :param accept: whether a status and a body are the expected ones; without an answer, the status is 0.
+    """
     while True:
-        status, _ = await http_get(server, "/readyz")
-        if status == 200:
+        if accept(*await http_get(server, resource)):
             return
         await asyncio.sleep(INTERVAL)
 

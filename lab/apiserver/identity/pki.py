@@ -20,6 +20,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+SERVICE_ADDRESS = "10.96.0.1"
+"""Address of the Service `kubernetes`, by which pods reach the API server."""
+
 VALIDITY = dt.timedelta(days=3650)
 _BACKDATED = dt.timedelta(hours=1)  # tolerates clocks that differ between machines
 
@@ -44,7 +47,7 @@ def ensure_pki(directory: Path, names: Iterable[str] = ()) -> None:
             directory,
             "kube-apiserver",
             ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", *names],
-            ["127.0.0.1"],
+            ["127.0.0.1", SERVICE_ADDRESS],
             file_name="apiserver",
         )
     if not _pair(directory, "admin").cert.exists():

@@ -21,7 +21,13 @@ from typing import Any, TypeVar
 import pytest
 
 from lab.apiserver.identity import pki
-from lab.supervisor import kubernetes
+from lab.supervisor.kubernetes.control_plane import (
+    apiserver_arguments,
+    audit_log,
+    controller_manager_arguments,
+    etcd_arguments,
+    prepare,
+)
 from tests.support.interop.jaeger import free_ports
 from tests.support.interop.tools import tool
 from tests.support.kube.audit_log import AuditedRequest, read_audit_log
@@ -73,7 +79,7 @@ class ControlPlane:
     @property
     def audit_log(self) -> Path:
         """The file with every request."""
-        return kubernetes.audit_log(self._directory)
+        return audit_log(self._directory)
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
         """Return the environment of a client, with caches of its own.
@@ -156,10 +162,10 @@ def control_plane(directory: Path, version: str = VERSION) -> Iterator[ControlPl
     (directory / "admission.yaml").write_text(json.dumps(ADMISSION))
     etcd, etcd_peers, api, controllers = free_ports(4)
     found = ControlPlane(directory, f"https://127.0.0.1:{api}")
-    kubernetes.prepare(directory, found.server)
+    prepare(directory, found.server)
     pki.write_kubeconfig(found.kubeconfig, found.server, directory, pki.pair(directory, "admin"))
     with contextlib.ExitStack() as stack:
-        _start(stack, directory, "etcd", tool("etcd"), kubernetes.etcd_arguments(directory, etcd, etcd_peers))
+        _start(stack, directory, "etcd", tool("etcd"), etcd_arguments(directory, etcd, etcd_peers))
         module = f"kubernetes-{version}"
         _start(stack, directory, "apiserver", tool(f"{module}/kube-apiserver"), _api_server(directory, api, etcd))
         _wait_until_ready(found, directory)
@@ -168,7 +174,7 @@ def control_plane(directory: Path, version: str = VERSION) -> Iterator[ControlPl
             directory,
             "controller-manager",
             tool(f"{module}/kube-controller-manager"),
-            kubernetes.controller_manager_arguments(directory, controllers),
+            controller_manager_arguments(directory, controllers),
         )
         _wait_for_controllers(found)
         yield found
@@ -176,7 +182,7 @@ def control_plane(directory: Path, version: str = VERSION) -> Iterator[ControlPl
 
 def _api_server(directory: Path, port: int, etcd: int) -> list[str]:
     return [
-        *kubernetes.apiserver_arguments(directory, port, etcd),
+        *apiserver_arguments(directory, port, etcd),
         f"--admission-control-config-file={directory / 'admission.yaml'}",
         # There is no kube-proxy: aggregated APIs are called at the addresses of EndpointSlices.
         "--enable-aggregator-routing=true",

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from lab.tools import PAUSE_IMAGE
 from schemas.kubernetes.networks import NETWORK_STATUS as STATUS
 from schemas.kubernetes.networks import NETWORKS, NetworkStatus, parse_network_status
 from schemas.kubernetes.objects import PODS, Pod
@@ -20,6 +21,7 @@ from services.common.kube.errors import NotFound
 from services.common.telemetry import configure
 
 NAMESPACE = "default"
+DEFAULT_SPEC: dict[str, Any] = {"containers": [{"name": "main", "image": PAUSE_IMAGE}]}
 
 
 @dataclass
@@ -35,8 +37,13 @@ class OrdinaryPods:
     _created: list[str] = field(default_factory=list)
     _observed: dict[str, Pod] = field(default_factory=dict)
 
-    async def create(self, *names: str, networks: str | None = None, timeout: float = 45.0) -> None:
-        """Create pods and wait until they run."""
+    async def create(
+        self, *names: str, networks: str | None = None, spec: dict[str, Any] | None = None, timeout: float = 45.0
+    ) -> None:
+        """Create pods and wait until they run.
+
+        :param spec: by default, one container that sleeps.
+        """
         annotations = {} if networks is None else {NETWORKS: networks}
         for name in names:
             self._created.append(name)
@@ -44,7 +51,7 @@ class OrdinaryPods:
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
-                "spec": {"containers": [{"name": "main", "image": "pause"}]},
+                "spec": {"terminationGracePeriodSeconds": 1, **(spec or DEFAULT_SPEC)},
             }
             await self.kube.create(PODS, NAMESPACE, pod)
         await self.until(lambda: all(self.phase(name) == "Running" for name in names), timeout)
@@ -57,6 +64,14 @@ class OrdinaryPods:
     def phase(self, name: str) -> str | None:
         """Return the last observed phase of a pod."""
         return self._observed[name].status.phase if name in self._observed else None
+
+    def running(self, prefix: str) -> list[str]:
+        """Return the pods that run and are not being deleted, by the beginning of their names."""
+        return [
+            name
+            for name, pod in sorted(self._observed.items())
+            if name.startswith(prefix) and pod.status.phase == "Running" and not pod.metadata.deletion_timestamp
+        ]
 
     def annotations(self, name: str) -> dict[str, str]:
         """Return the last observed annotations of a pod."""
@@ -79,12 +94,12 @@ class OrdinaryPods:
         async with asyncio.timeout(timeout), self._change:
             await self._change.wait_for(condition)
 
-    async def delete(self, *names: str) -> None:
+    async def delete(self, *names: str, timeout: float = 100.0) -> None:
         """Delete pods and wait until they are gone."""
         for name in names:
             with contextlib.suppress(NotFound):
                 await self.kube.delete(PODS, NAMESPACE, name)
-        await self.until(lambda: not self._observed.keys() & set(names), timeout=45.0)
+        await self.until(lambda: not self._observed.keys() & set(names), timeout)
 
     async def delete_all(self) -> None:
         """Delete every pod that was created."""

@@ -6,7 +6,7 @@ The lab's own API server has no RBAC, so that nothing here is for it.
 from lab.layout import ROLES
 from lab.supervisor.bootstrap import load
 from lab.supervisor.credentials import NAMESPACE
-from lab.supervisor.kubernetes import audit_log
+from lab.supervisor.kubernetes.control_plane import audit_log
 from tests.support.kube.audit_log import forbidden_requests, granted_rights, read_audit_log, used_rights
 from tests.support.lab.running import Lab
 

@@ -270,9 +270,13 @@ def running_lab(
     guests: GuestKind = "qemu",
     failpoints: bool = False,
     otlp: str | None = None,
+    kubelet: bool = False,
+    without: tuple[str, ...] = (),
 ) -> Iterator[Lab]:
     """Start a lab, and stop it at the end of the block.
 
+    :param kubelet: whether a kubelet on containerd 2 runs the pods; it needs the variable with a version of Kubernetes.
+    :param without: roles that are not started.
     :param otlp: URL of the collector to which it exports its traces.
     :param failpoints: whether the roles have failpoints, which cost some microseconds in each span.
     """
@@ -280,7 +284,15 @@ def running_lab(
     lab = Lab(directory)
     lab.failpoints.mkdir(parents=True, exist_ok=True)
     with environment(**({FAILPOINTS_VARIABLE: str(lab.failpoints)} if failpoints else {})):
-        options = commands.UpOptions(dir=directory, bare=bare, guests=guests, kubernetes=on_kubernetes(), otlp=otlp)
+        options = commands.UpOptions(
+            dir=directory,
+            bare=bare,
+            without=without,
+            guests=guests,
+            kubernetes=on_kubernetes(),
+            kubelet=kubelet,
+            otlp=otlp,
+        )
         code = commands.up(options, output.append)
     assert code == 0, "the lab did not start:\n" + "\n".join(output)
     try:

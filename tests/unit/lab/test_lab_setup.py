@@ -12,7 +12,7 @@ from lab.namespaces import cgroups, isolation
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
 from lab.supervisor.collector import Collector
-from lab.supervisor.kubernetes import ControlPlanePrograms, prepare
+from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms, prepare
 from lab.tools import LabTools, ToolsMissingError
 from schemas.cri import runtime_pb2 as pb
 

@@ -18,7 +18,7 @@ from lab.supervisor.credentials import NAMESPACE
 from lab.supervisor.processes import ProcessSpec
 from services.common.kube.client import Kube
 
-CHART: Final = Path(__file__).resolve().parents[2] / "k8s"
+CHART: Final = Path(__file__).resolve().parents[3] / "k8s"
 RBAC: Final = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 """The kinds of the chart's objects that give rights."""
 

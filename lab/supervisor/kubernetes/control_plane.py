@@ -1,7 +1,7 @@
-"""Kubernetes itself as a lab's cluster: etcd, kube-apiserver and kube-controller-manager, with RBAC.
+"""Kubernetes itself as a lab's cluster: etcd, kube-apiserver, its controllers and its scheduler, with RBAC.
 
 `scripts/tools/interop-tools` builds the programs. The command lines are also those of the tests that run a control
-plane without a lab. `access.py` gives the roles their rights and tokens; nothing here schedules or runs pods.
+plane without a lab. `access.py` gives the roles their rights and tokens; `kubelet.py` is the node.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,11 @@ from lab.tools import ToolsMissingError
 ETCD_PORT: Final = 2379
 ETCD_PEER_PORT: Final = 2380
 CONTROLLER_MANAGER_PORT: Final = 10257
+SCHEDULER_PORT: Final = 10259
 """Ports in the lab's network namespace; the API server has the one of `LabIdentity`."""
+
+NODE_ADDRESS: Final = "198.18.0.1"
+"""Address of a node with a kubelet, which refuses loopback addresses, in the lab's network namespace."""
 
 SERVICE_ACCOUNTS: Final = "service-accounts"
 """The pair of files with the key that signs the tokens of service accounts."""
@@ -55,14 +60,19 @@ class ControlPlanePrograms:
         """
         module = f"kubernetes-{version}"
         return cls(
-            etcd=_newest("etcd", "etcd"),
-            apiserver=_newest(module, "kube-apiserver"),
-            controller_manager=_newest(module, "kube-controller-manager"),
-            helm=_newest("helm", "helm"),
+            etcd=newest_built("etcd", "etcd"),
+            apiserver=newest_built(module, "kube-apiserver"),
+            controller_manager=newest_built(module, "kube-controller-manager"),
+            helm=newest_built("helm", "helm"),
         )
 
 
-def _newest(module: str, program: str) -> Path:
+def newest_built(module: str, program: str) -> Path:
+    """Return the newest version of a program that `scripts/tools/interop-tools` has built.
+
+    :param module: folder of the Go module in `tests/interop/tools`.
+    :raises ToolsMissingError: it is not built.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     found = list((Path(cache) / "hotnic" / "interop" / module).glob(f"v*/{program}"))
     if not found:
@@ -70,13 +80,15 @@ def _newest(module: str, program: str) -> Path:
     return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
 
 
-def provide(version: str) -> None:
+def provide(version: str, more: Sequence[str] = ()) -> None:
     """Build the programs of a Kubernetes version that are missing, where the sources of hotnic are.
 
+    :param more: further modules in `tests/interop/tools`.
     :raises ToolsMissingError: one of them is missing, and cannot be built.
     """
-    script = Path(__file__).resolve().parents[2] / "scripts" / "tools" / "interop-tools"
-    if script.is_file() and subprocess.run([script, "etcd", "helm", f"kubernetes-{version}"], check=False).returncode:
+    script = Path(__file__).resolve().parents[3] / "scripts" / "tools" / "interop-tools"
+    modules = ("etcd", "helm", f"kubernetes-{version}", *more)
+    if script.is_file() and subprocess.run([script, *modules], check=False).returncode:
         raise ToolsMissingError(f"Kubernetes {version} cannot be built")
     ControlPlanePrograms.find(version)
 
@@ -88,6 +100,8 @@ class KubernetesCluster:
     layout: Layout
     identity: LabIdentity
     programs: ControlPlanePrograms
+    scheduler: Path | None = None
+    """kube-scheduler, for a node with a kubelet (`kubelet.py`); None if `lab/node` is both."""
 
     @property
     def endpoint(self) -> str:
@@ -96,13 +110,13 @@ class KubernetesCluster:
 
     @property
     def api_host(self) -> str:
-        """Return a name: Kubernetes refuses loopback addresses in Endpoints, but not as the name of a Service."""
-        return "localhost"
+        """Return the node's address, or a name: Kubernetes refuses loopback addresses in Endpoints, but no names."""
+        return NODE_ADDRESS if self.scheduler else "localhost"
 
     @property
     def components(self) -> tuple[str, ...]:
         """Return the processes in the order of their start."""
-        return ("etcd", "apiserver", "controller-manager")
+        return ("etcd", "apiserver", "controller-manager", *(["scheduler"] if self.scheduler else []))
 
     @property
     def relayed_port(self) -> int | None:
@@ -117,9 +131,13 @@ class KubernetesCluster:
                 return (str(self.programs.etcd), *etcd_arguments(folder, ETCD_PORT, ETCD_PEER_PORT))
             case "apiserver":
                 arguments = apiserver_arguments(folder, self.identity.apiserver_port, ETCD_PORT)
-                return (str(self.programs.apiserver), *arguments)
+                # Without a kube-proxy, only Endpoints lead to the pods of a Service.
+                routing = ("--enable-aggregator-routing",) if self.scheduler else ()
+                return (str(self.programs.apiserver), *arguments, *routing)
+            case "scheduler":
+                return (str(self.scheduler), *scheduler_arguments(folder, SCHEDULER_PORT))
             case _:
-                arguments = controller_manager_arguments(folder, CONTROLLER_MANAGER_PORT)
+                arguments = controller_manager_arguments(folder, CONTROLLER_MANAGER_PORT, node=bool(self.scheduler))
                 return (str(self.programs.controller_manager), *arguments)
 
     def inherited_fds(self, component: str) -> tuple[int, ...]:
@@ -133,6 +151,8 @@ class KubernetesCluster:
                 await readiness.wait_for_port(ETCD_PORT)
             case "apiserver":
                 await wait_for_api(self.layout.apiserver, self.identity.apiserver_port)
+            case "scheduler":
+                await readiness.wait_for_port(SCHEDULER_PORT)
             case _:
                 await readiness.wait_for_port(CONTROLLER_MANAGER_PORT)
 
@@ -150,8 +170,9 @@ def prepare(directory: Path, server: str) -> None:
     """
     pki.ensure_pki(directory)
     pki.issue_client(directory, SERVICE_ACCOUNTS, [])
-    pair = pki.issue_client(directory, "system:kube-controller-manager", [], file_name="controller-manager")
-    pki.write_kubeconfig(directory / "controller-manager.kubeconfig", server, directory, pair)
+    for name in ("controller-manager", "scheduler"):
+        pair = pki.issue_client(directory, f"system:kube-{name}", [], file_name=name)
+        pki.write_kubeconfig(directory / f"{name}.kubeconfig", server, directory, pair)
     (directory / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
 
 
@@ -173,7 +194,7 @@ def etcd_arguments(directory: Path, port: int, peer_port: int) -> tuple[str, ...
 def apiserver_arguments(directory: Path, port: int, etcd_port: int) -> tuple[str, ...]:
     """Return the options of a kube-apiserver with RBAC and the aggregation layer."""
     serving, proxy = pki.pair(directory, "apiserver"), pki.pair(directory, "front-proxy-client")
-    accounts = pki.pair(directory, SERVICE_ACCOUNTS)
+    accounts, admin = pki.pair(directory, SERVICE_ACCOUNTS), pki.pair(directory, "admin")
     return (
         f"--etcd-servers=http://127.0.0.1:{etcd_port}",
         "--bind-address=127.0.0.1",
@@ -185,6 +206,10 @@ def apiserver_arguments(directory: Path, port: int, etcd_port: int) -> tuple[str
         f"--tls-cert-file={serving.cert}",
         f"--tls-private-key-file={serving.key}",
         f"--client-ca-file={pki.ca_file(directory)}",
+        # For `kubectl logs` and `kubectl exec`; nothing resolves the names of nodes.
+        "--kubelet-preferred-address-types=InternalIP",
+        f"--kubelet-client-certificate={admin.cert}",
+        f"--kubelet-client-key={admin.key}",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--service-account-issuer=https://kubernetes.default.svc",
@@ -205,8 +230,12 @@ def apiserver_arguments(directory: Path, port: int, etcd_port: int) -> tuple[str
     )
 
 
-def controller_manager_arguments(directory: Path, port: int) -> tuple[str, ...]:
-    """Return the options of a kube-controller-manager, without the controllers that need a kubelet's heartbeats."""
+def controller_manager_arguments(directory: Path, port: int, *, node: bool = False) -> tuple[str, ...]:
+    """Return the options of a kube-controller-manager.
+
+    :param node: whether the controllers run that need a kubelet's heartbeats.
+    """
+    controllers = "*" if node else "*,-node-lifecycle-controller,-taint-eviction-controller"
     return (
         f"--kubeconfig={directory / 'controller-manager.kubeconfig'}",
         "--bind-address=127.0.0.1",
@@ -216,14 +245,33 @@ def controller_manager_arguments(directory: Path, port: int) -> tuple[str, ...]:
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={pki.pair(directory, SERVICE_ACCOUNTS).key}",
         f"--root-ca-file={pki.ca_file(directory)}",
-        "--controllers=*,-node-lifecycle-controller,-taint-eviction-controller",
+        f"--controllers={controllers}",
+        "--profiling=false",
+    )
+
+
+def scheduler_arguments(directory: Path, port: int) -> tuple[str, ...]:
+    """Return the options of a kube-scheduler."""
+    kubeconfig = directory / "scheduler.kubeconfig"
+    return (
+        f"--kubeconfig={kubeconfig}",
+        f"--authentication-kubeconfig={kubeconfig}",
+        f"--authorization-kubeconfig={kubeconfig}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        "--leader-elect=false",
         "--profiling=false",
     )
 
 
 async def wait_for_api(directory: Path, port: int) -> None:
     """Return once GET /readyz of the API server returns 200 to the administrator."""
+    await readiness.wait_for_readyz(administrator(directory, port))
+
+
+def administrator(directory: Path, port: int) -> readiness.TlsServer:
+    """Return how to connect to the API server as the administrator."""
     admin = pki.pair(directory, "admin")
     context = ssl.create_default_context(cafile=str(pki.ca_file(directory)))
     context.load_cert_chain(admin.cert, admin.key)
-    await readiness.wait_for_readyz(readiness.TlsServer(port, context))
+    return readiness.TlsServer(port, context)

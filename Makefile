@@ -89,6 +89,13 @@ kubernetes-test: setup ## Run conformance and end-to-end tests on Kubernetes its
 	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubernetes-test $(PYTEST) $(KUBERNETES_TESTS) \
 		--timeout 300 $(RERUNS) --durations=5 $(ARGS)
 
+.PHONY: kubelet-test
+kubelet-test: setup ## Run pods with networks on a real kubelet and containerd 2, and interrupt every process (root, Go)
+	@scripts/as-root-tier kubelet-test
+	@scripts/tools/interop-tools helm etcd kubernetes-1.36 containerd
+	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubelet-test $(PYTEST) tests/interop/kubelet \
+		--timeout 600 $(RERUNS) --durations=5 $(ARGS)
+
 .PHONY: chart-golden
 chart-golden: setup ## Write the chart's schema of values and its rendered golden files
 	@scripts/tools/interop-tools helm helm3 kubeconform

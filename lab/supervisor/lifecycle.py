@@ -208,10 +208,15 @@ class Supervisor:
 
         from lab.supervisor import bootstrap
 
-        await progress.run_step(
-            "namespaces, CRDs, API registration", bootstrap.create_objects(self.layout, cluster.api_host)
-        )
-        if self.parameters.kubernetes is not None:
+        # A lab without roles is one to install hotnic in: an installer creates its own objects.
+        empty = set(ROLES) <= set(self.options.without)
+        if empty:
+            await progress.run_step("CRDs", bootstrap.create_definitions(self.layout.kubeconfig))
+        else:
+            await progress.run_step(
+                "namespaces, CRDs, API registration", bootstrap.create_objects(self.layout, cluster.api_host)
+            )
+        if self.parameters.kubernetes is not None and not empty:
             await progress.run_step("rights and tokens of the roles", self._grant(self.parameters.kubernetes.helm))
         selected = [c for c in (*self.parameters.kubelet, *ROLES, "node") if c not in self.options.without]
         for component in selected:
@@ -225,13 +230,17 @@ class Supervisor:
     async def _prepare_node(self) -> None:
         from lab.apiserver.identity.pki import SERVICE_ADDRESS
         from lab.supervisor.kubernetes import kubelet
+        from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS
 
         identity = self.parameters.identity
         # In a thread: pyroute2's synchronous calls run an event loop of their own.
         await asyncio.to_thread(kubelet.prepare, self.layout, self.parameters.cluster.endpoint, identity.cgroup)
-        # No kube-proxy: this is how pods reach the API server.
-        listener = socket.create_server((SERVICE_ADDRESS, 443))
-        self._relays.append(await relay.serve_inwards(listener, identity.apiserver_port))
+        # No kube-proxy: this is how pods reach the API server, and NATS at the node's address.
+        for address, port in (
+            ((SERVICE_ADDRESS, 443), identity.apiserver_port),
+            ((NODE_ADDRESS, NATS_PORT), NATS_PORT),
+        ):
+            self._relays.append(await relay.serve_inwards(socket.create_server(address), port))
 
     async def _grant(self, helm: Path) -> None:
         from lab.supervisor.kubernetes import access

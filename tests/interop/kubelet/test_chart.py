@@ -1,0 +1,106 @@
+"""The Helm chart on a node with a real kubelet: every role is a pod, the hooks run, and an uninstall leaves nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.layout import CONTAINERD_SOCKET, NATS_PORT, ROLES
+from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS
+from tests.interop.kubelet.conftest import element, lab_exec
+from tests.support.interop.chart import CHART
+from tests.support.interop.tools import tool
+from tests.support.lab.ordinary_pods import OrdinaryPods, ordinary_pods
+from tests.support.lab.running import Lab, running_lab
+
+IMAGE = Path(__file__).parents[3] / ".cache" / "hotnic-dev.tar"
+NAMESPACE = "hotnic"
+CHOICE = ("--values", str(CHART / "choices" / "everything.yaml"))
+VALUES = {
+    # The lab has both kinds of CRDs.
+    "crds.nad": "false",
+    "crds.kubevirt": "false",
+    "nats.url": f"nats://{NODE_ADDRESS}:{NATS_PORT}",
+    "image.pullPolicy": "Never",
+}
+HELM_DEADLINE = 600.0
+"""Seconds for a command of helm that waits for pods; the longest takes 40 s."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Lab]:
+    """A lab without roles, whose node has the image."""
+    if not IMAGE.exists():
+        pytest.fail(f"{IMAGE} is missing: run `make kubelet-test`, which builds the image and writes it there")
+    directory = Path(tempfile.mkdtemp(prefix="hotnic-chart-"))
+    with running_lab(directory, bare=True, kubelet=True, without=ROLES, guests="double") as running:
+        ctr = (str(tool("containerd/ctr")), "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io")
+        lab_exec(running, *ctr, "images", "import", str(IMAGE))
+        running.kubectl("create", "namespace", NAMESPACE)
+        running.kubectl("apply", "-f", "k8s/examples/nad-bridge.yaml")
+        yield running
+    shutil.rmtree(directory)
+
+
+def helm(lab: Lab, *arguments: str) -> str:
+    """Run helm, which must succeed, and return its standard output."""
+    done = subprocess.run(
+        [str(tool("helm")), *arguments],
+        env={**os.environ, "KUBECONFIG": str(lab.layout.kubeconfig), "HELM_NAMESPACE": NAMESPACE},
+        capture_output=True,
+        text=True,
+        timeout=HELM_DEADLINE,
+        check=False,
+    )
+    if done.returncode:
+        pods = lab.kubectl("get", "pods", "-n", NAMESPACE, "-o", "wide")
+        pytest.fail(f"helm {arguments[0]}: {done.stderr}\n{done.stdout}\n{pods}")
+    return done.stdout
+
+
+def release(lab: Lab, verb: str, **more: str) -> None:
+    """Install or upgrade the release, and wait until every role is ready."""
+    values = {**VALUES, **more}
+    sets = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+    helm(lab, verb, "hotnic", str(CHART), *CHOICE, *sets, "--wait", "--timeout", "5m")
+
+
+async def test_install_test_upgrade_and_uninstall(cluster: Lab) -> None:
+    before = cni_files(cluster)
+    release(cluster, "install")
+    assert "Succeeded" in helm(cluster, "test", "hotnic", "--timeout", "5m")
+    async with ordinary_pods(cluster.layout.kubeconfig) as pods:
+        await pods.create("early", networks=json.dumps([element("net1")]), timeout=300)
+        await pods.set_networks("early", [element("net1"), element("eth7")])
+        await pods.until_links("early", "net1", "eth7", timeout=100)
+
+        release(cluster, "upgrade", **{"log.level": "debug"})
+        await pods.set_networks("early", [element("eth7")])
+        await pods.until_links("early", "eth7", timeout=100)
+        await pods.create("late", networks=json.dumps([element("net1")]), timeout=300)
+        await delete_and_find_nothing(cluster, pods, "early")
+
+        helm(cluster, "uninstall", "hotnic", "--timeout", "5m")
+        # containerd deletes the sandbox of a pod that multus has set up without it.
+        await delete_and_find_nothing(cluster, pods, "late")
+    assert cni_files(cluster) == before
+    left = cluster.kubectl("get", "all,configmaps,secrets,roles,rolebindings", "-n", NAMESPACE, "-o", "name").split()
+    assert left == ["configmap/kube-root-ca.crt"]
+
+
+async def delete_and_find_nothing(lab: Lab, pods: OrdinaryPods, name: str) -> None:
+    """Delete a pod, and assert that its addresses are free."""
+    addresses = {ip for entry in pods.attached(name) for ip in entry.ips or ()}
+    await pods.delete(name)
+    leases = lab_exec(lab, "find", "/var/lib/cni/networks", "-name", "10.77.*").split()
+    assert not addresses & {lease.rpartition("/")[2] for lease in leases}
+
+
+def cni_files(lab: Lab) -> list[str]:
+    """Return the CNI configuration and programs of the node."""
+    return lab_exec(lab, "find", "/etc/cni/net.d", "/opt/cni/bin", "/run/multus", "/var/lib/cni/multus").split()

@@ -19,7 +19,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The tests need no registry: they make the base image on this machine.
-image-test compose-test: export BASE_IMAGE ?= hotnic-base:local
+image-test compose-test kubelet-test: export BASE_IMAGE ?= hotnic-base:local
 # These targets run tests of the libvirt driver, so their set-up includes libvirt.
 test test-busy test-integration: export LIBVIRT := 1
 
@@ -90,9 +90,10 @@ kubernetes-test: setup ## Run conformance and end-to-end tests on Kubernetes its
 		--timeout 300 $(RERUNS) --durations=5 $(ARGS)
 
 .PHONY: kubelet-test
-kubelet-test: setup ## Run pods with networks on a real kubelet and containerd 2, and interrupt every process (root, Go)
+kubelet-test: image ## Run pods and the Helm chart on a real kubelet and containerd 2, and interrupt every process (root, Go)
 	@scripts/as-root-tier kubelet-test
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36 containerd
+	@scripts/with-docker-engine --if-needed docker save hotnic:dev --output .cache/hotnic-dev.tar
 	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubelet-test $(PYTEST) tests/interop/kubelet \
 		--timeout 600 $(RERUNS) --durations=5 $(ARGS)
 

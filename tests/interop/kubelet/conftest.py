@@ -44,7 +44,7 @@ async def pods(lab: Lab) -> AsyncIterator[OrdinaryPods]:
         yield found
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_left(lab: Lab) -> Iterator[None]:
     """Fail a test after which the node has more links, addresses, records, sandboxes or cgroups than before."""
     before = node(lab)

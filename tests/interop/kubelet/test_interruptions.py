@@ -10,6 +10,8 @@ from tests.interop.kubelet.conftest import element, lab_exec
 from tests.support.lab.ordinary_pods import OrdinaryPods
 from tests.support.lab.running import Lab
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 ON_THE_NODE = ("networks", "multus", "kubelet", "containerd")
 DEADLINE = 300.0
 """Seconds until pods run or networks are attached after an interruption; it takes less than 10 s."""

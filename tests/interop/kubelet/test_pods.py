@@ -11,6 +11,8 @@ from tests.interop.kubelet.conftest import element, lab_exec
 from tests.support.lab.ordinary_pods import OrdinaryPods
 from tests.support.lab.running import Lab
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 PODS, AT_ONCE = 40, 5
 Object = dict[str, Any]
 

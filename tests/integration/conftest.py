@@ -11,7 +11,7 @@ adopt_orphans()
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Fail a test that leaves a link, network namespace, mount, process or cgroup."""
+    """Fail a test that leaves a link, network namespace, mount or process."""
     before = count()
     yield
     found = left_over(before)

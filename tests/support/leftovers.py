@@ -1,19 +1,18 @@
-"""Search for what a test leaves on the machine: links, network namespaces, mounts, processes, cgroups.
+"""Search for what a test leaves on the machine: links, network namespaces, mounts, processes.
 
 The state before the test is compared with the state after it, so what existed before, or what a fixture of wider scope
-holds, does not count.
+holds, does not count. Cgroups are not here: they belong to the whole machine, so those of another run would count.
+Who stops a lab searches for that lab's (:func:`tests.support.lab.process.stop`).
 """
 
 import ctypes
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
-
-_CGROUPS = ("hotnic", "k8s.io", "kubepods", "containerd")
 
 Things = dict[str, set[str]]
 
@@ -32,29 +31,19 @@ def count() -> Things:
         "network namespace": {point for point, kind in points if kind == "nsfs"} | _named_namespaces(),
         "mount": {point for point, kind in points if kind != "nsfs"},
         "process": set(_descendants(os.getpid())),
-        "cgroup": _empty_cgroups(point for point, kind in points if kind.startswith("cgroup")),
     }
 
 
-def left_over(
-    before: Things, *, patience: float = 20.0, cgroup_patience: float = 60.0, without: str | None = None
-) -> list[str]:
+def left_over(before: Things, *, patience: float = 20.0) -> list[str]:
     """Return what exists now and did not exist before.
 
-    Cgroups belong to the whole machine, and a lab of another test run creates and removes some, too, so they get more
-    time to disappear.
-
-    :param patience: seconds for everything but cgroups to disappear by itself.
-    :param cgroup_patience: seconds for cgroups to disappear.
-    :param without: a kind that does not count.
+    :param patience: seconds for it to disappear by itself.
     """
     began = time.monotonic()
     while True:
         now = count()
-        new = {kind: sorted(now[kind] - before[kind]) for kind in now if kind != without}
-        waited = time.monotonic() - began
-        others = any(things for kind, things in new.items() if kind != "cgroup")
-        if not any(new.values()) or waited > cgroup_patience or (others and waited > patience):
+        new = {kind: sorted(now[kind] - before[kind]) for kind in now}
+        if not any(new.values()) or time.monotonic() - began > patience:
             return [f"{kind} {thing}" for kind, things in new.items() for thing in things]
         time.sleep(0.05)
 
@@ -94,26 +83,3 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return
-
-
-def _empty_cgroups(points: Iterable[str]) -> set[str]:
-    """Return the cgroups of the lab and of container runtimes without a process in them or below.
-
-    A cgroup with processes is still in use. Names of all hierarchies are joined, because with cgroup version 1 the
-    processes are only in some of the folders of a name.
-    """
-    found: set[str] = set()
-    busy: set[str] = set()
-    for point in points:
-        for folder, _, _ in os.walk(point):
-            name = os.path.relpath(folder, point)
-            if not name.startswith(_CGROUPS):
-                continue
-            try:
-                used = bool((Path(folder) / "cgroup.procs").read_text().strip())
-            except OSError:
-                continue
-            found.add(name)
-            if used:
-                busy |= {name, *map(str, Path(name).parents)}
-    return found - busy

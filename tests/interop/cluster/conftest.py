@@ -35,6 +35,5 @@ def nothing_left(cluster: ControlPlane) -> Iterator[None]:
     """Fail a test that leaves a link, network namespace, mount or process."""
     before = count()
     yield
-    # Cgroups are the whole machine's, and these tests make none: new ones belong to another test run.
-    found = left_over(before, without="cgroup")
+    found = left_over(before)
     assert not found, "left behind: " + ", ".join(found)

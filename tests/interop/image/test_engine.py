@@ -55,7 +55,7 @@ def test_command_gets_an_engine_of_its_own_and_nothing_remains(data: Path) -> No
     assert process.returncode == 7, err
     root, mode, path = out.split()
     assert (root, mode) == (str(data), "600")
-    assert left_over(before, without="cgroup") == []
+    assert left_over(before) == []
     assert folders(Path(path).parent) == []
 
 
@@ -87,7 +87,7 @@ def test_nothing_remains_after_a_kill(data: Path) -> None:
     while processes(data) or folders(home):
         assert time.monotonic() < deadline, f"still there: {processes(data)} {folders(home)}"
         time.sleep(0.05)
-    assert left_over(before, without="cgroup") == []
+    assert left_over(before) == []
 
 
 def test_signal_while_the_engine_starts_ends_it_first(data: Path) -> None:

@@ -46,10 +46,8 @@ class LabProcess:
         return process.returncode, output
 
     def down(self) -> str:
-        """Run `lab down`, which must succeed, and return its output."""
-        output: list[str] = []
-        assert commands.down(self.layout.dir, output.append) == 0
-        return "\n".join(output)
+        """Stop the lab as :func:`stop` does; return the output."""
+        return stop(self.layout)
 
     @property
     def identity(self) -> LabIdentity:
@@ -57,6 +55,17 @@ class LabProcess:
         identity = self.layout.identity()
         assert identity is not None
         return identity
+
+
+def stop(layout: Layout) -> str:
+    """Run `lab down`, which must succeed and leave no cgroup of this lab; return its output."""
+    identity = layout.identity()
+    output: list[str] = []
+    assert commands.down(layout.dir, output.append) == 0, "\n".join(output)
+    if identity is not None:
+        left = [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if identity.id in folder]
+        assert not left, f"left behind: {left}"
+    return "\n".join(output)
 
 
 def list_fixed_paths() -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ from lab.layout import GuestKind, Layout
 from lab.node.launcher import GUEST_ANNOTATION
 from schemas.kubernetes.objects import PODS, VMIS, Pod, VirtualMachineInstance
 from services.common.domain.operations import belongs_to
+from tests.support.lab.process import stop
 
 SAMPLE_VM = "centos-stream9-1"
 SAMPLE_NAD = "bridge-net"
@@ -298,4 +299,4 @@ def running_lab(
     try:
         yield lab
     finally:
-        assert commands.down(directory, output.append) == 0, "\n".join(output)
+        stop(lab.layout)

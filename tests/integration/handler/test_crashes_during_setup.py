@@ -3,7 +3,6 @@
 Real links. Every case ends with exactly the pod interface that the CNI plugin created: MAC, MTU, addresses, routes.
 """
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,26 +133,10 @@ class Nic:
 Way = Callable[[int | None], Awaitable[bool]]
 
 
-def plain(pod: Path) -> tuple[Any, ...]:
-    """Return what ``ip`` shows of the pod, without what the kernel adds by itself."""
-    links = json.loads(testbed.ip(pod, "-json", "link"))
-    addresses = json.loads(testbed.ip(pod, "-json", "address"))
-    routes = [
-        *json.loads(testbed.ip(pod, "-json", "-4", "route")),
-        *json.loads(testbed.ip(pod, "-json", "-6", "route")),
-    ]
-    return (
-        [(link["ifindex"], link["ifname"], link.get("address"), link["mtu"], link.get("master")) for link in links],
-        sorted((link["ifname"], "UP" in link["flags"]) for link in links),
-        sorted(f"{a['local']}/{a['prefixlen']}" for link in addresses for a in link["addr_info"]),
-        sorted((r["dst"], r.get("gateway", ""), r.get("metric", 0), r["dev"]) for r in routes),
-    )
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_crash_after_each_netlink_call_is_recovered(pod: Path, netns: InterruptibleNetns, shape: str) -> None:
     nic = Nic(netns, pod, shape)
-    before = plain(pod)
+    before = testbed.configured(pod)
     calls = 0
     set_up = torn_down = False
     while not (set_up and torn_down):
@@ -163,7 +146,7 @@ async def test_a_crash_after_each_netlink_call_is_recovered(pod: Path, netns: In
         if not set_up:
             await nic.set_up(calls)
             await nic.tear_down()
-            assert plain(pod) == before, f"after {calls} calls of the set-up"
+            assert testbed.configured(pod) == before, f"after {calls} calls of the set-up"
         # Interrupt the set-up and complete it. Interrupt the teardown, set up again and interrupt it again; then
         # complete it.
         set_up = await nic.set_up(calls)
@@ -175,6 +158,6 @@ async def test_a_crash_after_each_netlink_call_is_recovered(pod: Path, netns: In
             await nic.expect_set_up()
             assert not await nic.tear_down(calls)
         await nic.tear_down()
-        assert plain(pod) == before, f"after {calls} calls"
+        assert testbed.configured(pod) == before, f"after {calls} calls"
         assert await netns.sysctl(ARP_IGNORE) == "0"
     assert teardown_operations(await nic.observe(), NAMES, nic.record) == []

@@ -26,13 +26,6 @@ async def node() -> AsyncIterator[Node]:
         yield found
 
 
-def links(node: Node) -> list[Any]:
-    """Return the pod's links, addresses and routes as ``ip`` shows them."""
-    found = json.loads(testbed.ip(node.netns, "-json", "address"))
-    shown = [[link.get(key) for key in ("ifname", "link", "address", "mtu", "flags", "addr_info")] for link in found]
-    return [*shown, json.loads(testbed.ip(node.netns, "-json", "route"))]
-
-
 @asynccontextmanager
 async def monitor_of(node: Node) -> AsyncIterator[QmpGuest]:
     """Connect to the guest's QMP monitor. It serves one client, so the role has to disconnect first."""
@@ -61,7 +54,7 @@ async def test_a_link_behind_which_a_guest_gets_no_traffic_is_refused_and_not_ch
     testbed.ip(node.netns, "link", "add", "link", "master0", "name", name, "type", kind, "mode", "bridge")
     testbed.ip(node.netns, "link", "set", name, "up")
     testbed.ip(node.netns, "address", "add", IP, "dev", name)
-    before = links(node)
+    before = testbed.configured(node.netns)
     node.put_vmi("iface1", operations=(operation("iface1"),))
     node.put_network_status("iface1")
     refusal = await failed(node, "UnsupportedPodLink")
@@ -69,7 +62,7 @@ async def test_a_link_behind_which_a_guest_gets_no_traffic_is_refused_and_not_ch
     # The controller undoes the attachment when it finds this.
     await node.kube.until(lambda: getattr(node.operation("iface1"), "failed", None) == "UnsupportedPodLink")
     await node.settled()
-    assert links(node) == before
+    assert testbed.configured(node.netns) == before
     slots = read_nic_slots(node.kube.annotations(VMIS, "default", "vm1"))
     assert slots is not None
     assert (slots.free, slots.nics) == (2, 1)
@@ -123,7 +116,7 @@ async def test_a_link_with_more_routes_than_a_record_holds_is_refused_and_not_ch
     node.attach_pod_nic("iface1", IP)
     for number in range(250):
         testbed.ip(node.netns, "route", "add", f"172.16.{number}.0/24", "via", "10.0.0.1", "dev", LINK)
-    before = links(node)
+    before = testbed.configured(node.netns)
     node.put_vmi("iface1", operations=(operation("iface1"),))
     node.put_network_status("iface1")
     refusal = await failed(node, "PodNicRecordTooLarge")
@@ -131,4 +124,4 @@ async def test_a_link_with_more_routes_than_a_record_holds_is_refused_and_not_ch
     assert f"{LINK} with 1 addresses and 250 routes" in refusal.message
     await node.kube.until(lambda: getattr(node.operation("iface1"), "failed", None) == "PodNicRecordTooLarge")
     await node.settled()
-    assert links(node) == before
+    assert testbed.configured(node.netns) == before

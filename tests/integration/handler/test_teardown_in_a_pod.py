@@ -88,28 +88,14 @@ def attach(pod: Path, node: Path) -> None:
     testbed.ip(pod, "route", "add", "10.8.0.0/16", "via", "10.9.0.1", "metric", "50")
 
 
-def shown(pod: Path) -> tuple[Any, ...]:
-    """Return what ``ip`` shows of the pod: links, global addresses, routes."""
-    links = json.loads(testbed.ip(pod, "-json", "-detail", "link"))
-    addresses = json.loads(testbed.ip(pod, "-json", "address", "show", NAMES.pod_interface))
-    return (
-        [
-            (link["ifname"], link.get("address"), link["mtu"], "UP" in link["flags"], link.get("master"))
-            for link in links
-        ],
-        sorted(f"{a['local']}/{a['prefixlen']}" for a in addresses[0]["addr_info"] if a["scope"] == "global"),
-        sorted((r["dst"], r.get("gateway"), r.get("metric")) for r in json.loads(testbed.ip(pod, "-json", "route"))),
-    )
-
-
 async def test_mac_mtu_addresses_and_routes_are_restored(pod: Path, node: Path, netns: Netns) -> None:
     attach(pod, node)
-    before = shown(pod)
+    before = testbed.configured(pod)
     await set_up(netns, RECORD)
     assert await netns.sysctl(ARP_IGNORE) == "1"
-    assert shown(pod) != before
+    assert testbed.configured(pod) != before
     await tear_down(netns, RECORD)
-    assert shown(pod) == before
+    assert testbed.configured(pod) == before
     assert await netns.sysctl(ARP_IGNORE) == "0"
     assert await tear_down(netns, RECORD) == []
 

@@ -4,6 +4,7 @@ A namespace is bind-mounted to a path, as a container runtime does, so that hotn
 """
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -83,6 +84,30 @@ def ip(path: Path, *arguments: str) -> str:
     if done.returncode != 0:
         raise AssertionError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def configured(path: Path) -> tuple[Any, ...]:
+    """Return the links, addresses and routes in the namespace, without what the kernel changes by itself.
+
+    That is the carrier, link-local addresses and the detection of duplicate addresses.
+    """
+    links = json.loads(ip(path, "-json", "address"))
+    routes = [route for family in ("-4", "-6") for route in json.loads(ip(path, "-json", family, "route"))]
+    keys = ("ifindex", "ifname", "link", "master", "address", "mtu")
+    return (
+        [(*(link.get(key) for key in keys), "UP" in link["flags"]) for link in links],
+        sorted(
+            (link["ifname"], f"{address['local']}/{address['prefixlen']}")
+            for link in links
+            for address in link["addr_info"]
+            if address["scope"] != "link"
+        ),
+        sorted(
+            (route["dst"], route.get("gateway", ""), route.get("metric", 0), route["dev"])
+            for route in routes
+            if not route["dst"].startswith("fe80:")
+        ),
+    )
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Unplugging on a node: from a real guest, from a guest that does not respond, and where no device was attached."""
 
 import json
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,12 +14,14 @@ from schemas.bus.events import ChangedObject, Failed, GuestDetached, ObjectRef, 
 from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key, read_nic_slots
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
+from services.common.backoff import interval
 from services.common.domain.nic import link_names
 from services.common.netlink.pool import NetnsPool
 from services.common.telemetry.propagation import traceparent_of
 from services.handler.pod_network.apply import apply_operations
 from services.handler.pod_network.operations import ObservedLinks
 from services.handler.pod_network.setup import bridge_binding, pod_nic_link, setup_operations
+from services.handler.unplug import FIRST_RETRY, MAX_RETRY_INTERVAL
 from tests.support.bus.memory import MemoryBus
 from tests.support.guest.qemu import PRIMARY_MAC
 from tests.support.node import netns as testbed
@@ -104,8 +105,11 @@ async def test_a_real_guest_completes_an_unplug_and_a_second_plug() -> None:
             if span.context is not None and span.context.trace_id == request.get_span_context().trace_id
         ]
         names = [span.name for span in mine]
-        order = ["qmp device_del", "handler unplug iface1", "guest unplug iface1", "qmp netdev_del"]
+        # The request to a slow guest is repeated.
+        order = ["qmp device_del", "handler unplug iface1"] * max(1, names.count("qmp device_del"))
         order += [
+            "guest unplug iface1",
+            "qmp netdev_del",
             f"netlink teardown {pod_interface('iface1')[3:]}",
             "handler teardown iface1",
             "send hotplug.guest-detached",
@@ -132,14 +136,14 @@ async def test_the_pod_network_of_a_pending_unplug_remains_and_the_timeout_is_pu
     node.put_network_status("iface1")
     await node.until_status("iface1", "domain")
     node.put_vmi(absent=("iface1",), operations=(operation("iface1", kind=OperationKind.UNPLUG),))
-    events = await node.until_published(lambda found: any(isinstance(event, Failed) for event in found))
-    late = events[-1]
-    assert isinstance(late, Failed)
+    # QEMU refuses to repeat a request for 5 s; on a busy machine the second one may come later.
+    repeated = "already in the process of unplug"
+    events = await node.until_published(lambda found: any(repeated in getattr(one, "message", "") for one in found))
+    late = next(event for event in events if isinstance(event, Failed) and repeated in event.message)
     assert (late.at, late.reason, late.operation.kind) == (Stage.GUEST_DETACHED, "UnplugTimeout", OperationKind.UNPLUG)
     assert late.attempt > 1
     assert late.retry_after is not None
-    assert math.isclose(late.retry_after, 2.0, abs_tol=1.0)
-    assert "already in the process of unplug" in late.message
+    assert 0 < late.retry_after <= interval(late.attempt, FIRST_RETRY, MAX_RETRY_INTERVAL)
     await node.kube.until(lambda: node.warnings() == ["UnplugTimeout"])
     assert {NAMES.bridged, NAMES.bridge, NAMES.tap} <= node.links()
     found = node.operation("iface1")

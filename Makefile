@@ -87,7 +87,7 @@ kubernetes-test: setup ## Run conformance and end-to-end tests on Kubernetes its
 	@scripts/as-root-tier kubernetes-test
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36
 	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubernetes-test $(PYTEST) $(KUBERNETES_TESTS) \
-		--timeout 300 $(RERUNS) --durations=5 $(ARGS)
+		--timeout 600 $(RERUNS) --durations=5 $(ARGS)
 
 .PHONY: kubelet-test
 kubelet-test: image ## Run pods and the Helm chart on a real kubelet and containerd 2, and interrupt every process (root, Go)

@@ -28,6 +28,8 @@ QEMU_LOG: Final = "qemu.log"
 
 AGENT_PORT_NAME: Final = "org.qemu.guest_agent.0"
 DEFAULT_MEMORY_MIB: Final = 128
+BOOT_DEADLINE: Final = 120.0
+"""Seconds until a guest should have booted. An emulated one gets only the CPU time that other processes leave."""
 QBOOT: Final = Path("/usr/share/qemu/qboot.rom")
 _TB_SIZE_MIB: Final = 64
 _MONITOR_TIMEOUT: Final = 2.0
@@ -239,7 +241,7 @@ class QemuGuest:
         """Return QEMU's exit status once it has ended."""
         return await asyncio.shield(self._reaper)
 
-    async def wait_ready(self, timeout: float = 30.0) -> Ready:
+    async def wait_ready(self, timeout: float = BOOT_DEADLINE) -> Ready:
         """Return once the guest has booted.
 
         :raises GuestError: QEMU ended, or the guest did not boot within `timeout` seconds.
@@ -251,7 +253,7 @@ class QemuGuest:
         except ConnectionError as error:
             raise GuestError(str(error)) from error
 
-    async def wait_for_link(self, mac: str, timeout: float = 10.0, action: str = "add") -> LinkEvent:
+    async def wait_for_link(self, mac: str, timeout: float = 45.0, action: str = "add") -> LinkEvent:
         """Return the guest's report of `action` on the link with this MAC.
 
         :raises GuestError: QEMU ended, or the guest reported nothing within `timeout` seconds.

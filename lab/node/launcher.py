@@ -19,7 +19,7 @@ from typing import Final, get_args
 import msgspec
 
 from lab.guest.console import Ready
-from lab.guest.qemu import BootNic, GuestSpec
+from lab.guest.qemu import BOOT_DEADLINE, BootNic, GuestSpec
 from lab.layout import GuestKind
 from lab.node.cri import PodRuntime, RuntimeCallError
 from lab.node.guest_process import SOCKETS, UNKNOWN_EXIT, GuestProcess, GuestStartError
@@ -32,9 +32,6 @@ from services.common.telemetry.logs import Log
 
 GUEST_ANNOTATION: Final = "lab.hotnic.io/guest"
 """Annotation of a VMI, taken over from its VM's template: `qemu` or `double`; it overrides the lab's default."""
-
-BOOT_DEADLINE: Final = 120.0
-"""Seconds after which a guest that has not booted is logged; it continues to boot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +198,7 @@ class Launcher:
         try:
             ready = await process.console.wait_ready(BOOT_DEADLINE)
         except (TimeoutError, ConnectionError) as error:
+            # It continues to boot.
             self._log.warning("guest not booted", vmi=entry.record.name, error=str(error) or "no report on the console")
             return
         entry.booted = True

@@ -14,6 +14,7 @@ from lab.guest.console import AddressEvent, ConsoleFollower, GuestEvent, Ready
 from schemas.kubernetes.operations import PodNic, pod_nic_key, read_pod_nic
 from services.common.domain.status_interfaces import find_entry
 from tests.support.guest import shell as guest_shell
+from tests.support.lab.process import DEADLINE
 from tests.support.lab.running import Lab, wait_until
 
 NAD = "dual-net"
@@ -210,7 +211,7 @@ async def test_guest_has_the_same_addresses_after_a_reboot(nics: Pair) -> None:
         mark = len(console.events)
         one.shell("{ (sleep 0.2; reboot -f) & }")
         # An emulated guest boots with the CPU time that others leave.
-        await console.wait_for(lambda event: isinstance(event, Ready), timeout=150, since=mark)
+        await console.wait_for(lambda event: isinstance(event, Ready), timeout=DEADLINE, since=mark)
         await one.configured(console, mark)
     await nics.ping_each_other()
     one.wait_for_status()

@@ -14,6 +14,7 @@ from schemas.kubernetes.networks import NETWORK_STATUS, parse_network_status
 from schemas.names import pod_interface
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, find_entry, parse_tokens
 from tests.support.lab.node_state import node_state
+from tests.support.lab.process import DEADLINE
 from tests.support.lab.running import SAMPLE_NAD, Lab, wait_until
 
 NAD = ("--network-attachment-definition-name", SAMPLE_NAD)
@@ -89,11 +90,11 @@ def on_the_node(lab: Lab) -> tuple[object, ...]:
 
 
 async def wait_for_nics(lab: Lab, vm: str, count: int) -> None:
-    """Wait until the guest has this number of NICs."""
+    """Wait until the guest, which may have to boot, has this number of NICs."""
     async with lab.console(lab.vmi(vm)) as console:
         while len(console.links_seen()) != count:
             seen = len(console.events)
-            await console.wait_for(lambda event: isinstance(event, LinkEvent), timeout=45, since=seen)
+            await console.wait_for(lambda event: isinstance(event, LinkEvent), timeout=DEADLINE, since=seen)
 
 
 def change(lab: Lab, verb: str, vm: str, interface: str, *flags: str) -> None:

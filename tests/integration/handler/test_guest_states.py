@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient
 
-from lab.guest.qemu import AGENT_SOCKET, LAB_QMP_SOCKET, BootNic, GuestSpec, QemuGuest
+from lab.guest.console import Ready
+from lab.guest.qemu import AGENT_SOCKET, BOOT_DEADLINE, LAB_QMP_SOCKET, BootNic, GuestSpec, QemuGuest
 from lab.tools import LabTools
 from schemas.bus.events import ConfirmedBy, Event, Failed, GuestAttached
 from schemas.names import pod_interface
@@ -84,6 +85,7 @@ async def test_a_booting_guest_is_no_failure_and_a_paused_one_completes_an_unplu
         events = await node.until_published(lambda found: bool(confirmations(found)))
         assert confirmations(events) == [ConfirmedBy.DEVICE]
         assert not real.guest.console.events
+        await real.guest.wait_ready()
         events = await node.until_published(lambda found: ConfirmedBy.GUEST_AGENT in confirmations(found))
         assert failures(events) == []
 
@@ -111,10 +113,13 @@ async def test_a_guest_without_an_agent_is_confirmed_by_its_driver_and_completes
         assert node.status("iface1")["infoSource"] == "domain"
 
         # A request during the boot is lost. The request is repeated when the driver shows activity.
+        console = real.guest.console
+        seen = len(console.events)
         await real.execute_qmp("set-action", reboot="reset")
         await real.execute_qmp("system_reset")
         unplug(node)
-        await node.until_released("iface1", timeout=45)
+        await console.wait_for(lambda event: isinstance(event, Ready), BOOT_DEADLINE, since=seen)
+        await node.until_released("iface1")
         assert node.links() == {"lo", NAMES.pod_interface}
         assert {failed.reason for failed in failures(node.bus.published)} <= {"UnplugTimeout"}
 

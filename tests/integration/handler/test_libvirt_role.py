@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from lab.guest.console import ConsoleFollower
+from lab.guest.qemu import BOOT_DEADLINE
 from schemas.bus.events import Event, Failed, GuestDetached
 from schemas.kubernetes.operations import read_nic_slots
 from schemas.names import pod_interface
@@ -61,7 +62,7 @@ class Launcher:
             with running_libvirtd(folder, folder / "pod") as self.daemon:
                 async with ConsoleFollower(folder / "console.log") as console:
                     self.daemon.define(domain_xml(ports=4, boot=folder), paused=False)
-                    await console.wait_ready(30)
+                    await console.wait_ready(BOOT_DEADLINE)
                     yield self.daemon.pid
 
         return machine

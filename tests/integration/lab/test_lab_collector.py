@@ -9,8 +9,6 @@ from lab.cli import commands
 from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, running_lab
 from tests.support.telemetry.otlp_receiver import Received, grpc_receiver, http_receiver
 
-pytestmark = pytest.mark.timeout(120)
-
 SERVICES = {f"hotnic-{role}" for role in ("api", "controller", "networks", "multus", "handler")}
 
 

@@ -6,18 +6,11 @@ import sys
 import time
 from typing import Any
 
-import pytest
-
 from lab.cli import commands
 from lab.namespaces import control
 from lab.node.guest_process import NICENESS
 from lab.tools import LabTools
-from tests.support.lab.process import LabProcess
-
-# An emulated guest gets only the CPU time that other processes leave. This is below the time of `faulthandler_timeout`.
-pytestmark = pytest.mark.timeout(430)
-BOOT_DEADLINE = 150
-"""Seconds."""
+from tests.support.lab.process import DEADLINE, LabProcess
 
 VM = "centos-stream9-1"
 
@@ -40,10 +33,10 @@ def test_guest_survives_node_restart_and_ends_with_its_vm(labs: list[LabProcess]
     # A guest that ends by itself is started again, with a new VMI and a new pod.
     inside(lab, "kill", "-9", str(first["pid"]))
     # The VM is not ready only until its next guest has booted, which a command that begins now may not see any more.
-    deadline = time.monotonic() + BOOT_DEADLINE
+    deadline = time.monotonic() + DEADLINE
     while kubectl(lab, "get", "vmi", VM, "--ignore-not-found", "-o", "jsonpath={.metadata.uid}") in ("", first["uid"]):
         assert time.monotonic() < deadline, "the VM has no new VMI"
-    kubectl(lab, "wait", "vmi", VM, "--for=condition=Ready", f"--timeout={BOOT_DEADLINE}s")
+    kubectl(lab, "wait", "vmi", VM, "--for=condition=Ready", f"--timeout={DEADLINE:g}s")
     kubectl(lab, "wait", "vm", VM, "--for=condition=Ready", "--timeout=60s")
     (second,) = guests(lab)
     assert second["uid"] != first["uid"]
@@ -68,7 +61,7 @@ def guests(lab: LabProcess) -> list[dict[str, Any]]:
 def kubectl(lab: LabProcess, *arguments: str) -> str:
     """Run kubectl; return its standard output."""
     argv = ["kubectl", "--kubeconfig", str(lab.layout.kubeconfig), *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=BOOT_DEADLINE + 30).stdout
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=DEADLINE + 30).stdout
 
 
 def inside(lab: LabProcess, *command: str) -> str:

@@ -84,7 +84,6 @@ def assert_nothing_is_left(daemon: Daemon, parts: DaemonParts, netns: Path) -> N
     assert not {name for name in names(HOST) if name.startswith("veth")}
 
 
-@pytest.mark.timeout(600 if LONG else 60)
 async def test_del_after_an_interrupted_add_leaves_nothing(node: Daemon, sandbox_netns: Path) -> None:
     ends = []
     for moment in [*MOMENTS, 30.0]:
@@ -97,7 +96,6 @@ async def test_del_after_an_interrupted_add_leaves_nothing(node: Daemon, sandbox
     assert (ends[0], ends[-1]) == (False, True)
 
 
-@pytest.mark.timeout(600 if LONG else 60)
 async def test_the_sweep_finishes_an_interrupted_del(node: Daemon, sandbox_netns: Path) -> None:
     for moment in MOMENTS[1:]:
         parts = node.make_parts()
@@ -111,7 +109,6 @@ async def test_the_sweep_finishes_an_interrupted_del(node: Daemon, sandbox_netns
         assert_nothing_is_left(node, after, sandbox_netns)
 
 
-@pytest.mark.timeout(600 if LONG else 60)
 async def test_an_interrupted_hot_plug_is_rolled_back_or_complete(node: Daemon, sandbox_netns: Path) -> None:
     config = bridge_config(node.folder, name="green", bridge="br-green")
     parts = node.make_parts()

@@ -88,7 +88,6 @@ def call(node: MultusNode, command: str, number: int, netns: Path) -> dict[str, 
     return {"env": {**environ, "CNI_ARGS": pod}, "config": base64.b64encode(node.conf.read_bytes()).decode()}
 
 
-@pytest.mark.timeout(300)
 async def test_all_pods_of_a_reboot_at_once(node: MultusNode, sandboxes: list[Path]) -> None:
     for number in range(COUNT):
         node.kube.put(PODS, "default", f"pod{number}", metadata={"uid": f"uid{number}"}, spec={}, status={})

@@ -14,7 +14,7 @@ _KERNEL = re.compile(r"(?:\x1b\[6n)?\[ *\d+\.\d+\] .*\n?")
 _numbers = itertools.count(1)
 
 
-def run(folder: Path, command: str, *, timeout: float = 30.0) -> tuple[int, str]:
+def run(folder: Path, command: str, *, timeout: float = 45.0) -> tuple[int, str]:
     """Run a command in the guest's shell; return its exit code and its output.
 
     :param folder: the guest's directory, with its sockets.

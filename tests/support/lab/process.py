@@ -13,8 +13,11 @@ UP = (
     "options = commands.UpOptions(dir=Path(sys.argv[1]), bare=sys.argv[2] == 'bare', timeout=float(sys.argv[3])); "
     "sys.exit(commands.up(options))"
 )
-BARE_DEADLINE, DEADLINE = 60.0, 200.0
-"""Seconds until a lab has started; it takes 4 s, and 15 s with the sample VM, whose emulated guest gets less CPU."""
+BARE_DEADLINE, DEADLINE = 60.0, 250.0
+"""Seconds until a lab has started; it takes 4 s, and 15 s with the sample VM, whose emulated guest gets less CPU.
+
+The second one is for the boot of any other guest of a lab, too.
+"""
 FIXED_PATHS = ("/etc", "/opt", "/run", "/var/lib", "/etc/cni", "/opt/cni", "/var/lib/cni")
 
 

@@ -24,7 +24,7 @@ from lab.layout import GuestKind, Layout
 from lab.node.launcher import GUEST_ANNOTATION
 from schemas.kubernetes.objects import PODS, VMIS, Pod, VirtualMachineInstance
 from services.common.domain.operations import belongs_to
-from tests.support.lab.process import stop
+from tests.support.lab.process import DEADLINE, stop
 
 SAMPLE_VM = "centos-stream9-1"
 SAMPLE_NAD = "bridge-net"
@@ -164,8 +164,9 @@ class Lab:
         self.wait_ready(name)
 
     def wait_ready(self, name: str, namespace: str = "default") -> None:
-        """Wait until the guest of a VM has booted; an emulated guest gets only the CPU time that others leave."""
-        self.kubectl("wait", "vm", name, "-n", namespace, "--for=condition=Ready", "--timeout=120s", timeout=150)
+        """Wait until the guest of a VM has booted."""
+        deadline = f"--timeout={DEADLINE:g}s"
+        self.kubectl("wait", "vm", name, "-n", namespace, "--for=condition=Ready", deadline, timeout=DEADLINE + 30)
 
     def interface_name(self) -> str:
         """Return an interface name that no other test uses."""
@@ -289,6 +290,7 @@ def running_lab(
             dir=directory,
             bare=bare,
             without=without,
+            timeout=DEADLINE,
             guests=guests,
             kubernetes=on_kubernetes(),
             kubelet=kubelet,

@@ -96,7 +96,7 @@ async def test_the_daemon_waits_for_the_primary_network(node: MultusNode) -> Non
     finally:
         await http.close()
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), 45) == 0
 
 
 async def test_add_waits_for_a_starting_daemon(node: MultusNode, sandbox_netns: Path) -> None:

@@ -29,7 +29,7 @@ from tests.support.node.netns import run_in_netns
 _TUNSETIFF = 0x400454CA
 _TAP, _NO_PI, _VNET_HEADER = 0x0002, 0x1000, 0x4000
 _HEADER = bytes(10)  # struct virtio_net_hdr without offloads
-_TRIES, _TRY_TIMEOUT = 10, 0.5
+_TRIES, _TRY_TIMEOUT = 90, 0.5
 UNSPECIFIED, LIMITED_BROADCAST = IPv4Address(0), IPv4Address(0xFFFFFFFF)
 
 

@@ -44,7 +44,7 @@ class MultusNode:
             yield process
             if process.returncode is None:
                 process.terminate()
-            assert await asyncio.wait_for(process.wait(), 15) == 0
+            assert await asyncio.wait_for(process.wait(), 45) == 0
         finally:
             if process.returncode is None:
                 process.kill()
@@ -71,7 +71,7 @@ class MultusNode:
         process = await asyncio.create_subprocess_exec(
             self.folder / "bin" / "hotnic-multus", env=environ or cni_environment(command, netns), stdin=-1, stdout=-1
         )
-        out, _ = await asyncio.wait_for(process.communicate(json.dumps(config).encode()), 30)
+        out, _ = await asyncio.wait_for(process.communicate(json.dumps(config).encode()), 45)
         assert process.returncode is not None
         return process.returncode, json.loads(out) if out else None
 

@@ -1,8 +1,9 @@
 """The HTTP server on the unix socket: routes, decoding of calls, and responses that upstream's shim understands.
 
-A successful ADD returns ``{"Result": …}``, any other command an empty body. A failure is 400 with a CNI error document,
-or with a line of text if the body was not a request. ``GET /sandboxes/<id>`` returns a record. It is 404 if there is
-none, as for every path that upstream's daemon does not serve, and 500 if there is one that cannot be read.
+Each connection carries one request. A successful ADD returns ``{"Result": …}``, any other command an empty body. A
+failure is 400 with a CNI error document, or with a line of text if the body was not a request. ``GET /sandboxes/<id>``
+returns a record. It is 404 if there is none, as for every path that upstream's daemon does not serve, and 500 if there
+is one that cannot be read.
 Next: :mod:`services.multus.call_handler`, which carries out a call.
 """
 
@@ -94,11 +95,13 @@ def metrics_app(telemetry: Telemetry) -> web.Application:
 
 
 def _counting(requests: Counter) -> Any:
-    """Count requests as upstream does: ``multus_server_request_total`` by handler, code and method."""
+    """Count requests as upstream does (``multus_server_request_total``), and end each connection after its response."""
 
     @web.middleware
     async def counting(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
+        # As upstream, each connection carries one request: a client must not find one that a restart has closed.
+        response.force_close()
         # Other paths share one label value, so that a client cannot create series without limit.
         path = request.path if request.path in _COUNTED else "NotFound"
         requests.add(1, {"handler": path, "code": str(response.status), "method": request.method.lower()})
@@ -130,7 +133,9 @@ def _call_route(
         if call.command is not cni.CniCommand.ADD:
             return web.Response()
         # The content type is upstream's.
-        return web.Response(body=msgspec.json.encode(multus.DelegateResponse(result)), content_type="text/plain")
+        return web.Response(
+            body=msgspec.json.encode(multus.DelegateResponse(result)), content_type="text/plain", charset="utf-8"
+        )
 
     return handle
 

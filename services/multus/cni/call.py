@@ -97,8 +97,8 @@ def decode(body: bytes) -> CniCall:
         request = _decoder.decode(body)
     except msgspec.DecodeError as error:
         raise MalformedError(f"request body: {error}") from error
-    if request is None:
-        raise MalformedError("request body: null")
+    # As upstream: `null` is a request without any field.
+    request = request or multus.CniRequest()
     try:
         config = request.config_bytes()
     except ValueError as error:
@@ -108,7 +108,7 @@ def decode(body: bytes) -> CniCall:
         return CniCall(command, config)
     for key in ("CNI_CONTAINERID", "CNI_NETNS", "CNI_ARGS"):
         if key not in request.env:
-            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"{key} is missing in the request's environment")
+            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"missing {key} in the request's environment")
     sandbox_id = request.env["CNI_CONTAINERID"]
     if not is_valid_sandbox_id(sandbox_id):
         raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_CONTAINERID {sandbox_id!r} is not a container id")
@@ -193,7 +193,7 @@ def plugin_args(pod: PodId | None, sandbox_id: str, attributes: AttachmentAttrib
 def _command(env: Mapping[str, str]) -> cni.CniCommand:
     text = env.get("CNI_COMMAND", "")
     if not text:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, "CNI_COMMAND is missing in the request's environment")
+        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, "unexpected or missing CNI_COMMAND")
     try:
         command = cni.CniCommand(text)
     except ValueError:
@@ -212,12 +212,12 @@ def _pod(args: str) -> PodId:
         key, equals, value = item.partition("=")
         # As upstream: exactly one `=` in each item.
         if not equals or "=" in value:
-            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_ARGS: {item!r} is not of the form key=value")
+            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"invalid CNI_ARG '{item}': it is not key=value")
         values[key.strip()] = value.strip()
-    namespace, name = values.get("K8S_POD_NAMESPACE", ""), values.get("K8S_POD_NAME", "")
-    if not namespace or not name:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, "CNI_ARGS names no pod (K8S_POD_NAMESPACE, K8S_POD_NAME)")
-    return PodId(namespace, name, values.get("K8S_POD_UID", ""))
+    for key in ("K8S_POD_NAMESPACE", "K8S_POD_NAME"):
+        if not values.get(key):
+            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"missing {key} in CNI_ARGS")
+    return PodId(values["K8S_POD_NAMESPACE"], values["K8S_POD_NAME"], values.get("K8S_POD_UID", ""))
 
 
 def _attributes(sent: multus.InterfaceAttributes | msgspec.UnsetType | None) -> AttachmentAttributes:

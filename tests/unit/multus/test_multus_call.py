@@ -58,6 +58,11 @@ def test_decode_reads_a_request_of_the_shim() -> None:
     assert decode(b'{"env":{"CNI_COMMAND":"STATUS"}}').command is cni.CniCommand.STATUS
 
 
+def test_null_is_a_request_without_fields() -> None:
+    with pytest.raises(CniError, match="missing CNI_COMMAND"):
+        decode(b"null")
+
+
 def test_null_attributes_are_empty() -> None:
     call = decode(body(attributes={"cni-args": None, "ips": None}))
     assert call.attributes == AttachmentAttributes()
@@ -66,20 +71,20 @@ def test_null_attributes_are_empty() -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"CNI_COMMAND": None}, "CNI_COMMAND is missing"),
+        ({"CNI_COMMAND": None}, "missing CNI_COMMAND"),
         ({"CNI_COMMAND": "add"}, "unknown cmd type: add"),
         ({"CNI_COMMAND": "VERSION"}, "unknown cmd type: VERSION"),
-        ({"CNI_CONTAINERID": None}, "CNI_CONTAINERID is missing"),
+        ({"CNI_CONTAINERID": None}, "missing CNI_CONTAINERID"),
         ({"CNI_CONTAINERID": "../../etc"}, "is not a container id"),
         ({"CNI_CONTAINERID": ""}, "is not a container id"),
         ({"CNI_NETNS": ""}, "CNI_NETNS is empty"),
-        ({"CNI_NETNS": None}, "CNI_NETNS is missing"),
+        ({"CNI_NETNS": None}, "missing CNI_NETNS"),
         ({"CNI_IFNAME": ""}, "is not a link name"),
         ({"CNI_IFNAME": "a/b"}, "is not a link name"),
-        ({"CNI_ARGS": None}, "CNI_ARGS is missing"),
-        ({"CNI_ARGS": "K8S_POD_NAME=x"}, "names no pod"),
-        ({"CNI_ARGS": "K8S_POD_NAME"}, "is not of the form key=value"),
-        ({"CNI_ARGS": "A=b=c"}, "is not of the form key=value"),
+        ({"CNI_ARGS": None}, "missing CNI_ARGS"),
+        ({"CNI_ARGS": "K8S_POD_NAME=x"}, "missing K8S_POD_NAMESPACE"),
+        ({"CNI_ARGS": "K8S_POD_NAME"}, "invalid CNI_ARG"),
+        ({"CNI_ARGS": "A=b=c"}, "invalid CNI_ARG"),
     ],
 )
 def test_a_missing_or_invalid_variable_is_named(changes: dict[str, str | None], part: str) -> None:
@@ -96,7 +101,7 @@ def test_attributes_cannot_add_cni_args(attributes: dict[str, Any]) -> None:
     assert caught.value.code == cni.CniErrorCode.INVALID_CONFIG
 
 
-@pytest.mark.parametrize("data", [b"null", b"", b"[]", b"{", b'{"env":[]}', b'{"env":{},"config":"*"}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"env":[]}', b'{"env":{},"config":"*"}', b"\xff"])
 def test_decode_refuses_what_is_not_a_request(data: bytes) -> None:
     with pytest.raises(MalformedError):
         decode(data)

@@ -84,7 +84,7 @@ async def test_a_damaged_record_that_the_sweep_has_renamed_is_404(daemon: Daemon
 
 
 @pytest.mark.parametrize("path", ["/cni", "/delegate"])
-@pytest.mark.parametrize("body", [b"null", b"", b"{", b"[]", b'{"env":{},"config":"*"}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"env":{},"config":"*"}'])
 async def test_a_malformed_request_is_answered_with_400_and_text(daemon: Daemon, path: str, body: bytes) -> None:
     status, answer = await daemon.http.request("POST", path, body=body)
     assert status == 400

@@ -7,6 +7,7 @@ Next: :mod:`services.networks.network_config`, the CNI configuration that is sen
 
 import asyncio
 import os
+import re
 from typing import Final
 from urllib.parse import quote
 
@@ -40,8 +41,12 @@ STILL_IN_USE: Final = "StillInUse"
 """A guest uses the link: it cannot be detached before the handler has torn down the pod network."""
 FAILED: Final = "CniFailed"
 
-_PLUGIN_FAILED: Final = "failed (add)"
-"""libcni's text for a plugin that ran and failed. Both daemons check that the link name is free before they run one."""
+_PLUGIN_FAILED: Final = re.compile(rb"failed \(add\)|error configuring pod \[[^]]*] networking: (?!DelegateAdd: )")
+"""The response of a daemon that has found the link name free, and has failed after that.
+
+The first text is libcni's, for a plugin of a list. For a single plugin upstream's daemon quotes the plugin alone after
+the second text, which is its own. The errors of its checks, that of the name among them, begin with ``DelegateAdd:``.
+"""
 
 DaemonId = tuple[int, int, int]
 """Device, inode and time of change of a daemon's socket."""
@@ -227,7 +232,7 @@ def attachment_failure(command: cni.CniCommand, status: int, response: bytes) ->
 
     :param response: a CNI error document of hotnic's daemon, or plain text of upstream's.
     """
-    plugin_failed = command is cni.CniCommand.ADD and _PLUGIN_FAILED.encode() in response
+    plugin_failed = command is cni.CniCommand.ADD and _PLUGIN_FAILED.search(response) is not None
     error = _cni_error(response)
     if error is None:
         text = _text(response) or "no text"

@@ -28,8 +28,8 @@ DEGRADED_API = "api"
 """Value of :attr:`StatusView.degraded` when hotnic's api does not answer."""
 API_RETRY_DELAY = 5.0
 """Seconds until the next request to an api that did not answer."""
-STREAM_IDLE_TIMEOUT = 65.0
-"""Seconds without data until a watch counts as broken; the api ends each watch before."""
+STREAM_DEADLINE = 65.0
+"""Seconds until a watch counts as broken; the api ends each watch before."""
 NO_NATS = "hotnic's api is not connected to NATS"
 MAX_MESSAGES = 3
 """Warning events to show of an interface."""
@@ -101,7 +101,7 @@ async def follow_status(
 async def _stream(kube: Kube, vmi: VirtualMachineInstance, version: str) -> AsyncIterator[HotplugStatusEvent]:
     rest, ended = b"", False
     query = {"watch": "true"} | ({"resourceVersion": version} if version else {})
-    async with kube.stream(status_path(vmi), query, idle=STREAM_IDLE_TIMEOUT) as chunks:
+    async with kube.stream(status_path(vmi), query, timeout=STREAM_DEADLINE) as chunks:
         async for chunk in chunks:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:

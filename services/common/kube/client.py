@@ -23,6 +23,8 @@ from services.common.telemetry.propagation import HasTracer
 T = TypeVar("T")
 
 MERGE_PATCH = "application/merge-patch+json"
+END_GRACE = 30.0
+"""Seconds that a server may take longer to end a watch than it was asked to."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -238,34 +240,34 @@ class Kube:
         resource_version: str,
         labels: str | None = None,
         fields: str | None = None,
-        duration: float = 300.0,
-        idle: float = 75.0,
+        duration: float,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a watch, and yield the chunks of its stream. The caller splits them into lines.
 
-        :param duration: seconds after which the server ends the watch.
-        :param idle: seconds without data after which the connection counts as dead. Bookmarks arrive about once a
-            minute.
+        A watch may deliver nothing for its whole time: some API servers send no bookmark for a quiet type.
+
+        :param duration: seconds after which the server ends the watch. One that does not counts as broken.
         :raises Gone: the resource version is too old.
         :raises Unavailable: no response, or, while reading, a broken connection.
         """
+        seconds = max(1, round(duration))
         query = _selectors(labels, fields) | {
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
-            "timeoutSeconds": str(max(1, round(duration))),
+            "timeoutSeconds": str(seconds),
         }
-        return self._transport.stream(resource.path(namespace), query, idle=idle)
+        return self._transport.stream(resource.path(namespace), query, timeout=seconds + END_GRACE)
 
     def stream(
-        self, path: str, query: Mapping[str, str], *, idle: float
+        self, path: str, query: Mapping[str, str], *, timeout: float
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a long-running response, and yield its chunks.
 
-        :param idle: seconds without data after which the connection counts as dead.
+        :param timeout: seconds for the whole response, which the server ends before.
         :raises KubeError: the request failed, or, while reading, the connection broke.
         """
-        return self._transport.stream(path, query, idle=idle)
+        return self._transport.stream(path, query, timeout=timeout)
 
     def decode(self, resource: Resource[T], body: bytes | msgspec.Raw) -> T:
         """Decode an object of a resource.

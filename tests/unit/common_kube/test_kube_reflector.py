@@ -191,16 +191,6 @@ async def test_a_dropped_connection_is_watched_again(kube: Kube, script: Any, ma
         await seen.until(lambda: seen.states == [True, False, True])
 
 
-async def test_a_silent_connection_counts_as_dead(kube: Kube, script: Any) -> None:
-    seen = Recorder()
-    script.listing()
-    first, second = script.watch(), script.watch()
-    async with reflecting(kube, seen, idle=0.2):
-        await asyncio.wait_for(first.opened.wait(), 5)
-        await asyncio.wait_for(second.opened.wait(), 5)
-        assert script.requests[-1].query["resourceVersion"] == "10"
-
-
 async def test_garbage_in_the_stream_lists_again(kube: Kube, script: Any, make_pod: Any) -> None:
     seen = Recorder()
     script.listing(make_pod("a", "1"))

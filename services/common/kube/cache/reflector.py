@@ -1,8 +1,9 @@
 """Reflector: keeps a store in sync with a collection by list and watch with bookmarks.
 
-After any failure (a version too old, a dropped or silent connection, garbage in the stream, an error event) it watches
-or lists again, with jittered backoff. A new list also finds what was deleted meanwhile. An object that cannot be
-decoded is logged and skipped. This is no queue: ``on_change`` is called at once and must be cheap.
+The server ends each watch after some minutes, and the next one continues from the last version. A watch without events
+and bookmarks is no failure. After any failure (a version too old, a broken connection, garbage in the stream, an error
+event) it watches or lists again, with jittered backoff. A new list also finds what was deleted meanwhile. An object
+that cannot be decoded is logged and skipped. This is no queue: ``on_change`` is called at once and must be cheap.
 Next: :mod:`services.common.reconcile`, whose ``add`` an ``on_change`` usually calls.
 """
 
@@ -68,8 +69,7 @@ class Reflector(Generic[T]):
         created again under its name is reported as deleted first.
     :param on_state: called when the watch opens (``True``) or breaks (``False``), with the cause.
     :param denials: told when the API server forbids the list or the watch, and when it allows them again.
-    :param idle: seconds without data after which a watch counts as dead.
-    :param duration: seconds after which the server ends a watch, plus or minus 20 %.
+    :param duration: seconds after which the server ends a watch, at least; at most twice as many.
     :param min_watch: seconds after which a watch without events counts as a success.
     :ivar synced: set after the first list.
     """
@@ -87,7 +87,6 @@ class Reflector(Generic[T]):
         on_state: Callable[[bool, str], None] = lambda _ok, _why: None,
         denials: Denials | None = None,
         rng: random.Random | None = None,
-        idle: float = 75.0,
         duration: float = 300.0,
         min_watch: float = MIN_WATCH_SECONDS,
     ) -> None:
@@ -101,7 +100,6 @@ class Reflector(Generic[T]):
         self._denials = denials or Denials()
         self._log = log.bind(resource=resource.plural)
         self._rng = rng or random.Random()
-        self._idle = idle
         self._duration = duration
         self._min_watch = min_watch
         self._opened: float | None = None
@@ -158,7 +156,7 @@ class Reflector(Generic[T]):
     async def _watch(self) -> None:
         received = False
         # Jitter, so that watches that began together do not end together.
-        duration = self._duration * self._rng.uniform(0.8, 1.2)
+        duration = self._duration * self._rng.uniform(1.0, 2.0)
         async with self._kube.watch(
             self._resource,
             self._namespace,
@@ -166,17 +164,20 @@ class Reflector(Generic[T]):
             labels=self._labels,
             fields=self._fields,
             duration=duration,
-            idle=self._idle,
         ) as chunks:
             self._opened = self._now()
             self._set_state(True, "")
             self._denials.set(self, "")
             async for line in _lines(chunks):
                 self._handle(line)
-                received, self._failures, self._relisted = True, 0, False
+                received = True
+                self._record_success()
         if not received and not self._lasted():
             raise BadApiResponse("the watch ended as soon as it was open")
-        self._failures = 0
+        self._record_success()
+
+    def _record_success(self) -> None:
+        self._failures, self._relisted = 0, False
 
     def _handle(self, line: bytes) -> None:
         try:

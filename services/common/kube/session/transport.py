@@ -5,10 +5,11 @@ credentials are :mod:`services.common.kube.session.auth`.
 Next: :mod:`services.common.kube.client`, which adds objects and verbs.
 """
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -25,6 +26,10 @@ from services.common.telemetry.tracer import CONFLICT
 DEADLINE = 10.0
 """Seconds for a whole request, including the connection."""
 CONNECT_DEADLINE = 5.0
+ANSWER_DEADLINE = 30.0
+"""Seconds until the first line of a long-running response. A watch is answered before its first event."""
+PEER_DEADLINE = 30.0
+"""Seconds until TCP counts a peer as gone that acknowledges nothing, such as a machine that lost its power."""
 KEEP_ALIVE = 30.0
 """Seconds until an idle connection is closed: less than API servers and load balancers wait on their side."""
 MAX_CONNECTIONS = 100
@@ -56,10 +61,17 @@ class Transport:
         self._user_agent = user_agent
 
     @classmethod
-    def open(cls, access: ClusterAccess, telemetry: HasTracer, user_agent: str) -> "Transport":
-        """Create the session without sending anything."""
+    def open(
+        cls, access: ClusterAccess, telemetry: HasTracer, user_agent: str, *, peer_deadline: float = PEER_DEADLINE
+    ) -> "Transport":
+        """Create the session without sending anything.
+
+        :param peer_deadline: seconds until a peer that acknowledges nothing counts as gone; at least 2.
+        """
         connector = aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE, socket_factory=_keep_alive_socket
+            limit=MAX_CONNECTIONS,
+            keepalive_timeout=KEEP_ALIVE,
+            socket_factory=partial(_create_socket, peer_deadline=peer_deadline),
         )
         session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return cls(access, session, telemetry, user_agent)
@@ -110,17 +122,21 @@ class Transport:
                 raise
 
     @asynccontextmanager
-    async def stream(self, path: str, query: Mapping[str, str], *, idle: float) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(
+        self, path: str, query: Mapping[str, str], *, timeout: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Yield the chunks of a long-running response, such as a watch.
 
-        It has no span, because it outlives the operation that opened it.
+        It has no span, because it outlives the operation that opened it. It may deliver nothing for its whole time:
+        whether the peer is still there is watched by TCP.
 
-        :param idle: seconds without data after which the connection counts as dead.
+        :param timeout: seconds for the whole response, which the server ends before.
         :raises KubeError: as :meth:`request`; :class:`Unavailable` also while reading, if the connection breaks.
         """
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_DEADLINE, sock_read=idle)
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_DEADLINE)
         try:
-            response = await self._send("GET", path, query, None, None, None, limits)
+            async with asyncio.timeout(ANSWER_DEADLINE):
+                response = await self._send("GET", path, query, None, None, None, limits)
             async with response:
                 if response.status >= 300:
                     raise classify(response.status, await response.read(), response.headers)
@@ -198,13 +214,14 @@ def _unavailable(error: BaseException, request: str) -> Unavailable:
     return Unavailable(f"{request}: {error or type(error).__name__}", reason="Unreachable")
 
 
-def _keep_alive_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Create a socket that detects within 30 s that the peer is gone, even on a watch without data."""
+def _create_socket(address: tuple[Any, ...], *, peer_deadline: float) -> socket.socket:
+    """Create a socket whose connection breaks when the peer is gone, even if no data is due in either direction."""
     family, kind, protocol = address[0], address[1], address[2]
     sock = socket.socket(family=family, type=kind, proto=protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    # Half of the time without data, then probes in the other half.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(peer_deadline / 2)))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(peer_deadline / 6)))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(peer_deadline * 1000))
     return sock

@@ -16,6 +16,7 @@ from aiohttp import web
 from opentelemetry.trace import SpanKind, StatusCode
 
 from schemas.kubernetes.objects import Status, StatusDetails
+from schemas.kubernetes.status_reasons import STATUS_REASONS
 from services.common.http.listen import BACKLOG, Listener, bind
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, TraceEntry, context_of, trace_entry
@@ -26,24 +27,6 @@ ErrorFormat: TypeAlias = Literal["status", "text"]
 SHUTDOWN_DEADLINE = 4.0
 """Seconds for running requests to finish when the server stops."""
 
-_REASONS = {
-    400: "BadRequest",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "NotFound",
-    405: "MethodNotAllowed",
-    406: "NotAcceptable",
-    408: "Timeout",
-    409: "Conflict",
-    410: "Gone",
-    413: "RequestEntityTooLarge",
-    415: "UnsupportedMediaType",
-    422: "Invalid",
-    429: "TooManyRequests",
-    500: "InternalError",
-    503: "ServiceUnavailable",
-    504: "Timeout",
-}
 _log = logging.getLogger("hotnic.http")
 _encode = msgspec.json.Encoder().encode
 
@@ -65,7 +48,7 @@ class StatusError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.reason = reason or _REASONS.get(code, HTTPStatus(code).phrase.replace(" ", ""))
+        self.reason = reason or STATUS_REASONS.get(code, HTTPStatus(code).phrase.replace(" ", ""))
         self.message = message
         self.details = details
         self.headers = dict(headers or {})

@@ -214,7 +214,7 @@ class Kube:
         :param content_type: type of the body; JSON by default.
         :param timeout: seconds.
         :param span: name of the span; ``kube METHOD`` by default.
-        :raises KubeError: the status is 400 or more, or there is no response.
+        :raises KubeError: the status is 300 or more, or there is no response.
         """
         guarded = not isinstance(body, bytes) and json_patches.is_guarded(body)
         if body is not None:

@@ -76,7 +76,7 @@ async def test_create_and_delete(kube: Kube, script: Any, make_pod: Any) -> None
         (400, "BadRequest", errors.BadRequest),
         (403, "Forbidden", errors.Forbidden),
         (404, "NotFound", errors.NotFound),
-        (405, "MethodNotAllowed", errors.KubeError),
+        (405, "MethodNotAllowed", errors.BadRequest),
         (409, "Conflict", errors.Conflict),
         (409, "AlreadyExists", errors.AlreadyExists),
         (410, "Expired", errors.Gone),

@@ -39,7 +39,7 @@ JSON_PATCH = "application/json-patch+json"
 
 
 class KubeResponse(msgspec.Struct, frozen=True):
-    """A complete response with a status below 400; header names are case-insensitive."""
+    """A complete response with a status below 300; header names are case-insensitive."""
 
     status: int
     headers: Mapping[str, str]
@@ -98,7 +98,7 @@ class Transport:
         :param timeout: seconds.
         :param span: name of the CLIENT span.
         :param guarded: whether the request applies to a certain state of the object only.
-        :raises KubeError: the status is 400 or more, or there is no response.
+        :raises KubeError: the status is 300 or more, or there is no response.
         """
         attributes = {"http.request.method": method, "url.path": path, **_server_attributes(self.access.server)}
         with self._tracer.start_as_current_span(
@@ -107,7 +107,7 @@ class Transport:
             try:
                 limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, CONNECT_DEADLINE))
                 response = await self._exchange(current, method, path, query, body, content_type, headers, limits)
-                if response.status >= 400:
+                if response.status >= 300:
                     tested = guarded and content_type == JSON_PATCH
                     raise classify(response.status, response.body, response.headers, guarded=tested)
                 return response

@@ -11,8 +11,9 @@ import msgspec
 
 from schemas.bus import cloudevents
 from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, Subject, parse_subject
-from schemas.bus.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, decode, encode
+from schemas.bus.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, Requested, decode, encode
 from schemas.stages import ROWS
+from services.common.domain.status.stage_history import normalize_time
 
 MSG_ID = "Nats-Msg-Id"
 DEAD_REASON = "Hotnic-Dead-Reason"
@@ -98,10 +99,16 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
         stage=event.stage,
         role=role,
         node=node,
-        time=(now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        time=_event_time(event) or normalize_time((now or datetime.now(UTC)).isoformat()),
     )
     headers[MSG_ID] = event_id
     return BusMessage(str(event.subject), payload, headers)
+
+
+def _event_time(event: Event) -> str:
+    """Return the time at which the event occurred; empty if that is the time of the publish."""
+    # Roles publish in parallel, each after its own change: without this, `requested` may seem later than its outcome.
+    return normalize_time(event.operation.requested_at or "") if isinstance(event, Requested) else ""
 
 
 def decode_message(subject: str, headers: Mapping[str, str] | None, payload: bytes) -> tuple[Event, Subject]:

@@ -16,6 +16,7 @@ from schemas.bus.events import (
     MultusAttached,
     ObjectRef,
     PodAnnotated,
+    Requested,
 )
 from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
@@ -48,6 +49,22 @@ def test_message_round_trip(node: str, namespace: str, vmi: str, attempt: int) -
     )
     message = encode_message(event, role="controller", node=node, start_id="s")
     assert decode_message(message.subject, message.headers, message.payload) == (event, event.subject)
+
+
+@pytest.mark.parametrize(
+    ("requested_at", "time"),
+    [
+        ("2026-11-23T09:59:58.7Z", "2026-11-23T09:59:58.700Z"),
+        ("2026-11-23T11:59:58+02:00", "2026-11-23T09:59:58.000Z"),
+        (None, "2026-11-23T10:00:00.001Z"),
+        ("yesterday", "2026-11-23T10:00:00.001Z"),
+    ],
+)
+def test_a_requested_event_has_the_time_of_the_request(requested_at: str | None, time: str) -> None:
+    operation = Operation("1", OperationKind.PLUG, "a", requested_at=requested_at)
+    event = Requested(operation=operation, vmi=ObjectRef("ns", "vm1", "u"), node="_")
+    message = encode_message(event, role="api", node="_", start_id="s", now=NOW)
+    assert message.headers["ce-time"] == time
 
 
 @given(

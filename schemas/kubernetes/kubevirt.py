@@ -52,4 +52,18 @@ class KubeVirt(_KubeVirtPart, frozen=True):
     status: KubeVirtStatus = KubeVirtStatus()
 
 
+class CustomResourceDefinition(_KubeVirtPart, frozen=True):
+    """The definition of an API resource, such as that of the ``KubeVirt`` objects."""
+
+    metadata: ObjectMeta = ObjectMeta()
+
+
 KUBEVIRTS = Resource("kubevirt.io", "v1", "kubevirts", "KubeVirt", KubeVirt)
+CRDS = Resource(
+    "apiextensions.k8s.io",
+    "v1",
+    "customresourcedefinitions",
+    "CustomResourceDefinition",
+    CustomResourceDefinition,
+    namespaced=False,
+)

@@ -1,4 +1,4 @@
-"""Watch of the cluster's KubeVirt objects; a cluster without KubeVirt's CRD has none.
+"""Watch of the cluster's KubeVirt objects; a cluster without KubeVirt's CRD has none until the CRD is installed.
 
 :mod:`services.common.domain.kubevirt` decides what they mean.
 Next: :mod:`services.common.runtime.owner`, which uses them to decide whether hotnic owns the interfaces.
@@ -6,11 +6,12 @@ Next: :mod:`services.common.runtime.owner`, which uses them to decide whether ho
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
 
-from schemas.kubernetes.kubevirt import KUBEVIRTS, KubeVirt
+from schemas.kubernetes.kubevirt import CRDS, KUBEVIRTS, CustomResourceDefinition, KubeVirt
 from services.common.domain.kubevirt import GateSetting, OwnerSetting
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
@@ -19,9 +20,11 @@ from services.common.kube.errors import Forbidden, KubeError, NotFound
 from services.common.runtime.settings import CommonSettings
 from services.common.telemetry.logs import Log
 
+CRD = "kubevirts.kubevirt.io"
 POLL_INTERVAL = 60.0
-"""Seconds between two checks for a CRD that does not exist."""
+"""Seconds between two checks for a CRD that does not exist, in case that its watch is forbidden or broken."""
 RETRY_INTERVAL = 1.0
+"""Seconds between two attempts to list the objects of a CRD that exists."""
 
 
 class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
@@ -54,6 +57,16 @@ class Installations:
         self._reflector: Reflector[KubeVirt] = Reflector(
             kube, KUBEVIRTS, on_change=lambda _key, _found: on_change(), log=log, denials=denials
         )
+        self._crd_changed = asyncio.Event()
+        self._crds: Reflector[CustomResourceDefinition] = Reflector(
+            kube,
+            CRDS,
+            # RBAC restricts list and watch to a name only if the request selects it.
+            fields=f"metadata.name={CRD}",
+            on_change=lambda _key, _found: self._crd_changed.set(),
+            log=log,
+            denials=denials,
+        )
         self.synced = asyncio.Event()
 
     def items(self) -> list[KubeVirt]:
@@ -62,21 +75,29 @@ class Installations:
 
     async def run(self) -> None:
         """Watch the objects until cancelled."""
-        await self._wait_for_crd()
+        served = await self._is_served()
+        if not served:
+            self.synced.set()
+            async with asyncio.TaskGroup() as group:
+                # Without the watch, hotnic would act as the owner beside a new KubeVirt until the next check.
+                watching = group.create_task(self._crds.run())
+                while not served:
+                    await self._wait_for_crd()
+                    served = await self._is_served()
+                watching.cancel()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._reflector.run())
             await self._reflector.synced.wait()
             self.synced.set()
 
-    async def _wait_for_crd(self) -> None:
-        """Wait for the CRD without logging that it is missing: many clusters have no KubeVirt."""
+    async def _is_served(self) -> bool:
+        """Return whether the API server knows the type, without logging that it does not: many clusters have none."""
         while True:
             try:
                 await self._kube.list_raw(KUBEVIRTS)
             except NotFound:
                 self._denials.set(self, "")
-                self.synced.set()
-                await asyncio.sleep(POLL_INTERVAL)
+                return False
             except KubeError as error:
                 why = describe_error(error)
                 if isinstance(error, Forbidden):
@@ -85,4 +106,12 @@ class Installations:
                 await asyncio.sleep(RETRY_INTERVAL)
             else:
                 self._denials.set(self, "")
-                return
+                return True
+
+    async def _wait_for_crd(self) -> None:
+        """Wait until the CRD appears; if it is there, until the API server may serve its objects."""
+        wait = RETRY_INTERVAL if self._crds.keys() else POLL_INTERVAL
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await self._crd_changed.wait()
+        self._crd_changed.clear()

@@ -18,7 +18,7 @@ from services.common.runtime.settings import SettingsError
 from tests.support.kube.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.telemetry.spans import recording_telemetry
 
-KUBEVIRTS, HOME = "kubevirts", "kubevirt"
+KUBEVIRTS, CRDS, HOME = "kubevirts", "customresourcedefinitions", "kubevirt"
 
 
 def install(kube: FakeKube) -> None:
@@ -39,9 +39,9 @@ class Watched:
     conditions: list[tuple[bool, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def until(self, is_hotnic: bool) -> None:
+    async def until(self, is_hotnic: bool, timeout: float = 5) -> None:
         """Wait until hotnic is the owner, or no longer is."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(timeout):
             while self.owner.is_hotnic() is not is_hotnic:
                 await self.changed.wait()
                 self.changed.clear()
@@ -137,6 +137,34 @@ async def test_other_settings_start_beside_kubevirt_and_watch_no_pods(tmp_path: 
         await watched.owner.wait_synced()
         assert not watched.owner.is_hotnic()
         assert kube.counted("GET", PODS) == 0
+
+
+@pytest.mark.parametrize("unserved", [0, 1], ids=["served with its CRD", "served after its CRD"])
+async def test_kubevirt_that_is_installed_later_is_noticed_by_its_crd(tmp_path: Path, unserved: int) -> None:
+    kube = FakeKube()
+    kube.put(CRDS, "", "pods.example.com")
+    failures = iter(range(unserved))
+    following = asyncio.Event()
+
+    def serve(method: str, plural: str, _name: str) -> None:
+        if (method, plural) == ("WATCH", CRDS):
+            following.set()
+        # The API server serves a new type shortly after its CRD exists.
+        if (method, plural) == ("GET", KUBEVIRTS) and (not served or next(failures, None) is not None):
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
+
+    served = False
+    kube.before = serve
+    async with watching(tmp_path, kube, "auto") as watched:
+        await watched.owner.wait_synced()
+        assert watched.owner.is_hotnic()
+        await asyncio.wait_for(following.wait(), 30)
+        served = True
+        install(kube)
+        kube.put(CRDS, "", "kubevirts.kubevirt.io")
+        # Without the CRD's watch it would take a minute.
+        await watched.until(is_hotnic=False, timeout=30)
+        assert kube.counted("GET", KUBEVIRTS) <= 4
 
 
 async def test_a_role_that_must_not_start_exits_with_the_reason(tmp_path: Path) -> None:

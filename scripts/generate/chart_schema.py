@@ -52,7 +52,7 @@ RULES: dict[str, dict[str, Any]] = {
     "nats.url": {"pattern": "^((nats|tls|ws|wss)://[^@,\\s]+(,(nats|tls|ws|wss)://[^@,\\s]+)*)?$"},
     "log.level": {"enum": ["debug", "info", "warning", "error"]},
     "log.format": {"enum": ["json", "console"]},
-    "tracing.endpoint": {"pattern": "^(https?://[^@\\s]+)?$"},
+    "tracing.endpoint": {"pattern": "^(https?://[^@\\s/:?#][^@\\s]*)?$"},
     "tracing.protocol": {"enum": ["http/protobuf", "grpc"]},
     "metrics.serviceMonitor.interval": {"pattern": "^[0-9]+(ms|s|m|h)$"},
     "networkPolicies.healthFrom": OBJECTS,

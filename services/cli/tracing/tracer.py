@@ -42,16 +42,16 @@ class NoTraces:
 def configure_tracing(environ: Mapping[str, str] = os.environ) -> Traces:
     """Return a tracer as the environment configures it.
 
-    :raises click.UsageError: a variable of OTLP has a value that hotnic cannot export with.
+    :raises click.UsageError: a variable of OpenTelemetry has a value that cannot be used.
     """
     if not any(environ.get(name) for name in _EXPORTER_VARIABLES):
         return NoTraces()
-    from services.common.telemetry.otlp import InvalidOtlpVariable
+    from services.common.telemetry.otlp import InvalidOtelVariable
     from services.common.telemetry.setup import configure
 
     try:
         return configure("cli", environ=environ)
-    except InvalidOtlpVariable as error:
+    except InvalidOtelVariable as error:
         raise click.UsageError(str(error)) from error
 
 

@@ -24,7 +24,8 @@ from services.common.runtime.tasks import Tasks, Work
 from services.common.telemetry import Telemetry
 from services.common.telemetry import configure as configure_telemetry
 from services.common.telemetry.logs import Log, configure
-from services.common.telemetry.otlp import InvalidOtlpVariable, target_of
+from services.common.telemetry.otlp import InvalidOtelVariable
+from services.common.telemetry.variables import check_variables
 
 S = TypeVar("S", bound=CommonSettings)
 Instrument: TypeAlias = Callable[[Telemetry], Telemetry]
@@ -96,8 +97,8 @@ def main(
         return 2
     try:
         loaded = settings_module.load(settings)
-        target_of(os.environ)  # for its error: the variables of OpenTelemetry are no fields of the settings
-    except (SettingsError, InvalidOtlpVariable) as error:
+        check_variables(os.environ)  # those of OpenTelemetry are no fields of the settings
+    except (SettingsError, InvalidOtelVariable) as error:
         sys.stderr.write(f"hotnic run {role}: {error}\n")
         return 2
     if arguments:

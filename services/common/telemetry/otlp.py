@@ -29,8 +29,8 @@ _GRPC_SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract"
 """The schemes of gRPC's own names of servers."""
 
 
-class InvalidOtlpVariable(ValueError):
-    """A variable names a protocol that hotnic does not export by, or an endpoint to which nothing can be exported."""
+class InvalidOtelVariable(ValueError):
+    """A variable of OpenTelemetry has a value that cannot be used, such as an endpoint without a host."""
 
 
 class OtlpTarget(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ def target_of(environ: Mapping[str, str]) -> OtlpTarget | None:
 
     The variables for traces have precedence over those for all signals. An empty variable counts as unset.
 
-    :raises InvalidOtlpVariable: the protocol is neither ``grpc`` nor ``http/protobuf``, which is the default, or the
+    :raises InvalidOtelVariable: the protocol is neither ``grpc`` nor ``http/protobuf``, which is the default, or the
         endpoint has none of the forms that the OpenTelemetry specification allows for it.
     """
     exact, base = environ.get(_TRACES_ENDPOINT, "").strip(), environ.get(_ENDPOINT, "").strip()
@@ -58,7 +58,7 @@ def target_of(environ: Mapping[str, str]) -> OtlpTarget | None:
     protocol = _protocol_of(environ)
     endpoint = exact or base
     if problem := _find_problem(protocol, endpoint):
-        raise InvalidOtlpVariable(
+        raise InvalidOtelVariable(
             f"{_TRACES_ENDPOINT if exact else _ENDPOINT}: {_without_user(endpoint)!r} {problem}; "
             f"set {_EXPECTED[protocol]}"
         )
@@ -115,7 +115,7 @@ def _protocol_of(environ: Mapping[str, str]) -> OtlpProtocol:
             case "http/protobuf":
                 return "http/protobuf"
             case other:
-                raise InvalidOtlpVariable(f"{variable}: {other!r} is not supported; set grpc or http/protobuf")
+                raise InvalidOtelVariable(f"{variable}: {other!r} is not supported; set grpc or http/protobuf")
     return "http/protobuf"
 
 

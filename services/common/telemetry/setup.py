@@ -26,6 +26,7 @@ from services.common.telemetry import otlp
 from services.common.telemetry.delivery import DeliverySpanProcessor
 from services.common.telemetry.metrics import Metrics
 from services.common.telemetry.tracer import RoleTracer
+from services.common.telemetry.variables import check_variables
 
 TRACE_DIR = "HOTNIC_TRACE_DIR"
 SHUTDOWN_TIMEOUT = 0.9
@@ -121,9 +122,10 @@ def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.env
     With neither, spans are created for propagation and then dropped.
 
     :param node: the Kubernetes node; ``_`` for a role that belongs to none.
-    :raises InvalidOtlpVariable: a variable of OTLP has a value that hotnic cannot export with.
+    :raises InvalidOtelVariable: a variable of OpenTelemetry has a value that cannot be used.
     :raises OSError: the trace directory is not writable.
     """
+    check_variables(environ)
     processors: list[SpanProcessor] = []
     # The file comes first, because the collector may use up the time of the shutdown.
     if directory := environ.get(TRACE_DIR):

@@ -59,6 +59,7 @@ def hidden(value: str, path: str, usual: str) -> str:
         ([OWNER, NATS, "kubeletDir=/"], "kubeletDir"),
         ([OWNER, "nats.url=nats://user:password@nats:4222"], "nats/url"),
         ([OWNER, "nats.url=http://nats:4222"], "nats/url"),
+        ([OWNER, NATS, "tracing.endpoint=http://:4318"], "tracing/endpoint"),
         ([OWNER, NATS, "image.tag=latest"], "image/tag"),
         ([OWNER, NATS, "criSocket=unix:///run/containerd/containerd.sock"], "criSocket"),
         ([OWNER, NATS, "cniBinDir=opt/cni/bin"], "cniBinDir"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from services.common.telemetry import configure
-from services.common.telemetry.otlp import InvalidOtlpVariable, target_of
+from services.common.telemetry.otlp import InvalidOtelVariable, target_of
 from tests.support.telemetry.otlp_receiver import grpc_receiver, http_receiver
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -71,7 +71,7 @@ def test_the_environment_names_collector_and_protocol(
 @pytest.mark.parametrize("variable", [PROTOCOL, TRACES_PROTOCOL])
 @pytest.mark.parametrize("value", ["http/json", "GRPC", "http"])
 def test_an_unsupported_protocol_is_refused_by_name(variable: str, value: str) -> None:
-    with pytest.raises(InvalidOtlpVariable, match=f"{variable}: '{value}' is not supported; set grpc or http/protobuf"):
+    with pytest.raises(InvalidOtelVariable, match=f"{variable}: '{value}' is not supported; set grpc or http/protobuf"):
         target_of({ENDPOINT: BASE, variable: value})
 
 
@@ -114,7 +114,7 @@ INVALID_BY_PROTOCOL = [
 def test_an_endpoint_to_which_nothing_can_be_sent_is_refused(
     variable: str, protocol: str, endpoint: str, problem: str
 ) -> None:
-    with pytest.raises(InvalidOtlpVariable) as error:
+    with pytest.raises(InvalidOtelVariable) as error:
         target_of({variable: endpoint, PROTOCOL: protocol})
     message = str(error.value)
     assert message.startswith(f"{variable}: '")

@@ -1,5 +1,6 @@
 """``hotnic run api``: settings and assembly of the api role. Next: :mod:`services.api.server`."""
 
+import ssl
 import sys
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from services.common.kube.client import Kube
 from services.common.runtime.context import open_context
 from services.common.runtime.installations import OwnerSettings
 from services.common.runtime.owner import VmOwner
-from services.common.runtime.process import STARTED, Instrument, RoleRuntime
+from services.common.runtime.process import STARTED, Instrument, RoleRuntime, StartRefused
 from services.common.runtime.process import main as run
 from services.common.runtime.settings import SettingsError
 
@@ -64,8 +65,12 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
             runtime.readiness.set(STARTED, False, why or "starting")
 
     context = await open_context(runtime, on_denied=on_denied)
-    loaded = await context.denials.retry(lambda: front_proxy.load(context.kube), log=context.log)
-    tls = ServerTls(client_ca=loaded.ca)
+    try:
+        loaded = await context.denials.retry(lambda: front_proxy.load(context.kube), log=context.log)
+        tls = ServerTls(client_ca=loaded.ca)
+    except (ValueError, ssl.SSLError) as error:
+        where = f"ConfigMap {front_proxy.NAMESPACE}/{front_proxy.NAME}"
+        raise StartRefused(f"cannot authenticate the aggregation layer by {where}: {error}") from error
     proxy = front_proxy.FollowedFrontProxy(context.kube, tls, loaded, log=runtime.log)
     owner = VmOwner(
         context.kube,
@@ -89,7 +94,10 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     )
     runtime.spawn("watch front proxy", proxy.run)
     await _start_certificate(runtime, context.kube, tls)
-    await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls.context))
+    try:
+        await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls.context))
+    except (OSError, ValueError) as error:
+        raise SettingsError("HOTNIC_LISTEN", f"{settings.listen}: {error}") from error
     serving = True
     runtime.readiness.set("serving", True)
 

@@ -3,7 +3,6 @@
 Next: :mod:`services.networks.role`.
 """
 
-import asyncio
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -13,14 +12,11 @@ import msgspec
 from schemas.kubernetes.objects import ObjectMeta, PodStatus, Resource
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials
-from services.common.kube.errors import KubeError
 from services.common.runtime.process import StartRefused
 from services.common.telemetry.logs import Log
 
 UPSTREAM_LABEL: Final = "app=dynamic-networks-controller"
 """Label of upstream's pods, as its manifest sets it."""
-RETRY_INTERVAL: Final = 1.0
-"""Seconds between two attempts to list the pods."""
 
 
 class HostPath(msgspec.Struct, frozen=True):
@@ -59,16 +55,9 @@ async def refuse_upstream_controller(kube: Kube, node: str, log: Log, denials: D
     :raises StartRefused: it does.
     """
     list_pods = partial(kube.list, _PODS, labels=UPSTREAM_LABEL, fields=f"spec.nodeName={node}")
-    while True:
-        try:
-            found = await denials.retry(list_pods, log=log)
-        except KubeError as error:
-            log.warning("cannot list pods", error=str(error), again_in=RETRY_INTERVAL)
-            await asyncio.sleep(RETRY_INTERVAL)
-            continue
-        if conflict := find_upstream_controller(found.items):
-            raise StartRefused(conflict)
-        return
+    found = await denials.retry(list_pods, log=log)
+    if conflict := find_upstream_controller(found.items):
+        raise StartRefused(conflict)
 
 
 def find_upstream_controller(pods: Iterable[PodWithVolumes]) -> str:

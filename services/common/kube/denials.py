@@ -10,13 +10,13 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from services.common.kube.errors import Forbidden, KubeError
+from services.common.kube.errors import Forbidden, KubeconfigError, KubeError
 from services.common.telemetry.logs import Log
 
 T = TypeVar("T")
 
 RETRY_INTERVAL = 1.0
-"""Seconds between two attempts at a request that is forbidden."""
+"""Seconds between two attempts at a request of the start."""
 _MESSAGE = re.compile(
     r'User "(?P<user>[^"]+)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)"'
     r'(?: in API group "(?P<group>[^"]*)")?(?: in the namespace "(?P<namespace>[^"]+)"| at the cluster scope)?'
@@ -47,15 +47,22 @@ class Denials:
         self._on_change(not self._found, "; ".join(dict.fromkeys(self._found.values())))
 
     async def retry(self, call: Callable[[], Awaitable[T]], *, log: Log) -> T:
-        """Send a request that the start of a role depends on, again as long as it is forbidden."""
+        """Send a request that the start of a role depends on, until it is answered.
+
+        :raises KubeError: an error that another attempt cannot change.
+        """
         while True:
             try:
                 answer = await call()
-            except Forbidden as error:
-                why = describe_error(error)
-                log.warning("permission missing", error=why, again_in=RETRY_INTERVAL)
-                self.set(call, why)
-                await asyncio.sleep(RETRY_INTERVAL)
+            except KubeError as error:
+                if not error.transient or isinstance(error, KubeconfigError):
+                    raise
+                forbidden, why = isinstance(error, Forbidden), describe_error(error)
+                wait = max(RETRY_INTERVAL, error.retry_after or 0.0)
+                event = "permission missing" if forbidden else "request of the start failed"
+                log.warning(event, error=why, reason=error.reason, again_in=wait)
+                self.set(call, why if forbidden else "")
+                await asyncio.sleep(wait)
             else:
                 self.set(call, "")
                 return answer

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import msgspec
 
 from services.common.http.server import serve
+from services.common.kube.errors import KubeconfigError, KubeError
 from services.common.runtime import settings as settings_module
 from services.common.runtime.health import Readiness, health_app
 from services.common.runtime.settings import CommonSettings, SettingsError
@@ -79,8 +80,8 @@ def main(
 ) -> int:
     """Run a role until SIGTERM or SIGINT, and return the exit code.
 
-    The code is 0 after an ordered shutdown, 1 if ``start`` failed or something hung, 2 for a bad setting or option.
-    ``--help`` lists the variables. ``--print-config`` prints their values with secrets redacted.
+    The code is 0 after an ordered shutdown, 1 if ``start`` failed or something hung, 2 for a bad setting or option or
+    an unusable kubeconfig. ``--help`` lists the variables. ``--print-config`` prints their values without secrets.
 
     :param settings: struct of the role's settings.
     :param start: starts the role.
@@ -203,8 +204,10 @@ async def _start(runtime: RoleRuntime[S], start: Callable[[RoleRuntime[S]], Awai
     if isinstance(error, StartRefused):
         runtime.log.error("start refused", reason=str(error))
         return 1
-    runtime.log.error("start failed", error=str(error), exc_info=error)
-    return 1
+    # These say what is wrong. Anything else is a bug.
+    expected = isinstance(error, (KubeError, OSError))
+    runtime.log.error("start failed", error=str(error), exc_info=None if expected else error)
+    return 2 if isinstance(error, KubeconfigError) else 1
 
 
 async def shutdown(runtime: RoleRuntime[Any], health: contextlib.AsyncExitStack, code: int) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest
 
 from services.common.http.client import ConnectFailed, UnixHttpClient
 from tests.support.kube.certs import Authority, tls_get
-from tests.support.kube.node_kube import FakeKube, forbid, serving_kube, write_kubeconfig
+from tests.support.kube.node_kube import FakeKube, Refused, forbid, serving_kube, write_kubeconfig
 from tests.support.telemetry.spans import recording_telemetry
 
 HOST = "hotnic-api.hotnic.svc"
@@ -157,3 +158,44 @@ async def test_unclear_settings_are_refused(api: ApiProcess, settings: dict[str,
     _, stderr = await asyncio.wait_for(process.communicate(), 50)
     assert process.returncode == 2, stderr
     assert message in stderr.decode()
+
+
+async def test_an_api_waits_for_an_api_server_that_is_not_up(api: ApiProcess) -> None:
+    failures = iter([Refused(503, "ServiceUnavailable", "starting"), Refused(404, "NotFound", "no such ConfigMap")])
+
+    def start_slowly(_method: str, plural: str, _name: str) -> None:
+        if plural == "configmaps" and (failure := next(failures, None)) is not None:
+            raise failure
+
+    api.kube.before = start_slowly
+    async with api.running(HOTNIC_TLS_SECRET="hotnic-api-tls"):
+        await api.until_ready(200, "[+]started ok")
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "code", "message"),
+    [
+        ({}, {}, 1, "has no requestheader-client-ca-file; enable the aggregation layer"),
+        ({"requestheader-client-ca-file": "no PEM"}, {}, 1, "cannot authenticate the aggregation layer"),
+        (None, {"HOTNIC_LISTEN": "127.0.0.1:{taken}"}, 2, "HOTNIC_LISTEN"),
+        (None, {"HOTNIC_LISTEN": "8443"}, 2, "HOTNIC_LISTEN"),
+        (None, {"KUBECONFIG": "/no/kubeconfig"}, 2, "/no/kubeconfig"),
+    ],
+)
+async def test_an_api_that_cannot_start_says_why_in_one_line(
+    api: ApiProcess, data: dict[str, str] | None, settings: dict[str, str], code: int, message: str
+) -> None:
+    if data is not None:
+        api.kube.put(*FRONT_PROXY, data=data)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = await api.start(
+            HOTNIC_TLS_SECRET="hotnic-api-tls",
+            **{name: value.replace("{taken}", port) for name, value in settings.items()},
+        )
+        _, stderr = await asyncio.wait_for(process.communicate(), 50)
+    errors = [line for line in stderr.decode().splitlines() if '"level":"error"' in line]
+    assert process.returncode == code, stderr
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in errors[0]

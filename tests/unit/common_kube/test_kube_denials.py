@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from services.common.kube.denials import Denials, describe_error
-from services.common.kube.errors import Forbidden, KubeError, Unavailable
+from services.common.kube.errors import BadRequest, Forbidden, KubeError, Unavailable
 
 ACCOUNT = "system:serviceaccount:hotnic:hotnic-networks"
 PREFIX = f'pods is forbidden: User "{ACCOUNT}" cannot list resource "pods" in API group ""'
@@ -58,10 +58,10 @@ def test_the_state_is_that_of_all_sources_and_equal_texts_appear_once() -> None:
 
 
 @pytest.mark.looptime
-async def test_a_forbidden_request_is_sent_again_until_it_is_allowed_and_other_errors_are_raised() -> None:
+async def test_a_request_of_the_start_is_sent_again_unless_it_cannot_succeed() -> None:
     states: list[tuple[bool, str]] = []
     denials = Denials(lambda ok, why: states.append((ok, why)))
-    outcomes: list[KubeError | None] = [Forbidden("no"), Forbidden("no"), None, Unavailable("away")]
+    outcomes: list[KubeError | None] = [Unavailable("away"), Forbidden("no"), Forbidden("no"), None, BadRequest("bad")]
 
     async def call() -> str:
         await asyncio.sleep(0)
@@ -70,6 +70,6 @@ async def test_a_forbidden_request_is_sent_again_until_it_is_allowed_and_other_e
         return "answer"
 
     assert await denials.retry(call, log=structlog.get_logger()) == "answer"
-    with pytest.raises(Unavailable):
+    with pytest.raises(BadRequest):
         await denials.retry(call, log=structlog.get_logger())
     assert states == [(False, "no"), (True, "")]

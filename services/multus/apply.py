@@ -254,13 +254,14 @@ class Applier:
         target = _target(sandbox, attachment.ifname)
         if not action.with_netns:
             target = target.without_netns()
+        config, attributes, last = attachment.network_config(), attachment.attributes(), action.last_try
         try:
-            await network.delete(
-                self._executor, attachment.network_config(), target, attachment.attributes(), attachment.result
-            )
+            await network.delete(self._executor, config, target, attributes, attachment.result, last_try=last)
         except CniError as error:
-            if not action.last_try:
+            if not last:
                 raise
+            if action.leftover is not None:
+                await self._restore_link(sandbox.netns, action.leftover)
             self._log.error("failed DEL given up", sandbox=sandbox.sandbox_id, ifname=target.ifname, error=error.msg)
             self._pod_events.record_cleanup_failed(sandbox.pod_id, sandbox.sandbox_id, attachment, error.msg)
         if DEVICE_INFO_CAPABILITY in attachment.runtime:

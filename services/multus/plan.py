@@ -17,7 +17,7 @@ from services.multus.records.attachment_link import AttachmentLink, find_attachm
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
 
 DELETE_TRIES: Final = 5
-"""How often DEL is tried for an attachment whose ADD has not finished and that has no link."""
+"""How often DEL is tried for an attachment whose ADD has not finished."""
 DELETE_TRIES_WITH_SANDBOX: Final = 2
 """The same while the sandbox is being deleted: its record should not outlive it."""
 
@@ -117,12 +117,14 @@ class DeleteAttachment:
     :ivar with_netns: whether the plugin gets the network namespace. Without it, the plugin only frees what it holds
         outside the sandbox (a lease).
     :ivar last_try: whether the attachment leaves the record even if DEL fails.
+    :ivar leftover: the link to remove if this last DEL fails: a plugin of the interrupted ADD made it.
     """
 
     attachment: Attachment
     links: tuple[RemoveLink | RenameLink, ...] = ()
     with_netns: bool = True
     last_try: bool = False
+    leftover: RemoveLink | None = None
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ def plan_add(
                 raise _name_taken(one, f"as {recorded.network}, with other settings")
             actions.append(KeepAttachment(recorded))
         else:
-            # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first. If nothing
-            # was added, its failure does not bar the name: the network may have been corrected since.
+            # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first. After an
+            # interrupted ADD, its failure does not bar the name: the network may have been corrected since.
             actions += [_plan_delete_one(recorded, found, deleting_sandbox=False, tries=1), AddAttachment(one)]
     return actions
 
@@ -194,7 +196,7 @@ def plan_delete(
     for attachment in reversed(sandbox.attachments):
         if ifnames is None or attachment.ifname in ifnames:
             if links is None:
-                last = _is_last_try(attachment, None, tries)
+                last = _is_last_try(attachment, tries)
                 actions.append(DeleteAttachment(attachment, with_netns=False, last_try=last))
             else:
                 found = find_attachment_link(attachment, links)
@@ -302,10 +304,10 @@ def _plan_delete_one(
     if foreign is not None and (found.has_dummy or (deleting_sandbox and found.link is not None)):
         links.append(RemoveLink(foreign.index, foreign.name))
         foreign = None
+    last = _is_last_try(attachment, tries)
     if found.link is None:
         # A plugin deletes the link that has the name. If that one is foreign, it gets no namespace and frees only its
         # lease.
-        last = _is_last_try(attachment, found.link, tries)
         return DeleteAttachment(attachment, tuple(links), with_netns=foreign is None, last_try=last)
     if foreign is not None:
         message = (
@@ -315,16 +317,13 @@ def _plan_delete_one(
         raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message)
     if found.renamed or found.link.master:
         links.append(RenameLink(found.link.index, attachment.ifname))
-    return DeleteAttachment(attachment, tuple(links))
+    leftover = RemoveLink(found.link.index, attachment.ifname) if last else None
+    return DeleteAttachment(attachment, tuple(links), last_try=last, leftover=leftover)
 
 
-def _is_last_try(attachment: Attachment, link: Link | None, tries: int) -> bool:
-    """Return whether a failure of the next DEL ends the tries.
-
-    It never does for an attachment that was added or that has a link: something certainly exists then.
-    """
-    unfinished = attachment.state is AttachmentState.ADDING and link is None
-    return unfinished and attachment.failed_deletes + 1 >= tries
+def _is_last_try(attachment: Attachment, tries: int) -> bool:
+    """Return whether a failure of the next DEL ends the tries. It never does for an attachment that was added."""
+    return attachment.state is AttachmentState.ADDING and attachment.failed_deletes + 1 >= tries
 
 
 def _name_taken(desired: DesiredAttachment, reason: str = "") -> CniError:

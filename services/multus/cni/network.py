@@ -97,6 +97,8 @@ async def delete(
     target: AttachmentTarget,
     attributes: AttachmentAttributes,
     previous: cni.CniResult | None,
+    *,
+    last_try: bool = False,
 ) -> None:
     """Run DEL in reverse order. The first failure ends it; a later DEL starts from the last plugin again.
 
@@ -105,13 +107,22 @@ async def delete(
     :param target: the link.
     :param attributes: the attachment's attributes.
     :param previous: the result of ADD; ``None`` when it is unknown.
-    :raises CniError: a plugin failed.
+    :param last_try: whether there is no later DEL. The other plugins then run after a failure, too.
+    :raises CniError: a plugin failed; with several failures that of the first one.
     """
     invocation = target.invocation(cni.CniCommand.DEL, attributes)
     # DEL has `prevResult` since CNI 0.4.0.
     passed = previous if network.at_least("0.4.0") else None
+    failure: CniError | None = None
     for index, plugin in reversed(_plugins_to_run(network)):
-        await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=passed))
+        try:
+            await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=passed))
+        except CniError as error:
+            if not last_try:
+                raise
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 async def check(

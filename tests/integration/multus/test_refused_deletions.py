@@ -8,7 +8,7 @@ from schemas.kubernetes.networks import NETWORKS
 from services.multus.plan import DELETE_TRIES
 from tests.support.kube.node_kube import EVENTS
 from tests.support.node import netns as namespaces
-from tests.support.node.cni import bridge_config, leases
+from tests.support.node.cni import RecordingPlugin, bridge_config, leases
 from tests.support.node.multus_daemon import Daemon
 
 IFACE = "pod7e0055a6880"
@@ -21,14 +21,28 @@ def refusing_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def links_of(netns: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(namespaces.ip(netns, "-j", "link"))
+    return found
+
+
 def link_names(netns: Path) -> set[str]:
-    return {link["ifname"] for link in json.loads(namespaces.ip(netns, "-j", "link"))}
+    return {link["ifname"] for link in links_of(netns)}
 
 
 async def given_up(daemon: Daemon) -> list[str]:
     """Return the messages of the Events about deletions that were given up."""
     await daemon.parts.pod_events.flush()
     return [body["message"] for body in daemon.kube.of(EVENTS) if body["reason"] == "NetworkCleanupFailed"]
+
+
+def refusing_chain(folder: Path, recording: RecordingPlugin) -> dict[str, Any]:
+    """Return a network whose last plugin refuses ADD and DEL after the bridge plugin has made a link."""
+    recording.fail("ADD", 100)
+    recording.fail("DEL", 100)
+    bridge = bridge_config(folder)
+    head = {key: bridge.pop(key) for key in ("cniVersion", "name")}
+    return {**head, "plugins": [bridge, {"type": recording.type}]}
 
 
 async def test_a_corrected_network_gets_the_name_at_once(daemon: Daemon, sandbox_netns: Path) -> None:
@@ -90,3 +104,39 @@ async def test_the_networks_controller_gets_rid_of_a_refused_attachment(daemon: 
     answers = [(await daemon.delegate("DEL", sandbox_netns, IFACE, config))[0] for _ in range(1, DELETE_TRIES)]
     assert answers == [400] * (DELETE_TRIES - 2) + [200]
     assert daemon.record() is None
+
+
+async def test_a_refusing_plugin_of_a_chain_keeps_neither_name_nor_lease(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    chain = refusing_chain(daemon.folder, recording)
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, chain))[0] == 400
+    # The chain's DEL ended at its last plugin.
+    [index] = [link["ifindex"] for link in links_of(sandbox_netns) if link["ifname"] == IFACE]
+    assert len(leases(daemon.folder)) == 1
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder)))[0] == 200
+    assert [link["ifindex"] for link in links_of(sandbox_netns) if link["ifname"] == IFACE] != [index]
+    assert len(leases(daemon.folder)) == 1
+    assert len(await given_up(daemon)) == 1
+
+
+async def test_the_networks_controller_gets_rid_of_a_refusing_chain(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    chain = refusing_chain(daemon.folder, recording)
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, chain))[0] == 400
+    answers = [(await daemon.delegate("DEL", sandbox_netns, IFACE, chain))[0] for _ in range(1, DELETE_TRIES)]
+    assert answers == [400] * (DELETE_TRIES - 2) + [200]
+    assert (link_names(sandbox_netns), leases(daemon.folder), daemon.record()) == ({"lo"}, [], None)
+
+
+async def test_the_link_goes_even_if_no_plugin_of_the_chain_can_delete_it(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin, plugins: Path
+) -> None:
+    chain = refusing_chain(daemon.folder, recording)
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, chain))[0] == 400
+    (plugins / "bridge").unlink()
+    answers = [(await daemon.delegate("DEL", sandbox_netns, IFACE, chain))[0] for _ in range(1, DELETE_TRIES)]
+    assert answers[-1] == 200
+    assert (link_names(sandbox_netns), daemon.record()) == ({"lo"}, None)
+    assert len(await given_up(daemon)) == 1

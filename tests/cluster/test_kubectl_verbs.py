@@ -112,6 +112,20 @@ def test_apply_accepts_several_yaml_documents(kubectl: Kubectl, unique: str) -> 
     assert [item["data"] for item in found["items"]] == [{"when": "2024-01-01"}] * 2
 
 
+def test_apply_accepts_a_list(kubectl: Kubectl, unique: str) -> None:
+    """kubectl validates a List itself, by OpenAPI v2 in protobuf (query_param_verifier_v3.go, HasSupport)."""
+    items = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{unique}-{n}"}, "data": {"a": "1"}}
+        for n in (1, 2)
+    ]
+    objects = {"apiVersion": "v1", "kind": "List", "items": items}
+    created = kubectl("apply", "-f", "-", stdin=objects).stdout
+    assert created == "".join(f"configmap/{unique}-{n} created\n" for n in (1, 2))
+    assert "unchanged" in kubectl("apply", "-f", "-", stdin=objects).stdout
+    items[1]["dat"] = {"b": "2"}
+    assert 'unknown field "dat"' in kubectl("apply", "-f", "-", stdin=objects, fails=True).stderr
+
+
 def test_server_dry_run_changes_nothing(kubectl: Kubectl, unique: str) -> None:
     """API concepts, "Dry-run": the response is that of a real request, and nothing is stored."""
     assert "created (server dry run)" in kubectl("create", "configmap", unique, "--dry-run=server").stdout

@@ -1,8 +1,9 @@
-"""OpenAPI documents: `/openapi/v3`, an index and one document per group version.
+"""OpenAPI documents: `/openapi/v3`, an index and one document per group version; `/openapi/v2` without any schema.
 
 kubectl reads them for `explain` and for the patch types of kinds. CRDs bring their schemas; those of built-in kinds
 come from `registry/builtin_schema.py`. A document is built on its first request, and again after the registry has
-changed. There is no `/openapi/v2`, which kubectl requests only where v3 is missing.
+changed. kubectl requests v2, in protobuf, to validate the objects of a `List` itself, and it passes kinds that the
+document does not have. The server then validates each object.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from lab.apiserver.registry.builtin_schema import Model, model, model_name
 from lab.apiserver.registry.resources import Registry, ServedResource
 
 _PROTO = "application/com.github.proto-openapi.spec"
+_PROTO_V2 = f"{_PROTO}.v2.v1.0+protobuf"
+_TITLE, _VERSION = "Kubernetes", "v1.32.0"
 _PLAIN: dict[str, Object] = {
     "str": {"type": "string"},
     "int": {"type": "integer", "format": "int64"},
@@ -45,7 +48,9 @@ class Documents:
         :raises ApiError: 404 or 406.
         """
         accept = request.headers.get("Accept", "")
-        # The documents have no protobuf encoding here.
+        if path.strip("/") == "openapi/v2":
+            return _v2_response(accept)
+        # The documents of v3 have no protobuf encoding here.
         if accept and _PROTO in accept and "json" not in accept and "*/*" not in accept:
             raise not_acceptable(["application/json"])
         if self._epoch != self._registry.epoch:
@@ -95,10 +100,25 @@ class Documents:
             paths.update(_paths(resource, schemas))
         return {
             "openapi": "3.0.0",
-            "info": {"title": "Kubernetes", "version": "v1.32.0"},
+            "info": {"title": _TITLE, "version": _VERSION},
             "paths": paths,
             "components": {"schemas": schemas.done},
         }
+
+
+def _v2_response(accept: str) -> web.Response:
+    """Return the document of OpenAPI v2: its head, without paths and definitions."""
+    if _PROTO not in accept:
+        head = {"swagger": "2.0", "info": {"title": _TITLE, "version": _VERSION}, "paths": {}}
+        return respond.json_response(encode_json(head))
+    # `Document` and `Info` of gnostic's OpenAPIv2.proto: the fields 1 and 2 of each.
+    info = _bytes_field(1, _TITLE.encode()) + _bytes_field(2, _VERSION.encode())
+    return web.Response(body=_bytes_field(1, b"2.0") + _bytes_field(2, info), headers={"Content-Type": _PROTO_V2})
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    """Return a field of a protobuf message with fewer than 128 bytes."""
+    return bytes((number << 3 | 2, len(value))) + value
 
 
 class _Schemas:

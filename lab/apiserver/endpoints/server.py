@@ -112,7 +112,9 @@ class ApiServer:
             return response
         found: Object | None = None
         if path.rstrip("/") == "":
-            found = {"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz"]}
+            found = {
+                "paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz"]
+            }
         elif parts == ["api"]:
             found = discovery.api_versions(self._address)
         elif parts == ["apis"]:

@@ -22,7 +22,7 @@ class Metrics:
     * ``hotnic_bus_redeliveries_total{consumer}``: messages that the bus delivered again.
     * ``hotnic_bus_dropped_total``: events dropped from the full publish buffer.
     * ``hotnic_dead_letters_total{reason}``: dead-lettered messages.
-    * ``hotnic_bus_up``: 1 while the bus is connected.
+    * ``hotnic_bus_up``: 1 while the bus is connected. A process without a bus has no value, so that no alert counts it.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -40,13 +40,13 @@ class Metrics:
         self._dropped = meter.create_counter(
             "hotnic_bus_dropped", description="Events dropped because the bus was disconnected for too long"
         )
-        self._bus_up = 0
+        self._bus_up: int | None = None
         meter.create_observable_gauge(
             "hotnic_bus_up", callbacks=[self._observe_bus], description="1 while the bus is connected"
         )
 
     def _observe_bus(self, _options: CallbackOptions) -> Iterable[Observation]:
-        return (Observation(self._bus_up),)
+        return () if self._bus_up is None else (Observation(self._bus_up),)
 
     def record_published(self, event: Event, *, now: datetime | None = None) -> None:
         """Count a published event: a failure by its reason, any other stage by its latency.
@@ -84,5 +84,5 @@ class Metrics:
         self._dropped.add(1)
 
     def set_bus_up(self, up: bool) -> None:
-        """Set whether the bus is connected."""
+        """Set whether the bus is connected; a process that uses the bus does so from its start."""
         self._bus_up = int(up)

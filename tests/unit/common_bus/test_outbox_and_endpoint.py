@@ -4,14 +4,17 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import Endpoint
+from services.common.bus.nats.jetstream import connect
 from services.common.bus.nats.outbox import Outbox
 from services.common.bus.nats.streams import stream_configs
 from services.common.bus.settings import BusSettings
+from tests.support.telemetry.spans import recording_telemetry
 
 LIMIT = 4
 
@@ -73,6 +76,15 @@ def test_endpoint_reads_the_variables_of_the_nats_tools() -> None:
         ("nats://a:4222", "tls://b:4222"), "/c", "/ca", "/crt", "/key"
     )
     assert Endpoint.from_url("nats://a", {}).tls() is None
+
+
+@pytest.mark.parametrize(("url", "gauge"), [(None, []), ("nats://127.0.0.1:1", ["hotnic_bus_up 0.0"])])
+async def test_only_a_process_with_a_bus_reports_whether_it_is_up(url: str | None, gauge: list[str]) -> None:
+    telemetry, _ = recording_telemetry()
+    bus = await connect(url, role="networks", node="a", telemetry=telemetry, log=structlog.get_logger(), environ={})
+    lines = telemetry.metrics_text().decode().splitlines()
+    assert [line for line in lines if line.startswith("hotnic_bus_up")] == gauge
+    await bus.close()
 
 
 def test_missing_certificate_raises_os_error(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_metrics_of_two_telemetries_are_separate() -> None:
     one, two = configure("api", environ={}), configure("handler", environ={})
     one.metrics.record_dead_letter("Oversized")
     assert b"hotnic_dead_letters_total" in one.metrics_text()
+    two.metrics.record_dropped()
     assert b"hotnic_dead_letters_total" not in two.metrics_text()
     assert b'service_name="hotnic-handler"' in two.metrics_text()
     one.shutdown()

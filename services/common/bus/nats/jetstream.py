@@ -95,6 +95,7 @@ class JetStreamBus:
         if self._endpoint is None:
             self._log.warning("NATS_URL is not set: no events are published, work is found by watch and resync only")
             return
+        self._telemetry.metrics.set_bus_up(False)
         self._tasks = [
             asyncio.create_task(self._keep_connected(self._endpoint), name="bus-connection"),
             asyncio.create_task(self._drain_outbox(), name="bus-outbox"),

@@ -30,6 +30,9 @@ NATS_PORT: Final = 4222
 API_PORT: Final = 8443
 """Port of the api role in the lab's network namespace."""
 
+HEALTH_PORTS: Final = {name: 9090 + number for number, name in enumerate((*ROLES, "node"))}
+"""Ports in the lab's network namespace on which each role and the node serve /healthz, /readyz and /metrics."""
+
 
 def lab_dir(chosen: str | os.PathLike[str] | None = None) -> Path:
     """Return the lab's directory: `chosen`, else HOTNIC_LAB_DIR, else `.lab` in the working directory."""
@@ -153,7 +156,7 @@ class Layout:
         """Remove everything of an earlier run except traces, and create every folder."""
         self.remove_state()
         self.dir.mkdir(parents=True, exist_ok=True)
-        folders = (self.guests, self.run / "health", self.apiserver, self.overlay, self.config, self.logs)
+        folders = (self.guests, self.apiserver, self.overlay, self.config, self.logs)
         for folder in (*folders, self.traces, *self.binds().values()):
             folder.mkdir(parents=True, exist_ok=True)
         # They contain keys, sockets and kubeconfigs.

@@ -19,6 +19,7 @@ from lab.failpoints.points import FAILPOINTS_VARIABLE
 from lab.layout import (
     API_PORT,
     CONTAINERD_SOCKET,
+    HEALTH_PORTS,
     INSIDE_RUN,
     NATS_PORT,
     NODE_NAME,
@@ -112,7 +113,7 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
         "NATS_URL": f"nats://127.0.0.1:{NATS_PORT}",
         "HOTNIC_NODE_NAME": NODE_NAME,
         "HOTNIC_TRACE_DIR": str(layout.traces),
-        "HOTNIC_HEALTH_LISTEN": f"unix:{health_socket(role)}",
+        "HOTNIC_HEALTH_LISTEN": f"127.0.0.1:{HEALTH_PORTS[role]}",
         "HOTNIC_VM_OWNER": "hotnic",
         **(parameters.collector.environment if parameters.collector else {}),
     }
@@ -142,11 +143,6 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
         },
     }
     return common | special.get(role, {})
-
-
-def health_socket(role: str) -> Path:
-    """Return the unix socket on which `role` serves /readyz, as a path inside the lab."""
-    return INSIDE_RUN / "health" / f"{role}.sock"
 
 
 def process_spec(parameters: LabParameters, component: str, environ: Mapping[str, str]) -> ProcessSpec:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.layout import CONTAINERD_SOCKET, INSIDE_RUN, NATS_PORT, ROLES, Layout
+from lab.layout import CONTAINERD_SOCKET, HEALTH_PORTS, INSIDE_RUN, NATS_PORT, ROLES, Layout
 from lab.namespaces.holder import SupervisorOptions
 from lab.supervisor import components, readiness, relay, requests
 from lab.supervisor.collector import Collector
@@ -269,7 +269,7 @@ class Supervisor:
             case "containerd":
                 probe = readiness.wait_for_socket(CONTAINERD_SOCKET)
             case _:
-                probe = readiness.wait_for_readyz(components.health_socket(component))
+                probe = readiness.wait_for_readyz(HEALTH_PORTS[component])
         await readiness.wait_unless_exited(self.processes.children[component], probe)
 
     async def _kubelet_ready(self) -> None:
@@ -293,7 +293,7 @@ class Supervisor:
         answers = []
         for component in (*ROLES, "node"):
             if component in self.processes.children:
-                status, reason = await readiness.http_get(components.health_socket(component), "/readyz")
+                status, reason = await readiness.http_get(HEALTH_PORTS[component], "/readyz")
                 if status != 200:
                     answers.append(f"{component} ({reason or status})")
         return answers

@@ -54,10 +54,10 @@ async def wait_for_socket(path: Path) -> None:
             return
 
 
-async def wait_for_readyz(server: Path | TlsServer) -> None:
+async def wait_for_readyz(server: int | TlsServer) -> None:
     """Return once GET /readyz returns status 200.
 
-    :param server: path of its unix socket, or its port.
+    :param server: its port on 127.0.0.1; with TLS, port and credentials.
     """
     await wait_for_answer(server, "/readyz", lambda status, _body: status == 200)
 
@@ -74,17 +74,15 @@ async def wait_for_answer(server: Path | TlsServer, resource: str, accept: Calla
         await asyncio.sleep(INTERVAL)
 
 
-async def http_get(server: Path | TlsServer, resource: str) -> tuple[int, str]:
+async def http_get(server: int | TlsServer, resource: str) -> tuple[int, str]:
     """Return status and body of GET `resource`; (0, reason) when there is no answer.
 
-    :param server: path of its unix socket, or its port.
+    :param server: its port on 127.0.0.1; with TLS, port and credentials.
     """
     try:
         async with asyncio.timeout(ATTEMPT_TIMEOUT):
-            if isinstance(server, Path):
-                reader, writer = await asyncio.open_unix_connection(str(server))
-            else:
-                reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=server.context)
+            port, context = server if isinstance(server, TlsServer) else (server, None)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
             try:
                 # With HTTP/1.0 the server closes the connection after its response, which ends `read`.
                 writer.write(f"GET {resource} HTTP/1.0\r\nHost: lab\r\n\r\n".encode())

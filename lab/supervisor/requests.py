@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.layout import ROLES
+from lab.layout import HEALTH_PORTS, ROLES
 from lab.namespaces.control import Message
-from lab.supervisor import components, readiness
+from lab.supervisor import readiness
 from lab.supervisor.processes import EarlyExitError, last_lines
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ class Requests:
         if child is None:
             if name not in lab.options.without:
                 return {"name": name, "state": "not-started", "log": str(log)}
-            code, text = await readiness.http_get(components.health_socket(name), "/readyz")
+            code, text = await readiness.http_get(HEALTH_PORTS[name], "/readyz")
             return {"name": name, "state": "by-hand", "ready": code == 200, "reason": text if code != 200 else ""}
         entry: Message = {"name": name, "state": child.state, "pid": child.pid, "log": str(log)}
         entry["seconds"] = round(time.time() - child.started, 1)
         if child.state == "running":
             if name in (*ROLES, "node"):
-                code, text = await readiness.http_get(components.health_socket(name), "/readyz")
+                code, text = await readiness.http_get(HEALTH_PORTS[name], "/readyz")
                 entry |= {"ready": code == 200} | ({} if code == 200 else {"reason": text})
         else:
             entry["code"] = child.code

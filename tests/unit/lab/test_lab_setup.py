@@ -83,12 +83,12 @@ def test_containerd_config_is_valid_toml_with_lab_settings(parameters: component
 
 
 def test_each_role_has_own_credentials_and_shared_settings(parameters: components.LabParameters) -> None:
-    for role in (*ROLES, "node"):
+    for port, role in enumerate((*ROLES, "node"), 9090):
         spec = components.process_spec(parameters, role, {"PATH": "/bin", "HOME": "/root", "SECRET": "x"})
         assert spec.argv[1:] == ("-m", "lab.node" if role == "node" else f"services.{role}")
         assert spec.env["KUBECONFIG"] == str(parameters.layout.config / f"{role}.kubeconfig")
         assert spec.env["NATS_URL"] == "nats://127.0.0.1:4222"
-        assert spec.env["HOTNIC_HEALTH_LISTEN"] == f"unix:/run/hotnic/health/{role}.sock"
+        assert spec.env["HOTNIC_HEALTH_LISTEN"] == f"127.0.0.1:{port}"
         assert spec.env["PATH"] == "/tools/bin:/bin"
         assert "SECRET" not in spec.env
 

@@ -31,8 +31,6 @@ from services.multus.cni.errors import CniError
 HandleCall = Callable[[CniCall], Awaitable[cni.CniResult | None]]
 """Carries out the calls of one path, ``/cni`` or ``/delegate``."""
 
-_COUNTED: Final = {multus.CNI_PATH, multus.DELEGATE_PATH, multus.HEALTH_PATH, multus.READY_PATH}
-
 DRAIN: Final = 8.0
 """Seconds that running calls may take when the daemon stops (the kubelet grants 10 in all)."""
 
@@ -102,8 +100,9 @@ def _counting(requests: Counter) -> Any:
         response = await handler(request)
         # As upstream, each connection carries one request: a client must not find one that a restart has closed.
         response.force_close()
-        # Other paths share one label value, so that a client cannot create series without limit.
-        path = request.path if request.path in _COUNTED else "NotFound"
+        resource = request.match_info.route.resource
+        # All sandboxes share one label value, and so do unknown paths: a client cannot create series without limit.
+        path = resource.canonical if resource else "NotFound"
         requests.add(1, {"handler": path, "code": str(response.status), "method": request.method.lower()})
         return response
 

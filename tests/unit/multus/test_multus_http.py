@@ -120,7 +120,7 @@ async def test_requests_are_counted_as_upstream_does(tmp_path: Path) -> None:
     folder = tmp_path / "counted"
     folder.mkdir()
     async with running_daemon(folder, folder, telemetry=telemetry) as daemon:
-        for method, path in (("GET", "/healthz"), ("POST", "/cni"), ("GET", "/a"), ("GET", "/b")):
+        for method, path in (("GET", "/healthz"), ("POST", "/cni"), ("GET", "/a"), ("GET", "/b"), ("GET", "/sandboxes/a")):
             await daemon.http.request(method, path)
         client, _ = recording_telemetry("client")
         async with serve(metrics_app(telemetry), f"unix:{folder}/metrics.sock", shutdown=1.0):
@@ -130,9 +130,10 @@ async def test_requests_are_counted_as_upstream_does(tmp_path: Path) -> None:
     telemetry.shutdown()
     assert status == 200
     counted = sorted(line for line in text.decode().splitlines() if line.startswith("multus_server_request_total"))
-    assert [line.split("{")[1].replace('"', "") for line in counted] == [
+    assert [line.split("{", 1)[1].replace('"', "") for line in counted] == [
         "code=200,handler=/healthz,method=get} 1.0",
         "code=400,handler=/cni,method=post} 1.0",
+        "code=404,handler=/sandboxes/{id},method=get} 1.0",
         "code=404,handler=NotFound,method=get} 2.0",
     ]
 

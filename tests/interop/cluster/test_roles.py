@@ -7,6 +7,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +213,10 @@ def test_aggregated_apis_are_served_with_a_certificate_of_the_apis_own(installat
 
     # An API is available with the first replica that is ready; the controller adds the other one by itself.
     until(lambda: len(addresses()) == 2, lambda: f"two addresses: {addresses()}")
+    for [address] in addresses():
+        with urllib.request.urlopen(f"http://{address}:8080/metrics", timeout=30) as response:
+            # The chart's alert about the certificate reads it.
+            assert b"\nhotnic_tls_certificate_expires_seconds " in response.read()
 
 
 def test_an_upgrade_keeps_the_certificate(installation: Installation) -> None:

@@ -97,6 +97,13 @@ kubelet-test: image ## Run pods and the Helm chart on a real kubelet and contain
 	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubelet-test $(PYTEST) tests/interop/kubelet \
 		--timeout 600 $(RERUNS) --durations=5 $(ARGS)
 
+.PHONY: telemetry-test
+telemetry-test: setup ## Check the metrics and traces of a lab with a real Prometheus and a real Jaeger (root, Go)
+	@scripts/as-root-tier telemetry-test
+	@scripts/tools/interop-tools prometheus jaeger helm etcd kubernetes-1.36
+	@PATH=$(CURDIR)/$(BIN):$$PATH scripts/as-root-tier telemetry-test $(PYTEST) tests/interop/prometheus tests/interop/jaeger \
+		--timeout 300 $(RERUNS) --durations=5 $(ARGS)
+
 .PHONY: chart-golden
 chart-golden: setup ## Write the chart's schema of values and its rendered golden files
 	@scripts/tools/interop-tools helm helm3 kubeconform

@@ -33,6 +33,7 @@ CONFIG: dict[str, Any] = {
 }
 
 Trace = dict[str, Any]
+Hop = tuple[str, str]
 
 
 class Jaeger:
@@ -76,6 +77,23 @@ class Jaeger:
 def span_names(trace: Trace) -> dict[str, str]:
     """Return the names of a trace's spans by span id."""
     return {span["spanID"]: span["operationName"] for span in trace["spans"]}
+
+
+def hops(trace: Trace) -> list[Hop]:
+    """Return the service and the name of every span of a trace."""
+    return [_hop(trace, span) for span in trace["spans"]]
+
+
+def roots(trace: Trace) -> tuple[Hop, ...]:
+    """Return the service and the name of each span without a parent in the trace: one if the trace is whole."""
+    known = span_names(trace)
+    return tuple(
+        _hop(trace, span) for span in trace["spans"] if not any(one["spanID"] in known for one in span["references"])
+    )
+
+
+def _hop(trace: Trace, span: dict[str, Any]) -> Hop:
+    return trace["processes"][span["processID"]]["serviceName"], span["operationName"]
 
 
 def free_ports(count: int) -> list[int]:

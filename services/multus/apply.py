@@ -244,26 +244,29 @@ class Applier:
         :param sandbox: the sandbox's record.
         :param action: the attachment and the changes to its links.
         :returns: the new record.
-        :raises CniError: a link could not be restored, or a plugin failed and this is not the last try; the attachment
-            stays in the record.
+        :raises CniError: a link could not be restored, or a plugin failed; the attachment stays in the record.
         """
         attachment = action.attachment
         # Links first: a plugin's DEL finds its link by name.
         for operation in action.links:
             await self._restore_link(sandbox.netns, operation)
-        target = _target(sandbox, attachment.ifname)
-        if not action.with_netns:
-            target = target.without_netns()
-        config, attributes, last = attachment.network_config(), attachment.attributes(), action.last_try
+        target = _target(sandbox, attachment.ifname, with_netns=action.with_netns, link_gone=action.link_gone)
         try:
-            await network.delete(self._executor, config, target, attributes, attachment.result, last_try=last)
+            config, asked = attachment.network_config(), attachment.attributes()
+            kept = await network.delete(
+                self._executor, config, target, asked, attachment.result, last_try=action.last_try
+            )
+            # An ADD that failed has got no lease.
+            failure = kept if attachment.state is AttachmentState.ADDED else None
         except CniError as error:
-            if not last:
+            if not action.last_try:
                 raise
             if action.leftover is not None:
                 await self._restore_link(sandbox.netns, action.leftover)
-            self._log.error("failed DEL given up", sandbox=sandbox.sandbox_id, ifname=target.ifname, error=error.msg)
-            self._pod_events.record_cleanup_failed(sandbox.pod_id, sandbox.sandbox_id, attachment, error.msg)
+            failure = error
+        if failure is not None:
+            self._log.error("failed DEL given up", sandbox=sandbox.sandbox_id, ifname=target.ifname, error=failure.msg)
+            self._pod_events.record_cleanup_failed(sandbox.pod_id, sandbox.sandbox_id, attachment, failure.msg)
         if DEVICE_INFO_CAPABILITY in attachment.runtime:
             self._devices.remove(attachment.network, sandbox.sandbox_id, attachment.ifname)
         sandbox = sandbox.without_attachment(attachment.ifname)
@@ -289,7 +292,7 @@ class Applier:
                 attachment = action.attachment
                 self._log.error("DEL failed", sandbox=sandbox.sandbox_id, ifname=attachment.ifname, error=error.msg)
                 failures.append(error)
-                if attachment.state is AttachmentState.ADDING:
+                if action.tries is not None or attachment.state is AttachmentState.ADDING:
                     sandbox = sandbox.with_attachment(attachment.with_failed_delete())
                     # Without the number in the record, DEL is tried once more.
                     with contextlib.suppress(CniError):
@@ -345,5 +348,7 @@ class Applier:
             raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from error
 
 
-def _target(sandbox: SandboxState, ifname: str) -> AttachmentTarget:
-    return AttachmentTarget(sandbox.sandbox_id, sandbox.netns, ifname, sandbox.pod_id)
+def _target(
+    sandbox: SandboxState, ifname: str, *, with_netns: bool = True, link_gone: bool = False
+) -> AttachmentTarget:
+    return AttachmentTarget(sandbox.sandbox_id, sandbox.netns if with_netns else "", ifname, sandbox.pod_id, link_gone)

@@ -70,7 +70,7 @@ class CallHandler:
         self._adoption = adoption
         self._pod_events = pod_events
         self._status_writer = status_writer
-        self._unrecorded = UnrecordedSandboxes(observer, applier, log)
+        self._unrecorded = UnrecordedSandboxes(observer, applier, pod_events, log)
         self._log = log
 
     async def handle_cni(self, call: CniCall) -> cni.CniResult | None:

@@ -6,7 +6,7 @@ the real link behind (kubevirt#14074). Next: :mod:`services.multus.apply`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from schemas import cni
@@ -20,6 +20,9 @@ DELETE_TRIES: Final = 5
 """How often DEL is tried for an attachment whose ADD has not finished."""
 DELETE_TRIES_WITH_SANDBOX: Final = 2
 """The same while the sandbox is being deleted: its record should not outlive it."""
+DELETE_TRIES_OF_ADDED: Final = 10
+"""How often DEL is tried while the sandbox is being deleted, for an attachment that was added. The pod
+waits for it, minutes with a kubelet's pauses."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,22 @@ class DeleteAttachment:
     :ivar links: the changes to links before DEL.
     :ivar with_netns: whether the plugin gets the network namespace. Without it, the plugin only frees what it holds
         outside the sandbox (a lease).
-    :ivar last_try: whether the attachment leaves the record even if DEL fails.
-    :ivar leftover: the link to remove if this last DEL fails: a plugin of the interrupted ADD made it.
+    :ivar link_gone: whether the sandbox has lost the link that ADD created.
+    :ivar tries: after how many failures the attachment leaves the record although DEL fails; ``None``: never.
+    :ivar leftover: the link to remove if the last DEL fails: a plugin of the interrupted ADD made it.
     """
 
     attachment: Attachment
     links: tuple[RemoveLink | RenameLink, ...] = ()
     with_netns: bool = True
-    last_try: bool = False
+    link_gone: bool = False
+    tries: int | None = None
     leftover: RemoveLink | None = None
+
+    @property
+    def last_try(self) -> bool:
+        """Whether the attachment leaves the record even if DEL fails now."""
+        return self.tries is not None and self.attachment.failed_deletes + 1 >= self.tries
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,8 @@ def plan_add(
         else:
             # The link is lost or its ADD was interrupted: the plugins may hold a lease, so DEL comes first. After an
             # interrupted ADD, its failure does not bar the name: the network may have been corrected since.
-            actions += [_plan_delete_one(recorded, found, deleting_sandbox=False, tries=1), AddAttachment(one)]
+            deletion = _plan_delete_one(recorded, found, deleting_sandbox=False)
+            actions += [deletion if deletion.tries is None else replace(deletion, tries=1), AddAttachment(one)]
     return actions
 
 
@@ -191,16 +202,15 @@ def plan_delete(
     :param deleting_sandbox: whether the sandbox itself is being deleted, so that no guest can use its links any more.
     :raises CniError: code 11, an attachment is still in use by a guest, or a foreign link has its name.
     """
-    tries = DELETE_TRIES_WITH_SANDBOX if deleting_sandbox else DELETE_TRIES
     actions = []
     for attachment in reversed(sandbox.attachments):
         if ifnames is None or attachment.ifname in ifnames:
             if links is None:
-                last = _is_last_try(attachment, tries)
-                actions.append(DeleteAttachment(attachment, with_netns=False, last_try=last))
+                tries = _count_tries(attachment, deleting_sandbox=deleting_sandbox)
+                actions.append(DeleteAttachment(attachment, with_netns=False, tries=tries))
             else:
                 found = find_attachment_link(attachment, links)
-                actions.append(_plan_delete_one(attachment, found, deleting_sandbox=deleting_sandbox, tries=tries))
+                actions.append(_plan_delete_one(attachment, found, deleting_sandbox=deleting_sandbox))
     return actions
 
 
@@ -292,9 +302,7 @@ def plan_gc(
     return [(network, sorted(in_use[network.name])) for network in networks.values()]
 
 
-def _plan_delete_one(
-    attachment: Attachment, found: AttachmentLink, *, deleting_sandbox: bool, tries: int
-) -> DeleteAttachment:
+def _plan_delete_one(attachment: Attachment, found: AttachmentLink, *, deleting_sandbox: bool) -> DeleteAttachment:
     if found.in_use and not deleting_sandbox:
         message = f"{attachment.ifname} of {attachment.network} {cni.STILL_IN_USE} ({found.in_use})"
         raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message)
@@ -304,11 +312,12 @@ def _plan_delete_one(
     if foreign is not None and (found.has_dummy or (deleting_sandbox and found.link is not None)):
         links.append(RemoveLink(foreign.index, foreign.name))
         foreign = None
-    last = _is_last_try(attachment, tries)
+    tries = _count_tries(attachment, deleting_sandbox=deleting_sandbox)
     if found.link is None:
         # A plugin deletes the link that has the name. If that one is foreign, it gets no namespace and frees only its
         # lease.
-        return DeleteAttachment(attachment, tuple(links), with_netns=foreign is None, last_try=last)
+        gone = attachment.ifindex > 0
+        return DeleteAttachment(attachment, tuple(links), with_netns=foreign is None, link_gone=gone, tries=tries)
     if foreign is not None:
         message = (
             f"the name {attachment.ifname} of {attachment.network} belongs to a {foreign.kind} link that multus "
@@ -317,13 +326,19 @@ def _plan_delete_one(
         raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message)
     if found.renamed or found.link.master:
         links.append(RenameLink(found.link.index, attachment.ifname))
-    leftover = RemoveLink(found.link.index, attachment.ifname) if last else None
-    return DeleteAttachment(attachment, tuple(links), last_try=last, leftover=leftover)
+    # An interrupted ADD; DEL of what was added must succeed.
+    leftover = RemoveLink(found.link.index, attachment.ifname) if attachment.state is AttachmentState.ADDING else None
+    return DeleteAttachment(attachment, tuple(links), tries=tries, leftover=leftover)
 
 
-def _is_last_try(attachment: Attachment, tries: int) -> bool:
-    """Return whether a failure of the next DEL ends the tries. It never does for an attachment that was added."""
-    return attachment.state is AttachmentState.ADDING and attachment.failed_deletes + 1 >= tries
+def _count_tries(attachment: Attachment, *, deleting_sandbox: bool) -> int | None:
+    """Return how often DEL may fail before the attachment leaves the record; ``None`` for any number.
+
+    An attachment that was added stays as long as its sandbox: something certainly exists then.
+    """
+    if attachment.state is AttachmentState.ADDING:
+        return DELETE_TRIES_WITH_SANDBOX if deleting_sandbox else DELETE_TRIES
+    return DELETE_TRIES_OF_ADDED if deleting_sandbox else None
 
 
 def _name_taken(desired: DesiredAttachment, reason: str = "") -> CniError:

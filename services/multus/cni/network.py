@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
-from services.multus.cni import results
+from services.multus.cni import dhcp, results
 from services.multus.cni.call import PodId, plugin_args
 from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, plugin_stdin
 from services.multus.cni.errors import CniError, NotStartedError
@@ -34,12 +34,14 @@ class AttachmentTarget:
     :ivar netns: path of its network namespace; empty when it is gone or must not be touched.
     :ivar ifname: the link's name.
     :ivar pod: the sandbox's pod; ``None`` when it is unknown.
+    :ivar link_gone: whether the sandbox has lost the link that ADD created.
     """
 
     sandbox_id: str
     netns: str
     ifname: str
     pod: PodId | None
+    link_gone: bool = False
 
     def invocation(self, command: cni.CniCommand, attributes: AttachmentAttributes) -> Invocation:
         """Return a plugin's environment for this target."""
@@ -81,7 +83,9 @@ async def add(
     result = empty if network.types[0] == PASSTHRU else None
     for number, (index, plugin) in enumerate(_plugins_to_run(network)):
         try:
-            printed = await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=result))
+            printed = await _run(
+                executor, plugin, invocation, plugin_stdin(network, index, attributes, previous=result)
+            )
         except NotStartedError as error:
             # NotStartedError means that nothing was created, which is true of the first plugin only.
             if number:
@@ -99,7 +103,7 @@ async def delete(
     previous: cni.CniResult | None,
     *,
     last_try: bool = False,
-) -> None:
+) -> CniError | None:
     """Run DEL in reverse order. The first failure ends it; a later DEL starts from the last plugin again.
 
     :param executor: runs the plugins.
@@ -108,21 +112,46 @@ async def delete(
     :param attributes: the attachment's attributes.
     :param previous: the result of ADD; ``None`` when it is unknown.
     :param last_try: whether there is no later DEL. The other plugins then run after a failure, too.
+    :returns: why an address was not released, although DEL succeeded; normally ``None``.
     :raises CniError: a plugin failed; with several failures that of the first one.
     """
-    invocation = target.invocation(cni.CniCommand.DEL, attributes)
     # DEL has `prevResult` since CNI 0.4.0.
     passed = previous if network.at_least("0.4.0") else None
-    failure: CniError | None = None
+    kept, failure = None, None
     for index, plugin in reversed(_plugins_to_run(network)):
+        document = plugin_stdin(network, index, attributes, previous=passed)
         try:
-            await executor.run(plugin, invocation, plugin_stdin(network, index, attributes, previous=passed))
+            kept = await _delete_one(executor, plugin, target, attributes, document) or kept
         except CniError as error:
             if not last_try:
                 raise
             failure = failure or error
     if failure is not None:
         raise failure
+    return kept
+
+
+async def _delete_one(
+    executor: Executor, plugin: str, target: AttachmentTarget, attributes: AttachmentAttributes, document: bytes
+) -> CniError | None:
+    """Run DEL of one plugin, and once more where its failure says that what it deletes is already gone.
+
+    :returns: why an address was not released, although DEL succeeded; normally ``None``.
+    """
+    invocation = target.invocation(cni.CniCommand.DEL, attributes)
+    try:
+        await _run(executor, plugin, invocation, document)
+    except CniError as error:
+        if dhcp.is_daemon_missing(error):
+            # Its leases went with its memory. Most plugins have not removed their link yet.
+            await _run(executor, plugin, invocation, dhcp.without_leases(document))
+            return error
+        if not target.link_gone or not target.netns or error.code == cni.CniErrorCode.TRY_AGAIN_LATER:
+            raise
+        # DEL must succeed for what no longer exists (CNI specification, section 2); host-device's does not.
+        elsewhere = target.without_netns().invocation(cni.CniCommand.DEL, attributes)
+        await _run(executor, plugin, elsewhere, document)
+    return None
 
 
 async def check(
@@ -151,7 +180,7 @@ async def check(
         if plugin == TUNING:
             document = _tuning_check_stdin(document, target.ifname)
         try:
-            await executor.run(plugin, invocation, document)
+            await _run(executor, plugin, invocation, document)
         except CniError as error:
             if not _refuses_check(error):
                 raise
@@ -162,13 +191,20 @@ async def status(executor: Executor, network: NetworkConfig) -> None:
 
     :param executor: runs the plugins.
     :param network: the network.
-    :raises CniError: code 50 or 51, a plugin is not ready.
+    :raises CniError: code 50 or 51, a plugin is not ready; code 1, it is older than STATUS.
     """
     if not network.at_least("1.1.0"):
         return
     for index, plugin in _plugins_to_run(network):
         document = plugin_stdin(network, index, AttachmentAttributes())
-        await executor.run(plugin, Invocation(cni.CniCommand.STATUS), document)
+        try:
+            await _run(executor, plugin, Invocation(cni.CniCommand.STATUS), document)
+        except CniError as error:
+            # A plugin that does not know STATUS expects a sandbox, and says that it is missing.
+            if error.code not in (cni.CniErrorCode.UNKNOWN_CONTAINER, cni.CniErrorCode.INVALID_ENVIRONMENT):
+                raise
+            message = f"{error.msg}; the plugin does not support CNI {network.version} of network {network.name}"
+            raise CniError(cni.CniErrorCode.INCOMPATIBLE_VERSION, message, error.details) from error
 
 
 async def collect_garbage(executor: Executor, network: NetworkConfig, valid: Iterable[tuple[str, str]]) -> None:
@@ -188,17 +224,28 @@ async def collect_garbage(executor: Executor, network: NetworkConfig, valid: Ite
     for index, plugin in _plugins_to_run(network):
         try:
             document = plugin_stdin(network, index, AttachmentAttributes(), extra=extra)
-            await executor.run(plugin, Invocation(cni.CniCommand.GC), document)
+            await _run(executor, plugin, Invocation(cni.CniCommand.GC), document)
         except CniError as error:
             failure = failure or error
     if failure is not None:
         raise failure
 
 
+async def _run(executor: Executor, plugin: str, invocation: Invocation, document: bytes) -> bytes:
+    """Execute a plugin; if it fails because a daemon of the node does not run, the error says what to do."""
+    try:
+        return await executor.run(plugin, invocation, document)
+    except CniError as error:
+        if not dhcp.is_daemon_missing(error):
+            raise
+        raise dhcp.with_remedy(error) from error
+
+
 def _refuses_check(error: CniError) -> bool:
     """Return whether a plugin does not support CHECK, in general or with this CNI version (codes of libcni's skel)."""
     unknown = error.code == cni.CniErrorCode.INVALID_ENVIRONMENT and "CNI_COMMAND" in error.msg
-    return unknown or error.code == cni.CniErrorCode.INCOMPATIBLE_VERSION
+    # whereabouts: "CNI CHECK method is not implemented"
+    return unknown or error.code == cni.CniErrorCode.INCOMPATIBLE_VERSION or error.msg.endswith("not implemented")
 
 
 def _tuning_check_stdin(document: bytes, ifname: str) -> bytes:

@@ -55,7 +55,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     :ivar mtu: its MTU as the plugin left it.
     :ivar device_info: description of a device plugin's device.
     :ivar nad: ``namespace/nad`` of a hot-plugged network, if the pod's annotation names it; for messages only.
-    :ivar failed_deletes: how often DEL has failed since an ADD that did not finish.
+    :ivar failed_deletes: how often DEL has failed, where the number of tries is limited.
     """
 
     ifname: str

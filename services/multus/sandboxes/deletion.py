@@ -5,6 +5,7 @@ configuration and the pod, if it still exists, show which attachments it may hav
 Next: :mod:`services.multus.sandboxes.sweep`, for what is deleted without a call.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from services.common.telemetry.logs import Log
@@ -12,7 +13,8 @@ from services.multus.apply import Applier
 from services.multus.cni.call import CniCall
 from services.multus.cni.errors import CniError, combine_errors
 from services.multus.observe import CallObserver
-from services.multus.plan import DeleteUnrecorded, plan_delete
+from services.multus.plan import DELETE_TRIES_OF_ADDED, DeleteUnrecorded, DesiredAttachment, plan_delete
+from services.multus.pod.events import PodEvents
 from services.multus.records.sandbox import SandboxState
 
 MAX_DELETED_IDS: Final = 1024
@@ -40,14 +42,17 @@ class UnrecordedSandboxes:
 
     :param observer: finds the attachments that a sandbox may have.
     :param applier: runs the plugins.
+    :param pod_events: records Events on pods.
     :param log: the daemon's log.
     """
 
-    def __init__(self, observer: CallObserver, applier: Applier, log: Log) -> None:
+    def __init__(self, observer: CallObserver, applier: Applier, pod_events: PodEvents, log: Log) -> None:
         self._observer = observer
         self._applier = applier
+        self._pod_events = pod_events
         self._log = log
         self._deleted: dict[str, None] = {}
+        self._failed: dict[str, int] = {}
 
     def __contains__(self, sandbox_id: str) -> bool:
         """Return whether the sandbox has been deleted completely."""
@@ -79,14 +84,30 @@ class UnrecordedSandboxes:
             self._log.warning("networks of an unrecorded sandbox unknown", sandbox=call.sandbox_id, error=error.msg)
             return
         netns = call.netns if await self._applier.list_links(call.netns) is not None else ""
-        failures: list[CniError] = []
+        failures: list[tuple[DesiredAttachment, CniError]] = []
         for one in reversed(possible):
             action = DeleteUnrecorded(one.network, one.ifname, one.attributes, with_netns=bool(netns))
             try:
                 await self._applier.delete_unrecorded(action, call.sandbox_id, netns, call.pod)
             except CniError as error:
-                failures.append(error)
+                failures.append((one, error))
         self._applier.close_netns(call.netns)
         if failures:
-            raise combine_errors(failures)
+            self._count_failure(call, failures)
         self.mark_deleted(call.sandbox_id)
+
+    def _count_failure(self, call: CniCall, failures: Sequence[tuple[DesiredAttachment, CniError]]) -> None:
+        """Give up the failed DELs if they have failed often enough, as for a sandbox with a record.
+
+        :raises CniError: they are to be tried again.
+        """
+        failed = self._failed.pop(call.sandbox_id, 0) + 1
+        if failed < DELETE_TRIES_OF_ADDED:
+            self._failed[call.sandbox_id] = failed
+            while len(self._failed) > MAX_DELETED_IDS:
+                del self._failed[next(iter(self._failed))]
+            raise combine_errors([error for _, error in failures])
+        for one, error in failures:
+            self._log.error("failed DEL given up", sandbox=call.sandbox_id, ifname=one.ifname, error=error.msg)
+            if call.pod is not None:
+                self._pod_events.record_cleanup_failed(call.pod, call.sandbox_id, one.attachment(), error.msg)

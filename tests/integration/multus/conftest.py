@@ -1,6 +1,5 @@
 """Fixtures: a daemon with the real bridge plugins, a recording plugin, and a pod's network namespace."""
 
-import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -28,26 +27,17 @@ def recording(plugins: Path) -> RecordingPlugin:
 
 @pytest.fixture
 def sandbox_netns(tmp_path: Path, host_bridges: None) -> Iterator[Path]:
-    """The pod's network namespace. Its links are deleted first; their host ends would outlive it for a moment."""
-    with namespaces.namespace(tmp_path, "pod") as path:
+    """The pod's network namespace."""
+    with namespaces.pod_namespace(tmp_path) as path:
         yield path
-        if path.exists():
-            for name in links(path) - {"lo"}:
-                with contextlib.suppress(AssertionError):  # deleted together with another link
-                    namespaces.ip(path, "link", "del", name)
 
 
 @pytest.fixture
 def host_bridges() -> Iterator[None]:
     """Delete the bridges of the tests: the bridge plugin creates its bridge at the first ADD and never deletes it."""
     yield
-    for name in links(HOST) & {"br-blue", "br-green", "br-pods"}:
+    for name in namespaces.links(HOST).keys() & {"br-blue", "br-green", "br-pods"}:
         namespaces.ip(HOST, "link", "del", name)
-
-
-def links(netns: Path) -> set[str]:
-    """Return the names of a namespace's links."""
-    return {link["ifname"] for link in json.loads(namespaces.ip(netns, "-j", "link"))}
 
 
 @pytest.fixture

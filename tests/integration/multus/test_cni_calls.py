@@ -9,8 +9,9 @@ import pytest
 
 from schemas.kubernetes.networks import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, parse_network_status
 from schemas.kubernetes.operations import pod_nic_key, read_pod_nic
+from services.multus.plan import DELETE_TRIES_OF_ADDED
 from services.multus.records.sandbox import AttachmentOrigin
-from tests.support.kube.node_kube import Refused
+from tests.support.kube.node_kube import EVENTS, Refused
 from tests.support.node import netns as namespaces
 from tests.support.node.cni import RecordingPlugin, bridge_config, leases
 from tests.support.node.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
@@ -201,6 +202,17 @@ async def test_del_of_an_unknown_sandbox_frees_its_primary_network(
     status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder))
     assert (status, error["code"]) == (400, 3)
     assert len(primary.calls) == 2
+
+
+async def test_tries_to_delete_an_unknown_sandbox_end(
+    daemon: Daemon, sandbox_netns: Path, primary: RecordingPlugin
+) -> None:
+    primary.fail("DEL", 999, "gone for good")
+    answers = [(await daemon.cni("DEL", sandbox_netns))[0] for _ in range(DELETE_TRIES_OF_ADDED)]
+    assert answers == [400] * (DELETE_TRIES_OF_ADDED - 1) + [200]
+    await daemon.parts.pod_events.flush()
+    [message] = [body["message"] for body in daemon.kube.of(EVENTS) if body["reason"] == "NetworkCleanupFailed"]
+    assert message.startswith("network pods on interface eth0: ")
 
 
 async def test_del_without_a_record_frees_the_pods_networks(

@@ -13,6 +13,7 @@ from schemas.multus import InterfaceAttributes
 from tests.support.node import netns as namespaces
 from tests.support.node.cni import RecordingPlugin, bridge_config, leases, real_plugins
 from tests.support.node.multus_daemon import POD, SANDBOX, Daemon
+from tests.support.node.netns import addresses, links
 
 HOST = Path("/proc/self/ns/net")
 PARENT = "parent0"
@@ -36,16 +37,6 @@ def parent() -> Iterator[str]:
 
 def ipam(folder: Path, network: str) -> dict[str, Any]:
     return {"type": "host-local", "subnet": network, "dataDir": str(folder / "leases")}
-
-
-def addresses(netns: Path, ifname: str) -> list[str]:
-    """Return the IPv4 addresses of a link."""
-    [link] = json.loads(namespaces.ip(netns, "-j", "-4", "addr", "show", ifname))
-    return [f"{info['local']}/{info['prefixlen']}" for info in link["addr_info"]]
-
-
-def links(netns: Path) -> dict[str, dict[str, Any]]:
-    return {link["ifname"]: link for link in json.loads(namespaces.ip(netns, "-j", "-d", "link"))}
 
 
 async def add_and_delete(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.kubernetes.networks import NETWORKS
-from services.multus.plan import DELETE_TRIES
+from services.multus.plan import DELETE_TRIES, DELETE_TRIES_OF_ADDED
 from tests.support.kube.node_kube import EVENTS
 from tests.support.node import netns as namespaces
 from tests.support.node.cni import RecordingPlugin, bridge_config, leases
@@ -140,3 +140,21 @@ async def test_the_link_goes_even_if_no_plugin_of_the_chain_can_delete_it(
     assert answers[-1] == 200
     assert (link_names(sandbox_netns), daemon.record()) == ({"lo"}, None)
     assert len(await given_up(daemon)) == 1
+
+
+async def test_a_network_that_cannot_be_deleted_any_more_keeps_its_pod_for_some_tries_only(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    """ADD succeeded; then, for example, the network's plugin was uninstalled."""
+    config = {"cniVersion": "1.0.0", "name": "red", "type": recording.type}
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, config))[0] == 200
+    recording.fail("DEL", 999, "gone for good")
+    # A hot-unplug is repeated without an end: the pod runs, and the obstacle may be removed.
+    answers = [(await daemon.delegate("DEL", sandbox_netns, IFACE, config))[0] for _ in range(DELETE_TRIES_OF_ADDED)]
+    assert answers == [400] * DELETE_TRIES_OF_ADDED
+    answers = [(await daemon.cni("DEL", sandbox_netns))[0] for _ in range(DELETE_TRIES_OF_ADDED)]
+    assert answers == [400] * (DELETE_TRIES_OF_ADDED - 1) + [200]
+    assert daemon.record() is None
+    [message] = await given_up(daemon)
+    assert message.startswith(f"network red on interface {IFACE}: ")
+    assert "gone for good" in message

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,6 +108,28 @@ def configured(path: Path) -> tuple[Any, ...]:
             if not route["dst"].startswith("fe80:")
         ),
     )
+
+
+def links(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the links of the namespace by name, with the details that iproute2 prints."""
+    return {link["ifname"]: link for link in json.loads(ip(path, "-j", "-d", "link"))}
+
+
+def addresses(path: Path, name: str) -> list[str]:
+    """Return the IPv4 addresses of a link, each with its prefix length."""
+    [link] = json.loads(ip(path, "-j", "-4", "addr", "show", name))
+    return [f"{info['local']}/{info['prefixlen']}" for info in link["addr_info"]]
+
+
+@contextmanager
+def pod_namespace(directory: Path) -> Iterator[Path]:
+    """Create a pod's namespace. Its links are deleted first; their host ends would outlive it for a moment."""
+    with namespace(directory, "pod") as path:
+        yield path
+        if path.exists():
+            for name in links(path).keys() - {"lo"}:
+                with suppress(AssertionError):  # deleted together with another link
+                    ip(path, "link", "del", name)
 
 
 @contextmanager

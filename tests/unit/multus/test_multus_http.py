@@ -120,7 +120,13 @@ async def test_requests_are_counted_as_upstream_does(tmp_path: Path) -> None:
     folder = tmp_path / "counted"
     folder.mkdir()
     async with running_daemon(folder, folder, telemetry=telemetry) as daemon:
-        for method, path in (("GET", "/healthz"), ("POST", "/cni"), ("GET", "/a"), ("GET", "/b"), ("GET", "/sandboxes/a")):
+        for method, path in (
+            ("GET", "/healthz"),
+            ("POST", "/cni"),
+            ("GET", "/a"),
+            ("GET", "/b"),
+            ("GET", "/sandboxes/a"),
+        ):
             await daemon.http.request(method, path)
         client, _ = recording_telemetry("client")
         async with serve(metrics_app(telemetry), f"unix:{folder}/metrics.sock", shutdown=1.0):

@@ -83,20 +83,26 @@ def test_add_refuses_a_foreign_link_and_a_duplicate_name() -> None:
 
 def test_add_recreates_a_lost_link_and_an_interrupted_attachment() -> None:
     lost = added()
-    assert plan.plan_add(sandbox(lost), [desired()], [LO]) == [DeleteAttachment(lost), AddAttachment(desired())]
+    assert plan.plan_add(sandbox(lost), [desired()], [LO]) == [
+        DeleteAttachment(lost, link_gone=True),
+        AddAttachment(desired()),
+    ]
     interrupted = desired().attachment()
     assert plan.plan_add(sandbox(interrupted), [desired()], [LO, veth(POD_LINK, 7)]) == [
-        DeleteAttachment(interrupted, last_try=True, leftover=RemoveLink(7, POD_LINK)),
+        DeleteAttachment(interrupted, tries=1, leftover=RemoveLink(7, POD_LINK)),
         AddAttachment(desired()),
     ]
     changed = desired(bridge="other")
-    assert plan.plan_add(sandbox(lost), [changed], [LO]) == [DeleteAttachment(lost), AddAttachment(changed)]
+    assert plan.plan_add(sandbox(lost), [changed], [LO]) == [
+        DeleteAttachment(lost, link_gone=True),
+        AddAttachment(changed),
+    ]
 
 
 def test_add_replaces_an_interrupted_attachment_without_a_link_even_if_its_del_fails() -> None:
     interrupted = desired().attachment()
     assert plan.plan_add(sandbox(interrupted), [desired()], [LO]) == [
-        DeleteAttachment(interrupted, last_try=True),
+        DeleteAttachment(interrupted, tries=1),
         AddAttachment(desired()),
     ]
 
@@ -118,7 +124,7 @@ def test_delete_runs_in_reverse_order() -> None:
 
 def test_delete_without_a_namespace_passes_no_netns() -> None:
     assert plan.plan_delete(sandbox(added()), None, None, deleting_sandbox=True) == [
-        DeleteAttachment(added(), with_netns=False)
+        DeleteAttachment(added(), with_netns=False, tries=plan.DELETE_TRIES_OF_ADDED)
     ]
 
 
@@ -144,14 +150,18 @@ def test_tries_to_delete_an_interrupted_attachment_end(
     [action] = plan.plan_delete(sandbox(interrupted), None, links, deleting_sandbox=deleting_sandbox)
     assert action.last_try is last
     # A plugin before the refusing one may have made a link.
-    assert (action.leftover is not None) is (last and len(links or ()) == 2)
+    assert (action.leftover is not None) is (len(links or ()) == 2)
 
 
-def test_tries_to_delete_an_attachment_that_was_added_never_end() -> None:
-    attached = added(failed_deletes=99)
-    for links in ([LO], None):
-        [action] = plan.plan_delete(sandbox(attached), None, links, deleting_sandbox=True)
+@pytest.mark.parametrize("links", [[LO], [LO, veth(POD_LINK)], None])
+def test_tries_to_delete_an_attachment_that_was_added_end_with_its_sandbox_only(links: list[Link] | None) -> None:
+    for failed, deleting_sandbox in ((99, False), (plan.DELETE_TRIES_OF_ADDED - 2, True)):
+        attached = added(failed_deletes=failed)
+        [action] = plan.plan_delete(sandbox(attached), None, links, deleting_sandbox=deleting_sandbox)
         assert not action.last_try
+    attached = added(failed_deletes=plan.DELETE_TRIES_OF_ADDED - 1)
+    [action] = plan.plan_delete(sandbox(attached), None, links, deleting_sandbox=True)
+    assert action.last_try
 
 
 IN_USE = {
@@ -179,7 +189,8 @@ def test_delete_restores_the_name_of_a_renamed_link(dummy: Link) -> None:
 
 
 def test_delete_of_the_sandbox_ignores_use_by_a_guest() -> None:
-    expected = DeleteAttachment(added(), (RemoveLink(10, POD_LINK), RenameLink(5, POD_LINK)))
+    links = (RemoveLink(10, POD_LINK), RenameLink(5, POD_LINK))
+    expected = DeleteAttachment(added(), links, tries=plan.DELETE_TRIES_OF_ADDED)
     assert plan.plan_delete(sandbox(added()), None, [LO, *IN_USE["port of the bridge"]], deleting_sandbox=True) == [
         expected
     ]
@@ -188,7 +199,7 @@ def test_delete_of_the_sandbox_ignores_use_by_a_guest() -> None:
 def test_delete_does_not_touch_a_foreign_link() -> None:
     foreign = veth(POD_LINK, index=77)
     assert plan.plan_delete(sandbox(added()), [POD_LINK], [LO, foreign], deleting_sandbox=False) == [
-        DeleteAttachment(added(), with_netns=False)
+        DeleteAttachment(added(), with_netns=False, link_gone=True)
     ]
     with pytest.raises(CniError, match="did not make"):
         plan.plan_delete(sandbox(added()), [POD_LINK], [LO, foreign, veth("mine")], deleting_sandbox=False)

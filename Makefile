@@ -104,6 +104,12 @@ telemetry-test: setup ## Check the metrics and traces of a lab with a real Prome
 	@PATH=$(CURDIR)/$(BIN):$$PATH scripts/as-root-tier telemetry-test $(PYTEST) tests/interop/prometheus tests/interop/jaeger \
 		--timeout 300 $(RERUNS) --durations=5 $(ARGS)
 
+.PHONY: plugins-test
+plugins-test: setup ## Run the CNI and IPAM plugins of two releases under multus, whereabouts on Kubernetes itself (root, Go)
+	@scripts/as-root-tier plugins-test
+	@scripts/tools/interop-tools cni-plugins whereabouts helm etcd kubernetes-1.36
+	@scripts/as-root-tier plugins-test $(PYTEST) tests/interop/plugins --timeout 300 $(RERUNS) --durations=5 $(ARGS)
+
 .PHONY: chart-golden
 chart-golden: setup ## Write the chart's schema of values and its rendered golden files
 	@scripts/tools/interop-tools helm helm3 kubeconform

@@ -20,9 +20,9 @@ DELETE_TRIES: Final = 5
 """How often DEL is tried for an attachment whose ADD has not finished."""
 DELETE_TRIES_WITH_SANDBOX: Final = 2
 """The same while the sandbox is being deleted: its record should not outlive it."""
-DELETE_TRIES_OF_ADDED: Final = 10
-"""How often DEL is tried while the sandbox is being deleted, for an attachment that was added. The pod
-waits for it, minutes with a kubelet's pauses."""
+DELETE_TRIES_OF_ADDED: Final = 30
+"""How often DEL is tried while the sandbox is being deleted, for an attachment that was added: for half an
+hour by the sweep. With upstream's shim the pod waits, for minutes with a kubelet's pauses."""
 
 
 @dataclass(frozen=True)

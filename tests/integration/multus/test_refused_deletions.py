@@ -142,7 +142,7 @@ async def test_the_link_goes_even_if_no_plugin_of_the_chain_can_delete_it(
     assert len(await given_up(daemon)) == 1
 
 
-async def test_a_network_that_cannot_be_deleted_any_more_keeps_its_pod_for_some_tries_only(
+async def test_a_network_that_cannot_be_deleted_any_more_keeps_its_record_for_some_tries_only(
     daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
 ) -> None:
     """ADD succeeded; then, for example, the network's plugin was uninstalled."""

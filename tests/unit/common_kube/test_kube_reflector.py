@@ -125,12 +125,12 @@ async def test_an_expired_version_lists_again_and_finds_deleted_objects(
         assert script.requests[-1].query["resourceVersion"] == "100"
 
 
-class OneShortBackoff(random.Random):
-    """A random source that makes the first backoff short and the next ones endless."""
+class ShortBackoffs(random.Random):
+    """A random source that makes the first backoffs short and the next ones endless."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self._waits = [0.001]
+        self._waits = [0.001] * count
 
     def uniform(self, a: float, b: float) -> float:
         if (a, b) != (0.5, 1.0):
@@ -145,11 +145,31 @@ async def test_an_expired_version_after_an_outage_lists_again_at_once(kube: Kube
     script.refuse_watch(410, "Expired")
     script.listing(make_pod("a", "2"), version="100")
     stream = script.watch()
-    async with reflecting(kube, seen, rng=OneShortBackoff()):
+    async with reflecting(kube, seen, rng=ShortBackoffs(1)):
         await asyncio.wait_for(first.opened.wait(), 5)
         first.drop()
         await asyncio.wait_for(stream.opened.wait(), 5)
         assert seen.changes == [("a", "1"), ("a", "2")]
+
+
+async def test_every_outage_lists_again_at_once_although_the_watch_between_them_was_quiet(
+    kube: Kube, script: Any, make_pod: Any
+) -> None:
+    seen = Recorder()
+    script.listing(make_pod("a", "1"))
+    streams = [script.watch()]
+    for version in ("2", "3"):
+        script.refuse_watch(410, "Expired")
+        script.listing(make_pod("a", version), version=f"{version}00")
+        streams.append(script.watch())
+    async with reflecting(kube, seen, rng=ShortBackoffs(2), min_watch=0.05):
+        for stream in streams[:2]:
+            await asyncio.wait_for(stream.opened.wait(), 5)
+            # Real time must pass: a watch that was open this long counts as a success.
+            await asyncio.sleep(0.06)
+            stream.drop()
+        await asyncio.wait_for(streams[2].opened.wait(), 5)
+        assert seen.changes == [("a", "1"), ("a", "2"), ("a", "3")]
 
 
 class NoJitter(random.Random):

@@ -246,7 +246,9 @@ class Reflector(Generic[T]):
         return asyncio.get_running_loop().time()
 
     async def _pause(self, error: KubeError) -> None:
-        self._failures = 1 if self._lasted() else self._failures + 1
+        if self._lasted():
+            self._failures, self._relisted = 0, False
+        self._failures += 1
         self._opened = None
         if isinstance(error, Gone) and not self._relisted:
             # An expired version is normal: list again at once. A second one in a row is a failure like any other.

@@ -53,7 +53,7 @@ class FailpointTracer(Tracer):
         self._reach(failpoint, "after")
 
     def _reach(self, failpoint: str | None, moment: Moment) -> None:
-        """Record that a failpoint is passed; if it is armed, kill the process that the file names."""
+        """Record that a failpoint is passed; if it is armed, send the signal to the process that the file names."""
         if failpoint is None:
             return
         point = f"{failpoint}.{moment}"
@@ -62,9 +62,9 @@ class FailpointTracer(Tracer):
             os.write(passed, f"{point}\n".encode())
             os.close(passed)
         with contextlib.suppress(FileNotFoundError):
-            victim = (self._directory / point).read_text()
+            victim, _, name = (self._directory / point).read_text().partition(" ")
             os.unlink(self._directory / point)
-            os.kill(int(victim or os.getpid()), signal.SIGKILL)
+            os.kill(int(victim or os.getpid()), signal.Signals[name or "SIGKILL"])
 
 
 def with_failpoints(telemetry: Telemetry, directory: Path) -> Telemetry:

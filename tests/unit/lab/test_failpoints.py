@@ -93,6 +93,15 @@ def test_an_armed_failpoint_may_kill_another_process(tmp_path: Path) -> None:
         assert victim.wait(10) == -signal.SIGKILL
 
 
+def test_an_armed_failpoint_may_stop_another_process(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        (tmp_path / "networks.patch-pod.before").write_text(f"{victim.pid} SIGSTOP")
+        done = run(tmp_path)
+        assert (done.returncode, done.stdout) == (0, "within\nwithin\nalive\n")
+        assert os.WSTOPSIG(os.waitpid(victim.pid, os.WUNTRACED)[1]) == signal.SIGSTOP
+        victim.kill()
+
+
 def test_a_failpoint_before_an_effect_is_reached_before_the_effect(tmp_path: Path) -> None:
     (tmp_path / "networks.patch-pod.before").touch()
     done = run(tmp_path)

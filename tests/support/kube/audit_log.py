@@ -45,6 +45,14 @@ class AuditedRequest(msgspec.Struct, frozen=True, rename="camel"):
     object_ref: AuditedObject | None = None
     response_status: AuditedStatus = AuditedStatus()
 
+    @property
+    def permission(self) -> tuple[str, str, str, str]:
+        """What the user needs to be allowed; the path if it is no request for objects."""
+        target = self.object_ref
+        if target is None:
+            return self.user.username, self.verb, self.request_uri, ""
+        return self.user.username, self.verb, f"{target.api_group}/{target.full_resource}", target.namespace
+
 
 def read_audit_log(path: Path) -> list[AuditedRequest]:
     """Return all requests that were answered until now.
@@ -58,6 +66,15 @@ def read_audit_log(path: Path) -> list[AuditedRequest]:
 def forbidden_requests(requests: list[AuditedRequest]) -> list[str]:
     """Return verb and path of the requests that were not allowed."""
     return [f"{one.verb} {one.request_uri}" for one in requests if one.response_status.code in (401, 403)]
+
+
+def never_allowed(requests: list[AuditedRequest]) -> list[AuditedRequest]:
+    """Return the requests that were forbidden, except those that the same user could send at another time.
+
+    An API server that has just started forbids everything until its caches of roles and bindings are filled.
+    """
+    allowed = {one.permission for one in requests if not forbidden_requests([one])}
+    return [one for one in requests if one.permission not in allowed]
 
 
 def used_rights(requests: list[AuditedRequest]) -> set[Right]:

@@ -243,7 +243,7 @@ def change(directory: Path, verb: str, component: str, output: Output = print_li
     """
     layout = Layout(directory)
     try:
-        answer = _request(layout, {"verb": verb, "component": component}, timeout=60.0)
+        answer = _request(layout, {"verb": verb, "component": component}, timeout=90.0)
     except control.UnreachableError:
         print_error(f"no lab runs in {layout.dir}")
         return 1

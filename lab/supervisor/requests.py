@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Handler = Callable[[Message], AsyncIterator[Message]]
 """Answers one request with one or more messages."""
 
-READY_WITHIN = 20.0
-"""Seconds until a process must be ready after a start or restart."""
+READY_WITHIN = 60.0
+"""Seconds until a process must be ready after a start or restart; kube-apiserver takes 5."""
 
 
 class Requests:

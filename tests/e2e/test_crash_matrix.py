@@ -17,7 +17,8 @@ import pytest
 from lab.failpoints import points
 from lab.layout import ROLES
 from tests.support import sampled
-from tests.support.lab.rig import UNPLUGS, Rig, wait_until
+from tests.support.lab.processes import wait_until
+from tests.support.lab.rig import UNPLUGS, Rig
 from tests.support.lab.running import SAMPLE_VM, Lab, Span
 
 # Longer than the rig's timeout, so that the rig reports what it was waiting for.

@@ -1,7 +1,8 @@
 """A process inside a lab that runs the doctor's checks on request, because starting ``hotnic doctor`` takes long.
 
 Run in the lab as ``python -m tests.support.lab.inspector``. Each line of standard input is a request, and each reply is
-one line. ``{"examine": true}`` runs all checks once, ``{"kill": PID}`` kills a process of the lab with SIGKILL.
+one line. ``{"examine": true}`` runs all checks once, ``{"kill": PID, "signal": NAME}`` sends a signal to a process of
+the lab, ``{"compact": PORT}`` has the etcd on a port forget all old revisions.
 The client is :class:`Inspector`. Next: :mod:`tests.support.lab.rig`, which uses it.
 """
 
@@ -24,6 +25,7 @@ from services.cli.tracing.tracer import NoTraces
 from services.common.domain.operations import find_acting_pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError
+from tests.support.kube.etcd import compact
 from tests.support.lab.running import Lab
 
 MONITOR = INSIDE_RUN / "guests" / "{uid}" / LAB_QMP_SOCKET
@@ -98,8 +100,10 @@ async def serve() -> None:
             request = json.loads(line)
             try:
                 if "kill" in request:
-                    os.kill(request["kill"], signal.SIGKILL)
+                    os.kill(request["kill"], signal.Signals[request["signal"]])
                     reply: dict[str, Any] = {}
+                elif "compact" in request:
+                    reply = {"revision": await asyncio.to_thread(compact, request["compact"])}
                 else:
                     reply = build_report(await snapshot_of_vms(kube, None, paths, NODE_NAME))
             except (KubeError, OSError) as error:

@@ -1,20 +1,19 @@
 """A test rig for crashes: a lab whose processes are killed, requests with retries, and waits for a consistent state.
 
 It starts no process for a request or a check: requests are sent from this process, and the checks run in the process
-of :mod:`tests.support.lab.inspector` inside the lab. Roles kill themselves at failpoints: :mod:`lab.failpoints`.
+of :mod:`tests.support.lab.inspector` inside the lab. Its processes are those of :mod:`tests.support.lab.processes`.
 """
 
 import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lab.failpoints import points
 from lab.layout import ROLES
-from lab.namespaces import control
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import pod_nic_key
 from services.cli.operations.hotplug_status import NO_NATS
@@ -23,28 +22,24 @@ from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError, NotFound, PatchTestFailed
 from tests.support.bus.event_copies import copied_events
 from tests.support.lab.inspector import Inspector
+from tests.support.lab.processes import TIMEOUT, LabProcesses
 from tests.support.lab.running import SAMPLE_NAD, Lab
 from tests.support.lab.spec_patches import add_interface_patch, set_absent_patch
 
 SUBRESOURCES = "/apis/subresources.hotnic.io/v1/namespaces/default"
 NAMESPACE = "default"
 TEMPLATE = "/spec/template/spec"
-TIMEOUT = 40.0
-"""Seconds within which the lab has to be consistent again. Less than the resync period of a minute: the roles must not
-depend on the resync."""
 TEMPLATE_WAYS = {points.PLUG_VM, points.UNPLUG_VM, points.PLUG_EDIT, points.UNPLUG_EDIT}
 UNPLUGS = {points.PLUG: points.UNPLUG, points.PLUG_VM: points.UNPLUG_VM, points.PLUG_EDIT: points.UNPLUG_EDIT}
 """For each way to plug, the way to unplug that removes the interface everywhere."""
 
 
-class Rig:
+class Rig(LabProcesses):
     """A lab with a client of its API server and an inspector; created by :func:`rigged`."""
 
     def __init__(self, lab: Lab, kube: Kube, inspector: Inspector) -> None:
-        self.lab = lab
+        super().__init__(lab, inspector)
         self.kube = kube
-        self.failpoints = lab.failpoints
-        self._inspector = inspector
         self._without_nats = False
 
     # ---- requests
@@ -171,7 +166,7 @@ class Rig:
 
     async def examine(self) -> dict[str, Any]:
         """Run all checks once and return the inspector's report."""
-        return await asyncio.to_thread(self._inspector.request, examine=True)
+        return await self.ask_inspector(examine=True)
 
     async def wait_consistent(self, desired: Mapping[str, set[str] | None], timeout: float = TIMEOUT) -> dict[str, Any]:
         """Wait until each VM has exactly the desired interfaces and the checks have no findings; return the report.
@@ -221,7 +216,7 @@ class Rig:
 
     async def _log_tails(self) -> str:
         """Return the state and the last log lines of the processes, for the message of a failed test."""
-        status = await self._control(verb="status")
+        status = await self.control(verb="status")
         states = {one["name"]: one["state"] for one in status["components"]}
         tails = [
             f"--- {log.stem}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-12:])
@@ -229,66 +224,6 @@ class Rig:
             if log.stem in (*ROLES, "node", "apiserver")
         ]
         return "\n".join([str(states), *tails])
-
-    # ---- failpoints and processes
-
-    def arm(self, point: str, victim: int | None = None) -> None:
-        """Arm a failpoint: the role that reaches it kills itself, or the process with id ``victim``."""
-        (self.failpoints / point).write_text("" if victim is None else str(victim))
-
-    def disarm(self) -> None:
-        """Disarm all failpoints."""
-        for file in self.failpoints.iterdir():
-            if file.name != points.PASSED:
-                file.unlink()
-
-    def passed(self) -> list[str]:
-        """Return the failpoints that were passed since :meth:`reset_passed`, in order."""
-        return (self.failpoints / points.PASSED).read_text().split()
-
-    async def wait_passed(self, names: set[str], timeout: float = 40.0) -> None:
-        """Wait until each of these failpoints was passed."""
-        await wait_until(
-            lambda: names <= set(self.passed()), timeout, lambda: f"not passed: {names - set(self.passed())}"
-        )
-
-    def reset_passed(self) -> None:
-        """Clear the list of passed failpoints."""
-        (self.failpoints / points.PASSED).write_text("")
-
-    async def wait_fired(self, point: str, timeout: float = TIMEOUT) -> None:
-        """Wait until an armed failpoint was reached."""
-        await wait_until(lambda: not (self.failpoints / point).exists(), timeout, lambda: f"{point} is not reached")
-
-    async def wait_killed(self, component: str, timeout: float = 40.0) -> None:
-        """Wait until a process was killed by SIGKILL."""
-        deadline = time.monotonic() + timeout
-        while True:
-            one = await self.component(component)
-            if one["state"] == "exited":
-                assert one["code"] == -9, one
-                return
-            assert time.monotonic() < deadline, one
-            await asyncio.sleep(0.01)
-
-    async def kill(self, component: str) -> None:
-        """Kill a process with SIGKILL and wait for its end."""
-        await asyncio.to_thread(self._inspector.request, kill=(await self.component(component))["pid"])
-        await self.wait_killed(component)
-
-    async def start(self, component: str) -> None:
-        """Start a stopped process and wait until it is ready."""
-        answer = await self._control(verb="start", component=component)
-        assert answer["ok"], answer
-
-    async def start_without_waiting(self, component: str) -> None:
-        """Start a process that may die before it is ready."""
-        await self._control(verb="start", component=component)
-
-    async def stop(self, component: str) -> None:
-        """Stop a process gracefully."""
-        answer = await self._control(verb="stop", component=component)
-        assert answer["ok"], answer
 
     @contextlib.asynccontextmanager
     async def delivering(self, times: int) -> AsyncIterator[None]:
@@ -306,15 +241,6 @@ class Rig:
             await self.start("nats")
             self._without_nats = False
 
-    async def component(self, name: str) -> dict[str, Any]:
-        """Return the lab's status of a process."""
-        status = await self._control(verb="status")
-        return next(dict(one) for one in status["components"] if one["name"] == name)
-
-    async def _control(self, **message: Any) -> dict[str, Any]:
-        socket = self.lab.layout.control_socket
-        return (await asyncio.to_thread(lambda: list(control.request(socket, message, 60.0))))[-1]
-
 
 @contextlib.asynccontextmanager
 async def rigged(lab: Lab, inspector: Inspector) -> AsyncIterator[Rig]:
@@ -328,17 +254,6 @@ async def rigged(lab: Lab, inspector: Inspector) -> AsyncIterator[Rig]:
             yield rig
         finally:
             rig.disarm()
-
-
-async def wait_until(true: Callable[[], bool], timeout: float, otherwise: Callable[[], str]) -> None:
-    """Poll a condition until it is true.
-
-    :param otherwise: returns the message of the assertion when it is not true in time.
-    """
-    deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, otherwise()
-        await asyncio.sleep(0.005)
 
 
 def _ready(vmi: VirtualMachineInstance) -> bool:

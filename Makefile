@@ -11,9 +11,6 @@ ARGS ?=
 # CI runs a failed test of real programs a second time and shows the first failure (docs/development.md).
 RERUNS := --reruns $(if $(CI),1,0)
 
-# What the API server decides: conformance, patches, admission, aggregation, RBAC. The others ask the node only.
-KUBERNETES_TESTS := tests/cluster $(addprefix tests/e2e/test_,plug.py unplug.py edits_and_gate.py refusals.py hotplug_status.py)
-
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,9 +49,10 @@ test-e2e: setup ## Run the tests of the whole lab (root)
 	@scripts/test/tiers e2e -- $(ARGS)
 
 .PHONY: test-long
-test-long: setup ## Run the complete tables: generated examples, crash matrix, chaos, random operations with real guests (root)
+test-long: setup ## Run the complete tables, in the lab and on Kubernetes: generated examples, crash matrix, chaos, random operations (root, Go)
 	@scripts/as-root-tier test-long
-	@HOTNIC_HYPOTHESIS_PROFILE=long scripts/test/tiers unit e2e -- --timeout 900 -o faulthandler_timeout=1800 $(ARGS)
+	@scripts/tools/interop-tools helm etcd kubernetes-1.36
+	@HOTNIC_HYPOTHESIS_PROFILE=long scripts/test/tiers unit e2e kubernetes-1.36 -- --timeout 900 -o faulthandler_timeout=1800 $(ARGS)
 
 .PHONY: test-busy
 test-busy: setup ## Run all tests twice beside three endless loops, without second tries (root; before a landing)
@@ -83,11 +81,10 @@ cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control
 	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(RERUNS) $(ARGS)
 
 .PHONY: kubernetes-test
-kubernetes-test: setup ## Run conformance and end-to-end tests on Kubernetes itself, with RBAC (root, Go)
+kubernetes-test: setup ## Run conformance and end-to-end tests on Kubernetes itself, 1.30 and 1.36, with RBAC (root, Go)
 	@scripts/as-root-tier kubernetes-test
-	@scripts/tools/interop-tools helm etcd kubernetes-1.36
-	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubernetes-test $(PYTEST) $(KUBERNETES_TESTS) \
-		--timeout 600 $(RERUNS) --durations=5 $(ARGS)
+	@scripts/tools/interop-tools helm etcd kubernetes-1.30 kubernetes-1.36
+	@scripts/test/tiers kubernetes-cluster kubernetes-1.30 kubernetes-1.36 -- $(ARGS)
 
 .PHONY: kubelet-test
 kubelet-test: image ## Run pods and the Helm chart on a real kubelet and containerd 2, and interrupt every process (root, Go)

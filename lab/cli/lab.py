@@ -68,7 +68,7 @@ def lab() -> None:
 )
 @click.option(
     "--kubernetes",
-    type=click.Choice(["1.36"]),
+    type=click.Choice(["1.30", "1.36"]),
     help="Use Kubernetes itself of this version, with RBAC, instead of the lab's own API server (built with Go).",
 )
 @click.option(

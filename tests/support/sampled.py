@@ -1,6 +1,7 @@
 """Tables of tests that are too long for `make test`: it runs a random sample of them, `make test-long` runs all.
 
 `HOTNIC_TEST_SEED` repeats a sample. Without it each run has another sample, and CI always has the same one.
+`HOTNIC_TEST_SAMPLE` is the size of samples in percent of what `make test` runs, for tiers with less time.
 :func:`summary` reports how many rows of each table were run.
 """
 
@@ -18,6 +19,7 @@ LONG = os.environ.get("HOTNIC_HYPOTHESIS_PROFILE") == "long"
 SEED = int(
     os.environ.get("HOTNIC_TEST_SEED") or (1 if os.environ.get("CI") else random.SystemRandom().randrange(1_000_000))
 )
+SHARE = int(os.environ.get("HOTNIC_TEST_SAMPLE") or 100) / 100
 
 _drawn: dict[str, tuple[int, int]] = {}
 _ran: Counter[str] = Counter()
@@ -31,6 +33,7 @@ def sample(table: str, rows: Sequence[T], count: int, *, each: Callable[[T], Has
     :param each: function of a row; the sample has at least one row for each of its values.
     """
     rng = random.Random(f"{SEED} {table}")
+    count = round(count * SHARE)
     chosen: set[int] = set()
     if LONG or count >= len(rows):
         chosen = set(range(len(rows)))
@@ -49,7 +52,7 @@ def sample(table: str, rows: Sequence[T], count: int, *, each: Callable[[T], Has
 
 def first_steps(table: str, steps: int, some: int) -> range:
     """Return the range of the first steps of a sequence, or of all of them."""
-    taken = range(steps if LONG else some)
+    taken = range(steps if LONG else round(some * SHARE))
     _drawn[table] = (len(taken), steps)
     return taken
 

@@ -246,7 +246,7 @@ def link_events(events: list[Any], mac: str) -> list[LinkEvent]:
 
 def on_kubernetes() -> str | None:
     """Return the version of Kubernetes on which labs run; None with the lab's own API server."""
-    return os.environ.get(KUBERNETES_VARIABLE)
+    return os.environ.get(KUBERNETES_VARIABLE) or None
 
 
 @contextlib.contextmanager

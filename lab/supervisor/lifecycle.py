@@ -233,8 +233,7 @@ class Supervisor:
         from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS
 
         identity = self.parameters.identity
-        # In a thread: pyroute2's synchronous calls run an event loop of their own.
-        await asyncio.to_thread(kubelet.prepare, self.layout, self.parameters.cluster.endpoint, identity.cgroup)
+        kubelet.prepare(self.layout, self.parameters.cluster.endpoint, identity.cgroup)
         # No kube-proxy: this is how pods reach the API server, and NATS at the node's address.
         for address, port in (
             ((SERVICE_ADDRESS, 443), identity.apiserver_port),

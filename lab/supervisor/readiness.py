@@ -62,10 +62,10 @@ async def wait_for_readyz(server: int | TlsServer) -> None:
     await wait_for_answer(server, "/readyz", lambda status, _body: status == 200)
 
 
-async def wait_for_answer(server: Path | TlsServer, resource: str, accept: Callable[[int, str], bool]) -> None:
+async def wait_for_answer(server: int | TlsServer, resource: str, accept: Callable[[int, str], bool]) -> None:
     """Return once GET `resource` returns what the caller waits for.
 
-    :param server: path of its unix socket, or its port.
+    :param server: its port, or how to connect with TLS.
     :param accept: whether a status and a body are the expected ones; without an answer, the status is 0.
     """
     while True:

@@ -234,9 +234,8 @@ class Applier:
         try:
             return await (await self._netns.open(path)).link(ifname)
         except NetlinkFailure as error:
-            raise CniError(
-                cni.CniErrorCode.TRY_AGAIN_LATER, f"cannot read link {ifname} in {path}: {error.message}"
-            ) from error
+            message = f"cannot read link {ifname} in {path}: {error.message}"
+            raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from error
 
     async def delete_attachment(self, sandbox: SandboxState, action: DeleteAttachment) -> SandboxState:
         """Delete one attachment: restore its links, run DEL and remove it from the record.
@@ -250,16 +249,14 @@ class Applier:
         # Links first: a plugin's DEL finds its link by name.
         for operation in action.links:
             await self._restore_link(sandbox.netns, operation)
-        target = _target(sandbox, attachment.ifname, with_netns=action.with_netns, link_gone=action.link_gone)
+        target = _target(sandbox, attachment.ifname, with_netns=action.with_netns, gone=action.link_gone)
         try:
-            config, asked = attachment.network_config(), attachment.attributes()
-            kept = await network.delete(
-                self._executor, config, target, asked, attachment.result, last_try=action.last_try
-            )
+            config, asked, last = attachment.network_config(), attachment.attributes(), action.last_try
+            kept = await network.delete(self._executor, config, target, asked, attachment.result, last_try=last)
             # An ADD that failed has got no lease.
             failure = kept if attachment.state is AttachmentState.ADDED else None
         except CniError as error:
-            if not action.last_try:
+            if not last:
                 raise
             if action.leftover is not None:
                 await self._restore_link(sandbox.netns, action.leftover)
@@ -292,7 +289,7 @@ class Applier:
                 attachment = action.attachment
                 self._log.error("DEL failed", sandbox=sandbox.sandbox_id, ifname=attachment.ifname, error=error.msg)
                 failures.append(error)
-                if action.tries is not None or attachment.state is AttachmentState.ADDING:
+                if action.tries is not None:
                     sandbox = sandbox.with_attachment(attachment.with_failed_delete())
                     # Without the number in the record, DEL is tried once more.
                     with contextlib.suppress(CniError):
@@ -348,7 +345,5 @@ class Applier:
             raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from error
 
 
-def _target(
-    sandbox: SandboxState, ifname: str, *, with_netns: bool = True, link_gone: bool = False
-) -> AttachmentTarget:
-    return AttachmentTarget(sandbox.sandbox_id, sandbox.netns if with_netns else "", ifname, sandbox.pod_id, link_gone)
+def _target(sandbox: SandboxState, ifname: str, *, with_netns: bool = True, gone: bool = False) -> AttachmentTarget:
+    return AttachmentTarget(sandbox.sandbox_id, sandbox.netns if with_netns else "", ifname, sandbox.pod_id, gone)

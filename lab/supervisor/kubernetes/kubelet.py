@@ -8,6 +8,7 @@ kubelet would change sysctls of the whole machine: here it changes copies. Its c
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -118,18 +119,19 @@ def create_cgroup(folder: Path) -> None:
 
 
 def add_node_link() -> None:
-    """Create a link with the address of the node, the default route and the address of the Service `kubernetes`."""
-    # Imported here because only labs with a kubelet need it.
-    from pyroute2 import IPRoute
+    """Create a link with the address of the node, the default route and the address of the Service `kubernetes`.
 
-    with IPRoute() as route:
-        route.link("add", ifname="node0", kind="veth", peer="node1")
-        index, other = (route.link_lookup(ifname=name)[0] for name in ("node0", "node1"))
-        route.addr("add", index=index, address=NODE_ADDRESS, prefixlen=24)
-        route.addr("add", index=index, address=pki.SERVICE_ADDRESS, prefixlen=32)
-        for link in (index, other):
-            route.link("set", index=link, state="up")
-        route.route("add", dst="0.0.0.0/0", oif=index, scope="link")
+    :raises subprocess.CalledProcessError: `ip` failed; its message is in the log of the supervisor.
+    """
+    commands = (
+        "link add node0 type veth peer name node1",
+        f"address add {NODE_ADDRESS}/24 dev node0",
+        f"address add {pki.SERVICE_ADDRESS}/32 dev node0",
+        "link set node0 up",
+        "link set node1 up",
+        "route add default dev node0",
+    )
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
 
 
 def kubelet_configuration(directory: Path, resolver: Path, cgroup_root: str) -> dict[str, Any]:

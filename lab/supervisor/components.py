@@ -120,8 +120,8 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
     guests = INSIDE_RUN / "guests" / "{uid}"
     special: dict[str, dict[str, str]] = {
         "api": {
-            # The address by which the API server reaches this role.
-            "HOTNIC_LISTEN": f"{parameters.cluster.api_host}:{API_PORT}",
+            # A kubelet's node is reached at its own address.
+            "HOTNIC_LISTEN": f"{parameters.cluster.api_host if parameters.node else '127.0.0.1'}:{API_PORT}",
             "HOTNIC_TLS_CERT": str(layout.serving_certificate.with_suffix(".crt")),
             "HOTNIC_TLS_KEY": str(layout.serving_certificate.with_suffix(".key")),
         },

@@ -24,7 +24,7 @@ from tests.support.node.netns import run_in_netns
 
 START_DEADLINE = 60.0
 """Seconds; it takes 0.3 s."""
-INTERVAL = "500ms"
+INTERVAL = "1s"
 """Between two scrapes, and between two evaluations of the rules: far shorter than in production, to end tests soon."""
 
 PORT = 9099

@@ -66,6 +66,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     runtime.spawn("worker", lambda: work(runtime))
     with runtime.telemetry.tracer.start_as_current_span("started"):
         pass
+    runtime.telemetry.metrics.record_dropped()
     runtime.readiness.set("kube", True)
 
 def instrument(telemetry):
@@ -162,7 +163,7 @@ async def test_health_endpoints_work_and_the_shutdown_is_ordered(tmp_path: Path)
         assert (status, text) == (200, "[+]started ok\n[+]kube ok\nreadyz check passed\n")
         status, text = await running.get("/metrics")
         assert status == 200
-        assert "hotnic_bus_up" in text
+        assert "hotnic_bus_dropped_total 1.0" in text
         assert (await running.get("/nowhere"))[0] == 404
         code, out, err = await running.stop()
     assert code == 0

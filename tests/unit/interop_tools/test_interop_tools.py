@@ -85,8 +85,9 @@ def test_a_missing_program_is_built_once(builder: Builder) -> None:
 
 def test_a_module_with_several_tools_has_a_path_for_each(builder: Builder) -> None:
     assert builder.run("kubernetes-1.36").returncode == 0
-    assert len(builder.calls()) == 2
-    for name in ("kube-apiserver", "kube-controller-manager"):
+    tools = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
+    assert len(builder.calls()) == len(tools)
+    for name in tools:
         path = Path(builder.run("--path", f"kubernetes-1.36/{name}").stdout.strip())
         assert path.name == name
         assert os.access(path, os.X_OK)

@@ -12,7 +12,9 @@ from lab.namespaces import cgroups, isolation
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
 from lab.supervisor.collector import Collector
-from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms, prepare
+from lab.supervisor.kubernetes import kubelet
+from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS, ControlPlanePrograms, prepare
+from lab.supervisor.kubernetes.kubelet import NodePrograms
 from lab.tools import LabTools, ToolsMissingError
 from schemas.cri import runtime_pb2 as pb
 
@@ -145,6 +147,35 @@ def test_kubernetes_itself_replaces_the_apiserver_alone(
             assert spec == components.process_spec(parameters, component, {})
     assert on_kubernetes.cluster.relayed_port == parameters.identity.apiserver_port
     assert components.process_spec(on_kubernetes, "apiserver", {}).argv[0] == str(programs.apiserver)
+
+
+def test_a_kubelet_brings_its_scheduler_and_containerd(
+    parameters: components.LabParameters, programs: ControlPlanePrograms
+) -> None:
+    node = NodePrograms(kubelet=Path("/go/kubelet"), scheduler=Path("/go/kube-scheduler"), containerd=Path("/go/c/d"))
+    prepare(parameters.layout.apiserver, parameters.cluster.endpoint)
+    lab = dataclasses.replace(parameters, kubernetes=programs, node=node)
+    started = {name: components.process_spec(lab, name, {}) for name in lab.components}
+    assert started["scheduler"].argv[0] == "/go/kube-scheduler"
+    assert started["kubelet"].argv[0] == "/go/kubelet"
+    assert started["containerd"].argv[0] == "/go/c/d"
+    # containerd 2 must not find the shim of containerd 1.
+    assert started["containerd"].env["PATH"].startswith("/go/c:")
+    assert started["api"].env["HOTNIC_LISTEN"].startswith(f"{NODE_ADDRESS}:")
+    config = tomllib.loads(kubelet.containerd_config(lab.tools, "overlayfs"))
+    runtime = config["plugins"]["io.containerd.cri.v1.runtime"]
+    assert runtime["cni"]["conf_dir"] == "/etc/cni/net.d"
+    assert runtime["containerd"]["runtimes"]["runc"]["options"]["BinaryName"] == str(lab.tools.runc)
+
+
+def test_a_node_is_ready_by_its_condition() -> None:
+    conditions = [{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "True"}]
+    ready = {"status": {"conditions": conditions}}
+    assert kubelet.is_node_ready(200, json.dumps(ready))
+    assert not kubelet.is_node_ready(404, json.dumps(ready))
+    assert not kubelet.is_node_ready(200, json.dumps({"status": {}}))
+    conditions[1]["status"] = "Unknown"
+    assert not kubelet.is_node_ready(200, json.dumps(ready))
 
 
 def test_every_process_stops_before_those_that_it_needs(

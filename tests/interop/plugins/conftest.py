@@ -18,8 +18,7 @@ def nothing_left() -> Iterator[None]:
     """Fail a test that leaves a link, network namespace, mount or process."""
     before = count()
     yield
-    # Cgroups are the whole machine's, and no test makes one: new ones belong to another test run.
-    found = left_over(before, without="cgroup")
+    found = left_over(before)
     assert not found, "left behind: " + ", ".join(found)
 
 

@@ -36,8 +36,7 @@ def nothing_left() -> Iterator[None]:
     """Fail if a link, network namespace, mount or process is left."""
     before = count()
     yield
-    # Cgroups are the whole machine's: new ones may belong to another lab. This lab's `down` has checked its own.
-    assert left_over(before, without="cgroup") == []
+    assert left_over(before) == []
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,12 @@ bench: setup ## Measure plugs and unplugs by hop, parallel plugs, and the memory
 	@scripts/as-root-tier bench
 	@$(PYTEST) tests/bench -s --timeout 900 $(ARGS)
 
+.PHONY: bench-interop
+bench-interop: setup ## Measure attachments to pods on a real kubelet and containerd 2, beside the plugin and a patch alone (root, Go)
+	@scripts/as-root-tier bench-interop
+	@scripts/tools/interop-tools helm etcd kubernetes-1.36 containerd
+	@HOTNIC_TEST_KUBERNETES=1.36 $(PYTEST) tests/bench/test_annotation_to_status.py -s --timeout 900 $(ARGS)
+
 .PHONY: chart-test
 chart-test: setup ## Render the Helm chart with the real helm and check it against two versions of Kubernetes (Go)
 	@scripts/tools/interop-tools helm helm3 kubeconform

@@ -289,7 +289,7 @@ class Applier:
                 attachment = action.attachment
                 self._log.error("DEL failed", sandbox=sandbox.sandbox_id, ifname=attachment.ifname, error=error.msg)
                 failures.append(error)
-                if action.tries is not None:
+                if action.tries is not None or attachment.state is AttachmentState.ADDING:
                     sandbox = sandbox.with_attachment(attachment.with_failed_delete())
                     # Without the number in the record, DEL is tried once more.
                     with contextlib.suppress(CniError):

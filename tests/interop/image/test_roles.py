@@ -73,7 +73,7 @@ def test_entry_point_and_user() -> None:
 @pytest.mark.parametrize("role", ["api", "controller"])
 def test_role_without_a_cluster_says_what_is_missing(role: str) -> None:
     failed = docker("run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", HOTNIC, "run", role, check=False)
-    assert (failed.returncode, "no KUBECONFIG, no ~/.kube/config, and not in a pod" in failed.stderr) == (1, True)
+    assert (failed.returncode, "no KUBECONFIG, no ~/.kube/config, and not in a pod" in failed.stderr) == (2, True)
 
 
 @pytest.fixture

@@ -85,6 +85,9 @@ async def test_install_test_upgrade_and_uninstall(cluster: Lab) -> None:
         await pods.create("late", timeout=300)
         await pods.delete("early")
 
+        # What the runtime deletes while the daemon is replaced is left to the sweep of the next one, once a minute; the
+        # uninstall would forget it.
+        wait_until(lambda: set(leases(cluster)) <= addresses(cluster), timeout=600)
         helm(cluster, "uninstall", "hotnic", "--timeout", "5m")
         kinds = "pods,deployments,daemonsets,jobs,services,secrets,roles,rolebindings"
         wait_until(lambda: not cluster.kubectl("get", kinds, "-n", NAMESPACE, "-o", "name"), timeout=100)
@@ -100,6 +103,12 @@ def leases(lab: Lab) -> list[str]:
     """Return the addresses that host-local has leased, of all networks."""
     files = lab_exec(lab, "find", "/var/lib/cni/networks", "-type", "f").split()
     return [address for file in files if (address := file.rpartition("/")[2]).startswith("10.")]
+
+
+def addresses(lab: Lab) -> set[str]:
+    """Return the addresses of all pods in the cluster network."""
+    pods = json.loads(lab.kubectl("get", "pods", "-A", "-o", "json"))["items"]
+    return {pod["status"].get("podIP", "") for pod in pods}
 
 
 def cni_files(lab: Lab) -> list[str]:

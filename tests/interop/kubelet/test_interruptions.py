@@ -8,7 +8,7 @@ import pytest
 from lab.cli import commands
 from tests.interop.kubelet.conftest import element, lab_exec
 from tests.support.lab.ordinary_pods import OrdinaryPods
-from tests.support.lab.running import Lab
+from tests.support.lab.running import Lab, wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -54,9 +54,17 @@ async def test_node_reboots(lab: Lab, pods: OrdinaryPods) -> None:
         assert commands.change(lab.layout.dir, "start", component, lambda _line: None) == 0
     macs = lambda: {entry.interface: entry.mac for entry in pods.attached("rebooted")}  # noqa: E731
     await pods.until(lambda: macs().keys() == before.keys() and macs() != before, timeout=DEADLINE)
+    # The sandbox is there before its container.
+    wait_until(lambda: has_restarted(lab, "rebooted"), timeout=DEADLINE)
     listed = lab.kubectl("exec", "rebooted", "--", "ip", "-o", "link")
     assert {line.split(": ")[1].split("@")[0] for line in listed.splitlines()} == {"lo", "eth0", "net1", "eth7"}
     await pods.delete("rebooted")
+
+
+def has_restarted(lab: Lab, pod: str) -> bool:
+    """Return whether the pod's container runs for the second time, or a later one."""
+    (status,) = json.loads(lab.kubectl("get", "pod", pod, "-o", "json"))["status"]["containerStatuses"]
+    return status["restartCount"] > 0 and "running" in status["state"]
 
 
 REBOOT = """

@@ -9,7 +9,7 @@ import ssl
 import pytest
 
 from lab.apiserver.identity import pki
-from lab.supervisor.kubernetes import ETCD_PORT, audit_log
+from lab.supervisor.kubernetes.control_plane import ETCD_PORT, audit_log
 from tests.support.kube.audit_log import read_audit_log
 from tests.support.lab.plug_check import plugging_around, plugging_without_handler
 from tests.support.lab.processes import wait_until

@@ -1,7 +1,7 @@
-"""Find and remove the cgroups of a lab by name.
+"""Create, find and remove the cgroups of a lab by name.
 
 When the lab's namespaces end, its processes, links and mounts end with them. Its cgroups remain, because the cgroup
-file systems belong to the machine. containerd creates them below `/<lab's cgroup>` in each hierarchy (one per
+file systems belong to the machine. containerd creates its own below `/<lab's cgroup>` in each hierarchy (one per
 controller with cgroup v1, a single one with v2).
 """
 
@@ -31,6 +31,21 @@ def folders(name: str) -> Iterator[Path]:
         folder = point / name
         if folder.is_dir():
             yield folder
+
+
+def create(name: str) -> None:
+    """Create the cgroup called `name` in every hierarchy, such that processes can run in it at once.
+
+    :raises OSError: the kernel rejected it.
+    """
+    for point in hierarchies(Path("/proc/self/mountinfo").read_text()):
+        folder = point / name
+        folder.mkdir(exist_ok=True)
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            # A new cgroup of cgroup v1 has no CPUs and no memory, and refuses processes.
+            own, parent = folder / file, point / file
+            if own.exists() and parent.exists() and not own.read_text().strip():
+                own.write_text(parent.read_text())
 
 
 def remove(name: str, timeout: float = 3.0) -> list[Path]:

@@ -73,13 +73,13 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         await registration.register()
         runtime.spawn("heartbeat", registration.run)
     await loops.run()
-    # Only the kubelet needs the container network, so only its loop waits for it.
+    # Only containers need the network of pods, so only their loop waits for it.
     runtime.readiness.set("container-network", False, "containerd's network is not ready")
-    runtime.spawn("container-network", wait_for_network(cri, loops.start_kubelet, runtime))
+    runtime.spawn("container-network", wait_for_network(cri, loops.start_containers, runtime))
 
 
 class Loops:
-    """The scheduler, kubelet, VM and VMI loops with the caches that trigger them."""
+    """The loops of VMs and VMIs, and those that are kubelet and scheduler, with the caches that trigger them."""
 
     def __init__(self, runtime: RoleRuntime[Settings], kube: Kube, cri: PodRuntime, tools: LabTools) -> None:
         node, log = runtime.settings.node_name, runtime.log
@@ -91,38 +91,35 @@ class Loops:
         self._pods = self._reflector(PODS, self._pod_changed)
         self._vmis = self._reflector(VMIS, self._vmi_changed)
         self._vms = self._reflector(VMS, lambda key, _vm: self._vm_loop.add(key, source="watch"))
-        scheduler = Scheduler(kube, node, node_labels(node))
-        kubelet = Kubelet(kube, cri, self.launcher, node, self._pods.items, log)
-        containers = LauncherContainers(kube, cri, self.launcher)
         vms, vmis = VmLoop(kube, log), VmiLoop(kube, self.launcher, node, log)
-        self._scheduler = self._reconciler("scheduler", scheduler.reconcile, self._pods.keys)
+        self._kubelet: Kubelet | None = None
+        self._scheduler: Reconciler[Key] | None = None
         if runtime.settings.kubelet:
-            self._kubelet = self._reconciler("kubelet", kubelet.reconcile, self._pods.keys)
+            scheduler = Scheduler(kube, node, node_labels(node))
+            self._scheduler = self._reconciler("scheduler", scheduler.reconcile, self._pods.keys)
+            self._kubelet = Kubelet(kube, cri, self.launcher, node, self._pods.items, log)
+            self._containers = self._reconciler("kubelet", self._kubelet.reconcile, self._pods.keys)
         else:
-            self._kubelet = self._reconciler("launcher containers", containers.reconcile, self.launcher.pods)
+            containers = LauncherContainers(kube, cri, self.launcher)
+            self._containers = self._reconciler("launcher containers", containers.reconcile, self.launcher.pods)
         self._vm_loop = self._reconciler("vm", vms.reconcile, self._vms.keys)
         self._vmi_loop = self._reconciler("vmi", vmis.reconcile, self._vmis.keys)
-        self._remove_orphans = kubelet.remove_orphans
 
     async def run(self) -> None:
-        """Start every loop but the kubelet, which waits for the runtime's network."""
+        """Start every loop but that of containers, which waits for the runtime's network."""
         for name, reflector in (("pods", self._pods), ("vmis", self._vmis), ("vms", self._vms)):
             self._runtime.spawn(f"watch {name}", reflector.run)
         for reflector in (self._pods, self._vmis, self._vms):
             await reflector.synced.wait()
-        for name, loop in (
-            *([("scheduler", self._scheduler)] if self._runtime.settings.kubelet else []),
-            ("vm", self._vm_loop),
-            ("vmi", self._vmi_loop),
-        ):
-            self._runtime.spawn(name, loop.run)
+        for name, loop in (("scheduler", self._scheduler), ("vm", self._vm_loop), ("vmi", self._vmi_loop)):
+            if loop is not None:
+                self._runtime.spawn(name, loop.run)
 
-    async def start_kubelet(self) -> None:
-        """Start the loop that waits for the runtime's network: the kubelet's, or the one beside a real kubelet."""
-        if self._runtime.settings.kubelet:
-            # Sandboxes that belong to no pod.
-            await self._remove_orphans()
-        self._runtime.spawn("kubelet", self._kubelet.run)
+    async def start_containers(self) -> None:
+        """Start the kubelet's loop, after the sandboxes that belong to no pod are removed, or that beside a kubelet."""
+        if self._kubelet is not None:
+            await self._kubelet.remove_orphans()
+        self._runtime.spawn("containers", self._containers.run)
 
     def _reflector(self, resource: Resource[T], changed: Callable[[Key, T | None], None]) -> Reflector[T]:
         return Reflector(self._kube, resource, on_change=changed, log=self._runtime.log)
@@ -145,8 +142,9 @@ class Loops:
     def _pod_changed(self, key: Key, pod: Pod | None) -> None:
         if not self._is_changed("pod", key, _pod_view(pod)):
             return
-        self._scheduler.add(key, source="watch")
-        self._kubelet.add(key, source="watch")
+        for loop in (self._scheduler, self._containers):
+            if loop is not None:
+                loop.add(key, source="watch")
         owners = pod.metadata.owner_references if pod is not None else []
         owner_names = [o.name for o in owners if o.kind == "VirtualMachineInstance"]
         # A deleted pod's owner is unknown here, and its VMI waits for the deletion: trigger all VMIs of the namespace.
@@ -161,7 +159,7 @@ class Loops:
 
     def _guest_changed(self, vmi: Key, pod: Key) -> None:
         self._vmi_loop.add(vmi, source="watch")
-        self._kubelet.add(pod, source="watch")
+        self._containers.add(pod, source="watch")
 
 
 def _pod_view(pod: Pod | None) -> object:

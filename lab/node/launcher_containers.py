@@ -13,25 +13,18 @@ import signal
 from typing import Protocol
 
 from lab.node.cri import PodRuntime, RuntimeCallError
+from lab.node.kubelet import Workloads
 from lab.node.objects import FINAL_PHASES, Object
 from lab.node.resources import PODS, Key, find
 from services.common.kube.client import Kube
 from services.common.reconcile import Attempt, Retry
 
 
-class GuestsOfPods(Protocol):
+class GuestsOfPods(Workloads, Protocol):
     """The guests of this node."""
 
     def guests_of(self, pod: Key) -> list[str]:
         """Return the UIDs of the pods of that name that have a guest."""
-        ...
-
-    def exit_code(self, pod_uid: str) -> int | None:
-        """Return the exit code of a guest that ended by itself, otherwise None."""
-        ...
-
-    async def stop(self, pod_uid: str) -> None:
-        """Stop the guest of a pod and return once it has ended."""
         ...
 
 
@@ -48,8 +41,12 @@ class LauncherContainers:
 
         :raises Retry: the runtime failed.
         """
+        guests = self._guests.guests_of(key)
+        if not guests:
+            # As most pods.
+            return
         pod = await find(self._kube, PODS, key)
-        for uid in self._guests.guests_of(key):
+        for uid in guests:
             if pod is None or pod["metadata"]["uid"] != uid or has_ended(pod):
                 await self._guests.stop(uid)
             elif self._guests.exit_code(uid) is not None:

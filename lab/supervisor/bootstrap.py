@@ -155,27 +155,35 @@ async def create_objects(layout: Layout, api_host: str = "127.0.0.1") -> None:
     async with admin_client(layout.kubeconfig) as kube:
         for obj in namespaces():
             await create_unless_exists(kube, obj)
-    await create_definitions(layout.kubeconfig)
-    async with admin_client(layout.kubeconfig) as kube:
+        await create_definitions(kube)
         for obj in api_registration(pki.ca_file(layout.apiserver).read_bytes(), api_host):
             await create_unless_exists(kube, obj)
 
 
-async def create_definitions(kubeconfig: Path) -> None:
-    """Create the CRDs that do not exist, and return once their APIs are served.
+async def create_only_definitions(kubeconfig: Path) -> None:
+    """Create the CRDs, and nothing of hotnic.
 
     :param kubeconfig: the administrator's.
     :raises KubeError: the API server rejected a request or did not answer.
     :raises TimeoutError: an API was not served within `CRD_DEADLINE` seconds.
     """
     async with admin_client(kubeconfig) as kube:
-        definitions = load_crds()
-        for obj in definitions:
-            await create_unless_exists(kube, obj)
-        # A CRD is served only after it is established; requests for its objects get 404 until then.
-        async with asyncio.timeout(CRD_DEADLINE):
-            for definition in definitions:
-                await wait_until_served(kube, definition)
+        await create_definitions(kube)
+
+
+async def create_definitions(kube: Kube) -> None:
+    """Create the CRDs that do not exist, and return once their APIs are served.
+
+    :raises KubeError: the API server rejected a request or did not answer.
+    :raises TimeoutError: an API was not served within `CRD_DEADLINE` seconds.
+    """
+    definitions = load_crds()
+    for obj in definitions:
+        await create_unless_exists(kube, obj)
+    # A CRD is served only after it is established; requests for its objects get 404 until then.
+    async with asyncio.timeout(CRD_DEADLINE):
+        for definition in definitions:
+            await wait_until_served(kube, definition)
 
 
 async def create_samples(kubeconfig: Path) -> None:

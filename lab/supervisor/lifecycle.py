@@ -211,7 +211,7 @@ class Supervisor:
         # A lab without roles is one to install hotnic in: an installer creates its own objects.
         empty = set(ROLES) <= set(self.options.without)
         if empty:
-            await progress.run_step("CRDs", bootstrap.create_definitions(self.layout.kubeconfig))
+            await progress.run_step("CRDs", bootstrap.create_only_definitions(self.layout.kubeconfig))
         else:
             await progress.run_step(
                 "namespaces, CRDs, API registration", bootstrap.create_objects(self.layout, cluster.api_host)
@@ -274,7 +274,7 @@ class Supervisor:
     async def _kubelet_ready(self) -> None:
         from lab.supervisor.kubernetes import kubelet
 
-        await kubelet.wait_until_healthy()
+        await readiness.wait_for_port(kubelet.HEALTH_PORT)
         # multus writes the CNI configuration without which the Node is not Ready.
         if "multus" not in self.options.without:
             await kubelet.wait_for_node(self.layout.apiserver, self.parameters.identity.apiserver_port)

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from lab.apiserver.identity import pki
 from lab.layout import CONTAINERD_SOCKET, NODE_NAME, Layout
-from lab.namespaces.cgroups import hierarchies
+from lab.namespaces import cgroups
 from lab.namespaces.isolation import MS_BIND, mount
+from lab.node.objects import is_true
 from lab.supervisor import readiness
 from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS, administrator, newest_built
 from lab.tools import PAUSE_IMAGE, LabTools
@@ -88,8 +89,7 @@ def prepare(layout: Layout, server: str, cgroup: str) -> None:
     (layout.config / "kubelet.json").write_text(json.dumps(configuration, indent=2) + "\n")
     STATIC_PODS.mkdir(parents=True, exist_ok=True)
     cover_sysctls(layout.config / "sysctls")
-    for hierarchy in hierarchies(Path("/proc/self/mountinfo").read_text()):
-        create_cgroup(hierarchy / cgroup)
+    cgroups.create(cgroup)
     add_node_link()
 
 
@@ -103,19 +103,6 @@ def cover_sysctls(folder: Path) -> None:
         sysctl, copy = Path("/proc/sys") / name, folder / name.replace("/", ".")
         copy.write_text(sysctl.read_text())
         mount(str(copy), str(sysctl), None, MS_BIND)
-
-
-def create_cgroup(folder: Path) -> None:
-    """Create a cgroup in which processes can run at once.
-
-    :raises OSError: the kernel rejected it.
-    """
-    folder.mkdir(exist_ok=True)
-    for name in ("cpuset.cpus", "cpuset.mems"):
-        # A new cgroup of cgroup v1 has no CPUs and no memory, and refuses processes.
-        own, parent = folder / name, folder.parent / name
-        if own.exists() and parent.exists() and not own.read_text().strip():
-            own.write_text(parent.read_text())
 
 
 def add_node_link() -> None:
@@ -236,11 +223,6 @@ disabled_plugins = [
 """
 
 
-async def wait_until_healthy() -> None:
-    """Return once /healthz of the kubelet is served."""
-    await readiness.wait_for_port(HEALTH_PORT)
-
-
 async def wait_for_node(directory: Path, port: int) -> None:
     """Return once the Node is Ready, which it is when the CNI configuration exists.
 
@@ -252,7 +234,4 @@ async def wait_for_node(directory: Path, port: int) -> None:
 
 def is_node_ready(status: int, body: str) -> bool:
     """Return whether the answer to a read of the Node shows it Ready."""
-    if status != 200:
-        return False
-    conditions = json.loads(body).get("status", {}).get("conditions") or []
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return status == 200 and is_true(json.loads(body), "Ready")

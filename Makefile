@@ -17,6 +17,8 @@ help: ## List the targets
 
 # The tests need no registry: they make the base image on this machine.
 image-test compose-test kubelet-test: export BASE_IMAGE ?= hotnic-base:local
+# The kubectl of the lock file has precedence over the machine's.
+kubelet-test plugins-test telemetry-test bench-interop: export PATH := $(CURDIR)/$(BIN):$(PATH)
 # These targets run tests of the libvirt driver, so their set-up includes libvirt.
 test test-busy test-integration: export LIBVIRT := 1
 
@@ -104,7 +106,7 @@ kubelet-test: image ## Run pods and the Helm chart on a real kubelet and contain
 telemetry-test: setup ## Check the metrics and traces of a lab with a real Prometheus and a real Jaeger (root, Go)
 	@scripts/as-root-tier telemetry-test
 	@scripts/tools/interop-tools prometheus jaeger helm etcd kubernetes-1.36
-	@PATH=$(CURDIR)/$(BIN):$$PATH scripts/as-root-tier telemetry-test $(PYTEST) tests/interop/prometheus tests/interop/jaeger \
+	@scripts/as-root-tier telemetry-test $(PYTEST) tests/interop/prometheus tests/interop/jaeger \
 		--timeout 300 $(RERUNS) --durations=5 $(ARGS)
 
 .PHONY: plugins-test

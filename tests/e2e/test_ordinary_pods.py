@@ -12,6 +12,7 @@ import pytest
 
 from schemas.kubernetes.networks import NetworkStatus
 from schemas.kubernetes.objects import NADS
+from tests.support.lab.node_state import attachments
 from tests.support.lab.ordinary_pods import NAMESPACE, OrdinaryPods, ordinary_pods
 from tests.support.lab.running import SAMPLE_NAD, Lab, Span
 
@@ -116,37 +117,24 @@ async def test_twelve_pods_at_once(lab: Lab, pods: OrdinaryPods) -> None:
     await asyncio.gather(*(pods.until_links(name, "ens58") for name in names))
     addresses = [ip for name in names for entry in pods.attached(name) for ip in entry.ips or ()]
     assert len(set(addresses)) == AT_ONCE
-    assert set(addresses) <= state(lab)["lease"]
+    assert set(addresses) <= attachments(lab)["lease"]
     await asyncio.gather(*(pods.set_networks(name, []) for name in names))
     await asyncio.gather(*(pods.until_links(name) for name in names))
-    assert not set(addresses) & state(lab)["lease"]
+    assert not set(addresses) & attachments(lab)["lease"]
 
 
 async def test_nothing_is_left_of_many_sandboxes(lab: Lab, pods: OrdinaryPods) -> None:
     """Containerd creates and removes sandboxes with the shim; each has a network, and some get another one later."""
-    before = state(lab)
+    before = attachments(lab)
     names = [f"passing{i}" for i in range(SANDBOXES)]
     await pods.create(*names, networks=SAMPLE_NAD, timeout=60)
     plugged = names[::5]
     for name in plugged:
         await pods.set_networks(name, [element(SAMPLE_NAD, "net1"), element(SAMPLE_NAD, "ens58")])
     await asyncio.gather(*(pods.until_links(name, "net1", "ens58") for name in plugged))
-    during = state(lab)
+    during = attachments(lab)
     assert len(during["veth"] - before["veth"]) == 2 * SANDBOXES + len(plugged)
     assert len(during["record"] - before["record"]) == SANDBOXES
     assert len(during["lease"] - before["lease"]) == 2 * SANDBOXES + len(plugged)
     await pods.delete(*names)
-    assert {kind: found - before[kind] for kind, found in state(lab).items()} == {kind: set() for kind in before}
-
-
-def state(lab: Lab) -> dict[str, set[str]]:
-    """Return the state of attachments on the node: host veths, leases by address, records and results by file."""
-    links = json.loads(lab.hotnic("lab", "exec", "--", "ip", "-j", "link", "show", "type", "veth").stdout or "[]")
-    files = lab.hotnic("lab", "exec", "--", "find", "/var/lib/cni", "-type", "f").stdout.split()
-    leases = {file.rpartition("/")[2] for file in files if "/networks/" in file}
-    return {
-        "veth": {link["ifname"] for link in links},
-        "lease": {name for name in leases if name.startswith("10.")},
-        "record": {file for file in files if "/multus/sandboxes/" in file and file.endswith(".json")},
-        "result": {file for file in files if "/results/" in file},
-    }
+    assert {kind: found - before[kind] for kind, found in attachments(lab).items()} == {kind: set() for kind in before}

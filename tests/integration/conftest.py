@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.leftovers import adopt_orphans, count, left_over
+from tests.support.leftovers import adopt_orphans, nothing_left_behind
 
 adopt_orphans()
 
@@ -12,7 +12,5 @@ adopt_orphans()
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Fail a test that leaves a link, network namespace, mount or process."""
-    before = count()
-    yield
-    found = left_over(before)
-    assert not found, "left behind: " + ", ".join(found)
+    with nothing_left_behind():
+        yield

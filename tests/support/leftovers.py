@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -32,6 +33,15 @@ def count() -> Things:
         "mount": {point for point, kind in points if kind != "nsfs"},
         "process": set(_descendants(os.getpid())),
     }
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Fail if the block leaves a link, network namespace, mount or process."""
+    before = count()
+    yield
+    found = left_over(before)
+    assert not found, "left behind: " + ", ".join(found)
 
 
 def left_over(before: Things, *, patience: float = 20.0) -> list[str]:

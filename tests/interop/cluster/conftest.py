@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.interop.releases import NODE, Snapshot, snapshot, write
 from tests.support.kube.control_plane import ControlPlane, control_plane
-from tests.support.leftovers import adopt_orphans, count, left_over
+from tests.support.leftovers import adopt_orphans, nothing_left_behind
 
 adopt_orphans()
 
@@ -33,7 +33,5 @@ def empty(cluster: ControlPlane) -> Snapshot:
 @pytest.fixture(autouse=True)
 def nothing_left(cluster: ControlPlane) -> Iterator[None]:
     """Fail a test that leaves a link, network namespace, mount or process."""
-    before = count()
-    yield
-    found = left_over(before)
-    assert not found, "left behind: " + ", ".join(found)
+    with nothing_left_behind():
+        yield

@@ -1,6 +1,5 @@
 """One lab for all tests of this folder: kubelet, kube-scheduler and containerd 2 run the pods, with hotnic's roles."""
 
-import json
 import shutil
 import tempfile
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.lab.node_state import attachments
 from tests.support.lab.ordinary_pods import OrdinaryPods, ordinary_pods
 from tests.support.lab.rights import assert_rights_suffice
 from tests.support.lab.running import Lab, running_lab
@@ -46,7 +46,7 @@ async def pods(lab: Lab) -> AsyncIterator[OrdinaryPods]:
 
 @pytest.fixture
 def nothing_left(lab: Lab) -> Iterator[None]:
-    """Fail a test after which the node has more links, addresses, records, sandboxes or cgroups than before."""
+    """Fail a test after which the node has more links, network namespaces, leases, records or results than before."""
     before = node(lab)
     yield
     lab.kubectl("wait", "pods", "--all", "--for=delete", "--timeout=100s", timeout=150)
@@ -63,20 +63,10 @@ def element(interface: str) -> dict[str, str]:
 
 def node(lab: Lab) -> dict[str, set[str]]:
     """Return the state of attachments and pods on the node."""
-    links = json.loads(lab_exec(lab, "ip", "-j", "link", "show", "type", "veth") or "[]")
-    files = lab_exec(lab, "find", "/var/lib/cni", "-type", "f").split()
-    leases = {file.rpartition("/")[2] for file in files if "/networks/" in file}
-    return {
-        "link": {link["ifname"] for link in links},
-        "network namespace": set(lab_exec(lab, "ls", "/run/netns").split()),
-        "lease": {name for name in leases if name.startswith("10.")},
-        "record": {file for file in files if "/multus/sandboxes/" in file and file.endswith(".json")},
-        "result": {file for file in files if "/results/" in file},
-    }
+    return {**attachments(lab), "network namespace": set(lab.run_inside("ls", "/run/netns").split())}
 
 
-def lab_exec(lab: Lab, *command: str) -> str:
-    """Run a command in the lab's namespaces, which must succeed, and return its standard output."""
-    done = lab.hotnic("lab", "exec", "--", *command)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-    return done.stdout
+def links_in(lab: Lab, pod: str, container: str = "main") -> set[str]:
+    """Return the links that a container has, read in it."""
+    listed = lab.kubectl("exec", pod, "-c", container, "--", "ip", "-o", "link")
+    return {line.split(": ")[1].split("@")[0] for line in listed.splitlines()}

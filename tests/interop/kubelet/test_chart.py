@@ -12,7 +12,7 @@ import pytest
 
 from lab.layout import CONTAINERD_SOCKET, NATS_PORT, ROLES
 from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS
-from tests.interop.kubelet.conftest import element, lab_exec
+from tests.interop.kubelet.conftest import element
 from tests.support.interop.chart import CHART
 from tests.support.interop.tools import tool
 from tests.support.lab.ordinary_pods import ordinary_pods
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Lab]:
     directory = Path(tempfile.mkdtemp(prefix="hotnic-chart-"))
     with running_lab(directory, bare=True, kubelet=True, without=ROLES, guests="double") as running:
         ctr = (str(tool("containerd/ctr")), "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io")
-        lab_exec(running, *ctr, "images", "import", str(IMAGE))
+        running.run_inside(*ctr, "images", "import", str(IMAGE))
         running.kubectl("create", "namespace", NAMESPACE)
         running.kubectl("apply", "-f", "k8s/examples/nad-bridge.yaml")
         yield running
@@ -101,7 +101,7 @@ async def test_install_test_upgrade_and_uninstall(cluster: Lab) -> None:
 
 def leases(lab: Lab) -> list[str]:
     """Return the addresses that host-local has leased, of all networks."""
-    files = lab_exec(lab, "find", "/var/lib/cni/networks", "-type", "f").split()
+    files = lab.run_inside("find", "/var/lib/cni/networks", "-type", "f").split()
     return [address for file in files if (address := file.rpartition("/")[2]).startswith("10.")]
 
 
@@ -114,4 +114,4 @@ def addresses(lab: Lab) -> set[str]:
 def cni_files(lab: Lab) -> list[str]:
     """Return the CNI configuration and programs of the node."""
     folders = "/etc/cni/net.d /opt/cni/bin /run/multus /var/lib/cni/multus"
-    return sorted(lab_exec(lab, "sh", "-c", f"find {folders} 2>/dev/null || true").split())
+    return sorted(lab.run_inside("sh", "-c", f"find {folders} 2>/dev/null || true").split())

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lab.cli import commands
-from tests.interop.kubelet.conftest import element, lab_exec
+from tests.interop.kubelet.conftest import element, links_in
 from tests.support.lab.ordinary_pods import OrdinaryPods
 from tests.support.lab.running import Lab, wait_until
 
@@ -21,7 +21,7 @@ def kill_and_start(lab: Lab, component: str) -> None:
     """Kill a process of the lab, and start it again once it has ended."""
     processes = json.loads(lab.hotnic("lab", "status", "-o", "json").stdout)["components"]
     (pid,) = [process["pid"] for process in processes if process["name"] == component]
-    lab_exec(lab, "kill", "-KILL", str(pid))
+    lab.run_inside("kill", "-KILL", str(pid))
     # `stop` waits until it has ended.
     for verb in ("stop", "start"):
         assert commands.change(lab.layout.dir, verb, component, lambda _line: None) == 0
@@ -49,15 +49,14 @@ async def test_node_reboots(lab: Lab, pods: OrdinaryPods) -> None:
     before = {entry.interface: entry.mac for entry in pods.attached("rebooted")}
     for component in ON_THE_NODE:
         assert commands.change(lab.layout.dir, "stop", component, lambda _line: None) == 0
-    lab_exec(lab, "sh", "-c", REBOOT)
+    lab.run_inside("sh", "-c", REBOOT)
     for component in reversed(ON_THE_NODE):
         assert commands.change(lab.layout.dir, "start", component, lambda _line: None) == 0
     macs = lambda: {entry.interface: entry.mac for entry in pods.attached("rebooted")}  # noqa: E731
     await pods.until(lambda: macs().keys() == before.keys() and macs() != before, timeout=DEADLINE)
     # The sandbox is there before its container.
     wait_until(lambda: has_restarted(lab, "rebooted"), timeout=DEADLINE)
-    listed = lab.kubectl("exec", "rebooted", "--", "ip", "-o", "link")
-    assert {line.split(": ")[1].split("@")[0] for line in listed.splitlines()} == {"lo", "eth0", "net1", "eth7"}
+    assert links_in(lab, "rebooted") == {"lo", "eth0", "net1", "eth7"}
     await pods.delete("rebooted")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lab.tools import PAUSE_IMAGE
-from tests.interop.kubelet.conftest import element, lab_exec
+from tests.interop.kubelet.conftest import element, links_in
 from tests.support.lab.ordinary_pods import OrdinaryPods
 from tests.support.lab.running import Lab
 
@@ -15,12 +15,6 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 PODS, AT_ONCE = 40, 5
 Object = dict[str, Any]
-
-
-def links_in(lab: Lab, pod: str, container: str = "main") -> set[str]:
-    """Return the links that a container has, read in it."""
-    listed = lab.kubectl("exec", pod, "-c", container, "--", "ip", "-o", "link")
-    return {line.split(": ")[1].split("@")[0] for line in listed.splitlines()}
 
 
 async def test_two_networks_at_creation_two_plugged_one_removed(lab: Lab, pods: OrdinaryPods) -> None:
@@ -65,7 +59,7 @@ async def test_init_container_and_sidecar_share_the_networks(lab: Lab, pods: Ord
 
 
 async def test_pod_on_the_host_network_is_left_alone(lab: Lab, pods: OrdinaryPods) -> None:
-    before = lab_exec(lab, "ip", "-o", "link")
+    before = lab.run_inside("ip", "-o", "link")
     spec = {"hostNetwork": True, "containers": [{"name": "main", "image": PAUSE_IMAGE}]}
     await pods.create("host", spec=spec, timeout=300)
     await pods.create("beside", timeout=300)
@@ -74,9 +68,9 @@ async def test_pod_on_the_host_network_is_left_alone(lab: Lab, pods: OrdinaryPod
     await pods.set_networks("beside", [element("eth7")])
     await pods.until_links("beside", "eth7")
     assert pods.links("host") == []
-    assert "eth7" not in lab_exec(lab, "ip", "-o", "link")
+    assert "eth7" not in lab.run_inside("ip", "-o", "link")
     await pods.delete("host", "beside")
-    assert len(lab_exec(lab, "ip", "-o", "link").splitlines()) == len(before.splitlines())
+    assert len(lab.run_inside("ip", "-o", "link").splitlines()) == len(before.splitlines())
 
 
 async def test_static_pod(lab: Lab, pods: OrdinaryPods) -> None:
@@ -88,12 +82,12 @@ async def test_static_pod(lab: Lab, pods: OrdinaryPods) -> None:
         "spec": {"containers": [{"name": "main", "image": PAUSE_IMAGE}]},
     }
     path = "/etc/kubernetes/manifests/static.json"
-    lab_exec(lab, "sh", "-c", f"printf %s '{json.dumps(manifest)}' > {path}")
+    lab.run_inside("sh", "-c", f"printf %s '{json.dumps(manifest)}' > {path}")
     mirror = "static-lab"
     await pods.until(lambda: pods.phase(mirror) == "Running", timeout=300)
     await pods.until_links(mirror, "net1", timeout=100)
     assert links_in(lab, mirror) == {"lo", "eth0", "net1"}
-    lab_exec(lab, "rm", path)
+    lab.run_inside("rm", path)
     await pods.until(lambda: pods.phase(mirror) is None, timeout=300)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.interop.reference_plugins import SETS, PluginSet, node_links
-from tests.support.leftovers import adopt_orphans, count, left_over
+from tests.support.leftovers import adopt_orphans, nothing_left_behind
 from tests.support.node import netns as namespaces
 from tests.support.node.multus_daemon import Daemon, running_daemon
 
@@ -16,10 +16,8 @@ adopt_orphans()
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Fail a test that leaves a link, network namespace, mount or process."""
-    before = count()
-    yield
-    found = left_over(before)
-    assert not found, "left behind: " + ", ".join(found)
+    with nothing_left_behind():
+        yield
 
 
 @pytest.fixture(params=SETS, ids=str)

@@ -45,6 +45,14 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return made | ({"bridge": BRIDGE} if request.param == "bridge" else {})
 
 
+def prepare_pod(daemon: Daemon, config: dict[str, Any]) -> set[str]:
+    """Create a pod that requests the network; return the links that the node has before."""
+    write_primary(daemon, "1.0.0")
+    daemon.nad("net", config)
+    daemon.pod({NETWORKS: "net@net1"})
+    return set(namespaces.links(HOST))
+
+
 async def given_up(daemon: Daemon) -> list[str]:
     """Return the messages of the Events about addresses that were not released."""
     await daemon.parts.pod_events.flush()
@@ -54,10 +62,7 @@ async def given_up(daemon: Daemon) -> list[str]:
 async def test_addresses_are_leased_and_released(
     server: DhcpServer, daemon: Daemon, plugin_set: PluginSet, sandbox_netns: Path, config: dict[str, Any]
 ) -> None:
-    write_primary(daemon, "1.0.0")
-    daemon.nad("net", config)
-    daemon.pod({NETWORKS: "net@net1"})
-    before = set(namespaces.links(HOST))
+    before = prepare_pod(daemon, config)
 
     def kept(address: str) -> set[str]:
         """Return the address if the server keeps it until it expires.
@@ -88,10 +93,7 @@ async def test_addresses_are_leased_and_released(
 async def test_without_the_daemon_a_network_is_refused_at_once(
     daemon: Daemon, sandbox_netns: Path, config: dict[str, Any]
 ) -> None:
-    write_primary(daemon, "1.0.0")
-    daemon.nad("net", config)
-    daemon.pod({NETWORKS: "net@net1"})
-    before = set(namespaces.links(HOST))
+    before = prepare_pod(daemon, config)
     async with asyncio.timeout(SECONDS):
         status, error = await daemon.delegate("ADD", sandbox_netns, "hot", config)
         assert status == 400
@@ -110,10 +112,7 @@ async def test_without_the_daemon_a_network_is_refused_at_once(
 async def test_a_pod_is_deleted_after_the_daemon_has_ended(
     server: DhcpServer, daemon: Daemon, plugin_set: PluginSet, sandbox_netns: Path, config: dict[str, Any]
 ) -> None:
-    write_primary(daemon, "1.0.0")
-    daemon.nad("net", config)
-    daemon.pod({NETWORKS: "net@net1"})
-    before = set(namespaces.links(HOST))
+    before = prepare_pod(daemon, config)
     socket = config["ipam"]["daemonSocketPath"]
     with dhcp_daemon(plugin_set.folder / "dhcp", Path(socket)) as process:
         assert (await daemon.cni("ADD", sandbox_netns))[0] == 200

@@ -20,7 +20,7 @@ from tests.support.interop.chart import CHART, CHECKOUT, VALUE_SETS, find, objec
 from tests.support.interop.prometheus import Prometheus, compose_configuration, prometheus
 from tests.support.kube.control_plane import until
 from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, Lab, running_lab
-from tests.support.leftovers import adopt_orphans, count, left_over
+from tests.support.leftovers import adopt_orphans, nothing_left_behind
 
 VMI = f"/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/{SAMPLE_VM}"
 ROUNDS, AT_ONCE = 4, 5
@@ -37,9 +37,8 @@ JOB = '{job="hotnic"}'
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left() -> Iterator[None]:
     """Fail if a link, network namespace, mount or process is left."""
-    before = count()
-    yield
-    assert left_over(before) == []
+    with nothing_left_behind():
+        yield
 
 
 @pytest.fixture(scope="module")

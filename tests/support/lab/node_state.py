@@ -46,11 +46,9 @@ class NodeState:
 
 def node_state(lab: Lab) -> NodeState:
     """Read the state of the node."""
-    done = lab.hotnic("lab", "exec", "--", "sh", "-c", _SCRIPT)
-    assert done.returncode == 0, done.stderr
     links: dict[str, frozenset[str]] = {}
     veths, files, records = frozenset[str](), frozenset[str](), ""
-    for line in done.stdout.splitlines():
+    for line in lab.run_inside("sh", "-c", _SCRIPT).splitlines():
         key, _, text = line.partition(" ")
         if key == "files":
             files = frozenset(text.split())
@@ -64,3 +62,16 @@ def node_state(lab: Lab) -> NodeState:
                 links[key] = names
     leases = frozenset(file.rpartition("/")[2] for file in files if "/networks/" in file)
     return NodeState(links, veths, frozenset(name for name in leases if name[:1].isdigit()), files, records)
+
+
+def attachments(lab: Lab) -> dict[str, set[str]]:
+    """Return the state of attachments on the node: host veths, leases by address, records and results by file."""
+    links = json.loads(lab.run_inside("ip", "-j", "link", "show", "type", "veth") or "[]")
+    files = lab.run_inside("find", "/var/lib/cni", "-type", "f").split()
+    leases = {file.rpartition("/")[2] for file in files if "/networks/" in file}
+    return {
+        "veth": {link["ifname"] for link in links},
+        "lease": {name for name in leases if name.startswith("10.")},
+        "record": {file for file in files if "/multus/sandboxes/" in file and file.endswith(".json")},
+        "result": {file for file in files if "/results/" in file},
+    }

@@ -67,6 +67,12 @@ class Lab:
             command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
+    def run_inside(self, *command: str) -> str:
+        """Run a command in the lab's namespaces, which must succeed, and return its standard output."""
+        done = self.hotnic("lab", "exec", "--", *command)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout
+
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 45.0) -> str:
         """Run kubectl, which must succeed, and return its standard output."""
         done = subprocess.run(

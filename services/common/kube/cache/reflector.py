@@ -247,7 +247,7 @@ class Reflector(Generic[T]):
 
     async def _pause(self, error: KubeError) -> None:
         if self._lasted():
-            self._failures, self._relisted = 0, False
+            self._record_success()
         self._failures += 1
         self._opened = None
         if isinstance(error, Gone) and not self._relisted:

@@ -32,16 +32,28 @@ class KubeVirtConfiguration(_KubeVirtPart, frozen=True):
     network: NetworkConfiguration | None = None
 
 
+class WorkloadUpdateStrategy(_KubeVirtPart, frozen=True):
+    """How KubeVirt updates running VMs, also those with an interface that it cannot attach in place."""
+
+    workload_update_methods: list[str] | None = None
+
+
 class KubeVirtSpec(_KubeVirtPart, frozen=True):
     """Spec of a KubeVirt installation."""
 
     configuration: KubeVirtConfiguration | None = None
+    workload_update_strategy: WorkloadUpdateStrategy | None = None
 
 
 class KubeVirtStatus(_KubeVirtPart, frozen=True):
-    """Status of a KubeVirt installation; ``observed_kube_virt_version`` has the form ``v1.3.0``."""
+    """Status of a KubeVirt installation. Versions have the form ``v1.3.0``.
+
+    :ivar observed_kube_virt_version: the version that runs; empty while the first one is being installed.
+    :ivar target_kube_virt_version: the version that is being installed, or that runs.
+    """
 
     observed_kube_virt_version: str = msgspec.field(default="", name="observedKubeVirtVersion")
+    target_kube_virt_version: str = msgspec.field(default="", name="targetKubeVirtVersion")
 
 
 class KubeVirt(_KubeVirtPart, frozen=True):

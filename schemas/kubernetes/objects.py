@@ -112,6 +112,7 @@ class VmiSpec(_KubePart, frozen=True):
     """Spec of a VMI or of a VM's template. ``networks`` is decoded JSON, so that no field of an item is lost."""
 
     domain: Domain = Domain()
+    eviction_strategy: str | None = None
     hostname: str | None = None
     networks: list[dict[str, Any]] | None = None
 
@@ -191,6 +192,7 @@ class VmStatus(_KubePart, frozen=True):
     ready: bool = False
     created: bool = False
     printable_status: str = ""
+    conditions: list[Condition] = []
 
 
 class VirtualMachine(_KubePart, frozen=True):

@@ -16,6 +16,7 @@ from schemas.stages import OperationKind
 PREFIX = "hotnic.io/"
 NIC_SLOTS = PREFIX + "nic-slots"
 _OPERATION = PREFIX + "operation."
+_UNPLUG = PREFIX + "unplug."
 MAX_OPERATION_BYTES = 512
 """Limit of an operation, and of a hot-plug mark."""
 MAX_POD_NIC_BYTES = 8 * 1024
@@ -46,6 +47,8 @@ class Operation(_Annotation, frozen=True):
     :ivar requested_at: RFC 3339, UTC.
     :ivar released: UID of the pod in which the handler has torn down the NIC's pod network (unplug only).
     :ivar failed: CamelCase; the final failure of a plug. The unplug that undoes the plug has the same value.
+    :ivar vm: UID of the VM; only beside KubeVirt, where the operation is written before the VM's template is edited. An
+        operation that names another VM is a copy (clone, restore, export) and is ignored.
     """
 
     id: str
@@ -55,6 +58,7 @@ class Operation(_Annotation, frozen=True):
     requested_at: str | None = None
     released: str | None = None
     failed: str | None = None
+    vm: str | None = None
 
 
 class RecordedRoute(_Annotation, frozen=True):
@@ -127,6 +131,15 @@ class NicSlots(_Annotation, frozen=True):
 def operation_key(interface: str) -> str:
     """Return the key of the annotation with an interface's operation."""
     return f"{_OPERATION}{interface_hash(interface)}"
+
+
+def unplug_key(interface: str) -> str:
+    """Return the key of the annotation with an interface's unplug beside KubeVirt.
+
+    It has a key of its own, because it is written before KubeVirt sets the VMI's interface to ``absent``. Until then
+    the interface still belongs to its plug, which is in :func:`operation_key`.
+    """
+    return f"{_UNPLUG}{interface_hash(interface)}"
 
 
 def pod_nic_key(interface: str) -> str:

@@ -10,7 +10,7 @@ from services.api import front_proxy
 from services.api.discovery import API_SERVICES
 from services.api.observe import ClusterSettings
 from services.api.server import Api
-from services.common.domain.kubevirt import default_binding, is_hotplug_enabled
+from services.common.domain.kubevirt.owner import default_binding, is_hotplug_enabled
 from services.common.http.server import serve
 from services.common.http.tls import ServerTls
 from services.common.http.tls_files import CertificateFiles, UnusablePair

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from services.common.domain.kubevirt import is_hotplug_enabled
+from services.common.domain.kubevirt.owner import is_hotplug_enabled
 from services.common.kube.leader import Leader
 from services.common.runtime.context import open_context
 from services.common.runtime.installations import OwnerSettings

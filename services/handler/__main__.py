@@ -7,7 +7,7 @@ import msgspec
 
 from services.common.cri.client import CriClient
 from services.common.cri.discovery import find_socket
-from services.common.domain.kubevirt import OwnerSetting
+from services.common.domain.kubevirt.owner import OwnerSetting
 from services.common.guest.drivers import DriverSetting, driver_factory
 from services.common.netlink.pool import NetnsPool
 from services.common.node.mounts import find_netns_problem

@@ -13,12 +13,12 @@ from schemas.kubernetes.operations import read_nic_slots
 from schemas.kubernetes.options import AddInterfaceOptions
 from services.api.plan.answers import Observed, Refused, RefuseRequest, conflict, invalid
 from services.common.domain.eligibility import ORDINAL_NAMES, find_change_obstacle, find_hash_collision
-from services.common.domain.kubevirt import GATE
+from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN
 
-GATE_DISABLED = f'Unable to Add Interface because the "{GATE}" feature gate is not enabled.'
+GATE_DISABLED = f'Unable to Add Interface because the "{HOTPLUG_GATE}" feature gate is not enabled.'
 """The refusal while the feature gate is off, in KubeVirt's words, for ``removeinterface`` as well."""
 
 UNBRIDGEABLE_PLUGINS = frozenset({"ipvlan"})

@@ -11,6 +11,8 @@ from schemas.kubernetes.operations import Operation, derive_operation_id, read_o
 from schemas.stages import OperationKind
 
 ABSENT = "absent"
+FINISHED = frozenset({"Succeeded", "Failed"})
+"""Phases of a pod that runs nothing any more."""
 
 
 def operation_kind(interface: Interface) -> OperationKind:
@@ -47,22 +49,17 @@ def is_migrating(vmi: VirtualMachineInstance) -> bool:
 
 
 def find_acting_pod(vmi: VirtualMachineInstance, pods: Iterable[Pod]) -> Pod | None:
-    """Return the pod that acts for a VMI: the one in ``status.activePods`` on ``status.nodeName``.
+    """Return the pod that acts for a VMI: its newest launcher pod on ``status.nodeName`` that is not finished.
 
     While the status lists no active pods, it is the only launcher pod on that node that is not being deleted.
     """
-    mine = [pod for pod in pods if belongs_to(pod, vmi)]
-    active = vmi.status.active_pods
+    mine = [pod for pod in pods if belongs_to(pod, vmi) and pod.status.phase not in FINISHED]
+    active, node = vmi.status.active_pods, vmi.status.node_name
     if active:
-        # KubeVirt leaves finished pods in activePods, so the node decides.
-        node = vmi.status.node_name
-        return next((pod for pod in mine if active.get(pod.metadata.uid) == node and pod.spec.node_name == node), None)
-    here = [
-        pod
-        for pod in mine
-        if pod.metadata.deletion_timestamp is None
-        and (not vmi.status.node_name or pod.spec.node_name == vmi.status.node_name)
-    ]
+        # After a migration away and back, activePods lists two pods of the node, of which one is finished.
+        here = [pod for pod in mine if active.get(pod.metadata.uid) == node and pod.spec.node_name == node]
+        return max(here, key=lambda pod: pod.metadata.creation_timestamp or "", default=None)
+    here = [pod for pod in mine if pod.metadata.deletion_timestamp is None and (not node or pod.spec.node_name == node)]
     return here[0] if len(here) == 1 else None
 
 

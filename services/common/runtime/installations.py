@@ -1,6 +1,6 @@
 """Watch of the cluster's KubeVirt objects; a cluster without KubeVirt's CRD has none until the CRD is installed.
 
-:mod:`services.common.domain.kubevirt` decides what they mean.
+:mod:`services.common.domain.kubevirt.owner` decides what they mean.
 Next: :mod:`services.common.runtime.owner`, which uses them to decide whether hotnic owns the interfaces.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from schemas.kubernetes.kubevirt import CRDS, KUBEVIRTS, CustomResourceDefinition, KubeVirt
-from services.common.domain.kubevirt import GateSetting, OwnerSetting
+from services.common.domain.kubevirt.owner import GateSetting, OwnerSetting
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials, describe_error

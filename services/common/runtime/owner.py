@@ -2,14 +2,14 @@
 
 Two controllers must never change one interface. KubeVirt's own objects name the owner; its pods show whether its
 controllers run. A role that is set to own the interfaces does not start while KubeVirt's controllers run, and stops
-changing anything if they appear later. What counts as running is decided in :mod:`services.common.domain.kubevirt`.
+changing anything if they appear later. :mod:`services.common.domain.kubevirt.owner` decides what counts as running.
 """
 
 import asyncio
 from collections.abc import Callable
 
 from schemas.kubernetes.objects import PODS, Pod
-from services.common.domain.kubevirt import (
+from services.common.domain.kubevirt.owner import (
     COMPONENT_LABEL,
     CONTROLLER,
     HANDLER,

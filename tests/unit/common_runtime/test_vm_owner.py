@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from services.common.domain.kubevirt import OwnerSetting
+from services.common.domain.kubevirt.owner import OwnerSetting
 from services.common.kube.client import Kube
 from services.common.runtime.owner import CONDITION, VmOwner
 from services.common.runtime.settings import SettingsError

@@ -7,7 +7,12 @@ import pytest
 
 from schemas.kubernetes.kubevirt import KubeVirt
 from schemas.kubernetes.objects import ObjectMeta, Pod, PodStatus
-from services.common.domain.kubevirt import acting_owner, default_binding, find_kubevirt_controllers, is_hotplug_enabled
+from services.common.domain.kubevirt.owner import (
+    acting_owner,
+    default_binding,
+    find_kubevirt_controllers,
+    is_hotplug_enabled,
+)
 
 
 def installation(*gates: str, version: str = "", **configuration: Any) -> KubeVirt:

@@ -10,6 +10,7 @@ from schemas.stages import OperationKind
 from services.common.domain.operations import find_acting_pod, read_operations, resolve_operation
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, parse_tokens, with_token, without_token
 from tests.support.observed import objects
+from tests.support.recorded_kubevirt import recorded_pods, recorded_vmi
 
 
 def test_annotated_operation_of_the_same_kind_is_used_and_otherwise_derived() -> None:
@@ -36,6 +37,25 @@ def test_acting_pod_is_the_active_pod_on_the_node_of_the_vmi() -> None:
     assert find_acting_pod(on_node2, [moved, pod]) is moved
     assert find_acting_pod(objects.vmi(activePods={}), [pod]) is pod
     assert find_acting_pod(objects.vmi(activePods={"gone": "node1"}), [pod]) is None
+
+
+def test_acting_pod_is_not_a_finished_one_of_the_same_node() -> None:
+    vmi, pods = recorded_vmi("v1.9.0-k-back-on-first-node"), recorded_pods("v1.9.0-k-back-on-first-node")
+    assert [pod.status.phase for pod in pods] == ["Succeeded", "Succeeded", "Running"]
+    assert len({pod.metadata.uid for pod in pods} & set(vmi.status.active_pods)) == 3
+    assert all(find_acting_pod(vmi, order) is pods[2] for order in (pods, pods[::-1]))
+
+
+def test_acting_pod_is_the_newest_of_a_node() -> None:
+    pod = objects.pod()
+    older, newer = (
+        msgspec.structs.replace(
+            pod, metadata=msgspec.structs.replace(pod.metadata, uid=uid, creation_timestamp=f"2026-01-01T00:00:0{uid}Z")
+        )
+        for uid in ("1", "2")
+    )
+    vmi = objects.vmi(activePods={"1": objects.NODE, "2": objects.NODE})
+    assert all(find_acting_pod(vmi, order) is newer for order in ([older, newer], [newer, older]))
 
 
 NAMES = st.sampled_from(["a", "b", "c"])

@@ -1,27 +1,21 @@
 """The owner of a cluster's VMs, and whether NIC hot-plug is enabled. Pure, from settings and KubeVirt objects.
 
-Next: :mod:`services.common.runtime.installations`, which watches the objects.
+Next: :mod:`services.common.domain.kubevirt.capabilities`, what this KubeVirt can do.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Literal
 
 from schemas.kubernetes.kubevirt import KubeVirt
 from schemas.kubernetes.objects import Pod
+from services.common.domain.kubevirt.capabilities import read_capabilities
 
 COMPONENT_LABEL = "kubevirt.io"
 CONTROLLER, HANDLER = "virt-controller", "virt-handler"
 """The components of KubeVirt that plug and unplug NICs, as in the label of their pods."""
 
-GATE = "HotplugNICs"
-GATE_FREE_SINCE = (1, 4)
-"""First KubeVirt version without the feature gate; hot-plug is always enabled there."""
-
 GateSetting = Literal["auto", "on", "off"]
 OwnerSetting = Literal["auto", "hotnic", "kubevirt"]
-
-_VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 
 def is_hotplug_enabled(setting: GateSetting, installations: Iterable[KubeVirt]) -> bool:
@@ -31,8 +25,8 @@ def is_hotplug_enabled(setting: GateSetting, installations: Iterable[KubeVirt]) 
     """
     if setting != "auto":
         return setting == "on"
-    found = list(installations)
-    return not found or any(_is_gate_open(installation) for installation in found)
+    capabilities = read_capabilities(installations)
+    return capabilities is None or not capabilities.gate
 
 
 def acting_owner(setting: OwnerSetting, installations: Iterable[KubeVirt]) -> Literal["hotnic", "kubevirt"]:
@@ -69,12 +63,3 @@ def default_binding(installations: Iterable[KubeVirt]) -> str:
         network = configuration.network if configuration else None
         return (network.default_network_interface if network else "") or "bridge"
     return "masquerade"
-
-
-def _is_gate_open(installation: KubeVirt) -> bool:
-    version = _VERSION.match(installation.status.observed_kube_virt_version)
-    if version is not None and (int(version[1]), int(version[2])) >= GATE_FREE_SINCE:
-        return True
-    configuration = installation.spec.configuration
-    developer = configuration.developer_configuration if configuration else None
-    return GATE in ((developer.feature_gates if developer else None) or ())

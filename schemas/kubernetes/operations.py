@@ -6,7 +6,7 @@ Next: :mod:`schemas.kubernetes.networks`, the annotations of Multus.
 
 import re
 import uuid
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import msgspec
 
@@ -182,12 +182,21 @@ def is_operation_key(key: str) -> bool:
     return key.startswith(_OPERATION)
 
 
-def stale_operation_keys(annotations: dict[str, str], hashes: Container[str]) -> list[str]:
-    """Return the keys of operations whose interface is not in use any more.
+def is_unplug_key(key: str) -> bool:
+    """Return whether an annotation key is that of an unplug beside KubeVirt."""
+    return key.startswith(_UNPLUG)
+
+
+def stale_operation_keys(annotations: Mapping[str, str], hashes: Container[str]) -> list[str]:
+    """Return the keys of operations, of both kinds of key, whose interface is not in use any more.
 
     :param hashes: :func:`~schemas.names.interface_hash` of the interfaces in use.
     """
-    return [key for key in annotations if is_operation_key(key) and key.removeprefix(_OPERATION) not in hashes]
+    return [
+        key
+        for key in annotations
+        if (is_operation_key(key) or is_unplug_key(key)) and key.removeprefix(PREFIX).partition(".")[2] not in hashes
+    ]
 
 
 def derive_operation_id(uid: str, interface: str, kind: OperationKind, generation: int) -> str:
@@ -226,7 +235,7 @@ def encode_annotation(record: Operation | PodNic | HotplugMark | NicSlots) -> st
     return raw.decode()
 
 
-def read_operation(annotations: dict[str, str], interface: str) -> Operation | None:
+def read_operation(annotations: Mapping[str, str], interface: str) -> Operation | None:
     """Return the operation of an interface from an object's annotations; ``None`` when it is absent or malformed.
 
     A malformed annotation, for example after an edit by hand, counts as absent: callers then use the derived id.
@@ -235,7 +244,13 @@ def read_operation(annotations: dict[str, str], interface: str) -> Operation | N
     return operation if operation is not None and operation.interface == interface else None
 
 
-def read_operation_of_link(annotations: dict[str, str], pod_interface: str) -> Operation | None:
+def read_unplug(annotations: Mapping[str, str], interface: str) -> Operation | None:
+    """Return the unplug of an interface beside KubeVirt; ``None`` when it is absent or malformed."""
+    operation = read_unplug_at(annotations, unplug_key(interface))
+    return operation if operation is not None and operation.interface == interface else None
+
+
+def read_operation_of_link(annotations: Mapping[str, str], pod_interface: str) -> Operation | None:
     """Return the operation of a pod interface from the pod's annotations.
 
     ``None`` when its name is not hashed, and as in :func:`read_operation`.
@@ -243,20 +258,34 @@ def read_operation_of_link(annotations: dict[str, str], pod_interface: str) -> O
     return read_operation_at(annotations, f"{_OPERATION}{pod_interface[3:]}") if is_hashed(pod_interface) else None
 
 
-def read_operation_at(annotations: dict[str, str], key: str) -> Operation | None:
+def read_operation_at(annotations: Mapping[str, str], key: str) -> Operation | None:
     """Return the operation in the annotation with this key.
 
     ``None`` when it is absent, malformed, or names an interface with another hash.
     """
-    text = annotations.get(key)
+    operation = _decode_operation(annotations.get(key)) if is_operation_key(key) else None
+    return operation if operation is not None and operation_key(operation.interface) == key else None
+
+
+def read_unplug_at(annotations: Mapping[str, str], key: str) -> Operation | None:
+    """Return the unplug beside KubeVirt in the annotation with this key, as :func:`read_operation_at`.
+
+    ``None`` also when it is no unplug or names no VM.
+    """
+    operation = _decode_operation(annotations.get(key)) if is_unplug_key(key) else None
+    if operation is None or operation.kind is not OperationKind.UNPLUG or operation.vm is None:
+        return None
+    return operation if unplug_key(operation.interface) == key else None
+
+
+def _decode_operation(text: str | None) -> Operation | None:
     # Users can write the annotation, so its size is checked before it is decoded.
-    if text is None or not is_operation_key(key) or len(text) > MAX_OPERATION_BYTES:
+    if text is None or len(text) > MAX_OPERATION_BYTES:
         return None
     try:
-        operation = _operation_decoder.decode(text)
+        return _operation_decoder.decode(text)
     except msgspec.DecodeError:
         return None
-    return operation if operation_key(operation.interface) == key else None
 
 
 def read_pod_nic(annotations: dict[str, str], key: str | None) -> PodNic | None:

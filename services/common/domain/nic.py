@@ -22,7 +22,13 @@ from schemas.kubernetes.objects import Interface, Network, Pod, VirtualMachineIn
 from schemas.kubernetes.operations import Operation, PodNic, pod_nic_key, read_pod_nic
 from schemas.names import is_ordinal, pod_interface
 from schemas.stages import OperationKind
-from services.common.domain.operations import read_operations, resolve_operation
+from services.common.domain.operations import (
+    ABSENT,
+    owning_vm_uid,
+    read_operations,
+    read_unplugs,
+    resolve_operation,
+)
 from services.common.domain.status_interfaces import Entry, find_entry, parse_tokens
 
 
@@ -117,7 +123,9 @@ class VmiNics(msgspec.Struct, frozen=True):
     :ivar interfaces: all interfaces of the spec by name, primary ones included.
     :ivar networks: all networks of the spec by name.
     :ivar nics: the secondary interfaces by name, in spec order; of two with a hash collision only the first.
-    :ivar operations: the operations in the VMI's annotations by interface, also of interfaces no longer in the spec.
+    :ivar operations: the operations in the VMI's annotations by interface, also of interfaces no longer in the spec. Of
+        an interface with two, beside KubeVirt, the unplug unless the spec has the interface and not as ``absent``.
+    :ivar entries: all operations in the VMI's annotations by interface and kind.
     :ivar elements: the pod's networks annotation.
     :ivar statuses: the pod's network-status annotation.
     :ivar ordinal: whether the pod has ordinal interface names; then no interface can be unplugged from it.
@@ -129,12 +137,17 @@ class VmiNics(msgspec.Struct, frozen=True):
     networks: dict[str, Network]
     nics: dict[str, Nic]
     operations: dict[str, Operation]
+    entries: dict[tuple[str, OperationKind], Operation]
     elements: tuple[NetworkSelectionElement, ...]
     statuses: tuple[NetworkStatus, ...]
     ordinal: bool
 
     def __iter__(self) -> Iterator[Nic]:
         return iter(self.nics.values())
+
+    def written(self, name: str, kind: OperationKind) -> Operation | None:
+        """Return the operation of this kind in the VMI's annotations; ``None`` when there is none."""
+        return self.entries.get((name, kind))
 
     def released(self, nic: Nic) -> bool:
         """Return whether the handler has torn down the NIC's pod network in the acting pod, for its unplug.
@@ -158,7 +171,10 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
     status_by_link = {status.interface: status for status in statuses}
     ordinal = any(link is not None and is_ordinal(link) for link in (*element_by_link, *status_by_link))
     interfaces, networks = vmi.spec.interface_items(), {network.name: network for network in vmi.spec.network_items()}
-    operations = read_operations(vmi.metadata.annotations)
+    vm = owning_vm_uid(vmi)
+    plugs, unplugs = read_operations(vmi.metadata.annotations, vm), read_unplugs(vmi.metadata.annotations, vm)
+    present = {interface.name for interface in interfaces if interface.state != ABSENT}
+    operations = plugs | {name: operation for name, operation in unplugs.items() if name not in present}
     nics = {}
     for number, (position, network, hashed) in enumerate(_secondary(interfaces, networks), start=1):
         interface, link = interfaces[position], f"net{number}" if ordinal else hashed
@@ -184,6 +200,7 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
         networks=networks,
         nics=nics,
         operations=operations,
+        entries={(one.interface, one.kind): one for one in (*plugs.values(), *unplugs.values())},
         elements=tuple(elements),
         statuses=tuple(statuses),
         ordinal=ordinal,

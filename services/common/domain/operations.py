@@ -4,10 +4,10 @@ Both are read from objects, so that all roles come to the same result, whether t
 Next: :mod:`services.common.domain.nic`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from schemas.kubernetes.objects import CREATED_BY_LABEL, Interface, Pod, VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, derive_operation_id, read_operation_at
+from schemas.kubernetes.objects import CREATED_BY_LABEL, VMS, Interface, Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation, derive_operation_id, read_operation_at, read_unplug_at
 from schemas.stages import OperationKind
 
 ABSENT = "absent"
@@ -20,10 +20,34 @@ def operation_kind(interface: Interface) -> OperationKind:
     return OperationKind.UNPLUG if interface.state == ABSENT else OperationKind.PLUG
 
 
-def read_operations(annotations: dict[str, str]) -> dict[str, Operation]:
-    """Return the operations in an object's annotations by interface, without malformed ones."""
+def read_operations(annotations: Mapping[str, str], vm: str | None = None) -> dict[str, Operation]:
+    """Return the operations in an object's annotations by interface, without malformed ones and without copies.
+
+    :param vm: UID of the VM that owns a VMI. An operation that names another VM is a copy that came with a clone or a
+        restore; every operation that names one is a copy on an object other than a VMI.
+    """
     found = (read_operation_at(annotations, key) for key in annotations)
-    return {operation.interface: operation for operation in found if operation is not None}
+    return {
+        operation.interface: operation
+        for operation in found
+        if operation is not None and (operation.vm is None or operation.vm == vm)
+    }
+
+
+def read_unplugs(annotations: Mapping[str, str], vm: str | None) -> dict[str, Operation]:
+    """Return the unplugs beside KubeVirt in a VMI's annotations by interface.
+
+    They have a key of their own, see :func:`schemas.kubernetes.operations.unplug_key`.
+
+    :param vm: UID of the VM that owns the VMI.
+    """
+    found = (read_unplug_at(annotations, key) for key in annotations)
+    return {operation.interface: operation for operation in found if operation is not None and operation.vm == vm}
+
+
+def owning_vm_uid(vmi: VirtualMachineInstance) -> str | None:
+    """Return the UID of the VM that owns a VMI; ``None`` for a VMI without a VM."""
+    return next((owner.uid for owner in vmi.metadata.owner_references if owner.kind == VMS.kind), None)
 
 
 def resolve_operation(vmi: VirtualMachineInstance, interface: Interface, written: Operation | None) -> Operation:

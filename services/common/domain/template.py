@@ -159,24 +159,26 @@ def changed_link_states(template: TemplateInterfaces, nics: VmiNics) -> dict[str
 
 
 def is_template_unplug(template: TemplateInterfaces, nics: VmiNics, name: str) -> bool:
-    """Return whether an unplug in progress came from the template: VM and VMI have the same operation."""
+    """Return whether an unplug in progress came from the template.
+
+    VM and VMI have the same operation then. Where KubeVirt owns the VM, every unplug comes from the template.
+    """
     requested, running = template.operations.get(name), nics.operations.get(name)
-    return (
-        requested is not None
-        and running is not None
-        and requested.id == running.id
-        and requested.kind is OperationKind.UNPLUG
-    )
+    if running is None or running.kind is not OperationKind.UNPLUG:
+        return False
+    return running.vm is not None or (requested is not None and requested.id == running.id)
 
 
 def is_unplugged_until_restart(nics: VmiNics, name: str) -> bool:
     """Return whether an interface was unplugged from this VMI alone.
 
     The operation annotation remains on the VMI after such an unplug. Without it the controller would plug the
-    interface again at once, because the template still contains it.
+    interface again at once, because the template still contains it. KubeVirt does so: where it owns the VM, no
+    interface is unplugged from the VMI alone.
     """
     operation = nics.operations.get(name)
-    return name not in nics.interfaces and operation is not None and operation.kind is OperationKind.UNPLUG
+    unplugged = operation is not None and operation.kind is OperationKind.UNPLUG and operation.vm is None
+    return unplugged and name not in nics.interfaces
 
 
 def must_keep_operation(template: TemplateInterfaces, nics: VmiNics, name: str) -> bool:

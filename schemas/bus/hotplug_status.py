@@ -30,11 +30,14 @@ class InterfaceHotplugStatus(_Document, frozen=True):
     :ivar network: the NAD as the spec names it, with or without its namespace.
     :ivar kind: whether the interface is being plugged or unplugged, or was.
     :ivar stage: the last stage that the operation has reached.
-    :ivar operation: id of the operation; empty for a change of the template that has none yet.
+    :ivar operation: id of the operation; empty for a change of the template that has none yet, and beside KubeVirt for
+        an interface that has none.
     :ivar waiting_for: the next stage; ``None`` when the operation is complete.
     :ivar since: when the stage was reached, RFC 3339; ``None`` if unknown.
     :ivar reason: CamelCase; why the next stage is not reached.
     :ivar message: the same as text for users.
+    :ivar remedy: what a user can do about the reason; ``None`` when there is nothing to do, or nothing is known.
+    :ivar docs: page and section of the documentation about the reason.
     :ivar attempts: if attempts at the next stage have failed, their number; otherwise the number of the attempt that
         reached the stage. ``None`` if unknown.
     :ivar last_attempt: time of the last failed attempt at the next stage, RFC 3339.
@@ -68,6 +71,8 @@ class InterfaceHotplugStatus(_Document, frozen=True):
     link_state: str | None = None
     failed: str | None = None
     at_restart: str | None = None
+    remedy: str | None = None
+    docs: str | None = None
 
     @property
     def complete(self) -> bool:

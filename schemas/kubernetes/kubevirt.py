@@ -29,6 +29,7 @@ class KubeVirtConfiguration(_KubeVirtPart, frozen=True):
     """Configuration of a KubeVirt installation."""
 
     developer_configuration: DeveloperConfiguration | None = None
+    eviction_strategy: str | None = None
     network: NetworkConfiguration | None = None
 
 

@@ -79,21 +79,6 @@ class Interface(_KubePart, frozen=True):
     sriov: dict[str, Any] | None = None
 
 
-class InterfaceStatus(_KubePart, frozen=True):
-    """An interface in the VMI's status. Only KubeVirt's fields: its CRD prunes all others."""
-
-    name: str | None = None
-    mac: str | None = None
-    ip_address: str | None = None
-    ip_addresses: list[str] | None = msgspec.field(default=None, name="ipAddresses")
-    interface_name: str | None = None
-    info_source: str | None = None
-    queue_count: int | None = None
-    # Since KubeVirt 1.4; the next field since 1.5.
-    pod_interface_name: str | None = None
-    link_state: str | None = None
-
-
 class Devices(_KubePart, frozen=True):
     """Devices of a domain. ``interfaces`` is decoded JSON, so that no field of an item is lost."""
 
@@ -142,7 +127,7 @@ class MigrationState(_KubePart, frozen=True):
 
 
 class VmiStatus(_KubePart, frozen=True):
-    """Status of a VMI. ``interfaces`` is decoded JSON for guarded patches; see :meth:`interface_items`.
+    """Status of a VMI. ``interfaces`` is decoded JSON for guarded patches.
 
     :ivar runtime_user: user id of the QEMU process; 0 is root, ``None`` if the status has none.
     """
@@ -155,13 +140,6 @@ class VmiStatus(_KubePart, frozen=True):
     conditions: list[Condition] = []
     migration_state: MigrationState | None = None
     runtime_user: int | None = None
-
-    def interface_items(self) -> list[InterfaceStatus]:
-        """Return the interfaces as structs.
-
-        :raises msgspec.ValidationError: an item is malformed.
-        """
-        return msgspec.convert(self.interfaces or [], list[InterfaceStatus])
 
 
 class VirtualMachineInstance(_KubePart, frozen=True):
@@ -178,21 +156,33 @@ class VmTemplate(_KubePart, frozen=True):
     spec: VmiSpec = VmiSpec()
 
 
+class PreferenceMatcher(_KubePart, frozen=True):
+    """The preference of a VM; without a kind it is one of the whole cluster."""
+
+    name: str = ""
+    kind: str = ""
+
+
 class VmSpec(_KubePart, frozen=True):
     """Spec of a VM."""
 
     running: bool | None = None
     run_strategy: str | None = None
+    preference: PreferenceMatcher | None = None
     template: VmTemplate = VmTemplate()
 
 
 class VmStatus(_KubePart, frozen=True):
-    """Status of a VM."""
+    """Status of a VM.
+
+    :ivar interface_requests: the queue of KubeVirt 1.0, as decoded JSON for guarded patches.
+    """
 
     ready: bool = False
     created: bool = False
     printable_status: str = ""
     conditions: list[Condition] = []
+    interface_requests: list[dict[str, Any]] | None = None
 
 
 class VirtualMachine(_KubePart, frozen=True):

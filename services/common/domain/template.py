@@ -106,8 +106,8 @@ def find_pending_changes(template: TemplateInterfaces, nics: VmiNics) -> list[De
     return found
 
 
-def differs_from_template(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> bool:
-    """Return whether the template sets a field of an interface or its network to another value than the VMI has.
+def find_changed_fields(vm: VirtualMachine, vmi: VirtualMachineInstance, name: str) -> list[str]:
+    """Return the fields of an interface or its network that the template sets to another value than the VMI has.
 
     Only a restart applies such a value. Fields that are empty in the template do not count: a webhook or a preference
     may have set them on the VMI (a MAC, a model). Neither does ``state``, which the VMI follows at run time.
@@ -117,12 +117,12 @@ def differs_from_template(vm: VirtualMachine, vmi: VirtualMachineInstance, name:
         (_find_item(template.domain.devices.interfaces, name), _find_item(in_vmi.domain.devices.interfaces, name)),
         (_find_item(template.networks, name), _find_item(in_vmi.networks, name)),
     )
-    return any(
-        value not in ("", None) and present.get(key) != value
+    return [
+        key
         for requested, present in pairs
         for key, value in requested.items()
-        if key != "state"
-    )
+        if value not in ("", None) and present.get(key) != value and key != "state"
+    ]
 
 
 def find_reverted_unplugs(template: TemplateInterfaces, nics: VmiNics) -> list[DesiredInterface]:
@@ -179,6 +179,16 @@ def is_unplugged_until_restart(nics: VmiNics, name: str) -> bool:
     operation = nics.operations.get(name)
     unplugged = operation is not None and operation.kind is OperationKind.UNPLUG and operation.vm is None
     return unplugged and name not in nics.interfaces
+
+
+def find_entry_of_change(nics: VmiNics, name: str, kind: OperationKind) -> Operation | None:
+    """Return the operation of a change that KubeVirt has still to copy from the template to the VMI.
+
+    It is on the VMI already, see :func:`schemas.kubernetes.operations.unplug_key`. While the unplug's entry is there,
+    that of the plug belongs to the interface that was unplugged.
+    """
+    entry = nics.written(name, kind) if kind is OperationKind.UNPLUG else nics.operations.get(name)
+    return entry if entry is not None and entry.kind is kind and entry.vm is not None else None
 
 
 def must_keep_operation(template: TemplateInterfaces, nics: VmiNics, name: str) -> bool:

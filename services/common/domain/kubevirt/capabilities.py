@@ -42,6 +42,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         interface is plugged.
     :ivar pod_interface_name: whether the CRD keeps ``podInterfaceName`` in ``status.interfaces`` (1.4).
     :ivar update_methods: ``workloadUpdateStrategy.workloadUpdateMethods``: ``LiveMigrate``, ``Evict``.
+    :ivar eviction_strategy: ``evictionStrategy`` of VMs that have none of their own; empty if there is none either.
     """
 
     version: Version
@@ -55,6 +56,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     always_restart_required: bool
     pod_interface_name: bool
     update_methods: frozenset[str]
+    eviction_strategy: str = ""
 
 
 def read_capabilities(installations: Iterable[KubeVirt]) -> Capabilities | None:
@@ -94,4 +96,5 @@ def _capabilities(installation: KubeVirt) -> Capabilities:
         always_restart_required=(1, 2, 0) <= version <= (1, 5, 0),
         pod_interface_name=version >= (1, 4, 0),
         update_methods=frozenset((strategy.workload_update_methods if strategy else None) or ()),
+        eviction_strategy=(configuration.eviction_strategy if configuration else "") or "",
     )

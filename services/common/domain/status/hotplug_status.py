@@ -1,7 +1,8 @@
 """The hot-plug status of a VMI: for each interface the stage it has reached, derived from objects alone.
 
 Objects give the exact stage but not the time it was reached; events add times, reasons and attempts
-(:mod:`services.common.domain.status.stage_history`). The order of stages is that of :mod:`schemas.stages`.
+(:mod:`services.common.domain.status.stage_history`). The order of stages is that of :mod:`schemas.stages`. Where
+KubeVirt owns the VM, stages and reasons are those of :mod:`services.common.domain.kubevirt`.
 """
 
 import msgspec
@@ -10,41 +11,66 @@ from schemas.bus.hotplug_status import InterfaceHotplugStatus
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
+from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.explain import Situation, explain_nic, explain_pending, explain_stray, read_queue
+from services.common.domain.kubevirt.reasons import Explanation
+from services.common.domain.kubevirt.stages import observe_stage
+from services.common.domain.kubevirt.strays import find_stray_elements
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.operations import is_migrating
 from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, parse_tokens
 from services.common.domain.template import (
-    DesiredInterface,
     TemplateInterfaces,
-    differs_from_template,
+    find_changed_fields,
+    find_entry_of_change,
     find_pending_changes,
     owns,
     parse_template,
 )
 
 
-def derive_statuses(nics: VmiNics, vm: VirtualMachine | None = None) -> list[InterfaceHotplugStatus]:
+class PendingChange(msgspec.Struct, frozen=True):
+    """A change that the VM's template has, or its queue of requests, and the VMI does not.
+
+    :ivar network: the NAD; ``None`` when the interface has none.
+    """
+
+    name: str
+    kind: OperationKind
+    network: str | None
+
+
+def derive_statuses(
+    nics: VmiNics, vm: VirtualMachine | None = None, beside: Capabilities | None = None, now: str | None = None
+) -> list[InterfaceHotplugStatus]:
     """Return the status of each secondary interface of the VMI in spec order, then of pending plugs of the template.
 
+    Beside KubeVirt, stray elements of the pod follow, named by their pod interface.
+
     :param vm: the VM that owns the VMI; with it, changes of its template that the VMI does not have yet are included.
+    :param beside: what the KubeVirt that owns the VMs can do; ``None`` if hotnic owns them.
+    :param now: RFC 3339, for the seconds in a message.
     :raises ValueError: the template is malformed.
     """
-    nic_statuses = [_nic_status(nics, nic) for nic in nics]
-    if vm is not None and owns(vm, nics.vmi):
-        nic_statuses = _compare_with_template(nic_statuses, parse_template(vm), nics)
-    return nic_statuses
+    template = parse_template(vm) if vm is not None and owns(vm, nics.vmi) else None
+    situation = Situation(nics, template, beside, now) if beside is not None else None
+    nic_statuses = [_nic_status(nics, nic, situation) for nic in nics]
+    if template is not None:
+        nic_statuses = _compare_with_template(nic_statuses, template, nics, situation)
+    return nic_statuses + (_stray_statuses(situation) if situation is not None else [])
 
 
-def _nic_status(nics: VmiNics, nic: Nic) -> InterfaceHotplugStatus:
+def _nic_status(nics: VmiNics, nic: Nic, situation: Situation | None) -> InterfaceHotplugStatus:
     operation, entry, status = nic.operation, nic.entry, nic.status
-    stage = _unplug_stage(nics, nic) if nic.absent else _plug_stage(nic)
+    stage = _stage(nics, nic, observed=situation is not None or operation.vm is not None)
     waiting_for = ROWS[stage].next.get(operation.kind)
-    return InterfaceHotplugStatus(
+    found = InterfaceHotplugStatus(
         interface=nic.name,
         network=nic.network.multus.network_name if nic.network.multus else "",
         kind=operation.kind,
         stage=stage,
-        operation=operation.id,
+        # KubeVirt changes the generation at every write, so an id that is derived from it would not last.
+        operation=operation.id if situation is None or nic.has_operation else "",
         waiting_for=waiting_for,
         requested_at=operation.requested_at,
         reason=_reason(nics, nic, waiting_for),
@@ -57,62 +83,123 @@ def _nic_status(nics: VmiNics, nic: Nic) -> InterfaceHotplugStatus:
         link_state=entry.get("linkState"),
         failed=operation.failed,
     )
+    return found if situation is None else _with_explanation(found, explain_nic(situation, nic, stage))
+
+
+def _with_explanation(nic_status: InterfaceHotplugStatus, found: Explanation | None) -> InterfaceHotplugStatus:
+    return msgspec.structs.replace(
+        nic_status,
+        reason=found.reason if found is not None else None,
+        message=found.message if found is not None else None,
+        remedy=found.remedy if found is not None else None,
+        docs=found.docs if found is not None else None,
+    )
 
 
 def _compare_with_template(
-    nic_statuses: list[InterfaceHotplugStatus], template: TemplateInterfaces, nics: VmiNics
+    nic_statuses: list[InterfaceHotplugStatus],
+    template: TemplateInterfaces,
+    nics: VmiNics,
+    situation: Situation | None,
 ) -> list[InterfaceHotplugStatus]:
-    pending = {desired.name: desired for desired in find_pending_changes(template, nics)}
+    pending = {change.name: change for change in _pending_changes(template, nics, situation)}
     found = []
     for nic_status in nic_statuses:
-        desired = pending.pop(nic_status.interface, None)
-        if desired is not None:
-            found.append(_pending_status(desired, nic_status, template, nics.vmi))
+        change = pending.pop(nic_status.interface, None)
+        if change is not None:
+            found.append(_pending_status(change, nic_status, template, nics, situation))
         else:
-            at_restart = _at_restart(nic_status, template, nics.vmi)
+            at_restart = _at_restart(nic_status, template, nics.vmi, situation)
             found.append(msgspec.structs.replace(nic_status, at_restart=at_restart))
-    for name, desired in pending.items():
-        if desired.network is not None and desired.network.multus is not None:
-            network, kind = desired.network.multus.network_name, desired.kind
-            planned = InterfaceHotplugStatus(name, network, kind=kind, stage=Stage.REQUESTED, operation="")
-            found.append(_pending_status(desired, planned, template, nics.vmi))
+    for name, change in pending.items():
+        if change.network is not None:
+            planned = InterfaceHotplugStatus(
+                name, change.network, kind=change.kind, stage=Stage.REQUESTED, operation=""
+            )
+            found.append(_pending_status(change, planned, template, nics, situation))
+    return found
+
+
+def _pending_changes(template: TemplateInterfaces, nics: VmiNics, situation: Situation | None) -> list[PendingChange]:
+    found = [
+        PendingChange(
+            desired.name,
+            desired.kind,
+            desired.network.multus.network_name if desired.network is not None and desired.network.multus else None,
+        )
+        for desired in find_pending_changes(template, nics)
+    ]
+    if situation is not None:
+        known = {change.name for change in found}
+        found += [
+            PendingChange(queued.name, queued.kind, queued.network or None)
+            for queued in read_queue(template.vm)
+            # A request that the VMI follows already stays in the queue until the template has it, too.
+            if queued.name not in known and (queued.name in nics.interfaces) is (queued.kind is OperationKind.UNPLUG)
+        ]
     return found
 
 
 def _at_restart(
-    nic_status: InterfaceHotplugStatus, template: TemplateInterfaces, vmi: VirtualMachineInstance
+    nic_status: InterfaceHotplugStatus,
+    template: TemplateInterfaces,
+    vmi: VirtualMachineInstance,
+    situation: Situation | None,
 ) -> str | None:
     """Return how the next start changes an interface: it creates the VMI from the template, whatever the VMI has."""
     desired = template.interfaces.get(nic_status.interface)
     in_template = desired is not None and desired.kind is OperationKind.PLUG
     if nic_status.kind is OperationKind.UNPLUG:
-        return "back" if in_template else None
-    changed = "changed" if differs_from_template(template.vm, vmi, nic_status.interface) else None
+        # KubeVirt does not wait for a restart: it plugs the interface again once it is gone.
+        return "back" if in_template and situation is None else None
+    changed = "changed" if find_changed_fields(template.vm, vmi, nic_status.interface) else None
     return changed if in_template else "gone"
 
 
 def _pending_status(
-    desired: DesiredInterface,
+    change: PendingChange,
     present: InterfaceHotplugStatus,
     template: TemplateInterfaces,
-    vmi: VirtualMachineInstance,
+    nics: VmiNics,
+    situation: Situation | None,
 ) -> InterfaceHotplugStatus:
     """Return the status of a change that only the template has so far.
 
     :param present: the status of the interface in the VMI, or an empty one when the VMI does not have it.
     """
-    operation = template.operation(desired.name, desired.kind)
-    return msgspec.structs.replace(
+    operation = template.operation(change.name, change.kind) or find_entry_of_change(nics, change.name, change.kind)
+    found = msgspec.structs.replace(
         present,
-        kind=desired.kind,
+        kind=change.kind,
         stage=Stage.REQUESTED,
         operation=operation.id if operation is not None else "",
-        waiting_for=ROWS[Stage.REQUESTED].next[desired.kind],
+        waiting_for=ROWS[Stage.REQUESTED].next[change.kind],
         requested_at=operation.requested_at if operation is not None else None,
-        reason="VmiDeleting" if vmi.metadata.deletion_timestamp is not None else "WaitingForController",
+        reason="VmiDeleting" if nics.vmi.metadata.deletion_timestamp is not None else "WaitingForController",
         trace_id=_trace_id(operation) if operation is not None else None,
         failed=None,
     )
+    return (
+        found if situation is None else _with_explanation(found, explain_pending(situation, change.name, change.kind))
+    )
+
+
+def _stray_statuses(situation: Situation) -> list[InterfaceHotplugStatus]:
+    """Return a status for each stray element: it belongs to no operation, so nothing is waited for."""
+    return [
+        _with_explanation(
+            InterfaceHotplugStatus(
+                interface=stray.link,
+                network=stray.nad,
+                kind=OperationKind.PLUG,
+                stage=Stage.MULTUS_ATTACHED if stray.attached else Stage.POD_ANNOTATED,
+                operation="",
+                pod_interface=stray.link,
+            ),
+            explain_stray(situation, stray.link, stray.nad),
+        )
+        for stray in find_stray_elements(situation.nics)
+    ]
 
 
 def has_reached(nic_status: InterfaceHotplugStatus, stage: Stage) -> bool:
@@ -129,6 +216,16 @@ def confirmed_by_agent(nic_status: InterfaceHotplugStatus) -> bool:
 def _trace_id(operation: Operation) -> str | None:
     parts = (operation.traceparent or "").split("-")
     return parts[1] if len(parts) > 1 else None
+
+
+def _stage(nics: VmiNics, nic: Nic, *, observed: bool) -> Stage:
+    """Return the stage of an interface.
+
+    :param observed: whether KubeVirt acts on the operation.
+    """
+    if observed:
+        return observe_stage(nics, nic)
+    return _unplug_stage(nics, nic) if nic.absent else _plug_stage(nic)
 
 
 def _plug_stage(nic: Nic) -> Stage:

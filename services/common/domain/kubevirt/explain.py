@@ -1,0 +1,263 @@
+"""Choose the reason of an interface beside KubeVirt: why its operation does not go on, or what stands against it. Pure.
+
+One reason per interface, the one that decides what a user does next. A state of the whole VM comes first, then what
+ends by itself badly or never, then what is waited for.
+Not here: the stage (:mod:`services.common.domain.kubevirt.stages`) and the words
+(:mod:`services.common.domain.kubevirt.reasons`). Next: :mod:`services.common.domain.status.hotplug_status`.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from schemas.kubernetes.objects import VirtualMachine
+from schemas.stages import OperationKind, Stage
+from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.migration import (
+    LIVE_MIGRATABLE,
+    MIGRATION_REQUIRED,
+    MigrationOutcome,
+    explain_not_migratable,
+    find_condition,
+    find_migration_outcome,
+    seconds_of_grace,
+)
+from services.common.domain.kubevirt.reasons import Explanation, explain
+from services.common.domain.kubevirt.stages import has_lost_its_element, is_on_another_network
+from services.common.domain.nic import Nic, VmiNics
+from services.common.domain.operations import is_migrating
+from services.common.domain.template import TemplateInterfaces, find_changed_fields
+
+FAILURE, RESTART_REQUIRED = "Failure", "RestartRequired"
+"""Conditions of a VM."""
+HOTPLUG_ERROR = "HotPlugNetworkInterfaceError"
+"""Reason of a ``Failure`` that is about interfaces."""
+
+_OUTCOMES = {
+    MigrationOutcome.MIGRATES: "WillMigrate",
+    MigrationOutcome.BY_HAND: "MigrationByHand",
+    MigrationOutcome.NO_METHOD: "MigrationNotConfigured",
+    MigrationOutcome.NOT_MIGRATABLE: "NotMigratable",
+    MigrationOutcome.SHUTS_DOWN: "WillBeShutDown",
+}
+
+
+class Situation(msgspec.Struct, frozen=True):
+    """What is known when a reason is chosen.
+
+    :ivar template: of the VM that owns the VMI; ``None`` when it is unknown.
+    :ivar now: RFC 3339; ``None`` leaves remaining seconds out.
+    """
+
+    nics: VmiNics
+    template: TemplateInterfaces | None
+    beside: Capabilities
+    now: str | None = None
+
+    @property
+    def vm(self) -> VirtualMachine | None:
+        """The VM that owns the VMI."""
+        return self.template.vm if self.template is not None else None
+
+
+class QueuedChange(msgspec.Struct, frozen=True):
+    """A request in the queue of KubeVirt 1.0.
+
+    :ivar network: the NAD of a plug; empty for an unplug.
+    """
+
+    name: str
+    kind: OperationKind
+    network: str
+
+
+def read_queue(vm: VirtualMachine) -> list[QueuedChange]:
+    """Return the requests that KubeVirt 1.0 has not followed yet, oldest first."""
+    return list(_read_queue(vm))
+
+
+def explain_nic(situation: Situation, nic: Nic, stage: Stage) -> Explanation | None:
+    """Return the reason of an interface that the VMI has; ``None`` when there is nothing to say.
+
+    :param stage: the stage that it has reached.
+    """
+    if not nic.absent and stage is Stage.GUEST_ATTACHED:
+        return _explain_attached(situation, nic)
+    whole = _explain_vmi(situation)
+    if whole is not None:
+        return whole
+    return _explain_unplug(situation, nic, stage) if nic.absent else _explain_plug(situation, nic, stage)
+
+
+def explain_pending(situation: Situation, name: str, kind: OperationKind) -> Explanation:
+    """Return the reason of a change that is in the VM's template or queue, and that the VMI does not have yet."""
+    vmi, beside, vm = situation.nics.vmi, situation.beside, situation.vm
+    desired = situation.template.interfaces.get(name) if situation.template is not None else None
+    queue = [change.name for change in read_queue(vm)] if vm is not None else []
+    binding = desired is None or desired.interface.bridge is not None or desired.interface.sriov is not None
+    failure = _failure(situation)
+    codes = {
+        "VmiDeleting": vmi.metadata.deletion_timestamp is not None,
+        "KubeVirtInstalling": beside.installing,
+        "HotplugGateOff": bool(beside.gate),
+        "RequestQueueBlocked": name in queue[1:] and name != queue[0] and failure is not None,
+        HOTPLUG_ERROR: failure is not None,
+        "RequestQueued": name in queue,
+        "TemplateNotFollowed": beside.request_queue,
+        "BindingNeedsRestart": kind is OperationKind.PLUG and not binding,
+        "OrdinalInterfaceNames": kind is OperationKind.UNPLUG and situation.nics.ordinal,
+    }
+    code = next((code for code, holds in codes.items() if holds), "WaitingForKubeVirt")
+    more = {"first": queue[0] if queue else "", "task": "copy the change from the VM's template to the running VM"}
+    return _explain(situation, code, interface=name, text=failure or "", **more)
+
+
+def explain_stray(situation: Situation, link: str, network: str) -> Explanation:
+    """Return the reason of a stray element."""
+    return _explain(situation, "StrayElement", link=link, network=network)
+
+
+def _explain_vmi(situation: Situation) -> Explanation | None:
+    """Return a state of the whole VMI, which hides the reason of one interface."""
+    vmi = situation.nics.vmi
+    codes = {
+        "VmiDeleting": vmi.metadata.deletion_timestamp is not None,
+        "VmiNotRunning": vmi.status.phase != "Running",
+        "KubeVirtInstalling": situation.beside.installing,
+        "Migrating": is_migrating(vmi),
+        "NoActingPod": situation.nics.pod is None,
+    }
+    code = next((code for code, holds in codes.items() if holds), None)
+    return _explain(situation, code) if code is not None else None
+
+
+def _explain_plug(situation: Situation, nic: Nic, stage: Stage) -> Explanation:
+    if stage is Stage.MULTUS_ATTACHED:
+        return _explain(situation, "WaitingForGuestAttached")
+    if nic.status is not None and is_on_another_network(nic):
+        cause = f"the network was changed from {nic.status.name} to {nic.nad}, which a running pod cannot follow"
+        return _explain_migration(situation, cause)
+    if stage is Stage.POD_ANNOTATED:
+        cause = "Multus has not attached the interface to the running pod"
+        return _explain_multus(situation, "WaitingForMultusAttached", "attached", cause)
+    if nic.interface.sriov is not None:
+        return _explain_migration(situation, "an SR-IOV device cannot be added to a running pod")
+    if has_lost_its_element(situation.nics, nic):
+        return _explain(situation, "ElementMissing")
+    return _explain_kubevirt(situation, "list the interface in the pod's networks annotation")
+
+
+def _explain_unplug(situation: Situation, nic: Nic, stage: Stage) -> Explanation:
+    if situation.nics.ordinal:
+        return _explain(situation, "OrdinalInterfaceNames")
+    last = all(other.absent for other in situation.nics)
+    if nic.element is not None and last and not situation.beside.removes_last_interface:
+        return _explain(situation, "LastInterfaceStays")
+    if stage is Stage.GUEST_DETACHED and _is_migration_required(situation):
+        return _explain_migration(situation, "Multus has not detached the interface from the running pod")
+    desired = situation.template.interfaces.get(nic.name) if situation.template is not None else None
+    if desired is not None and desired.kind is OperationKind.PLUG:
+        return _explain(situation, "ComesBack", interface=nic.name)
+    if stage is Stage.REQUESTED:
+        still = "Multus has still to detach the interface from the pod, too"
+        pod_side = still if nic.in_pod else "the pod does not have the interface any more"
+        return _explain(situation, "WaitingForGuestDetached", pod_side=pod_side)
+    if stage is Stage.GUEST_DETACHED:
+        return _explain_multus(situation, "WaitingForMultusDetached", "detached", "")
+    return _explain_kubevirt(situation, "remove the interface from the specs of VM and VMI")
+
+
+def _explain_attached(situation: Situation, nic: Nic) -> Explanation | None:
+    """Return what stands against an interface that is attached: nothing, in most cases."""
+    template, vmi, vm = situation.template, situation.nics.vmi, situation.vm
+    if template is None or vm is None:
+        return None
+    if nic.name not in template.interfaces:
+        return _explain(situation, "DroppedFromTemplate", interface=nic.name, network=nic.nad)
+    condition = find_condition(vm, RESTART_REQUIRED)
+    if condition is None or condition.status != "True":
+        return None
+    fields = find_changed_fields(vm, vmi, nic.name)
+    if fields:
+        return _explain(situation, "RestartRequired", fields=", ".join(fields))
+    if situation.beside.always_restart_required and nic.has_operation:
+        return _explain(situation, "RestartRequiredAlways")
+    if vm.spec.preference is not None and not nic.interface.model:
+        return _explain(situation, "RestartRequiredByPreference")
+    return None
+
+
+def _explain_multus(situation: Situation, code: str, attached: str, cause: str) -> Explanation:
+    """Explain an interface that Multus has to attach or detach; after a while KubeVirt migrates the VM instead."""
+    condition = find_condition(situation.nics.vmi, MIGRATION_REQUIRED)
+    if condition is None:
+        return _explain(situation, code)
+    if _is_migration_required(situation):
+        return _explain_migration(situation, cause)
+    left = seconds_of_grace(condition, situation.now)
+    when = "20 s after the change" if left is None else f"in {left} s" if left else "within seconds"
+    return _explain(situation, "WaitingForMultusOrMigration", attached=attached, when=when)
+
+
+def _explain_kubevirt(situation: Situation, task: str) -> Explanation:
+    """Explain an interface that virt-controller has to change."""
+    failure = _failure(situation)
+    if situation.beside.gate:
+        return _explain(situation, "HotplugGateOff")
+    if failure is not None:
+        return _explain(situation, HOTPLUG_ERROR, text=failure)
+    if _is_migration_required(situation):
+        return _explain_migration(situation, "the running pod does not have the interface")
+    return _explain(situation, "WaitingForKubeVirt", task=task)
+
+
+def _explain_migration(situation: Situation, cause: str) -> Explanation:
+    vmi, beside = situation.nics.vmi, situation.beside
+    migratable = find_condition(vmi, LIVE_MIGRATABLE)
+    return _explain(
+        situation,
+        _OUTCOMES[find_migration_outcome(vmi, beside)],
+        cause=cause,
+        why=explain_not_migratable(vmi),
+        migratable=migratable.status if migratable is not None else "not set",
+        strategy=vmi.spec.eviction_strategy or beside.eviction_strategy or "not set",
+    )
+
+
+def _is_migration_required(situation: Situation) -> bool:
+    condition = find_condition(situation.nics.vmi, MIGRATION_REQUIRED)
+    return condition is not None and condition.status == "True"
+
+
+def _failure(situation: Situation) -> str | None:
+    """Return KubeVirt's words about an error with interfaces; ``None`` when it reports none."""
+    condition = find_condition(situation.vm, FAILURE) if situation.vm is not None else None
+    if condition is None or condition.status != "True" or condition.reason != HOTPLUG_ERROR:
+        return None
+    return condition.message or "without a text"
+
+
+def _read_queue(vm: VirtualMachine) -> Iterator[QueuedChange]:
+    for item in vm.status.interface_requests or ():
+        for key, kind in (("add", OperationKind.PLUG), ("remove", OperationKind.UNPLUG)):
+            options = item.get(f"{key}InterfaceOptions")
+            if isinstance(options, dict):
+                network = str(options.get("networkAttachmentDefinitionName", ""))
+                yield QueuedChange(str(options.get("name", "")), kind, network)
+
+
+def _explain(situation: Situation, code: str, **values: str) -> Explanation:
+    vmi, pod = situation.nics.vmi, situation.nics.pod
+    return explain(
+        code,
+        **{
+            "vm": vmi.metadata.name,
+            "namespace": vmi.metadata.namespace,
+            "uid": vmi.metadata.uid,
+            "phase": vmi.status.phase or "unknown",
+            "node": vmi.status.node_name or "of the VM",
+            "pod": pod.metadata.name if pod is not None else "of the VM",
+            "gate": situation.beside.gate,
+            **values,
+        },
+    )

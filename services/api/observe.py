@@ -27,6 +27,7 @@ from schemas.kubernetes.objects import (
 from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.front_proxy import UserIdentity
 from services.api.plan import Observed, RequestTarget
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import qualified_nad
 from services.common.domain.operations import find_acting_pod
 from services.common.kube.client import Kube
@@ -52,10 +53,12 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
     :ivar owned_by_hotnic: whether hotnic, not KubeVirt, owns the VMs.
     :ivar default_binding: the binding of the primary network (KubeVirt's ``pod: {}``) of a VM that lists no interface.
+    :ivar beside: what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     """
 
     owned_by_hotnic: bool
     default_binding: str
+    beside: Capabilities | None = None
 
 
 async def observe(

@@ -79,7 +79,7 @@ class Api:
                     base = f"/apis/{group}/{version}/namespaces/{{namespace}}/{target}s/{{name}}"
                     for verb in VERBS:
                         self.app.router.add_put(f"{base}/{verb}", partial(self._serve_change, target, verb))
-        self._streams = StatusStreams(context, watchers)
+        self._streams = StatusStreams(context, lambda: self._cluster().beside, watchers)
         self.app.on_shutdown.append(self._streams.close)
         hotplug_status = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{RequestTarget.VMI}s/{{name}}/interfaces"
         self.app.router.add_get(hotplug_status, self._serve_status)
@@ -116,7 +116,9 @@ class Api:
             with own_reads():
                 if duration is not None:
                     return await self._streams.serve(request, namespace, name, duration)
-                found = await read_hotplug_status(self._kube, self._bus, namespace, name, stored=stored)
+                found = await read_hotplug_status(
+                    self._kube, self._bus, self._cluster().beside, namespace, name, stored=stored
+                )
             return web.Response(body=encode_json(found), content_type="application/json")
 
         try:

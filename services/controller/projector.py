@@ -8,7 +8,7 @@ delivers it. Stages are derived in :mod:`services.common.domain.status.hotplug_s
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -18,6 +18,7 @@ from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHist
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import interface_hash
 from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRevision
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import parse_nics
 from services.common.domain.operations import find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -56,6 +57,7 @@ class Projector:
     :param vms: the cache of VMs.
     :param vmis: the cache of VMIs.
     :param pods: the cache of launcher pods.
+    :param beside: returns what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :param reload: seconds after which the whole bucket is read again.
     :ivar queue: the VMs whose status is to be written.
     """
@@ -67,6 +69,7 @@ class Projector:
         vmis: ListableCache[VirtualMachineInstance],
         pods: ListableCache[Pod],
         *,
+        beside: Callable[[], Capabilities | None] = lambda: None,
         reload: float = RELOAD_INTERVAL,
     ) -> None:
         bus, log, meter = context.bus, context.log, context.telemetry.meter
@@ -74,6 +77,7 @@ class Projector:
         self._vms = vms
         self._vmis = vmis
         self._pods = pods
+        self._beside = beside
         self._histories: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
         self._in_flight: dict[Key, Counter[tuple[str, str]]] = {}
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
@@ -134,7 +138,8 @@ class Projector:
         nic_statuses: list[InterfaceHotplugStatus] = []
         if vmi is not None:
             try:
-                nic_statuses = derive_statuses(parse_nics(vmi, pod), self._vms.get(*key))
+                # Without the time: a message that counts seconds would be another value to write at each change.
+                nic_statuses = derive_statuses(parse_nics(vmi, pod), self._vms.get(*key), self._beside())
             except ValueError as error:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
         self._count_in_flight(key, nic_statuses)

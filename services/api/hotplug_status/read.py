@@ -6,6 +6,7 @@ Next: :mod:`services.api.hotplug_status.watch`, which streams the status.
 """
 
 import asyncio
+import datetime
 import hashlib
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -26,6 +27,7 @@ from schemas.bus.hotplug_status import (
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine
 from schemas.names import interface_hash
 from services.common.bus.protocol import Bus, BusUnavailable
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.stage_history import matching_history, with_history
@@ -52,16 +54,17 @@ async def observe_vmi(kube: Kube, namespace: str, name: str) -> WatchedVmi:
 
 
 async def read_hotplug_status(
-    kube: Kube, bus: Bus, namespace: str, name: str, *, stored: bool = False
+    kube: Kube, bus: Bus, beside: Capabilities | None, namespace: str, name: str, *, stored: bool = False
 ) -> HotplugStatus:
     """Return the hot-plug status of a VMI.
 
+    :param beside: what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :param stored: include the bucket's entries of the VMI.
     :raises StatusError: the VMI or an annotation of its pod cannot be parsed.
     :raises KubeError: the API server does not answer, or the VMI does not exist.
     """
     observed = await observe_vmi(kube, namespace, name)
-    nic_statuses = derive_vmi_statuses(observed)
+    nic_statuses = derive_vmi_statuses(observed, beside)
     if not stored:
         return build_hotplug_status(observed, nic_statuses, await _read_entries(bus, namespace, name, nic_statuses))
     stored_entries = await _read_stored(bus, namespace, name)
@@ -76,14 +79,16 @@ async def read_hotplug_status(
     return msgspec.structs.replace(build_hotplug_status(observed, nic_statuses, entries), stored=stored_entries)
 
 
-def derive_vmi_statuses(observed: WatchedVmi) -> list[InterfaceHotplugStatus]:
+def derive_vmi_statuses(observed: WatchedVmi, beside: Capabilities | None) -> list[InterfaceHotplugStatus]:
     """Return the status of each interface, derived from objects only.
 
+    :param beside: as for :func:`read_hotplug_status`.
     :raises StatusError: 500; a spec or an annotation cannot be parsed.
     """
     assert observed.vmi is not None
+    now = datetime.datetime.now(datetime.UTC).isoformat()
     try:
-        return derive_statuses(parse_nics(observed.vmi, observed.pod), observed.vm)
+        return derive_statuses(parse_nics(observed.vmi, observed.pod), observed.vm, beside, now)
     except ValueError as error:
         meta = observed.vmi.metadata
         message = f"the interfaces of VMI {meta.namespace}/{meta.name} cannot be read: {error}"

@@ -7,7 +7,7 @@ Next: :mod:`services.common.kube.cache.vmi_watch`.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 
 import msgspec
@@ -31,6 +31,7 @@ from services.api.hotplug_status.read import (
     observe_vmi,
 )
 from services.common.bus.protocol import BusUnavailable
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.http.server import StatusError
 from services.common.kube.cache.vmi_watch import VmiWatch, watch_vmi
 from services.common.runtime.context import RoleContext
@@ -75,12 +76,16 @@ def parse_flag(query: Mapping[str, str], name: str) -> bool:
 class StatusStreams:
     """The streams of one server.
 
+    :param beside: returns what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :param limit: the maximum number of open streams.
     :ivar open: the number of open streams.
     """
 
-    def __init__(self, context: RoleContext, limit: int = MAX_WATCHERS) -> None:
+    def __init__(
+        self, context: RoleContext, beside: Callable[[], Capabilities | None], limit: int = MAX_WATCHERS
+    ) -> None:
         self._context = context
+        self._beside = beside
         self._limit = limit
         self._closing = asyncio.Event()
         self.open = 0
@@ -104,11 +109,11 @@ class StatusStreams:
         try:
             observed = await observe_vmi(self._context.kube, namespace, name)
             # Once the response has begun, an error can no longer be reported by its HTTP status.
-            derive_vmi_statuses(observed)
+            derive_vmi_statuses(observed, self._beside())
             assert observed.vmi is not None
             response = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
             await response.prepare(request)
-            stream = _Stream(response, self._context, observed.vmi.metadata)
+            stream = _Stream(response, self._context, observed.vmi.metadata, self._beside)
             try:
                 await stream.run(duration, request.query.get("resourceVersion", ""), self._closing)
             except ConnectionError:
@@ -123,9 +128,16 @@ class StatusStreams:
 
 
 class _Stream:
-    def __init__(self, response: web.StreamResponse, context: RoleContext, meta: ObjectMeta) -> None:
+    def __init__(
+        self,
+        response: web.StreamResponse,
+        context: RoleContext,
+        meta: ObjectMeta,
+        beside: Callable[[], Capabilities | None],
+    ) -> None:
         self._response = response
         self._context = context
+        self._beside = beside
         self._meta = meta
         self._last = new_hotplug_status(meta.namespace, meta.name, "", (), None)
         self._entries: dict[str, StatusEntry] | None = None
@@ -165,7 +177,8 @@ class _Stream:
             if observed.vmi is None:
                 await self._write("DELETED", self._last)
                 return
-            self._last = now = build_hotplug_status(observed, derive_vmi_statuses(observed), self._entries)
+            nic_statuses = derive_vmi_statuses(observed, self._beside())
+            self._last = now = build_hotplug_status(observed, nic_statuses, self._entries)
             if now.metadata["resourceVersion"] != version:
                 await self._write(first, now)
                 version, first = now.metadata["resourceVersion"], "MODIFIED"

@@ -1,6 +1,7 @@
 """``hotnic status``: shows the hot-plug status of a VM's network interfaces.
 
 For each interface with an operation in progress, the last failure or the warning events follow on standard error.
+Beside KubeVirt it is the reason, with what a user can do about it.
 Next: :mod:`services.cli.operations.hotplug_status`, which reads the status.
 """
 
@@ -135,13 +136,21 @@ def _print_messages(vmi: VirtualMachineInstance, view: StatusView, warnings: War
     if view.degraded:
         click.echo(_degraded(view), err=True)
     for nic_status in view.nic_statuses:
-        messages = (
-            [f"{nic_status.reason}: {nic_status.message}"]
-            if nic_status.message
-            else warnings.get(nic_status.interface, [])
-        )
-        for text in messages:
+        for text in explain(nic_status, warnings.get(nic_status.interface, [])):
             click.echo(f"{nic_status.interface}: {text}", err=True)
+
+
+def explain(nic_status: InterfaceHotplugStatus, warnings: Sequence[str]) -> list[str]:
+    """Return why an interface's operation does not go on, what a user can do, and where to read on.
+
+    :param warnings: the messages of its warning events. A failure's message says the same, a reason from objects less.
+    """
+    texts = [f"{nic_status.reason}: {nic_status.message}"] if nic_status.message else []
+    if nic_status.remedy:
+        texts.append(f"what to do: {nic_status.remedy}")
+    if nic_status.docs:
+        texts.append(f"see {nic_status.docs}")
+    return texts + list(warnings) if nic_status.docs or not texts else texts
 
 
 def _degraded(view: StatusView) -> str:

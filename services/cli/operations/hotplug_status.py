@@ -5,6 +5,7 @@ why its operation does not complete. Next: :mod:`services.cli.commands.status`.
 """
 
 import asyncio
+import datetime
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
@@ -13,10 +14,12 @@ from urllib.parse import quote
 import msgspec
 
 from schemas.bus.hotplug_status import LIST_VERSION, HotplugStatus, HotplugStatusEvent, InterfaceHotplugStatus
+from schemas.kubernetes.kubevirt import KUBEVIRTS
 from schemas.kubernetes.objects import EVENTS, PODS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import pod_interface
 from services.cli.cluster import find_pod, get_or_none, pod_selector
 from services.cli.errors import CommandFailed
+from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.kube.cache.vmi_watch import WatchedVmi, watch_vmi
@@ -61,7 +64,8 @@ async def read_status(kube: Kube, vmi: VirtualMachineInstance) -> StatusView:
         vm = None
         with suppress(Forbidden):
             vm = await get_or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name))
-        return _view_of_objects(WatchedVmi(vmi, [pod] if pod is not None else [], vm), str(error))
+        watched_vmi = WatchedVmi(vmi, [pod] if pod is not None else [], vm)
+        return _view_of_objects(watched_vmi, await read_beside(kube), str(error))
 
 
 async def follow_status(
@@ -122,6 +126,7 @@ async def _follow_objects(
         with_vm = await get_or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name)) is not None
     except Forbidden:
         with_vm = False
+    beside = await read_beside(kube)
     with suppress(TimeoutError):
         async with asyncio.timeout(retry_delay), watch_vmi(kube, vmi.metadata, with_vm=with_vm, log=log) as watched:
             await watched.wait_synced()
@@ -130,27 +135,41 @@ async def _follow_objects(
                 watched_vmi = watched.read()
                 if watched_vmi.vmi is None:
                     return True
-                show(_view_of_objects(watched_vmi, cause))
+                show(_view_of_objects(watched_vmi, beside, cause))
                 await watched.changed.wait()
     return False
 
 
 def status_of_objects(
-    vmi: VirtualMachineInstance, pod: Pod | None, vm: VirtualMachine | None = None
+    vmi: VirtualMachineInstance,
+    pod: Pod | None,
+    vm: VirtualMachine | None = None,
+    beside: Capabilities | None = None,
 ) -> list[InterfaceHotplugStatus]:
     """Return the hot-plug status derived from objects.
 
+    :param beside: what the cluster's KubeVirt can do; ``None`` if there is none, or if it is unknown.
     :raises CommandFailed: the objects are malformed.
     """
+    now = datetime.datetime.now(datetime.UTC).isoformat()
     try:
-        return derive_statuses(parse_nics(vmi, pod), vm)
+        return derive_statuses(parse_nics(vmi, pod), vm, beside, now)
     except ValueError as error:
         raise CommandFailed(f"cannot parse {vmi.metadata.namespace}/{vmi.metadata.name}: {error}") from error
 
 
-def _view_of_objects(watched_vmi: WatchedVmi, cause: str) -> StatusView:
+async def read_beside(kube: Kube) -> Capabilities | None:
+    """Return what the cluster's KubeVirt can do; ``None`` if there is none, or if the user may not read it."""
+    try:
+        return read_capabilities((await kube.list(KUBEVIRTS)).items)
+    except KubeError:
+        return None
+
+
+def _view_of_objects(watched_vmi: WatchedVmi, beside: Capabilities | None, cause: str) -> StatusView:
     assert watched_vmi.vmi is not None
-    return StatusView(tuple(status_of_objects(watched_vmi.vmi, watched_vmi.pod, watched_vmi.vm)), DEGRADED_API, cause)
+    found = status_of_objects(watched_vmi.vmi, watched_vmi.pod, watched_vmi.vm, beside)
+    return StatusView(tuple(found), DEGRADED_API, cause)
 
 
 def _view_of_api(hotplug_status: HotplugStatus) -> StatusView:

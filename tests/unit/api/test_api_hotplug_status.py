@@ -25,6 +25,7 @@ from schemas.bus.hotplug_status import (
 from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.stages import Stage
+from services.api.observe import ClusterSettings
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.http.server import SHUTDOWN_DEADLINE
@@ -32,6 +33,7 @@ from tests.support.bus.projecting import at_stage
 from tests.support.kube.node_kube import PODS
 from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
 from tests.support.observed import objects
+from tests.support.observed.kubevirt import capabilities
 
 VMIS = "virtualmachineinstances"
 PATH = f"/apis/{HOTNIC}/namespaces/default/{VMIS}/vm1/interfaces"
@@ -116,6 +118,19 @@ async def test_status_has_stages_of_objects_and_times_of_the_bucket(api: ServedA
     reach_stage(api, Stage.GUEST_ATTACHED)
     (nic_status,) = (await read(api)).items
     assert (nic_status.stage, nic_status.since, nic_status.reason) == (Stage.GUEST_ATTACHED, None, None)
+
+
+async def test_status_beside_kubevirt_says_what_to_do(api: ServedApi) -> None:
+    api.cluster = ClusterSettings(False, "masquerade", capabilities("v1.9.0"))
+    _, pod = reach_stage(api, Stage.POD_ANNOTATED)
+    (nic_status,) = (await read(api)).items
+    assert nic_status.reason == "WaitingForMultusAttached"
+    assert pod.metadata.name in str(nic_status.remedy)
+    assert nic_status.docs == "docs/beside-kubevirt.md#waiting-for-multus-attached"
+    async with watching(api) as stream:
+        first = await stream.line()
+        assert first is not None
+        assert first.object.items == (nic_status,)
 
 
 @pytest.mark.parametrize("fields", [{"vmi_uid": "another"}, {"pod_uid": "another"}])

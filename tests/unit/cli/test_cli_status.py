@@ -19,7 +19,7 @@ from schemas.bus.hotplug_status import (
 from schemas.kubernetes.objects import OwnerReference
 from schemas.names import pod_interface
 from schemas.stages import ROWS, OperationKind, Stage
-from services.cli.commands.status import COLUMNS, WatchTable
+from services.cli.commands.status import COLUMNS, WatchTable, explain
 from services.cli.doctor.collect.objects import MAX_CONCURRENT_READS, with_hotplug_status
 from services.cli.doctor.snapshot import NotVisible, VmSnapshot
 from services.cli.operations.hotplug_status import StatusView, follow_status, read_status, read_warnings
@@ -113,6 +113,25 @@ async def test_status_is_derived_from_objects_when_the_api_does_not_answer(tmp_p
             [Stage.POD_ANNOTATED],
         )
         assert shown.cause
+
+
+async def test_status_of_objects_beside_kubevirt_says_what_to_do(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as (server, kube):
+        server.put("kubevirts", "kubevirt", "kubevirt", status={"observedKubeVirtVersion": "v1.9.0"})
+        (nic_status,) = (await read_status(kube, VMI)).nic_statuses
+    reason, remedy, page, warning = explain(nic_status, ["FailedAddingInterface: no lease"])
+    assert reason.startswith("WaitingForMultusAttached: ")
+    assert remedy.startswith("what to do: let networks and multus")
+    assert page == "see docs/beside-kubevirt.md#waiting-for-multus-attached"
+    assert warning == "FailedAddingInterface: no lease"
+
+
+def test_message_of_a_failure_replaces_the_warnings() -> None:
+    failed = InterfaceHotplugStatus(
+        "iface1", "net1", OperationKind.PLUG, Stage.REQUESTED, "op", reason="CniFailed", message="no lease"
+    )
+    assert explain(failed, ["the same again"]) == ["CniFailed: no lease"]
+    assert explain(msgspec.structs.replace(failed, message=None), ["a warning"]) == ["a warning"]
 
 
 def put_warning(server: Cluster, name: str, uid: str, message: str, second: int) -> None:

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
-from schemas.kubernetes.kubevirt import KubeVirt, KubeVirtStatus
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
@@ -17,17 +16,18 @@ from schemas.kubernetes.networks import (
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
-from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from tests.support.observed import objects
+from tests.support.observed.kubevirt import capabilities
 
 LINK = pod_interface("iface1")
 PLUG = Operation(
     "plug", OperationKind.PLUG, "iface1", f"00-{'a' * 32}-{'b' * 16}-01", "2026-01-01T00:00:00Z", vm=objects.VM_UID
 )
 UNPLUG = msgspec.structs.replace(PLUG, id="unplug", kind=OperationKind.UNPLUG)
-BESIDE = read_capabilities([KubeVirt(status=KubeVirtStatus(observed_kube_virt_version="v1.9.0"))])
+BESIDE = capabilities("v1.9.0")
 
 
 class World(msgspec.Struct, frozen=True):

@@ -1,34 +1,19 @@
 """What a user reads at each moment that was recorded of KubeVirt 1.0.1 and 1.9.0: stage, reason and remedy."""
 
-import msgspec
 import pytest
 
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
-from schemas.kubernetes.kubevirt import KubeVirt
-from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
 from services.common.domain.kubevirt.reasons import REASONS
 from services.common.domain.kubevirt.strays import find_stray_elements
 from services.common.domain.nic import parse_nics
 from services.common.domain.operations import find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
+from tests.support.observed.kubevirt import capabilities
 from tests.support.recorded_kubevirt import FOLDER, recorded_pods, recorded_vm, recorded_vmi
 
 WITHOUT_VM = {"v1.9.0-k-back-on-first-node"}
 WITHOUT_VMI = {"v1.9.0-b-evicted"}
 """After the VM was shut down and started anew, the recording has the VM and its Events."""
-
-
-def capabilities(version: str, *methods: str) -> Capabilities:
-    document = {
-        "spec": {
-            "configuration": {"developerConfiguration": {"featureGates": ["HotplugNICs"]}},
-            "workloadUpdateStrategy": {"workloadUpdateMethods": list(methods)},
-        },
-        "status": {"observedKubeVirtVersion": version},
-    }
-    found = read_capabilities([msgspec.convert(document, KubeVirt)])
-    assert found is not None
-    return found
 
 
 def statuses_at(moment: str, *methods: str, now: str | None = None) -> dict[str, InterfaceHotplugStatus]:

@@ -1,22 +1,25 @@
 """``hotnic doctor``: checks the network interfaces of VMs for inconsistencies and prints how to repair each finding.
 
 With the API server alone it compares objects. As root on a node it also compares the links, records, leases and guest
-devices there. A finding is reported if two snapshots have it. The checks: :mod:`services.cli.doctor.checks`.
+devices there. A finding is reported if two snapshots have it. With ``--fix`` it removes what is left over.
+The checks: :mod:`services.cli.doctor.checks`; the changes: :mod:`services.cli.doctor.fix`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from services.cli.cluster import ClusterTarget, cluster_options, run_with_cluster
+from services.cli.cluster import ClusterTarget, cluster_message, cluster_options, run_with_cluster
 from services.cli.output import UNKNOWN, as_json, examples
 
 if TYPE_CHECKING:
     from services.cli.doctor.collect.node_files import NodeSettings
-    from services.cli.doctor.snapshot import DoctorReport
+    from services.cli.doctor.fix.rounds import FixReport, MadeChange
+    from services.cli.doctor.snapshot import DoctorReport, Finding
     from services.common.kube.client import Kube
 
 CONFIRMATION_DELAY = 1.0
@@ -59,9 +62,18 @@ class NodePathsType(click.ParamType[dict[str, str]]):
         "hotnic doctor --all-namespaces -o json",
         "# Check the lab's VMs and its node",
         "hotnic lab exec hotnic doctor",
+        "# Show what --fix would remove, then remove it",
+        "hotnic doctor --all-namespaces --fix --dry-run",
+        "hotnic doctor --all-namespaces --fix",
+        "# As root on a node without hotnic, remove the records and leases that are left there",
+        "hotnic doctor --all-namespaces --fix --node node1 --kubeconfig admin.conf",
     )
 )
 @click.argument("vm", metavar="[VM]", required=False)
+@click.option("--fix", is_flag=True, help="Remove what is left over and not in use, then check again.")
+@click.option(
+    "--dry-run", is_flag=True, help="With --fix: let the server check each patch, and change nothing, nor on the node."
+)
 @click.option("-A", "--all-namespaces", is_flag=True, help="Check the VMs of all namespaces.")
 @click.option(
     "-o", "--output", type=click.Choice(["json", "text"]), default="text", show_default=True, help="Output format."
@@ -91,6 +103,8 @@ class NodePathsType(click.ParamType[dict[str, str]]):
 @cluster_options
 def doctor(
     vm: str | None,
+    fix: bool,
+    dry_run: bool,
     all_namespaces: bool,
     output: str,
     node: str | None,
@@ -104,22 +118,67 @@ def doctor(
 
     Checks one running VM, or all VMs of the namespace. Run as root on a node to check its links, records, leases and
     guest devices, too. The exit code is 1 if there are findings.
+
+    --fix removes what is left over without asking, with the rights of your kubeconfig: annotations and elements that
+    belong to no interface, and as root on a node links, records and leases. It leaves alone what may be in use, what
+    has just begun, and what changes meanwhile. The exit code is then 1 if a finding is left.
     """
     if vm is not None and all_namespaces:
         raise click.UsageError("specify either a VM or --all-namespaces")
+    if dry_run and not fix:
+        raise click.UsageError("--dry-run needs --fix")
+    paths = _paths(node_paths | {"guest_driver": guest_driver})
+    target = ClusterTarget(namespace, context, kubeconfig)
 
     async def work(kube: Kube, default: str) -> DoctorReport:
-        return await _examine(
-            kube, None if all_namespaces else default, vm, _paths(node_paths | {"guest_driver": guest_driver}), node
-        )
+        return await _examine(kube, None if all_namespaces else default, vm, paths, node)
 
-    report: DoctorReport = run_with_cluster(ClusterTarget(namespace, context, kubeconfig), work)
+    async def fix_all(kube: Kube, default: str) -> FixReport:
+        click.echo(cluster_message(kube), err=True)
+        return await _fix(kube, lambda: work(kube, default), paths, dry_run=dry_run, quiet=output == "json")
+
+    if fix:
+        fixed: FixReport = run_with_cluster(target, fix_all, span="hotnic doctor")
+        _print(fixed.remaining, output, document=fixed)
+        return 0 if fixed.complete else 1
+    report: DoctorReport = run_with_cluster(target, work)
+    _print(report, output, document=report)
+    return 1 if report.findings else 0
+
+
+def _print(report: DoctorReport | None, output: str, *, document: DoctorReport | FixReport) -> None:
+    """Print the report, or the document as JSON."""
     if output == "json":
-        click.echo(as_json(report))
-    else:
+        click.echo(as_json(document))
+    elif report is not None:
         for line in report_lines(report):
             click.echo(line)
-    return 1 if report.findings else 0
+
+
+async def _fix(
+    kube: Kube, examine: Callable[[], Awaitable[DoctorReport]], paths: NodeSettings, *, dry_run: bool, quiet: bool
+) -> FixReport:
+    """Examine, print each finding and each change, and return the result.
+
+    :param quiet: print nothing.
+    """
+    import time
+
+    from services.cli.doctor.fix.apply import StepApplier
+    from services.cli.doctor.fix.rounds import change_line, fix_findings
+
+    def say(made: MadeChange) -> None:
+        if not quiet:
+            click.echo(change_line(made))
+
+    report = await examine()
+    if not quiet:
+        # The findings that are left are printed again at the end, with their repairs.
+        lines = report_lines(report) if dry_run else map(finding_line, report.findings)
+        for line in lines:
+            click.echo(line)
+    applier = StepApplier(kube, paths, dry_run=dry_run)
+    return await fix_findings(report, examine=examine, apply=applier.apply, clock=time.time, say=say, dry_run=dry_run)
 
 
 async def _examine(
@@ -132,8 +191,8 @@ async def _examine(
 
     async def examine_once() -> DoctorReport:
         if vm is not None and namespace is not None:
-            return examine(await snapshot_of_vm(kube, namespace, vm, paths, node), node=False)
-        return examine(await snapshot_of_vms(kube, namespace, paths, node))
+            return examine(await snapshot_of_vm(kube, namespace, vm, paths, node, for_fixes=True), node=False)
+        return examine(await snapshot_of_vms(kube, namespace, paths, node, for_fixes=True))
 
     report = await examine_once()
     if report.findings:
@@ -151,11 +210,18 @@ def _paths(chosen: dict[str, str]) -> NodeSettings:
     return msgspec.convert(found | chosen, NodeSettings)
 
 
+def finding_line(finding: Finding) -> str:
+    """Return a finding as text, without its repair."""
+    return f"{finding.subject}: {finding.code}: {finding.message}"
+
+
 def report_lines(report: DoctorReport) -> list[str]:
     """Return the report as text."""
     lines = []
     for finding in report.findings:
-        lines += [f"{finding.subject}: {finding.code}: {finding.message}", f"    repair: {finding.repair}"]
+        lines += [finding_line(finding), f"    repair: {finding.repair}"]
+        if finding.fix is not None:
+            lines.append("    fix: hotnic doctor --fix removes it")
     for operation in report.in_progress:
         reason = f" ({operation.reason})" if operation.reason else ""
         since = operation.since or UNKNOWN

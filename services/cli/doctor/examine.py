@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from schemas.kubernetes.objects import Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.doctor.checks import leftovers, node_state, objects, stored_status
 from services.cli.doctor.checks.nics import CheckedVmi, build_checked_vmi, operations_in_progress, vm_in_transition
 from services.cli.doctor.snapshot import (
@@ -78,7 +78,10 @@ def confirmed(first: DoctorReport, second: DoctorReport) -> DoctorReport:
 
     A snapshot is not atomic: an object that changes while it is taken can differ in one snapshot, but not in two.
     """
-    return msgspec.structs.replace(second, findings=tuple(one for one in second.findings if one in first.findings))
+    found = {(one.code, one.subject, one.message) for one in first.findings}
+    # The change that a finding carries is that of the second snapshot, the newer one.
+    findings = tuple(one for one in second.findings if (one.code, one.subject, one.message) in found)
+    return msgspec.structs.replace(second, findings=findings)
 
 
 def _check_vm(vm_snapshot: VmSnapshot, node: NodeSnapshot | NotVisible) -> tuple[list[CheckResult], int]:
@@ -88,7 +91,8 @@ def _check_vm(vm_snapshot: VmSnapshot, node: NodeSnapshot | NotVisible) -> tuple
     if transition is not None:
         return [transition], 0
     if vmi is None or vmi.status.phase in FINAL_PHASES:
-        return [], 0
+        vm = vm_snapshot.vm
+        return [*objects.check_stopped_vm(vm_snapshot.subject, vm)] if isinstance(vm, VirtualMachine) else [], 0
     pod = find_acting_pod(vmi, vm_snapshot.pods)
     if pod is None:
         node_name = vmi.status.node_name or "no node"

@@ -10,6 +10,7 @@ import msgspec
 
 from schemas.bus.hotplug_status import StoredEntry
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from services.cli.doctor.fix.changes import Fix
 
 
 class NotVisible(msgspec.Struct, frozen=True):
@@ -45,12 +46,16 @@ class IpamLease(msgspec.Struct, frozen=True):
 
     :ivar network: name in the network's CNI configuration.
     :ivar container: sandbox id.
+    :ivar file: its path on the node.
+    :ivar changed_at: when the file was last written, in seconds since the epoch.
     """
 
     network: str
     ip: str
     container: str
     link: str
+    file: str = ""
+    changed_at: float = 0.0
 
 
 class GuestDevice(msgspec.Struct, frozen=True):
@@ -88,6 +93,8 @@ class SandboxRecords(msgspec.Struct, frozen=True):
     """The multus daemon's record of a sandbox.
 
     :ivar deletion_requested: whether the container runtime has requested CNI DEL for the whole sandbox.
+    :ivar files: the files that hold the record.
+    :ivar changed_at: when they were last written, in seconds since the epoch.
     """
 
     sandbox: str
@@ -96,6 +103,8 @@ class SandboxRecords(msgspec.Struct, frozen=True):
     pod_uid: str
     attached: tuple[AttachmentRecord, ...] = ()
     deletion_requested: bool = False
+    files: tuple[str, ...] = ()
+    changed_at: float = 0.0
 
     def find(self, link: str) -> AttachmentRecord | None:
         """Return the attachment with this link name."""
@@ -135,6 +144,10 @@ class NodeSnapshot(msgspec.Struct, frozen=True):
     :ivar sandboxes: ids of all sandboxes that the container runtime knows.
     :ivar ready: ids of those that run.
     :ivar links: links of the node's own network namespace.
+    :ivar has_multus: whether hotnic's multus daemon runs here, or may run again: its shim is installed, and no other
+        daemon serves its socket. Read only if a record or a lease belongs to no sandbox.
+    :ivar addresses: the addresses of all links in all network namespaces, without prefix length. Read only if a lease
+        belongs to no sandbox.
     """
 
     name: str
@@ -144,6 +157,8 @@ class NodeSnapshot(msgspec.Struct, frozen=True):
     links: tuple[ObservedLink, ...] | NotVisible
     leases: tuple[IpamLease, ...] | NotVisible
     namespaces: tuple[NetnsPath, ...] | NotVisible
+    has_multus: bool = True
+    addresses: frozenset[str] | NotVisible = NotVisible("not read")
 
 
 class VmSnapshot(msgspec.Struct, frozen=True):
@@ -181,12 +196,15 @@ class Finding(msgspec.Struct, frozen=True):
     :ivar subject: ``namespace/vm``, ``namespace/vm/interface``, or a node.
     :ivar message: what differs, in one sentence.
     :ivar repair: what resolves it, and who does that.
+    :ivar fix: the change that ``hotnic doctor --fix`` makes; ``None`` if the subject may be in use, or if it takes more
+        than removing it.
     """
 
     code: str
     subject: str
     message: str
     repair: str
+    fix: Fix | None = None
 
 
 class OperationInProgress(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """A fake Kubernetes API on a loopback port, with the part that node roles use: objects in a dict, versions, watches.
 
-It supports get, list, watch (by one label and by the fields of :data:`FIELDS`), create, JSON patch, merge patch with
-the version as precondition, and delete. The lab's API server is another one (:mod:`lab.apiserver`).
+It supports get, list, watch (by one label and by the fields of :data:`FIELDS`), create, JSON patch (also as a dry run),
+merge patch with the version as precondition, and delete. The lab's API server is another one (:mod:`lab.apiserver`).
 """
 
 import asyncio
@@ -140,7 +140,8 @@ class FakeKube:
     async def _patch(self, request: web.Request) -> web.Response:
         key = self._enter(request)
         if request.content_type == "application/json-patch+json":
-            return web.json_response(self._json_patched(key, await request.json()))
+            dry_run = request.query.get("dryRun") == "All"
+            return web.json_response(self._json_patched(key, await request.json(), dry_run=dry_run))
         if request.content_type != "application/merge-patch+json":
             raise Refused(415, "UnsupportedMediaType", request.content_type)
         patch = await request.json()
@@ -194,9 +195,11 @@ class FakeKube:
         self._closed = True
         await self._notify()
 
-    def _json_patched(self, key: Key, ops: list[Object]) -> Object:
+    def _json_patched(self, key: Key, ops: list[Object], *, dry_run: bool) -> Object:
         old = self._find(key)
         new = _json_patch(copy.deepcopy(old), ops)
+        if dry_run:
+            return new
         if new != old:
             self._changed("MODIFIED", key[0], new)
         return self.objects[key]

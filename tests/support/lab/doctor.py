@@ -15,12 +15,22 @@ MONITOR = INSIDE_RUN / "guests" / "{uid}" / LAB_QMP_SOCKET
 
 def run_doctor(lab: Lab, *arguments: str) -> dict[str, Any]:
     """Run the doctor on the lab's node, where all parts are visible, and return its report."""
+    code, report = _run(lab, *arguments)
+    assert code == (1 if report["findings"] else 0)
+    return report
+
+
+def run_fix(lab: Lab, *arguments: str) -> tuple[int, list[tuple[str, str]]]:
+    """Run the doctor with ``--fix`` on the lab's node; return its exit code, and outcome and text of each change."""
+    code, document = _run(lab, "--fix", *arguments)
+    return code, [(made["outcome"], f"{made['description']}: {made['message']}") for made in document["changes"]]
+
+
+def _run(lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:
     command = [sys.executable, "-m", "services.cli", "doctor", "--node", NODE_NAME, "-o", "json", *arguments]
     done = lab.hotnic("lab", "exec", "--", *command, "--node-paths", f"qmp-socket={MONITOR}")
     assert done.returncode in (0, 1), done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == (1 if report["findings"] else 0)
-    return report
+    return done.returncode, json.loads(done.stdout)
 
 
 def codes(report: dict[str, Any], subject: str = "") -> set[str]:

@@ -59,6 +59,7 @@ WRONG = [
     ["dead-letter", "replay"],
     ["dead-letter", "replay", "1", "--all"],
     ["doctor", "vm", "-A"],
+    ["doctor", "--dry-run"],
     ["doctor", "--node-paths", "nonsense=/x"],
     ["lab", "exec"],
     ["run"],

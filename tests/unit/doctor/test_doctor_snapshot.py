@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from opentelemetry.trace import NoOpTracer
 
@@ -68,6 +69,10 @@ def records(folder: Path) -> tuple[node_files.RecordAndLeaseDirs, ...]:
     return found
 
 
+def without_files(found: node_files.RecordAndLeaseDirs) -> node_files.RecordAndLeaseDirs:
+    return msgspec.structs.replace(found, record=msgspec.structs.replace(found.record, files=(), changed_at=0.0))
+
+
 def test_record_has_its_attachments(tmp_path: Path) -> None:
     result = {
         "cniVersion": "1.0.0",
@@ -110,7 +115,12 @@ async def test_record_of_the_daemon_is_read_before_and_after_it_is_settled(tmp_p
     assert [one.link for one in unsettled.record.attached] == ["pod1"]
     await daemon.flush()
     assert not list((tmp_path / "run" / "records").iterdir())
-    assert records(tmp_path) == (unsettled,)
+    (settled,) = records(tmp_path)
+    assert (unsettled.record.files, settled.record.files) == (
+        (str(tmp_path / "run" / "records" / f"{SANDBOX}.unsettled"),),
+        (str(tmp_path / "sandboxes" / f"{SANDBOX}.json"),),
+    )
+    assert without_files(settled) == without_files(unsettled)
 
 
 def test_unreadable_records_are_not_visible(tmp_path: Path) -> None:
@@ -128,10 +138,12 @@ def test_leases_are_read_below_host_root(tmp_path: Path) -> None:
         (folder / "lock").touch()
     (usual / "10.0.0.5").write_text(f"{SANDBOX}\r\npod1")
     (further / "fd00::5").write_text(f"{SANDBOX}\nnet2")
+    for lease in (usual / "10.0.0.5", further / "fd00::5"):
+        os.utime(lease, (1000, 1000))
     paths = NodeSettings(host_root=str(tmp_path))
     assert node_files.read_leases(paths, {"/var/leases", "/nowhere"}) == (
-        IpamLease("red", "fd00::5", SANDBOX, "net2"),
-        IpamLease("blue", "10.0.0.5", SANDBOX, "pod1"),
+        IpamLease("red", "fd00::5", SANDBOX, "net2", "/var/leases/red/fd00::5", 1000),
+        IpamLease("blue", "10.0.0.5", SANDBOX, "pod1", "/var/lib/cni/networks/blue/10.0.0.5", 1000),
     )
     assert node_files.read_leases(NodeSettings(host_root=str(tmp_path / "var")), ()) == ()
 
@@ -258,13 +270,16 @@ async def test_qmp_with_another_client_is_not_visible_and_sends_nothing(folder: 
         await qmp.closed.wait()
 
 
-def test_pod_without_vmi_has_a_snapshot_of_its_own() -> None:
+def test_vm_that_does_not_run_and_pod_without_vmi_have_snapshots_of_their_own() -> None:
     orphan = objects.pod(
         name="virt-launcher-vm2-x",
         uid="other",
         labels={},
         ownerReferences=[{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm2", "uid": "z"}],
     )
+    stopped = objects.vm()
+    (three,) = vm_snapshots([], [], {("default", "vm1"): stopped})
+    assert (three.subject, three.vm, three.vmi, three.pods) == ("default/vm1", stopped, None, ())
     one, two = vm_snapshots([objects.vmi()], [objects.pod(), orphan], NotVisible("forbidden"))
     assert (one.subject, len(one.pods), one.vm) == ("default/vm1", 1, NotVisible("forbidden"))
     assert (two.subject, two.vmi, [pod.metadata.uid for pod in two.pods]) == ("default/vm2", None, ["other"])

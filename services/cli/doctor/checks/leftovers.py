@@ -6,9 +6,11 @@ Next: :mod:`services.cli.doctor.examine`, which runs all checks.
 
 from collections.abc import Iterator
 
+from services.cli.doctor.fix import choose
 from services.cli.doctor.snapshot import Finding, NodeSnapshot, NotVisible
 
 DAEMON_REPAIR = "the multus daemon removes it within a minute; if it remains, check whether the daemon is ready"
+CLEAN_REPAIR = "hotnic's multus daemon is not on this node any more: hotnic node clean removes its records"
 
 
 def check_records(node: NodeSnapshot) -> Iterator[Finding]:
@@ -21,7 +23,8 @@ def check_records(node: NodeSnapshot) -> Iterator[Finding]:
                 f"the multus daemon has a record of sandbox {record.sandbox} (pod {record.pod}), "
                 "which the container runtime does not know"
             )
-            yield Finding("RecordOrphaned", node.name, message, DAEMON_REPAIR)
+            repair = DAEMON_REPAIR if node.has_multus else CLEAN_REPAIR
+            yield Finding("RecordOrphaned", node.name, message, repair, choose.remove_record(node, record))
 
 
 def check_leases(node: NodeSnapshot) -> Iterator[Finding]:
@@ -35,7 +38,7 @@ def check_leases(node: NodeSnapshot) -> Iterator[Finding]:
                 f"{lease.container}, which the container runtime does not know"
             )
             repair = f"remove the file {lease.ip} of network {lease.network} from host-local's directory"
-            yield Finding("LeaseOrphaned", node.name, message, repair)
+            yield Finding("LeaseOrphaned", node.name, message, repair, choose.remove_lease(node, lease))
 
 
 def check_namespaces(node: NodeSnapshot) -> Iterator[Finding]:

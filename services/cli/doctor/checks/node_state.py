@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from services.cli.doctor.checks.nics import CheckedVmi, hash_of_link, listed
 from services.cli.doctor.checks.objects import NETWORKS_REPAIR, replug_repair
+from services.cli.doctor.fix import choose
 from services.cli.doctor.snapshot import (
     AttachmentRecord,
     Finding,
@@ -100,11 +101,12 @@ def check_links(checked: CheckedVmi) -> Iterator[Finding]:
         if name not in bridged and name not in links:
             message = f"the network status has {name} on {status.name}, but the pod has no such link"
             yield Finding("LinkMissing", checked.vm_snapshot.subject, message, RESTART_REPAIR)
-    for name in links:
+    for name, link in links.items():
         digits = hash_of_link(name)
         if digits is not None and not checked.is_known_hash(digits):
             message = f"link {name} in pod {checked.pod_subject} belongs to no interface"
-            yield Finding("LinkLeftOver", checked.vm_snapshot.subject, message, f"{BY_HAND} (ip link del {name})")
+            repair, fix = f"{BY_HAND} (ip link del {name})", choose.remove_link(checked, link)
+            yield Finding("LinkLeftOver", checked.vm_snapshot.subject, message, repair, fix)
 
 
 def _check_pod_network(checked: CheckedVmi, nic: Nic, links: dict[str, ObservedLink]) -> Iterator[Finding]:

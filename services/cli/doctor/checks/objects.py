@@ -4,10 +4,11 @@ Each check yields the findings of one running VMI.
 Next: :mod:`services.cli.doctor.checks.node_state`, the checks against the node.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from schemas.kubernetes.objects import VirtualMachine
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import (
+    NIC_SLOTS,
     PREFIX,
     hotplug_mark_key,
     is_hashed,
@@ -19,6 +20,8 @@ from schemas.kubernetes.operations import (
 from schemas.names import find_colliding_names, interface_hash
 from schemas.stages import OperationKind
 from services.cli.doctor.checks.nics import CheckedVmi, listed
+from services.cli.doctor.fix import choose
+from services.cli.doctor.fix.changes import AnnotationRemoval
 from services.cli.doctor.snapshot import Finding, NotVisible
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, parse_tokens
@@ -65,8 +68,12 @@ def check_elements(checked: CheckedVmi) -> Iterator[Finding]:
     for link in checked.elements:
         if is_hashed(link) and link[3:] not in in_spec:
             message = f"the pod's networks annotation has element {link}, which belongs to no interface of the spec"
-            repair = "remove the element from the pod's networks annotation"
-            yield Finding("ElementLeftOver", checked.vm_snapshot.subject, message, repair)
+            repair = (
+                "remove the element from the pod's networks annotation if the guest does not use its link; as root on "
+                f"node {checked.pod.spec.node_name} the doctor checks that, too"
+            )
+            fix = choose.remove_element(checked, link)
+            yield Finding("ElementLeftOver", checked.vm_snapshot.subject, message, repair, fix)
 
 
 def check_network_status(checked: CheckedVmi) -> Iterator[Finding]:
@@ -140,6 +147,7 @@ def _pod_annotations_left_over(checked: CheckedVmi) -> Iterator[Finding]:
                 checked.vm_snapshot.subject,
                 f"the pod has the annotation {key}, but no attachment that it belongs to",
                 f"kubectl annotate pod {checked.pod.metadata.name} -n {checked.pod.metadata.namespace} {key}-",
+                choose.remove_pod_annotation(checked, key),
             )
 
 
@@ -175,17 +183,16 @@ def check_vmi_status(checked: CheckedVmi) -> Iterator[Finding]:
 
 def check_operations(checked: CheckedVmi) -> Iterator[Finding]:
     """Check that every recorded operation belongs to an interface, and is the same on VMI and pod."""
+    subject, in_status = checked.vm_snapshot.subject, choose.hashes_in_status(checked.vmi)
     in_spec = {interface_hash(interface.name) for interface in checked.vmi.spec.interface_items()}
     vm = checked.vm_snapshot.vm
     if not isinstance(vm, NotVisible):
         unplugged = {interface_hash(name) for name in _unplugged_from_vmi_only(checked, vm)}
-        yield from _stale_operations(checked, checked.vmi.metadata.annotations, in_spec | unplugged, "the VMI")
+        yield from _stale_operations(subject, checked.vmi, in_spec | unplugged, in_status)
     if isinstance(vm, VirtualMachine):
-        names = {str(item.get("name")) for item in vm.spec.template.spec.domain.devices.interfaces or ()}
-        in_template = {interface_hash(name) for name in names}
-        yield from _stale_operations(checked, vm.metadata.annotations, in_spec | in_template, "the VM")
+        yield from _stale_operations(subject, vm, in_spec | _hashes_in_template(vm), in_status)
     links = {link[3:] for link in (*checked.elements, *checked.statuses) if is_hashed(link)}
-    yield from _stale_operations(checked, checked.pod.metadata.annotations, in_spec | links, "the pod")
+    yield from _stale_operations(subject, checked.pod, in_spec | links, in_status)
     for nic in checked.nics:
         on_vmi = read_operation(checked.vmi.metadata.annotations, nic.name)
         on_pod = read_operation(checked.pod.metadata.annotations, nic.name)
@@ -194,12 +201,24 @@ def check_operations(checked: CheckedVmi) -> Iterator[Finding]:
             yield Finding("OperationDiffers", checked.subject_of(nic.name), message, replug_repair(checked, nic.name))
 
 
+def check_stopped_vm(subject: str, vm: VirtualMachine) -> Iterator[Finding]:
+    """Check that every operation of a VM that does not run belongs to an interface of its template."""
+    yield from _stale_operations(subject, vm, _hashes_in_template(vm), set())
+
+
 def _stale_operations(
-    checked: CheckedVmi, annotations: Mapping[str, str], known: set[str], owner: str
+    subject: str, holder: VirtualMachine | VirtualMachineInstance | Pod, known: set[str], in_status: set[str]
 ) -> Iterator[Finding]:
-    for key in stale_operation_keys(dict(annotations), known):
+    owner = {VirtualMachine: "the VM", VirtualMachineInstance: "the VMI", Pod: "the pod"}[type(holder)]
+    for key in stale_operation_keys(holder.metadata.annotations, known):
         message = f"{owner} has an operation in annotation {key}, which belongs to no interface"
-        yield Finding("OperationLeftOver", checked.vm_snapshot.subject, message, CONTROLLER_REPAIR)
+        fix = choose.remove_operation(holder, key, in_status)
+        yield Finding("OperationLeftOver", subject, message, CONTROLLER_REPAIR, fix)
+
+
+def _hashes_in_template(vm: VirtualMachine) -> set[str]:
+    items = vm.spec.template.spec.domain.devices.interfaces or ()
+    return {interface_hash(str(item.get("name"))) for item in items}
 
 
 def _unplugged_from_vmi_only(checked: CheckedVmi, vm: VirtualMachine | None) -> Iterator[str]:
@@ -221,7 +240,10 @@ def check_slots(checked: CheckedVmi) -> Iterator[Finding]:
         return
     if slots.pod_uid != checked.pod.metadata.uid:
         message = f"the count of free slots is of pod {slots.pod_uid}, the VMI runs in {checked.pod.metadata.uid}"
-        yield Finding("SlotsDiffer", checked.vm_snapshot.subject, message, HANDLER_REPAIR)
+        vmi = checked.vmi.metadata
+        target = choose.fix_target("VirtualMachineInstance", vmi)
+        fix = AnnotationRemoval(target, NIC_SLOTS, ((NIC_SLOTS, vmi.annotations[NIC_SLOTS]),))
+        yield Finding("SlotsDiffer", checked.vm_snapshot.subject, message, HANDLER_REPAIR, fix)
         return
     entries = checked.vmi.status.interfaces or ()
     in_domain = sum(1 for entry in entries if entry.get("name") and DOMAIN in parse_tokens(entry))

@@ -4,11 +4,14 @@ Changes nothing. Next: :mod:`services.cli.doctor.collect.node_files` (multus rec
 :mod:`services.cli.doctor.collect.guest` (devices of a guest).
 """
 
+import asyncio
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
+from schemas.multus import SHIM_NAME, SOCKET_NAME
 from services.cli.doctor.collect import guest, node_files
 from services.cli.doctor.collect.node_files import NodeSettings
 from services.cli.doctor.snapshot import (
@@ -20,24 +23,30 @@ from services.cli.doctor.snapshot import (
     Snapshot,
     VmSnapshot,
 )
+from services.cli.node.observe import NodeDirectories
 from services.cli.tracing.tracer import NoTraces
 from services.common.cri.client import CriClient
 from services.common.cri.discovery import find_socket
 from services.common.cri.errors import CriError, SandboxMissing
 from services.common.cri.sandbox import ListedSandbox
-from services.common.netlink.errors import NetlinkFailure
+from services.common.netlink.errors import NetlinkFailure, NetnsGone
 from services.common.netlink.pool import NetnsPool
+from services.common.node.daemon_socket import DaemonKind, probe_daemon
 from services.common.runtime.settings import SettingsError
 
 HOST_NETNS = "/proc/1/ns/net"
 """The node's own network namespace: that of process 1."""
 
 
-async def add_node_state(vms: list[VmSnapshot], paths: NodeSettings, node: str | None) -> Snapshot:
+async def add_node_state(
+    vms: list[VmSnapshot], paths: NodeSettings, node: str | None, *, for_fixes: bool = False
+) -> Snapshot:
     """Return a snapshot of VMs with the state of this node and of the pods on it.
 
     :param vms: without the state of their pods on the node.
     :param node: name of this node; ``None`` derives it from the pods whose sandboxes run here.
+    :param for_fixes: whether to read what only the decision depends on whether a leftover may be removed, which opens
+        every network namespace of the node.
     """
     if os.geteuid() != 0:
         return Snapshot(tuple(vms), NotVisible("root on the node is required"))
@@ -54,7 +63,7 @@ async def add_node_state(vms: list[VmSnapshot], paths: NodeSettings, node: str |
             return Snapshot(tuple(vms), NotVisible(message))
         reader = _NodeReader(cri, pool, paths, known, node)
         found = [await reader.read_vm(vm_snapshot) for vm_snapshot in vms]
-        return Snapshot(tuple(found), await reader.read_node())
+        return Snapshot(tuple(found), await reader.read_node(for_fixes=for_fixes))
     except CriError as error:
         return Snapshot(tuple(vms), NotVisible(str(error)))
     finally:
@@ -91,18 +100,25 @@ class _NodeReader:
                 )
         return msgspec.structs.replace(vm_snapshot, pods_on_node=pods_on_node)
 
-    async def read_node(self) -> NodeSnapshot:
+    async def read_node(self, *, for_fixes: bool) -> NodeSnapshot:
         """Return the state of the node as a whole."""
         records = node_files.read_records(self._paths)
         readable = () if isinstance(records, NotVisible) else records
+        leases = node_files.read_leases(self._paths, {folder for one in readable for folder in one.lease_dirs})
+        sandboxes = frozenset(one.id for one in self._known)
+        found = () if isinstance(leases, NotVisible) else leases
+        lease_orphaned = for_fixes and any(one.container not in sandboxes for one in found)
+        orphaned = lease_orphaned or (for_fixes and any(one.record.sandbox not in sandboxes for one in readable))
         return NodeSnapshot(
             name=self._node,
-            sandboxes=frozenset(one.id for one in self._known),
+            sandboxes=sandboxes,
             ready=frozenset(one.id for one in self._known if one.ready),
             records=tuple(one.record for one in readable) if not isinstance(records, NotVisible) else records,
             links=await self._links(HOST_NETNS),
-            leases=node_files.read_leases(self._paths, {folder for one in readable for folder in one.lease_dirs}),
+            leases=leases,
             namespaces=await self._namespaces([(one.record.sandbox, one.record.netns) for one in readable]),
+            has_multus=not orphaned or await asyncio.to_thread(has_multus, self._paths),
+            addresses=await used_addresses(self._pool, self._paths) if lease_orphaned else NotVisible("not read"),
         )
 
     async def _read_pod(self, pod_uid: str, vm_snapshot: VmSnapshot) -> PodOnNode | NotVisible:
@@ -164,3 +180,38 @@ class _NodeReader:
             if identity is not None:
                 found.append(NetnsPath(path, owners.get(identity), await self._links(path)))
         return tuple(found)
+
+
+def has_multus(paths: NodeSettings) -> bool:
+    """Return whether hotnic's multus daemon runs on the node, or may run again."""
+    kind = probe_daemon(Path(paths.socket_dir) / SOCKET_NAME)
+    if kind is not DaemonKind.NONE:
+        return kind is not DaemonKind.OTHER
+    directories = NodeDirectories(host_root=paths.host_root)
+    return os.path.lexists(directories.entry(f"{directories.cni_bin_dir}/{SHIM_NAME}"))
+
+
+async def used_addresses(pool: NetnsPool, paths: NodeSettings) -> frozenset[str] | NotVisible:
+    """Return the addresses of all links in all network namespaces of the node, without prefix length."""
+    found: set[str] = set()
+    try:
+        for identity, candidates in (await asyncio.to_thread(node_files.all_netns_paths, paths)).items():
+            found |= await _addresses_in(pool, identity, candidates)
+    except (NetlinkFailure, OSError) as error:
+        return NotVisible(str(error))
+    return frozenset(found)
+
+
+async def _addresses_in(pool: NetnsPool, identity: tuple[int, int], candidates: Iterable[str]) -> set[str]:
+    """Return the addresses in a network namespace; none if it is gone."""
+    for path in candidates:
+        # A process may end meanwhile, and another one get its number, while the namespace lives on.
+        try:
+            netns = await pool.open(path)
+            if netns.identity == identity:
+                return {address.cidr.partition("/")[0] for address in await netns.addresses()}
+        except NetnsGone:
+            continue
+        finally:
+            pool.drop(path)
+    return set()

@@ -88,12 +88,21 @@ def read_records(paths: NodeSettings) -> tuple[RecordAndLeaseDirs, ...] | NotVis
         names = {*(os.listdir(unsettled) if unsettled.is_dir() else ()), *os.listdir(settled)}
         suffixes = (".unsettled", ".json")
         for sandbox in sorted({Path(name).stem for name in names if Path(name).suffix in suffixes}):
-            record = _newest(unsettled / f"{sandbox}.unsettled", settled / f"{sandbox}.json")
+            files = unsettled / f"{sandbox}.unsettled", settled / f"{sandbox}.json"
+            record = _newest(*files)
             if record is not None:
-                found.append(_recorded(record))
+                found.append(_recorded(record, files))
     except (OSError, ValueError) as error:
         return NotVisible(f"cannot read the multus daemon's records in {settled} and {unsettled}: {error}")
     return tuple(found)
+
+
+def modified_at(file: Path) -> float | None:
+    """Return when a file was last written, in seconds since the epoch; ``None`` when there is none."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return None
 
 
 def _newest(*files: Path) -> _Sandbox | None:
@@ -104,7 +113,8 @@ def _newest(*files: Path) -> _Sandbox | None:
     return None
 
 
-def _recorded(sandbox: _Sandbox) -> RecordAndLeaseDirs:
+def _recorded(sandbox: _Sandbox, files: Iterable[Path]) -> RecordAndLeaseDirs:
+    times = {file: changed_at for file in files if (changed_at := modified_at(file)) is not None}
     plugins = [_plugin(attachment.config) for attachment in sandbox.attachments]
     attached = (_attached(one, plugin) for one, plugin in zip(sandbox.attachments, plugins, strict=True))
     folders = {_ipam(plugin).get("dataDir") for plugin in plugins}
@@ -116,6 +126,8 @@ def _recorded(sandbox: _Sandbox) -> RecordAndLeaseDirs:
             pod_uid=sandbox.pod_uid,
             attached=tuple(attached),
             deletion_requested=sandbox.deletion_requested,
+            files=tuple(map(str, times)),
+            changed_at=max(times.values(), default=0.0),
         ),
         frozenset(folder for folder in folders if isinstance(folder, str) and folder),
     )
@@ -159,7 +171,7 @@ def read_leases(paths: NodeSettings, further: Iterable[str]) -> tuple[IpamLease,
     for folder in sorted({LEASES, *further}):
         try:
             for network in paths.host(folder).iterdir():
-                found += _leases_of(network)
+                found += _leases_of(network, f"{folder.rstrip('/')}/{network.name}")
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -167,16 +179,22 @@ def read_leases(paths: NodeSettings, further: Iterable[str]) -> tuple[IpamLease,
     return tuple(found)
 
 
-def _leases_of(network: Path) -> Iterator[IpamLease]:
+def _leases_of(network: Path, folder: str) -> Iterator[IpamLease]:
     for file in sorted(network.iterdir()) if network.is_dir() else ():
         try:
             ip = str(ipaddress.ip_address(file.name))
-            # host-local's format: container id and link name, one on each line.
-            container, _, link = file.read_text().partition("\n")
+            changed_at = file.stat().st_mtime
+            container, link = parse_lease(file.read_text())
         except (ValueError, FileNotFoundError):
             # A lock file, or a lease that was released meanwhile.
             continue
-        yield IpamLease(network.name, ip, container.strip(), link.strip())
+        yield IpamLease(network.name, ip, container, link, f"{folder}/{file.name}", changed_at)
+
+
+def parse_lease(text: str) -> tuple[str, str]:
+    """Return container id and link name of a lease: in ``host-local``'s format one on each line."""
+    container, _, link = text.partition("\n")
+    return container.strip(), link.strip()
 
 
 def runtime_netns_paths(paths: NodeSettings) -> list[str]:
@@ -195,6 +213,19 @@ def netns_identity(paths: NodeSettings, path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def all_netns_paths(paths: NodeSettings) -> dict[tuple[int, int], list[str]]:
+    """Return the network namespaces of the node that a process is in, or that have a name, with all their paths."""
+    found: dict[tuple[int, int], list[str]] = {}
+    names = paths.host(NAMESPACES)
+    candidates = [f"{NAMESPACES}/{name}" for name in (os.listdir(names) if names.is_dir() else ())]
+    candidates += [f"/proc/{pid}/ns/net" for pid in os.listdir(paths.host("/proc")) if pid.isdigit()]
+    for path in candidates:
+        identity = netns_identity(paths, path)
+        if identity is not None:
+            found.setdefault(identity, []).append(path)
+    return found
 
 
 def processes_in(paths: NodeSettings, netns: str) -> list[str] | NotVisible:

@@ -25,29 +25,35 @@ STORED_TIMEOUT = 5.0
 """Seconds for such a request."""
 
 
-async def snapshot_of_vm(kube: Kube, namespace: str, name: str, paths: NodeSettings, node: str | None) -> Snapshot:
+async def snapshot_of_vm(
+    kube: Kube, namespace: str, name: str, paths: NodeSettings, node: str | None, *, for_fixes: bool = False
+) -> Snapshot:
     """Take a snapshot of one VM and its node.
 
+    :param for_fixes: as in :func:`services.cli.doctor.collect.node.add_node_state`.
     :raises RefusedByServer: the VM does not run.
     :raises KubeError: the API server does not answer.
     """
     vmi = await find_vmi(kube, namespace, name)
     vm, pods = await asyncio.gather(_vm(kube, namespace, name), kube.list(PODS, namespace, labels=pod_selector(vmi)))
     found = await with_hotplug_status(kube, [VmSnapshot(namespace, name, vm, vmi, tuple(pods.items))])
-    return await add_node_state(found, paths, node)
+    return await add_node_state(found, paths, node, for_fixes=for_fixes)
 
 
-async def snapshot_of_vms(kube: Kube, namespace: str | None, paths: NodeSettings, node: str | None) -> Snapshot:
+async def snapshot_of_vms(
+    kube: Kube, namespace: str | None, paths: NodeSettings, node: str | None, *, for_fixes: bool = False
+) -> Snapshot:
     """Take a snapshot of all VMs of a namespace and of the node.
 
     :param namespace: ``None`` for all namespaces.
+    :param for_fixes: as in :func:`services.cli.doctor.collect.node.add_node_state`.
     :raises KubeError: the API server does not answer.
     """
     vmis, pods, vms = await asyncio.gather(
         kube.list(VMIS, namespace), kube.list(PODS, namespace, labels=CREATED_BY_LABEL), _vms(kube, namespace)
     )
     found = await with_hotplug_status(kube, vm_snapshots(vmis.items, pods.items, vms))
-    return await add_node_state(found, paths, node)
+    return await add_node_state(found, paths, node, for_fixes=for_fixes)
 
 
 async def with_hotplug_status(kube: Kube, found: Sequence[VmSnapshot]) -> list[VmSnapshot]:
@@ -100,13 +106,17 @@ async def read_stored_status(kube: Kube, vmi: VirtualMachineInstance) -> tuple[S
 def vm_snapshots(
     vmis: list[VirtualMachineInstance], pods: list[Pod], vms: dict[tuple[str, str], VirtualMachine] | NotVisible
 ) -> list[VmSnapshot]:
-    """Group objects by VM; pods whose VMI does not exist any more get a snapshot without VMI."""
+    """Group objects by VM; VMs that do not run, and pods whose VMI does not exist any more, get one without VMI."""
     found = []
     for vmi in vmis:
         key = (vmi.metadata.namespace, vmi.metadata.name)
         vm = vms if isinstance(vms, NotVisible) else vms.get(key)
         found.append(VmSnapshot(*key, vm, vmi, tuple(pod for pod in pods if belongs_to(pod, vmi))))
     known = {pod.metadata.uid for vm_snapshot in found for pod in vm_snapshot.pods}
+    running = {(vm_snapshot.namespace, vm_snapshot.name) for vm_snapshot in found}
+    for key, vm in () if isinstance(vms, NotVisible) else vms.items():
+        if key not in running:
+            found.append(VmSnapshot(*key, vm, None))
     for pod in pods:
         name = vmi_name_of(pod)
         if pod.metadata.uid not in known and name is not None:

@@ -1,6 +1,6 @@
 """The fields of a KubeVirt installation's ``KubeVirt`` object that hotnic reads.
 
-The presence of the object, not its content, decides which controller owns the VMs.
+The presence of the object, not its content, decides which controller owns the VMs. Preferences of VMs are here, too.
 Next: :mod:`schemas.kubernetes.objects`, the VM objects.
 """
 
@@ -65,6 +65,25 @@ class KubeVirt(_KubeVirtPart, frozen=True):
     status: KubeVirtStatus = KubeVirtStatus()
 
 
+class PreferredDevices(_KubeVirtPart, frozen=True):
+    """The devices that a preference prefers."""
+
+    preferred_interface_model: str = ""
+
+
+class PreferenceSpec(_KubeVirtPart, frozen=True):
+    """Spec of a preference."""
+
+    devices: PreferredDevices = PreferredDevices()
+
+
+class VirtualMachinePreference(_KubeVirtPart, frozen=True):
+    """A preference, of a namespace or of the cluster; KubeVirt applies it to the VMs that name it."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PreferenceSpec = PreferenceSpec()
+
+
 class CustomResourceDefinition(_KubeVirtPart, frozen=True):
     """The definition of an API resource, such as that of the ``KubeVirt`` objects."""
 
@@ -72,6 +91,21 @@ class CustomResourceDefinition(_KubeVirtPart, frozen=True):
 
 
 KUBEVIRTS = Resource("kubevirt.io", "v1", "kubevirts", "KubeVirt", KubeVirt)
+PREFERENCES = Resource(
+    "instancetype.kubevirt.io",
+    "v1beta1",
+    "virtualmachinepreferences",
+    "VirtualMachinePreference",
+    VirtualMachinePreference,
+)
+CLUSTER_PREFERENCES = Resource(
+    "instancetype.kubevirt.io",
+    "v1beta1",
+    "virtualmachineclusterpreferences",
+    "VirtualMachineClusterPreference",
+    VirtualMachinePreference,
+    namespaced=False,
+)
 CRDS = Resource(
     "apiextensions.k8s.io",
     "v1",

@@ -12,6 +12,9 @@ MAX_BODY_BYTES = 64 * 1024
 OPERATION_HEADER = "Hotnic-Operation"
 """Response header with the id of the operation that a request started or joined."""
 
+PERSIST_REQUIRED = "PersistRequired"
+"""Cause of a refusal: KubeVirt owns the VMs, so the request has to go to the subresource of the VM."""
+
 
 class AddInterfaceOptions(msgspec.Struct, frozen=True):
     """Body of ``PUT …/addinterface``.

@@ -1,64 +1,123 @@
-"""Apply a request: observe, plan, and patch the VM or VMI under guard; for a VMI, publish ``requested``.
+"""Apply a request: observe, plan, and patch the VM or VMI under guard; publish ``requested`` where the api has to.
 
-When the guard fails, because the object has changed since it was observed, the request is planned again. The answer
-never waits for the bus. Next: :mod:`services.api.hotplug_status`.
+When the guard fails, because the object has changed since it was observed, the request is planned again. Beside
+KubeVirt the operation's entry is written to the VMI first. It is taken back when the VM's change is refused; when it is
+unknown whether the VM was changed, or the api dies in between, the controller removes an entry that nothing follows.
+The answer never waits for the bus. Next: :mod:`services.api.hotplug_status`.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
-from schemas.kubernetes.objects import VMIS, VMS, StatusCause, StatusDetails
-from schemas.kubernetes.operations import Operation
-from services.api.permissions import own_reads, own_write
+import msgspec
+
+from schemas.kubernetes.objects import VMIS, VMS, StatusCause, StatusDetails, VirtualMachineInstance
+from services.api.permissions import ApiPermissionMissing, own_reads, own_write
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from services.api.plan.answers import conflict
 from services.common.bus.protocol import Bus
 from services.common.http.server import StatusError
 from services.common.kube.client import Kube
-from services.common.kube.errors import Conflict, PatchTestFailed
+from services.common.kube.errors import Conflict, KubeError, NotFound, PatchTestFailed
 
 ATTEMPTS = 5
 """How many times a request is planned before it is answered with 409, and the user has to repeat it."""
 
 
-async def apply_request(observe_request: Callable[[], Awaitable[Observed]], kube: Kube, bus: Bus) -> Operation:
-    """Observe, plan and apply one request; return the operation that it started or joined.
+async def apply_request(
+    observe_request: Callable[[], Awaitable[Observed]], kube: Kube, bus: Bus, *, dry_run: bool = False
+) -> JoinOperation | ChangeObject:
+    """Observe, plan and apply one request; return the answer with the operation that it started or joined.
 
     :param observe_request: observes the objects of the request; called once for each attempt.
+    :param dry_run: change nothing, but ask the API server whether it would accept the change.
     :raises StatusError: the request is refused.
     :raises KubeError: the API server does not answer, or it refuses the change.
     :raises ApiPermissionMissing: the api may not make a call.
     """
-    for _ in range(ATTEMPTS):
-        with own_reads():
-            observed = await observe_request()
-        answer = plan(observed)
-        if isinstance(answer, RefuseRequest):
-            raise status_error(answer)
-        if isinstance(answer, JoinOperation):
-            return answer.operation
-        if await _apply_change(observed, answer, kube, bus):
-            return answer.operation
-    raise status_error(conflict(observed, "the object keeps changing; please try again").answer)
+    entered: ChangeObject | None = None
+    try:
+        for _ in range(ATTEMPTS):
+            with own_reads():
+                observed = _with_operation(await observe_request(), entered)
+            answer = plan(observed)
+            if isinstance(answer, RefuseRequest):
+                raise status_error(answer)
+            if isinstance(answer, JoinOperation):
+                if entered is not None and entered.operation.id != answer.operation.id:
+                    await _withdraw_entry(kube, observed, entered)
+                return answer
+            if answer.entry is not None and answer.entry.ops and not dry_run:
+                vmi = await _write_entry(kube, observed, answer)
+                if vmi is None:
+                    continue
+                observed, entered = msgspec.structs.replace(observed, vmi=vmi), answer
+            if await _apply_change(kube, bus, observed, answer, dry_run=dry_run):
+                return answer
+        raise status_error(conflict(observed, "the object keeps changing; please try again").answer)
+    except (StatusError, KubeError, ApiPermissionMissing) as error:
+        # Without a response the VM may have been changed.
+        if entered is not None and not (isinstance(error, KubeError) and error.status == 0):
+            await _withdraw_entry(kube, observed, entered)
+        raise
 
 
 def status_error(answer: RefuseRequest) -> StatusError:
     """Return a refusal as the ``Status`` error of the HTTP response."""
-    # For the reason `Invalid` kubectl prints only the causes, not the message.
-    causes = [StatusCause("FieldValueInvalid", answer.message, "name")] if answer.code == 422 else None
+    causes = None
+    if answer.code == 422:
+        # For the reason `Invalid` kubectl prints only the causes, not the message.
+        causes = [StatusCause("FieldValueInvalid", answer.message, "name")]
+    elif answer.cause:
+        causes = [StatusCause(answer.cause, answer.message)]
     details = StatusDetails(name=answer.name, kind=answer.kind, causes=causes)
     return StatusError(answer.code, answer.reason, answer.message, details=details)
 
 
-async def _apply_change(observed: Observed, answer: ChangeObject, kube: Kube, bus: Bus) -> bool:
+def _with_operation(observed: Observed, entered: ChangeObject | None) -> Observed:
+    """Let another attempt continue the operation whose entry an earlier one has written."""
+    if entered is None:
+        return observed
+    operation = entered.operation
+    return msgspec.structs.replace(
+        observed,
+        new_id=operation.id,
+        now=operation.requested_at or observed.now,
+        traceparent=operation.traceparent,
+    )
+
+
+async def _apply_change(kube: Kube, bus: Bus, observed: Observed, answer: ChangeObject, *, dry_run: bool) -> bool:
     """Patch the object and publish the event; return ``False`` when the object has changed since it was observed."""
+    namespace, name, ops = observed.namespace, observed.name, answer.ops
     try:
         with own_write():
-            if answer.target is RequestTarget.VM:
-                # The controller publishes `requested` when it copies the change to the VMI.
-                await kube.json_patch(VMS, observed.namespace, observed.name, answer.ops)
-                return True
-            vmi = await kube.json_patch(VMIS, observed.namespace, observed.name, answer.ops)
+            if answer.target is RequestTarget.VMI:
+                vmi: VirtualMachineInstance | None = await kube.json_patch(VMIS, namespace, name, ops, dry_run=dry_run)
+            else:
+                if ops:
+                    await kube.json_patch(VMS, namespace, name, ops, subresource=answer.subresource, dry_run=dry_run)
+                # Otherwise the controller publishes `requested` when it copies the change to the VMI.
+                vmi = observed.vmi if answer.entry is not None and answer.entry.withdrawal else None
     except (PatchTestFailed, Conflict):
         return False
-    await bus.publish(answer.requested_event(vmi))
+    if vmi is not None and not dry_run:
+        await bus.publish(answer.requested_event(vmi))
     return True
+
+
+async def _write_entry(kube: Kube, observed: Observed, answer: ChangeObject) -> VirtualMachineInstance | None:
+    """Write the operation to the VMI; return ``None`` when the VMI has changed since it was observed."""
+    assert answer.entry is not None
+    try:
+        with own_write():
+            return await kube.json_patch(VMIS, observed.namespace, observed.name, answer.entry.ops)
+    except (PatchTestFailed, Conflict, NotFound):
+        return None
+
+
+async def _withdraw_entry(kube: Kube, observed: Observed, entered: ChangeObject) -> None:
+    """Take the entry back, unless somebody else has replaced or removed it; the controller removes one that is left."""
+    assert entered.entry is not None
+    with suppress(KubeError):
+        await kube.json_patch(VMIS, observed.namespace, observed.name, entered.entry.withdrawal)

@@ -1,7 +1,8 @@
 """Observe the objects of one request, live: VM, VMI, NAD and acting pod. Nothing is cached.
 
-A SubjectAccessReview shows whether the user may use a NAD of another namespace. Whether the user may change the VM is
-not checked: the Kubernetes API server has authorized that before it forwards the request.
+A SubjectAccessReview shows whether the user may use a NAD of another namespace, and beside KubeVirt whether they may
+update the VM, whose template the request changes. The Kubernetes API server has authorized the subresource itself
+before it forwards the request.
 Next: :mod:`services.api.plan`.
 """
 
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from schemas.kubernetes.kubevirt import CLUSTER_PREFERENCES, PREFERENCES
 from schemas.kubernetes.objects import (
     CREATED_BY_LABEL,
     NADS,
@@ -36,6 +38,8 @@ from services.common.telemetry.propagation import traceparent_of
 
 T = TypeVar("T")
 
+NETWORKS_PODS = ("app.kubernetes.io/component=networks", "app=dynamic-networks-controller")
+"""Labels of pods that attach networks to running pods of their node: hotnic's networks, and upstream's controller."""
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 
 
@@ -69,6 +73,8 @@ async def observe(
     name: str,
     options: AddInterfaceOptions | RemoveInterfaceOptions,
     caller: UserIdentity,
+    *,
+    allow_eviction: bool = False,
 ) -> Observed:
     """Return the objects that the answer to a request depends on; ``None`` for an object that does not exist.
 
@@ -76,14 +82,23 @@ async def observe(
     :param target: the kind of object that the request changes.
     :param options: the body of the request.
     :param caller: the user of the request.
+    :param allow_eviction: whether the user accepts that KubeVirt shuts the VM down.
     :raises KubeError: the API server does not answer, or it refuses a call.
     """
+    beside = None if cluster.owned_by_hotnic else cluster.beside
+    of_vm = beside is not None and target is RequestTarget.VM
     # In parallel, so that they take the time of one read (ADR 17).
-    vm, vmi, nad, nad_allowed = await asyncio.gather(
-        _get_vm(kube, target, namespace, name, options),
+    vm, vmi, nad, nad_allowed, vm_allowed = await asyncio.gather(
+        _get_vm(kube, target, namespace, name, options, beside),
         _get_vmi(kube, namespace, name),
         _get_nad(kube, namespace, options),
         _is_nad_allowed(kube, namespace, options, caller),
+        _may_update_vm(kube, caller, namespace, name, needed=of_vm),
+    )
+    pod, model, served = await asyncio.gather(
+        _find_pod(kube, vmi, options.name),
+        _read_preferred_model(kube, vm, namespace, needed=of_vm and isinstance(options, AddInterfaceOptions)),
+        _is_served(kube, vmi, needed=of_vm),
     )
     return Observed(
         target=target,
@@ -92,7 +107,7 @@ async def observe(
         options=options,
         vm=vm,
         vmi=vmi,
-        pod=await _find_pod(kube, vmi) if vmi is not None and _has_interface(vmi, options.name) else None,
+        pod=pod,
         nad=nad,
         nad_allowed=nad_allowed,
         user=caller.user,
@@ -101,10 +116,15 @@ async def observe(
         new_id=str(uuid.uuid4()),
         now=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         traceparent=traceparent_of(),
+        beside=beside,
+        vm_allowed=vm_allowed,
+        preferred_model=model,
+        served=served,
+        allow_eviction=allow_eviction,
     )
 
 
-async def _get(kube: Kube, resource: Resource[T], namespace: str, name: str) -> T | None:
+async def _get(kube: Kube, resource: Resource[T], namespace: str | None, name: str) -> T | None:
     try:
         return await kube.get(resource, namespace, name)
     except NotFound:
@@ -112,10 +132,16 @@ async def _get(kube: Kube, resource: Resource[T], namespace: str, name: str) -> 
 
 
 async def _get_vm(
-    kube: Kube, target: RequestTarget, namespace: str, name: str, options: AddInterfaceOptions | RemoveInterfaceOptions
+    kube: Kube,
+    target: RequestTarget,
+    namespace: str,
+    name: str,
+    options: AddInterfaceOptions | RemoveInterfaceOptions,
+    beside: Capabilities | None,
 ) -> VirtualMachine | None:
     # A request to add an interface to a VMI needs the VM, too: it is refused while the VM's template unplugs that name.
-    if target is not RequestTarget.VM and not isinstance(options, AddInterfaceOptions):
+    # Beside KubeVirt every request goes to the VM.
+    if target is not RequestTarget.VM and not isinstance(options, AddInterfaceOptions) and beside is None:
         return None
     return await _get(kube, VMS, namespace, name)
 
@@ -149,7 +175,17 @@ async def may_read_nad(kube: Kube, caller: UserIdentity, namespace: str, name: s
     :param caller: the user of the request.
     :raises KubeError: the API server does not answer, or the api may not create reviews.
     """
-    attributes = {"verb": "get", "group": NADS.group, "version": NADS.version, "resource": NADS.plural}
+    return await _is_allowed(kube, caller, "get", NADS, namespace, name)
+
+
+async def _may_update_vm(kube: Kube, caller: UserIdentity, namespace: str, name: str, *, needed: bool) -> bool:
+    return not needed or await _is_allowed(kube, caller, "update", VMS, namespace, name)
+
+
+async def _is_allowed(
+    kube: Kube, caller: UserIdentity, verb: str, resource: Resource[Any], namespace: str, name: str
+) -> bool:
+    attributes = {"verb": verb, "group": resource.group, "version": resource.version, "resource": resource.plural}
     spec: dict[str, Any] = {
         "user": caller.user,
         "groups": list(caller.groups),
@@ -163,11 +199,33 @@ async def may_read_nad(kube: Kube, caller: UserIdentity, namespace: str, name: s
     return status.allowed and not status.denied
 
 
-def _has_interface(vmi: VirtualMachineInstance, name: str) -> bool:
-    """Return whether the VMI has an interface of that name; only then the answer depends on the pod."""
-    return any(item.get("name") == name for item in vmi.spec.domain.devices.interfaces or ())
+async def _read_preferred_model(kube: Kube, vm: VirtualMachine | None, namespace: str, *, needed: bool) -> str:
+    """Return the interface model of the VM's preference; empty when it names none, or does not exist."""
+    preference = vm.spec.preference if vm is not None and needed else None
+    if preference is None or not preference.name:
+        return ""
+    resource = PREFERENCES if preference.kind.lower() == PREFERENCES.kind.lower() else CLUSTER_PREFERENCES
+    found = await _get(kube, resource, namespace if resource.namespaced else None, preference.name)
+    return found.spec.devices.preferred_interface_model if found is not None else ""
 
 
-async def _find_pod(kube: Kube, vmi: VirtualMachineInstance) -> Pod | None:
+async def _is_served(kube: Kube, vmi: VirtualMachineInstance | None, *, needed: bool) -> bool:
+    """Return whether a ready pod that attaches networks to running pods is found on the VMI's node."""
+    if not needed or vmi is None or not vmi.status.node_name:
+        return False
+    on_node = f"spec.nodeName={vmi.status.node_name}"
+    lists = await asyncio.gather(*(kube.list(PODS, labels=labels, fields=on_node) for labels in NETWORKS_PODS))
+    return any(
+        condition.type == "Ready" and condition.status == "True"
+        for pods in lists
+        for pod in pods.items
+        for condition in pod.status.conditions
+    )
+
+
+async def _find_pod(kube: Kube, vmi: VirtualMachineInstance | None, name: str) -> Pod | None:
+    # Without an interface of that name the answer does not depend on the pod.
+    if vmi is None or not any(item.get("name") == name for item in vmi.spec.domain.devices.interfaces or ()):
+        return None
     pods = await kube.list(PODS, vmi.metadata.namespace, labels=f"{CREATED_BY_LABEL}={vmi.metadata.uid}")
     return find_acting_pod(vmi, pods.items)

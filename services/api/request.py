@@ -1,9 +1,10 @@
-"""Decode the body of an interface subresource: JSON or YAML, with or without a Content-Type.
+"""Decode the body of an interface subresource, JSON or YAML, with or without a Content-Type, and its query.
 
 Pure: bytes in, options out. Not whether the request can be fulfilled: :mod:`services.api.plan`.
 Next: :mod:`services.api.observe`.
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 class BadBody(ValueError):
-    """The body cannot be decoded, or a field is missing or malformed; the message is for the user."""
+    """The body or the query cannot be decoded, or a field is missing or malformed; the message is for the user."""
 
 
 def decode_add(body: bytes) -> AddInterfaceOptions:
@@ -48,6 +49,17 @@ def decode_remove(body: bytes) -> RemoveInterfaceOptions:
     if not options.name:
         raise BadBody("RemoveInterfaceOptions requires `name` to be set")
     return options
+
+
+def parse_dry_run(query: Mapping[str, str]) -> bool:
+    """Return whether the request is to change nothing (``dryRun=All``, as in Kubernetes).
+
+    :raises BadBody: another value.
+    """
+    value = query.get("dryRun", "")
+    if value not in ("", "All"):
+        raise BadBody(f"dryRun must be All, not {value!r}")
+    return value == "All"
 
 
 def _decode(body: bytes, kind: type[T]) -> T:

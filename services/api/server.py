@@ -12,7 +12,6 @@ import msgspec
 from aiohttp import web
 
 from schemas.bus.hotplug_status import encode_json
-from schemas.kubernetes.operations import Operation
 from schemas.kubernetes.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import apply_request
 from services.api.discovery import GROUPS, HOTNIC_GROUP, accepts_documents, discovery_document, discovery_paths
@@ -21,9 +20,9 @@ from services.api.hotplug_status.read import read_hotplug_status
 from services.api.hotplug_status.watch import MAX_WATCHERS, StatusStreams, parse_duration, parse_flag
 from services.api.observe import ClusterSettings, observe
 from services.api.permissions import own_reads, wait_permitted
-from services.api.plan import RequestTarget
-from services.api.plan.checks import GATE_DISABLED
-from services.api.request import BadBody, decode_add, decode_remove
+from services.api.plan import ChangeObject, JoinOperation, RequestTarget
+from services.api.plan.checks import find_mode_obstacle
+from services.api.request import BadBody, decode_add, decode_remove, parse_dry_run
 from services.common.http.server import StatusError, make_app
 from services.common.http.tls import peer_common_name
 from services.common.kube.errors import KubeError
@@ -130,34 +129,51 @@ class Api:
         caller = self._identify(request)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
         decode, log_event = VERBS[verb]
+        cluster = self._cluster()
         # As virt-api: the feature gate is checked before the body.
-        if not self._enabled():
-            raise StatusError(400, "BadRequest", GATE_DISABLED)
+        if (obstacle := find_mode_obstacle(cluster.beside, enabled=self._enabled())) is not None:
+            code, reason, message = obstacle
+            raise StatusError(code, reason, message)
+        allow_eviction = parse_flag(request.query, "allowEviction")
         try:
-            options = decode(await request.read())
+            options, dry_run = decode(await request.read()), parse_dry_run(request.query)
         except BadBody as error:
             raise StatusError(400, "BadRequest", str(error)) from error
-        observe_request = partial(observe, self._kube, self._cluster(), target, namespace, name, options, caller)
+        observe_request = partial(
+            observe, self._kube, cluster, target, namespace, name, options, caller, allow_eviction=allow_eviction
+        )
         # Concurrent patches of one object make each other's guards fail, so its requests take turns.
         lock = self._locks.setdefault((target, namespace, name), asyncio.Lock())
 
-        async def apply() -> Operation:
+        async def apply() -> JoinOperation | ChangeObject:
             async with lock:
-                return await apply_request(observe_request, self._kube, self._bus)
+                return await apply_request(observe_request, self._kube, self._bus, dry_run=dry_run)
 
         try:
-            operation = await wait_permitted(apply)
+            answer = await wait_permitted(apply)
         except KubeError as error:
             raise _forwarded_error(error) from error
+        # As virt-api: 202 with an empty body.
+        response = web.Response(status=202)
+        for warning in answer.warnings if isinstance(answer, ChangeObject) else ():
+            response.headers.add("Warning", _warning_header(warning))
+        if dry_run:
+            return response
         self._log.info(
             log_event,
             **{target.name.lower(): f"{namespace}/{name}"},
             interface=options.name,
-            operation=operation.id,
+            operation=answer.operation.id,
             user=caller.user,
         )
-        # As virt-api: 202 with an empty body.
-        return web.Response(status=202, headers={OPERATION_HEADER: operation.id})
+        response.headers[OPERATION_HEADER] = answer.operation.id
+        return response
+
+
+def _warning_header(sentence: str) -> str:
+    """Return the value of a ``Warning`` header, as the Kubernetes API server sends them (RFC 7234 section 5.5)."""
+    escaped = sentence.replace("\\", "\\\\").replace('"', '\\"')
+    return f'299 - "{" ".join(escaped.split())}"'
 
 
 def _forwarded_error(error: KubeError) -> StatusError:

@@ -12,6 +12,7 @@ from schemas.kubernetes.objects import NetworkAttachmentDefinition, Pod, Virtual
 from schemas.kubernetes.operations import Operation
 from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.stages import OperationKind
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.spec_patch import PatchOp
 
 
@@ -36,6 +37,12 @@ class Observed(msgspec.Struct, frozen=True):
     :ivar nad_allowed: whether the user may use that NAD.
     :ivar user: the name of the user.
     :ivar owned_by_hotnic: whether hotnic, not KubeVirt, owns the VMs of this cluster.
+    :ivar beside: what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
+    :ivar vm_allowed: whether the user may update the VM; reviewed only beside KubeVirt.
+    :ivar preferred_model: the interface model of the VM's preference; empty when it names none.
+    :ivar served: whether a pod that attaches networks at run time was found on the VMI's node; read only beside
+        KubeVirt.
+    :ivar allow_eviction: whether the user accepts that KubeVirt shuts the VM down for this request.
     :ivar default_binding: the binding of the primary network (KubeVirt's ``pod: {}``) of a VM that lists no interface.
     :ivar new_id: a UUID for a new operation.
     :ivar now: the current time, RFC 3339, UTC.
@@ -57,6 +64,11 @@ class Observed(msgspec.Struct, frozen=True):
     new_id: str
     now: str
     traceparent: str | None
+    beside: Capabilities | None = None
+    vm_allowed: bool = True
+    preferred_model: str = ""
+    served: bool = False
+    allow_eviction: bool = False
 
     def new_operation(self, kind: OperationKind) -> Operation:
         """Return a new operation for the requested interface."""
@@ -71,6 +83,7 @@ class RefuseRequest(msgspec.Struct, frozen=True):
     :ivar message: the text for the user.
     :ivar kind: the kind of the object that the refusal is about.
     :ivar name: the name of that object.
+    :ivar cause: the machine-readable cause, such as :data:`schemas.kubernetes.options.PERSIST_REQUIRED`; may be empty.
     """
 
     code: int
@@ -78,6 +91,7 @@ class RefuseRequest(msgspec.Struct, frozen=True):
     message: str
     kind: str
     name: str
+    cause: str = ""
 
 
 class JoinOperation(msgspec.Struct, frozen=True):
@@ -86,21 +100,39 @@ class JoinOperation(msgspec.Struct, frozen=True):
     operation: Operation
 
 
+class EntryWrite(msgspec.Struct, frozen=True):
+    """Two patches of the VMI of a running VM beside KubeVirt.
+
+    :ivar ops: writes the entry of the operation; empty when the VMI has it already.
+    :ivar withdrawal: takes it back.
+    """
+
+    ops: list[PatchOp]
+    withdrawal: list[PatchOp]
+
+
 class ChangeObject(msgspec.Struct, frozen=True):
     """Patch the target and start an operation.
 
-    For a VMI, the api then publishes ``requested``. For a VM, the controller does, when it changes the VMI.
+    For a VMI, the api then publishes ``requested``. For a VM, the controller does, when it changes the VMI; but beside
+    KubeVirt the api does for a running VM.
 
     :ivar target: the object to patch.
     :ivar operation: the operation that the patch starts.
     :ivar ops: the JSON patch.
     :ivar network: the NAD as ``namespace/name``; empty for an unplug.
+    :ivar subresource: the subresource to patch; ``None`` is the object itself.
+    :ivar entry: the write of the operation to the VMI, before the patch; only for a running VM beside KubeVirt.
+    :ivar warnings: what the change will cause, as sentences for the user.
     """
 
     target: RequestTarget
     operation: Operation
     ops: list[PatchOp]
     network: str = ""
+    subresource: str | None = None
+    entry: EntryWrite | None = None
+    warnings: tuple[str, ...] = ()
 
     def requested_event(self, vmi: VirtualMachineInstance) -> Requested:
         """Return the event that the operation was requested.
@@ -146,14 +178,15 @@ def not_found(observed: Observed) -> Refused:
     return refused(observed, 404, "NotFound", f'{observed.target}.kubevirt.io "{observed.name}" not found')
 
 
-def conflict(observed: Observed, why: str, reason: str = "Conflict") -> Refused:
+def conflict(observed: Observed, why: str, reason: str = "Conflict", cause: str = "") -> Refused:
     """Return a 409 refusal, in KubeVirt's words.
 
     :param why: the explanation for the user, which follows KubeVirt's prefix.
     :param reason: the reason of the Kubernetes ``Status``, such as ``AlreadyExists``.
+    :param cause: see :class:`RefuseRequest`.
     """
     message = f'Operation cannot be fulfilled on {observed.target}.kubevirt.io "{observed.name}": {why}'
-    return refused(observed, 409, reason, message)
+    return Refused(RefuseRequest(409, reason, message, str(observed.target), observed.name, cause))
 
 
 def invalid(observed: Observed, why: str) -> Refused:

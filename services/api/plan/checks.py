@@ -13,7 +13,7 @@ from schemas.kubernetes.operations import read_nic_slots
 from schemas.kubernetes.options import AddInterfaceOptions
 from services.api.plan.answers import Observed, Refused, RefuseRequest, conflict, invalid
 from services.common.domain.eligibility import ORDINAL_NAMES, find_change_obstacle, find_hash_collision
-from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE
+from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE, Capabilities
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN
@@ -21,8 +21,30 @@ from services.common.domain.status_interfaces import DOMAIN
 GATE_DISABLED = f'Unable to Add Interface because the "{HOTPLUG_GATE}" feature gate is not enabled.'
 """The refusal while the feature gate is off, in KubeVirt's words, for ``removeinterface`` as well."""
 
+GATE_BESIDE = (
+    f"{GATE_DISABLED} KubeVirt owns the VMs, so list it in the KubeVirt object: "
+    "spec.configuration.developerConfiguration.featureGates"
+)
+INSTALLING = (
+    "KubeVirt is being installed (its object has no status.observedKubeVirtVersion yet), and nobody follows a change "
+    "of a VM; try again when it is installed"
+)
+
 UNBRIDGEABLE_PLUGINS = frozenset({"ipvlan"})
 """CNI plugins whose links pass no traffic of a second MAC address in any mode; for macvlan it depends on the mode."""
+
+
+def find_mode_obstacle(beside: Capabilities | None, *, enabled: bool) -> tuple[int, str, str] | None:
+    """Return why no interface can change in this cluster, as code, reason and message; ``None`` if one can.
+
+    :param beside: what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
+    :param enabled: whether hot-plug is enabled by hotnic's setting.
+    """
+    if beside is not None and beside.installing:
+        return 409, "Conflict", INSTALLING
+    if beside is not None and beside.gate:
+        return 400, "BadRequest", GATE_BESIDE
+    return None if enabled else (400, "BadRequest", GATE_DISABLED)
 
 
 def requested_nad(observed: Observed) -> str:

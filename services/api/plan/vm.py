@@ -55,7 +55,7 @@ def add(observed: Observed) -> Answer:
     """
     options = observed.options
     assert isinstance(options, AddInterfaceOptions)
-    vm, template, nics = _parse_vm(observed)
+    vm, template, nics = parse_vm(observed)
     if options.name in template.interfaces:
         return _join_plug(observed, template, nics)
     check_name(observed, vm.spec.template.spec)
@@ -69,7 +69,7 @@ def add(observed: Observed) -> Answer:
     holder = template_spec_holder(vm)
     # As in KubeVirt: the request has no field for the binding, which is always `bridge`.
     multus = {"networkName": options.network_attachment_definition_name}
-    lists = _with_primary_network(observed, vm, nics, holder.lists)
+    lists = with_primary_network(observed, vm, nics, holder.lists)
     lists = lists.with_interface({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
     ops = build_patch(holder, lists, operation_annotations([operation]))
     return ChangeObject(RequestTarget.VM, operation, ops, requested_nad(observed))
@@ -81,7 +81,7 @@ def remove(observed: Observed) -> Answer:
     :raises Refused: the request is refused.
     :raises ValueError: an object cannot be parsed.
     """
-    vm, template, nics = _parse_vm(observed)
+    vm, template, nics = parse_vm(observed)
     name = observed.options.name
     desired, in_vmi = template.interfaces.get(name), nics is not None and name in nics.interfaces
     if desired is None:
@@ -98,7 +98,7 @@ def remove(observed: Observed) -> Answer:
     return ChangeObject(RequestTarget.VM, operation, ops)
 
 
-def _parse_vm(observed: Observed) -> tuple[VirtualMachine, TemplateInterfaces, VmiNics | None]:
+def parse_vm(observed: Observed) -> tuple[VirtualMachine, TemplateInterfaces, VmiNics | None]:
     """Return the VM with its parsed template and its parsed VMI, which is ``None`` when the VM does not run."""
     vm, vmi = observed.vm, observed.vmi
     if vm is None:
@@ -186,7 +186,7 @@ def _requested_unplug(
     return operation
 
 
-def _with_primary_network(
+def with_primary_network(
     observed: Observed, vm: VirtualMachine, nics: VmiNics | None, lists: InterfaceLists
 ) -> InterfaceLists:
     """Return the lists with the implicit primary network (KubeVirt's ``pod: {}``) made explicit.

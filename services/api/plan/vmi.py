@@ -3,9 +3,9 @@
 The change applies to the running VMI only and is lost when the VM restarts. Next: :mod:`services.api.plan.vm`.
 """
 
-from schemas.kubernetes.objects import VirtualMachineInstance
+from schemas.kubernetes.objects import VMS, VirtualMachineInstance
 from schemas.kubernetes.operations import NIC_SLOTS
-from schemas.kubernetes.options import AddInterfaceOptions
+from schemas.kubernetes.options import PERSIST_REQUIRED, AddInterfaceOptions
 from schemas.stages import OperationKind
 from services.api.plan.answers import (
     Answer,
@@ -33,10 +33,14 @@ from services.common.domain.status_interfaces import DOMAIN
 from services.common.domain.template import owns
 
 OWNED_BY_KUBEVIRT = (
-    "KubeVirt owns the VMs of this cluster (HOTNIC_VM_OWNER=kubevirt, or its controllers run), and hotnic changes no "
-    "VMI there; change the VM instead (--persist)"
+    "KubeVirt owns the VMs of this cluster and refuses every change of a VMI; change the VM instead (hotnic does so by "
+    "itself, virtctl with --persist, other clients with the subresource of virtualmachines)"
 )
-"""The explanation of a refusal in a cluster where hotnic changes templates only."""
+"""The explanation of a refusal beside KubeVirt, where only the templates of VMs change."""
+NO_VM = (
+    "KubeVirt plugs nothing into a VMI without a VM, and refuses every change of a VMI; create a VirtualMachine in its "
+    "place"
+)
 
 
 def add(observed: Observed) -> Answer:
@@ -87,12 +91,14 @@ def remove(observed: Observed) -> Answer:
 def _changeable_nics(observed: Observed) -> VmiNics:
     """Parse the VMI, or refuse the request where hotnic cannot change it."""
     vmi = observed.vmi
+    if not observed.owned_by_hotnic and (vmi is not None or observed.vm is not None):
+        if vmi is not None and not any(owner.kind == VMS.kind for owner in vmi.metadata.owner_references):
+            raise conflict(observed, NO_VM)
+        raise conflict(observed, OWNED_BY_KUBEVIRT, cause=PERSIST_REQUIRED)
     if vmi is None:
         raise not_found(observed)
     if vmi.status.phase != "Running" or vmi.metadata.deletion_timestamp is not None:
         raise conflict(observed, "VMI is not running")
-    if not observed.owned_by_hotnic:
-        raise conflict(observed, OWNED_BY_KUBEVIRT)
     return parse_nics(vmi, observed.pod)
 
 

@@ -144,14 +144,17 @@ class Kube:
         ops: Sequence[Mapping[str, Any]],
         *,
         subresource: str | None = None,
+        dry_run: bool = False,
     ) -> T:
         """Apply a JSON patch (:mod:`services.common.kube.patch`).
 
+        :param dry_run: only ask whether the API server and its webhooks would accept it.
         :raises PatchTestFailed: a ``test`` no longer matches; read the object again.
         :raises Invalid: the patched object would be invalid.
         """
+        query = {"dryRun": "All"} if dry_run else None
         response = await self._call(
-            "patch", resource, "PATCH", namespace, name, subresource, body=ops, content_type=JSON_PATCH
+            "patch", resource, "PATCH", namespace, name, subresource, query=query, body=ops, content_type=JSON_PATCH
         )
         return self.decode(resource, response.body)
 

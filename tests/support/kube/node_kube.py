@@ -113,6 +113,7 @@ class FakeKube:
                 app.router.add_post(f"{prefix}{scope}/{{plural}}", self._create)
                 app.router.add_get(f"{prefix}{scope}/{{plural}}/{{name}}", self._get)
                 app.router.add_patch(f"{prefix}{scope}/{{plural}}/{{name}}", self._patch)
+                app.router.add_patch(f"{prefix}{scope}/{{plural}}/{{name}}/status", self._patch)
         return app
 
     def _enter(self, request: web.Request) -> Key:

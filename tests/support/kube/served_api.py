@@ -35,7 +35,10 @@ class AcceptAnyCaller(FrontProxy, frozen=True):
 
 
 class ServedApi:
-    """The server, its client, the Kubernetes API and the bus."""
+    """The server, its client, the Kubernetes API and the bus.
+
+    :ivar warnings: the ``Warning`` headers of the last response.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class ServedApi:
         spans: InMemorySpanExporter,
     ) -> None:
         self.kube, self.bus, self.session, self.address, self.spans = kube, bus, session, address, spans
+        self.warnings: list[str] = []
         self.enabled, self.cluster = True, ClusterSettings(owned_by_hotnic=True, default_binding="masquerade")
 
     def put(self, plural: str, found: Any) -> None:
@@ -63,14 +67,16 @@ class ServedApi:
         name: str = "vm1",
         version: str = HOTNIC,
         headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> tuple[int, dict[str, Any], str]:
         """Send a request that changes an object.
 
         :return: the HTTP code, the ``Status`` of a refusal, and the id of the operation.
         """
         path = f"/apis/{version}/namespaces/default/{resource}/{name}/{verb}"
-        async with self.session.put(path, json=body, headers=headers) as answer:
+        async with self.session.put(path, json=body, headers=headers, params=query) as answer:
             status = await answer.json() if answer.status >= 400 else {}
+            self.warnings = answer.headers.getall("Warning", [])
             return answer.status, status, answer.headers.get(OPERATION_HEADER, "")
 
 

@@ -75,7 +75,6 @@ REFUSALS = [
         409,
         "is being unplugged from VM vm1",
     ),
-    ("KubeVirt owns the VMs", observation(objects.vmi(), owned_by_hotnic=False), 409, "KubeVirt owns the VMs"),
     (
         "link names collide",
         observation(objects.vmi(objects.nic(objects.COLLIDING[0])), name=objects.COLLIDING[1]),

@@ -41,7 +41,6 @@ def plugged(**fields: Any) -> VirtualMachineInstance:
 REFUSALS = [
     ("unknown VMI", observation(None), 404, "NotFound", 'virtualmachineinstance.kubevirt.io "vm1" not found'),
     ("not running", observation(plugged(phase="Scheduled")), 409, "Conflict", "VMI is not running"),
-    ("KubeVirt owns the VMs", observation(plugged(), owned_by_hotnic=False), 409, "Conflict", "KubeVirt owns the VMs"),
     ("unknown interface", observation(plugged(), "iface2"), 404, "NotFound", 'interface "iface2" not found'),
     (
         "primary",

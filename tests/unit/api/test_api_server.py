@@ -9,7 +9,6 @@ import pytest
 
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
-from services.api.observe import ClusterSettings
 from services.common.telemetry.propagation import context_of, span_context
 from tests.support.kube.node_kube import NADS, Refused
 from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
@@ -147,16 +146,6 @@ async def test_vm_request_changes_the_template_only_and_publishes_nothing(api: S
     template = api.kube.objects[VMS, "default", "vm1"]["spec"]["template"]["spec"]
     assert template["domain"]["devices"]["interfaces"][1]["state"] == "absent"
     assert api.bus.published == []
-
-
-async def test_only_templates_are_changed_where_kubevirt_owns_the_vms(api: ServedApi) -> None:
-    api.cluster = ClusterSettings(owned_by_hotnic=False, default_binding="masquerade")
-    api.put(VMIS, objects.vmi(owned=True))
-    api.put(VMS, objects.vm())
-    code, status, _ = await api.request(VMIS, "addinterface", PLUG)
-    assert code == 409
-    assert "change the VM" in status["message"]
-    assert (await api.request(VMS, "addinterface", PLUG))[0] == 202
 
 
 async def test_invalid_request_has_its_message_in_a_cause_for_kubectl(api: ServedApi) -> None:

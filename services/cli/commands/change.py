@@ -36,9 +36,17 @@ def change_options(until: str) -> Callable[[F], F]:
             ),
             click.option("--wait", is_flag=True, help=f"Show each stage and wait until {until}."),
             click.option(
+                "--allow-eviction",
+                is_flag=True,
+                help="Beside KubeVirt: change the VM even if KubeVirt will shut it down for that.",
+            ),
+            click.option(
+                "--dry-run", is_flag=True, help="Change nothing; show whether it is possible, and what it will cause."
+            ),
+            click.option(
                 "--persist",
                 is_flag=True,
-                help="Change the VM's template; the change is applied to the running VM, too.",
+                help="Change the VM's template; the change is applied to the running VM, too. Implied beside KubeVirt.",
             ),
         ):
             command = option(command)
@@ -53,6 +61,8 @@ def change_options(until: str) -> Callable[[F], F]:
         "hotnic addinterface vm1 --name blue --network-attachment-definition-name blue-net",
         "# Plug an interface permanently, with a NAD of another namespace, and wait until the guest has it",
         "hotnic addinterface vm1 --name blue --network-attachment-definition-name infra/blue-net --persist --wait",
+        "# Show what KubeVirt will do to the VM for it, such as a migration, and change nothing",
+        "hotnic addinterface vm1 --name blue --network-attachment-definition-name blue-net --dry-run",
     )
 )
 @click.argument("vm", metavar="VM")
@@ -71,6 +81,8 @@ def addinterface(
     name: str,
     nad: str,
     persist: bool,
+    dry_run: bool,
+    allow_eviction: bool,
     wait: bool,
     timeout: float,
     output: str | None,
@@ -80,11 +92,21 @@ def addinterface(
 ) -> int:
     """Plug a network interface into the running VM.
 
-    Without --persist the interface is lost when the VM restarts.
+    Without --persist the interface is lost when the VM restarts. Beside KubeVirt the VM's template is always changed,
+    which needs the permission to update the VM.
     """
     # The body of KubeVirt's subresource.
     body = {"networkAttachmentDefinitionName": nad, "name": name}
-    change = ChangeRequest(Verb.ADD, vm, name, body, persist=persist, timeout=timeout if wait else None)
+    change = ChangeRequest(
+        Verb.ADD,
+        vm,
+        name,
+        body,
+        persist=persist,
+        timeout=timeout if wait else None,
+        dry_run=dry_run,
+        allow_eviction=allow_eviction,
+    )
     return perform(change, ClusterTarget(namespace, context, kubeconfig), output)
 
 
@@ -94,6 +116,8 @@ def addinterface(
         "hotnic removeinterface vm1 --name blue",
         "# Unplug an interface permanently and wait until it is removed",
         "hotnic removeinterface vm1 --name blue --persist --wait --timeout 5m",
+        "# Show whether the interface can be unplugged, and change nothing",
+        "hotnic removeinterface vm1 --name blue --dry-run",
     )
 )
 @click.argument("vm", metavar="VM")
@@ -104,6 +128,8 @@ def removeinterface(
     vm: str,
     name: str,
     persist: bool,
+    dry_run: bool,
+    allow_eviction: bool,
     wait: bool,
     timeout: float,
     output: str | None,
@@ -113,9 +139,19 @@ def removeinterface(
 ) -> int:
     """Unplug a network interface from the running VM.
 
-    Without --persist an interface of the VM's template is plugged again when the VM restarts.
+    Without --persist an interface of the VM's template is plugged again when the VM restarts. Beside KubeVirt the VM's
+    template is always changed, which needs the permission to update the VM.
     """
-    change = ChangeRequest(Verb.REMOVE, vm, name, {"name": name}, persist=persist, timeout=timeout if wait else None)
+    change = ChangeRequest(
+        Verb.REMOVE,
+        vm,
+        name,
+        {"name": name},
+        persist=persist,
+        timeout=timeout if wait else None,
+        dry_run=dry_run,
+        allow_eviction=allow_eviction,
+    )
     return perform(change, ClusterTarget(namespace, context, kubeconfig), output)
 
 

@@ -13,13 +13,18 @@ from services.cli.operations.request import ChangeRequest, Verb
 def success_message(change: ChangeRequest) -> str:
     """Return the message for a request that succeeded."""
     progress = change.progress
+    if change.dry_run:
+        done = {Verb.ADD: "added to", Verb.REMOVE: "removed from"}[change.verb]
+        target = "the template of " if change.persist else ""
+        return f'interface "{change.interface}" would be {done} {target}{change.namespace}/{change.vm} (dry run)'
     if progress is None or progress.outcome is None:
         return f"operation {change.operation} accepted; to follow it, run: {change.status_command}"
     interface = f'interface "{change.interface}"'
     name = f"{change.namespace}/{change.vm}"
     if progress.outcome.result is OperationResult.TEMPLATE:
         done = {Verb.ADD: "added to", Verb.REMOVE: "removed from"}[change.verb]
-        return f"{interface} {done} the template of {name}; the VM is not running, the change applies at its next start"
+        state = "the VM was stopped or restarted meanwhile" if progress.was_running else "the VM is not running"
+        return f"{interface} {done} the template of {name}; {state}, the change applies at its next start"
     if change.verb is Verb.REMOVE:
         return f"{interface} unplugged from {name}{' and removed from its template' if change.persist else ''}"
     nic_status = progress.nic_status
@@ -54,6 +59,8 @@ def document(change: ChangeRequest) -> dict[str, Any]:
     }
     if change.persist:
         result["persist"] = True
+    if change.dry_run:
+        result["dryRun"] = True
     if change.progress is not None:
         outcome = change.progress.outcome
         result["result"] = str(outcome.result) if outcome is not None else str(OperationResult.IN_PROGRESS)

@@ -12,6 +12,7 @@ from schemas.bus.hotplug_status import InterfaceHotplugStatus
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
+from services.cli.operations.beside import BesideKubeVirt, state_in
 from services.common.domain.nic import parse_nics
 from services.common.domain.operations import ABSENT, find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -68,6 +69,7 @@ class OperationProgress:
     interface is removed from the VMI's spec, and with ``persist`` from the VM's template, too.
 
     :param persist: whether the request changed the VM's template.
+    :ivar was_running: whether the VM was running at an observation.
     :ivar nic_status: the interface's status at the last observation.
     :ivar outcome: ``None`` while the operation is in progress.
     """
@@ -80,6 +82,8 @@ class OperationProgress:
         self._kind = kind
         self._persist = persist
         self._reported = 0
+        self._beside = BesideKubeVirt(interface, operation, kind)
+        self.was_running = False
         self.nic_status: InterfaceHotplugStatus | None = None
         self.outcome: OperationOutcome | None = None
 
@@ -100,11 +104,14 @@ class OperationProgress:
         if vmi.status.phase in FINAL_PHASES:
             return self._fail(f"the VM has stopped (phase {vmi.status.phase})")
         template = vm if self._persist else None
+        self.was_running = True
         try:
             nic_statuses = derive_statuses(parse_nics(vmi, find_acting_pod(vmi, pods)), template)
             nic_status = next(
                 (nic_status for nic_status in nic_statuses if nic_status.interface == self._interface), None
             )
+            if template is not None and self._beside.follows(vmi, template):
+                return self._observe_beside(vmi, template, nic_status)
             if self._kind is OperationKind.PLUG:
                 return self._observe_plug(vmi, nic_status)
             return self._observe_unplug(template, nic_status)
@@ -118,27 +125,44 @@ class OperationProgress:
             return self._fail(f"{written.failed}; the interface is removed from the VM's spec again")
         if nic_status is None:
             return self._fail(f'interface "{self._interface}" was removed from the VM\'s spec')
-        if nic_status.operation != self._operation:
+        if nic_status.operation and nic_status.operation != self._operation:
             return self._fail(f"operation {nic_status.operation} replaced it")
         self.nic_status = nic_status
         # Handler and controller both write the VMI's status. Wait for both, so that the commands that the user runs
         # next show a complete status.
-        if nic_status.complete and MULTUS_STATUS in parse_tokens({"infoSource": nic_status.info_source}):
+        if _is_attached(nic_status):
             self.outcome = OperationOutcome(OperationResult.ATTACHED)
         return self._new_stages(nic_status.stage)
 
     def _observe_unplug(self, vm: VirtualMachine | None, nic_status: InterfaceHotplugStatus | None) -> list[Stage]:
         # An unplug is final: an interface with a plug operation is a new one with the same name.
         if nic_status is None or nic_status.kind is OperationKind.PLUG:
-            if vm is None or _state_in(vm, self._interface) != ABSENT:
+            if vm is None or state_in(vm.spec.template.spec, self._interface) != ABSENT:
                 self.outcome = OperationOutcome(OperationResult.DETACHED)
             return self._new_stages(stage_path(OperationKind.UNPLUG)[-1])
         self.nic_status = nic_status
         return self._new_stages(nic_status.stage)
 
+    def _observe_beside(
+        self, vmi: VirtualMachineInstance, vm: VirtualMachine, nic_status: InterfaceHotplugStatus | None
+    ) -> list[Stage]:
+        lists = nic_status is not None and nic_status.kind is self._kind
+        if nic_status is not None and lists:
+            self.nic_status = nic_status = msgspec.structs.replace(nic_status, operation=self._operation)
+        attached = nic_status is not None and lists and _is_attached(nic_status)
+        end = self._beside.find_end(vmi, vm, attached=attached)
+        if isinstance(end, str):
+            return self._fail(end)
+        if end:
+            plug = self._kind is OperationKind.PLUG
+            self.outcome = OperationOutcome(OperationResult.ATTACHED if plug else OperationResult.DETACHED)
+        if self._kind is OperationKind.UNPLUG and self._beside.left_vmi:
+            return self._new_stages(stage_path(OperationKind.UNPLUG)[-1])
+        return self._new_stages(nic_status.stage if nic_status is not None and lists else Stage.REQUESTED)
+
     def _observe_template(self, vm: VirtualMachine) -> list[Stage]:
         try:
-            state = _state_in(vm, self._interface)
+            state = state_in(vm.spec.template.spec, self._interface)
         except ValueError as error:
             return self._fail(f"cannot parse the VM's template: {error}")
         listed = state not in (None, ABSENT)
@@ -161,11 +185,5 @@ class OperationProgress:
         return []
 
 
-def _state_in(vm: VirtualMachine, name: str) -> str | None:
-    """Return the state of an interface in the VM's template.
-
-    :returns: ``present`` when the interface has no state; ``None`` when the template does not list it.
-    :raises ValueError: the template is malformed.
-    """
-    items = vm.spec.template.spec.interface_items()
-    return next((item.state or "present" for item in items if item.name == name), None)
+def _is_attached(nic_status: InterfaceHotplugStatus) -> bool:
+    return nic_status.complete and MULTUS_STATUS in parse_tokens({"infoSource": nic_status.info_source})

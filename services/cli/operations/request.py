@@ -1,7 +1,8 @@
 """The request that plugs or unplugs an interface, and with ``--wait`` the progress of its operation.
 
-The request goes to the subresource of the VMI, or with ``--persist`` of the VM; the body is KubeVirt's. The response
-names the operation, which continues when the command ends.
+The request goes to the subresource of the VMI, or with ``--persist`` of the VM; the body is KubeVirt's. Beside KubeVirt
+the api refuses the first, and the second is sent. The response names the operation, which continues when the command
+ends.
 Next: :mod:`services.cli.operations.follow`, the wait; :mod:`services.cli.operations.outcome`, the messages at the end.
 """
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from schemas.stages import OperationKind, Stage
     from services.cli.operations.progress import OperationProgress
     from services.common.kube.client import Kube
+    from services.common.kube.errors import KubeError
 
 PATH = "/apis/subresources.hotnic.io/v1/namespaces/{namespace}/{resource}/{name}/{verb}"
 
@@ -44,7 +46,9 @@ class ChangeRequest:
     """One request of addinterface or removeinterface and its operation.
 
     :param body: the body of the subresource.
-    :param persist: whether to change the VM instead of the VMI.
+    :param persist: whether to change the VM instead of the VMI; beside KubeVirt it becomes true.
+    :param dry_run: whether to change nothing.
+    :param allow_eviction: whether KubeVirt may shut the VM down for it.
     :param timeout: seconds to wait for the operation; ``None`` does not wait.
     :ivar operation: the operation's id; ``None`` until the server has accepted the request.
     :ivar progress: the operation's progress; ``None`` when it was not read.
@@ -52,13 +56,24 @@ class ChangeRequest:
     """
 
     def __init__(
-        self, verb: Verb, vm: str, interface: str, body: dict[str, str], *, persist: bool, timeout: float | None
+        self,
+        verb: Verb,
+        vm: str,
+        interface: str,
+        body: dict[str, str],
+        *,
+        persist: bool,
+        timeout: float | None,
+        dry_run: bool = False,
+        allow_eviction: bool = False,
     ) -> None:
         self.verb = verb
         self.vm = vm
         self.interface = interface
         self.persist = persist
         self.timeout = timeout
+        self.dry_run = dry_run
+        self.allow_eviction = allow_eviction
         self.namespace = ""
         self.operation: str | None = None
         self.progress: OperationProgress | None = None
@@ -78,10 +93,20 @@ class ChangeRequest:
         """
         from schemas.kubernetes.objects import VMIS
         from services.cli.operations.progress import OperationProgress, can_follow_template
+        from services.common.kube.errors import Conflict
 
         self.namespace = namespace
         click.echo(cluster_message(kube), err=True)
-        self.operation = await self._request(kube)
+        try:
+            self.operation = await self._request(kube)
+        except Conflict as error:
+            if self.persist or not requires_persist(error):
+                raise
+            self.persist = True
+            click.echo("KubeVirt owns the VMs of this cluster: the VM's template is changed (--persist)", err=True)
+            self.operation = await self._request(kube)
+        if self.operation is None:
+            return
         progress = OperationProgress(self.interface, self.operation, self.verb.kind, persist=self.persist)
         vmi: VirtualMachineInstance | None = None
         if self.persist:
@@ -96,7 +121,8 @@ class ChangeRequest:
             self.progress = progress
             await self._wait(kube, vmi or await find_vmi(kube, namespace, self.vm), progress, self.timeout)
 
-    async def _request(self, kube: Kube) -> str:
+    async def _request(self, kube: Kube) -> str | None:
+        """Send the request and return the id of its operation; ``None`` for a dry run."""
         from schemas.kubernetes.options import OPERATION_HEADER
 
         path = PATH.format(
@@ -106,10 +132,13 @@ class ChangeRequest:
             verb=self.verb,
         )
         self._started = time.monotonic()
-        request = kube.request("PUT", path, body=self._body, span=f"kube put {self.verb}")
+        query = ({"dryRun": "All"} if self.dry_run else {}) | ({"allowEviction": "true"} if self.allow_eviction else {})
+        request = kube.request("PUT", path, query=query, body=self._body, span=f"kube put {self.verb}")
         response = await explain_not_found(request, self.namespace, self.vm)
+        for warning in response.warnings:
+            click.echo(f"Warning: {warning}", err=True)
         operation: str | None = response.headers.get(OPERATION_HEADER)
-        if operation is None:
+        if operation is None and not self.dry_run:
             raise CommandFailed(
                 f"the response has no header {OPERATION_HEADER}: another API serves this path; check the APIService of "
                 "subresources.hotnic.io"
@@ -145,3 +174,11 @@ class ChangeRequest:
 
     def _print_line(self, text: str) -> None:
         click.echo(f"{time.monotonic() - self._started:7.3f} s  {text}", err=True)
+
+
+def requires_persist(error: KubeError) -> bool:
+    """Return whether a request about a VMI was refused because KubeVirt owns the VMs."""
+    from schemas.kubernetes.options import PERSIST_REQUIRED
+
+    details = error.status_body.details if error.status_body is not None else None
+    return any(cause.reason == PERSIST_REQUIRED for cause in (details.causes if details is not None else None) or ())

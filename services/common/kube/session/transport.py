@@ -6,8 +6,9 @@ Next: :mod:`services.common.kube.client`, which adds objects and verbs.
 """
 
 import asyncio
+import re
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any
@@ -38,12 +39,19 @@ JSON = "application/json"
 JSON_PATCH = "application/json-patch+json"
 
 
+_WARNING = re.compile(r'\b299 \S+ "((?:[^"\\]|\\.)*)"')
+
+
 class KubeResponse(msgspec.Struct, frozen=True):
-    """A complete response with a status below 300; header names are case-insensitive."""
+    """A complete response with a status below 300; header names are case-insensitive.
+
+    :ivar warnings: the texts of its ``Warning`` headers (RFC 7234 section 5.5).
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    warnings: tuple[str, ...] = ()
 
 
 class Transport:
@@ -161,7 +169,9 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, f"{method} {path}") from error
         span.set_attribute("http.response.status_code", response.status)
-        return KubeResponse(response.status, response.headers, content)
+        return KubeResponse(
+            response.status, response.headers, content, _warnings(response.headers.getall("Warning", ()))
+        )
 
     async def _send(
         self,
@@ -206,6 +216,10 @@ def _server_attributes(server: str) -> dict[str, str | int]:
     parts = urlsplit(server)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return {"server.address": parts.hostname or server, "server.port": port}
+
+
+def _warnings(headers: Iterable[str]) -> tuple[str, ...]:
+    return tuple(re.sub(r"\\(.)", r"\1", text) for header in headers for text in _WARNING.findall(header))
 
 
 def _unavailable(error: BaseException, request: str) -> Unavailable:

@@ -46,6 +46,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         context,
         is_owner=owner.is_hotnic,
         is_enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, owner.installations.items()),
+        beside=owner.beside,
     )
     runtime.spawn("watch kubevirt", owner.run)
     for name, reflector in (("vms", controller.vms), ("vmis", controller.vmis), ("pods", controller.pods)):

@@ -12,15 +12,18 @@ from schemas.bus.events import Event
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.stages import Stage
 from services.common.bus.protocol import ReceivedEvent
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.operations import vmi_name_of
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.cache.reflector import Reflector
 from services.common.reconcile import Attempt, Reconciler
 from services.common.runtime.context import RoleContext
 from services.controller.apply import Applier
+from services.controller.entries import EntryWriter
 from services.controller.observe import Readers, observe
 from services.controller.plan import plan
 from services.controller.plan.actions import Observed, StartOperations, WarnUser
+from services.controller.plan.observing import plan_entries
 from services.controller.projector import Projector
 from services.controller.starting import Starter
 
@@ -36,8 +39,9 @@ MAX_ROUNDS = 64
 class Controller:
     """The controller: its reflectors, its queue and the reconcile of a key.
 
-    :param is_owner: returns whether hotnic owns the VMs of this cluster; while it does not, nothing is written.
+    :param is_owner: returns whether hotnic owns the VMs of this cluster; while it does not, only entries are written.
     :param is_enabled: returns whether NICs may be hot-plugged.
+    :param beside: returns what KubeVirt can do while it owns the VMs; ``None`` while it does not.
     :ivar vms: the reflector of VMs; its caller runs it.
     :ivar vmis: the reflector of VMIs; its caller runs it.
     :ivar pods: the reflector of launcher pods; its caller runs it.
@@ -45,13 +49,22 @@ class Controller:
     :ivar projector: the writer of the hot-plug status bucket.
     """
 
-    def __init__(self, context: RoleContext, *, is_owner: Callable[[], bool], is_enabled: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        context: RoleContext,
+        *,
+        is_owner: Callable[[], bool],
+        is_enabled: Callable[[], bool],
+        beside: Callable[[], Capabilities | None] = lambda: None,
+    ) -> None:
         kube, log = context.kube, context.log
         self._bus = context.bus
         self._log = log
         self._is_owner = is_owner
         self._is_enabled = is_enabled
-        self._was_owner: bool | None = None
+        self._beside = beside
+        self._mode: str | None = None
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
         denials = context.denials
         self.vms: Reflector[VirtualMachine] = Reflector(kube, VMS, on_change=self._on_change, log=log, denials=denials)
         self.vmis: Reflector[VirtualMachineInstance] = Reflector(
@@ -66,6 +79,7 @@ class Controller:
         )
         self._applier = Applier(context, self._readers)
         self._starter = Starter(context, self._readers, self._applier)
+        self._entries = EntryWriter(context, self._readers.vmis)
         self.queue: Reconciler[Key] = Reconciler(
             "controller", self._reconcile, log=log, meter=context.telemetry.meter, keys=self._keys
         )
@@ -73,9 +87,14 @@ class Controller:
 
     async def lead(self) -> None:
         """Reconcile and project until cancelled; the controllers that do not lead only run their reflectors."""
-        async with asyncio.TaskGroup() as group:
-            for work in (self.queue.run, self.consume_events, self.projector.run):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in (self.queue.run, self.consume_events, self.projector.run):
+                    group.create_task(work())
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+            self._timers.clear()
 
     async def consume_events(self) -> None:
         """Consume bus events until cancelled."""
@@ -111,21 +130,46 @@ class Controller:
         # A VM that does not run is a key, too: its template may have absent interfaces to remove.
         return {*self.vms.keys(), *self.vmis.keys()}
 
-    def _check_owner(self) -> bool:
-        """Return whether hotnic owns the VMs; log when it no longer does."""
-        is_owner = self._is_owner()
-        if is_owner is not self._was_owner:
-            self._was_owner = is_owner
-            if not is_owner:
-                self._log.warning(
-                    "reconciling paused", reason="KubeVirt owns the VMs of this cluster (HOTNIC_VM_OWNER)"
-                )
-        return is_owner
+    def _log_mode(self, mode: str, log: Callable[..., object], **fields: str) -> None:
+        """Log the mode when it changes."""
+        if mode != self._mode:
+            self._mode = mode
+            log(mode, **fields)
 
     async def _reconcile(self, key: Key, attempt: Attempt) -> None:
         # KubeVirt's controllers may be started while this role runs (ADR 23).
-        if not self._check_owner():
+        if self._is_owner():
+            self._mode = None
+            await self._reconcile_as_owner(key, attempt)
+        elif (beside := self._beside()) is not None:
+            self._log_mode("observing", self._log.info, reason="KubeVirt owns the VMs of this cluster")
+            await self._reconcile_beside(key, beside)
+        else:
+            why = "KubeVirt's controllers run beside hotnic, the owner of the VMs (HOTNIC_VM_OWNER)"
+            self._log_mode("reconciling paused", self._log.warning, reason=why)
+
+    async def _reconcile_beside(self, key: Key, beside: Capabilities) -> None:
+        """Keep the entries of the operations that KubeVirt carries out."""
+        observed = await observe(*key, self._readers, self.pods.items(), self._is_enabled())
+        if observed is None:
             return
+        changes = plan_entries(observed, beside)
+        if changes.added or changes.removed:
+            await self._entries.write(changes, observed)
+        if changes.next_orphan is not None:
+            self._requeue_after(key, changes.next_orphan)
+
+    def _requeue_after(self, key: Key, seconds: float) -> None:
+        earlier = self._timers.pop(key, None)
+        if earlier is not None:
+            earlier.cancel()
+        self._timers[key] = asyncio.get_running_loop().call_later(seconds, self._on_timer, key)
+
+    def _on_timer(self, key: Key) -> None:
+        del self._timers[key]
+        self.queue.add(key, source="watch")
+
+    async def _reconcile_as_owner(self, key: Key, attempt: Attempt) -> None:
         observed = await observe(*key, self._readers, self.pods.items(), self._is_enabled())
         # A round that starts operations changes the objects that the patches of the next round depend on.
         for _ in range(MAX_ROUNDS):

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from schemas.kubernetes.objects import PODS, Pod
+from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
 from services.common.domain.kubevirt.owner import (
     COMPONENT_LABEL,
     CONTROLLER,
@@ -78,6 +79,11 @@ class VmOwner:
     def is_hotnic(self) -> bool:
         """Return whether hotnic owns the interfaces now."""
         return acting_owner(self._setting, self.installations.items()) == "hotnic" and not self._running_controllers()
+
+    def beside(self) -> Capabilities | None:
+        """Return what KubeVirt can do while it owns the interfaces; ``None`` while it does not."""
+        installations = self.installations.items()
+        return read_capabilities(installations) if acting_owner(self._setting, installations) == "kubevirt" else None
 
     async def run(self) -> None:
         """Watch KubeVirt's objects and pods until cancelled."""

@@ -6,7 +6,7 @@ from schemas.kubernetes.kubevirt import KubeVirt
 from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE, Capabilities, read_capabilities
 
 
-def capabilities(version: str, *methods: str, **changes: object) -> Capabilities:
+def capabilities(version: str = "v1.9.0", *methods: str, **changes: object) -> Capabilities:
     """Return what this version can do with its gate enabled.
 
     :param methods: ``workloadUpdateMethods``.

@@ -186,3 +186,14 @@ async def test_a_role_that_must_not_start_exits_with_the_reason(tmp_path: Path) 
     assert process.returncode == 2
     assert b"two controllers must not hot-plug one interface" in stderr
     assert kube.counted("PATCH", "virtualmachineinstances") == 0
+
+
+@pytest.mark.parametrize(("setting", "observes"), [("auto", True), ("kubevirt", True), ("hotnic", False)])
+async def test_what_kubevirt_can_do_is_known_while_it_is_the_owner(
+    tmp_path: Path, setting: OwnerSetting, observes: bool
+) -> None:
+    kube = FakeKube()
+    install(kube)
+    async with watching(tmp_path, kube, setting) as watched:
+        await watched.owner.wait_synced()
+        assert (watched.owner.beside() is not None) is observes

@@ -1,6 +1,7 @@
 """The controller as a role: its watches, patches and events, against a scripted Kubernetes API."""
 
 import asyncio
+import datetime
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -28,13 +29,16 @@ from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation
 from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind, Stage
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.kube.client import Kube
 from services.common.runtime.installations import Installations
+from services.controller.plan.observing import ORPHAN_AGE
 from services.controller.role import Controller
 from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
 from tests.support.kube.node_kube import EVENTS, PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.observed import objects
+from tests.support.observed.kubevirt import capabilities
 from tests.support.telemetry.spans import named, recording_telemetry
 
 VMS, VMIS, KUBEVIRTS = "virtualmachines", "virtualmachineinstances", "kubevirts"
@@ -61,6 +65,7 @@ class Cluster:
     client: Kube
     role: Controller
     switches: dict[str, bool] = field(default_factory=lambda: {"owner": True, "enabled": True})
+    beside: list[Capabilities] = field(default_factory=list)
 
     def put(self, plural: str, found: VirtualMachine | VirtualMachineInstance | Any) -> None:
         """Create or replace an object."""
@@ -106,16 +111,18 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         await stack.enter_async_context(client)
         bus = MemoryBus(role="controller", node="_", telemetry=telemetry, log=log)
         switches = {"owner": True, "enabled": True}
+        beside: list[Capabilities] = []
         role = Controller(
             role_context("controller", client, bus, telemetry),
             is_owner=lambda: switches["owner"],
             is_enabled=lambda: switches["enabled"],
+            beside=lambda: beside[0] if beside else None,
         )
         work = (role.vms.run, role.vmis.run, role.pods.run, role.lead)
         tasks = [asyncio.create_task(job()) for job in work]
         for synced in (role.vms.synced, role.vmis.synced, role.pods.synced):
             await synced.wait()
-        yield Cluster(kube, bus, spans, client, role, switches)
+        yield Cluster(kube, bus, spans, client, role, switches, beside)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -245,7 +252,71 @@ async def test_status_written_by_another_role_meanwhile_is_no_failed_span(cluste
     assert all(span.status.status_code is StatusCode.UNSET and not span.events for span in finished)
 
 
-async def test_nothing_is_written_while_kubevirt_owns_the_vms(cluster: Cluster) -> None:
+def observing(cluster: Cluster) -> None:
+    """Let KubeVirt own the VMs."""
+    cluster.switches["owner"] = False
+    cluster.beside.append(capabilities())
+
+
+def entry(cluster: Cluster) -> Operation | None:
+    """Return the VMI's entry of a plug."""
+    return read_operation(cluster.vmi().metadata.annotations, "iface1")
+
+
+async def test_an_edit_that_kubevirt_follows_keeps_one_operation_from_first_sight(cluster: Cluster) -> None:
+    observing(cluster)
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True, annotations={"a": "b"}))
+    cluster.put(VMS, objects.vm(objects.nic("iface1")))
+    await cluster.kube.until(lambda: entry(cluster) is not None)
+    operation = entry(cluster)
+    assert operation is not None
+    await cluster.idle()
+    assert (operation.kind, operation.vm) == (OperationKind.PLUG, objects.VM_UID)
+    span = named(cluster.spans.get_finished_spans(), "controller request iface1")
+    assert str(operation.traceparent).startswith(f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-")
+    assert cluster.stages() == [(Stage.REQUESTED, "iface1")]
+    # KubeVirt follows; the entry is what it was, and there is one write.
+    annotations = dict(cluster.vmi().metadata.annotations)
+    for status in ([], [{"name": "iface1", "infoSource": "domain, multus-status"}]):
+        cluster.put(VMIS, objects.vmi(objects.nic("iface1"), owned=True, annotations=annotations, status=status))
+        await cluster.idle()
+    assert entry(cluster) == operation
+    assert cluster.kube.counted("PATCH", VMIS) == 1
+    assert cluster.kube.counted("PATCH", VMS) == cluster.kube.counted("PATCH", PODS) == 0
+
+
+async def test_an_entry_that_the_api_writes_at_the_same_moment_wins(cluster: Cluster) -> None:
+    observing(cluster)
+    api = msgspec.structs.replace(PLUG, vm=objects.VM_UID)
+
+    def write_first(method: str, plural: str, _name: str) -> None:
+        if (method, plural) == ("PATCH", VMIS) and entry(cluster) is None:
+            cluster.kube.annotate(VMIS, "default", "vm1", {operation_key("iface1"): encode_annotation(api)})
+
+    cluster.kube.before = write_first
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True, annotations={"a": "b"}))
+    cluster.put(VMS, objects.vm(objects.nic("iface1")))
+    await cluster.kube.until(lambda: entry(cluster) is not None)
+    await cluster.idle()
+    assert entry(cluster) == api
+    assert cluster.kube.counted("PATCH", VMIS) == 1
+    assert cluster.stages() == []
+
+
+async def test_an_entry_whose_edit_never_came_is_removed_in_time(cluster: Cluster) -> None:
+    observing(cluster)
+    requested = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ORPHAN_AGE - 0.3)
+    orphan = msgspec.structs.replace(PLUG, vm=objects.VM_UID, requested_at=requested.isoformat())
+    cluster.put(VMS, objects.vm())
+    cluster.put(VMIS, objects.vmi(owned=True, annotations={operation_key("iface1"): encode_annotation(orphan)}))
+    await cluster.kube.until(lambda: entry(cluster) is None)
+    assert datetime.datetime.now(datetime.UTC) >= requested + datetime.timedelta(seconds=ORPHAN_AGE)
+    assert cluster.kube.counted("PATCH", VMIS) == 1
+
+
+async def test_nothing_is_written_while_kubevirts_controllers_run_beside_the_owner(cluster: Cluster) -> None:
     cluster.switches["owner"] = False
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))

@@ -1,0 +1,90 @@
+"""Write the entries of operations to a VMI while KubeVirt owns the VMs, and publish ``requested`` for new ones.
+
+One patch per VMI and run; it fails if anybody has changed one of these entries meanwhile, and the key is planned again.
+Not the decision what to write: :mod:`services.controller.plan.observing`.
+Next: :mod:`services.controller.projector`.
+"""
+
+import uuid
+from contextlib import ExitStack
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, set_span_in_context
+
+from schemas.kubernetes.objects import VMIS, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation
+from services.common.kube.cache.cached_reader import CachedReader
+from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
+from services.common.reconcile import Retry
+from services.common.runtime.context import RoleContext
+from services.common.telemetry.propagation import links, traceparent_of
+from services.common.telemetry.tracer import use_span
+from services.controller.plan.actions import Observed, StartedOperation, requested_event
+from services.controller.plan.observing import EntryChanges
+
+
+class EntryWriter:
+    """Writes entries.
+
+    :param vmis: the reader of VMIs, which must expect the versions that patches create.
+    """
+
+    def __init__(self, context: RoleContext, vmis: CachedReader[VirtualMachineInstance]) -> None:
+        self._kube = context.kube
+        self._bus = context.bus
+        self._tracer = context.telemetry.tracer
+        self._vmis = vmis
+
+    async def write(self, changes: EntryChanges, observed: Observed) -> VirtualMachineInstance:
+        """Write the changes; a new entry has a random id and starts a trace of its own.
+
+        :return: the VMI as it was written.
+        :raises Retry: an entry was changed by somebody else since it was observed.
+        :raises KubeError: the API server refuses the patch or does not answer.
+        """
+        assert observed.vm is not None
+        assert observed.vmi is not None
+        vm, vmi = observed.vm.metadata, observed.vmi
+        with ExitStack() as stack:
+            spans: list[Span] = []
+            operations: list[Operation] = []
+            for entry in changes.added:
+                # The empty context: nobody knows what the change is part of.
+                span = self._tracer.start_span(
+                    f"controller request {entry.interface}",
+                    context=Context(),
+                    links=links(*(set_span_in_context(first, Context()) for first in spans[:1])),
+                    attributes={"hotnic.interface": entry.interface},
+                )
+                stack.callback(span.end)
+                spans.append(span)
+                operation = Operation(
+                    str(uuid.uuid4()),
+                    entry.kind,
+                    entry.interface,
+                    traceparent=traceparent_of(set_span_in_context(span, Context())),
+                    requested_at=observed.now,
+                    vm=vm.uid,
+                )
+                span.set_attribute("hotnic.operation.id", operation.id)
+                operations.append(operation)
+            with ExitStack() as current:
+                if spans:
+                    current.enter_context(use_span(spans[0]))
+                vmi = await self._patch(changes, vmi, operations)
+            for entry, operation, span in zip(changes.added, operations, spans, strict=True):
+                with use_span(span):
+                    started = StartedOperation(operation, entry.network)
+                    await self._bus.publish(requested_event(started, operation, vmi))
+        return vmi
+
+    async def _patch(
+        self, changes: EntryChanges, vmi: VirtualMachineInstance, operations: list[Operation]
+    ) -> VirtualMachineInstance:
+        meta = vmi.metadata
+        try:
+            vmi = await self._kube.json_patch(VMIS, meta.namespace, meta.name, changes.ops(vmi, operations))
+        except (PatchTestFailed, Conflict, NotFound) as error:
+            raise Retry("VirtualMachineInstanceChanged", str(error), after=0.0) from error
+        self._vmis.record_written(vmi)
+        return vmi

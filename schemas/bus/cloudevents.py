@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from schemas.stages import Stage
 
 CONTENT_TYPE = "application/json"
+OBSERVED = "hotnic-observed"
+"""Header of an event about what somebody else did, such as KubeVirt: its publisher only saw it. Its value is ``true``."""
 _TYPE_PREFIX = "io.hotnic.hotplug."
 _TYPE_SUFFIX = ".v1"
 

@@ -151,7 +151,16 @@ class Failed(_Event, frozen=True, tag="failed"):
     retry_after: float | None = None
 
 
+_OF_THE_OWNER = frozenset({Stage.POD_ANNOTATED, Stage.GUEST_ATTACHED, Stage.GUEST_DETACHED})
+"""The stages that the owner of the VMs brings an interface to. The others are requests, or are networks' own work."""
+
 Event = Requested | PodAnnotated | MultusAttached | MultusDetached | GuestAttached | GuestDetached | Failed
+
+
+def is_observed(event: Event) -> bool:
+    """Return whether an event is about what KubeVirt did, and its publisher only saw it."""
+    return event.operation.vm is not None and event.stage in _OF_THE_OWNER
+
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Event)

@@ -109,6 +109,7 @@ def _headers(row: StageRow) -> dict[str, Any]:
         },
         "ce-time": {"format": "date-time"},
         "content-type": {"const": sample["content-type"]},
+        cloudevents.OBSERVED: {"const": "true", "description": "Only of what somebody else did, such as KubeVirt."},
         "traceparent": {"description": "W3C trace context of the publisher's span."},
         "Nats-Msg-Id": {"description": "Deduplicates retries of one publish; nothing else may depend on it."},
     }

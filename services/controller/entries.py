@@ -2,7 +2,7 @@
 
 One patch per VMI and run; it fails if anybody has changed one of these entries meanwhile, and the key is planned again.
 Not the decision what to write: :mod:`services.controller.plan.observing`.
-Next: :mod:`services.controller.projector`.
+Next: :mod:`services.common.runtime.observed_stages`, which publishes what KubeVirt does then.
 """
 
 import uuid

@@ -11,7 +11,7 @@ import msgspec
 
 from schemas.bus import cloudevents
 from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, Subject, parse_subject
-from schemas.bus.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, Requested, decode, encode
+from schemas.bus.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, Requested, decode, encode, is_observed
 from schemas.stages import ROWS
 from services.common.domain.status.stage_history import normalize_time
 
@@ -63,8 +63,10 @@ def event_outcome(event: Event) -> str:
 def message_id(event: Event, start_id: str) -> str:
     """Return the ``Nats-Msg-Id``: equal for all retries of one publish and for nothing else.
 
-    :param start_id: random id of the publisher's start; after a restart the same event is published again.
+    :param start_id: random id of the publisher's start; after a restart the same event is published again. An observed
+        event has the same id whoever sees it, however often: nothing was done again.
     """
+    observed = is_observed(event)
     parts = (
         event.operation.id,
         # The server compares ids over all subjects of a stream: the same id on another subject is dropped.
@@ -73,10 +75,10 @@ def message_id(event: Event, start_id: str) -> str:
         event.pod.uid if event.pod else "",
         event.sandbox_id or "",
         event_outcome(event),
-        str(event.attempt),
+        "" if observed else str(event.attempt),
         # A link of an ordinary pod can be attached, detached and attached again under one derived operation id.
-        event.changed.resource_version if event.changed else "",
-        start_id,
+        event.changed.resource_version if event.changed and not observed else "",
+        "" if observed else start_id,
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -102,6 +104,8 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
         time=_event_time(event) or normalize_time((now or datetime.now(UTC)).isoformat()),
     )
     headers[MSG_ID] = event_id
+    if is_observed(event):
+        headers[cloudevents.OBSERVED] = "true"
     return BusMessage(str(event.subject), payload, headers)
 
 

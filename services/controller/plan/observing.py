@@ -18,6 +18,7 @@ from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
+from services.common.domain.status.observed_stages import is_in_guest
 from services.common.domain.status_interfaces import DOMAIN, parse_tokens
 from services.common.domain.template import TemplateInterfaces, find_pending_changes, is_active, owns
 from services.controller.plan.actions import Observed
@@ -133,14 +134,9 @@ def _is_being_plugged(nics: VmiNics, nic: Nic) -> bool:
     virt-handler reports all devices of the domain at once. Before it has, the VMI is starting. At the hand-over of a
     migration the report may be incomplete.
     """
-    if nics.pod is None or is_migrating(nics.vmi) or _is_in_guest(nic):
+    if nics.pod is None or is_migrating(nics.vmi) or is_in_guest(nic):
         return False
     return nic.status is None or any(DOMAIN in parse_tokens(entry) for entry in nics.vmi.status.interfaces or ())
-
-
-def _is_in_guest(nic: Nic) -> bool:
-    # virt-handler may leave `infoSource` out; nobody else writes the MAC.
-    return DOMAIN in nic.tokens or bool(nic.entry.get("mac"))
 
 
 def _is_followed(template: TemplateInterfaces, nics: VmiNics, name: str, kind: OperationKind) -> bool:

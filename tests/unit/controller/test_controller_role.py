@@ -282,6 +282,13 @@ async def test_an_edit_that_kubevirt_follows_keeps_one_operation_from_first_sigh
         cluster.put(VMIS, objects.vmi(objects.nic("iface1"), owned=True, annotations=annotations, status=status))
         await cluster.idle()
     assert entry(cluster) == operation
+    listed = encode_networks([NetworkSelectionElement("net1", "default", interface=pod_interface("iface1"))])
+    for other in ("1", "2"):
+        cluster.put(PODS, objects.pod({NETWORKS: listed, "other": other}))
+        await cluster.idle()
+    assert cluster.stages() == [(Stage.REQUESTED, "iface1"), (Stage.POD_ANNOTATED, "iface1")]
+    annotated = named(cluster.spans.get_finished_spans(), "kubevirt annotate iface1")
+    assert annotated.context.trace_id == span.context.trace_id
     assert cluster.kube.counted("PATCH", VMIS) == 1
     assert cluster.kube.counted("PATCH", VMS) == cluster.kube.counted("PATCH", PODS) == 0
 

@@ -1,0 +1,100 @@
+"""The stages that KubeVirt brings an interface to while it owns the VMs, as events for the roles that see them. Pure.
+
+Only an operation with an entry has them. The controller sees the pod's annotation, the handler the guest.
+Next: :mod:`services.common.runtime.observed_stages`, which publishes each of them once.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from schemas.bus.events import ChangedObject, ConfirmedBy, GuestAttached, GuestDetached, ObjectRef, PodAnnotated
+from schemas.stages import OperationKind
+from services.common.domain.nic import Nic, VmiNics
+from services.common.domain.operations import ABSENT, is_migrating
+from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT
+
+ObservedEvent = PodAnnotated | GuestAttached | GuestDetached
+
+
+class ObservedStage(msgspec.Struct, frozen=True):
+    """One stage of an operation, reached or not.
+
+    :ivar event: the event to publish once it is reached.
+    :ivar due: whether the step before it is done.
+    """
+
+    event: ObservedEvent
+    reached: bool
+    due: bool = True
+
+
+def observed_annotations(nics: VmiNics) -> Iterator[ObservedStage]:
+    """Yield for each plug whether the acting pod's networks annotation lists the attachment."""
+    pod = nics.pod
+    if pod is None:
+        return
+    meta = pod.metadata
+    for nic in nics:
+        operation = nics.entries.get((nic.name, OperationKind.PLUG))
+        if operation is None or operation.vm is None or nic.interface.state == ABSENT:
+            continue
+        event = PodAnnotated(
+            operation=operation,
+            vmi=_vmi_ref(nics),
+            pod=ObjectRef(meta.namespace, meta.name, meta.uid),
+            node=pod.spec.node_name,
+            changed=ChangedObject("Pod", meta.uid, meta.resource_version),
+            pod_interface=nic.link,
+        )
+        yield ObservedStage(event, nic.element is not None)
+
+
+def observed_guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
+    """Yield for each plug and unplug whether the guest has got or released the device.
+
+    Nothing at the hand-over of a migration: the VMI's status may then be incomplete, and says so again afterwards.
+    """
+    if nics.pod is None or is_migrating(nics.vmi):
+        return
+    for (name, kind), operation in nics.entries.items():
+        nic = nics.nics.get(name)
+        absent = nic is not None and nic.interface.state == ABSENT
+        if operation.vm is None:
+            continue
+        if kind is OperationKind.UNPLUG:
+            detached = GuestDetached(operation=operation, **_guest_fields(nics))
+            # KubeVirt removes an interface from the spec when guest and Multus have released it.
+            yield ObservedStage(detached, nic is None or (absent and not is_in_guest(nic)), nic is None or absent)
+        elif nic is not None and not absent:
+            attached = GuestAttached(
+                operation=operation,
+                mac=nic.entry.get("mac"),
+                confirmed_by=ConfirmedBy.GUEST_AGENT if GUEST_AGENT in nic.tokens else ConfirmedBy.DEVICE,
+                guest_interface=nic.entry.get("interfaceName"),
+                **_guest_fields(nics),
+            )
+            yield ObservedStage(attached, is_in_guest(nic), nic.status is not None)
+
+
+def is_in_guest(nic: Nic) -> bool:
+    """Return whether KubeVirt reports the device in the domain."""
+    # virt-handler may leave `infoSource` out; nobody else writes the MAC.
+    return DOMAIN in nic.tokens or (not nic.tokens and bool(nic.entry.get("mac")))
+
+
+def _guest_fields(nics: VmiNics) -> dict[str, Any]:
+    pod, vmi = nics.pod, nics.vmi.metadata
+    assert pod is not None
+    return {
+        "vmi": _vmi_ref(nics),
+        "pod": ObjectRef(pod.metadata.namespace, pod.metadata.name, pod.metadata.uid),
+        "node": pod.spec.node_name,
+        "changed": ChangedObject("VirtualMachineInstance", vmi.uid, vmi.resource_version),
+    }
+
+
+def _vmi_ref(nics: VmiNics) -> ObjectRef:
+    meta = nics.vmi.metadata
+    return ObjectRef(meta.namespace, meta.name, meta.uid)

@@ -1,0 +1,106 @@
+"""Publish the stages that KubeVirt brings an interface to, while it owns the VMs: once for each operation and pod.
+
+A stage is published when it is seen to be reached. The span of an event lasts from the time at which the role saw that
+the step was due to the time at which it saw the outcome; it is marked, because nobody of hotnic did the work.
+What was complete before this process looked is not published again: a VM at rest causes no event after a restart.
+Not the decision what is reached: :mod:`services.common.domain.status.observed_stages`.
+"""
+
+import datetime
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from schemas.stages import Stage
+from services.common.domain.status.observed_stages import ObservedEvent, ObservedStage
+from services.common.runtime.context import RoleContext
+from services.common.telemetry.propagation import context_of
+
+OBSERVED = "hotnic.observed"
+"""Attribute of a span about what somebody else did."""
+RECENT = 60.0
+"""Seconds after its request in which an operation counts as new to a process that has just started.
+
+Shorter than the bus drops a repeated message, so an event is not published twice.
+"""
+MAX_STAGES = 16384
+"""Number of remembered stages, one for each operation and pod; of a dropped one an event may be missing."""
+
+_VERBS = {Stage.POD_ANNOTATED: "annotate", Stage.GUEST_ATTACHED: "attach", Stage.GUEST_DETACHED: "detach"}
+
+_StageKey = tuple[str, Stage, str]
+
+
+class _Progress(msgspec.Struct, frozen=True):
+    """What is known of one stage.
+
+    :ivar since: when the step was seen to be due, nanoseconds of the wall clock.
+    :ivar due: whether it was; otherwise an earlier step is missing.
+    :ivar reached: whether the stage is reached and published.
+    """
+
+    since: int
+    due: bool
+    reached: bool = False
+
+
+class ObservedStages:
+    """Follows the stages of operations that KubeVirt carries out.
+
+    :param clock: returns the wall clock in nanoseconds.
+    """
+
+    def __init__(self, context: RoleContext, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self._bus = context.bus
+        self._tracer = context.telemetry.tracer
+        self._clock = clock
+        self._stages: OrderedDict[_StageKey, _Progress] = OrderedDict()
+
+    async def follow(self, stages: Iterable[ObservedStage]) -> None:
+        """Note stages of operations; publish the event of each that is reached for the first time."""
+        for stage in stages:
+            await self._follow(stage)
+
+    async def _follow(self, stage: ObservedStage) -> None:
+        event = stage.event
+        key = (event.operation.id, event.stage, event.pod.uid if event.pod is not None else "")
+        known, now = self._stages.get(key), self._clock()
+        if known is not None and known.reached:
+            return
+        if not stage.reached:
+            if known is None or not known.due:
+                self._remember(key, _Progress(now, stage.due))
+            return
+        since = known.since if known is not None else self._requested(event, now)
+        self._remember(key, _Progress(since or now, stage.due, reached=True))
+        if since is not None:
+            await self._publish(event, since)
+
+    def _remember(self, key: _StageKey, progress: _Progress) -> None:
+        self._stages[key] = progress
+        if len(self._stages) > MAX_STAGES:
+            self._stages.popitem(last=False)
+
+    @staticmethod
+    def _requested(event: ObservedEvent, now: int) -> int | None:
+        """Return when a recent operation was requested; ``None`` if it is older, or its time is unknown."""
+        try:
+            requested = datetime.datetime.fromisoformat(event.operation.requested_at or "").timestamp()
+        except ValueError:
+            return None
+        return min(int(requested * 1e9), now) if now / 1e9 - requested < RECENT else None
+
+    async def _publish(self, event: ObservedEvent, since: int) -> None:
+        with self._tracer.start_as_current_span(
+            f"kubevirt {_VERBS[event.stage]} {event.operation.interface}",
+            context=context_of(event.operation.traceparent),
+            start_time=since,
+            attributes={
+                OBSERVED: True,
+                "hotnic.interface": event.operation.interface,
+                "hotnic.operation.id": event.operation.id,
+            },
+        ):
+            await self._bus.publish(event)

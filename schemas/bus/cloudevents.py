@@ -10,7 +10,7 @@ from schemas.stages import Stage
 
 CONTENT_TYPE = "application/json"
 OBSERVED = "hotnic-observed"
-"""Header of an event about what somebody else did, such as KubeVirt: its publisher only saw it. Its value is ``true``."""
+"""Header of an event about what somebody else did, such as KubeVirt; its value is ``true``."""
 _TYPE_PREFIX = "io.hotnic.hotplug."
 _TYPE_SUFFIX = ".v1"
 

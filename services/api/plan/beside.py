@@ -6,7 +6,6 @@ annotation. KubeVirt 1.0 follows the requests in the VM's status instead of the 
 Next: :mod:`services.api.apply`.
 """
 
-import datetime
 from typing import Any
 
 import msgspec
@@ -45,7 +44,7 @@ from services.api.plan.consequences import (
 )
 from services.api.plan.vm import parse_vm, with_primary_network
 from services.common.domain.kubevirt.capabilities import Capabilities
-from services.common.domain.kubevirt.entries import InterfaceEntries, entry_key, read_entries
+from services.common.domain.kubevirt.entries import ORPHAN_AGE, InterfaceEntries, entry_age, entry_key, find_entries
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT
 from services.common.domain.spec_patch import (
@@ -59,8 +58,6 @@ from services.common.domain.spec_patch import (
 from services.common.domain.status_interfaces import DOMAIN
 from services.common.domain.template import TemplateInterfaces, find_pending_changes
 
-ENTRY_GRACE = datetime.timedelta(seconds=60)
-"""How long the edit of the template may follow the entry; the controller removes an entry that nothing follows then."""
 REQUEST_QUEUE = "/status/interfaceRequests"
 
 NO_KUBEVIRT = (
@@ -79,7 +76,7 @@ def add(observed: Observed) -> Answer:
     assert isinstance(options, AddInterfaceOptions)
     capabilities = _check_allowed(observed)
     vm, template, nics = parse_vm(observed)
-    entries = _entries(observed, vm, nics)
+    entries = find_entries(nics.vmi if nics is not None else None, observed.options.name)
     if options.name in template.interfaces:
         return _join_plug(observed, template, nics, entries)
     queued = _find_queued(vm, options.name) if capabilities.request_queue else None
@@ -113,7 +110,7 @@ def remove(observed: Observed) -> Answer:
     """
     capabilities = _check_allowed(observed)
     vm, template, nics = parse_vm(observed)
-    name, entries = observed.options.name, _entries(observed, vm, nics)
+    name, entries = observed.options.name, find_entries(nics.vmi if nics is not None else None, observed.options.name)
     desired, present = template.interfaces.get(name), nics.interfaces.get(name) if nics is not None else None
     unplugging = present is not None and present.state == ABSENT
     if desired is None:
@@ -152,10 +149,6 @@ def _check_allowed(observed: Observed) -> Capabilities:
         )
         raise Refused(RefuseRequest(403, "Forbidden", message, VMS.plural, observed.name))
     return observed.beside
-
-
-def _entries(observed: Observed, vm: VirtualMachine, nics: VmiNics | None) -> InterfaceEntries:
-    return read_entries(nics.vmi, observed.options.name, vm.metadata.uid) if nics is not None else InterfaceEntries()
 
 
 def _join_plug(
@@ -263,7 +256,7 @@ def _enter(
         return found, EntryWrite([], _withdrawal(nics, found))
     # A request to another api may be between its two writes. A plug's entry beside one of an unplug is a leftover.
     between = found is not None and (kind is OperationKind.UNPLUG or entries.unplug is None)
-    if found is not None and between and _is_recent(found, observed.now):
+    if found is not None and between and entry_age(found, observed.now) < ORPHAN_AGE:
         return found, EntryWrite([], [])
     changes: dict[str, str | None] = {entry_key(new.interface, kind): encode_annotation(new)}
     annotations, leftover = nics.vmi.metadata.annotations, unplug_key(new.interface)
@@ -283,14 +276,6 @@ def _withdrawal(nics: VmiNics, operation: Operation) -> list[PatchOp]:
 def _same_vmi(nics: VmiNics) -> PatchOp:
     # A VM that restarts gets a new VMI of the same name.
     return {"op": "test", "path": "/metadata/uid", "value": nics.vmi.metadata.uid}
-
-
-def _is_recent(operation: Operation, now: str) -> bool:
-    try:
-        age = datetime.datetime.fromisoformat(now) - datetime.datetime.fromisoformat(operation.requested_at or "")
-    except (ValueError, TypeError):
-        return False
-    return age < ENTRY_GRACE
 
 
 def _edit(

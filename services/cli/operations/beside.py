@@ -6,7 +6,7 @@ Next: :mod:`services.cli.operations.progress`, which adds the stages.
 
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance, VmiSpec
 from schemas.stages import OperationKind
-from services.common.domain.kubevirt.entries import read_entries
+from services.common.domain.kubevirt.entries import find_entry
 from services.common.domain.operations import ABSENT
 
 PRESENT = "present"
@@ -34,9 +34,9 @@ class BesideKubeVirt:
         self._followed = False
         self.left_vmi = False
 
-    def follows(self, vmi: VirtualMachineInstance, vm: VirtualMachine) -> bool:
+    def follows(self, vmi: VirtualMachineInstance) -> bool:
         """Return whether KubeVirt follows this operation: its entry is on the VMI, or was."""
-        entry = read_entries(vmi, self._interface, vm.metadata.uid).of(self._kind)
+        entry = find_entry(vmi, self._interface, self._kind)
         self._entered = self._entered or (entry is not None and entry.id == self._operation)
         return self._entered
 
@@ -46,7 +46,7 @@ class BesideKubeVirt:
         :param attached: whether pod and guest have the interface.
         :raises ValueError: a spec is malformed.
         """
-        entry = read_entries(vmi, self._interface, vm.metadata.uid).of(self._kind)
+        entry = find_entry(vmi, self._interface, self._kind)
         template, running = (state_in(spec, self._interface) for spec in (vm.spec.template.spec, vmi.spec))
         self.left_vmi = running is None
         if entry is not None and entry.id != self._operation:

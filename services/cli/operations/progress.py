@@ -110,7 +110,7 @@ class OperationProgress:
             nic_status = next(
                 (nic_status for nic_status in nic_statuses if nic_status.interface == self._interface), None
             )
-            if template is not None and self._beside.follows(vmi, template):
+            if template is not None and self._beside.follows(vmi):
                 return self._observe_beside(vmi, template, nic_status)
             if self._kind is OperationKind.PLUG:
                 return self._observe_plug(vmi, nic_status)
@@ -149,7 +149,7 @@ class OperationProgress:
         lists = nic_status is not None and nic_status.kind is self._kind
         if nic_status is not None and lists:
             self.nic_status = nic_status = msgspec.structs.replace(nic_status, operation=self._operation)
-        attached = nic_status is not None and lists and _is_attached(nic_status)
+        attached = nic_status is not None and lists and nic_status.complete
         end = self._beside.find_end(vmi, vm, attached=attached)
         if isinstance(end, str):
             return self._fail(end)

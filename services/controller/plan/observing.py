@@ -6,25 +6,22 @@ anybody else, and removes what has ended or never came. Nothing else is written.
 Next: :mod:`services.controller.entries`, which writes the plan.
 """
 
-import datetime
 from collections.abc import Iterator
 
 import msgspec
 
 from schemas.kubernetes.objects import VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
+from schemas.kubernetes.operations import Operation, encode_annotation
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.entries import ORPHAN_AGE, entry_age, entry_key, read_entries
+from services.common.domain.kubevirt.stages import is_in_guest
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
-from services.common.domain.status.observed_stages import is_in_guest
 from services.common.domain.status_interfaces import DOMAIN, parse_tokens
 from services.common.domain.template import TemplateInterfaces, find_pending_changes, is_active, owns
 from services.controller.plan.actions import Observed
-
-ORPHAN_AGE = 60.0
-"""Seconds after which an entry that nothing follows is removed: the api writes it before it edits the template."""
 
 
 class NewEntry(msgspec.Struct, frozen=True):
@@ -40,7 +37,7 @@ class NewEntry(msgspec.Struct, frozen=True):
     @property
     def key(self) -> str:
         """The key of its annotation."""
-        return _key(self.interface, self.kind)
+        return entry_key(self.interface, self.kind)
 
 
 class EntryChanges(msgspec.Struct, frozen=True):
@@ -85,7 +82,7 @@ def plan_entries(observed: Observed, beside: Capabilities) -> EntryChanges:
     entries = read_entries(nics)
     added: dict[str, NewEntry] = {}
     if nics.vmi.status.phase == "Running":
-        taken = {_key(name, kind) for name, kind in entries}
+        taken = {entry_key(name, kind) for name, kind in entries}
         for entry in _changes_in_progress(template, nics, beside):
             # Two interfaces whose names have the same hash share a key: the first one has it.
             if entry.key not in taken:
@@ -96,17 +93,12 @@ def plan_entries(observed: Observed, beside: Capabilities) -> EntryChanges:
         if _is_followed(template, nics, name, kind):
             continue
         unplugged = (name, OperationKind.UNPLUG) in entries and not _is_known(template, nics, name)
-        left = 0.0 if unplugged else ORPHAN_AGE - _age(operation, observed.now)
+        left = 0.0 if unplugged else ORPHAN_AGE - entry_age(operation, observed.now)
         if left > 0:
             waits.append(left)
         else:
-            removed.append(_key(name, kind))
+            removed.append(entry_key(name, kind))
     return EntryChanges(tuple(added.values()), tuple(removed), min(waits, default=None))
-
-
-def read_entries(nics: VmiNics) -> dict[tuple[str, OperationKind], Operation]:
-    """Return the entries of a VMI by interface and kind, without operations from a time when hotnic owned the VMs."""
-    return {key: operation for key, operation in nics.entries.items() if operation.vm is not None}
 
 
 def _changes_in_progress(template: TemplateInterfaces, nics: VmiNics, beside: Capabilities) -> Iterator[NewEntry]:
@@ -152,16 +144,3 @@ def _is_followed(template: TemplateInterfaces, nics: VmiNics, name: str, kind: O
 
 def _is_known(template: TemplateInterfaces, nics: VmiNics, name: str) -> bool:
     return name in template.interfaces or name in nics.interfaces
-
-
-def _key(interface: str, kind: OperationKind) -> str:
-    return unplug_key(interface) if kind is OperationKind.UNPLUG else operation_key(interface)
-
-
-def _age(operation: Operation, now: str) -> float:
-    """Return the seconds since an operation was requested, at least 0; without a valid time it is old."""
-    try:
-        requested = datetime.datetime.fromisoformat(operation.requested_at or "")
-        return max(0.0, (datetime.datetime.fromisoformat(now) - requested).total_seconds())
-    except (ValueError, TypeError):
-        return ORPHAN_AGE

@@ -13,7 +13,7 @@ from schemas.kubernetes.operations import Operation, encode_annotation, operatio
 from schemas.stages import OperationKind, Stage
 from services.api.observe import ClusterSettings
 from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
-from services.common.domain.kubevirt.entries import read_entries
+from services.common.domain.kubevirt.entries import find_entry
 from tests.support.kube.node_kube import PODS, Refused
 from tests.support.kube.served_api import ServedApi, serve_api
 from tests.support.observed import objects
@@ -52,7 +52,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ServedApi]:
 
 def vmi_entry(api: ServedApi, kind: OperationKind) -> Operation | None:
     vmi = msgspec.convert(api.kube.objects[VMIS, "default", "vm1"], type(objects.vmi()))
-    return read_entries(vmi, "iface1", objects.VM_UID).of(kind)
+    return find_entry(vmi, "iface1", kind)
 
 
 def template(api: ServedApi) -> list[dict[str, Any]]:

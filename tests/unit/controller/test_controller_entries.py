@@ -151,7 +151,9 @@ def test_an_entry_is_removed_when_its_change_has_ended_or_never_came(
     assert (changes.added, set(changes.removed), changes.next_orphan) == ((), removed, due)
 
 
-@pytest.mark.parametrize("beside", [capabilities("1.0.1", "HotplugNICs"), capabilities("1.3.0")], ids=["1.0", "gate"])
+@pytest.mark.parametrize(
+    "beside", [capabilities("v1.0.1"), capabilities("v1.3.0", gate="HotplugNICs")], ids=["1.0", "gate"]
+)
 def test_an_edit_that_this_kubevirt_does_not_follow_gets_no_entry(beside: Capabilities) -> None:
     assert planned(objects.vm(BLUE), vmi(), [objects.pod()], beside) == EntryChanges()
 
@@ -201,6 +203,6 @@ def test_the_patch_applies_only_while_nobody_else_wrote_the_entry() -> None:
 def test_objects_that_kubevirt_wrote(moment: str, added: list[tuple[OperationKind, str]]) -> None:
     pods = recorded_pods(moment)
     newest = sorted(pods, key=lambda pod: pod.metadata.creation_timestamp or "")[-1:]
-    beside = capabilities("1.0.1", "HotplugNICs") if moment.startswith("v1.0.1") else capabilities()
+    beside = capabilities("v1.0.1") if moment.startswith("v1.0.1") else capabilities()
     changes = planned(recorded_vm(moment), recorded_vmi(moment), newest, beside)
     assert ([(new.kind, new.interface) for new in changes.added], changes.removed) == (added, ())

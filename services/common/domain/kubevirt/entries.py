@@ -1,19 +1,27 @@
-"""The entries of one interface on a VMI beside KubeVirt: the operations that its owning VM's template requested. Pure.
+"""The entries of a VMI beside KubeVirt: operations that are written to it before KubeVirt follows its template. Pure.
 
 An entry of a plug and one of an unplug have keys of their own, so that both exist while KubeVirt still follows the
-template. They are the only annotations that hotnic writes there, and always on the VMI.
-Not here: the stages of an operation (:mod:`services.common.domain.status.hotplug_status`).
+template. They are the only annotations that hotnic writes there. The api writes one for each of its requests, the
+controller for every other change.
+Not here: how far an operation is (:mod:`services.common.domain.kubevirt.stages`).
 """
+
+import datetime
 
 import msgspec
 
 from schemas.kubernetes.objects import VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, operation_key, read_operation, unplug_key
+from schemas.kubernetes.operations import Operation, operation_key, unplug_key
 from schemas.stages import OperationKind
+from services.common.domain.nic import VmiNics
+from services.common.domain.operations import owning_vm_uid, read_operations, read_unplugs
+
+ORPHAN_AGE = 60.0
+"""Seconds after which an entry that nothing follows counts as left over: its change was refused, or never came."""
 
 
 class InterfaceEntries(msgspec.Struct, frozen=True):
-    """The entries of one interface; ``None`` where there is none, or a copy that names another VM.
+    """The entries of one interface; ``None`` where there is none.
 
     :ivar plug: the operation that plugs the interface; it stays until the interface is unplugged.
     :ivar unplug: the operation that unplugs it.
@@ -32,15 +40,32 @@ def entry_key(interface: str, kind: OperationKind) -> str:
     return operation_key(interface) if kind is OperationKind.PLUG else unplug_key(interface)
 
 
-def read_entries(vmi: VirtualMachineInstance, interface: str, vm_uid: str) -> InterfaceEntries:
-    """Return the entries of an interface.
+def read_entries(nics: VmiNics) -> dict[tuple[str, OperationKind], Operation]:
+    """Return the entries of a VMI by interface and kind, without operations from a time when hotnic owned the VMs."""
+    return {key: operation for key, operation in nics.entries.items() if operation.vm is not None}
 
-    :param vm_uid: UID of the VM that owns the VMI. An entry that names another one came with a clone or a restore.
+
+def find_entry(vmi: VirtualMachineInstance, interface: str, kind: OperationKind) -> Operation | None:
+    """Return the entry of an interface; ``None`` if there is none, or a copy that names another VM."""
+    read = read_operations if kind is OperationKind.PLUG else read_unplugs
+    found = read(vmi.metadata.annotations, owning_vm_uid(vmi)).get(interface)
+    return found if found is not None and found.kind is kind and found.vm is not None else None
+
+
+def find_entries(vmi: VirtualMachineInstance | None, interface: str) -> InterfaceEntries:
+    """Return the entries of one interface; a VM that does not run has none."""
+    if vmi is None:
+        return InterfaceEntries()
+    return InterfaceEntries(*(find_entry(vmi, interface, kind) for kind in (OperationKind.PLUG, OperationKind.UNPLUG)))
+
+
+def entry_age(entry: Operation, now: str) -> float:
+    """Return the seconds since an operation was requested, at least 0; without a valid time it is left over.
+
+    :param now: RFC 3339.
     """
-    found = {}
-    for kind in OperationKind:
-        text = vmi.metadata.annotations.get(entry_key(interface, kind))
-        operation = read_operation({operation_key(interface): text}, interface) if text is not None else None
-        if operation is not None and operation.kind is kind and operation.vm == vm_uid:
-            found[kind] = operation
-    return InterfaceEntries(found.get(OperationKind.PLUG), found.get(OperationKind.UNPLUG))
+    try:
+        requested = datetime.datetime.fromisoformat(entry.requested_at or "")
+        return max(0.0, (datetime.datetime.fromisoformat(now) - requested).total_seconds())
+    except (ValueError, TypeError):
+        return ORPHAN_AGE

@@ -11,9 +11,11 @@ import msgspec
 
 from schemas.bus.events import ChangedObject, ConfirmedBy, GuestAttached, GuestDetached, ObjectRef, PodAnnotated
 from schemas.stages import OperationKind
-from services.common.domain.nic import Nic, VmiNics
+from services.common.domain.kubevirt.entries import read_entries
+from services.common.domain.kubevirt.stages import is_in_guest
+from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT, is_migrating
-from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT
+from services.common.domain.status_interfaces import GUEST_AGENT
 
 ObservedEvent = PodAnnotated | GuestAttached | GuestDetached
 
@@ -35,10 +37,10 @@ def observed_annotations(nics: VmiNics) -> Iterator[ObservedStage]:
     pod = nics.pod
     if pod is None:
         return
-    meta = pod.metadata
+    meta, entries = pod.metadata, read_entries(nics)
     for nic in nics:
-        operation = nics.entries.get((nic.name, OperationKind.PLUG))
-        if operation is None or operation.vm is None or nic.interface.state == ABSENT:
+        operation = entries.get((nic.name, OperationKind.PLUG))
+        if operation is None or nic.interface.state == ABSENT:
             continue
         event = PodAnnotated(
             operation=operation,
@@ -58,11 +60,9 @@ def observed_guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
     """
     if nics.pod is None or is_migrating(nics.vmi):
         return
-    for (name, kind), operation in nics.entries.items():
+    for (name, kind), operation in read_entries(nics).items():
         nic = nics.nics.get(name)
         absent = nic is not None and nic.interface.state == ABSENT
-        if operation.vm is None:
-            continue
         if kind is OperationKind.UNPLUG:
             detached = GuestDetached(operation=operation, **_guest_fields(nics))
             # KubeVirt removes an interface from the spec when guest and Multus have released it.
@@ -76,12 +76,6 @@ def observed_guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
                 **_guest_fields(nics),
             )
             yield ObservedStage(attached, is_in_guest(nic), nic.status is not None)
-
-
-def is_in_guest(nic: Nic) -> bool:
-    """Return whether KubeVirt reports the device in the domain."""
-    # virt-handler may leave `infoSource` out; nobody else writes the MAC.
-    return DOMAIN in nic.tokens or (not nic.tokens and bool(nic.entry.get("mac")))
 
 
 def _guest_fields(nics: VmiNics) -> dict[str, Any]:

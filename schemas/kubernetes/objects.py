@@ -123,6 +123,7 @@ class MigrationState(_KubePart, frozen=True):
     failed: bool = False
     target_node: str | None = None
     target_pod: str | None = None
+    end_timestamp: str | None = None
     migration_uid: str | None = msgspec.field(default=None, name="migrationUid")
 
 

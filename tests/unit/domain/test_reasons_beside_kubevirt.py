@@ -10,7 +10,7 @@ from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, NetworkStatus,
 from schemas.kubernetes.objects import Condition, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.names import pod_interface
-from schemas.stages import OperationKind
+from schemas.stages import OperationKind, Stage
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.migration import MigrationOutcome, find_migration_outcome
 from services.common.domain.kubevirt.reasons import TABLE, explain
@@ -87,6 +87,11 @@ def test_queue_of_requests_is_shown_and_a_failing_request_blocks_the_later_ones(
     }
     assert "about interface poison" in str(blocked["iface1"].message)
     assert blocked["iface1"].network == "net2"
+    followed = objects.vmi(objects.nic("iface2", state="absent"), NIC, owned=True)
+    assert [one.reason for one in derive(followed, with_status(vm, queue=QUEUE[1:]), beside).values()] == [
+        "WaitingForKubeVirt",
+        "WaitingForGuestAttached",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,14 @@ def test_ordinal_names_are_not_unplugged() -> None:
     vmi = attached(annotations={unplug_key("iface1"): encode_annotation(entry)})
     found = derive(vmi, objects.vm(ABSENT), NEWEST, **{NETWORKS: "default/net1@net1"})["iface1"]
     assert (found.operation, found.reason) == ("unplug", "OrdinalInterfaceNames")
+
+
+def test_interface_that_was_plugged_during_a_migration_is_not_in_the_new_pod_yet() -> None:
+    entry = Operation("plug", OperationKind.PLUG, "iface1", requested_at="2026-01-01T00:00:05Z", vm=objects.VM_UID)
+    migration = {"completed": True, "targetPod": objects.pod().metadata.name, "endTimestamp": "2026-01-01T00:00:09Z"}
+    vmi = attached(annotations={operation_key("iface1"): encode_annotation(entry)}, migrationState=migration)
+    (found,) = derive_statuses(parse_nics(vmi, objects.pod()), objects.vm(NIC), NEWEST)
+    assert (found.operation, found.stage, found.reason) == ("plug", Stage.REQUESTED, "Migrated")
 
 
 YES, NO = Condition("LiveMigratable", "True"), Condition("LiveMigratable", "False", message="a host device")

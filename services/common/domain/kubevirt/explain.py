@@ -20,6 +20,7 @@ from services.common.domain.kubevirt.migration import (
     explain_not_migratable,
     find_condition,
     find_migration_outcome,
+    is_earlier,
     seconds_of_grace,
 )
 from services.common.domain.kubevirt.reasons import Explanation, explain
@@ -134,7 +135,7 @@ def _explain_vmi(situation: Situation) -> Explanation | None:
 def _explain_plug(situation: Situation, nic: Nic, stage: Stage) -> Explanation:
     if stage is Stage.MULTUS_ATTACHED:
         return _explain(situation, "WaitingForGuestAttached")
-    if nic.status is not None and is_on_another_network(nic):
+    if nic.status is not None and is_on_another_network(situation.nics, nic):
         cause = f"the network was changed from {nic.status.name} to {nic.nad}, which a running pod cannot follow"
         return _explain_migration(situation, cause)
     if stage is Stage.POD_ANNOTATED:
@@ -142,6 +143,8 @@ def _explain_plug(situation: Situation, nic: Nic, stage: Stage) -> Explanation:
         return _explain_multus(situation, "WaitingForMultusAttached", "attached", cause)
     if nic.interface.sriov is not None:
         return _explain_migration(situation, "an SR-IOV device cannot be added to a running pod")
+    if _was_migrated_meanwhile(situation, nic):
+        return _explain(situation, "Migrated")
     if has_lost_its_element(situation.nics, nic):
         return _explain(situation, "ElementMissing")
     return _explain_kubevirt(situation, "list the interface in the pod's networks annotation")
@@ -155,8 +158,7 @@ def _explain_unplug(situation: Situation, nic: Nic, stage: Stage) -> Explanation
         return _explain(situation, "LastInterfaceStays")
     if stage is Stage.GUEST_DETACHED and _is_migration_required(situation):
         return _explain_migration(situation, "Multus has not detached the interface from the running pod")
-    desired = situation.template.interfaces.get(nic.name) if situation.template is not None else None
-    if desired is not None and desired.kind is OperationKind.PLUG:
+    if _comes_back(situation, nic):
         return _explain(situation, "ComesBack", interface=nic.name)
     if stage is Stage.REQUESTED:
         still = "Multus has still to detach the interface from the pod, too"
@@ -227,6 +229,22 @@ def _explain_migration(situation: Situation, cause: str) -> Explanation:
 def _is_migration_required(situation: Situation) -> bool:
     condition = find_condition(situation.nics.vmi, MIGRATION_REQUIRED)
     return condition is not None and condition.status == "True"
+
+
+def _comes_back(situation: Situation, nic: Nic) -> bool:
+    """Return whether the template has an interface that is being unplugged, not only until KubeVirt 1.0 follows."""
+    template, vm = situation.template, situation.vm
+    desired = template.interfaces.get(nic.name) if template is not None else None
+    queued = [change.name for change in read_queue(vm)] if vm is not None else []
+    return desired is not None and desired.kind is OperationKind.PLUG and nic.name not in queued
+
+
+def _was_migrated_meanwhile(situation: Situation, nic: Nic) -> bool:
+    """Return whether the VM moved to its pod after the plug was requested; that pod was made without the interface."""
+    state, pod, requested = situation.nics.vmi.status.migration_state, situation.nics.pod, nic.operation.requested_at
+    if state is None or pod is None or state.target_pod != pod.metadata.name:
+        return False
+    return is_earlier(requested, state.end_timestamp)
 
 
 def _failure(situation: Situation) -> str | None:

@@ -74,12 +74,22 @@ def seconds_of_grace(condition: Condition, now: str | None) -> int | None:
     :param condition: ``MigrationRequired``, with status ``False``.
     :param now: RFC 3339.
     """
+    passed = _seconds_between(condition.last_transition_time, now)
+    return max(0, round(GRACE - passed)) if passed is not None else None
+
+
+def is_earlier(one: str | None, other: str | None) -> bool:
+    """Return whether a time, RFC 3339, is before another one; ``False`` when one is unknown."""
+    passed = _seconds_between(one, other)
+    return passed is not None and passed > 0
+
+
+def _seconds_between(start: str | None, end: str | None) -> float | None:
     try:
-        since = datetime.datetime.fromisoformat(condition.last_transition_time or "")
-        passed = (datetime.datetime.fromisoformat(now or "") - since).total_seconds()
+        since = datetime.datetime.fromisoformat(start or "")
+        return (datetime.datetime.fromisoformat(end or "") - since).total_seconds()
     except (ValueError, TypeError):
         return None
-    return max(0, round(GRACE - passed))
 
 
 def _find_eviction_outcome(strategy: str, migratable: bool) -> MigrationOutcome:

@@ -72,6 +72,11 @@ TABLE: tuple[Reason, ...] = (
         "the VM is being migrated; until the migration ends, stages may go back and come again",
     ),
     Reason(
+        "Migrated",
+        "the VM was migrated while the interface was being plugged; its new pod does not have the interface yet, and "
+        "KubeVirt lists it there next",
+    ),
+    Reason(
         "NoActingPod",
         "no running launcher pod of the VM was found on its node",
         "kubectl get pods -n {namespace} -l kubevirt.io/created-by={uid}",
@@ -164,14 +169,14 @@ TABLE: tuple[Reason, ...] = (
         "ComesBack",
         "the interface is being unplugged, which is final, but the VM's template has it again; KubeVirt plugs it anew "
         "as soon as it is gone",
-        "to keep it out, remove it again after that: hotnic removeinterface {vm} --name {interface}",
+        "to keep it out, remove it again after that: hotnic removeinterface {vm} -n {namespace} --name {interface}",
     ),
     Reason(
         "DroppedFromTemplate",
         "the VM's template does not have the interface any more, but it was not unplugged: KubeVirt unplugs only what "
         "the template has as absent",
-        "add it again with the same network {network}, and remove it then: hotnic removeinterface {vm} --name "
-        "{interface}; or restart the VM",
+        "add it again with the same network {network}, and remove it then: hotnic removeinterface {vm} -n {namespace} "
+        "--name {interface}; or restart the VM",
     ),
     Reason(
         "RestartRequired",

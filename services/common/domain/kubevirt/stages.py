@@ -24,9 +24,9 @@ def is_in_guest(nic: Nic) -> bool:
     return DOMAIN in nic.tokens or finished
 
 
-def is_on_another_network(nic: Nic) -> bool:
+def is_on_another_network(nics: VmiNics, nic: Nic) -> bool:
     """Return whether the pod's interface is attached to another NAD than that of the spec: the NAD was changed."""
-    return nic.status is not None and nic.status.name != nic.nad
+    return nic.status is not None and qualified_nad(nic.status.name, nics.vmi.metadata.namespace) != nic.nad
 
 
 def has_lost_its_element(nics: VmiNics, nic: Nic) -> bool:
@@ -35,7 +35,7 @@ def has_lost_its_element(nics: VmiNics, nic: Nic) -> bool:
 
 
 def _plug_stage(nics: VmiNics, nic: Nic) -> Stage:
-    attached = nic.status is not None and not is_on_another_network(nic)
+    attached = nic.status is not None and not is_on_another_network(nics, nic)
     # While no pod is known to act, the status of the VMI is all there is.
     if is_in_guest(nic) and (attached or nics.pod is None):
         return Stage.GUEST_ATTACHED

@@ -17,7 +17,7 @@ from services.common.domain.kubevirt.reasons import Explanation
 from services.common.domain.kubevirt.stages import observe_stage
 from services.common.domain.kubevirt.strays import find_stray_elements
 from services.common.domain.nic import Nic, VmiNics
-from services.common.domain.operations import is_migrating
+from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, parse_tokens
 from services.common.domain.template import (
     TemplateInterfaces,
@@ -135,9 +135,14 @@ def _pending_changes(template: TemplateInterfaces, nics: VmiNics, situation: Sit
             PendingChange(queued.name, queued.kind, queued.network or None)
             for queued in read_queue(template.vm)
             # A request that the VMI follows already stays in the queue until the template has it, too.
-            if queued.name not in known and (queued.name in nics.interfaces) is (queued.kind is OperationKind.UNPLUG)
+            if queued.name not in known and _is_present(nics, queued.name) is (queued.kind is OperationKind.UNPLUG)
         ]
     return found
+
+
+def _is_present(nics: VmiNics, name: str) -> bool:
+    """Return whether the VMI has an interface and does not unplug it."""
+    return name in nics.interfaces and nics.interfaces[name].state != ABSENT
 
 
 def _at_restart(

@@ -1,5 +1,7 @@
 """An operation beside KubeVirt whose changes come in any order, or not at all: its id holds, "complete" is true."""
 
+from typing import Any
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +60,7 @@ class World(msgspec.Struct, frozen=True):
         entries = {operation_key("iface1"): encode_annotation(PLUG)}
         entries |= {unplug_key("iface1"): encode_annotation(UNPLUG)} if self.unplugs else {}
         status = [{"name": "iface1", "infoSource": self.tokens}] if self.tokens else []
-        migration = {"migrationState": {}} if self.migrating else {}
+        migration: dict[str, Any] = {"migrationState": {}} if self.migrating else {}
         vmi = objects.vmi(*nics_of(self.vmi), status=status, annotations=entries, owned=True, **migration)
         elements = [NetworkSelectionElement(self.element, "default", interface=LINK)] if self.element else []
         statuses = [NetworkStatus(f"default/{self.attached}", LINK)] if self.attached else []

@@ -126,7 +126,7 @@ async def test_status_beside_kubevirt_says_what_to_do(api: ServedApi) -> None:
     (nic_status,) = (await read(api)).items
     assert nic_status.reason == "WaitingForMultusAttached"
     assert pod.metadata.name in str(nic_status.remedy)
-    assert nic_status.docs == "docs/beside-kubevirt.md#waiting-for-multus-attached"
+    assert nic_status.docs == "docs/beside-kubevirt.md#waitingformultusattached"
     async with watching(api) as stream:
         first = await stream.line()
         assert first is not None

@@ -122,7 +122,7 @@ async def test_status_of_objects_beside_kubevirt_says_what_to_do(tmp_path: Path)
     reason, remedy, page, warning = explain(nic_status, ["FailedAddingInterface: no lease"])
     assert reason.startswith("WaitingForMultusAttached: ")
     assert remedy.startswith("what to do: let networks and multus")
-    assert page == "see docs/beside-kubevirt.md#waiting-for-multus-attached"
+    assert page == "see docs/beside-kubevirt.md#waitingformultusattached"
     assert warning == "FailedAddingInterface: no lease"
 
 

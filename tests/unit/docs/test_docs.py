@@ -14,6 +14,7 @@ import pytest
 
 from services.cli.__main__ import hotnic
 from services.cli.commands.run import ROLES
+from services.common.domain.kubevirt import reasons
 from services.common.runtime.settings import variables
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,6 +152,11 @@ def test_the_diagram_of_the_stages_is_the_table() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_reason_beside_kubevirt_has_a_section_in_the_order_of_the_table() -> None:
+    headings = re.findall(r"^### (\w+)$", (ROOT / reasons.PAGE).read_text(), re.MULTILINE)
+    assert [row.code for row in reasons.TABLE] == headings
 
 
 def test_decisions_are_numbered_without_a_gap() -> None:

@@ -4,8 +4,6 @@ Each has a code, a sentence, what a user can do, and a section of ``docs/beside-
 Not here: which one applies. Next: :mod:`services.common.domain.kubevirt.explain`, which chooses it.
 """
 
-import re
-
 import msgspec
 
 PAGE = "docs/beside-kubevirt.md"
@@ -28,8 +26,8 @@ class Reason(msgspec.Struct, frozen=True):
 
     @property
     def anchor(self) -> str:
-        """The section of the page: the code in lower case, with hyphens."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "-", self.code).lower()
+        """The section of the page, whose heading is the code."""
+        return self.code.lower()
 
 
 class Explanation(msgspec.Struct, frozen=True):

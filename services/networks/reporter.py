@@ -20,8 +20,7 @@ from services.networks.plan import messages
 from services.networks.plan.actions import Attach, Detach, RecordEvent
 from services.networks.pod_cache import PodCache
 from services.networks.status import AttachOutcome
-
-VMI_KIND = "VirtualMachineInstance"
+from services.networks.vmi_operations import vmi_of
 
 
 class PodEvent(msgspec.Struct, frozen=True):
@@ -112,7 +111,7 @@ class Reporter:
         fields = self._event_fields(pod, action, number)
         event = Failed(**fields, at=at, reason=failure.reason, message=failure.message, retry_after=after)
         # An ordinary pod has no operation of its own per edit, so the annotation distinguishes two edits.
-        edit = "" if _vmi_of(pod) else pod.metadata.annotations.get(NETWORKS, "")
+        edit = "" if vmi_of(pod) else pod.metadata.annotations.get(NETWORKS, "")
         self._publish_in_background(
             pod, event, PodEvent("Warning", reason, message, (action.operation.id, reason, failure.reason, edit))
         )
@@ -151,18 +150,12 @@ class Reporter:
         meta = pod.metadata
         return {
             "operation": action.operation,
-            "vmi": _vmi_of(pod),
+            "vmi": vmi_of(pod),
             "pod": ObjectRef(meta.namespace, meta.name, meta.uid),
             "node": self._context.node,
             "changed": ChangedObject("Pod", meta.uid, meta.resource_version),
             "attempt": number,
         }
-
-
-def _vmi_of(pod: Pod) -> ObjectRef | None:
-    """Return the VMI that owns a pod; ``None`` for an ordinary pod."""
-    owner = next((o for o in pod.metadata.owner_references if o.kind == VMI_KIND), None)
-    return ObjectRef(pod.metadata.namespace, owner.name, owner.uid) if owner else None
 
 
 def _name(pod: Pod) -> str:
@@ -171,4 +164,4 @@ def _name(pod: Pod) -> str:
 
 def _success_key(pod: Pod, action: Attach | Detach, reason: str) -> tuple[str, ...]:
     """Return the key of an Event of success: one per operation, or one per change of an ordinary pod."""
-    return (action.operation.id, reason, "" if _vmi_of(pod) else pod.metadata.resource_version)
+    return (action.operation.id, reason, "" if vmi_of(pod) else pod.metadata.resource_version)

@@ -22,7 +22,9 @@ from services.networks.multus_client import MultusClient
 from services.networks.observe import PodObserver
 from services.networks.plan import is_eligible, plan
 from services.networks.plan.actions import NamespaceIsolation
+from services.networks.plan.attachments import MalformedAnnotation
 from services.networks.pod_cache import PodCache
+from services.networks.vmi_operations import VmiOperations
 
 CONSUMED_STAGES = frozenset({Stage.POD_ANNOTATED, Stage.GUEST_DETACHED})
 """The stages whose events trigger this role; its own and later stages leave nothing for it to do."""
@@ -65,6 +67,7 @@ class Networks:
         )
         self._reader = CachedReader(kube, PODS, self.pods)
         self._observer = PodObserver(context, self._reader, cri, multus, self.pod_cache, isolation)
+        self._operations = VmiOperations(context)
         self._applier = Applier(context, self._observer, multus, self._reader, self.pod_cache)
         self.queue: Reconciler[Key] = Reconciler(
             context.role, self._reconcile, log=log, meter=context.telemetry.meter, keys=self._keys
@@ -123,7 +126,10 @@ class Networks:
             return
         observed = observation.observed
         pod = observed.pod
-        settled = await self._applier.apply(pod, plan(observed), attempt, observation.sandbox)
+        actions = plan(observed)
+        if actions and not isinstance(observed.attachments, MalformedAnnotation):
+            actions = await self._operations.join(pod, actions, observed.attachments)
+        settled = await self._applier.apply(pod, actions, attempt, observation.sandbox)
         if observation.record_failure is not None:
             raise observation.record_failure
         # Only now: an annotation that was not fully applied must be compared with the record again.

@@ -136,7 +136,12 @@ def parse_attachments(
         return MalformedAnnotation(key, str(error))
     marks = {link: _find_mark(annotations, link, uid) for link in (status.interface for status in statuses) if link}
     found = (read_operation_at(annotations, name) for name in annotations if is_operation_key(name))
-    operations = {pod_interface(operation.interface): operation for operation in found if operation is not None}
+    # An operation that names a VM is a frozen copy: KubeVirt copies a VMI's annotations to the pods it makes later.
+    operations = {
+        pod_interface(operation.interface): operation
+        for operation in found
+        if operation is not None and operation.vm is None
+    }
     return PodAttachments(
         elements=tuple(elements),
         statuses=tuple(statuses),

@@ -35,7 +35,7 @@ def vmi(
 
     :param owned: whether the VM of :func:`vm` owns it.
     """
-    document = {
+    document: dict[str, Any] = {
         "metadata": {
             "name": "vm1",
             "namespace": NAMESPACE,

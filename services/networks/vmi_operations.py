@@ -1,0 +1,86 @@
+"""Join the operations of a VMI: where KubeVirt owns the VMs, the operation of a change is on the VMI, not on the pod.
+
+The VMI is read only when a launcher pod has something to attach or detach and its own annotations name no operation for
+it. Without the VMI the change is made all the same, under an operation of its own: the trace is not worth a delay.
+Next: :mod:`services.networks.apply`.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from schemas.bus.events import ObjectRef
+from schemas.kubernetes.objects import VMIS, Pod, VirtualMachineInstance
+from schemas.kubernetes.operations import Operation
+from schemas.names import pod_interface
+from schemas.stages import OperationKind
+from services.common.domain.operations import owning_vm_uid, read_operations, read_unplugs
+from services.common.kube.denials import describe_error
+from services.common.kube.errors import Forbidden, KubeError
+from services.common.runtime.context import RoleContext
+from services.networks.plan.actions import Action, Attach, Detach
+from services.networks.plan.attachments import PodAttachments
+
+DEADLINE = 1.0
+"""Seconds to read a VMI."""
+
+
+def vmi_of(pod: Pod) -> ObjectRef | None:
+    """Return the VMI that owns a pod; ``None`` for an ordinary pod."""
+    owner = next((o for o in pod.metadata.owner_references if o.kind == VMIS.kind), None)
+    return ObjectRef(pod.metadata.namespace, owner.name, owner.uid) if owner else None
+
+
+class VmiOperations:
+    """Finds the operations of changes on the VMIs of launcher pods."""
+
+    def __init__(self, context: RoleContext) -> None:
+        self._kube = context.kube
+        self._log = context.log
+        self._denied = False
+
+    async def join(self, pod: Pod, actions: Sequence[Action], attachments: PodAttachments) -> list[Action]:
+        """Return the actions, each with the operation of the VMI if the VMI has one for it."""
+        owner = vmi_of(pod)
+        written = list(attachments.operations.values())
+        changes = [action for action in actions if isinstance(action, Attach | Detach)]
+        if owner is None or all(change.operation in written for change in changes):
+            return list(actions)
+        vmi = await self._read(owner)
+        return [join_operation(action, vmi) for action in actions] if vmi is not None else list(actions)
+
+    async def _read(self, owner: ObjectRef) -> VirtualMachineInstance | None:
+        try:
+            async with asyncio.timeout(DEADLINE):
+                vmi = await self._kube.get(VMIS, owner.namespace, owner.name)
+        except Forbidden as error:
+            if not self._denied:
+                self._denied = True
+                self._log.warning("operations of VMIs unknown", error=describe_error(error))
+            return None
+        except (KubeError, TimeoutError) as error:
+            self._log.info("operation of a VMI unknown", vmi=f"{owner.namespace}/{owner.name}", error=str(error))
+            return None
+        self._denied = False
+        return vmi if vmi.metadata.uid == owner.uid else None
+
+
+def join_operation(action: Action, vmi: VirtualMachineInstance) -> Action:
+    """Return an action with the operation that the VMI has for its link, or as it is. Pure."""
+    if not isinstance(action, Attach | Detach):
+        return action
+    kind = OperationKind.PLUG if isinstance(action, Attach) else OperationKind.UNPLUG
+    operation = _entries(vmi, kind).get(action.link)
+    return msgspec.structs.replace(action, operation=operation) if operation is not None else action
+
+
+def _entries(vmi: VirtualMachineInstance, kind: OperationKind) -> dict[str, Operation]:
+    """Return the operations of one kind that KubeVirt carries out on a VMI, by pod interface."""
+    annotations, vm = vmi.metadata.annotations, owning_vm_uid(vmi)
+    found = read_unplugs(annotations, vm) if kind is OperationKind.UNPLUG else read_operations(annotations, vm)
+    return {
+        pod_interface(name): operation
+        for name, operation in found.items()
+        if operation.vm is not None and operation.kind is kind
+    }

@@ -86,7 +86,7 @@ class Controller:
         self.queue: Reconciler[Key] = Reconciler(
             "controller", self._reconcile, log=log, meter=context.telemetry.meter, keys=self._keys
         )
-        self.projector = Projector(context, self.vms, self.vmis, self.pods)
+        self.projector = Projector(context, self.vms, self.vmis, self.pods, beside=beside)
 
     async def lead(self) -> None:
         """Reconcile and project until cancelled; the controllers that do not lead only run their reflectors."""

@@ -15,7 +15,7 @@ from schemas.kubernetes.operations import Operation, encode_annotation
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.entries import ORPHAN_AGE, entry_age, entry_key, read_entries
-from services.common.domain.kubevirt.stages import is_in_guest
+from services.common.domain.kubevirt.stages import is_in_guest, is_on_another_network
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
@@ -106,7 +106,7 @@ def _changes_in_progress(template: TemplateInterfaces, nics: VmiNics, beside: Ca
     for nic in nics:
         if nic.interface.state == ABSENT:
             yield NewEntry(OperationKind.UNPLUG, nic.name)
-        elif _is_being_plugged(nics, nic):
+        elif _is_being_plugged(nics, nic) or is_on_another_network(nics, nic):
             yield NewEntry(OperationKind.PLUG, nic.name, nic.nad)
     # Nobody follows the template without the feature gate, and 1.0 follows its request queue only.
     for desired in find_pending_changes(template, nics) if not (beside.gate or beside.request_queue) else ():

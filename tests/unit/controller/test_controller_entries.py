@@ -10,7 +10,7 @@ from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstan
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
-from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE, Capabilities
 from services.controller.observe import parse_objects
 from services.controller.plan.observing import EntryChanges, NewEntry, plan_entries
 from tests.support.observed import objects
@@ -42,7 +42,7 @@ def planned(
     """Return the plan for these objects."""
     pod = next(iter(pods), None)
     observed = parse_objects(vm, vmi, pod, enabled=True, now=NOW, refused_interfaces=frozenset(), one_at_a_time=False)
-    return plan_entries(observed, beside or capabilities())
+    return plan_entries(observed, beside or capabilities("1.9.0"))
 
 
 def vmi(*nics: Any, annotations: dict[str, str] | None = None, **fields: Any) -> VirtualMachineInstance:
@@ -152,7 +152,7 @@ def test_an_entry_is_removed_when_its_change_has_ended_or_never_came(
 
 
 @pytest.mark.parametrize(
-    "beside", [capabilities("v1.0.1"), capabilities("v1.3.0", gate="HotplugNICs")], ids=["1.0", "gate"]
+    "beside", [capabilities("1.0.1"), capabilities("1.3.0", gate=HOTPLUG_GATE)], ids=["1.0", "gate"]
 )
 def test_an_edit_that_this_kubevirt_does_not_follow_gets_no_entry(beside: Capabilities) -> None:
     assert planned(objects.vm(BLUE), vmi(), [objects.pod()], beside) == EntryChanges()
@@ -195,6 +195,7 @@ def test_the_patch_applies_only_while_nobody_else_wrote_the_entry() -> None:
         ("v1.9.0-b-required", [(PLUG, "blue")]),
         ("v1.9.0-c-unplug-guest-holds", [(UNPLUG, "blue")]),
         ("v1.9.0-d-last-gone", []),
+        ("v1.9.0-g-nad-changed", [(PLUG, "sec1")]),
         ("v1.9.0-s-sriov-pending", [(PLUG, "sr1")]),
         ("v1.0.1-plugged", []),
         ("v1.0.1-unplugging", [(UNPLUG, "sec1"), (UNPLUG, "hot1")]),
@@ -203,6 +204,6 @@ def test_the_patch_applies_only_while_nobody_else_wrote_the_entry() -> None:
 def test_objects_that_kubevirt_wrote(moment: str, added: list[tuple[OperationKind, str]]) -> None:
     pods = recorded_pods(moment)
     newest = sorted(pods, key=lambda pod: pod.metadata.creation_timestamp or "")[-1:]
-    beside = capabilities("v1.0.1") if moment.startswith("v1.0.1") else capabilities()
+    beside = capabilities("1.0.1" if moment.startswith("v1.0.1") else "1.9.0")
     changes = planned(recorded_vm(moment), recorded_vmi(moment), newest, beside)
     assert ([(new.kind, new.interface) for new in changes.added], changes.removed) == (added, ())

@@ -255,7 +255,7 @@ async def test_status_written_by_another_role_meanwhile_is_no_failed_span(cluste
 def observing(cluster: Cluster) -> None:
     """Let KubeVirt own the VMs."""
     cluster.switches["owner"] = False
-    cluster.beside.append(capabilities())
+    cluster.beside.append(capabilities("1.9.0"))
 
 
 def entry(cluster: Cluster) -> Operation | None:

@@ -82,7 +82,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
             make_driver=no_driver,
             tap_owner=0,
             is_owner=lambda: False,
-            beside=capabilities,
+            beside=lambda: capabilities("1.9.0"),
         )
         status = encode_network_status([NetworkStatus("default/net1", pod_interface("blue"))])
         pod = msgspec.to_builtins(objects.pod({NETWORK_STATUS: status}))

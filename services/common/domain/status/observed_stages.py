@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from schemas.bus.events import ChangedObject, ConfirmedBy, GuestAttached, GuestDetached, ObjectRef, PodAnnotated
-from schemas.stages import OperationKind
+from schemas.stages import OperationKind, Stage
 from services.common.domain.kubevirt.entries import read_entries
-from services.common.domain.kubevirt.stages import is_in_guest
+from services.common.domain.kubevirt.stages import is_in_guest, is_on_another_network, nad_of, observe_stage
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.status_interfaces import GUEST_AGENT
@@ -50,7 +50,7 @@ def observed_annotations(nics: VmiNics) -> Iterator[ObservedStage]:
             changed=ChangedObject("Pod", meta.uid, meta.resource_version),
             pod_interface=nic.link,
         )
-        yield ObservedStage(event, nic.element is not None)
+        yield ObservedStage(event, nic.element is not None and nad_of(nic.element, meta.namespace) == nic.nad)
 
 
 def observed_guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
@@ -75,7 +75,10 @@ def observed_guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
                 guest_interface=nic.entry.get("interfaceName"),
                 **_guest_fields(nics),
             )
-            yield ObservedStage(attached, is_in_guest(nic), nic.status is not None)
+            # After a change of the NAD the guest has the device on the old network, until a migration.
+            reached = observe_stage(nics, nic) is Stage.GUEST_ATTACHED
+            due = nic.status is not None and not is_on_another_network(nics, nic)
+            yield ObservedStage(attached, reached, due)
 
 
 def _guest_fields(nics: VmiNics) -> dict[str, Any]:

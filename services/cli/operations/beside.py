@@ -22,6 +22,7 @@ DROPPED = (
 class BesideKubeVirt:
     """What was seen of one operation beside KubeVirt.
 
+    :ivar entered: whether the operation's entry was seen on the VMI.
     :ivar left_vmi: whether the VMI's spec has no interface of that name any more.
     """
 
@@ -29,7 +30,7 @@ class BesideKubeVirt:
         self._interface = interface
         self._operation = operation
         self._kind = kind
-        self._entered = False
+        self.entered = False
         self._edited = False
         self._followed = False
         self.left_vmi = False
@@ -37,8 +38,8 @@ class BesideKubeVirt:
     def follows(self, vmi: VirtualMachineInstance) -> bool:
         """Return whether KubeVirt follows this operation: its entry is on the VMI, or was."""
         entry = find_entry(vmi, self._interface, self._kind)
-        self._entered = self._entered or (entry is not None and entry.id == self._operation)
-        return self._entered
+        self.entered = self.entered or (entry is not None and entry.id == self._operation)
+        return self.entered
 
     def find_end(self, vmi: VirtualMachineInstance, vm: VirtualMachine, *, attached: bool) -> bool | str:
         """Return whether the operation is complete, or as text why it failed.

@@ -39,7 +39,11 @@ def error_of(change: ChangeRequest) -> CliError | None:
     outcome, nic_status = change.progress.outcome, change.progress.nic_status
     warnings = "".join(f"\n  {text}" for text in change.warnings)
     if outcome is None:
-        stage = progress_message(nic_status) if nic_status is not None else "no stage reached"
+        stage = (
+            progress_message(nic_status, beside=change.progress.beside)
+            if nic_status is not None
+            else "no stage reached"
+        )
         return StillInProgress(
             f"operation {change.operation} has not completed after {change.timeout:g} s: {stage}{warnings}\n"
             f"the operation continues; to follow it, run: {change.status_command}"

@@ -49,8 +49,15 @@ def can_follow_template(vm: VirtualMachine, vmi: VirtualMachineInstance | None) 
     return vmi is not None and owns(vm, vmi) and is_active(vmi)
 
 
-def progress_message(nic_status: InterfaceHotplugStatus) -> str:
-    """Return the stage that an operation has reached, and the role that it is waiting for."""
+KUBEVIRT_COMPONENTS = {"controller": "KubeVirt's virt-controller", "handler": "KubeVirt's virt-handler"}
+"""The components that do a role's work beside KubeVirt."""
+
+
+def progress_message(nic_status: InterfaceHotplugStatus, *, beside: bool = False) -> str:
+    """Return the stage that an operation has reached, and the role that it is waiting for.
+
+    :param beside: whether KubeVirt follows the operation.
+    """
     if nic_status.waiting_for is None:
         missing = (
             "the VMI's status is not complete yet"
@@ -58,7 +65,8 @@ def progress_message(nic_status: InterfaceHotplugStatus) -> str:
             else "the VMI's spec still lists the interface"
         )
         return f"reached stage {nic_status.stage}, {missing}"
-    roles = " or ".join(ROWS[nic_status.waiting_for].publishers)
+    publishers = ROWS[nic_status.waiting_for].publishers
+    roles = " or ".join(KUBEVIRT_COMPONENTS.get(role, role) if beside else role for role in publishers)
     return f"reached stage {nic_status.stage}, waiting for {roles} ({nic_status.reason})"
 
 
@@ -86,6 +94,11 @@ class OperationProgress:
         self.was_running = False
         self.nic_status: InterfaceHotplugStatus | None = None
         self.outcome: OperationOutcome | None = None
+
+    @property
+    def beside(self) -> bool:
+        """Whether KubeVirt follows the operation."""
+        return self._beside.entered
 
     def observe(
         self, vmi: VirtualMachineInstance | None, pods: Sequence[Pod], vm: VirtualMachine | None = None

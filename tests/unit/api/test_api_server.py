@@ -148,6 +148,16 @@ async def test_vm_request_changes_the_template_only_and_publishes_nothing(api: S
     assert api.bus.published == []
 
 
+@pytest.mark.parametrize("resource", [VMS, VMIS])
+async def test_a_dry_run_asks_the_api_server_and_changes_nothing(api: ServedApi, resource: str) -> None:
+    api.put(VMS, objects.vm())
+    api.put(VMIS, objects.vmi(owned=True))
+    before = {key: dict(found) for key, found in api.kube.objects.items()}
+    code, _, operation = await api.request(resource, "addinterface", PLUG, query={"dryRun": "All"})
+    assert (code, operation, api.kube.counted("PATCH", resource)) == (202, "", 1)
+    assert (api.kube.objects, api.bus.published) == (before, [])
+
+
 async def test_invalid_request_has_its_message_in_a_cause_for_kubectl(api: ServedApi) -> None:
     api.put(VMIS, objects.vmi())
     code, status, _ = await api.request(VMIS, "removeinterface", {"name": "default"})

@@ -1,9 +1,12 @@
 """``--wait`` beside KubeVirt: one operation is followed from its entry on the VMI to its end, in any order."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,13 +20,17 @@ from schemas.kubernetes.networks import (
 )
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
+from schemas.kubernetes.options import OPERATION_HEADER, PERSIST_REQUIRED
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage, stage_path
 from services.cli.operations.beside import DROPPED, LISTED_AGAIN, TAKEN_BACK
 from services.cli.operations.outcome import success_message
-from services.cli.operations.progress import OperationOutcome, OperationProgress, OperationResult
+from services.cli.operations.progress import OperationOutcome, OperationProgress, OperationResult, progress_message
 from services.cli.operations.request import ChangeRequest, Verb
+from services.common.kube.client import Kube
+from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfig
 from tests.support.observed import objects
+from tests.support.telemetry.spans import recording_telemetry
 
 NIC = "iface1"
 LINK = pod_interface(NIC)
@@ -204,6 +211,70 @@ def test_a_vm_that_stops_meanwhile_has_the_change_in_its_template(
     change.progress = observe(verb.kind, before, (vmi, objects.vm(after)))
     assert change.progress.outcome == outcome(OperationResult.TEMPLATE)
     assert "the VM was stopped or restarted meanwhile, the change applies at its next start" in success_message(change)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_operation_in_progress_names_kubevirts_component(step: int) -> None:
+    vmi, vm, pod = PLUGGING[step]
+    progress = OperationProgress(NIC, "op", PLUG, persist=True)
+    assert isinstance(vm, VirtualMachine)
+    progress.observe(vmi, [pod], vm)
+    assert progress.nic_status is not None
+    component = {1: "KubeVirt's virt-controller", 3: "networks", 4: "KubeVirt's virt-handler"}[step]
+    assert f"waiting for {component} (" in progress_message(progress.nic_status, beside=progress.beside)
+
+
+class ClusterBesideKubeVirt(FakeKube):
+    """A cluster whose api refuses requests about VMIs, and answers those about VMs with a warning."""
+
+    def app(self) -> web.Application:
+        """Return the application to serve."""
+        app = super().app()
+        for resource in ("virtualmachines", "virtualmachineinstances"):
+            path = f"/apis/subresources.hotnic.io/v1/namespaces/default/{resource}/vm1/addinterface"
+            app.router.add_put(path, self._answer)
+        return app
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.requests.append((request.method, request.path.split("/")[-3], request.query_string))
+        if "instances" in request.path:
+            details = {"name": "vm1", "causes": [{"reason": PERSIST_REQUIRED}]}
+            status = {
+                "kind": "Status",
+                "code": 409,
+                "reason": "Conflict",
+                "message": "change the VM",
+                "details": details,
+            }
+            return web.json_response(status, status=409)
+        headers = {} if "dryRun" in request.query else {OPERATION_HEADER: "op"}
+        return web.Response(status=202, headers=headers | {"Warning": '299 - "it migrates"'})
+
+
+async def test_the_request_goes_to_the_vm_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change = ChangeRequest(Verb.ADD, "vm1", NIC, {"name": NIC}, persist=False, timeout=None)
+    trial = ChangeRequest(
+        Verb.ADD, "vm1", NIC, {"name": NIC}, persist=True, timeout=None, dry_run=True, allow_eviction=True
+    )
+    async with serving_kube(ClusterBesideKubeVirt()) as cluster:
+        cluster.put("virtualmachines", "default", "vm1", **msgspec.to_builtins(objects.vm(PRESENT)))
+        cluster.put("virtualmachineinstances", "default", "vm1", **msgspec.to_builtins(running()))
+        config = write_kubeconfig(tmp_path / "kubeconfig", cluster.url)
+        telemetry, _ = recording_telemetry("cli")
+        async with await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test") as kube:
+            await change.run(kube, "default")
+            await trial.run(kube, "default")
+    sent = [(resource, query) for method, resource, query in cluster.requests if method == "PUT"]
+    assert sent == [
+        ("virtualmachineinstances", ""),
+        ("virtualmachines", ""),
+        ("virtualmachines", "dryRun=All&allowEviction=true"),
+    ]
+    assert (change.operation, change.persist, trial.operation) == ("op", True, None)
+    printed = capsys.readouterr().err
+    assert "the VM's template is changed (--persist)" in printed
+    assert printed.count("Warning: it migrates\n") == 2
+    assert success_message(trial) == 'interface "iface1" would be added to the template of default/vm1 (dry run)'
 
 
 def test_an_entry_of_another_vm_is_ignored() -> None:

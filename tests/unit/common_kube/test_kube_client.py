@@ -276,6 +276,18 @@ async def test_raw_requests_return_the_response_unchanged(kube: Kube, script: An
     assert script.requests[0].query_string == "dryRun=All"
 
 
+async def test_warnings_of_a_response_are_read_without_their_quoting(kube: Kube, script: Any) -> None:
+    script.respond(b"", 202, Warning=r'299 - "the \"VM\" goes down", 299 k8s "deprecated", 199 - "other"')
+    response = await kube.request("PUT", "/apis/x/v1/y")
+    assert response.warnings == ('the "VM" goes down', "deprecated")
+
+
+async def test_a_patch_can_be_tried_without_a_change(kube: Kube, script: Any, make_pod: Any) -> None:
+    script.respond(make_pod("a", "8"))
+    await kube.json_patch(PODS, "ns", "a", [], dry_run=True)
+    assert dict(script.requests[0].query) == {"dryRun": "All"}
+
+
 async def test_one_connection_serves_many_requests(kube: Kube, script: Any, make_pod: Any) -> None:
     for n in range(5):
         script.respond(make_pod("a", str(n)))

@@ -33,8 +33,8 @@ from services.common.domain.status_interfaces import DOMAIN
 from services.common.domain.template import owns
 
 OWNED_BY_KUBEVIRT = (
-    "KubeVirt owns the VMs of this cluster and refuses every change of a VMI; change the VM instead (the command hotnic "
-    "does so by itself; other clients use the same subresource of virtualmachines)"
+    "KubeVirt owns the VMs of this cluster and refuses every change of a VMI; change the VM instead (the command "
+    "hotnic does so by itself; other clients use the same subresource of virtualmachines)"
 )
 """The explanation of a refusal beside KubeVirt, where only the templates of VMs change."""
 NO_VM = (

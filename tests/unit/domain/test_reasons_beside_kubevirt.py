@@ -113,6 +113,14 @@ def test_interface_of_the_vmi(
     assert derive(vmi, vm, beside)["iface1"].reason == reason
 
 
+def test_changed_network_is_pending_until_the_vmi_has_it() -> None:
+    vm = objects.vm(objects.nic("iface1", "net2"))
+    found = derive(attached(), vm, NEWEST)["iface1"]
+    assert (found.network, found.complete, found.reason) == ("net2", False, "WaitingForKubeVirt")
+    without = derive(attached(), vm, capabilities("v1.7.0"))["iface1"]
+    assert (without.network, without.complete, without.at_restart) == ("net1", True, "changed")
+
+
 def test_every_change_requires_a_restart_of_some_versions() -> None:
     entry = Operation("plug", OperationKind.PLUG, "iface1", vm=objects.VM_UID)
     vmi = attached(annotations={operation_key("iface1"): encode_annotation(entry)})

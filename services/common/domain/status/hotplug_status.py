@@ -16,7 +16,7 @@ from services.common.domain.kubevirt.explain import Situation, explain_nic, expl
 from services.common.domain.kubevirt.reasons import Explanation
 from services.common.domain.kubevirt.stages import observe_stage
 from services.common.domain.kubevirt.strays import find_stray_elements
-from services.common.domain.nic import Nic, VmiNics
+from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, parse_tokens
 from services.common.domain.template import (
@@ -130,6 +130,8 @@ def _pending_changes(template: TemplateInterfaces, nics: VmiNics, situation: Sit
         for desired in find_pending_changes(template, nics)
     ]
     if situation is not None:
+        if situation.beside.nad_change:
+            found += _changed_networks(template, nics)
         known = {change.name for change in found}
         found += [
             PendingChange(queued.name, queued.kind, queued.network or None)
@@ -138,6 +140,20 @@ def _pending_changes(template: TemplateInterfaces, nics: VmiNics, situation: Sit
             if queued.name not in known and _is_present(nics, queued.name) is (queued.kind is OperationKind.UNPLUG)
         ]
     return found
+
+
+def _changed_networks(template: TemplateInterfaces, nics: VmiNics) -> list[PendingChange]:
+    """Return the interfaces whose NAD differs in the template, which KubeVirt copies to the running VMI."""
+    namespace = nics.vmi.metadata.namespace
+    return [
+        PendingChange(nic.name, OperationKind.PLUG, multus.network_name)
+        for nic in nics
+        if (desired := template.interfaces.get(nic.name)) is not None
+        and desired.network is not None
+        and (multus := desired.network.multus) is not None
+        and OperationKind.UNPLUG not in (desired.kind, nic.operation.kind)
+        and qualified_nad(multus.network_name, namespace) != nic.nad
+    ]
 
 
 def _is_present(nics: VmiNics, name: str) -> bool:
@@ -175,6 +191,7 @@ def _pending_status(
     operation = template.operation(change.name, change.kind) or find_entry_of_change(nics, change.name, change.kind)
     found = msgspec.structs.replace(
         present,
+        network=change.network or present.network,
         kind=change.kind,
         stage=Stage.REQUESTED,
         operation=operation.id if operation is not None else "",

@@ -26,6 +26,7 @@ from services.multus.pod.events import PodEvents
 from services.multus.pod.network_lookup import NoNetworkError
 from services.multus.pod.reader import PodReader
 from services.multus.pod.status import StatusWriter
+from services.multus.records.attachment_link import with_unrecorded_link
 from services.multus.records.sandbox import AttachmentOrigin, SandboxState, sandbox_view
 from services.multus.records.store import Records
 from services.multus.sandboxes.adoption import Adoption
@@ -206,11 +207,7 @@ class CallHandler:
             sandbox = await self._adoption.read_or_adopt(call)
             links = await self._applier.list_links(call.netns or (sandbox.netns if sandbox else ""))
             if sandbox is not None and sandbox.find(call.ifname) is not None:
-                # Without a network namespace no guest can use the link any more.
-                actions = plan.plan_delete(sandbox, [call.ifname], links, deleting_sandbox=links is None)
-                failures = await self._applier.delete_attachments(sandbox, actions)
-                if failures:
-                    raise failures[0]
+                await self._delete_one(sandbox, call.ifname, links)
                 return
             try:
                 config = conflist.parse(call.config, version=self._config.default_version)
@@ -218,11 +215,27 @@ class CallHandler:
                 # Such a configuration never created anything, and an error would only make the caller retry.
                 self._log.info("DEL of an unknown attachment ignored", **_log_fields(call), error=error.msg)
                 return
+            desired = DesiredAttachment(
+                call.ifname, config, config.name, AttachmentOrigin.NETWORKS, call.attributes
+            ).attachment()
+            adopted = with_unrecorded_link(desired, links or (), call.attributes.mac)
+            if adopted is not None:
+                pod = _require_pod(call)
+                known = sandbox or SandboxState(call.sandbox_id, call.netns, pod.namespace, pod.name, pod.uid)
+                await self._delete_one(known.with_attachment(adopted), call.ifname, links)
+                return
             deletions = plan.plan_delete_unrecorded(config, call.ifname, call.attributes, links)
             for deletion in deletions:
                 await self._applier.delete_unrecorded(deletion, call.sandbox_id, call.netns, call.pod)
             if not deletions:
                 self._log.warning("DEL of a foreign link ignored", **_log_fields(call))
+
+    async def _delete_one(self, sandbox: SandboxState, ifname: str, links: list[Link] | None) -> None:
+        # Without a network namespace no guest can use the link any more.
+        actions = plan.plan_delete(sandbox, [ifname], links, deleting_sandbox=links is None)
+        failures = await self._applier.delete_attachments(sandbox, actions)
+        if failures:
+            raise failures[0]
 
     async def _check(self, call: CniCall, ifnames: list[str] | None) -> None:
         async with self._records.lock(call.sandbox_id):

@@ -34,7 +34,10 @@ from services.networks.reporter import Reporter
 
 
 class _ChangeRefused(Exception):
-    """The changed settings of an attachment are not applied, because a guest uses it; each resync tries again."""
+    """A change cannot be made now, and an Event says why; each resync tries again.
+
+    The settings of an attachment that a guest uses have changed, or there is no configuration to remove one with.
+    """
 
 
 class _Run(msgspec.Struct):
@@ -215,7 +218,11 @@ class Applier:
         sandbox, config = await self._observer.find_sandbox_and_config(
             pod, action.namespace, action.name, use_cached=False, fallback=b""
         )
-        await self._multus.delete(pod, sandbox, action.link, config)
+        if action.unrecorded and not config:
+            message = messages.left_behind(pod, action.network, action.link)
+            reporter.record_event(pod, RecordEvent(messages.REMOVE_FAILED, message, action.link))
+            raise _ChangeRefused(message)
+        await self._multus.delete(pod, sandbox, action.link, config, mac=action.mac)
         pod = await self._remove_annotations(pod, action.network, action.link, sandbox, action.operation)
         reporter.report_detached(pod, action, number, sandbox.id)
         return pod

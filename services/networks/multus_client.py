@@ -112,15 +112,17 @@ class MultusClient:
             raise AttachmentFailure(UNAVAILABLE, "the multus daemon's response to ADD has no result")
         return result
 
-    async def delete(self, pod: Pod, sandbox: Sandbox, link: str, config: bytes) -> None:
+    async def delete(self, pod: Pod, sandbox: Sandbox, link: str, config: bytes, *, mac: str | None = None) -> None:
         """Detach a network.
 
         :param link: name of the pod interface.
         :param config: the CNI configuration of the ADD; empty if the NAD does not exist any more. A daemon with records
             uses the configuration in its record.
+        :param mac: MAC of a link of which the daemon may have no record; upstream's daemon does not need it.
         :raises AttachmentFailure: the call failed.
         """
-        await self._call(cni.CniCommand.DEL, pod, sandbox, link, config, None)
+        attributes = InterfaceAttributes(cni_args=None, mac=mac) if mac and self._serves_records else None
+        await self._call(cni.CniCommand.DEL, pod, sandbox, link, config, attributes)
 
     async def record(self, sandbox: Sandbox) -> SandboxRecord | None:
         """Return the daemon's record of a sandbox; ``None`` if it has none, or serves no records.

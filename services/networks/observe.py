@@ -90,7 +90,11 @@ class PodObserver:
         cached = self._cache.of(pod.metadata.uid)
         unwritten = [(network, link) for _, network, link in cached.unwritten_outcomes]
         attachments = parse_attachments(
-            pod, record=None, unwritten=unwritten, detached_links=frozenset(cached.detached_links)
+            pod,
+            record=None,
+            unwritten=unwritten,
+            detached_links=frozenset(cached.detached_links),
+            earlier=cached.compared,
         )
         observed = Observed(pod, node, attachments, self._isolation)
         if isinstance(attachments, MalformedAnnotation) or not needs_sandbox_record(observed, cached.compared):
@@ -110,7 +114,11 @@ class PodObserver:
         except NotFound:
             return None
         live = parse_attachments(
-            pod, record=record, unwritten=attachments.unwritten, detached_links=attachments.detached_links
+            pod,
+            record=record,
+            unwritten=attachments.unwritten,
+            detached_links=attachments.detached_links,
+            earlier=cached.compared,
         )
         return Observation(Observed(pod, node, live, self._isolation), sandbox, None)
 

@@ -9,8 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from services.common.netlink.links import Link
-from services.multus.records.sandbox import Attachment
+from services.multus.records.sandbox import Attachment, AttachmentState
 
 _HASHED = re.compile(r"pod[0-9a-f]{11}")
 
@@ -63,6 +65,29 @@ def find_attachment_link(attachment: Attachment, links: Sequence[Link]) -> Attac
     link = recorded if attachment.ifindex else named_link
     return AttachmentLink(
         link, named_link, _use_by_guest(attachment, link, links, by_name), _has_dummy(link, named_link, links)
+    )
+
+
+def with_unrecorded_link(attachment: Attachment, links: Sequence[Link], mac: str | None) -> Attachment | None:
+    """Return an attachment of no record with the link that multus-cni made for it; ``None`` if there is none.
+
+    The name alone does not show it: another program may have made a link of that name.
+
+    :param attachment: the attachment as its network selection element and its NAD describe it.
+    :param mac: the MAC that network-status has for the link; ``None`` if it has none. While a guest uses the link, the
+        dummy interface under its name has it.
+    """
+    named_link = next((link for link in links if link.name == attachment.ifname), None)
+    link = find_original_link(attachment.ifname, links)
+    if link is None or not mac or (named_link is not None and named_link.mac != mac.lower()):
+        return None
+    return msgspec.structs.replace(
+        attachment,
+        state=AttachmentState.ADDED,
+        ifindex=link.index,
+        kind=link.kind,
+        mac=link.mac or None,
+        mtu=link.mtu or None,
     )
 
 

@@ -3,12 +3,15 @@
 The annotation ``networks`` is the desired state. The observed state is ``network-status`` and, if the multus daemon
 serves one, the record of the pod's sandbox. Both are matched by ``namespace/name/interface``. Then the settings that an
 attachment was made with are compared with those that its element has now. The cluster network, the node's default
-networks and everything of unknown origin are left alone (ADR 9).
+networks and everything of unknown origin are left alone (ADR 9). What multus-cni attached for the annotation is known
+by a hashed name, which only KubeVirt requests, or because the annotation listed it when it was last applied.
 The parts: ``attachments`` (the parsed state), ``actions``, ``matching``, ``messages``.
 Next: :mod:`services.networks.apply`.
 """
 
 from collections.abc import Iterable
+
+import msgspec
 
 from schemas.kubernetes.networks import NETWORKS
 from schemas.kubernetes.objects import Pod
@@ -127,7 +130,10 @@ def _plan_detaches(pod: Pod, attachments: PodAttachments, found: ElementMatch) -
     for status in found.unmatched:
         if status.interface and attachments.is_detachable(status):
             namespace, _, name = status.name.partition("/")
-            detaches.append(_detach(pod, attachments, namespace, name, status.interface))
+            detach = _detach(pod, attachments, namespace, name, status.interface)
+            if attachments.is_unrecorded(status.interface):
+                detach = msgspec.structs.replace(detach, unrecorded=True, mac=status.mac)
+            detaches.append(detach)
     for network, link in unlisted_attachments(found, attachments):
         namespace, _, name = network.rpartition("/")
         detaches.append(_detach(pod, attachments, namespace, name, link))

@@ -70,12 +70,17 @@ class Detach(msgspec.Struct, frozen=True):
     :ivar name: name of the NAD, or of the CNI network.
     :ivar link: name of the pod interface.
     :ivar operation: the operation that the detach belongs to.
+    :ivar unrecorded: whether hotnic has neither a record nor a mark of the attachment: multus-cni made it, and its
+        files are gone. The NAD is then needed for the CNI DEL.
+    :ivar mac: MAC of the link in network-status; it shows the daemon that an unrecorded link is no foreign one.
     """
 
     namespace: str
     name: str
     link: str
     operation: Operation
+    unrecorded: bool = False
+    mac: str | None = None
 
     @property
     def network(self) -> str:

@@ -24,6 +24,7 @@ from schemas.kubernetes.operations import (
     HotplugMark,
     Operation,
     PodNic,
+    is_hashed,
     is_operation_key,
     pod_nic_key_of_link,
     read_hotplug_mark,
@@ -64,6 +65,7 @@ class PodAttachments(msgspec.Struct, frozen=True):
     :ivar record: the multus daemon's record of the pod's sandbox; ``None`` if it was not requested, or there is none.
     :ivar unwritten: network and link of attachments that were made and are not yet written to the pod.
     :ivar detached_links: links that were detached and are still listed in network-status.
+    :ivar listed_before: network and link of the elements of the annotation that was last applied.
     """
 
     elements: tuple[NetworkSelectionElement, ...]
@@ -74,6 +76,7 @@ class PodAttachments(msgspec.Struct, frozen=True):
     record: SandboxRecord | None
     unwritten: tuple[tuple[str, str], ...]
     detached_links: frozenset[str]
+    listed_before: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def recorded(self) -> list[RecordedAttachment]:
@@ -111,11 +114,23 @@ class PodAttachments(msgspec.Struct, frozen=True):
         if link is None or not _is_from_nad(status):
             return False
         recorded = self.find_recorded(link)
-        return recorded.owner in REQUESTED_BY_POD if recorded is not None else self.is_hot_plugged(link)
+        if recorded is not None:
+            return recorded.owner in REQUESTED_BY_POD
+        # Without a record, the annotation requested it if it listed it, or if KubeVirt chose the name.
+        return self.is_hot_plugged(link) or is_hashed(link) or (status.name, link) in self.listed_before
+
+    def is_unrecorded(self, link: str) -> bool:
+        """Return whether neither the record nor an annotation of hotnic's shows who made an attachment."""
+        return self.find_recorded(link) is None and not self.is_hot_plugged(link)
 
 
 def parse_attachments(
-    pod: Pod, *, record: SandboxRecord | None, unwritten: Iterable[tuple[str, str]], detached_links: Iterable[str]
+    pod: Pod,
+    *,
+    record: SandboxRecord | None,
+    unwritten: Iterable[tuple[str, str]],
+    detached_links: Iterable[str],
+    earlier: str | None = None,
 ) -> PodAttachments | MalformedAnnotation:
     """Parse the annotations of a pod.
 
@@ -125,6 +140,7 @@ def parse_attachments(
     :param record: as in :class:`PodAttachments`.
     :param unwritten: as in :class:`PodAttachments`.
     :param detached_links: as in :class:`PodAttachments`.
+    :param earlier: the networks annotation that was last applied; ``None`` if none was.
     """
     annotations, uid = pod.metadata.annotations, pod.metadata.uid
     key = NETWORKS
@@ -151,6 +167,16 @@ def parse_attachments(
         record=record,
         unwritten=tuple(unwritten),
         detached_links=frozenset(detached_links),
+        listed_before=_listed(earlier, pod.metadata.namespace),
+    )
+
+
+def _listed(networks: str | None, namespace: str) -> frozenset[tuple[str, str]]:
+    """Return network and link of the elements of an annotation that was applied, without those that name no link."""
+    return frozenset(
+        (f"{element.namespace or namespace}/{element.name}", element.requested_interface)
+        for element in parse_networks(networks)
+        if element.requested_interface is not None
     )
 
 

@@ -47,6 +47,15 @@ def remove_failed(pod: Pod, name: str, link: str, cause: str) -> str:
     return f"{_pod(pod)}: failed removing interface {link} from network: {name}: {cause}"
 
 
+def left_behind(pod: Pod, network: str, link: str) -> str:
+    """Return the message for a network that cannot be removed: nothing tells how it was attached."""
+    return (
+        f"{_pod(pod)}: failed removing interface {link} from network: {network}: multus has no record of it, and "
+        f"NetworkAttachmentDefinition {network} does not exist; the interface and its addresses stay until the pod is "
+        "deleted, or the NetworkAttachmentDefinition is there again"
+    )
+
+
 def host_network(pod: Pod) -> str:
     """Return the message for a pod that uses the node's network namespace."""
     return f"{_pod(pod)}: will not add interface to host networked pod"

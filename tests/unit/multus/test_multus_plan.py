@@ -25,6 +25,7 @@ from services.multus.plan import (
 )
 from services.multus.pod.reader import check_pod
 from services.multus.pod.status import pod_patch
+from services.multus.records.attachment_link import with_unrecorded_link
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
 
 POD_LINK, NIC, BRIDGE = "pod7e0055a6880", "7e0055a6880-nic", "k6t-7e0055a6880"
@@ -223,6 +224,40 @@ def test_delete_of_an_unrecorded_name_touches_no_link() -> None:
     for links in ([LO], None):
         [release] = plan.plan_delete_unrecorded(network, POD_LINK, AttachmentAttributes(), links)
         assert not release.with_netns
+
+
+UNRECORDED = desired().attachment()
+MAC = "02:00:00:00:00:0A"
+
+
+@pytest.mark.parametrize(
+    ("links", "mac", "found"),
+    [
+        pytest.param([Link(5, POD_LINK, "veth", mac=MAC.lower())], MAC, 5, id="as attached"),
+        pytest.param([veth(NIC), Link(10, POD_LINK, "dummy", mac=MAC.lower())], MAC, 5, id="released, with a dummy"),
+        pytest.param([veth(NIC)], MAC, 5, id="released"),
+        pytest.param([Link(5, POD_LINK, "veth", mac="02:00:00:00:00:0b")], MAC, None, id="another program's"),
+        pytest.param([Link(5, POD_LINK, "veth", mac=MAC.lower())], None, None, id="MAC unknown"),
+        pytest.param([LO], MAC, None, id="gone"),
+    ],
+)
+def test_the_link_of_an_attachment_without_a_record_is_known_by_its_mac(
+    links: list[Link], mac: str | None, found: int | None
+) -> None:
+    adopted = with_unrecorded_link(UNRECORDED, links, mac)
+    assert (adopted.ifindex if adopted is not None else None) == found
+
+
+def test_an_attachment_without_a_record_is_not_deleted_while_a_guest_uses_it() -> None:
+    dummy = Link(10, POD_LINK, "dummy", mac=MAC.lower())
+    links = [veth(NIC, master=9), Link(9, BRIDGE, "bridge"), dummy]
+    adopted = with_unrecorded_link(UNRECORDED, links, MAC)
+    assert adopted is not None
+    with pytest.raises(CniError, match="still in use by a guest"):
+        plan.plan_delete(sandbox(adopted), [POD_LINK], links, deleting_sandbox=False)
+    released = [veth(NIC), dummy]
+    expected = DeleteAttachment(adopted, (RemoveLink(10, POD_LINK), RenameLink(5, POD_LINK)))
+    assert plan.plan_delete(sandbox(adopted), [POD_LINK], released, deleting_sandbox=False) == [expected]
 
 
 names = st.sampled_from([POD_LINK, NIC, BRIDGE, "eth0", "other"])

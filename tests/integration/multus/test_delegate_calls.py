@@ -131,6 +131,26 @@ async def test_a_foreign_link_is_never_touched(daemon: Daemon, sandbox_netns: Pa
     assert daemon.record() is None
 
 
+async def test_a_link_without_a_record_is_removed_if_it_has_the_mac_of_network_status(
+    daemon: Daemon, sandbox_netns: Path
+) -> None:
+    config = bridge_config(daemon.folder)
+    await daemon.delegate("ADD", sandbox_netns, IFACE, config)
+    record = daemon.record()
+    assert record is not None
+    # As after multus-cni, whose files are gone.
+    daemon.records.write(record.without_attachment(IFACE))
+    assert daemon.record() is None
+    other = InterfaceAttributes(mac="02:00:00:00:00:07")
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, config, other) == (200, None)
+    assert IFACE in link_names(sandbox_netns)
+    mine = InterfaceAttributes(mac=record.attachments[0].mac or "")
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, config, mine) == (200, None)
+    assert IFACE not in link_names(sandbox_netns)
+    assert leases(daemon.folder) == []
+    assert daemon.record() is None
+
+
 async def test_a_failed_add_is_rolled_back(daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin) -> None:
     recording.fail("ADD", 123, "no more")
     plain = bridge_config(daemon.folder)

@@ -66,10 +66,11 @@ TABLE: tuple[StageRow, ...] = (
         "the pod's network-status annotation lists the attachment",
         {OperationKind.PLUG: Stage.GUEST_ATTACHED},
     ),
-    StageRow(Stage.GUEST_ATTACHED, ("handler",), "the device is in the guest's domain"),
+    # Beside KubeVirt the controller publishes what virt-handler does: no handler runs there.
+    StageRow(Stage.GUEST_ATTACHED, ("handler", "controller"), "the device is in the guest's domain"),
     StageRow(
         Stage.GUEST_DETACHED,
-        ("handler",),
+        ("handler", "controller"),
         "the device is gone from the guest's domain and the pod network is torn down",
         {OperationKind.UNPLUG: Stage.MULTUS_DETACHED},
     ),

@@ -2,7 +2,7 @@
 
 One patch per VMI and run; it fails if anybody has changed one of these entries meanwhile, and the key is planned again.
 Not the decision what to write: :mod:`services.controller.plan.observing`.
-Next: :mod:`services.common.runtime.observed_stages`, which publishes what KubeVirt does then.
+Next: :mod:`services.controller.observed_stages`, which publishes what KubeVirt does then.
 """
 
 import uuid
@@ -35,10 +35,9 @@ class EntryWriter:
         self._tracer = context.telemetry.tracer
         self._vmis = vmis
 
-    async def write(self, changes: EntryChanges, observed: Observed) -> VirtualMachineInstance:
+    async def write(self, changes: EntryChanges, observed: Observed) -> None:
         """Write the changes; a new entry has a random id and starts a trace of its own.
 
-        :return: the VMI as it was written.
         :raises Retry: an entry was changed by somebody else since it was observed.
         :raises KubeError: the API server refuses the patch or does not answer.
         """
@@ -76,7 +75,6 @@ class EntryWriter:
                 with use_span(span):
                     started = StartedOperation(operation, entry.network)
                     await self._bus.publish(requested_event(started, operation, vmi))
-        return vmi
 
     async def _patch(
         self, changes: EntryChanges, vmi: VirtualMachineInstance, operations: list[Operation]

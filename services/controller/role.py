@@ -14,17 +14,17 @@ from schemas.stages import Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.operations import vmi_name_of
-from services.common.domain.status.observed_stages import observed_annotations
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.cache.reflector import Reflector
 from services.common.reconcile import Attempt, Reconciler
 from services.common.runtime.context import RoleContext
-from services.common.runtime.observed_stages import ObservedStages
 from services.controller.apply import Applier
 from services.controller.entries import EntryWriter
-from services.controller.observe import Readers, observe, with_vmi
+from services.controller.observe import Readers, observe
+from services.controller.observed_stages import ObservedStages
 from services.controller.plan import plan
 from services.controller.plan.actions import Observed, StartOperations, WarnUser
+from services.controller.plan.observed_stages import observed_stages
 from services.controller.plan.observing import plan_entries
 from services.controller.projector import Projector
 from services.controller.starting import Starter
@@ -152,17 +152,18 @@ class Controller:
             self._log_mode("reconciling paused", self._log.warning, reason=why)
 
     async def _reconcile_beside(self, key: Key, beside: Capabilities) -> None:
-        """Keep the entries of the operations that KubeVirt carries out, and publish what it does to the pod."""
+        """Keep the entries of the operations that KubeVirt carries out, and publish what it does."""
         observed = await observe(*key, self._readers, self.pods.items(), self._is_enabled())
         if observed is None:
             return
+        if observed.nics is not None:
+            # Before an entry is removed: the last stage of an unplug is reached together with its end.
+            await self._stages.follow(observed_stages(observed.nics))
         changes = plan_entries(observed, beside)
         if changes.added or changes.removed:
-            observed = with_vmi(observed, await self._entries.write(changes, observed))
+            await self._entries.write(changes, observed)
         if changes.next_orphan is not None:
             self._requeue_after(key, changes.next_orphan)
-        if observed.nics is not None:
-            await self._stages.follow(observed_annotations(observed.nics))
 
     def _requeue_after(self, key: Key, seconds: float) -> None:
         earlier = self._timers.pop(key, None)

@@ -84,7 +84,6 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         make_driver=make_driver,
         tap_owner=settings.tap_owner,
         is_owner=owner.is_hotnic,
-        beside=owner.beside,
     )
     runtime.stack.push_async_callback(handler.sessions.close)
     runtime.readiness.set("watches", False, "the first lists are not complete")

@@ -16,9 +16,7 @@ from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, Pod, Virtua
 from schemas.stages import OperationKind, Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.cri.client import CriClient
-from services.common.domain.kubevirt.capabilities import Capabilities
-from services.common.domain.operations import find_acting_pod, vmi_name_of
-from services.common.domain.status.observed_stages import observed_guest_stages
+from services.common.domain.operations import vmi_name_of
 from services.common.domain.template import FINAL_PHASES
 from services.common.guest.drivers import DriverFactory
 from services.common.kube.cache.cached_reader import CachedReader
@@ -27,9 +25,8 @@ from services.common.kube.errors import KubeError, Unavailable
 from services.common.netlink.pool import NetnsPool
 from services.common.reconcile import Attempt, Reconciler, Retry, Source
 from services.common.runtime.context import RoleContext
-from services.common.runtime.observed_stages import ObservedStages
 from services.handler.apply import Applier, Target
-from services.handler.observe import Observer, parse
+from services.handler.observe import Observer
 from services.handler.plan import plan
 from services.handler.plan.actions import Action, RequestUnplug, SetUpAndAttach, TearDown
 from services.handler.report import StatusReporter
@@ -52,7 +49,6 @@ class Handler:
         make_driver: DriverFactory,
         tap_owner: int,
         is_owner: Callable[[], bool],
-        beside: Callable[[], Capabilities | None] = lambda: None,
     ) -> None:
         """Create the handler; it does nothing before its tasks run.
 
@@ -60,15 +56,11 @@ class Handler:
         :param tap_owner: the user id of guests' processes, where a VMI's status has none.
         :param is_owner: returns whether hotnic owns the interfaces of this cluster's VMs now. If not, the handler does
             not even connect to a guest.
-        :param beside: returns what KubeVirt can do while it owns the VMs; ``None`` while it does not. Then the handler
-            publishes what KubeVirt reports of the guests.
         """
         kube, log = context.kube, context.log
         self._context = context
         self._is_owner = is_owner
-        self._beside = beside
-        self._mode: str | None = None
-        self._stages = ObservedStages(context)
+        self._was_owner: bool | None = None
         self.vmis: Reflector[VirtualMachineInstance] = Reflector(
             kube, VMIS, on_change=self._on_vmi_change, log=log, denials=context.denials
         )
@@ -136,25 +128,19 @@ class Handler:
         for key in self._keys():
             self.queue.add(key, source="watch")
 
-    def _follows_guests(self) -> bool:
-        """Return whether KubeVirt owns the VMs, so that what it does is published; log when the mode changes."""
-        beside = self._beside() is not None
-        mode = "observing" if beside else "reconciling paused"
-        if mode != self._mode:
-            self._mode = mode
-            if beside:
-                self._context.log.info(mode, reason="KubeVirt owns the VMs of this cluster")
-            else:
-                why = "KubeVirt's controllers run beside hotnic, the owner of the VMs (HOTNIC_VM_OWNER)"
-                self._context.log.warning(mode, reason=why)
-        return beside
+    def _check_owner(self) -> bool:
+        """Return whether hotnic owns the VMs; log when it no longer does.
 
-    async def _follow_guest(self, key: Key) -> None:
-        """Publish what KubeVirt reports of the guest of one VMI of this node."""
-        vmi = await self._vmi_reader.read(*key)
-        pod = find_acting_pod(vmi, self.pods.items()) if vmi is not None else None
-        if vmi is not None and pod is not None and vmi.status.node_name == self._context.node:
-            await self._stages.follow(observed_guest_stages(parse(vmi, pod)))
+        Two controllers must never drive one interface.
+        """
+        is_owner = self._is_owner()
+        if is_owner is not self._was_owner:
+            self._was_owner = is_owner
+            if not is_owner:
+                self._context.log.warning(
+                    "reconciling paused", reason="KubeVirt owns the VMs of this cluster (HOTNIC_VM_OWNER)"
+                )
+        return is_owner
 
     def _vmis_of_node(self) -> list[VirtualMachineInstance]:
         return [vmi for vmi in self.vmis.items() if vmi.status.node_name == self._context.node]
@@ -170,15 +156,11 @@ class Handler:
         """
         started = time.time_ns()
         with _classified_errors(), _trace_of(attempt):
-            # Two controllers must never drive one interface.
-            if not self._is_owner():
+            if not self._check_owner():
                 # A session holds the guest's QMP socket, which serves one client at a time, and answers the
                 # guest's DHCP requests.
                 await self.sessions.retain(())
-                if self._follows_guests():
-                    await self._follow_guest(key)
                 return
-            self._mode = None
             observed = await self._observer.observe(*key, attempt)
             if observed is None:
                 await self._close_ended()

@@ -26,7 +26,7 @@ from schemas.kubernetes.networks import (
     parse_networks,
 )
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation, unplug_key
 from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind, Stage
 from services.common.domain.kubevirt.capabilities import Capabilities
@@ -49,10 +49,10 @@ PLUG = Operation("plug", OperationKind.PLUG, "iface1", traceparent=f"00-{TRACE}-
 class Webhook(FakeKube):
     """An API server whose webhook refuses interfaces with "refused" in their patch."""
 
-    def _json_patched(self, key: Any, ops: list[Any]) -> Any:
+    def _json_patched(self, key: Any, ops: list[Any], *, dry_run: bool) -> Any:
         if key[0] == VMIS and any("refused" in str(op.get("value")) for op in ops if op["op"] == "add"):
             raise Refused(403, "Forbidden", "refused by the webhook")
-        return super()._json_patched(key, ops)
+        return super()._json_patched(key, ops, dry_run=dry_run)
 
 
 @dataclass
@@ -278,7 +278,8 @@ async def test_an_edit_that_kubevirt_follows_keeps_one_operation_from_first_sigh
     assert cluster.stages() == [(Stage.REQUESTED, "iface1")]
     # KubeVirt follows; the entry is what it was, and there is one write.
     annotations = dict(cluster.vmi().metadata.annotations)
-    for status in ([], [{"name": "iface1", "infoSource": "domain, multus-status"}]):
+    reported = [{"name": "iface1", "infoSource": "domain, multus-status"}]
+    for status in ([], reported):
         cluster.put(VMIS, objects.vmi(objects.nic("iface1"), owned=True, annotations=annotations, status=status))
         await cluster.idle()
     assert entry(cluster) == operation
@@ -291,6 +292,41 @@ async def test_an_edit_that_kubevirt_follows_keeps_one_operation_from_first_sigh
     assert annotated.context.trace_id == span.context.trace_id
     assert cluster.kube.counted("PATCH", VMIS) == 1
     assert cluster.kube.counted("PATCH", VMS) == cluster.kube.counted("PATCH", PODS) == 0
+
+
+async def test_what_the_guest_gets_and_releases_beside_kubevirt_is_published_once(cluster: Cluster) -> None:
+    observing(cluster)
+    plug = msgspec.structs.replace(PLUG, vm=objects.VM_UID, requested_at="2025-11-28T12:00:00Z")
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    unplug = msgspec.structs.replace(plug, id="unplug", kind=OperationKind.UNPLUG, requested_at=now)
+    plugged = {operation_key("iface1"): encode_annotation(plug)}
+    both = plugged | {unplug_key("iface1"): encode_annotation(unplug)}
+    present, absent = objects.nic("iface1"), objects.nic("iface1", state="absent")
+    attached, released = "domain, multus-status", "multus-status"
+    status = encode_network_status([NetworkStatus("default/net1", pod_interface("iface1"))])
+
+    async def show(*nics: Any, template: Any, token: str = "", **fields: Any) -> list[Stage]:
+        entry = [{"name": "iface1", "infoSource": token, "mac": "02:00:00:00:00:02"}] if token else []
+        cluster.put(VMS, objects.vm(*template))
+        cluster.put(VMIS, objects.vmi(*nics, owned=True, status=entry, **fields))
+        await cluster.idle()
+        return [event.stage for event in cluster.bus.published]
+
+    cluster.put(PODS, objects.pod({NETWORK_STATUS: status}))
+    assert await show(present, template=[present], token=released, annotations=plugged) == []
+    seen = [Stage.GUEST_ATTACHED]
+    for _ in range(2):
+        assert await show(present, template=[present], token=attached, annotations=plugged) == seen
+    # The unplug's entry is written before the template says `absent`.
+    assert await show(present, template=[present], token=attached, annotations=both) == seen
+    assert await show(absent, template=[absent], token=attached, annotations=both) == seen
+    # At the hand-over of a migration the status is incomplete.
+    handing_over = {"annotations": both, "migrationState": {"completed": False}}
+    assert await show(absent, template=[absent], token=released, **handing_over) == seen
+    seen.append(Stage.GUEST_DETACHED)
+    assert await show(absent, template=[absent], token=released, annotations=both) == seen
+    assert await show(template=[], annotations=both) == seen
+    assert cluster.kube.counted("PATCH", VMIS) == 1, "only the entries are removed, at the end"
 
 
 async def test_an_entry_that_the_api_writes_at_the_same_moment_wins(cluster: Cluster) -> None:

@@ -3,7 +3,7 @@
 A stage is published when it is seen to be reached. The span of an event lasts from the time at which the role saw that
 the step was due to the time at which it saw the outcome; it is marked, because nobody of hotnic did the work.
 What was complete before this process looked is not published again: a VM at rest causes no event after a restart.
-Not the decision what is reached: :mod:`services.common.domain.status.observed_stages`.
+Not the decision what is reached: :mod:`services.controller.plan.observed_stages`.
 """
 
 import datetime
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from schemas.stages import Stage
-from services.common.domain.status.observed_stages import ObservedEvent, ObservedStage
 from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import context_of
+from services.controller.plan.observed_stages import ObservedEvent, ObservedStage
 
 OBSERVED = "hotnic.observed"
 """Attribute of a span about what somebody else did."""

@@ -9,8 +9,8 @@ from schemas.bus.cloudevents import OBSERVED as HEADER
 from schemas.bus.events import MultusAttached, ObjectRef, PodAnnotated, Requested, is_observed
 from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind
-from services.common.domain.status.observed_stages import ObservedStage
-from services.common.runtime.observed_stages import OBSERVED, ObservedStages
+from services.controller.observed_stages import OBSERVED, ObservedStages
+from services.controller.plan.observed_stages import ObservedStage
 from tests.support.bus.memory import Broker, MemoryBus
 from tests.support.contexts import role_context
 from tests.support.telemetry.spans import named, recording_telemetry

@@ -1,7 +1,8 @@
-"""The stages that KubeVirt brings an interface to while it owns the VMs, as events for the roles that see them. Pure.
+"""The stages that KubeVirt brings an interface to while it owns the VMs, as events. Pure.
 
-Only an operation with an entry has them. The controller sees the pod's annotation, the handler the guest.
-Next: :mod:`services.common.runtime.observed_stages`, which publishes each of them once.
+Only an operation with an entry has them. The controller sees them all in the VMI and its acting pod, so that no role
+has to run on the node beside virt-handler.
+Next: :mod:`services.controller.observed_stages`, which publishes each of them once.
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,13 @@ class ObservedStage(msgspec.Struct, frozen=True):
     due: bool = True
 
 
-def observed_annotations(nics: VmiNics) -> Iterator[ObservedStage]:
+def observed_stages(nics: VmiNics) -> Iterator[ObservedStage]:
+    """Yield the stages of the operations that have an entry, those of the pod before those of the guest."""
+    yield from _annotations(nics)
+    yield from _guest_stages(nics)
+
+
+def _annotations(nics: VmiNics) -> Iterator[ObservedStage]:
     """Yield for each plug whether the acting pod's networks annotation lists the attachment."""
     pod = nics.pod
     if pod is None:
@@ -53,7 +60,7 @@ def observed_annotations(nics: VmiNics) -> Iterator[ObservedStage]:
         yield ObservedStage(event, nic.element is not None and nad_of(nic.element, meta.namespace) == nic.nad)
 
 
-def observed_guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
+def _guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
     """Yield for each plug and unplug whether the guest has got or released the device.
 
     Nothing at the hand-over of a migration: the VMI's status may then be incomplete, and says so again afterwards.

@@ -104,7 +104,7 @@ class EntryWrite(msgspec.Struct, frozen=True):
     """Two patches of the VMI of a running VM beside KubeVirt.
 
     :ivar ops: writes the entry of the operation; empty when the VMI has it already.
-    :ivar withdrawal: takes it back.
+    :ivar withdrawal: takes it back; empty when another request wrote it.
     """
 
     ops: list[PatchOp]

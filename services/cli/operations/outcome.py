@@ -23,8 +23,11 @@ def success_message(change: ChangeRequest) -> str:
     name = f"{change.namespace}/{change.vm}"
     if progress.outcome.result is OperationResult.TEMPLATE:
         done = {Verb.ADD: "added to", Verb.REMOVE: "removed from"}[change.verb]
-        state = "the VM was stopped or restarted meanwhile" if progress.was_running else "the VM is not running"
-        return f"{interface} {done} the template of {name}; {state}, the change applies at its next start"
+        if progress.was_running:
+            state = "the VM was stopped or restarted meanwhile, and has the change when it starts"
+        else:
+            state = "the VM is not running, the change applies at its next start"
+        return f"{interface} {done} the template of {name}; {state}"
     if change.verb is Verb.REMOVE:
         return f"{interface} unplugged from {name}{' and removed from its template' if change.persist else ''}"
     nic_status = progress.nic_status

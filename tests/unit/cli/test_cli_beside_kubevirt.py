@@ -210,7 +210,7 @@ def test_a_vm_that_stops_meanwhile_has_the_change_in_its_template(
     change = ChangeRequest(verb, "vm1", NIC, {}, persist=True, timeout=7)
     change.progress = observe(verb.kind, before, (vmi, objects.vm(after)))
     assert change.progress.outcome == outcome(OperationResult.TEMPLATE)
-    assert "the VM was stopped or restarted meanwhile, the change applies at its next start" in success_message(change)
+    assert "the VM was stopped or restarted meanwhile, and has the change when it starts" in success_message(change)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])

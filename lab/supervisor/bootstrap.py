@@ -55,7 +55,7 @@ CRD_DEADLINE: Final = 10.0
 POLL_INTERVAL: Final = 0.05
 """Seconds between two reads of an object."""
 
-CRDS: Final = Path(__file__).resolve().parents[1] / "crds"
+CRDS: Final = Path(__file__).resolve().parents[1] / "manifests" / "crds"
 """Definitions with the names and subresources of KubeVirt's and Multus' own: in a checkout a link to the chart's."""
 
 EXAMPLES: Final = CRDS.with_name("examples")

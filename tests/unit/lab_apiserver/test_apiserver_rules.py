@@ -28,7 +28,7 @@ from lab.apiserver.storage.persist import Database
 from lab.apiserver.storage.store import Store
 from lab.apiserver.storage.watch import Watcher
 
-CRDS = Path(__file__).parents[3] / "lab" / "crds"
+CRDS = Path(__file__).parents[3] / "lab" / "manifests" / "crds"
 LABELS = st.dictionaries(st.sampled_from(["a", "b", "x.io/c"]), st.sampled_from(["", "1", "2", "v"]), max_size=3)
 TERMS = st.sampled_from(["a=1", "a==v", "a!=1", "a", "!a", "b in (1,2)", "b notin (1, v)", "x.io/c=2", "a>0", "b<2"])
 

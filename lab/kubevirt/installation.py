@@ -1,0 +1,133 @@
+"""The objects of an installed KubeVirt: CRDs of its version, the KubeVirt object, the pods of its components.
+
+The pods run nothing: they are what a client finds by their labels. Next: `loops/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from lab.kubevirt.loops.play import INSTALLATIONS
+from lab.kubevirt.versions import Behaviour
+from lab.node.resources import PODS
+from lab.supervisor.bootstrap import create_unless_exists, load_crds, wait_until_served
+from lab.tools import PAUSE_IMAGE
+from services.common.kube.client import Kube
+from services.common.kube.errors import AlreadyExists
+
+Object = dict[str, Any]
+
+NAMESPACE: Final = "kubevirt"
+COMPONENTS: Final = ("virt-api", "virt-controller", "virt-handler", "virt-operator")
+NODE: Final = "kvnode1"
+
+_OPEN: Final = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+MIGRATION_CRD: Final[Object] = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "virtualmachineinstancemigrations.kubevirt.io"},
+    "spec": {
+        "group": "kubevirt.io",
+        "scope": "Namespaced",
+        "names": {
+            "plural": "virtualmachineinstancemigrations",
+            "singular": "virtualmachineinstancemigration",
+            "kind": "VirtualMachineInstanceMigration",
+            "shortNames": ["vmim", "vmims"],
+            "categories": ["all"],
+        },
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": _OPEN, "status": _OPEN}}},
+            }
+        ],
+    },
+}
+
+
+def definitions(behaviour: Behaviour) -> list[Object]:
+    """Return the CRDs; that of VMIs has only the fields of `status.interfaces` that the version knows."""
+    found = load_crds()
+    for crd in found:
+        if crd["metadata"]["name"] == "virtualmachineinstances.kubevirt.io":
+            schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+            fields = schema["properties"]["status"]["properties"]["interfaces"]["items"]["properties"]
+            for name in {"podInterfaceName", "linkState"} - behaviour.entry_fields:
+                fields.pop(name, None)
+    return [*found, MIGRATION_CRD]
+
+
+def kubevirt_object(methods: Sequence[str], gates: Sequence[str]) -> Object:
+    """Return the KubeVirt object without its status.
+
+    :param methods: workload update methods.
+    :param gates: feature gates.
+    """
+    return {
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "KubeVirt",
+        "metadata": {"name": "kubevirt", "namespace": NAMESPACE},
+        "spec": {
+            "certificateRotateStrategy": {},
+            "configuration": {
+                "developerConfiguration": {"featureGates": list(gates), "useEmulation": True},
+                "vmRolloutStrategy": "LiveUpdate",
+            },
+            "customizeComponents": {},
+            "imagePullPolicy": "IfNotPresent",
+            "workloadUpdateStrategy": {"workloadUpdateMethods": list(methods)},
+        },
+    }
+
+
+def kubevirt_status(behaviour: Behaviour) -> Object:
+    """Return the status that virt-operator leaves."""
+    version = f"v{behaviour.release}"
+    return {
+        "observedKubeVirtVersion": version,
+        "operatorVersion": version,
+        "targetKubeVirtVersion": version,
+        "outdatedVirtualMachineInstanceWorkloads": 0,
+        "phase": "Deployed",
+    }
+
+
+async def install(kube: Kube, behaviour: Behaviour, methods: Sequence[str] = (), gates: Sequence[str] = ()) -> None:
+    """Create the objects that do not exist yet, and return once their APIs are served.
+
+    :raises KubeError: the API server rejected a request or did not answer.
+    """
+    found = definitions(behaviour)
+    await create_unless_exists(kube, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    for crd in found:
+        await create_unless_exists(kube, crd)
+    for crd in found:
+        await wait_until_served(kube, crd)
+    try:
+        await kube.create(INSTALLATIONS, NAMESPACE, kubevirt_object(methods, gates))
+    except AlreadyExists:
+        pass
+    else:
+        status = {"status": kubevirt_status(behaviour)}
+        await kube.merge_patch(INSTALLATIONS, NAMESPACE, "kubevirt", status, subresource="status")
+    for name in COMPONENTS:
+        await _create_component(kube, name)
+
+
+async def _create_component(kube: Kube, name: str) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"{name}-0", "namespace": NAMESPACE, "labels": {"kubevirt.io": name}},
+        "spec": {"nodeName": NODE, "containers": [{"name": name, "image": PAUSE_IMAGE}]},
+    }
+    try:
+        await kube.create(PODS, NAMESPACE, pod)
+    except AlreadyExists:
+        return
+    await kube.merge_patch(PODS, NAMESPACE, f"{name}-0", {"status": {"phase": "Running"}}, subresource="status")

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from lab.apiserver.app import RunningServer, Settings, serving
+from lab.kubevirt.admission import admission_of
 
 
 def parse_settings(arguments: list[str]) -> Settings:
@@ -32,6 +33,7 @@ def parse_settings(arguments: list[str]) -> Settings:
     parser.add_argument("--event-log", type=int, default=10_000, help="watch events kept per resource")
     parser.add_argument("--bookmark-after", type=float, default=5.0, help="seconds without an event until a bookmark")
     parser.add_argument("--request-timeout", type=float, default=60.0, help="seconds to wait for an aggregated server")
+    parser.add_argument("--kubevirt", default="", metavar="VERSION", help="admit as the webhooks of this KubeVirt do")
     given = parser.parse_args(arguments)
     return Settings(
         directory=given.dir,
@@ -42,6 +44,7 @@ def parse_settings(arguments: list[str]) -> Settings:
         event_log=given.event_log,
         bookmark_after=given.bookmark_after,
         request_timeout=given.request_timeout,
+        admission=admission_of(given.kubevirt) if given.kubevirt else None,
     )
 
 

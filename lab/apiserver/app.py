@@ -34,7 +34,7 @@ from lab.apiserver.registry.strategies import (
     SecretStrategy,
     ServiceStrategy,
 )
-from lab.apiserver.rest.verbs import Rest
+from lab.apiserver.rest.verbs import Admission, Rest
 from lab.apiserver.storage.persist import Database
 from lab.apiserver.storage.store import Store
 
@@ -46,7 +46,10 @@ SHUTDOWN_TIMEOUT = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of the API server; times in seconds."""
+    """Settings of the API server; times in seconds.
+
+    :ivar admission: decides on writes of users; `None` admits all.
+    """
 
     directory: Path
     listen: tuple[str, ...] = ()
@@ -56,6 +59,7 @@ class Settings:
     event_log: int = 10_000
     bookmark_after: float = 5.0
     request_timeout: float = 60.0
+    admission: Admission | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ def _assemble(settings: Settings, address: str) -> tuple[ApiServer, Store, Contr
     }
     # The server's own changes (controllers, garbage collector) take the same path as requests, so the same rules apply
     # to them.
-    rest = Rest(store, strategies)
+    rest = Rest(store, strategies, settings.admission)
     controllers = Controllers(store, registry, rest, pki.ca_file(directory).read_text())
     system_objects.create_system_objects(store, registry, rest, directory)
     authenticator = Authenticator(read_tokens(settings.tokens))

@@ -55,13 +55,14 @@ def initial_networks(vmi: Object, behaviour: Behaviour) -> str:
 def updated_networks(vmi: Object, pod: Object, behaviour: Behaviour) -> str | None:
     """Return the new networks annotation of the acting pod; `None` if it is left as it is.
 
-    It is looked at only while an interface is absent or has no entry in the status. So an element that somebody else
-    added, or that a plug taken back leaves, stays until another interface changes.
+    It is looked at only while an interface is absent or has no entry in the status, other than one of SR-IOV, which
+    waits for a migration. So an element that somebody else added, or that a plug taken back leaves, stays until another
+    interface changes.
     """
     lists = lists_of(vmi["spec"])
     listed = {entry.get("name") for entry in vmi.get("status", {}).get("interfaces") or []}
     secondary = [i for i in lists.interfaces if is_secondary(lists.network(i["name"]))]
-    if all(i.get("state") != ABSENT and i["name"] in listed for i in secondary):
+    if all(i.get("state") != ABSENT and (i["name"] in listed or "sriov" in i) for i in secondary):
         return None
     waiting = frozenset(i["name"] for i in secondary if "sriov" in i and i["name"] not in listed)
     elements = _elements(lists, vmi, behaviour, skip=waiting if behaviour.upstream_elements else frozenset())

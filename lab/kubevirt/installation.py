@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lab.kubevirt.loops.play import INSTALLATIONS
+from lab.kubevirt.loops.play import INSTALLATIONS, MIGRATIONS, PREFERENCES
 from lab.kubevirt.versions import Behaviour
 from lab.node.resources import PODS
 from lab.supervisor.bootstrap import create_unless_exists, load_crds, wait_until_served
 from lab.tools import PAUSE_IMAGE
+from schemas.kubernetes.objects import Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists
 
@@ -23,31 +24,24 @@ COMPONENTS: Final = ("virt-api", "virt-controller", "virt-handler", "virt-operat
 NODE: Final = "kvnode1"
 
 _OPEN: Final = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-MIGRATION_CRD: Final[Object] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "virtualmachineinstancemigrations.kubevirt.io"},
-    "spec": {
-        "group": "kubevirt.io",
-        "scope": "Namespaced",
-        "names": {
-            "plural": "virtualmachineinstancemigrations",
-            "singular": "virtualmachineinstancemigration",
-            "kind": "VirtualMachineInstanceMigration",
-            "shortNames": ["vmim", "vmims"],
-            "categories": ["all"],
+
+
+def _definition(resource: Resource[Object], *short: str) -> Object:
+    singular = resource.kind.lower()
+    names = {"plural": resource.plural, "singular": singular, "kind": resource.kind, "shortNames": list(short)}
+    schema = {"type": "object", "properties": {"spec": _OPEN, "status": _OPEN}}
+    version = {"name": resource.version, "served": True, "storage": True, "subresources": {"status": {}}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{resource.plural}.{resource.group}"},
+        "spec": {
+            "group": resource.group,
+            "scope": "Namespaced",
+            "names": names,
+            "versions": [{**version, "schema": {"openAPIV3Schema": schema}}],
         },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "subresources": {"status": {}},
-                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": _OPEN, "status": _OPEN}}},
-            }
-        ],
-    },
-}
+    }
 
 
 def definitions(behaviour: Behaviour) -> list[Object]:
@@ -59,7 +53,7 @@ def definitions(behaviour: Behaviour) -> list[Object]:
             fields = schema["properties"]["status"]["properties"]["interfaces"]["items"]["properties"]
             for name in {"podInterfaceName", "linkState"} - behaviour.entry_fields:
                 fields.pop(name, None)
-    return [*found, MIGRATION_CRD]
+    return [*found, _definition(MIGRATIONS, "vmim", "vmims"), _definition(PREFERENCES, "vmpref", "vmprefs")]
 
 
 def kubevirt_object(methods: Sequence[str], gates: Sequence[str]) -> Object:

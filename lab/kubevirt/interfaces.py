@@ -23,7 +23,7 @@ _ORDER = (DOMAIN, GUEST_AGENT, MULTUS_STATUS)
 
 
 @dataclass(frozen=True, slots=True)
-class GuestDevice:
+class DomainDevice:
     """A NIC of the domain.
 
     :ivar name: name of the interface.
@@ -78,7 +78,7 @@ def with_multus_status(vmi: Object, pod: Object, behaviour: Behaviour) -> list[O
     return [_kept(entry, behaviour) for entry in entries]
 
 
-def with_domain(vmi: Object, devices: Mapping[str, GuestDevice], behaviour: Behaviour) -> list[Object]:
+def with_domain(vmi: Object, devices: Mapping[str, DomainDevice], behaviour: Behaviour) -> list[Object]:
     """Return the entries as virt-handler writes them: one for each device, then those known from Multus only.
 
     An entry without a device and without `multus-status` ends here.
@@ -95,7 +95,7 @@ def with_domain(vmi: Object, devices: Mapping[str, GuestDevice], behaviour: Beha
     return [_kept(entry, behaviour) for entry in result]
 
 
-def _device_entry(device: GuestDevice, before: Object) -> Object:
+def _device_entry(device: DomainDevice, before: Object) -> Object:
     entry: Object = {"name": device.name, "mac": device.mac, "queueCount": 1, "linkState": device.link_state}
     tokens = {DOMAIN} | (tokens_of(before) & {MULTUS_STATUS})
     if device.interface_name:

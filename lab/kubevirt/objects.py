@@ -9,9 +9,11 @@ import copy
 import datetime as dt
 import hashlib
 import json
+import uuid
 from typing import Any, Final
 
 from lab.kubevirt.annotations import initial_networks, read_elements, read_network_status
+from lab.kubevirt.specs import lists_of, with_model
 from lab.kubevirt.versions import Behaviour
 from lab.node.objects import owner_reference
 from lab.tools import PAUSE_IMAGE
@@ -45,10 +47,11 @@ def launcher_finalizer(behaviour: Behaviour) -> str:
     return f"{prefix}foregroundDeleteVirtualMachine"
 
 
-def vmi_of(vm: Object, behaviour: Behaviour, default_binding: str = "bridge") -> Object:
+def vmi_of(vm: Object, behaviour: Behaviour, default_binding: str = "bridge", model: str = "") -> Object:
     """Return the VMI of a VM: its template with the defaults that KubeVirt's webhooks set.
 
     :param default_binding: binding of the default interface, which a VM without interfaces gets.
+    :param model: the interface model that the VM's preference names.
     """
     template, generation = vm["spec"]["template"], str(vm["metadata"]["generation"])
     meta, spec = template.get("metadata") or {}, copy.deepcopy(template["spec"])
@@ -57,7 +60,12 @@ def vmi_of(vm: Object, behaviour: Behaviour, default_binding: str = "bridge") ->
     if not devices.get("interfaces") and not spec.get("networks"):
         devices["interfaces"] = [{"name": "default", default_binding: {}}]
         spec["networks"] = [{"name": "default", "pod": {}}]
+    if model:
+        devices["interfaces"] = with_model(lists_of(spec), model).interfaces
+    named = {f"kubevirt.io/{kind}-name": vm["spec"].get(kind) for kind in ("instancetype", "preference")}
+    chosen = {key: str(reference["name"]) for key, reference in named.items() if reference}
     domain["cpu"] = {"cores": 1, "model": "host-model", "sockets": 1, "threads": 1} | domain.get("cpu", {})
+    domain.setdefault("firmware", {}).setdefault("uuid", str(uuid.uuid5(uuid.NAMESPACE_DNS, vm["metadata"]["name"])))
     domain.setdefault("features", {}).setdefault("acpi", {"enabled": True})
     if behaviour.minor >= 1:
         domain["cpu"].setdefault("maxSockets", 4 * domain["cpu"]["sockets"])
@@ -72,7 +80,12 @@ def vmi_of(vm: Object, behaviour: Behaviour, default_binding: str = "bridge") ->
             "name": vm["metadata"]["name"],
             "namespace": vm["metadata"]["namespace"],
             "labels": dict(meta.get("labels") or {}),
-            "annotations": {**(meta.get("annotations") or {}), **OBSERVED_VERSIONS, VM_GENERATION: generation},
+            "annotations": {
+                **(meta.get("annotations") or {}),
+                **OBSERVED_VERSIONS,
+                **chosen,
+                VM_GENERATION: generation,
+            },
             "finalizers": [CONTROLLER_FINALIZER, launcher_finalizer(behaviour)],
             "ownerReferences": [owner_reference(vm, "kubevirt.io/v1", "VirtualMachine")],
         },

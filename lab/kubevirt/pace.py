@@ -24,6 +24,7 @@ Step: TypeAlias = Literal[
     "workload-update",
     "target-pod",
     "hand-over",
+    "end-source",
     "boot",
 ]
 """The steps, in the order of a plug, an unplug and a migration."""

@@ -158,7 +158,7 @@ class Player:
 async def playing(kubeconfig: Path, options: PlayOptions, pace: Pace | None = None) -> AsyncIterator[Player]:
     """Install a version of KubeVirt and play it while the block runs.
 
-    :param kubeconfig: an administrator's.
+    :param kubeconfig: of KubeVirt's own account where admission is played, otherwise an administrator's.
     :raises KubeError: the API server rejected a request or did not answer.
     """
     telemetry = configure("kubevirt", environ={})
@@ -169,7 +169,7 @@ async def playing(kubeconfig: Path, options: PlayOptions, pace: Pace | None = No
             kube,
             options.version,
             pace or Pace(),
-            logger("hotnic.lab.kubevirt"),
+            logger("lab.kubevirt"),
             nodes=options.nodes,
             grace=options.grace,
             update_delay=options.update_delay,

@@ -163,6 +163,13 @@ def is_done(request: Object, template: SpecLists, vmi: SpecLists | None) -> bool
     return all((side.interface(name) or {}).get("state") == ABSENT for side in sides)
 
 
+def with_model(lists: SpecLists, model: str) -> SpecLists:
+    """Return the lists with the model that a preference names, on every interface that has none."""
+    if not model:
+        return lists
+    return SpecLists(lists.networks, [{"model": model, **interface} for interface in lists.interfaces])
+
+
 def needs_restart(template: SpecLists, vmi: SpecLists, behaviour: Behaviour) -> bool:
     """Return whether the template has a change of networks that only a restart applies."""
     if not template.interfaces:

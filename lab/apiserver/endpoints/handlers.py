@@ -58,7 +58,7 @@ class Handlers:
             raise no_such_resource()
         if target.namespace and not resource.namespaced:
             raise no_such_resource()
-        call = RestCall(with_schema(resource), target, Options(request.query))
+        call = RestCall(with_schema(resource), target, Options(request.query), user=user.name)
         # Reviews are created only; they are answered and not stored.
         if resource.verbs == ("create",):
             return await self._review(request, call, user)

@@ -52,7 +52,7 @@ def server_side_apply(rest: Rest, call: RestCall, config: Any) -> tuple[StoredOb
         metadata["managedFields"] = [_entry(manager, call, applied)]
         target = call.target
         collection = ResourceTarget(target.group, target.version, target.plural, target.namespace)
-        return rest.create(RestCall(call.resource, collection, options, call.warnings), config), True
+        return rest.create(RestCall(call.resource, collection, options, call.warnings, call.user), config), True
     return _apply_to(rest, call, stored, config, applied), False
 
 

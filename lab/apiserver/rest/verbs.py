@@ -7,9 +7,9 @@ single kinds are in `registry/strategies.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -31,11 +31,11 @@ from lab.apiserver.registry.resources import ServedResource
 from lab.apiserver.registry.schema import fill_defaults, prune
 from lab.apiserver.registry.strategies import CustomResourceStrategy, Strategy
 from lab.apiserver.registry.validation import validate
+from lab.apiserver.rest.comparison import same, spec_changed
 from lab.apiserver.rest.patch import PatchFailed, apply_json_patch, apply_merge_patch
 from lab.apiserver.rest.strategic import strategic_merge
 from lab.apiserver.storage.store import Store, StoredObject
 
-_sorted_json = msgspec.json.Encoder(order="deterministic").encode
 _encode = msgspec.json.encode
 
 JSON_PATCH = "application/json-patch+json"
@@ -44,14 +44,25 @@ STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
 
+Admission: TypeAlias = Callable[[str, ServedResource, Object, Object | None], Object]
+"""Returns the object that is stored, or rejects the request with an :class:`ApiError`.
+
+The arguments are the user, the resource, the new object and the old one, which is `None` at a creation.
+"""
+
+
 @dataclass(slots=True)
 class RestCall:
-    """One resource request, and the warnings to return with its response."""
+    """One resource request, and the warnings to return with its response.
+
+    :ivar user: name of the user; empty for the server's own changes, which need no admission.
+    """
 
     resource: ServedResource
     target: ResourceTarget
     options: Options
     warnings: list[str] = field(default_factory=list)
+    user: str = ""
 
     def not_found_error(self) -> Exception:
         """Return the error for an object that does not exist."""
@@ -59,10 +70,14 @@ class RestCall:
 
 
 class Rest:
-    """The verbs on one store."""
+    """The verbs on one store.
 
-    def __init__(self, store: Store, strategies: Mapping[str, Strategy]) -> None:
+    :param admission: decides on writes of users; `None` admits all.
+    """
+
+    def __init__(self, store: Store, strategies: Mapping[str, Strategy], admission: Admission | None = None) -> None:
         self.store = store
+        self._admission = admission
         self._strategies = strategies
         self._custom = CustomResourceStrategy()
 
@@ -113,6 +128,7 @@ class Rest:
         strategy = self.strategy(resource)
         self._check_namespace(call, metadata)
         self._apply_schema(call, obj)
+        obj = self._admit(call, obj, None)
         # With a status subresource, the status of a new custom resource comes from a controller only.
         if resource.status and resource.crd:
             obj.pop("status", None)
@@ -240,16 +256,18 @@ class Rest:
         metadata["resourceVersion"] = old["metadata"]["resourceVersion"]
         self._split_status(call, obj, old)
         self._apply_schema(call, obj)
+        obj = self._admit(call, obj, old)
+        metadata = obj["metadata"]
         if call.target.subresource != "status":
             strategy.on_update(obj, old)
-        if strategy.generation and _spec_changed(resource, obj, old):
+        if strategy.generation and spec_changed(resource, obj, old):
             metadata["generation"] = old["metadata"].get("generation", 0) + 1
         causes = meta.metadata_causes(resource, metadata, old["metadata"])
         if call.target.subresource != "status":
             causes += strategy.causes(obj, old)
         meta.raise_if_invalid(causes, resource, metadata)
         # An update without a change writes nothing: no new version, no event.
-        if _same(obj, old):
+        if same(obj, old):
             return stored
         if self.can_remove(resource, obj):
             if call.options.dry_run:
@@ -257,6 +275,11 @@ class Rest:
             # Commit first, so that watchers see the removal of the last finalizer in the last state of the object.
             return self.store.remove(resource.storage_key, self._commit(call, obj))
         return self._commit(call, obj)
+
+    def _admit(self, call: RestCall, obj: Object, old: Object | None) -> Object:
+        if self._admission is None or not call.user or call.target.subresource:
+            return obj
+        return self._admission(call.user, call.resource, obj, old)
 
     def _split_status(self, call: RestCall, obj: Object, old: Object) -> None:
         """Restrict a write to the part that belongs to it: the status, or everything else."""
@@ -320,22 +343,3 @@ def _check_kind(resource: ServedResource, obj: Object) -> None:
             f" ({version}) and kind ({kind}) do not match the expected {resource.group_version}, {resource.kind}"
         )
     obj["kind"], obj["apiVersion"] = kind, version
-
-
-def _spec_changed(resource: ServedResource, new: Object, old: Object) -> bool:
-    """Return whether anything but metadata (and status, where it is a subresource) differs."""
-    skipped = {"metadata", "kind", "apiVersion"}
-    if resource.status:
-        skipped.add("status")
-    names = (new.keys() | old.keys()) - skipped
-    return any(not _same_value(new.get(name), old.get(name)) for name in names)
-
-
-def _same_value(new: Any, old: Any) -> bool:
-    # `==` alone would treat true and 1, or 1 and 1.0, as the same.
-    return new == old and _sorted_json(new) == _sorted_json(old)
-
-
-def _same(new: Object, old: Object) -> bool:
-    bare = {name: value for name, value in new.items() if name not in ("kind", "apiVersion")}
-    return _same_value(bare, old)

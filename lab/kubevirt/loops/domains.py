@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from lab.kubevirt import conditions
+from lab.kubevirt.annotations import acting_pod, read_network_status
 from lab.kubevirt.interfaces import (
     DOMAIN,
     GUEST_AGENT,
-    GuestDevice,
+    DomainDevice,
     desired_link_state,
     guest_mac,
     to_attach,
@@ -24,6 +25,7 @@ from lab.kubevirt.loops.play import Play, key_of, retrying
 from lab.kubevirt.objects import in_phase, now
 from lab.kubevirt.specs import ABSENT, is_secondary, lists_of
 from lab.node.resources import VMIS, Key, find
+from schemas.names import pod_interface
 from services.common.kube.patch import add, test
 from services.common.reconcile import Attempt
 
@@ -40,7 +42,7 @@ class DomainLoop:
 
     def __init__(self, play: Play) -> None:
         self._play = play
-        self.domains: dict[str, dict[str, GuestDevice]] = {}
+        self.domains: dict[str, dict[str, DomainDevice]] = {}
 
     async def reconcile(self, key: Key, _attempt: Attempt) -> None:
         """Take the steps that are due for the domain of the VMI of `key`.
@@ -81,7 +83,7 @@ class DomainLoop:
     async def _sync(self, vmi: Object) -> None:
         pace, devices = self._play.pace, self._devices(vmi)
         if not conditions.is_migrating(vmi):
-            for interface in to_attach(vmi, devices):
+            for interface in await self._attachable(vmi, devices):
                 if not pace.holds("attach", interface["name"]):
                     await pace.before("attach")
                     devices[interface["name"]] = self._device(vmi, interface, with_agent=False)
@@ -97,7 +99,14 @@ class DomainLoop:
                 devices[name] = replace(device, interface_name=_guest_name(vmi, name))
         await self._report(vmi, devices)
 
-    async def _set_links(self, vmi: Object, devices: dict[str, GuestDevice]) -> None:
+    async def _attachable(self, vmi: Object, devices: dict[str, DomainDevice]) -> list[Object]:
+        """Return the interfaces to attach whose link the acting pod has; after a migration the status may be older."""
+        wanted = to_attach(vmi, devices)
+        pod = acting_pod(vmi, await self._play.pods_of(vmi)) if wanted else None
+        links = {item.get("interface") for item in read_network_status(pod)} if pod is not None else set()
+        return [interface for interface in wanted if pod_interface(interface["name"]) in links]
+
+    async def _set_links(self, vmi: Object, devices: dict[str, DomainDevice]) -> None:
         for interface in lists_of(vmi["spec"]).interfaces:
             name, wanted = interface["name"], desired_link_state(interface, self._play.behaviour)
             device = devices.get(name)
@@ -107,19 +116,19 @@ class DomainLoop:
                 await self._play.pace.before("link-state")
                 devices[name] = replace(device, link_state=wanted)
 
-    async def _report(self, vmi: Object, devices: dict[str, GuestDevice]) -> Object:
+    async def _report(self, vmi: Object, devices: dict[str, DomainDevice]) -> Object:
         before, path = vmi["status"].get("interfaces"), "/status/interfaces"
         entries = with_domain(vmi, devices, self._play.behaviour)
         if entries == (before or []):
             return vmi
         return await self._play.patch(VMIS, vmi, [test(path, before), add(path, entries)])
 
-    def _devices(self, vmi: Object) -> dict[str, GuestDevice]:
+    def _devices(self, vmi: Object) -> dict[str, DomainDevice]:
         """Return the NICs of a VMI's domain, after a restart of the player from the status that it wrote."""
         uid = vmi["metadata"]["uid"]
         if uid not in self.domains:
             self.domains[uid] = {
-                str(entry["name"]): GuestDevice(
+                str(entry["name"]): DomainDevice(
                     str(entry["name"]),
                     str(entry.get("mac", "")),
                     str(entry.get("linkState", "up")),
@@ -131,9 +140,9 @@ class DomainLoop:
             }
         return self.domains[uid]
 
-    def _device(self, vmi: Object, interface: Object, *, with_agent: bool) -> GuestDevice:
+    def _device(self, vmi: Object, interface: Object, *, with_agent: bool) -> DomainDevice:
         name = interface["name"]
-        return GuestDevice(
+        return DomainDevice(
             name,
             guest_mac(interface),
             desired_link_state(interface, self._play.behaviour),

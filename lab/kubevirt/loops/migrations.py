@@ -21,6 +21,8 @@ Object = dict[str, Any]
 
 FINALIZER = "kubevirt.io/migrationJobFinalize"
 KIND = "VirtualMachineInstanceMigration"
+PHASES = ("Pending", "Scheduling", "Scheduled", "PreparingTarget", "TargetReady", "Running", "Succeeded")
+"""The phases of a migration; the player shows some of them only by their times."""
 
 
 class MigrationLoop:
@@ -38,10 +40,10 @@ class MigrationLoop:
             migration = await find(self._play.kube, MIGRATIONS, key)
             if migration is None:
                 return
-            if migration.get("status", {}).get("phase") in FINAL_PHASES or migration["metadata"].get(
-                "deletionTimestamp"
-            ):
+            ended = migration.get("status", {}).get("phase") in FINAL_PHASES
+            if ended or migration["metadata"].get("deletionTimestamp"):
                 await self._finish(migration)
+                await self._end_source(migration)
                 return
             vmi = await find(self._play.kube, VMIS, (key[0], migration["spec"]["vmiName"]))
             if vmi is None or not conditions.is_true(vmi, "LiveMigratable"):
@@ -52,13 +54,19 @@ class MigrationLoop:
             target = next((pod for pod in pods if pod["metadata"]["labels"].get(JOB_LABEL) == uid), None)
             if target is None:
                 await self._create_target(migration, vmi, pods)
-            elif conditions.is_true(target, "Ready") and target["spec"].get("nodeName"):
+            elif conditions.is_true(target, "Ready") and self._is_movable(target, vmi, uid):
                 state = vmi["status"].get("migrationState") or {}
                 if state.get("migrationUid") != uid:
                     await self._prepare(migration, vmi, target, acting_pod(vmi, pods))
                 elif not self._play.pace.holds("hand-over", vmi["metadata"]["name"]):
                     await self._play.pace.before("hand-over")
-                    await self._hand_over(migration, vmi, target, acting_pod(vmi, pods))
+                    await self._hand_over(migration, vmi, target)
+
+    @staticmethod
+    def _is_movable(target: Object, vmi: Object, uid: str) -> bool:
+        """Return whether the target pod is on another node than the VM, or was before the hand-over."""
+        handed_over = (vmi["status"].get("migrationState") or {}).get("migrationUid") == uid
+        return handed_over or target["spec"].get("nodeName") not in (None, vmi["status"].get("nodeName"))
 
     async def _finish(self, migration: Object) -> None:
         finalizers = migration["metadata"].get("finalizers") or []
@@ -66,8 +74,24 @@ class MigrationLoop:
             path = f"/metadata/finalizers/{finalizers.index(FINALIZER)}"
             await self._play.patch(MIGRATIONS, migration, [test(path, FINALIZER), remove(path)])
 
-    async def _set(self, migration: Object, **fields: Any) -> Object:
-        return await self._play.set_status(MIGRATIONS, migration, fields, "status")
+    async def _end_source(self, migration: Object) -> None:
+        """End the source pod of a migration that succeeded."""
+        play, key = self._play, (migration["metadata"]["namespace"], migration["spec"]["vmiName"])
+        name = (migration.get("status", {}).get("migrationState") or {}).get("sourcePod")
+        if migration.get("status", {}).get("phase") != "Succeeded" or play.pace.holds("end-source", key[1]):
+            return
+        source = await find(play.kube, PODS, (key[0], str(name)))
+        if (
+            source is not None
+            and source["status"].get("phase") == "Running"
+            and source["spec"]["nodeName"] in play.nodes
+        ):
+            await play.pace.before("end-source")
+            await end_pod(play, source, "Succeeded")
+
+    async def _set(self, migration: Object, phase: str, **fields: Any) -> Object:
+        status = {"phase": phase, "phaseTransitionTimestamps": _transitions(migration, phase), **fields}
+        return await self._play.set_status(MIGRATIONS, migration, status, "status")
 
     async def _create_target(self, migration: Object, vmi: Object, pods: list[Object]) -> None:
         play, source = self._play, acting_pod(vmi, pods)
@@ -104,7 +128,7 @@ class MigrationLoop:
         await self._record(migration, "SuccessfulHandOver", message)
         await self._set(migration, phase="Running")
 
-    async def _hand_over(self, migration: Object, vmi: Object, target: Object, source: Object | None) -> None:
+    async def _hand_over(self, migration: Object, vmi: Object, target: Object) -> None:
         play, node, time = self._play, target["spec"]["nodeName"], now()
         if vmi["status"].get("nodeName") != node:
             ended = {"completed": True, "endTimestamp": time}
@@ -119,8 +143,6 @@ class MigrationLoop:
             ready = time.replace("T", " ").replace("Z", " +0000 UTC")
             ops = set_metadata(target, "annotations", {"kubevirt.io/migration-target-ready-timestamp": ready})
             await play.patch(PODS, target, [*ops, *set_metadata(target, "labels", {NODE_LABEL: node})])
-            if source is not None and source["spec"].get("nodeName") in play.nodes:
-                await end_pod(play, source, "Succeeded")
             message = f"The VirtualMachineInstance migrated to node {node}."
             await play.record(event_of(vmi, "VirtualMachineInstance", "Migrated", message, "virt-handler"))
         await self._record(migration, "SuccessfulMigration", "Source node reported migration succeeded")
@@ -129,3 +151,11 @@ class MigrationLoop:
     async def _record(self, migration: Object, reason: str, message: str) -> None:
         event = event_of(migration, KIND, reason, message, "virtualmachine-controller")
         await self._play.record(event)
+
+
+def _transitions(migration: Object, phase: str) -> list[Object]:
+    """Return the times of all phases up to this one."""
+    times = list((migration.get("status") or {}).get("phaseTransitionTimestamps") or [])
+    seen = {item["phase"] for item in times}
+    passed = PHASES[: PHASES.index(phase) + 1] if phase in PHASES else (phase,)
+    return times + [{"phase": name, "phaseTransitionTimestamp": now()} for name in passed if name not in seen]

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from lab.kubevirt.pace import Pace
 from lab.kubevirt.versions import Behaviour, behaviour_of
-from lab.node.resources import PODS, Key
+from lab.node.resources import PODS, Key, find
 from schemas.kubernetes.objects import CREATED_BY_LABEL, Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import Conflict, KubeError, NotFound, PatchTestFailed
@@ -26,6 +26,9 @@ LoopName: TypeAlias = Literal["vm", "vmi", "domain", "migration", "workload", "p
 
 MIGRATIONS: Resource[Object] = Resource(
     "kubevirt.io", "v1", "virtualmachineinstancemigrations", "VirtualMachineInstanceMigration", dict[str, Any]
+)
+PREFERENCES: Resource[Object] = Resource(
+    "instancetype.kubevirt.io", "v1beta1", "virtualmachinepreferences", "VirtualMachinePreference", dict[str, Any]
 )
 INSTALLATIONS: Resource[Object] = Resource("kubevirt.io", "v1", "kubevirts", "KubeVirt", dict[str, Any])
 EVENTS: Resource[Object] = Resource("", "v1", "events", "Event", dict[str, Any])
@@ -77,6 +80,15 @@ class Play:
     def later(self, seconds: float, loop: LoopName, key: Key) -> None:
         """Queue a key of a loop after some time."""
         asyncio.get_running_loop().call_later(seconds, self.trigger, loop, key)
+
+    async def preferred_model(self, vm: Object) -> str:
+        """Return the interface model that the VM's preference names; it is empty if there is none."""
+        name = (vm["spec"].get("preference") or {}).get("name")
+        found: Object | None = None
+        if name:
+            found = await find(self.kube, PREFERENCES, (vm["metadata"]["namespace"], name))
+        devices = (found or {}).get("spec", {}).get("devices") or {}
+        return str(devices.get("preferredInterfaceModel") or "")
 
     async def pods_of(self, vmi: Object) -> list[Object]:
         """Return the launcher pods of a VMI."""

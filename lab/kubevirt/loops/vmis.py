@@ -16,6 +16,7 @@ from lab.kubevirt.objects import (
     CONTROLLER_FINALIZER,
     JOB_LABEL,
     NODE_LABEL,
+    event_of,
     in_phase,
     launcher_finalizer,
     launcher_pod,
@@ -80,9 +81,11 @@ class LauncherLoop:
             if phase in ("Scheduled", "Running"):
                 return await play.set_status(VMIS, vmi, {**in_phase(status, "Failed"), **_unready(status)})
             node = play.nodes[0] if play.nodes else ""
-            pods.append(
-                await play.kube.create(PODS, vmi["metadata"]["namespace"], launcher_pod(vmi, play.behaviour, node=node))
-            )
+            document = launcher_pod(vmi, play.behaviour, node=node)
+            pods.append(await play.kube.create(PODS, vmi["metadata"]["namespace"], document))
+            message = f"Created virtual machine pod {pods[0]['metadata']['name']}"
+            kind, component = "VirtualMachineInstance", "virtualmachine-controller"
+            await play.record(event_of(vmi, kind, "SuccessfulCreate", message, component))
         pod = acting_pod(vmi, pods)
         if pod is None:
             ended = max(pods, key=lambda item: str(item["metadata"]["creationTimestamp"]))

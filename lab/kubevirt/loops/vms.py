@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.kubevirt import conditions, specs
 from lab.kubevirt.loops.play import Play, describe, key_of, retrying, set_metadata
-from lab.kubevirt.objects import CONTROLLER_FINALIZER, OBSERVED_VERSIONS, VM_GENERATION, now, vmi_of
+from lab.kubevirt.objects import CONTROLLER_FINALIZER, OBSERVED_VERSIONS, VM_GENERATION, event_of, now, vmi_of
 from lab.node.objects import needs_restart, needs_vmi
 from lab.node.resources import VMIS, VMS, Key, find
 from lab.node.virt import owned_by
@@ -77,12 +77,19 @@ class TemplateLoop:
         if vmi is None:
             if not needs_vmi(vm, None):
                 return None
+            model = await play.preferred_model(vm)
             try:
                 vmi = await play.kube.create(
-                    VMIS, vm["metadata"]["namespace"], vmi_of(vm, play.behaviour, play.default_binding)
+                    VMIS,
+                    vm["metadata"]["namespace"],
+                    vmi_of(vm, play.behaviour, play.default_binding, model),
                 )
             except AlreadyExists as error:
                 raise Retry("NameTaken", str(error)) from error
+            started = (
+                f"Started the virtual machine by creating the new virtual machine instance {vm['metadata']['name']}"
+            )
+            await self._record(vm, "SuccessfulCreate", started)
             self._booted[vm["metadata"]["uid"]] = copy.deepcopy(vm["spec"]["template"]["spec"])
             return vmi
         uid = vmi["metadata"]["uid"]
@@ -95,8 +102,13 @@ class TemplateLoop:
         elif not needs_vmi(vm, vmi) or needs_restart(vm, vmi):
             self._restarting.discard(uid)
             await play.kube.delete(VMIS, *key_of(vm), uid=uid)
+            stopped = f"Stopped the virtual machine by deleting the virtual machine instance {uid}"
+            await self._record(vm, "SuccessfulDelete", stopped)
             return await find(play.kube, VMIS, key_of(vm))
         return vmi
+
+    async def _record(self, vm: Object, reason: str, message: str) -> None:
+        await self._play.record(event_of(vm, "VirtualMachine", reason, message, "virtualmachine-controller"))
 
     async def _follow(self, vm: Object, running: Object | None, vmi: Object | None) -> tuple[Object, Object | None]:
         """Change the VMI, then the template; return both as they are then."""
@@ -137,7 +149,8 @@ class TemplateLoop:
             left = [request for request in requests if not specs.is_done(request, wanted, in_vmi)]
             if left != requests:
                 path = "/status/interfaceRequests"
-                vm = await play.patch(VMS, vm, [test(path, requests), add(path, left)], "status")
+                change = add(path, left) if left else remove(path)
+                vm = await play.patch(VMS, vm, [test(path, requests), change], "status")
         return vm, vmi
 
     async def _write_status(self, vm: Object, vmi: Object | None) -> None:
@@ -147,14 +160,15 @@ class TemplateLoop:
             # The VMI counts as started from this generation again once the template equals the one it started from.
             ops = set_metadata(vmi, "annotations", {VM_GENERATION: str(generation)})
             vmi = await play.patch(VMIS, vmi, ops) if ops else vmi
-        await play.set_status(VMS, vm, self._status(vm, vmi), "status")
+        await play.set_status(VMS, vm, self._status(vm, vmi, await play.preferred_model(vm)), "status")
 
-    def _status(self, vm: Object, vmi: Object | None) -> Object:
+    def _status(self, vm: Object, vmi: Object | None, model: str) -> Object:
         behaviour, restart = self._play.behaviour, False
         before = vm.get("status") or {}
         if vmi is not None and not vmi["metadata"].get("deletionTimestamp") and behaviour.minor >= 2:
-            lists = specs.lists_of(vm["spec"]["template"]["spec"]), specs.lists_of(vmi["spec"])
-            restart = specs.needs_restart(*lists, behaviour)
+            # A plugged interface has no model in the VMI, so it differs where a preference names one.
+            template = specs.with_model(specs.lists_of(vm["spec"]["template"]["spec"]), model)
+            restart = specs.needs_restart(template, specs.lists_of(vmi["spec"]), behaviour)
             # Until 1.5.0 the condition stays until the VM restarts.
             restart = restart or (
                 not behaviour.restart_condition and conditions.is_true(vm, conditions.RESTART_REQUIRED)

@@ -26,10 +26,10 @@ from services.common.kube.client import Kube
 from services.common.kube.errors import Conflict
 from services.common.kube.patch import add, test
 from services.common.telemetry import configure
+from tests.support.recorded_kubevirt import recorded
 
 Object = dict[str, Any]
 
-FOLDER = Path(__file__).parents[1] / "kubevirt_objects"
 DEADLINE = 30.0
 """Seconds until the objects are as expected; a plug takes 0.2 s alone."""
 
@@ -201,7 +201,7 @@ class PlayedCluster:
 
     async def annotate(self, resource: Resource[Object], vm: str, moment: str, kind: str) -> None:
         """Set the annotations of a recorded object that are not KubeVirt's."""
-        annotations = load(moment)[kind]["metadata"]["annotations"]
+        annotations = recorded(moment)[kind]["metadata"]["annotations"]
         own = {key: text for key, text in annotations.items() if "kubevirt.io" not in key}
         await self.kube.merge_patch(resource, "default", vm, {"metadata": {"annotations": own}})
 
@@ -217,11 +217,11 @@ class PlayedCluster:
 
         :param pods: the launcher pods that the moment has, of all launcher pods of the VM.
         """
-        recorded = load(moment)
-        kinds = [kind for kind in ("vm", "vmi", "migration") if kind in recorded]
-        pod_kinds = sorted(kind for kind in recorded if kind.startswith("pod"))
+        moment_objects = recorded(moment)
+        kinds = [kind for kind in ("vm", "vmi", "migration") if kind in moment_objects]
+        pod_kinds = sorted(kind for kind in moment_objects if kind.startswith("pod"))
         version = moment.split("-")[0]
-        expected = comparable([recorded[kind] for kind in [*kinds, *pod_kinds]], version)
+        expected = comparable([moment_objects[kind] for kind in [*kinds, *pod_kinds]], version)
 
         def found() -> list[Object]:
             last = self.items(MIGRATIONS.plural)[-1:] or [{}]
@@ -245,14 +245,10 @@ class PlayedCluster:
 
 def recorded_events(moment: str) -> list[tuple[str, str, str, str]]:
     """Return the events of a recorded moment in the form of `PlayedCluster.events`."""
-    found = [(e["kind"], e["reason"], e["type"], _GENERATED.sub("NAME", e["message"])) for e in load(moment)["events"]]
+    found = [
+        (e["kind"], e["reason"], e["type"], _GENERATED.sub("NAME", e["message"])) for e in recorded(moment)["events"]
+    ]
     return sorted(found)
-
-
-def load(moment: str) -> Object:
-    """Return the objects of a recorded moment by kind."""
-    found: Object = json.loads((FOLDER / f"{moment}.json").read_text())
-    return found
 
 
 def vm_without(moment: str, *interfaces: str, **replaced: Object) -> Object:
@@ -260,7 +256,7 @@ def vm_without(moment: str, *interfaces: str, **replaced: Object) -> Object:
 
     :param replaced: interfaces to create in another form.
     """
-    vm = load(moment)["vm"]
+    vm = recorded(moment)["vm"]
     spec = vm["spec"]["template"]["spec"]
     devices = spec["domain"]["devices"]
     spec["networks"] = [item for item in spec["networks"] if item["name"] not in interfaces]

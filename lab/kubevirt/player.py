@@ -140,7 +140,8 @@ class Player:
             self._owners[key] = next((o["name"] for o in owners if o["kind"] == "VirtualMachineInstance"), "")
         self.trigger("pod", key)
         if owner := self._owners.get(key):
-            self.trigger("vmi", (key[0], owner))
+            for loop in ("vmi", "domain"):
+                self.trigger(loop, (key[0], owner))
             for migration in self._migrations.keys():  # noqa: SIM118
                 self.trigger("migration", migration)
 

@@ -171,7 +171,10 @@ def with_model(lists: SpecLists, model: str) -> SpecLists:
 
 
 def needs_restart(template: SpecLists, vmi: SpecLists, behaviour: Behaviour) -> bool:
-    """Return whether the template has a change of networks that only a restart applies."""
+    """Return whether the template has a change of networks that only a restart applies.
+
+    :param vmi: the lists of the VMI; where every edit needs a restart, those of the template that it started from.
+    """
     if not template.interfaces:
         # KubeVirt gives the default interface to a VM that lists none.
         template = vmi.without({i["name"] for i in vmi.interfaces if is_secondary(vmi.network(i["name"]))})
@@ -180,7 +183,9 @@ def needs_restart(template: SpecLists, vmi: SpecLists, behaviour: Behaviour) -> 
     if behaviour.network_edit_needs_restart:
         return (template.networks, template.interfaces) != (vmi.networks, vmi.interfaces)
     return any(_differs(present, template.interface(present["name"]), ("state",)) for present in vmi.interfaces) or any(
-        _differs(_bare(present), _bare(template.network(present["name"])), ()) for present in vmi.networks
+        _differs(_bare(present), _bare(template.network(present["name"])), ())
+        for present in vmi.networks
+        if (vmi.interface(present["name"]) or {}).get("state") != ABSENT
     )
 
 

@@ -16,7 +16,7 @@ from lab.kubevirt.versions import Behaviour, behaviour_of
 from lab.node.resources import PODS, Key, find
 from schemas.kubernetes.objects import CREATED_BY_LABEL, Resource
 from services.common.kube.client import Kube
-from services.common.kube.errors import Conflict, KubeError, NotFound, PatchTestFailed
+from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
 from services.common.kube.patch import Op, add, pointer, test
 from services.common.reconcile import Retry
 from services.common.telemetry.logs import Log
@@ -151,8 +151,3 @@ async def retrying() -> AsyncIterator[None]:
         yield
     except (Conflict, PatchTestFailed, NotFound) as error:
         raise Retry("Changed", str(error), after=CONFLICT_PAUSE) from error
-
-
-def describe(error: KubeError) -> str:
-    """Return the API server's message of an error."""
-    return error.message

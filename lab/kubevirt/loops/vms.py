@@ -10,7 +10,7 @@ import copy
 from typing import Any
 
 from lab.kubevirt import conditions, specs
-from lab.kubevirt.loops.play import Play, describe, key_of, retrying, set_metadata
+from lab.kubevirt.loops.play import Play, key_of, retrying, set_metadata
 from lab.kubevirt.objects import CONTROLLER_FINALIZER, OBSERVED_VERSIONS, VM_GENERATION, event_of, now, vmi_of
 from lab.node.objects import needs_restart, needs_vmi
 from lab.node.resources import VMIS, VMS, Key, find
@@ -135,7 +135,7 @@ class TemplateLoop:
                 except (Conflict, PatchTestFailed, NotFound):
                     raise
                 except KubeError as error:
-                    self._failures[key] = f"error encountered when trying to patch vmi: {describe(error)}"
+                    self._failures[key] = f"error encountered when trying to patch vmi: {error.message}"
                     return vm, vmi
             else:
                 self._failures.pop(key, None)
@@ -166,9 +166,14 @@ class TemplateLoop:
         behaviour, restart = self._play.behaviour, False
         before = vm.get("status") or {}
         if vmi is not None and not vmi["metadata"].get("deletionTimestamp") and behaviour.minor >= 2:
-            # A plugged interface has no model in the VMI, so it differs where a preference names one.
-            template = specs.with_model(specs.lists_of(vm["spec"]["template"]["spec"]), model)
-            restart = specs.needs_restart(template, specs.lists_of(vmi["spec"]), behaviour)
+            template = vm["spec"]["template"]["spec"]
+            if behaviour.network_edit_needs_restart:
+                started = self._booted.get(vm["metadata"]["uid"], template)
+                restart = specs.needs_restart(specs.lists_of(template), specs.lists_of(started), behaviour)
+            else:
+                # A plugged interface has no model in the VMI, so it differs where a preference names one.
+                expanded = specs.with_model(specs.lists_of(template), model)
+                restart = specs.needs_restart(expanded, specs.lists_of(vmi["spec"]), behaviour)
             # Until 1.5.0 the condition stays until the VM restarts.
             restart = restart or (
                 not behaviour.restart_condition and conditions.is_true(vm, conditions.RESTART_REQUIRED)

@@ -232,6 +232,7 @@ async def test_plug_and_unplug_in_versions_without_recordings(tmp_path: Path, ve
         for name in ("blue", "green"):
             await cluster.plug("va", name, "net1")
             await cluster.has_tokens("va", name, ATTACHED)
+        await condition_is(cluster, "va", "RestartRequired", "True" if version == "1.3" else "")
         await unplug(cluster, "va", "blue")
         await cluster.set_state("va", "green")
         if version == "1.1":

@@ -108,6 +108,7 @@ class Controller:
         """Queue every key: a setting of the whole cluster has changed."""
         for key in self._keys():
             self.queue.add(key, source="watch")
+            self.projector.requeue(key)
 
     def _on_event(self, received: ReceivedEvent) -> None:
         event: Event = received.event

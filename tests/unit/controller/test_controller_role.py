@@ -13,6 +13,7 @@ import pytest
 import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from structlog.testing import capture_logs
 
 from schemas.bus.encoding import StatusKey
 from schemas.bus.hotplug_status import BUCKET, StatusEntry, decode_entry
@@ -357,6 +358,34 @@ async def test_an_entry_whose_edit_never_came_is_removed_in_time(cluster: Cluste
     await cluster.kube.until(lambda: entry(cluster) is None)
     assert datetime.datetime.now(datetime.UTC) >= requested + datetime.timedelta(seconds=ORPHAN_AGE)
     assert cluster.kube.counted("PATCH", VMIS) == 1
+
+
+async def test_vms_at_rest_beside_kubevirt_cost_no_write_and_no_warning(cluster: Cluster) -> None:
+    observing(cluster)
+    plug = msgspec.structs.replace(PLUG, vm=objects.VM_UID, requested_at="2025-11-28T12:00:00Z")
+    plugged = {operation_key("iface1"): encode_annotation(plug)}
+    nics = objects.nic("iface1"), objects.nic("from-the-start")
+    status = [
+        {"name": name, "infoSource": "domain, multus-status", "mac": mac}
+        for name, mac in (("iface1", "02:00:00:00:00:01"), ("from-the-start", "02:00:00:00:00:02"))
+    ]
+    links = [pod_interface("iface1"), pod_interface("from-the-start")]
+    attached = {
+        NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=link) for link in links]),
+        NETWORK_STATUS: encode_network_status([NetworkStatus("default/net1", link) for link in links]),
+    }
+    with capture_logs() as logs:
+        cluster.put(PODS, objects.pod(attached))
+        cluster.put(VMS, objects.vm(*nics))
+        cluster.put(VMIS, objects.vmi(*nics, owned=True, annotations=plugged, status=status))
+        await cluster.idle()
+        for _ in range(3):
+            cluster.role.requeue_all()
+            await cluster.idle()
+    assert {method for method, _, _ in cluster.kube.requests} == {"GET", "WATCH"}
+    assert cluster.bus.published == []
+    assert [line for line in logs if line["log_level"] not in ("debug", "info")] == []
+    assert [line["event"] for line in logs].count("observing") == 1
 
 
 async def test_nothing_is_written_while_kubevirts_controllers_run_beside_the_owner(cluster: Cluster) -> None:

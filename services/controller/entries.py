@@ -14,8 +14,8 @@ from opentelemetry.trace import Span, set_span_in_context
 from schemas.kubernetes.objects import VMIS, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation
 from services.common.kube.cache.cached_reader import CachedReader
-from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
-from services.common.reconcile import Retry
+from services.common.kube.errors import BadRequest, Conflict, Invalid, NotFound, PatchTestFailed
+from services.common.reconcile import Reject, Retry
 from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import links, traceparent_of
 from services.common.telemetry.tracer import use_span
@@ -39,7 +39,8 @@ class EntryWriter:
         """Write the changes; a new entry has a random id and starts a trace of its own.
 
         :raises Retry: an entry was changed by somebody else since it was observed.
-        :raises KubeError: the API server refuses the patch or does not answer.
+        :raises Reject: the API server refuses the patch, for example through an admission policy.
+        :raises KubeError: the API server does not answer, or the controller lacks a permission.
         """
         assert observed.vm is not None
         assert observed.vmi is not None
@@ -84,5 +85,7 @@ class EntryWriter:
             vmi = await self._kube.json_patch(VMIS, meta.namespace, meta.name, changes.ops(vmi, operations))
         except (PatchTestFailed, Conflict, NotFound) as error:
             raise Retry("VirtualMachineInstanceChanged", str(error), after=0.0) from error
+        except (Invalid, BadRequest) as error:
+            raise Reject("EntryRefused", f"VMI {meta.namespace}/{meta.name}: {error.message}") from error
         self._vmis.record_written(vmi)
         return vmi

@@ -349,6 +349,27 @@ async def test_an_entry_that_the_api_writes_at_the_same_moment_wins(cluster: Clu
     assert cluster.stages() == []
 
 
+async def test_an_entry_that_a_policy_refuses_is_reported_and_disturbs_nothing(cluster: Cluster) -> None:
+    observing(cluster)
+
+    def refuse(method: str, plural: str, _name: str) -> None:
+        if (method, plural) == ("PATCH", VMIS):
+            raise Refused(422, "Invalid", "ValidatingAdmissionPolicy 'no-annotations' denied request")
+
+    cluster.kube.before = refuse
+    with capture_logs() as logs:
+        cluster.put(PODS, objects.pod())
+        cluster.put(VMIS, objects.vmi(owned=True, annotations={"a": "b"}))
+        cluster.put(VMS, objects.vm(objects.nic("iface1")))
+        await cluster.idle()
+    assert cluster.kube.counted("PATCH", VMIS) > 0
+    warnings = [line for line in logs if line["log_level"] not in ("debug", "info")]
+    assert {(line["log_level"], line["event"], line["reason"]) for line in warnings} == {
+        ("warning", "reconcile rejected", "EntryRefused")
+    }
+    assert cluster.bus.published == []
+
+
 async def test_an_entry_whose_edit_never_came_is_removed_in_time(cluster: Cluster) -> None:
     observing(cluster)
     requested = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ORPHAN_AGE - 0.3)

@@ -36,8 +36,6 @@ from services.api.plan.checks import (
     unknown_interface,
 )
 from services.api.plan.consequences import (
-    ChangeKind,
-    ConsequenceKind,
     find_consequence,
     restart_warning,
     version_text,
@@ -45,6 +43,7 @@ from services.api.plan.consequences import (
 from services.api.plan.vm import parse_vm, with_primary_network
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.entries import ORPHAN_AGE, InterfaceEntries, entry_age, entry_key, find_entries
+from services.common.domain.kubevirt.migration import MigrationOutcome
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT
 from services.common.domain.spec_patch import (
@@ -226,8 +225,8 @@ def _check_not_last(observed: Observed, capabilities: Capabilities, nics: VmiNic
 
 def _warnings(observed: Observed, capabilities: Capabilities, nics: VmiNics) -> tuple[str, ...]:
     """Return what the change of a running VM will cause; refuse it if the VM goes down and the user did not agree."""
-    found = find_consequence(capabilities, nics.vmi, ChangeKind.BRIDGE, served=observed.served)
-    if found is not None and found.kind is ConsequenceKind.SHUTS_DOWN and not observed.allow_eviction:
+    found = find_consequence(capabilities, nics.vmi, served=observed.served)
+    if found is not None and found.outcome is MigrationOutcome.SHUTS_DOWN and not observed.allow_eviction:
         raise conflict(observed, f"{found.sentence}; to accept that, add --allow-eviction (query allowEviction=true)")
     sentences = (found.sentence if found is not None else "", restart_warning(capabilities))
     return tuple(sentence for sentence in sentences if sentence)

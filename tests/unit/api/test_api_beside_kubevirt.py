@@ -220,7 +220,7 @@ async def test_nothing_is_accepted_that_nobody_follows(
 @pytest.mark.parametrize(
     ("version", "vm", "vmi", "verb", "text"),
     [
-        ("v1.9.0", objects.vm(), objects.vmi(IFACE, owned=True), "removeinterface", "first add it again (hotnic addin"),
+        ("v1.9.0", objects.vm(), objects.vmi(IFACE, owned=True), "removeinterface", "first add it again (hotnic "),
         ("v1.9.0", objects.vm(), objects.vmi(ABSENT, owned=True), "removeinterface", "is being unplugged"),
         ("v1.9.0", objects.vm(IFACE), objects.vmi(ABSENT, owned=True), "addinterface", "again by itself"),
         ("v1.9.0", objects.vm(ABSENT), objects.vmi(ABSENT, owned=True), "addinterface", "is being unplugged"),

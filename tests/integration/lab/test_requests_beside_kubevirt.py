@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import structlog
 
 from lab.kubevirt.pace import Pace
 from lab.kubevirt.player import PlayOptions
@@ -19,13 +18,10 @@ from services.api.observe import ClusterSettings, observe
 from services.api.plan import RequestTarget
 from services.cli.operations.follow import follow_operation
 from services.cli.operations.progress import OperationProgress, OperationResult
-from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE, read_capabilities
-from services.common.kube.client import Kube
-from services.common.runtime.installations import Installations
-from services.controller.role import Controller
+from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE
 from tests.support.bus.memory import MemoryBus
-from tests.support.contexts import role_context
 from tests.support.lab.kubevirt import played_cluster, vm_without
+from tests.support.lab.observing import ObservingController, observing_controller
 from tests.support.sampled import LONG, sample
 from tests.support.telemetry.spans import recording_telemetry
 
@@ -40,17 +36,17 @@ CALLER = UserIdentity("admin", ("system:masters",), {})
 class User:
     """A user of the api who waits for each operation."""
 
-    def __init__(self, kube: Kube, bus: MemoryBus, installations: Installations) -> None:
-        self._kube = kube
+    def __init__(self, controller: ObservingController, bus: MemoryBus) -> None:
+        self._kube = controller.kube
         self._bus = bus
-        self._installations = installations
+        self._beside = controller.beside
 
     async def change(self, vm: str, kind: OperationKind) -> tuple[OperationResult | None, str, list[Stage]]:
         """Send a request and follow its operation; return how it ended, with which message, and its stages."""
         options: AddInterfaceOptions | RemoveInterfaceOptions = RemoveInterfaceOptions("blue")
         if kind is OperationKind.PLUG:
             options = AddInterfaceOptions(network_attachment_definition_name="net1", name="blue")
-        cluster = ClusterSettings(False, "masquerade", read_capabilities(self._installations.items()))
+        cluster = ClusterSettings(False, "masquerade", self._beside())
         request = partial(observe, self._kube, cluster, RequestTarget.VM, "default", vm, options, CALLER)
         answer = await apply_request(request, self._kube, self._bus)
         progress = OperationProgress("blue", answer.operation.id, kind, persist=True)
@@ -71,27 +67,15 @@ class User:
 @pytest.mark.parametrize("version", sample("versions of KubeVirt", VERSIONS, 2))
 async def test_every_request_ends_right(version: str, tmp_path: Path) -> None:
     telemetry, _ = recording_telemetry("controller")
+    options = PlayOptions(version, gates=[HOTPLUG_GATE])
     async with (
-        played_cluster(
-            tmp_path, PlayOptions(version, gates=[HOTPLUG_GATE]), Pace.spread(0.5, random.Random())
-        ) as cluster,
-        await Kube.connect(kubeconfig=str(cluster.kubeconfig), telemetry=telemetry, user_agent="hotnic") as kube,
+        played_cluster(tmp_path, options, Pace.spread(0.5, random.Random())) as cluster,
+        observing_controller(cluster.kubeconfig, telemetry) as controller,
     ):
-        installations = Installations(kube, structlog.get_logger())
-        role = Controller(
-            role_context("controller", kube, MemoryBus(role="controller", telemetry=telemetry), telemetry),
-            is_owner=lambda: False,
-            is_enabled=lambda: True,
-            beside=lambda: read_capabilities(installations.items()),
-        )
-        watches = (installations, role.vms, role.vmis, role.pods)
-        tasks = [asyncio.create_task(watch.run()) for watch in watches]
-        for watch in watches:
-            await watch.synced.wait()
-        tasks.append(asyncio.create_task(role.lead()))
+        kube = controller.kube
         nad = {"metadata": {"name": "net1"}, "spec": {"config": '{"cniVersion": "1.0.0", "type": "bridge"}'}}
         await kube.create(NADS, "default", {"apiVersion": "k8s.cni.cncf.io/v1", "kind": NADS.kind, **nad})
-        user = User(kube, MemoryBus(role="api", telemetry=telemetry), installations)
+        user = User(controller, MemoryBus(role="api", telemetry=telemetry))
 
         async def plug_and_unplug(number: int) -> None:
             vm = vm_without("v1.9.0-a-plugged", "blue")
@@ -112,6 +96,3 @@ async def test_every_request_ends_right(version: str, tmp_path: Path) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(VMS_AT_ONCE):
                 group.create_task(plug_and_unplug(number))
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

@@ -11,6 +11,7 @@ import msgspec
 from schemas.bus.hotplug_status import StoredEntry
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.doctor.fix.changes import Fix
+from services.common.domain.kubevirt.capabilities import Capabilities
 
 
 class NotVisible(msgspec.Struct, frozen=True):
@@ -166,6 +167,7 @@ class VmSnapshot(msgspec.Struct, frozen=True):
 
     :ivar pods_on_node: by pod UID.
     :ivar hotplug_status: the entries of the VM in the key-value bucket, as hotnic's api returns them.
+    :ivar beside: what the KubeVirt that owns the VM can do; ``None`` where hotnic owns it.
     """
 
     namespace: str
@@ -175,6 +177,7 @@ class VmSnapshot(msgspec.Struct, frozen=True):
     pods: tuple[Pod, ...] = ()
     pods_on_node: dict[str, PodOnNode | NotVisible] = {}
     hotplug_status: tuple[StoredEntry, ...] | NotVisible = NotVisible("not read")
+    beside: Capabilities | None = None
 
     @property
     def subject(self) -> str:

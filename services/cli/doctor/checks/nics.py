@@ -22,6 +22,7 @@ from services.cli.doctor.snapshot import (
     SandboxRecords,
     VmSnapshot,
 )
+from services.common.domain.kubevirt.reasons import STRAY_ELEMENT
 from services.common.domain.nic import Nic, link_names, parse_nics
 from services.common.domain.operations import ABSENT, find_acting_pod, is_migrating
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -49,6 +50,11 @@ class CheckedVmi(msgspec.Struct, frozen=True):
     pending_links: frozenset[str]
     pod_on_node: PodOnNode | NotVisible
     node: NodeSnapshot | NotVisible
+
+    @property
+    def owned_by_kubevirt(self) -> bool:
+        """Whether KubeVirt plugs and unplugs; hotnic then writes only operations on the VMI."""
+        return self.vm_snapshot.beside is not None
 
     @property
     def pod_subject(self) -> str:
@@ -119,6 +125,11 @@ def is_settled(nic_status: InterfaceHotplugStatus, interface: Interface | None) 
     )
 
 
+def is_stray(nic_status: InterfaceHotplugStatus) -> bool:
+    """Return whether a status is that of an element in the pod that belongs to no interface."""
+    return nic_status.reason == STRAY_ELEMENT
+
+
 def build_checked_vmi(
     vm_snapshot: VmSnapshot, vmi: VirtualMachineInstance, pod: Pod, node: NodeSnapshot | NotVisible
 ) -> CheckedVmi:
@@ -131,10 +142,12 @@ def build_checked_vmi(
     elements = {element.requested_interface or f"net{i}": element for i, element in enumerate(parsed.elements, start=1)}
     statuses = {status.interface: status for status in parsed.statuses if status.interface is not None}
     vm = vm_snapshot.vm if isinstance(vm_snapshot.vm, VirtualMachine) else None
-    nic_statuses = {nic_status.interface: nic_status for nic_status in derive_statuses(parsed, vm)}
+    nic_statuses = {nic_status.interface: nic_status for nic_status in derive_statuses(parsed, vm, vm_snapshot.beside)}
     nics = []
     pending_links = set()
     for name, nic_status in nic_statuses.items():
+        if is_stray(nic_status):
+            continue
         nic = parsed.nics.get(name)
         if nic is None or not is_settled(nic_status, nic.interface) or nic.interface.bridge is None:
             pending_links.add(nic.link if nic is not None else nic_status.pod_interface or "")
@@ -162,9 +175,13 @@ def operations_in_progress(checked: CheckedVmi) -> Iterator[OperationInProgress]
     interfaces = {interface.name: interface for interface in checked.vmi.spec.interface_items()}
     for name, nic_status in checked.nic_statuses.items():
         interface = interfaces.get(name)
-        if is_settled(nic_status, interface) or (
-            # hotnic plugs bridge-bound interfaces only; another binding is not an operation of ours.
-            interface is not None and interface.bridge is None and nic_status.kind is OperationKind.PLUG
+        if (
+            is_settled(nic_status, interface)
+            or is_stray(nic_status)
+            or (
+                # hotnic plugs bridge-bound interfaces only; another binding is not an operation of ours.
+                interface is not None and interface.bridge is None and nic_status.kind is OperationKind.PLUG
+            )
         ):
             continue
         message = f"the {nic_status.kind} has reached stage {nic_status.stage}"

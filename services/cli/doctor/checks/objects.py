@@ -30,6 +30,9 @@ CONTROLLER_REPAIR = "the controller corrects this within a minute; if it remains
 NETWORKS_REPAIR = (
     "the networks role of the node corrects this within a minute; if it remains, check whether that role is ready"
 )
+KUBEVIRT_REPAIR = (
+    "KubeVirt writes the annotation only when an interface is plugged or unplugged; migrate the VM, or restart it"
+)
 HANDLER_REPAIR = "the handler of the node corrects this within a minute; if it remains, check whether it is ready"
 
 _POD_NIC = f"{PREFIX}pod-nic."
@@ -54,7 +57,8 @@ def check_elements(checked: CheckedVmi) -> Iterator[Finding]:
         desired, element, subject = nic.nad, checked.elements.get(nic.link), checked.subject_of(nic.name)
         if element is None:
             message = f"the spec has network {desired}, the pod's networks annotation has no element {nic.link}"
-            yield Finding("ElementMissing", subject, message, CONTROLLER_REPAIR)
+            repair = KUBEVIRT_REPAIR if checked.owned_by_kubevirt else CONTROLLER_REPAIR
+            yield Finding("ElementMissing", subject, message, repair)
             continue
         requested = f"{element.namespace or checked.pod.metadata.namespace}/{element.name}"
         if requested != desired:
@@ -107,6 +111,9 @@ def check_pod_nics(checked: CheckedVmi) -> Iterator[Finding]:
         if not is_hashed(nic.link):
             # Only NICs with hashed names have a record.
             continue
+        if record is None and checked.owned_by_kubevirt:
+            # Neither virt-handler nor another networks controller than hotnic's writes one.
+            continue
         if record is None:
             message = "the pod has no readable record of the pod interface"
             yield Finding("PodNicRecordMissing", subject, message, HANDLER_REPAIR)
@@ -153,6 +160,9 @@ def _pod_annotations_left_over(checked: CheckedVmi) -> Iterator[Finding]:
 
 def check_vmi_status(checked: CheckedVmi) -> Iterator[Finding]:
     """Check that the VMI's status agrees with spec and pod for each NIC, and lists no unknown interface."""
+    if checked.owned_by_kubevirt:
+        # KubeVirt writes it, in its own order.
+        return
     for nic in checked.nics:
         entry, subject = nic.entry, checked.subject_of(nic.name)
         if MULTUS_STATUS not in parse_tokens(entry):
@@ -187,10 +197,16 @@ def check_operations(checked: CheckedVmi) -> Iterator[Finding]:
     in_spec = {interface_hash(interface.name) for interface in checked.vmi.spec.interface_items()}
     vm = checked.vm_snapshot.vm
     if not isinstance(vm, NotVisible):
-        unplugged = {interface_hash(name) for name in _unplugged_from_vmi_only(checked, vm)}
-        yield from _stale_operations(subject, checked.vmi, in_spec | unplugged, in_status)
+        known = {interface_hash(name) for name in _unplugged_from_vmi_only(checked, vm)}
+        if checked.owned_by_kubevirt and vm is not None:
+            # The operation is written before the template, and KubeVirt copies that to the VMI afterwards.
+            known |= _hashes_in_template(vm)
+        yield from _stale_operations(subject, checked.vmi, in_spec | known, in_status)
     if isinstance(vm, VirtualMachine):
         yield from _stale_operations(subject, vm, in_spec | _hashes_in_template(vm), in_status)
+    if checked.owned_by_kubevirt:
+        # The operations on pods are copies that KubeVirt makes at a migration; every reader ignores them.
+        return
     links = {link[3:] for link in (*checked.elements, *checked.statuses) if is_hashed(link)}
     yield from _stale_operations(subject, checked.pod, in_spec | links, in_status)
     for nic in checked.nics:

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 import msgspec
 
 from schemas.bus.hotplug_status import HotplugStatus, StoredEntry
+from schemas.kubernetes.kubevirt import KUBEVIRTS
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.cluster import find_vmi, pod_selector
 from services.cli.doctor.collect.node import add_node_state
 from services.cli.doctor.collect.node_files import NodeSettings
 from services.cli.doctor.snapshot import NotVisible, Snapshot, VmSnapshot
 from services.cli.operations.hotplug_status import NO_NATS, status_path
+from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
+from services.common.domain.kubevirt.owner import COMPONENT_LABEL, CONTROLLER, find_kubevirt_controllers
 from services.common.domain.operations import belongs_to, vmi_name_of
 from services.common.kube.client import Kube
 from services.common.kube.errors import Forbidden, KubeError, NotFound, Unavailable
@@ -35,8 +38,10 @@ async def snapshot_of_vm(
     :raises KubeError: the API server does not answer.
     """
     vmi = await find_vmi(kube, namespace, name)
-    vm, pods = await asyncio.gather(_vm(kube, namespace, name), kube.list(PODS, namespace, labels=pod_selector(vmi)))
-    found = await with_hotplug_status(kube, [VmSnapshot(namespace, name, vm, vmi, tuple(pods.items))])
+    vm, pods, beside = await asyncio.gather(
+        _vm(kube, namespace, name), kube.list(PODS, namespace, labels=pod_selector(vmi)), find_owner(kube)
+    )
+    found = await with_hotplug_status(kube, [VmSnapshot(namespace, name, vm, vmi, tuple(pods.items), beside=beside)])
     return await add_node_state(found, paths, node, for_fixes=for_fixes)
 
 
@@ -49,10 +54,15 @@ async def snapshot_of_vms(
     :param for_fixes: as in :func:`services.cli.doctor.collect.node.add_node_state`.
     :raises KubeError: the API server does not answer.
     """
-    vmis, pods, vms = await asyncio.gather(
-        kube.list(VMIS, namespace), kube.list(PODS, namespace, labels=CREATED_BY_LABEL), _vms(kube, namespace)
+    vmis, pods, vms, beside = await asyncio.gather(
+        kube.list(VMIS, namespace),
+        kube.list(PODS, namespace, labels=CREATED_BY_LABEL),
+        _vms(kube, namespace),
+        find_owner(kube),
     )
-    found = await with_hotplug_status(kube, vm_snapshots(vmis.items, pods.items, vms))
+    found = await with_hotplug_status(
+        kube, [msgspec.structs.replace(one, beside=beside) for one in vm_snapshots(vmis.items, pods.items, vms)]
+    )
     return await add_node_state(found, paths, node, for_fixes=for_fixes)
 
 
@@ -122,6 +132,27 @@ def vm_snapshots(
         if pod.metadata.uid not in known and name is not None:
             found.append(VmSnapshot(pod.metadata.namespace, name, None, None, (pod,)))
     return found
+
+
+async def find_owner(kube: Kube) -> Capabilities | None:
+    """Return what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
+
+    KubeVirt does where its controllers run. Without the permission to read its objects, nothing of it is known; without
+    the one to read its pods, they are taken to run.
+    """
+    try:
+        installations = (await kube.list(KUBEVIRTS)).items
+    except KubeError:
+        return None
+    try:
+        lists = [
+            await kube.list(PODS, namespace, labels=f"{COMPONENT_LABEL}={CONTROLLER}")
+            for namespace in sorted({one.metadata.namespace for one in installations})
+        ]
+    except KubeError:
+        return read_capabilities(installations)
+    running = find_kubevirt_controllers((pod for pods in lists for pod in pods.items), installations)
+    return read_capabilities(installations) if running else None
 
 
 async def _vm(kube: Kube, namespace: str, name: str) -> VirtualMachine | NotVisible | None:

@@ -23,7 +23,7 @@ from services.common.domain.kubevirt.migration import (
     is_earlier,
     seconds_of_grace,
 )
-from services.common.domain.kubevirt.reasons import Explanation, explain
+from services.common.domain.kubevirt.reasons import STRAY_ELEMENT, Explanation, explain
 from services.common.domain.kubevirt.stages import has_lost_its_element, is_on_another_network
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.operations import is_migrating
@@ -115,7 +115,7 @@ def explain_pending(situation: Situation, name: str, kind: OperationKind) -> Exp
 
 def explain_stray(situation: Situation, link: str, network: str) -> Explanation:
     """Return the reason of a stray element."""
-    return _explain(situation, "StrayElement", link=link, network=network)
+    return _explain(situation, STRAY_ELEMENT, link=link, network=network)
 
 
 def _explain_vmi(situation: Situation) -> Explanation | None:

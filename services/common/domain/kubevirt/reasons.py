@@ -8,6 +8,8 @@ import msgspec
 
 PAGE = "docs/beside-kubevirt.md"
 """The page with a section for each reason."""
+STRAY_ELEMENT = "StrayElement"
+"""The reason of an element in the pod that belongs to no interface."""
 MAX_VALUE = 512
 """Characters of a text from an object that are put into a sentence."""
 
@@ -215,7 +217,7 @@ TABLE: tuple[Reason, ...] = (
         "restart the VM, or use bridge binding",
     ),
     Reason(
-        "StrayElement",
+        STRAY_ELEMENT,
         "the pod's networks annotation lists {link} on network {network}, which no interface of the VM has; KubeVirt "
         "leaves such an element when a plug is taken back early",
         "remove it: hotnic doctor --fix",

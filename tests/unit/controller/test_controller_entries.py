@@ -12,7 +12,9 @@ from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE, Capabilities
 from services.controller.observe import parse_objects
+from services.controller.plan.actions import Observed, PatchTarget
 from services.controller.plan.observing import EntryChanges, NewEntry, plan_entries
+from services.controller.plan.warnings import plan_warnings
 from tests.support.observed import objects
 from tests.support.observed.kubevirt import capabilities
 from tests.support.recorded_kubevirt import recorded_pods, recorded_vm, recorded_vmi
@@ -40,9 +42,11 @@ def planned(
     vm: VirtualMachine | None, vmi: VirtualMachineInstance, pods: Iterable[Pod] = (), beside: Capabilities | None = None
 ) -> EntryChanges:
     """Return the plan for these objects."""
-    pod = next(iter(pods), None)
-    observed = parse_objects(vm, vmi, pod, enabled=True, now=NOW, refused_interfaces=frozenset(), one_at_a_time=False)
-    return plan_entries(observed, beside or capabilities("1.9.0"))
+    return plan_entries(observation(vm, vmi, next(iter(pods), None)), beside or capabilities("1.9.0"))
+
+
+def observation(vm: VirtualMachine | None, vmi: VirtualMachineInstance, pod: Pod | None) -> Observed:
+    return parse_objects(vm, vmi, pod, enabled=True, now=NOW, refused_interfaces=frozenset(), one_at_a_time=False)
 
 
 def vmi(*nics: Any, annotations: dict[str, str] | None = None, **fields: Any) -> VirtualMachineInstance:
@@ -207,3 +211,27 @@ def test_objects_that_kubevirt_wrote(moment: str, added: list[tuple[OperationKin
     beside = capabilities("1.0.1" if moment.startswith("v1.0.1") else "1.9.0")
     changes = planned(recorded_vm(moment), recorded_vmi(moment), newest, beside)
     assert ([(new.kind, new.interface) for new in changes.added], changes.removed) == (added, ())
+
+
+@pytest.mark.parametrize(
+    ("moment", "methods", "warned"),
+    [
+        ("v1.0.1-unplugging", (), [("hot1", "LastInterfaceStays")]),
+        ("v1.9.0-a-plugged", (), []),
+        ("v1.9.0-b-pending", (), []),
+        ("v1.9.0-b-required", ("LiveMigrate",), []),
+        ("v1.9.0-b-required", (), [("blue", "MigrationNotConfigured")]),
+        ("v1.9.0-b-required", ("Evict",), [("blue", "WillBeShutDown")]),
+        ("v1.9.0-f-model-changed", (), [("sec1", "RestartRequired")]),
+        ("v1.9.0-n-vmi-patch-refused", (), [("denyvmi", "HotPlugNetworkInterfaceError")]),
+    ],
+)
+def test_users_are_warned_of_what_ends_badly_or_never(
+    moment: str, methods: tuple[str, ...], warned: list[tuple[str, str]]
+) -> None:
+    newest = next(reversed(recorded_pods(moment)), None)
+    beside = capabilities(moment.partition("-")[0], *methods)
+    found = list(plan_warnings(observation(recorded_vm(moment), recorded_vmi(moment), newest), beside))
+    assert {warning.target for warning in found} <= {PatchTarget.VM}
+    assert [(warning.message.split()[1].rstrip(":"), warning.reason) for warning in found] == warned
+    assert all("docs/beside-kubevirt.md#" in warning.message for warning in found)

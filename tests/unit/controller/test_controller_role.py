@@ -330,6 +330,22 @@ async def test_what_the_guest_gets_and_releases_beside_kubevirt_is_published_onc
     assert cluster.kube.counted("PATCH", VMIS) == 1, "only the entries are removed, at the end"
 
 
+async def test_a_warning_about_kubevirt_is_one_event_on_the_vm(cluster: Cluster) -> None:
+    observing(cluster)
+    status = encode_network_status([NetworkStatus("default/net1", pod_interface("iface1"))])
+    cluster.put(PODS, objects.pod({NETWORK_STATUS: status}))
+    cluster.put(VMS, objects.vm())
+    in_guest = [{"name": "iface1", "infoSource": "domain, multus-status", "mac": "02:00:00:00:00:02"}]
+    for note in ("1", "2"):
+        # The template lost the interface, not as `absent`.
+        dropped = objects.vmi(objects.nic("iface1"), owned=True, status=in_guest, annotations={"note": note})
+        cluster.put(VMIS, dropped)
+        await cluster.idle()
+    await cluster.kube.until(lambda: bool(cluster.kube.of(EVENTS)))
+    (event,) = cluster.kube.of(EVENTS)
+    assert (event["involvedObject"]["kind"], event["reason"]) == ("VirtualMachine", "DroppedFromTemplate")
+
+
 async def test_an_entry_that_the_api_writes_at_the_same_moment_wins(cluster: Cluster) -> None:
     observing(cluster)
     api = msgspec.structs.replace(PLUG, vm=objects.VM_UID)

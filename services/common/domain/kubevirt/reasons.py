@@ -224,6 +224,29 @@ TABLE: tuple[Reason, ...] = (
     ),
 )
 
+WARNED = frozenset(
+    {
+        "HotplugGateOff",
+        "OrdinalInterfaceNames",
+        "HotPlugNetworkInterfaceError",
+        "MigrationByHand",
+        "MigrationNotConfigured",
+        "NotMigratable",
+        "WillBeShutDown",
+        "ElementMissing",
+        "LastInterfaceStays",
+        "ComesBack",
+        "DroppedFromTemplate",
+        "RestartRequired",
+        "RestartRequiredByPreference",
+        "RequestQueueBlocked",
+        "TemplateNotFollowed",
+        "BindingNeedsRestart",
+        STRAY_ELEMENT,
+    }
+)
+"""Codes of what ends badly, or never by itself: the controller warns of it with an Event on the VM."""
+
 REASONS: dict[str, Reason] = {row.code: row for row in TABLE}
 
 

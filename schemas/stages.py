@@ -36,15 +36,24 @@ class StageRow(msgspec.Struct, frozen=True):
     """One row of the table.
 
     :ivar stage: the stage.
-    :ivar publishers: the roles that may publish the stage.
+    :ivar publishers: the roles that bring an interface to the stage and publish it.
     :ivar fact: what holds once the stage is published.
     :ivar next: the next stage by kind of operation; without the kinds that end at the stage or do not have it.
+    :ivar observers: the roles that publish the stage where KubeVirt brings the interface to it.
     """
 
     stage: Stage
     publishers: tuple[str, ...]
     fact: str
     next: dict[OperationKind, Stage] = {}
+    observers: tuple[str, ...] = ()
+
+    def may_publish(self, role: str, *, observed: bool) -> bool:
+        """Return whether a role may publish the stage.
+
+        :param observed: whether somebody else brought the interface to it.
+        """
+        return role in self.publishers or (observed and role in self.observers)
 
 
 TABLE: tuple[StageRow, ...] = (
@@ -66,13 +75,13 @@ TABLE: tuple[StageRow, ...] = (
         "the pod's network-status annotation lists the attachment",
         {OperationKind.PLUG: Stage.GUEST_ATTACHED},
     ),
-    # Beside KubeVirt the controller publishes what virt-handler does: no handler runs there.
-    StageRow(Stage.GUEST_ATTACHED, ("handler", "controller"), "the device is in the guest's domain"),
+    StageRow(Stage.GUEST_ATTACHED, ("handler",), "the device is in the guest's domain", observers=("controller",)),
     StageRow(
         Stage.GUEST_DETACHED,
-        ("handler", "controller"),
+        ("handler",),
         "the device is gone from the guest's domain and the pod network is torn down",
         {OperationKind.UNPLUG: Stage.MULTUS_DETACHED},
+        observers=("controller",),
     ),
     StageRow(
         Stage.MULTUS_DETACHED,

@@ -88,7 +88,7 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
 
     :raises ValueError: the role may not publish this stage, a name is empty, or the event is too large.
     """
-    if role not in ROWS[event.stage].publishers:
+    if not ROWS[event.stage].may_publish(role, observed=is_observed(event)):
         raise ValueError(f"role {role} may not publish {event.stage}")
     if isinstance(event, Failed) and len(event.message) > MAX_MESSAGE_CHARS:
         event = msgspec.structs.replace(event, message=event.message[: MAX_MESSAGE_CHARS - 1] + "…")
@@ -138,7 +138,7 @@ def decode_message(subject: str, headers: Mapping[str, str] | None, payload: byt
     except ValueError as error:
         raise UnusableMessage("BadHeaders", str(error)) from None
     publisher = found["ce-source"].removeprefix("/hotnic/").partition("/")[0]
-    if publisher not in ROWS[event.stage].publishers:
+    if not ROWS[event.stage].may_publish(publisher, observed=is_observed(event)):
         raise UnusableMessage("ForbiddenPublisher", f"{found['ce-source']} may not publish {event.stage}")
     return event, expected
 

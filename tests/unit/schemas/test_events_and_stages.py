@@ -154,6 +154,13 @@ def test_only_handler_and_networks_publish_detached_stages() -> None:
     assert stages.ROWS[Stage.MULTUS_DETACHED].publishers == ("networks",)
 
 
+def test_the_controller_publishes_what_virt_handler_did() -> None:
+    for stage in (Stage.GUEST_ATTACHED, Stage.GUEST_DETACHED):
+        assert stages.ROWS[stage].may_publish("controller", observed=True)
+        assert not stages.ROWS[stage].may_publish("controller", observed=False)
+    assert not stages.ROWS[Stage.MULTUS_ATTACHED].may_publish("controller", observed=True)
+
+
 @pytest.mark.parametrize("stage", Stage)
 def test_headers_match_the_payload(stage: Stage) -> None:
     headers = cloudevents.build_headers(event_id="1", stage=stage, role="api", node="_", time="2026-11-23T10:00:00Z")

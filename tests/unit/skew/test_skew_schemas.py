@@ -35,6 +35,14 @@ SCHEMA_OF_ANNOTATION = {
 TODAY = {name: json.loads(text) for name, text in generate.build_documents().items()}
 
 
+ACCEPTED = {
+    f"/components/messages/{message}/headers/properties/ce-source/pattern"
+    for message in ("GuestAttached", "GuestDetached")
+}
+"""Changes to which an earlier version answers with a dead letter, and nothing is lost: beside KubeVirt the controller
+publishes what virt-handler did. An earlier version follows no operation there."""
+
+
 def check(recording: Recording, name: str, document: bytes | str) -> None:
     """Check a document of today against the schema of the recorded version."""
     jsonschema.validate(json.loads(document), recording.schema(f"{name}.schema.json"))
@@ -55,7 +63,7 @@ def check_annotations(recording: Recording, annotations: dict[str, Any]) -> set[
 def test_a_schema_only_gets_types_and_optional_fields(recording: Recording, name: str) -> None:
     if name in recording.schema_names:
         assert name in TODAY
-        assert breaking_changes(recording.schema(name), TODAY[name]) == []
+        assert set(breaking_changes(recording.schema(name), TODAY[name])) <= ACCEPTED
 
 
 def event_schema(change: Callable[[Json], object]) -> Json:

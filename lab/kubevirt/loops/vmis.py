@@ -29,6 +29,9 @@ from services.common.reconcile import Attempt
 
 Object = dict[str, Any]
 
+CLOCK_ERROR = 0.001
+"""Seconds by which a timer of the event loop may be early."""
+
 
 class LauncherLoop:
     """Reconciles VMIs with their launcher pods."""
@@ -140,13 +143,14 @@ class LauncherLoop:
         if conditions.is_migrating(vmi) or play.pace.holds("condition", vmi["metadata"]["name"]):
             return
         need, clock = conditions.migration_need(vmi, pod), asyncio.get_running_loop().time()
+        left = 0.0
         if need == "none":
             self._pending.pop(uid, None)
-        elif uid not in self._pending:
-            self._pending[uid] = clock
-            play.later(play.grace, "vmi", key_of(vmi))
-        waited = clock - self._pending.get(uid, clock) >= play.grace - 0.001
-        entry = conditions.migration_condition(need, found, waited, now())
+        else:
+            left = play.grace - (clock - self._pending.setdefault(uid, clock))
+            if left > CLOCK_ERROR:
+                play.later(left, "vmi", key_of(vmi))
+        entry = conditions.migration_condition(need, found, left <= CLOCK_ERROR, now())
         after = conditions.with_condition(before, conditions.MIGRATION_REQUIRED, entry)
         if after != before:
             await play.pace.before("condition")

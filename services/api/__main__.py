@@ -10,7 +10,6 @@ from services.api import front_proxy
 from services.api.discovery import API_SERVICES
 from services.api.observe import ClusterSettings
 from services.api.server import Api
-from services.common.domain.kubevirt.capabilities import read_capabilities
 from services.common.domain.kubevirt.owner import default_binding, is_hotplug_enabled
 from services.common.http.server import serve
 from services.common.http.tls import ServerTls
@@ -89,9 +88,9 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         context,
         lambda: proxy.current,
         cluster=lambda: ClusterSettings(
-            owned_by_hotnic=(hotnic := owner.is_hotnic()),
+            owned_by_hotnic=owner.is_hotnic(),
             default_binding=default_binding(owner.installations.items()),
-            beside=None if hotnic else read_capabilities(owner.installations.items()),
+            beside=owner.beside(),
         ),
         enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, owner.installations.items()),
     )

@@ -95,11 +95,11 @@ def test_hotnic_changes_nothing_while_kubevirts_controller_runs(
         conflict = "controllers run (pod default/virt-controller"
         wait_until(lambda: lab.hotnic("lab", "status").stdout.count(conflict) == 2)
         # The api sees the pod by a watch of its own. This request is refused for one reason or another.
-        wait_until(lambda: "its controllers run" in lab.hotnic("removeinterface", own, "--name", "other").stderr)
+        wait_until(lambda: "KubeVirt's controllers run" in lab.hotnic("removeinterface", own, "--name", "other").stderr)
         lab.edit_template(own, *plugs({"name": interface, "bridge": {}}))
         done = lab.hotnic("addinterface", own, "--name", f"{interface}-b", *NAD, "--wait", "--timeout", "1s")
         assert done.returncode == 3, done.stderr
-        assert "its controllers run" in done.stderr
+        assert "KubeVirt's controllers run" in done.stderr
         assert running(lab, own) == ["default"]
         assert lab.pod(lab.vmi(own)).metadata.annotations.get(NETWORKS, "[]") == "[]"
     finally:

@@ -26,6 +26,7 @@ from services.api.plan.answers import (
     conflict,
 )
 from services.api.plan.checks import (
+    NO_OWNER,
     check_free_slot,
     check_nad,
     check_name,
@@ -58,11 +59,6 @@ from services.common.domain.status_interfaces import DOMAIN
 from services.common.domain.template import TemplateInterfaces, find_pending_changes
 
 REQUEST_QUEUE = "/status/interfaceRequests"
-
-NO_KUBEVIRT = (
-    "KubeVirt is to own the VMs of this cluster (HOTNIC_VM_OWNER), but there is no KubeVirt object any more, so nobody "
-    "would follow the change"
-)
 
 
 def add(observed: Observed) -> Answer:
@@ -139,7 +135,7 @@ def remove(observed: Observed) -> Answer:
 def _check_allowed(observed: Observed) -> Capabilities:
     """Refuse a user who may not update the VM, which is what the request does beside KubeVirt."""
     if observed.beside is None:
-        raise conflict(observed, NO_KUBEVIRT)
+        raise conflict(observed, NO_OWNER)
     if not observed.vm_allowed:
         message = (
             f'{VMS.plural}.{VMS.group} "{observed.name}" is forbidden: User "{observed.user}" cannot update resource '

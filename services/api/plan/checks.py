@@ -25,6 +25,11 @@ GATE_BESIDE = (
     f"{GATE_DISABLED} KubeVirt owns the VMs, so list it in the KubeVirt object: "
     "spec.configuration.developerConfiguration.featureGates"
 )
+NO_OWNER = (
+    "nobody plugs and unplugs interfaces in this cluster now: hotnic is set to own the VMs (HOTNIC_VM_OWNER), and "
+    "KubeVirt's controllers run; or KubeVirt is set to own them, and there is no KubeVirt object. Stop KubeVirt's "
+    "controllers, or correct the setting"
+)
 INSTALLING = (
     "KubeVirt is being installed (its object has no status.observedKubeVirtVersion yet), and nobody follows a change "
     "of a VM; try again when it is installed"

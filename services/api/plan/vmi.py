@@ -17,6 +17,7 @@ from services.api.plan.answers import (
     not_found,
 )
 from services.api.plan.checks import (
+    NO_OWNER,
     check_free_slot,
     check_nad,
     check_name,
@@ -91,6 +92,8 @@ def remove(observed: Observed) -> Answer:
 def _changeable_nics(observed: Observed) -> VmiNics:
     """Parse the VMI, or refuse the request where hotnic cannot change it."""
     vmi = observed.vmi
+    if not observed.owned_by_hotnic and observed.beside is None:
+        raise conflict(observed, NO_OWNER)
     if not observed.owned_by_hotnic and (vmi is not None or observed.vm is not None):
         if vmi is not None and not any(owner.kind == VMS.kind for owner in vmi.metadata.owner_references):
             raise conflict(observed, NO_VM)

@@ -118,7 +118,12 @@ def test_beside_kubevirt_nothing_of_kubevirt_is_claimed_or_installed() -> None:
         if item["kind"] == "ClusterRole"
         and any("kubevirt.io" in rule["apiGroups"] and "patch" in rule["verbs"] for rule in item["rules"])
     }
-    assert patched == {"hotnic-api"}, "only the api, which carries out users' requests, changes KubeVirt's objects"
+    assert patched == {"hotnic-api", "hotnic-controller"}, "no role of a node changes KubeVirt's objects"
+    (controller,) = [
+        item for item in found if item["kind"] == "ClusterRole" and item["metadata"]["name"] == "hotnic-controller"
+    ]
+    changed = [rule for rule in controller["rules"] if "kubevirt.io" in rule["apiGroups"] and "patch" in rule["verbs"]]
+    assert [rule["resources"] for rule in changed] == [["virtualmachineinstances"]], "only its own annotations"
     assert not [rule for rule in rules if "subresources.kubevirt.io" in rule["apiGroups"]]
 
 

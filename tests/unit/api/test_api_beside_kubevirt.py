@@ -204,7 +204,7 @@ async def test_requests_about_a_vmi_name_the_way(
     [
         (msgspec.structs.replace(capabilities(), installing=True, gate="HotplugNICs"), 409, "being installed"),
         (msgspec.structs.replace(capabilities("v1.3.0"), gate="HotplugNICs"), 400, "in the KubeVirt object"),
-        (None, 409, "no KubeVirt object any more"),
+        (None, 409, "there is no KubeVirt object"),
     ],
     ids=["installing", "gate off", "gone"],
 )

@@ -80,6 +80,12 @@ class CheckedVmi(msgspec.Struct, frozen=True):
         """Return the name of the checked NIC with this pod interface in a report, or of the VM when there is none."""
         return next((self.subject_of(nic.name) for nic in self.nics if nic.link == link), self.vm_snapshot.subject)
 
+    def is_stray_link(self, link: str) -> bool:
+        """Return whether a pod interface has the name of an interface that the spec does not have."""
+        return is_hashed(link) and all(
+            interface_hash(interface.name) != link[3:] for interface in self.vmi.spec.interface_items()
+        )
+
     def is_known_hash(self, digits: str) -> bool:
         """Return whether an interface of the spec, or a link in the pod's annotations, has this hash."""
         in_spec = {interface_hash(interface.name) for interface in self.vmi.spec.interface_items()}

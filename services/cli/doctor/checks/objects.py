@@ -68,9 +68,8 @@ def check_elements(checked: CheckedVmi) -> Iterator[Finding]:
         if mac and (element.mac or "").lower() != mac.lower():
             message = f"the spec has MAC {mac}, the pod's networks annotation has {element.mac or 'none'}"
             yield Finding("ElementDiffers", subject, message, replug_repair(checked, nic.name))
-    in_spec = {interface_hash(interface.name) for interface in checked.vmi.spec.interface_items()}
     for link in checked.elements:
-        if is_hashed(link) and link[3:] not in in_spec:
+        if checked.is_stray_link(link):
             message = f"the pod's networks annotation has element {link}, which belongs to no interface of the spec"
             repair = (
                 "remove the element from the pod's networks annotation if the guest does not use its link; as root on "
@@ -83,7 +82,8 @@ def check_elements(checked: CheckedVmi) -> Iterator[Finding]:
 def check_network_status(checked: CheckedVmi) -> Iterator[Finding]:
     """Check that the pod's network status has an entry for each element, and no others."""
     for link, element in checked.elements.items():
-        if link in checked.pending_links:
+        if link in checked.pending_links or (checked.is_stray_link(link) and link not in checked.statuses):
+            # A stray element that is not attached is one finding: it has to go, not to be attached.
             continue
         subject = checked.subject_of_link(link)
         requested = f"{element.namespace or checked.pod.metadata.namespace}/{element.name}"

@@ -193,7 +193,7 @@ class Supervisor:
 
         progress = self._progress
         before = progress.elapsed
-        cluster = self.parameters.cluster
+        cluster, identity = self.parameters.cluster, self.parameters.identity
         credentials.issue(self.layout, cluster.endpoint)
         if self.parameters.kubernetes is not None:
             from lab.supervisor.kubernetes import control_plane
@@ -224,6 +224,10 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             for component in selected:
                 group.create_task(progress.run_step(component, self.wait_ready(component)))
+        if self.parameters.kubernetes is not None and "api" in selected:
+            # kube-apiserver answers 503 for it until its own check of the api role has succeeded.
+            reached = control_plane.wait_for_aggregated_api(self.layout.apiserver, identity.apiserver_port)
+            await progress.run_step("aggregated API", reached)
         for role in self.options.without:
             progress.report(by_hand=role, command=components.manual_command(self.parameters, role))
 

@@ -269,6 +269,16 @@ async def wait_for_api(directory: Path, port: int) -> None:
     await readiness.wait_for_readyz(administrator(directory, port))
 
 
+async def wait_for_aggregated_api(directory: Path, port: int) -> None:
+    """Return once the API server reaches the api role.
+
+    :param directory: the folder of the control plane.
+    :param port: the API server's port.
+    """
+    path = "/apis/subresources.hotnic.io/v1"
+    await readiness.wait_for_answer(administrator(directory, port), path, lambda status, _body: status == 200)
+
+
 def administrator(directory: Path, port: int) -> readiness.TlsServer:
     """Return how to connect to the API server as the administrator."""
     admin = pki.pair(directory, "admin")

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from lab.apiserver.app import RunningServer, Settings, serving
-from lab.kubevirt.admission import admission_of
 
 
 def parse_settings(arguments: list[str]) -> Settings:
@@ -35,6 +34,12 @@ def parse_settings(arguments: list[str]) -> Settings:
     parser.add_argument("--request-timeout", type=float, default=60.0, help="seconds to wait for an aggregated server")
     parser.add_argument("--kubevirt", default="", metavar="VERSION", help="admit as the webhooks of this KubeVirt do")
     given = parser.parse_args(arguments)
+    admission = None
+    if given.kubevirt:
+        # Imported here because it would delay the start of every API server.
+        from lab.kubevirt.admission import admission_of
+
+        admission = admission_of(given.kubevirt)
     return Settings(
         directory=given.dir,
         listen=tuple(given.listen),
@@ -44,7 +49,7 @@ def parse_settings(arguments: list[str]) -> Settings:
         event_log=given.event_log,
         bookmark_after=given.bookmark_after,
         request_timeout=given.request_timeout,
-        admission=admission_of(given.kubevirt) if given.kubevirt else None,
+        admission=admission,
     )
 
 

@@ -12,12 +12,11 @@ from typing import Any
 
 from lab.kubevirt.specs import ABSENT, SpecLists, is_secondary, lists_of
 from lab.kubevirt.versions import Behaviour
+from lab.node.objects import FINAL_PHASES
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from schemas.names import pod_interface
 
 Object = dict[str, Any]
-
-FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 
 
 def acting_pod(vmi: Object, pods: Iterable[Object]) -> Object | None:

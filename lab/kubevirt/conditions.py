@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from lab.kubevirt.annotations import read_network_status
 from lab.kubevirt.interfaces import DOMAIN, MULTUS_STATUS, tokens_of
 from lab.kubevirt.specs import ABSENT, is_secondary, lists_of
+from lab.node.objects import is_true
 from schemas.names import pod_interface
 
 Object = dict[str, Any]
@@ -39,12 +40,6 @@ def condition(kind: str, value: bool, now: str, *, reason: str = "", message: st
 def find_condition(conditions: Iterable[Object] | None, kind: str) -> Object | None:
     """Return the condition of that type."""
     return next((item for item in conditions or () if item.get("type") == kind), None)
-
-
-def is_true(obj: Object, kind: str) -> bool:
-    """Return whether a condition of an object is true."""
-    found = find_condition(obj.get("status", {}).get("conditions"), kind)
-    return found is not None and found.get("status") == "True"
 
 
 def with_condition(conditions: Sequence[Object] | None, kind: str, entry: Object | None) -> list[Object]:

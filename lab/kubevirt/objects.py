@@ -6,7 +6,6 @@ All functions are pure. Unlike KubeVirt's, a launcher pod has one container that
 from __future__ import annotations
 
 import copy
-import datetime as dt
 import hashlib
 import json
 import uuid
@@ -15,7 +14,7 @@ from typing import Any, Final
 from lab.kubevirt.annotations import initial_networks, read_elements, read_network_status
 from lab.kubevirt.specs import lists_of, with_model
 from lab.kubevirt.versions import Behaviour
-from lab.node.objects import owner_reference
+from lab.node.objects import now, owner_reference
 from lab.tools import PAUSE_IMAGE
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from schemas.kubernetes.objects import CREATED_BY_LABEL
@@ -34,11 +33,6 @@ JOB_LABEL: Final = "kubevirt.io/migrationJobUID"
 JOB_ANNOTATION: Final = "kubevirt.io/migrationJobName"
 PRIMARY_MAC: Final = "0a:00:00:00:00:01"
 _STARTING: Final = ("Pending", "Scheduling", "Scheduled")
-
-
-def now() -> str:
-    """Return the current time in Kubernetes' format."""
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def launcher_finalizer(behaviour: Behaviour) -> str:

@@ -7,12 +7,11 @@ with the runtime's list of sandboxes, so a restarted process continues with the 
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from lab.node.cri import PodRuntime, RuntimeCallError, SandboxStatus
-from lab.node.objects import FINAL_PHASES, Object, with_conditions
+from lab.node.objects import FINAL_PHASES, Object, now, with_conditions
 from lab.node.resources import PODS, Key, find
 from schemas.kubernetes.objects import Pod
 from services.common.kube.client import Kube
@@ -125,11 +124,6 @@ class Kubelet:
             await self._kube.merge_patch(PODS, *key, {"status": status}, subresource="status")
         except NotFound:
             return
-
-
-def now() -> str:
-    """Return the current time in Kubernetes' format."""
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def pod_status(pod: Object, sandbox: SandboxStatus, time: str) -> Object:

@@ -7,6 +7,7 @@ follows KubeVirt's virt-controller and the kubelet; docs/lab.md lists the gaps. 
 from __future__ import annotations
 
 import copy
+import datetime as dt
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -27,6 +28,11 @@ FINALIZER: Final = "foregroundDeleteVirtualMachine"
 RUNNING_STRATEGIES: Final = frozenset({"Always", "RerunOnFailure", "Once"})
 FINAL_PHASES: Final = frozenset({"Succeeded", "Failed"})
 DEFAULT_MEMORY_MIB: Final = 192
+
+
+def now() -> str:
+    """Return the current time in Kubernetes' format."""
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def owner_reference(owner: Object, api_version: str, kind: str) -> Object:

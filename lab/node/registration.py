@@ -11,8 +11,7 @@ import platform
 from collections.abc import Mapping
 from typing import Final
 
-from lab.node.kubelet import now
-from lab.node.objects import Object, with_conditions
+from lab.node.objects import Object, now, with_conditions
 from lab.node.resources import NODES
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError

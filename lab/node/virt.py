@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from lab.node.kubelet import now
 from lab.node.objects import (
     FINAL_PHASES,
     FINALIZER,
@@ -19,6 +18,7 @@ from lab.node.objects import (
     launcher_pod,
     needs_restart,
     needs_vmi,
+    now,
     vm_status,
     vmi_of,
     with_conditions,

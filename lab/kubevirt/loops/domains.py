@@ -22,8 +22,9 @@ from lab.kubevirt.interfaces import (
     with_domain,
 )
 from lab.kubevirt.loops.play import Play, key_of, retrying
-from lab.kubevirt.objects import in_phase, now
+from lab.kubevirt.objects import in_phase
 from lab.kubevirt.specs import ABSENT, is_secondary, lists_of
+from lab.node.objects import now
 from lab.node.resources import VMIS, Key, find
 from schemas.names import pod_interface
 from services.common.kube.patch import add, test

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from lab.kubevirt import conditions
-from lab.kubevirt.annotations import FINAL_PHASES, acting_pod
+from lab.kubevirt.annotations import acting_pod
 from lab.kubevirt.loops.play import MIGRATIONS, Play, retrying, set_metadata
 from lab.kubevirt.loops.pods import end_pod
-from lab.kubevirt.objects import JOB_LABEL, NODE_LABEL, TARGET_NODE_LABEL, event_of, launcher_pod, now
+from lab.kubevirt.objects import JOB_LABEL, NODE_LABEL, TARGET_NODE_LABEL, event_of, launcher_pod
+from lab.node.objects import FINAL_PHASES, is_true, now
 from lab.node.resources import PODS, VMIS, Key, find
 from services.common.kube.patch import Op, add, remove, test
 from services.common.reconcile import Attempt
@@ -46,7 +47,7 @@ class MigrationLoop:
                 await self._end_source(migration)
                 return
             vmi = await find(self._play.kube, VMIS, (key[0], migration["spec"]["vmiName"]))
-            if vmi is None or not conditions.is_true(vmi, "LiveMigratable"):
+            if vmi is None or not is_true(vmi, "LiveMigratable"):
                 await self._set(migration, phase="Failed")
                 return
             pods = await self._play.pods_of(vmi)
@@ -54,7 +55,7 @@ class MigrationLoop:
             target = next((pod for pod in pods if pod["metadata"]["labels"].get(JOB_LABEL) == uid), None)
             if target is None:
                 await self._create_target(migration, vmi, pods)
-            elif conditions.is_true(target, "Ready") and self._is_movable(target, vmi, uid):
+            elif is_true(target, "Ready") and self._is_movable(target, vmi, uid):
                 state = vmi["status"].get("migrationState") or {}
                 if state.get("migrationUid") != uid:
                     await self._prepare(migration, vmi, target, acting_pod(vmi, pods))

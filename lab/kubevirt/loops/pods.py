@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab.kubevirt.annotations import FINAL_PHASES, read_elements, read_network_status
+from lab.kubevirt.annotations import read_elements, read_network_status
 from lab.kubevirt.loops.play import Play, retrying, set_metadata
-from lab.kubevirt.objects import network_status, now, pod_address, running_pod_status
+from lab.kubevirt.objects import network_status, pod_address, running_pod_status
+from lab.node.objects import FINAL_PHASES, now
 from lab.node.resources import PODS, Key, find
 from schemas.kubernetes.networks import NETWORK_STATUS
 from schemas.names import pod_interface

@@ -9,7 +9,7 @@ import asyncio
 from typing import Any
 
 from lab.kubevirt import conditions
-from lab.kubevirt.annotations import FINAL_PHASES, acting_pod, updated_networks
+from lab.kubevirt.annotations import acting_pod, updated_networks
 from lab.kubevirt.interfaces import with_multus_status
 from lab.kubevirt.loops.play import Play, key_of, retrying, set_metadata
 from lab.kubevirt.objects import (
@@ -20,8 +20,8 @@ from lab.kubevirt.objects import (
     in_phase,
     launcher_finalizer,
     launcher_pod,
-    now,
 )
+from lab.node.objects import FINAL_PHASES, is_true, now
 from lab.node.resources import PODS, VMIS, Key, find
 from schemas.kubernetes.networks import NETWORKS
 from services.common.kube.patch import Op, add, test
@@ -98,7 +98,7 @@ class LauncherLoop:
         if phase == "Pending":
             return await play.set_status(VMIS, vmi, in_phase(status, "Scheduling"))
         node = pod.get("spec", {}).get("nodeName", "")
-        if phase == "Scheduling" and node and conditions.is_true(pod, "Ready"):
+        if phase == "Scheduling" and node and is_true(pod, "Ready"):
             fields = {**in_phase(status, "Scheduled"), "nodeName": node, "activePods": {pod["metadata"]["uid"]: node}}
             label: list[Op] = set_metadata(vmi, "labels", {NODE_LABEL: node})
             await play.patch(PODS, pod, set_metadata(pod, "labels", {NODE_LABEL: node}))
@@ -118,11 +118,7 @@ class LauncherLoop:
     async def _annotate(self, vmi: Object, pod: Object) -> Object:
         play = self._play
         text = updated_networks(vmi, pod, play.behaviour)
-        if (
-            text is None
-            or not conditions.is_true(pod, "Ready")
-            or play.pace.holds("annotation", vmi["metadata"]["name"])
-        ):
+        if text is None or not is_true(pod, "Ready") or play.pace.holds("annotation", vmi["metadata"]["name"]):
             return pod
         await play.pace.before("annotation")
         return await play.patch(PODS, pod, set_metadata(pod, "annotations", {NETWORKS: text}))

@@ -11,8 +11,8 @@ from typing import Any
 
 from lab.kubevirt import conditions, specs
 from lab.kubevirt.loops.play import Play, key_of, retrying, set_metadata
-from lab.kubevirt.objects import CONTROLLER_FINALIZER, OBSERVED_VERSIONS, VM_GENERATION, event_of, now, vmi_of
-from lab.node.objects import needs_restart, needs_vmi
+from lab.kubevirt.objects import CONTROLLER_FINALIZER, OBSERVED_VERSIONS, VM_GENERATION, event_of, vmi_of
+from lab.node.objects import is_true, needs_restart, needs_vmi, now
 from lab.node.resources import VMIS, VMS, Key, find
 from lab.node.virt import owned_by
 from services.common.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, PatchTestFailed
@@ -175,13 +175,11 @@ class TemplateLoop:
                 expanded = specs.with_model(specs.lists_of(template), model)
                 restart = specs.needs_restart(expanded, specs.lists_of(vmi["spec"]), behaviour)
             # Until 1.5.0 the condition stays until the VM restarts.
-            restart = restart or (
-                not behaviour.restart_condition and conditions.is_true(vm, conditions.RESTART_REQUIRED)
-            )
+            restart = restart or (not behaviour.restart_condition and is_true(vm, conditions.RESTART_REQUIRED))
         failure = self._failures.get(key_of(vm), "")
         status: Object = {
             "created": vmi is not None or None,
-            "ready": (vmi is not None and conditions.is_true(vmi, "Ready")) or None,
+            "ready": (vmi is not None and is_true(vmi, "Ready")) or None,
             "printableStatus": _printable(vm, vmi),
             "desiredGeneration": vm["metadata"]["generation"],
             "observedGeneration": before.get("observedGeneration"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from lab.kubevirt import conditions
-from lab.kubevirt.annotations import FINAL_PHASES, acting_pod
+from lab.kubevirt.annotations import acting_pod
 from lab.kubevirt.loops.play import INSTALLATIONS, MIGRATIONS, Play, key_of, retrying
 from lab.kubevirt.objects import event_of, migration_of
+from lab.node.objects import FINAL_PHASES, is_true
 from lab.node.resources import PODS, VMIS, Key, find
 from services.common.reconcile import Attempt
 
@@ -35,7 +36,7 @@ class WorkloadLoop:
         async with retrying():
             vmi = await find(play.kube, VMIS, key)
             await self._count()
-            if vmi is None or not conditions.is_true(vmi, conditions.MIGRATION_REQUIRED):
+            if vmi is None or not is_true(vmi, conditions.MIGRATION_REQUIRED):
                 return
             if play.pace.holds("workload-update", key[1]) or await self._migrates(key):
                 return
@@ -71,7 +72,7 @@ class WorkloadLoop:
         if not installation:
             return
         vmis = (await self._play.kube.list(VMIS)).items
-        count = sum(conditions.is_true(vmi, conditions.MIGRATION_REQUIRED) for vmi in vmis)
+        count = sum(is_true(vmi, conditions.MIGRATION_REQUIRED) for vmi in vmis)
         found = await find(self._play.kube, INSTALLATIONS, key_of(installation))
         if found is not None:
             fields = {"outdatedVirtualMachineInstanceWorkloads": count}

@@ -33,6 +33,7 @@ class CheckedVmi(msgspec.Struct, frozen=True):
     """A running VMI with all that the checks compare.
 
     :ivar nics: the plugged NICs without an operation in progress.
+    :ivar spec_hashes: hashes of all interfaces of the spec.
     :ivar nic_statuses: the hot-plug status of all interfaces, derived from the objects; by interface.
     :ivar elements: elements of the pod's networks annotation, by link name.
     :ivar statuses: entries of the pod's network status, by link name.
@@ -44,6 +45,7 @@ class CheckedVmi(msgspec.Struct, frozen=True):
     vmi: VirtualMachineInstance
     pod: Pod
     nics: tuple[Nic, ...]
+    spec_hashes: frozenset[str]
     nic_statuses: dict[str, InterfaceHotplugStatus]
     elements: dict[str, NetworkSelectionElement]
     statuses: dict[str, NetworkStatus]
@@ -82,14 +84,11 @@ class CheckedVmi(msgspec.Struct, frozen=True):
 
     def is_stray_link(self, link: str) -> bool:
         """Return whether a pod interface has the name of an interface that the spec does not have."""
-        return is_hashed(link) and all(
-            interface_hash(interface.name) != link[3:] for interface in self.vmi.spec.interface_items()
-        )
+        return is_hashed(link) and link[3:] not in self.spec_hashes
 
     def is_known_hash(self, digits: str) -> bool:
         """Return whether an interface of the spec, or a link in the pod's annotations, has this hash."""
-        in_spec = {interface_hash(interface.name) for interface in self.vmi.spec.interface_items()}
-        return digits in in_spec or any(link == f"pod{digits}" for link in (*self.elements, *self.statuses))
+        return digits in self.spec_hashes or any(link == f"pod{digits}" for link in (*self.elements, *self.statuses))
 
 
 def hash_of_link(link: str) -> str | None:
@@ -164,6 +163,7 @@ def build_checked_vmi(
         vmi=vmi,
         pod=pod,
         nics=tuple(nics),
+        spec_hashes=frozenset(interface_hash(name) for name in parsed.interfaces),
         nic_statuses=nic_statuses,
         elements=elements,
         statuses=statuses,

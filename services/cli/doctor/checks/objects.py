@@ -4,7 +4,7 @@ Each check yields the findings of one running VMI.
 Next: :mod:`services.cli.doctor.checks.node_state`, the checks against the node.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import (
@@ -194,7 +194,7 @@ def check_vmi_status(checked: CheckedVmi) -> Iterator[Finding]:
 def check_operations(checked: CheckedVmi) -> Iterator[Finding]:
     """Check that every recorded operation belongs to an interface, and is the same on VMI and pod."""
     subject, in_status = checked.vm_snapshot.subject, choose.hashes_in_status(checked.vmi)
-    in_spec = {interface_hash(interface.name) for interface in checked.vmi.spec.interface_items()}
+    in_spec = checked.spec_hashes
     vm = checked.vm_snapshot.vm
     if not isinstance(vm, NotVisible):
         known = {interface_hash(name) for name in _unplugged_from_vmi_only(checked, vm)}
@@ -223,7 +223,7 @@ def check_stopped_vm(subject: str, vm: VirtualMachine) -> Iterator[Finding]:
 
 
 def _stale_operations(
-    subject: str, holder: VirtualMachine | VirtualMachineInstance | Pod, known: set[str], in_status: set[str]
+    subject: str, holder: VirtualMachine | VirtualMachineInstance | Pod, known: Set[str], in_status: Set[str]
 ) -> Iterator[Finding]:
     owner = {VirtualMachine: "the VM", VirtualMachineInstance: "the VMI", Pod: "the pod"}[type(holder)]
     for key in stale_operation_keys(holder.metadata.annotations, known):

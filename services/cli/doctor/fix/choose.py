@@ -142,16 +142,16 @@ def hashes_in_status(vmi: VirtualMachineInstance) -> set[str]:
     return {interface_hash(str(entry["name"])) for entry in vmi.status.interfaces or () if entry.get("name")}
 
 
-def _digits_in_objects(checked: CheckedVmi) -> set[str]:
+def _digits_in_objects(checked: CheckedVmi) -> frozenset[str]:
     """Return the hashes of the interfaces of spec, template and status."""
     vm = checked.vm_snapshot.vm
-    names = {interface.name for interface in checked.vmi.spec.interface_items()}
+    found = checked.spec_hashes | hashes_in_status(checked.vmi)
     if isinstance(vm, VirtualMachine):
-        names |= {one.name for one in vm.spec.template.spec.interface_items() if one.state != ABSENT}
-    return {interface_hash(name) for name in names} | hashes_in_status(checked.vmi)
+        found |= {interface_hash(one.name) for one in vm.spec.template.spec.interface_items() if one.state != ABSENT}
+    return found
 
 
-def _digits_in_use(checked: CheckedVmi) -> set[str]:
+def _digits_in_use(checked: CheckedVmi) -> frozenset[str]:
     """Return the hashes of the interfaces that may be in use, by the objects and by what is visible of the node."""
     digits, on_node = _digits_in_objects(checked), checked.pod_on_node
     if not isinstance(on_node, NotVisible):

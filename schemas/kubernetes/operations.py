@@ -244,12 +244,6 @@ def read_operation(annotations: Mapping[str, str], interface: str) -> Operation 
     return operation if operation is not None and operation.interface == interface else None
 
 
-def read_unplug(annotations: Mapping[str, str], interface: str) -> Operation | None:
-    """Return the unplug of an interface beside KubeVirt; ``None`` when it is absent or malformed."""
-    operation = read_unplug_at(annotations, unplug_key(interface))
-    return operation if operation is not None and operation.interface == interface else None
-
-
 def read_operation_of_link(annotations: Mapping[str, str], pod_interface: str) -> Operation | None:
     """Return the operation of a pod interface from the pod's annotations.
 

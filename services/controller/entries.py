@@ -6,21 +6,18 @@ Next: :mod:`services.controller.observed_stages`, which publishes what KubeVirt 
 """
 
 import uuid
-from contextlib import ExitStack
-
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, set_span_in_context
+from contextlib import nullcontext
 
 from schemas.kubernetes.objects import VMIS, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import BadRequest, Conflict, Invalid, NotFound, PatchTestFailed
-from services.common.reconcile import Reject, Retry
+from services.common.reconcile import Attempt, Reject, Retry
 from services.common.runtime.context import RoleContext
-from services.common.telemetry.propagation import links, traceparent_of
 from services.common.telemetry.tracer import use_span
 from services.controller.plan.actions import Observed, StartedOperation, requested_event
 from services.controller.plan.observing import EntryChanges
+from services.controller.starting import request_spans
 
 
 class EntryWriter:
@@ -35,7 +32,7 @@ class EntryWriter:
         self._tracer = context.telemetry.tracer
         self._vmis = vmis
 
-    async def write(self, changes: EntryChanges, observed: Observed) -> None:
+    async def write(self, changes: EntryChanges, observed: Observed, attempt: Attempt) -> None:
         """Write the changes; a new entry has a random id and starts a trace of its own.
 
         :raises Retry: an entry was changed by somebody else since it was observed.
@@ -45,34 +42,14 @@ class EntryWriter:
         assert observed.vm is not None
         assert observed.vmi is not None
         vm, vmi = observed.vm.metadata, observed.vmi
-        with ExitStack() as stack:
-            spans: list[Span] = []
-            operations: list[Operation] = []
-            for entry in changes.added:
-                # The empty context: nobody knows what the change is part of.
-                span = self._tracer.start_span(
-                    f"controller request {entry.interface}",
-                    context=Context(),
-                    links=links(*(set_span_in_context(first, Context()) for first in spans[:1])),
-                    attributes={"hotnic.interface": entry.interface},
-                )
-                stack.callback(span.end)
-                spans.append(span)
-                operation = Operation(
-                    str(uuid.uuid4()),
-                    entry.kind,
-                    entry.interface,
-                    traceparent=traceparent_of(set_span_in_context(span, Context())),
-                    requested_at=observed.now,
-                    vm=vm.uid,
-                )
-                span.set_attribute("hotnic.operation.id", operation.id)
-                operations.append(operation)
-            with ExitStack() as current:
-                if spans:
-                    current.enter_context(use_span(spans[0]))
-                vmi = await self._patch(changes, vmi, operations)
-            for entry, operation, span in zip(changes.added, operations, spans, strict=True):
+        operations = [
+            Operation(str(uuid.uuid4()), entry.kind, entry.interface, requested_at=observed.now, vm=vm.uid)
+            for entry in changes.added
+        ]
+        with request_spans(self._tracer, operations, attempt) as requested:
+            with use_span(requested[0][0]) if requested else nullcontext():
+                vmi = await self._patch(changes, vmi, [operation for _, operation in requested])
+            for entry, (span, operation) in zip(changes.added, requested, strict=True):
                 with use_span(span):
                     started = StartedOperation(operation, entry.network)
                     await self._bus.publish(requested_event(started, operation, vmi))

@@ -148,12 +148,12 @@ class Controller:
             await self._reconcile_as_owner(key, attempt)
         elif (beside := self._beside()) is not None:
             self._log_mode("observing", self._log.info, reason="KubeVirt owns the VMs of this cluster")
-            await self._reconcile_beside(key, beside)
+            await self._reconcile_beside(key, beside, attempt)
         else:
             why = "KubeVirt's controllers run beside hotnic, the owner of the VMs (HOTNIC_VM_OWNER)"
             self._log_mode("reconciling paused", self._log.warning, reason=why)
 
-    async def _reconcile_beside(self, key: Key, beside: Capabilities) -> None:
+    async def _reconcile_beside(self, key: Key, beside: Capabilities, attempt: Attempt) -> None:
         """Keep the entries of the operations that KubeVirt carries out, and publish what it does."""
         observed = await observe(*key, self._readers, self.pods.items(), self._is_enabled())
         if observed is None:
@@ -163,7 +163,7 @@ class Controller:
             await self._stages.follow(observed_stages(observed.nics))
         changes = plan_entries(observed, beside)
         if changes.added or changes.removed:
-            await self._entries.write(changes, observed)
+            await self._entries.write(changes, observed, attempt)
         if changes.next_orphan is not None:
             self._requeue_after(key, changes.next_orphan)
         for warning in plan_warnings(observed, beside):

@@ -5,11 +5,12 @@ started one at a time. Not the decision which operations start: :mod:`services.c
 Next: :mod:`services.controller.projector`.
 """
 
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, set_span_in_context
+from opentelemetry.trace import Span, Tracer, set_span_in_context
 
 from schemas.kubernetes.objects import VMIS, VMS
 from schemas.kubernetes.operations import Operation
@@ -22,6 +23,36 @@ from services.common.telemetry.tracer import use_span
 from services.controller.apply import Applier
 from services.controller.observe import Readers, with_vm, with_vmi
 from services.controller.plan.actions import Observed, PatchTarget, StartOperations, WarnUser, requested_event
+
+
+@contextmanager
+def request_spans(
+    tracer: Tracer, operations: Iterable[Operation], attempt: Attempt
+) -> Iterator[list[tuple[Span, Operation]]]:
+    """Have a span for the request of each operation while the block runs; all others link the first one.
+
+    An operation without a trace gets one, which its span starts.
+    """
+    requested: list[tuple[Span, Operation]] = []
+    first: list[Context] = []
+    with ExitStack() as stack:
+        for operation in operations:
+            # Without a traceparent the operation starts its own trace: the empty context keeps the span out of the
+            # trace of the message that triggered this run, which may belong to another operation.
+            parent = parent_of(operation.traceparent, attempt) or Context()
+            span = tracer.start_span(
+                f"controller request {operation.interface}",
+                context=parent,
+                links=links(*first),
+                attributes={"hotnic.interface": operation.interface, "hotnic.operation.id": operation.id},
+            )
+            stack.callback(span.end)
+            context = set_span_in_context(span, parent)
+            first = first or [context]
+            if operation.traceparent is None:
+                operation = msgspec.structs.replace(operation, traceparent=traceparent_of(context))
+            requested.append((span, operation))
+        yield requested
 
 
 class Starter:
@@ -67,42 +98,17 @@ class Starter:
             return msgspec.structs.replace(observed, refused_interfaces=observed.refused_interfaces | names)
 
     async def _start(self, action: StartOperations, observed: Observed, attempt: Attempt) -> Observed:
-        with ExitStack() as stack:
-            spans: list[Span] = []
-            contexts: list[Context] = []
-            operations: list[Operation] = []
-            for started in action.started:
-                span, context, operation = self._start_span(started.operation, attempt, contexts[:1])
-                stack.callback(span.end)
-                spans.append(span)
-                contexts.append(context)
-                operations.append(operation)
+        operations = [started.operation for started in action.started]
+        with request_spans(self._tracer, operations, attempt) as requested:
             # One patch writes all operations. Its span is in the trace of the first one, which the others link.
-            with use_span(spans[0]):
-                observed = await self._patch_objects(action, observed, operations)
+            with use_span(requested[0][0]):
+                observed = await self._patch_objects(action, observed, [operation for _, operation in requested])
             assert observed.vmi is not None
-            for started, operation, span in zip(action.started, operations, spans, strict=True):
+            for started, (span, operation) in zip(action.started, requested, strict=True):
                 if started.on_vmi:
                     with use_span(span):
                         await self._bus.publish(requested_event(started, operation, observed.vmi))
         return observed
-
-    def _start_span(
-        self, operation: Operation, attempt: Attempt, first: list[Context]
-    ) -> tuple[Span, Context, Operation]:
-        # Without a traceparent the operation starts its own trace: the empty context keeps the span out of the trace
-        # of the message that triggered this run, which may belong to another operation.
-        parent = parent_of(operation.traceparent, attempt) or Context()
-        span = self._tracer.start_span(
-            f"controller request {operation.interface}",
-            context=parent,
-            links=links(*first),
-            attributes={"hotnic.interface": operation.interface, "hotnic.operation.id": operation.id},
-        )
-        context = set_span_in_context(span, parent)
-        if operation.traceparent is None:
-            operation = msgspec.structs.replace(operation, traceparent=traceparent_of(context))
-        return span, context, operation
 
     async def _patch_objects(
         self, action: StartOperations, observed: Observed, operations: list[Operation]

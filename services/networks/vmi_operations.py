@@ -12,10 +12,9 @@ import msgspec
 
 from schemas.bus.events import ObjectRef
 from schemas.kubernetes.objects import VMIS, Pod, VirtualMachineInstance
-from schemas.kubernetes.operations import Operation
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
-from services.common.domain.operations import owning_vm_uid, read_operations, read_unplugs
+from services.common.domain.kubevirt.entries import entries_of_kind
 from services.common.kube.denials import describe_error
 from services.common.kube.errors import Forbidden, KubeError
 from services.common.runtime.context import RoleContext
@@ -71,16 +70,6 @@ def join_operation(action: Action, vmi: VirtualMachineInstance) -> Action:
     if not isinstance(action, Attach | Detach):
         return action
     kind = OperationKind.PLUG if isinstance(action, Attach) else OperationKind.UNPLUG
-    operation = _entries(vmi, kind).get(action.link)
+    entries = entries_of_kind(vmi, kind).items()
+    operation = next((entry for interface, entry in entries if pod_interface(interface) == action.link), None)
     return msgspec.structs.replace(action, operation=operation) if operation is not None else action
-
-
-def _entries(vmi: VirtualMachineInstance, kind: OperationKind) -> dict[str, Operation]:
-    """Return the operations of one kind that KubeVirt carries out on a VMI, by pod interface."""
-    annotations, vm = vmi.metadata.annotations, owning_vm_uid(vmi)
-    found = read_unplugs(annotations, vm) if kind is OperationKind.UNPLUG else read_operations(annotations, vm)
-    return {
-        pod_interface(name): operation
-        for name, operation in found.items()
-        if operation.vm is not None and operation.kind is kind
-    }

@@ -41,17 +41,24 @@ from services.api.plan.consequences import (
     restart_warning,
     version_text,
 )
-from services.api.plan.vm import parse_vm, with_primary_network
+from services.api.plan.vm import find_running_interface, parse_vm, with_primary_network
 from services.common.domain.kubevirt.capabilities import Capabilities
-from services.common.domain.kubevirt.entries import ORPHAN_AGE, InterfaceEntries, entry_age, entry_key, find_entries
+from services.common.domain.kubevirt.entries import (
+    ORPHAN_AGE,
+    InterfaceEntries,
+    entry_age,
+    entry_key,
+    entry_ops,
+    find_entries,
+    withdrawal_ops,
+)
 from services.common.domain.kubevirt.migration import MigrationOutcome
+from services.common.domain.kubevirt.request_queue import QueuedChange, read_queue
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT
 from services.common.domain.spec_patch import (
     InterfaceLists,
     PatchOp,
-    annotation_path,
-    build_annotation_ops,
     build_patch,
     template_spec_holder,
 )
@@ -174,16 +181,8 @@ def _dropped_items(observed: Observed, nics: VmiNics | None) -> tuple[dict[str, 
     :raises Refused: the running VM has another interface of that name.
     """
     name = observed.options.name
-    interface = nics.interfaces.get(name) if nics is not None else None
-    if nics is not None and interface is None:
-        check_name(observed, nics.vmi.spec)
-    if nics is None or interface is None:
+    if find_running_interface(observed, nics) is None or nics is None:
         return None
-    network = nics.networks.get(name)
-    if interface.state == ABSENT:
-        raise name_taken(observed, interface, network, " in the running VM and is being unplugged")
-    if not is_requested_network(observed, network) or interface.bridge is None:
-        raise name_taken(observed, interface, network, " in the running VM")
     spec = nics.vmi.spec
     # As they are in the running VM: KubeVirt sets RestartRequired for another value.
     item = next(one for one in spec.domain.devices.interfaces or () if one.get("name") == name)
@@ -248,29 +247,16 @@ def _enter(
         return joined, EntryWrite([], [])
     if found is not None and found.id == new.id:
         # Written by an earlier attempt of this request.
-        return found, EntryWrite([], _withdrawal(nics, found))
+        return found, EntryWrite([], withdrawal_ops(nics.vmi, found))
     # A request to another api may be between its two writes. A plug's entry beside one of an unplug is a leftover.
     between = found is not None and (kind is OperationKind.UNPLUG or entries.unplug is None)
     if found is not None and between and entry_age(found, observed.now) < ORPHAN_AGE:
         return found, EntryWrite([], [])
     changes: dict[str, str | None] = {entry_key(new.interface, kind): encode_annotation(new)}
-    annotations, leftover = nics.vmi.metadata.annotations, unplug_key(new.interface)
-    if kind is OperationKind.PLUG and leftover in annotations:
+    leftover = unplug_key(new.interface)
+    if kind is OperationKind.PLUG and leftover in nics.vmi.metadata.annotations:
         changes[leftover] = None
-    tests = [{"op": "test", "path": annotation_path(key), "value": annotations.get(key)} for key in changes]
-    writes = build_annotation_ops(annotations, nics.vmi.metadata.resource_version, changes)
-    return new, EntryWrite([_same_vmi(nics), *(tests if annotations else ()), *writes], _withdrawal(nics, new))
-
-
-def _withdrawal(nics: VmiNics, operation: Operation) -> list[PatchOp]:
-    path = annotation_path(entry_key(operation.interface, operation.kind))
-    test = {"op": "test", "path": path, "value": encode_annotation(operation)}
-    return [_same_vmi(nics), test, {"op": "remove", "path": path}]
-
-
-def _same_vmi(nics: VmiNics) -> PatchOp:
-    # A VM that restarts gets a new VMI of the same name.
-    return {"op": "test", "path": "/metadata/uid", "value": nics.vmi.metadata.uid}
+    return new, EntryWrite(entry_ops(nics.vmi, changes), withdrawal_ops(nics.vmi, new))
 
 
 def _edit(
@@ -286,17 +272,19 @@ def _edit(
     return build_patch(template_spec_holder(vm), lists, {}), None
 
 
-def _find_queued(vm: VirtualMachine, name: str) -> dict[str, Any] | None:
+def _find_queued(vm: VirtualMachine, name: str) -> QueuedChange | None:
     """Return the request about an interface that KubeVirt 1.0 has not followed yet."""
-    requests = vm.status.interface_requests or ()
-    return next((one for one in requests if any(options.get("name") == name for options in one.values())), None)
+    return next((queued for queued in read_queue(vm) if queued.name == name), None)
 
 
-def _join_queued(observed: Observed, queued: dict[str, Any], entry: Operation | None) -> JoinOperation:
+def _join_queued(observed: Observed, queued: QueuedChange, entry: Operation | None) -> JoinOperation:
     """Join the operation of an identical request in the queue; otherwise refuse the name."""
     options = observed.options
-    verb = "addInterfaceOptions" if isinstance(options, AddInterfaceOptions) else "removeInterfaceOptions"
-    if entry is None or queued.get(verb) != msgspec.to_builtins(options):
+    if isinstance(options, AddInterfaceOptions):
+        same = QueuedChange(options.name, OperationKind.PLUG, options.network_attachment_definition_name)
+    else:
+        same = QueuedChange(options.name, OperationKind.UNPLUG, "")
+    if entry is None or queued != same:
         why = f"a request about interface {options.name!r} waits in the VM's status.interfaceRequests; try again later"
         raise conflict(observed, why)
     return JoinOperation(entry)

@@ -4,7 +4,7 @@ The api changes the VM's template only; the controller copies the change to the 
 Next: :mod:`services.api.apply`.
 """
 
-from schemas.kubernetes.objects import VirtualMachine, VmiSpec
+from schemas.kubernetes.objects import Interface, Network, VirtualMachine, VmiSpec
 from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.kubernetes.options import AddInterfaceOptions
 from schemas.stages import OperationKind
@@ -132,27 +132,40 @@ def _is_plug_in_progress(nics: VmiNics, operation: Operation) -> bool:
     return to_copy or (nic is not None and nic.operation.id == operation.id and DOMAIN not in nic.tokens)
 
 
+def find_running_interface(observed: Observed, nics: VmiNics | None) -> tuple[Interface, Network | None] | None:
+    """Return the interface and network of the running VMI that an ``addinterface`` of the VM asks for again.
+
+    :return: ``None`` when the running VMI has no interface of the requested name.
+    :raises Refused: the running VMI has another interface of that name, or is unplugging it, or may not have one.
+    """
+    name = observed.options.name
+    if nics is None:
+        return None
+    interface = nics.interfaces.get(name)
+    if interface is None:
+        check_name(observed, nics.vmi.spec)
+        return None
+    network = nics.networks.get(name)
+    if interface.state == ABSENT:
+        raise name_taken(observed, interface, network, " in the running VM and is being unplugged")
+    if not is_requested_network(observed, network) or interface.bridge is None:
+        raise name_taken(observed, interface, network, " in the running VM")
+    return interface, network
+
+
 def _running_plug(observed: Observed, nics: VmiNics | None) -> Operation | None:
     """Return the operation of the same interface in the running VMI, which the request makes permanent.
 
     :return: ``None`` when the running VMI has no interface of the requested name.
-    :raises Refused: the running VMI has another interface of that name.
+    :raises Refused: as :func:`find_running_interface`; or the plug has failed.
     """
-    name = observed.options.name
-    interface = nics.interfaces.get(name) if nics is not None else None
-    if nics is not None and interface is None:
-        check_name(observed, nics.vmi.spec)
-    if nics is None or interface is None:
+    found = find_running_interface(observed, nics)
+    if found is None or nics is None:
         return None
-    network, operation = nics.networks.get(name), resolve_operation(nics.vmi, interface, nics.operations.get(name))
-    state = ""
-    if interface.state == ABSENT:
-        state = " in the running VM and is being unplugged"
-    elif not is_requested_network(observed, network) or interface.bridge is None:
-        state = " in the running VM"
-    elif operation.failed is not None:
+    interface, network = found
+    operation = resolve_operation(nics.vmi, interface, nics.operations.get(interface.name))
+    if operation.failed is not None:
         state = f" in the running VM, where the plug failed ({operation.failed})"
-    if state:
         raise name_taken(observed, interface, network, state)
     return operation
 

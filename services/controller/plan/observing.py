@@ -14,11 +14,11 @@ from schemas.kubernetes.objects import VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.capabilities import Capabilities
-from services.common.domain.kubevirt.entries import ORPHAN_AGE, entry_age, entry_key, read_entries
+from services.common.domain.kubevirt.entries import ORPHAN_AGE, entry_age, entry_key, entry_ops, read_entries
 from services.common.domain.kubevirt.stages import is_in_guest, is_on_another_network
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
-from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
+from services.common.domain.spec_patch import PatchOp
 from services.common.domain.status_interfaces import DOMAIN, parse_tokens
 from services.common.domain.template import TemplateInterfaces, find_pending_changes, is_active, owns
 from services.controller.plan.actions import Observed
@@ -57,16 +57,10 @@ class EntryChanges(msgspec.Struct, frozen=True):
 
         :param operations: the operations of the added entries, in their order.
         """
-        meta = vmi.metadata
         changes: dict[str, str | None] = dict.fromkeys(self.removed)
         for entry, operation in zip(self.added, operations, strict=True):
             changes[entry.key] = encode_annotation(operation)
-        # Another VMI may have the name by now.
-        ops: list[PatchOp] = [{"op": "test", "path": "/metadata/uid", "value": meta.uid}]
-        if meta.annotations:
-            # A test for null also succeeds on a missing annotation: an entry that the api writes meanwhile wins.
-            ops += [{"op": "test", "path": annotation_path(key), "value": meta.annotations.get(key)} for key in changes]
-        return ops + build_annotation_ops(meta.annotations, meta.resource_version, changes)
+        return entry_ops(vmi, changes)
 
 
 def plan_entries(observed: Observed, beside: Capabilities) -> EntryChanges:

@@ -6,7 +6,7 @@ from schemas.kubernetes.operations import (
     Operation,
     encode_annotation,
     operation_key,
-    read_unplug,
+    read_unplug_at,
     stale_operation_keys,
     unplug_key,
 )
@@ -86,8 +86,8 @@ def test_entries_of_a_vmi_without_a_vm_are_ignored() -> None:
 def test_entry_under_the_other_key_is_ignored() -> None:
     annotations = {unplug_key("iface1"): encode_annotation(PLUG), unplug_key("b"): encode_annotation(UNPLUG)}
     assert parse_nics(objects.vmi(PRESENT, owned=True, annotations=annotations), None).operations == {}
-    assert read_unplug(annotations, "iface1") is read_unplug(annotations, "b") is None
-    assert read_unplug(entries(UNPLUG), "iface1") == UNPLUG
+    assert read_unplug_at(annotations, unplug_key("iface1")) is read_unplug_at(annotations, unplug_key("b")) is None
+    assert read_unplug_at(entries(UNPLUG), unplug_key("iface1")) == UNPLUG
 
 
 def test_entry_on_a_vm_is_a_copy() -> None:

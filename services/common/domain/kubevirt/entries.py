@@ -6,15 +6,17 @@ controller for every other change.
 Not here: how far an operation is (:mod:`services.common.domain.kubevirt.stages`).
 """
 
-import datetime
+from collections.abc import Mapping
 
 import msgspec
 
 from schemas.kubernetes.objects import VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, operation_key, unplug_key
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.stages import OperationKind
+from services.common.domain.kubevirt.times import seconds_between
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import owning_vm_uid, read_operations, read_unplugs
+from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
 
 ORPHAN_AGE = 60.0
 """Seconds after which an entry that nothing follows counts as left over: its change was refused, or never came."""
@@ -45,11 +47,16 @@ def read_entries(nics: VmiNics) -> dict[tuple[str, OperationKind], Operation]:
     return {key: operation for key, operation in nics.entries.items() if operation.vm is not None}
 
 
-def find_entry(vmi: VirtualMachineInstance, interface: str, kind: OperationKind) -> Operation | None:
-    """Return the entry of an interface; ``None`` if there is none, or a copy that names another VM."""
+def entries_of_kind(vmi: VirtualMachineInstance, kind: OperationKind) -> dict[str, Operation]:
+    """Return the entries of one kind by interface, without copies that name another VM."""
     read = read_operations if kind is OperationKind.PLUG else read_unplugs
-    found = read(vmi.metadata.annotations, owning_vm_uid(vmi)).get(interface)
-    return found if found is not None and found.kind is kind and found.vm is not None else None
+    found = read(vmi.metadata.annotations, owning_vm_uid(vmi))
+    return {name: entry for name, entry in found.items() if entry.kind is kind and entry.vm is not None}
+
+
+def find_entry(vmi: VirtualMachineInstance, interface: str, kind: OperationKind) -> Operation | None:
+    """Return the entry of an interface; ``None`` if there is none."""
+    return entries_of_kind(vmi, kind).get(interface)
 
 
 def find_entries(vmi: VirtualMachineInstance | None, interface: str) -> InterfaceEntries:
@@ -59,13 +66,35 @@ def find_entries(vmi: VirtualMachineInstance | None, interface: str) -> Interfac
     return InterfaceEntries(*(find_entry(vmi, interface, kind) for kind in (OperationKind.PLUG, OperationKind.UNPLUG)))
 
 
+def entry_ops(vmi: VirtualMachineInstance, changes: Mapping[str, str | None]) -> list[PatchOp]:
+    """Return the patch of a VMI that changes entries; it applies only while none of them has changed.
+
+    :param changes: the new values by :func:`entry_key`; ``None`` removes one.
+    """
+    meta = vmi.metadata
+    tests: list[PatchOp] = []
+    if meta.annotations:
+        # A test for null also succeeds on a missing annotation: an entry that somebody else writes meanwhile wins.
+        tests = [{"op": "test", "path": annotation_path(key), "value": meta.annotations.get(key)} for key in changes]
+    return [same_vmi(vmi), *tests, *build_annotation_ops(meta.annotations, meta.resource_version, dict(changes))]
+
+
+def withdrawal_ops(vmi: VirtualMachineInstance, entry: Operation) -> list[PatchOp]:
+    """Return the patch of a VMI that takes an entry back, unless it has been replaced or removed since."""
+    path = annotation_path(entry_key(entry.interface, entry.kind))
+    test = {"op": "test", "path": path, "value": encode_annotation(entry)}
+    return [same_vmi(vmi), test, {"op": "remove", "path": path}]
+
+
+def same_vmi(vmi: VirtualMachineInstance) -> PatchOp:
+    """Return the test that a patch is of this VMI: a VM that restarts gets a new one of the same name."""
+    return {"op": "test", "path": "/metadata/uid", "value": vmi.metadata.uid}
+
+
 def entry_age(entry: Operation, now: str) -> float:
     """Return the seconds since an operation was requested, at least 0; without a valid time it is left over.
 
     :param now: RFC 3339.
     """
-    try:
-        requested = datetime.datetime.fromisoformat(entry.requested_at or "")
-        return max(0.0, (datetime.datetime.fromisoformat(now) - requested).total_seconds())
-    except (ValueError, TypeError):
-        return ORPHAN_AGE
+    age = seconds_between(entry.requested_at, now)
+    return max(0.0, age) if age is not None else ORPHAN_AGE

@@ -6,8 +6,6 @@ Not here: the stage (:mod:`services.common.domain.kubevirt.stages`) and the word
 (:mod:`services.common.domain.kubevirt.reasons`). Next: :mod:`services.common.domain.status.hotplug_status`.
 """
 
-from collections.abc import Iterator
-
 import msgspec
 
 from schemas.kubernetes.objects import VirtualMachine
@@ -24,6 +22,7 @@ from services.common.domain.kubevirt.migration import (
     seconds_of_grace,
 )
 from services.common.domain.kubevirt.reasons import STRAY_ELEMENT, Explanation, explain
+from services.common.domain.kubevirt.request_queue import read_queue
 from services.common.domain.kubevirt.stages import has_lost_its_element, is_on_another_network
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.operations import is_migrating
@@ -59,22 +58,6 @@ class Situation(msgspec.Struct, frozen=True):
     def vm(self) -> VirtualMachine | None:
         """The VM that owns the VMI."""
         return self.template.vm if self.template is not None else None
-
-
-class QueuedChange(msgspec.Struct, frozen=True):
-    """A request in the queue of KubeVirt 1.0.
-
-    :ivar network: the NAD of a plug; empty for an unplug.
-    """
-
-    name: str
-    kind: OperationKind
-    network: str
-
-
-def read_queue(vm: VirtualMachine) -> list[QueuedChange]:
-    """Return the requests that KubeVirt 1.0 has not followed yet, oldest first."""
-    return list(_read_queue(vm))
 
 
 def explain_nic(situation: Situation, nic: Nic, stage: Stage) -> Explanation | None:
@@ -253,15 +236,6 @@ def _failure(situation: Situation) -> str | None:
     if condition is None or condition.status != "True" or condition.reason != HOTPLUG_ERROR:
         return None
     return condition.message or "without a text"
-
-
-def _read_queue(vm: VirtualMachine) -> Iterator[QueuedChange]:
-    for item in vm.status.interface_requests or ():
-        for key, kind in (("add", OperationKind.PLUG), ("remove", OperationKind.UNPLUG)):
-            options = item.get(f"{key}InterfaceOptions")
-            if isinstance(options, dict):
-                network = str(options.get("networkAttachmentDefinitionName", ""))
-                yield QueuedChange(str(options.get("name", "")), kind, network)
 
 
 def _explain(situation: Situation, code: str, **values: str) -> Explanation:

@@ -5,11 +5,11 @@ VM can be migrated and evicted. Not here: whether an interface needs it.
 Next: :mod:`services.common.domain.kubevirt.reasons`, how a user is told.
 """
 
-import datetime
 from enum import Enum, auto
 
 from schemas.kubernetes.objects import Condition, VirtualMachine, VirtualMachineInstance
 from services.common.domain.kubevirt.capabilities import EVICT, LIVE_MIGRATE, Capabilities
+from services.common.domain.kubevirt.times import seconds_between
 
 MIGRATION_REQUIRED, LIVE_MIGRATABLE = "MigrationRequired", "LiveMigratable"
 GRACE = 20.0
@@ -74,22 +74,14 @@ def seconds_of_grace(condition: Condition, now: str | None) -> int | None:
     :param condition: ``MigrationRequired``, with status ``False``.
     :param now: RFC 3339.
     """
-    passed = _seconds_between(condition.last_transition_time, now)
+    passed = seconds_between(condition.last_transition_time, now)
     return max(0, round(GRACE - passed)) if passed is not None else None
 
 
 def is_earlier(one: str | None, other: str | None) -> bool:
     """Return whether a time, RFC 3339, is before another one; ``False`` when one is unknown."""
-    passed = _seconds_between(one, other)
+    passed = seconds_between(one, other)
     return passed is not None and passed > 0
-
-
-def _seconds_between(start: str | None, end: str | None) -> float | None:
-    try:
-        since = datetime.datetime.fromisoformat(start or "")
-        return (datetime.datetime.fromisoformat(end or "") - since).total_seconds()
-    except (ValueError, TypeError):
-        return None
 
 
 def _find_eviction_outcome(strategy: str, migratable: bool) -> MigrationOutcome:

@@ -12,8 +12,9 @@ from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
 from services.common.domain.kubevirt.capabilities import Capabilities
-from services.common.domain.kubevirt.explain import Situation, explain_nic, explain_pending, explain_stray, read_queue
+from services.common.domain.kubevirt.explain import Situation, explain_nic, explain_pending, explain_stray
 from services.common.domain.kubevirt.reasons import Explanation
+from services.common.domain.kubevirt.request_queue import read_queue
 from services.common.domain.kubevirt.stages import observe_stage
 from services.common.domain.kubevirt.strays import find_stray_elements
 from services.common.domain.nic import Nic, VmiNics, qualified_nad

@@ -64,7 +64,7 @@ test-busy: setup ## Run all tests twice beside three endless loops, without seco
 .PHONY: test-cluster
 test-cluster: setup ## Run the conformance suite against a real cluster: KUBECONFIG=...
 	@test -n '$(KUBECONFIG)' || { echo 'make test-cluster needs a cluster. Run: make test-cluster KUBECONFIG=FILE' >&2; exit 2; }
-	@HOTNIC_TEST_CLUSTER=1 KUBECONFIG='$(KUBECONFIG)' $(PYTEST) tests/cluster --timeout 300 $(ARGS)
+	@HOTNIC_TEST_CLUSTER=1 KUBECONFIG='$(KUBECONFIG)' $(PYTEST) tests/cluster --timeout 600 $(ARGS)
 
 .PHONY: bench
 bench: setup ## Measure plugs and unplugs by hop, parallel plugs, and the memory of every role (root)
@@ -100,7 +100,7 @@ kubelet-test: image ## Run pods and the Helm chart on a real kubelet and contain
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36 containerd
 	@scripts/with-docker-engine --if-needed docker save hotnic:dev --output .cache/hotnic-dev.tar
 	@HOTNIC_TEST_KUBERNETES=1.36 scripts/as-root-tier kubelet-test $(PYTEST) tests/interop/kubelet \
-		--timeout 600 $(RERUNS) --durations=5 $(ARGS)
+		--timeout 1500 $(RERUNS) --durations=5 $(ARGS)
 
 .PHONY: telemetry-test
 telemetry-test: setup ## Check the metrics and traces of a lab with a real Prometheus and a real Jaeger (root, Go)

@@ -205,7 +205,7 @@ async def test_crd_deletion_deletes_its_objects_and_its_api(api: Api, kubectl: K
     kubectl("wait", "--for=condition=Established", f"crd/{kind.crd}", "--timeout=20s")
     kubectl("create", "-f", "-", stdin=kind.make("one"))
     kubectl("delete", "crd", kind.crd, "--timeout=30s")
-    for _ in range(100):  # the API is removed shortly after its definition
+    for _ in range(300):  # the API is removed shortly after its definition
         if (await api("GET", kind.path)).code == 404:
             return
         await asyncio.sleep(0.1)

@@ -9,7 +9,7 @@ from tests.cluster.tools import Api, CustomKind, Kubectl, Object, events
 MERGE = "application/merge-patch+json"
 CONFIGMAPS = "/api/v1/namespaces/{ns}/configmaps"
 PODS = "/api/v1/namespaces/{ns}/pods"
-CONTROLLERS_DEADLINE = 60.0
+CONTROLLERS_DEADLINE = 300.0
 """Seconds. A new kind waits for the garbage collector, which looks every 30 s for kinds that are new."""
 
 

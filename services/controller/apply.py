@@ -6,9 +6,19 @@ Next: :mod:`services.controller.starting`, which starts operations.
 
 from typing import Any
 
-from schemas.kubernetes.objects import PODS, VMIS, VMS, Pod, Resource, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.objects import (
+    PODS,
+    VMIS,
+    VMS,
+    ObjectMeta,
+    Pod,
+    Resource,
+    VirtualMachine,
+    VirtualMachineInstance,
+)
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import Conflict, NotFound, PatchTestFailed
+from services.common.kube.event_recorder import EventRecorder
 from services.common.reconcile import Attempt, Retry
 from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import links, parent_of
@@ -81,19 +91,26 @@ class Applier:
     async def warn(self, action: WarnUser, observed: Observed) -> None:
         """Record a Warning Event, once for each key; never raises."""
         target = _target_object(action.target, observed)
-        if target is None:
-            return
-        resource, meta = RESOURCES[action.target], target.metadata
-        about = {
-            "kind": resource.kind,
-            "api_version": resource.api_version,
-            "namespace": meta.namespace,
-            "name": meta.name,
-            "uid": meta.uid,
-        }
-        await self._events.record(
-            about=about, type="Warning", reason=action.reason, message=action.message, key=(meta.uid, *action.key)
-        )
+        if target is not None:
+            await record_warning(self._events, action, target.metadata)
+
+
+async def record_warning(events: EventRecorder, action: WarnUser, meta: ObjectMeta) -> None:
+    """Record a Warning Event, once for each key; never raises.
+
+    :param meta: metadata of the object that it is about.
+    """
+    resource = RESOURCES[action.target]
+    about = {
+        "kind": resource.kind,
+        "api_version": resource.api_version,
+        "namespace": meta.namespace,
+        "name": meta.name,
+        "uid": meta.uid,
+    }
+    await events.record(
+        about=about, type="Warning", reason=action.reason, message=action.message, key=(meta.uid, *action.key)
+    )
 
 
 def _target_object(target: PatchTarget, observed: Observed) -> VirtualMachine | VirtualMachineInstance | Pod | None:

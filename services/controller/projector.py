@@ -1,8 +1,9 @@
 """The projector: writes the hot-plug status of each VM, from objects and events, to its key-value bucket.
 
-It runs in the controller that leads and is the bucket's only writer. Its queue is not the controller's, so a reconcile
-never waits for the bus. It reads caches only: a change that a cache does not have yet requeues the key when the watch
-delivers it. Stages are derived in :mod:`services.common.domain.status.hotplug_status` (objects) and
+It runs in the controller that leads and is the bucket's only writer. Beside KubeVirt it also counts the reasons and
+warns of them. Its queue is not the controller's, so a reconcile never waits for the bus. It reads caches only: a change
+that a cache does not have yet requeues the key when the watch delivers it. Stages are derived in
+:mod:`services.common.domain.status.hotplug_status` (objects) and
 :mod:`services.common.domain.status.stage_history` (events). Next: :mod:`services.controller.status_bucket`.
 """
 
@@ -19,6 +20,7 @@ from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstan
 from schemas.names import interface_hash
 from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRevision
 from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.reasons import REASONS
 from services.common.domain.nic import parse_nics
 from services.common.domain.operations import find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -26,6 +28,8 @@ from services.common.domain.status.stage_history import build_entry, history_of,
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
 from services.common.reconcile import Attempt, Reconciler, Reject, Retry
 from services.common.runtime.context import RoleContext
+from services.controller.apply import record_warning
+from services.controller.plan.warnings import plan_warnings
 from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
 
 Key = tuple[str, str]
@@ -80,12 +84,19 @@ class Projector:
         self._beside = beside
         self._histories: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
         self._in_flight: dict[Key, Counter[tuple[str, str]]] = {}
+        self._reasons: dict[Key, Counter[str]] = {}
+        self._events = context.events
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
         self.queue: Reconciler[Key] = Reconciler(CONSUMER, self._project, log=log, meter=meter, keys=self._keys)
         meter.create_observable_gauge(
             "hotnic_operations_in_flight",
             callbacks=[self._observe_in_flight],
             description="Operations that are not complete, by kind and the stage they have reached",
+        )
+        meter.create_observable_gauge(
+            "hotnic_interface_reasons",
+            callbacks=[self._observe_reasons],
+            description="Interfaces of VMs beside KubeVirt that wait or that something stands against, by reason",
         )
 
     async def run(self) -> None:
@@ -98,6 +109,7 @@ class Projector:
         finally:
             # A controller that no longer leads reports no operations.
             self._in_flight.clear()
+            self._reasons.clear()
 
     def requeue(self, key: Key) -> None:
         """Queue a VM: one of its objects has changed."""
@@ -133,16 +145,21 @@ class Projector:
 
     async def _project(self, key: Key, _attempt: Attempt) -> None:
         await asyncio.sleep(DEBOUNCE)
-        vmi = self._vmis.get(*key)
+        vm, vmi, beside = self._vms.get(*key), self._vmis.get(*key), self._beside()
         pod = find_acting_pod(vmi, self._pods.items()) if vmi is not None else None
         nic_statuses: list[InterfaceHotplugStatus] = []
         if vmi is not None:
             try:
                 # Without the time: a message that counts seconds would be another value to write at each change.
-                nic_statuses = derive_statuses(parse_nics(vmi, pod), self._vms.get(*key), self._beside())
+                nic_statuses = derive_statuses(parse_nics(vmi, pod), vm, beside)
             except ValueError as error:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
         self._count_in_flight(key, nic_statuses)
+        self._count_reasons(key, nic_statuses if beside is not None else [])
+        if beside is not None and vm is not None:
+            # Before the bucket, because the bus may be down.
+            for warning in plan_warnings(nic_statuses):
+                await record_warning(self._events, warning, vm.metadata)
         if not self._bucket.loaded:
             return  # loading the bucket queues every key
         desired = self._build_entries(key, vmi, pod, nic_statuses) if vmi is not None else {}
@@ -185,6 +202,20 @@ class Projector:
             self._in_flight[key] = found
         else:
             self._in_flight.pop(key, None)
+
+    def _count_reasons(self, key: Key, nic_statuses: list[InterfaceHotplugStatus]) -> None:
+        # Codes of the table only, so that the number of series is bounded.
+        found = Counter(nic_status.reason for nic_status in nic_statuses if nic_status.reason in REASONS)
+        if found:
+            self._reasons[key] = found
+        else:
+            self._reasons.pop(key, None)
+
+    def _observe_reasons(self, _options: CallbackOptions) -> Iterable[Observation]:
+        total: Counter[str] = Counter()
+        for found in self._reasons.values():
+            total.update(found)
+        return [Observation(count, {"reason": reason}) for reason, count in total.items()]
 
     def _observe_in_flight(self, _options: CallbackOptions) -> Iterable[Observation]:
         total: Counter[tuple[str, str]] = Counter()

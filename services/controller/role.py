@@ -26,7 +26,6 @@ from services.controller.plan import plan
 from services.controller.plan.actions import Observed, StartOperations, WarnUser
 from services.controller.plan.observed_stages import observed_stages
 from services.controller.plan.observing import plan_entries
-from services.controller.plan.warnings import plan_warnings
 from services.controller.projector import Projector
 from services.controller.starting import Starter
 
@@ -166,8 +165,6 @@ class Controller:
             await self._entries.write(changes, observed, attempt)
         if changes.next_orphan is not None:
             self._requeue_after(key, changes.next_orphan)
-        for warning in plan_warnings(observed, beside):
-            await self._applier.warn(warning, observed)
 
     def _requeue_after(self, key: Key, seconds: float) -> None:
         earlier = self._timers.pop(key, None)

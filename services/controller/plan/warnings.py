@@ -2,22 +2,19 @@
 
 KubeVirt records no Event for a plug, an unplug or their failure. The reasons are those of the hot-plug status; each is
 recorded once for an operation, however often the objects change.
-Next: :mod:`services.controller.apply`, which records them.
+Next: :mod:`services.controller.projector`, which derives the status and records them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from services.common.domain.kubevirt.capabilities import Capabilities
+from schemas.bus.hotplug_status import InterfaceHotplugStatus
 from services.common.domain.kubevirt.reasons import WARNED
-from services.common.domain.status.hotplug_status import derive_statuses
-from services.controller.plan.actions import Observed, PatchTarget, WarnUser
+from services.controller.plan.actions import PatchTarget, WarnUser
 
 
-def plan_warnings(observed: Observed, beside: Capabilities) -> Iterator[WarnUser]:
+def plan_warnings(nic_statuses: Iterable[InterfaceHotplugStatus]) -> Iterator[WarnUser]:
     """Yield a warning for each interface whose operation does not go on by itself."""
-    if observed.nics is None:
-        return
-    for status in derive_statuses(observed.nics, observed.vm, beside):
+    for status in nic_statuses:
         if status.reason in WARNED:
             remedy = f"; {status.remedy}" if status.remedy else ""
             message = f"interface {status.interface}: {status.message}{remedy} ({status.docs})"

@@ -11,6 +11,8 @@ from schemas.kubernetes.operations import Operation, encode_annotation, operatio
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE, Capabilities
+from services.common.domain.nic import parse_nics
+from services.common.domain.status.hotplug_status import derive_statuses
 from services.controller.observe import parse_objects
 from services.controller.plan.actions import Observed, PatchTarget
 from services.controller.plan.observing import EntryChanges, NewEntry, plan_entries
@@ -229,9 +231,9 @@ def test_objects_that_kubevirt_wrote(moment: str, added: list[tuple[OperationKin
 def test_users_are_warned_of_what_ends_badly_or_never(
     moment: str, methods: tuple[str, ...], warned: list[tuple[str, str]]
 ) -> None:
-    newest = next(reversed(recorded_pods(moment)), None)
+    nics = parse_nics(recorded_vmi(moment), next(reversed(recorded_pods(moment)), None))
     beside = capabilities(moment.partition("-")[0], *methods)
-    found = list(plan_warnings(observation(recorded_vm(moment), recorded_vmi(moment), newest), beside))
+    found = list(plan_warnings(derive_statuses(nics, recorded_vm(moment), beside)))
     assert {warning.target for warning in found} <= {PatchTarget.VM}
     assert [(warning.message.split()[1].rstrip(":"), warning.reason) for warning in found] == warned
     assert all("docs/beside-kubevirt.md#" in warning.message for warning in found)

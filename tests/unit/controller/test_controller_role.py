@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,7 @@ class Cluster:
     role: Controller
     switches: dict[str, bool] = field(default_factory=lambda: {"owner": True, "enabled": True})
     beside: list[Capabilities] = field(default_factory=list)
+    metrics_text: Callable[[], bytes] = bytes
 
     def put(self, plural: str, found: VirtualMachine | VirtualMachineInstance | Any) -> None:
         """Create or replace an object."""
@@ -123,7 +124,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         tasks = [asyncio.create_task(job()) for job in work]
         for synced in (role.vms.synced, role.vmis.synced, role.pods.synced):
             await synced.wait()
-        yield Cluster(kube, bus, spans, client, role, switches, beside)
+        yield Cluster(kube, bus, spans, client, role, switches, beside, telemetry.metrics_text)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -344,6 +345,7 @@ async def test_a_warning_about_kubevirt_is_one_event_on_the_vm(cluster: Cluster)
     await cluster.kube.until(lambda: bool(cluster.kube.of(EVENTS)))
     (event,) = cluster.kube.of(EVENTS)
     assert (event["involvedObject"]["kind"], event["reason"]) == ("VirtualMachine", "DroppedFromTemplate")
+    assert b'hotnic_interface_reasons{reason="DroppedFromTemplate"} 1.0' in cluster.metrics_text()
 
 
 async def test_an_entry_that_the_api_writes_at_the_same_moment_wins(cluster: Cluster) -> None:

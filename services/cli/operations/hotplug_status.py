@@ -14,12 +14,12 @@ from urllib.parse import quote
 import msgspec
 
 from schemas.bus.hotplug_status import LIST_VERSION, HotplugStatus, HotplugStatusEvent, InterfaceHotplugStatus
-from schemas.kubernetes.kubevirt import KUBEVIRTS
 from schemas.kubernetes.objects import EVENTS, PODS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import pod_interface
 from services.cli.cluster import find_pod, get_or_none, pod_selector
 from services.cli.errors import CommandFailed
-from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
+from services.cli.operations.owner import find_owner
+from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.kube.cache.vmi_watch import WatchedVmi, watch_vmi
@@ -65,7 +65,7 @@ async def read_status(kube: Kube, vmi: VirtualMachineInstance) -> StatusView:
         with suppress(Forbidden):
             vm = await get_or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name))
         watched_vmi = WatchedVmi(vmi, [pod] if pod is not None else [], vm)
-        return _view_of_objects(watched_vmi, await read_beside(kube), str(error))
+        return _view_of_objects(watched_vmi, await find_owner(kube), str(error))
 
 
 async def follow_status(
@@ -126,7 +126,7 @@ async def _follow_objects(
         with_vm = await get_or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name)) is not None
     except Forbidden:
         with_vm = False
-    beside = await read_beside(kube)
+    beside = await find_owner(kube)
     with suppress(TimeoutError):
         async with asyncio.timeout(retry_delay), watch_vmi(kube, vmi.metadata, with_vm=with_vm, log=log) as watched:
             await watched.wait_synced()
@@ -148,7 +148,7 @@ def status_of_objects(
 ) -> list[InterfaceHotplugStatus]:
     """Return the hot-plug status derived from objects.
 
-    :param beside: what the cluster's KubeVirt can do; ``None`` if there is none, or if it is unknown.
+    :param beside: what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :raises CommandFailed: the objects are malformed.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat()
@@ -156,14 +156,6 @@ def status_of_objects(
         return derive_statuses(parse_nics(vmi, pod), vm, beside, now)
     except ValueError as error:
         raise CommandFailed(f"cannot parse {vmi.metadata.namespace}/{vmi.metadata.name}: {error}") from error
-
-
-async def read_beside(kube: Kube) -> Capabilities | None:
-    """Return what the cluster's KubeVirt can do; ``None`` if there is none, or if the user may not read it."""
-    try:
-        return read_capabilities((await kube.list(KUBEVIRTS)).items)
-    except KubeError:
-        return None
 
 
 def _view_of_objects(watched_vmi: WatchedVmi, beside: Capabilities | None, cause: str) -> StatusView:

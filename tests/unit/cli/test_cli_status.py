@@ -119,6 +119,10 @@ async def test_status_of_objects_beside_kubevirt_says_what_to_do(tmp_path: Path)
     async with cluster(tmp_path) as (server, kube):
         server.put("kubevirts", "kubevirt", "kubevirt", status={"observedKubeVirtVersion": "v1.9.0"})
         (nic_status,) = (await read_status(kube, VMI)).nic_statuses
+        assert nic_status.docs is None, "KubeVirt's controllers were stopped"
+        labels = {"kubevirt.io": "virt-controller"}
+        server.put("pods", "kubevirt", "virt-controller-1", metadata={"labels": labels}, status={"phase": "Pending"})
+        (nic_status,) = (await read_status(kube, VMI)).nic_statuses
     reason, remedy, page, warning = explain(nic_status, ["FailedAddingInterface: no lease"])
     assert reason.startswith("WaitingForMultusAttached: ")
     assert remedy.startswith("what to do: let networks and multus")

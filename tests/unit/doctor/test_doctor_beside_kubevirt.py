@@ -10,9 +10,9 @@ import pytest
 from schemas.kubernetes.objects import VirtualMachine
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
-from services.cli.doctor.collect.objects import find_owner
 from services.cli.doctor.examine import examine
 from services.cli.doctor.snapshot import Snapshot, VmSnapshot
+from services.cli.operations.owner import find_owner
 from services.common.kube.client import Kube
 from tests.support.kube.node_kube import PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.observed.kubevirt import capabilities
@@ -84,13 +84,13 @@ async def kube(tmp_path: Path) -> AsyncIterator[tuple[FakeKube, Kube]]:
         yield served, await stack.enter_async_context(client)
 
 
-async def test_kubevirt_owns_the_vms_where_its_controllers_run(kube: tuple[FakeKube, Kube]) -> None:
+async def test_kubevirt_owns_the_vms_unless_its_controllers_were_stopped(kube: tuple[FakeKube, Kube]) -> None:
     served, client = kube
     assert await find_owner(client) is None
     served.put(KUBEVIRTS, "kubevirt", "kubevirt", status={"observedKubeVirtVersion": "v1.9.0"})
-    assert await find_owner(client) is None, "its controllers do not run"
+    assert await find_owner(client) is None, "its controllers were stopped"
     labels = {"labels": {"kubevirt.io": "virt-controller"}}
-    served.put(PODS, "kubevirt", "virt-controller-1", metadata=labels, status={"phase": "Running"})
+    served.put(PODS, "kubevirt", "virt-controller-1", metadata=labels, status={"phase": "Pending"})
     found = await find_owner(client)
     assert found is not None
     assert found.version == (1, 9, 0)

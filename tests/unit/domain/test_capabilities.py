@@ -33,12 +33,10 @@ def capabilities(observed: str, **fields: Any) -> Capabilities:
 
 FLAGS = (
     "request_queue",
-    "link_state",
     "automatic_migration",
     "nad_change",
     "removes_last_interface",
     "always_restart_required",
-    "pod_interface_name",
 )
 
 
@@ -50,11 +48,11 @@ FLAGS = (
         ("v1.1.0", set()),
         ("v1.2.2", {"removes_last_interface", "always_restart_required"}),
         ("v1.3.0", {"removes_last_interface", "always_restart_required"}),
-        ("v1.4.0", {"removes_last_interface", "always_restart_required", "pod_interface_name"}),
-        ("v1.5.0", {"removes_last_interface", "always_restart_required", "pod_interface_name", "link_state"}),
-        ("v1.5.2", {"removes_last_interface", "pod_interface_name", "link_state"}),
-        ("v1.6.0", {"removes_last_interface", "pod_interface_name", "link_state", "automatic_migration"}),
-        ("v1.8.1", {"removes_last_interface", "pod_interface_name", "link_state", "automatic_migration"}),
+        ("v1.4.0", {"removes_last_interface", "always_restart_required"}),
+        ("v1.5.0", {"removes_last_interface", "always_restart_required"}),
+        ("v1.5.2", {"removes_last_interface"}),
+        ("v1.6.0", {"removes_last_interface", "automatic_migration"}),
+        ("v1.8.1", {"removes_last_interface", "automatic_migration"}),
         ("v1.9.0", set(FLAGS) - {"request_queue", "always_restart_required"}),
         ("v2.0.0", set(FLAGS) - {"request_queue", "always_restart_required"}),
     ],

@@ -136,6 +136,12 @@ def test_ordinal_names_are_not_unplugged() -> None:
     assert (found.operation, found.reason) == ("unplug", "OrdinalInterfaceNames")
 
 
+def test_hashed_name_of_an_interface_is_no_stray_in_a_pod_with_ordinal_names() -> None:
+    elements = f"default/net1@net1,default/net1@{pod_interface('iface1')},default/net1@{pod_interface('gone')}"
+    found = derive(attached(), objects.vm(NIC), NEWEST, **{NETWORKS: elements})
+    assert [name for name, one in found.items() if one.reason == "StrayElement"] == [pod_interface("gone")]
+
+
 def test_interface_that_was_plugged_during_a_migration_is_not_in_the_new_pod_yet() -> None:
     entry = Operation("plug", OperationKind.PLUG, "iface1", requested_at="2026-01-01T00:00:05Z", vm=objects.VM_UID)
     migration = {"completed": True, "targetPod": objects.pod().metadata.name, "endTimestamp": "2026-01-01T00:00:09Z"}

@@ -23,6 +23,7 @@ from services.cli.doctor.snapshot import (
     VmSnapshot,
 )
 from services.common.domain.kubevirt.reasons import STRAY_ELEMENT
+from services.common.domain.kubevirt.strays import is_stray_link
 from services.common.domain.nic import Nic, link_names, parse_nics
 from services.common.domain.operations import ABSENT, find_acting_pod, is_migrating
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -84,7 +85,7 @@ class CheckedVmi(msgspec.Struct, frozen=True):
 
     def is_stray_link(self, link: str) -> bool:
         """Return whether a pod interface has the name of an interface that the spec does not have."""
-        return is_hashed(link) and link[3:] not in self.spec_hashes
+        return is_stray_link(link, self.spec_hashes)
 
     def is_known_hash(self, digits: str) -> bool:
         """Return whether an interface of the spec, or a link in the pod's annotations, has this hash."""

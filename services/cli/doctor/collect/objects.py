@@ -9,15 +9,13 @@ from collections.abc import Sequence
 import msgspec
 
 from schemas.bus.hotplug_status import HotplugStatus, StoredEntry
-from schemas.kubernetes.kubevirt import KUBEVIRTS
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.cluster import find_vmi, pod_selector
 from services.cli.doctor.collect.node import add_node_state
 from services.cli.doctor.collect.node_files import NodeSettings
 from services.cli.doctor.snapshot import NotVisible, Snapshot, VmSnapshot
 from services.cli.operations.hotplug_status import NO_NATS, status_path
-from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
-from services.common.domain.kubevirt.owner import COMPONENT_LABEL, CONTROLLER, find_kubevirt_controllers
+from services.cli.operations.owner import find_owner
 from services.common.domain.operations import belongs_to, vmi_name_of
 from services.common.kube.client import Kube
 from services.common.kube.errors import Forbidden, KubeError, NotFound, Unavailable
@@ -132,27 +130,6 @@ def vm_snapshots(
         if pod.metadata.uid not in known and name is not None:
             found.append(VmSnapshot(pod.metadata.namespace, name, None, None, (pod,)))
     return found
-
-
-async def find_owner(kube: Kube) -> Capabilities | None:
-    """Return what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
-
-    KubeVirt does where its controllers run. Without the permission to read its objects, nothing of it is known; without
-    the one to read its pods, they are taken to run.
-    """
-    try:
-        installations = (await kube.list(KUBEVIRTS)).items
-    except KubeError:
-        return None
-    try:
-        lists = [
-            await kube.list(PODS, namespace, labels=f"{COMPONENT_LABEL}={CONTROLLER}")
-            for namespace in sorted({one.metadata.namespace for one in installations})
-        ]
-    except KubeError:
-        return read_capabilities(installations)
-    running = find_kubevirt_controllers((pod for pods in lists for pod in pods.items), installations)
-    return read_capabilities(installations) if running else None
 
 
 async def _vm(kube: Kube, namespace: str, name: str) -> VirtualMachine | NotVisible | None:

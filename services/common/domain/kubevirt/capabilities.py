@@ -33,14 +33,12 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     :ivar gate: the feature gate that hot-plug needs and that is not enabled; empty when hot-plug is enabled.
     :ivar request_queue: whether requests go to the VM's ``status.interfaceRequests`` (1.0); an edit of the template
         is not followed there.
-    :ivar link_state: whether ``state: up`` and ``down`` are followed (1.5).
     :ivar automatic_migration: whether an interface that cannot be attached in place gets the condition
         ``MigrationRequired`` and then a migration (1.6).
     :ivar nad_change: whether a changed NAD of an interface is followed, by a migration (1.8 with its gate, 1.9).
     :ivar removes_last_interface: whether the last secondary interface can be unplugged (not in 1.0 and 1.1).
     :ivar always_restart_required: whether every edit of networks sets ``RestartRequired`` (1.2 to 1.5.0), although the
         interface is plugged.
-    :ivar pod_interface_name: whether the CRD keeps ``podInterfaceName`` in ``status.interfaces`` (1.4).
     :ivar update_methods: ``workloadUpdateStrategy.workloadUpdateMethods``: ``LiveMigrate``, ``Evict``.
     :ivar eviction_strategy: ``evictionStrategy`` of VMs that have none of their own; empty if there is none either.
     """
@@ -49,12 +47,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     installing: bool
     gate: str
     request_queue: bool
-    link_state: bool
     automatic_migration: bool
     nad_change: bool
     removes_last_interface: bool
     always_restart_required: bool
-    pod_interface_name: bool
     update_methods: frozenset[str]
     eviction_strategy: str = ""
 
@@ -89,12 +85,10 @@ def _capabilities(installation: KubeVirt) -> Capabilities:
         # An object without a version may belong to one that needs the gate.
         gate=HOTPLUG_GATE if (named is None or version < (1, 4, 0)) and HOTPLUG_GATE not in gates else "",
         request_queue=version < (1, 1, 0),
-        link_state=version >= (1, 5, 0),
         automatic_migration=version >= (1, 6, 0),
         nad_change=version >= (1, 9, 0) or (version >= (1, 8, 0) and NAD_GATE in gates),
         removes_last_interface=version >= (1, 2, 0),
         always_restart_required=(1, 2, 0) <= version <= (1, 5, 0),
-        pod_interface_name=version >= (1, 4, 0),
         update_methods=frozenset((strategy.workload_update_methods if strategy else None) or ()),
         eviction_strategy=(configuration.eviction_strategy if configuration else "") or "",
     )

@@ -5,10 +5,13 @@ the networks role attaches it later, and no object of KubeVirt names it. An elem
 KubeVirt's, and not stray. Next: :mod:`services.common.domain.kubevirt.reasons`.
 """
 
+from collections.abc import Set
+
 import msgspec
 
 from schemas.kubernetes.networks import NetworkSelectionElement
 from schemas.kubernetes.operations import is_hashed
+from schemas.names import interface_hash
 from services.common.domain.kubevirt.stages import nad_of
 from services.common.domain.nic import VmiNics
 
@@ -30,9 +33,20 @@ class StrayElement(msgspec.Struct, frozen=True):
 
 def find_stray_elements(nics: VmiNics) -> list[StrayElement]:
     """Return the stray elements of the acting pod, in the order of its annotation."""
-    own, attached = {nic.link for nic in nics}, {status.interface for status in nics.statuses}
+    hashes, attached = {interface_hash(name) for name in nics.interfaces}, {one.interface for one in nics.statuses}
     return [
         StrayElement(link, nad_of(element, nics.vmi.metadata.namespace), link in attached, element)
         for element in nics.elements
-        if (link := element.requested_interface) is not None and is_hashed(link) and link not in own
+        if (link := element.requested_interface) is not None and is_stray_link(link, hashes)
     ]
+
+
+def is_stray_link(link: str, spec_hashes: Set[str]) -> bool:
+    """Return whether a pod interface has the name of an interface that the spec does not have.
+
+    A pod with ordinal names attaches an interface of the spec under another name. A hashed name of that interface is
+    no stray either: nobody knows who added it.
+
+    :param spec_hashes: hashes of all interfaces of the spec.
+    """
+    return is_hashed(link) and link[3:] not in spec_hashes

@@ -1,12 +1,13 @@
 """The fields of a KubeVirt installation's ``KubeVirt`` object that hotnic reads.
 
-The presence of the object, not its content, decides which controller owns the VMs. Preferences of VMs are here, too.
+The presence of the object, not its content, decides which controller owns the VMs. Preferences of VMs and migrations
+are here, too.
 Next: :mod:`schemas.kubernetes.objects`, the VM objects.
 """
 
 import msgspec
 
-from schemas.kubernetes.objects import ObjectMeta, Resource
+from schemas.kubernetes.objects import Condition, MigrationState, ObjectMeta, Resource
 
 
 class _KubeVirtPart(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -84,6 +85,31 @@ class VirtualMachinePreference(_KubeVirtPart, frozen=True):
     spec: PreferenceSpec = PreferenceSpec()
 
 
+class MigrationSpec(_KubeVirtPart, frozen=True):
+    """Spec of a migration: the VMI to migrate."""
+
+    vmi_name: str = ""
+
+
+class MigrationStatus(_KubeVirtPart, frozen=True):
+    """Status of a migration.
+
+    :ivar phase: empty, ``Pending``, ``Scheduling``, … ``Running``, and at the end ``Succeeded`` or ``Failed``.
+    """
+
+    phase: str = ""
+    conditions: list[Condition] = []
+    migration_state: MigrationState | None = None
+
+
+class VirtualMachineInstanceMigration(_KubeVirtPart, frozen=True):
+    """A live migration of a VM, requested by a user or by KubeVirt."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: MigrationSpec = MigrationSpec()
+    status: MigrationStatus = MigrationStatus()
+
+
 class CustomResourceDefinition(_KubeVirtPart, frozen=True):
     """The definition of an API resource, such as that of the ``KubeVirt`` objects."""
 
@@ -91,6 +117,13 @@ class CustomResourceDefinition(_KubeVirtPart, frozen=True):
 
 
 KUBEVIRTS = Resource("kubevirt.io", "v1", "kubevirts", "KubeVirt", KubeVirt)
+MIGRATIONS = Resource(
+    "kubevirt.io",
+    "v1",
+    "virtualmachineinstancemigrations",
+    "VirtualMachineInstanceMigration",
+    VirtualMachineInstanceMigration,
+)
 PREFERENCES = Resource(
     "instancetype.kubevirt.io",
     "v1beta1",

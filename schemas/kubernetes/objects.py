@@ -124,6 +124,7 @@ class MigrationState(_KubePart, frozen=True):
     target_node: str | None = None
     target_pod: str | None = None
     end_timestamp: str | None = None
+    failure_reason: str | None = None
     migration_uid: str | None = msgspec.field(default=None, name="migrationUid")
 
 

@@ -15,13 +15,13 @@ import msgspec
 
 from schemas.bus.hotplug_status import LIST_VERSION, HotplugStatus, HotplugStatusEvent, InterfaceHotplugStatus
 from schemas.kubernetes.objects import EVENTS, PODS, VMS, Pod, VirtualMachine, VirtualMachineInstance
-from schemas.names import pod_interface
 from services.cli.cluster import find_pod, get_or_none, pod_selector
 from services.cli.errors import CommandFailed
 from services.cli.operations.owner import find_owner
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
+from services.common.domain.status.kubernetes_events import is_about_interface
 from services.common.kube.cache.vmi_watch import WatchedVmi, watch_vmi
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadApiResponse, Forbidden, KubeError
@@ -194,14 +194,6 @@ async def read_warnings(kube: Kube, vmi: VirtualMachineInstance, interface: str)
 
 def messages_about(events: list[dict[str, Any]], interface: str) -> list[str]:
     """Return reason and message of the latest events that name an interface or its pod interface."""
-    # Events of other components, such as Multus, name the pod interface only.
-    names = (
-        f"interface {interface}:",
-        f"interface {interface} ",
-        f"interface {interface!r}",
-        f"interface name {interface!r}",
-        pod_interface(interface),
-    )
-    found = [event for event in events if any(name in str(event.get("message")) for name in names)]
+    found = [event for event in events if is_about_interface(str(event.get("message")), interface)]
     found.sort(key=lambda event: str(event.get("lastTimestamp")))
     return [f"{event.get('reason')}: {event.get('message')}" for event in found[-MAX_MESSAGES:]]

@@ -28,6 +28,7 @@ _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What one KubeVirt installation can do.
 
+    :ivar namespace: where KubeVirt runs; empty if unknown.
     :ivar version: the version that runs, or that is being installed; :data:`NEWEST` if the object names none.
     :ivar installing: whether KubeVirt is being installed: its controllers do not act yet.
     :ivar gate: the feature gate that hot-plug needs and that is not enabled; empty when hot-plug is enabled.
@@ -53,6 +54,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     always_restart_required: bool
     update_methods: frozenset[str]
     eviction_strategy: str = ""
+    namespace: str = ""
 
 
 def read_capabilities(installations: Iterable[KubeVirt]) -> Capabilities | None:
@@ -91,4 +93,5 @@ def _capabilities(installation: KubeVirt) -> Capabilities:
         always_restart_required=(1, 2, 0) <= version <= (1, 5, 0),
         update_methods=frozenset((strategy.workload_update_methods if strategy else None) or ()),
         eviction_strategy=(configuration.eviction_strategy if configuration else "") or "",
+        namespace=installation.metadata.namespace,
     )

@@ -2,8 +2,9 @@
 
 One reason per interface, the one that decides what a user does next. A state of the whole VM comes first, then what
 ends by itself badly or never, then what is waited for.
-Not here: the stage (:mod:`services.common.domain.kubevirt.stages`) and the words
-(:mod:`services.common.domain.kubevirt.reasons`). Next: :mod:`services.common.domain.status.hotplug_status`.
+Not here: the stage (:mod:`services.common.domain.kubevirt.stages`), the words
+(:mod:`services.common.domain.kubevirt.reasons`), and what only other objects than VM, VMI and pod tell.
+Next: :mod:`services.common.domain.kubevirt.surroundings`, which reads those and replaces some reasons.
 """
 
 import msgspec
@@ -24,6 +25,7 @@ from services.common.domain.kubevirt.migration import (
 from services.common.domain.kubevirt.reasons import STRAY_ELEMENT, Explanation, explain
 from services.common.domain.kubevirt.request_queue import read_queue
 from services.common.domain.kubevirt.stages import has_lost_its_element, is_on_another_network
+from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 from services.common.domain.nic import Nic, VmiNics
 from services.common.domain.operations import is_migrating
 from services.common.domain.template import TemplateInterfaces, find_changed_fields
@@ -47,17 +49,37 @@ class Situation(msgspec.Struct, frozen=True):
 
     :ivar template: of the VM that owns the VMI; ``None`` when it is unknown.
     :ivar now: RFC 3339; ``None`` leaves remaining seconds out.
+    :ivar around: what stands around the VM; empty where it was not read.
     """
 
     nics: VmiNics
     template: TemplateInterfaces | None
     beside: Capabilities
     now: str | None = None
+    around: Surroundings = NOTHING_READ
 
     @property
     def vm(self) -> VirtualMachine | None:
         """The VM that owns the VMI."""
         return self.template.vm if self.template is not None else None
+
+    def explain(self, code: str, **values: str) -> Explanation:
+        """Return a reason as text, with the names of this VM.
+
+        :param values: further named values of its sentence and remedy.
+        """
+        vmi, pod = self.nics.vmi, self.nics.pod
+        names = {
+            "vm": vmi.metadata.name,
+            "namespace": vmi.metadata.namespace,
+            "uid": vmi.metadata.uid,
+            "phase": vmi.status.phase or "unknown",
+            "node": vmi.status.node_name or "of the VM",
+            "pod": pod.metadata.name if pod is not None else "of the VM",
+            "gate": self.beside.gate,
+            "kubevirt": self.beside.namespace or "kubevirt",
+        }
+        return explain(code, **names | values)
 
 
 def explain_nic(situation: Situation, nic: Nic, stage: Stage) -> Explanation | None:
@@ -93,12 +115,12 @@ def explain_pending(situation: Situation, name: str, kind: OperationKind) -> Exp
     }
     code = next((code for code, holds in codes.items() if holds), "WaitingForKubeVirt")
     more = {"first": queue[0] if queue else "", "task": "copy the change from the VM's template to the running VM"}
-    return _explain(situation, code, interface=name, text=failure or "", **more)
+    return situation.explain(code, interface=name, text=failure or "", **more)
 
 
 def explain_stray(situation: Situation, link: str, network: str) -> Explanation:
     """Return the reason of a stray element."""
-    return _explain(situation, STRAY_ELEMENT, link=link, network=network)
+    return situation.explain(STRAY_ELEMENT, link=link, network=network)
 
 
 def _explain_vmi(situation: Situation) -> Explanation | None:
@@ -112,12 +134,12 @@ def _explain_vmi(situation: Situation) -> Explanation | None:
         "NoActingPod": situation.nics.pod is None,
     }
     code = next((code for code, holds in codes.items() if holds), None)
-    return _explain(situation, code) if code is not None else None
+    return situation.explain(code) if code is not None else None
 
 
 def _explain_plug(situation: Situation, nic: Nic, stage: Stage) -> Explanation:
     if stage is Stage.MULTUS_ATTACHED:
-        return _explain(situation, "WaitingForGuestAttached")
+        return situation.explain("WaitingForGuestAttached")
     if nic.status is not None and is_on_another_network(situation.nics, nic):
         cause = f"the network was changed from {nic.status.name} to {nic.nad}, which a running pod cannot follow"
         return _explain_migration(situation, cause)
@@ -127,26 +149,26 @@ def _explain_plug(situation: Situation, nic: Nic, stage: Stage) -> Explanation:
     if nic.interface.sriov is not None:
         return _explain_migration(situation, "an SR-IOV device cannot be added to a running pod")
     if _was_migrated_meanwhile(situation, nic):
-        return _explain(situation, "Migrated")
+        return situation.explain("Migrated")
     if has_lost_its_element(situation.nics, nic):
-        return _explain(situation, "ElementMissing")
+        return situation.explain("ElementMissing")
     return _explain_kubevirt(situation, "list the interface in the pod's networks annotation")
 
 
 def _explain_unplug(situation: Situation, nic: Nic, stage: Stage) -> Explanation:
     if situation.nics.ordinal:
-        return _explain(situation, "OrdinalInterfaceNames")
+        return situation.explain("OrdinalInterfaceNames")
     last = all(other.absent for other in situation.nics)
     if nic.element is not None and last and not situation.beside.removes_last_interface:
-        return _explain(situation, "LastInterfaceStays")
+        return situation.explain("LastInterfaceStays")
     if stage is Stage.GUEST_DETACHED and _is_migration_required(situation):
         return _explain_migration(situation, "Multus has not detached the interface from the running pod")
     if _comes_back(situation, nic):
-        return _explain(situation, "ComesBack", interface=nic.name)
+        return situation.explain("ComesBack", interface=nic.name)
     if stage is Stage.REQUESTED:
         still = "Multus has still to detach the interface from the pod, too"
         pod_side = still if nic.in_pod else "the pod does not have the interface any more"
-        return _explain(situation, "WaitingForGuestDetached", pod_side=pod_side)
+        return situation.explain("WaitingForGuestDetached", pod_side=pod_side)
     if stage is Stage.GUEST_DETACHED:
         return _explain_multus(situation, "WaitingForMultusDetached", "detached", "")
     return _explain_kubevirt(situation, "remove the interface from the specs of VM and VMI")
@@ -158,17 +180,17 @@ def _explain_attached(situation: Situation, nic: Nic) -> Explanation | None:
     if template is None or vm is None:
         return None
     if nic.name not in template.interfaces:
-        return _explain(situation, "DroppedFromTemplate", interface=nic.name, network=nic.nad)
+        return situation.explain("DroppedFromTemplate", interface=nic.name, network=nic.nad)
     condition = find_condition(vm, RESTART_REQUIRED)
     if condition is None or condition.status != "True":
         return None
     fields = find_changed_fields(vm, vmi, nic.name)
     if fields:
-        return _explain(situation, "RestartRequired", fields=", ".join(fields))
+        return situation.explain("RestartRequired", fields=", ".join(fields))
     if situation.beside.always_restart_required and nic.has_operation:
-        return _explain(situation, "RestartRequiredAlways")
+        return situation.explain("RestartRequiredAlways")
     if vm.spec.preference is not None and not nic.interface.model:
-        return _explain(situation, "RestartRequiredByPreference")
+        return situation.explain("RestartRequiredByPreference")
     return None
 
 
@@ -176,31 +198,30 @@ def _explain_multus(situation: Situation, code: str, attached: str, cause: str) 
     """Explain an interface that Multus has to attach or detach; after a while KubeVirt migrates the VM instead."""
     condition = find_condition(situation.nics.vmi, MIGRATION_REQUIRED)
     if condition is None:
-        return _explain(situation, code)
+        return situation.explain(code)
     if _is_migration_required(situation):
         return _explain_migration(situation, cause)
     left = seconds_of_grace(condition, situation.now)
     when = "20 s after the change" if left is None else f"in {left} s" if left else "within seconds"
-    return _explain(situation, "WaitingForMultusOrMigration", attached=attached, when=when)
+    return situation.explain("WaitingForMultusOrMigration", attached=attached, when=when)
 
 
 def _explain_kubevirt(situation: Situation, task: str) -> Explanation:
     """Explain an interface that virt-controller has to change."""
     failure = _failure(situation)
     if situation.beside.gate:
-        return _explain(situation, "HotplugGateOff")
+        return situation.explain("HotplugGateOff")
     if failure is not None:
-        return _explain(situation, HOTPLUG_ERROR, text=failure)
+        return situation.explain(HOTPLUG_ERROR, text=failure)
     if _is_migration_required(situation):
         return _explain_migration(situation, "the running pod does not have the interface")
-    return _explain(situation, "WaitingForKubeVirt", task=task)
+    return situation.explain("WaitingForKubeVirt", task=task)
 
 
 def _explain_migration(situation: Situation, cause: str) -> Explanation:
     vmi, beside = situation.nics.vmi, situation.beside
     migratable = find_condition(vmi, LIVE_MIGRATABLE)
-    return _explain(
-        situation,
+    return situation.explain(
         _OUTCOMES[find_migration_outcome(vmi, beside)],
         cause=cause,
         why=explain_not_migratable(vmi),
@@ -236,20 +257,3 @@ def _failure(situation: Situation) -> str | None:
     if condition is None or condition.status != "True" or condition.reason != HOTPLUG_ERROR:
         return None
     return condition.message or "without a text"
-
-
-def _explain(situation: Situation, code: str, **values: str) -> Explanation:
-    vmi, pod = situation.nics.vmi, situation.nics.pod
-    return explain(
-        code,
-        **{
-            "vm": vmi.metadata.name,
-            "namespace": vmi.metadata.namespace,
-            "uid": vmi.metadata.uid,
-            "phase": vmi.status.phase or "unknown",
-            "node": vmi.status.node_name or "of the VM",
-            "pod": pod.metadata.name if pod is not None else "of the VM",
-            "gate": situation.beside.gate,
-            **values,
-        },
-    )

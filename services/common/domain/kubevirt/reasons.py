@@ -1,10 +1,14 @@
 """Why an operation beside KubeVirt does not go on, or what stands against an interface: the table of reasons. Data.
 
 Each has a code, a sentence, what a user can do, and a section of ``docs/beside-kubevirt.md``.
-Not here: which one applies. Next: :mod:`services.common.domain.kubevirt.explain`, which chooses it.
+Not here: which one applies, and the rows about what stands around a VM
+(:mod:`services.common.domain.kubevirt.surroundings.reasons`).
+Next: :mod:`services.common.domain.kubevirt.explain`, which chooses one.
 """
 
 import msgspec
+
+from services.common.domain.kubevirt.surroundings.reasons import ATTACH_IN_PLACE, MIGRATE, ROWS
 
 PAGE = "docs/beside-kubevirt.md"
 """The page with a section for each reason."""
@@ -45,8 +49,6 @@ class Explanation(msgspec.Struct, frozen=True):
     docs: str
 
 
-_MIGRATE = "virtctl migrate {vm} -n {namespace}"
-_ATTACH_IN_PLACE = "let networks and multus of hotnic, or a thick Multus with its controller, run on node {node}"
 _METHODS = "spec.workloadUpdateStrategy.workloadUpdateMethods of the KubeVirt object"
 
 TABLE: tuple[Reason, ...] = (
@@ -100,20 +102,20 @@ TABLE: tuple[Reason, ...] = (
     Reason(
         "WaitingForMultusAttached",
         "the pod's annotation lists the interface, and Multus has not attached it yet",
-        _ATTACH_IN_PLACE + "; the Events of the pod have the cause of a failure: kubectl describe pod {pod} "
-        "-n {namespace}. Without them, migrate the VM: " + _MIGRATE,
+        ATTACH_IN_PLACE + "; the Events of the pod have the cause of a failure: kubectl describe pod {pod} "
+        "-n {namespace}. Without them, migrate the VM: " + MIGRATE,
     ),
     Reason(
         "WaitingForMultusOrMigration",
         "Multus has not {attached} the interface yet; if it does not, KubeVirt finds {when} that the VM has to be "
         "migrated",
-        "nothing, if node {node} attaches networks to running pods; otherwise " + _ATTACH_IN_PLACE,
+        "nothing, if node {node} attaches networks to running pods; otherwise " + ATTACH_IN_PLACE,
     ),
     Reason(
         "WaitingForMultusDetached",
         "the guest has released the device, and Multus has not detached the interface from the pod yet",
-        _ATTACH_IN_PLACE + "; the Events of the pod have the cause of a failure: kubectl describe pod {pod} "
-        "-n {namespace}. Without them, migrate the VM: " + _MIGRATE,
+        ATTACH_IN_PLACE + "; the Events of the pod have the cause of a failure: kubectl describe pod {pod} "
+        "-n {namespace}. Without them, migrate the VM: " + MIGRATE,
     ),
     Reason(
         "WaitingForGuestAttached",
@@ -134,13 +136,13 @@ TABLE: tuple[Reason, ...] = (
     Reason(
         "MigrationByHand",
         "{cause}, and this version of KubeVirt migrates no VM by itself",
-        "migrate the VM: " + _MIGRATE,
+        "migrate the VM: " + MIGRATE,
     ),
     Reason(
         "MigrationNotConfigured",
         "{cause}, and KubeVirt waits for ever, because its workloadUpdateMethods do not have LiveMigrate",
-        "migrate the VM: " + _MIGRATE + "; for all VMs, add LiveMigrate to " + _METHODS + ", or "
-        "(not for SR-IOV and changed networks) " + _ATTACH_IN_PLACE,
+        "migrate the VM: " + MIGRATE + "; for all VMs, add LiveMigrate to " + _METHODS + ", or "
+        "(not for SR-IOV and changed networks) " + ATTACH_IN_PLACE,
     ),
     Reason(
         "NotMigratable",
@@ -158,7 +160,7 @@ TABLE: tuple[Reason, ...] = (
         "ElementMissing",
         "the guest has the device, but the pod's networks annotation does not list the interface; KubeVirt repairs an "
         "annotation only when it plugs or unplugs something",
-        "plug another interface, or migrate the VM: " + _MIGRATE,
+        "plug another interface, or migrate the VM: " + MIGRATE,
     ),
     Reason(
         "LastInterfaceStays",
@@ -222,6 +224,7 @@ TABLE: tuple[Reason, ...] = (
         "leaves such an element when a plug is taken back early",
         "remove it: hotnic doctor --fix",
     ),
+    *(Reason(*row) for row in ROWS),
 )
 
 WARNED = frozenset(
@@ -242,6 +245,14 @@ WARNED = frozenset(
         "RequestQueueBlocked",
         "TemplateNotFollowed",
         "BindingNeedsRestart",
+        "NoNetworksController",
+        "AttachFailed",
+        "DetachFailed",
+        "NoFreeSlot",
+        "GuestAttachFailed",
+        "GuestDetachFailed",
+        "MigrationTargetUnschedulable",
+        "MigrationFailed",
         STRAY_ELEMENT,
     }
 )
@@ -255,6 +266,11 @@ def explain(code: str, **values: str) -> Explanation:
 
     :param values: the named values of its sentence and remedy.
     """
-    row, short = REASONS[code], {name: value[:MAX_VALUE] for name, value in values.items()}
+    row, short = REASONS[code], {name: _one_line(value)[:MAX_VALUE] for name, value in values.items()}
     remedy = row.remedy.format(**short) or None
     return Explanation(code, row.sentence.format(**short), remedy, f"{PAGE}#{row.anchor}")
+
+
+def _one_line(text: str) -> str:
+    """Return a text of another program on one line, without characters that a terminal would interpret."""
+    return "".join(char if char.isprintable() else " " for char in text)

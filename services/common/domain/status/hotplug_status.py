@@ -17,6 +17,8 @@ from services.common.domain.kubevirt.reasons import Explanation
 from services.common.domain.kubevirt.request_queue import read_queue
 from services.common.domain.kubevirt.stages import observe_stage
 from services.common.domain.kubevirt.strays import find_stray_elements
+from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
+from services.common.domain.kubevirt.surroundings.refine import refine
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, parse_tokens
@@ -42,7 +44,11 @@ class PendingChange(msgspec.Struct, frozen=True):
 
 
 def derive_statuses(
-    nics: VmiNics, vm: VirtualMachine | None = None, beside: Capabilities | None = None, now: str | None = None
+    nics: VmiNics,
+    vm: VirtualMachine | None = None,
+    beside: Capabilities | None = None,
+    now: str | None = None,
+    around: Surroundings = NOTHING_READ,
 ) -> list[InterfaceHotplugStatus]:
     """Return the status of each secondary interface of the VMI in spec order, then of pending plugs of the template.
 
@@ -51,10 +57,11 @@ def derive_statuses(
     :param vm: the VM that owns the VMI; with it, changes of its template that the VMI does not have yet are included.
     :param beside: what the KubeVirt that owns the VMs can do; ``None`` if hotnic owns them.
     :param now: RFC 3339, for the seconds in a message.
+    :param around: what stands around the VM beside KubeVirt; empty where it was not read.
     :raises ValueError: the template is malformed.
     """
     template = parse_template(vm) if vm is not None and owns(vm, nics.vmi) else None
-    situation = Situation(nics, template, beside, now) if beside is not None else None
+    situation = Situation(nics, template, beside, now, around) if beside is not None else None
     nic_statuses = [_nic_status(nics, nic, situation) for nic in nics]
     if template is not None:
         nic_statuses = _compare_with_template(nic_statuses, template, nics, situation)
@@ -84,10 +91,14 @@ def _nic_status(nics: VmiNics, nic: Nic, situation: Situation | None) -> Interfa
         link_state=entry.get("linkState"),
         failed=operation.failed,
     )
-    return found if situation is None else _with_explanation(found, explain_nic(situation, nic, stage))
+    return found if situation is None else _with_explanation(situation, found, explain_nic(situation, nic, stage))
 
 
-def _with_explanation(nic_status: InterfaceHotplugStatus, found: Explanation | None) -> InterfaceHotplugStatus:
+def _with_explanation(
+    situation: Situation, nic_status: InterfaceHotplugStatus, found: Explanation | None
+) -> InterfaceHotplugStatus:
+    if found is not None:
+        found = refine(situation, nic_status, found)
     return msgspec.structs.replace(
         nic_status,
         reason=found.reason if found is not None else None,
@@ -202,15 +213,16 @@ def _pending_status(
         trace_id=_trace_id(operation) if operation is not None else None,
         failed=None,
     )
-    return (
-        found if situation is None else _with_explanation(found, explain_pending(situation, change.name, change.kind))
-    )
+    if situation is None:
+        return found
+    return _with_explanation(situation, found, explain_pending(situation, change.name, change.kind))
 
 
 def _stray_statuses(situation: Situation) -> list[InterfaceHotplugStatus]:
     """Return a status for each stray element: it belongs to no operation, so nothing is waited for."""
     return [
         _with_explanation(
+            situation,
             InterfaceHotplugStatus(
                 interface=stray.link,
                 network=stray.nad,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, Requested
+from schemas.names import pod_interface
 from schemas.stages import ROWS, OperationKind, Stage
 
 OPERATION, KIND, INTERFACE = "hotnic.io/operation-id", "hotnic.io/kind", "hotnic.io/interface"
@@ -60,6 +61,19 @@ def event_reason(stage: Stage, kind: OperationKind) -> str:
     """Return the reason of a stage's Event, for example ``InterfaceGuestAttached``."""
     name = f"{kind}-{stage}" if stage is Stage.REQUESTED else str(stage)
     return "Interface" + "".join(word.capitalize() for word in name.split("-"))
+
+
+def is_about_interface(message: str, interface: str) -> bool:
+    """Return whether the message of an Event, of any component, names an interface or its pod interface."""
+    # Events of other components, such as Multus, name the pod interface only.
+    names = (
+        f"interface {interface}:",
+        f"interface {interface} ",
+        f"interface {interface!r}",
+        f"interface name {interface!r}",
+        pod_interface(interface),
+    )
+    return any(name in message for name in names)
 
 
 def _message_text(event: Event) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.objects import Resource
 from services.common.kube import patch as json_patches
 from services.common.kube.errors import BadApiResponse
@@ -37,7 +38,7 @@ class Kube:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+        self._decoders: dict[Any, InputDecoder[Any]] = {}
 
     @property
     def access(self) -> ClusterAccess:
@@ -279,10 +280,10 @@ class Kube:
         """
         decoder = self._decoders.get(resource.type)
         if decoder is None:
-            decoder = self._decoders[resource.type] = msgspec.json.Decoder(resource.type)
+            decoder = self._decoders[resource.type] = InputDecoder(Edge.KUBE, resource.type)
         try:
             decoded: T = decoder.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except RejectedInput as error:
             raise BadApiResponse(f"cannot decode {resource.kind}: {error}") from error
         return decoded
 

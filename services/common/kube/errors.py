@@ -24,12 +24,11 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-import msgspec
-
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.objects import Status, StatusDetails
 from schemas.kubernetes.status_reasons import STATUS_REASONS
 
-_status = msgspec.json.Decoder(Status)
+_status = InputDecoder(Edge.KUBE, Status)
 _MAX_MESSAGE = 1024
 """Bytes of a body that is no ``Status``, such as a proxy's error page."""
 _TEST_FAILED = re.compile(r"\btest failed\b|\btesting value\b", re.IGNORECASE)
@@ -218,6 +217,6 @@ def _retry_after(status: Status | None, headers: Mapping[str, str]) -> float | N
 def _decode(body: bytes) -> Status | None:
     try:
         decoded = _status.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except RejectedInput:
         return None
     return decoded if decoded.kind == "Status" else None

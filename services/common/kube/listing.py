@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, rejecting, split_elements
 from services.common.kube.errors import BadApiResponse
 
 T = TypeVar("T")
@@ -47,16 +48,31 @@ class ListPage(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw] | None = None
 
 
-_decoder = msgspec.json.Decoder(ListPage)
+# Without a limit: the objects are decoded one by one.
+_decoder = InputDecoder(Edge.KUBE, ListPage, max_bytes=None)
+_metadata = InputDecoder(Edge.KUBE, ListMeta)
 
 
 def decode_page(plural: str, status: int, body: bytes) -> ListPage:
-    """Decode the response to a list request.
+    """Decode the response to a list request. One object that is nested too deeply does not hide the others.
 
     :param plural: name of the resource, for the error message.
     :raises BadApiResponse: the body is no list.
     """
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except RejectedInput as error:
+        if error.reason is RejectReason.TOO_DEEP:
+            return _split_page(plural, status, body)
+        raise BadApiResponse(f"cannot decode list of {plural}: {error}", status=status) from error
+
+
+def _split_page(plural: str, status: int, body: bytes) -> ListPage:
+    try:
+        with rejecting(Edge.KUBE):
+            items = split_elements(find_member(body, "items") or b"[]")
+            return ListPage(
+                _metadata.decode(find_member(body, "metadata") or b"{}"), [msgspec.Raw(item) for item in items]
+            )
+    except RejectedInput as error:
         raise BadApiResponse(f"cannot decode list of {plural}: {error}", status=status) from error

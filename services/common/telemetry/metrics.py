@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from schemas.bus.events import Event, Failed
+from schemas.inputs import REJECTED
 
 STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Seconds: from a hop of a few milliseconds to a plug that waited for a user."""
@@ -22,6 +23,7 @@ class Metrics:
     * ``hotnic_bus_redeliveries_total{consumer}``: messages that the bus delivered again.
     * ``hotnic_bus_dropped_total``: events dropped from the full publish buffer.
     * ``hotnic_dead_letters_total{reason}``: dead-lettered messages.
+    * ``hotnic_rejected_inputs_total{edge,reason}``: inputs from outside that could not be used.
     * ``hotnic_bus_up``: 1 while the bus is connected. A process without a bus has no value, so that no alert counts it.
     """
 
@@ -39,6 +41,11 @@ class Metrics:
         self._dead_letters = meter.create_counter("hotnic_dead_letters", description="Messages that were dead-lettered")
         self._dropped = meter.create_counter(
             "hotnic_bus_dropped", description="Events dropped because the bus was disconnected for too long"
+        )
+        meter.create_observable_counter(
+            "hotnic_rejected_inputs",
+            callbacks=[_observe_rejected],
+            description="Inputs from outside that could not be used",
         )
         self._bus_up: int | None = None
         meter.create_observable_gauge(
@@ -86,3 +93,10 @@ class Metrics:
     def set_bus_up(self, up: bool) -> None:
         """Set whether the bus is connected; a process that uses the bus does so from its start."""
         self._bus_up = int(up)
+
+
+def _observe_rejected(_options: CallbackOptions) -> Iterable[Observation]:
+    return [
+        Observation(number, {"edge": str(edge), "reason": str(reason)})
+        for (edge, reason), number in REJECTED.counts().items()
+    ]

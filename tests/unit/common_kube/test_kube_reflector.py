@@ -11,6 +11,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
+from schemas.inputs import REJECTED, Edge, RejectReason
 from schemas.kubernetes.objects import PODS, Pod
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
@@ -253,6 +254,52 @@ async def test_an_object_that_cannot_be_decoded_is_skipped(
         assert reflector.version(NS, "a") == "1"
     assert caplog.text.count("undecodable object skipped") == 2
     assert "object without metadata skipped" in caplog.text
+
+
+async def test_one_deeply_nested_object_hides_no_other(
+    kube: Kube, script: Any, make_pod: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A decoder fails on the whole list, or on the whole event, even where it would skip what is nested."""
+    before = REJECTED.counts().get((Edge.KUBE, RejectReason.TOO_DEEP), 0)
+    seen = Recorder()
+    script.respond(deep({"metadata": {"resourceVersion": "10"}, "items": [make_pod("a", "1"), make_pod("c", "2")]}))
+    first, second = script.watch(), script.watch()
+    async with reflecting(kube, seen) as reflector:
+        first.raw(deep({"type": "ADDED", "object": make_pod("bad", "11")}) + b"\n")
+        first.send("ADDED", make_pod("b", "12"))
+        first.raw(deep({"type": "MODIFIED", "object": make_pod("b", "13")}) + b"\n")
+        first.raw(deep({"type": "DELETED", "object": make_pod("a", "14")}) + b"\n")
+        await seen.until(lambda: ("a", None) in seen.changes)
+        assert seen.changes == [("a", "1"), ("b", "12"), ("a", None)]
+        assert reflector.version(NS, "b") == "12"
+        first.end()
+        await asyncio.wait_for(second.opened.wait(), 5)
+        assert script.requests[-1].query["resourceVersion"] == "14"
+    # The last of the list, and two events. A deleted object is not decoded.
+    assert caplog.text.count("undecodable object skipped") == 3
+    assert REJECTED.counts()[Edge.KUBE, RejectReason.TOO_DEEP] > before
+
+
+async def test_an_object_that_becomes_deeply_nested_does_not_count_as_deleted(
+    kube: Kube, script: Any, make_pod: Any
+) -> None:
+    seen = Recorder()
+    script.listing(make_pod("a", "1"))
+    script.refuse_watch(410, "Expired")
+    script.respond(deep({"metadata": {"resourceVersion": "20"}, "items": [make_pod("a", "15")]}))
+    stream = script.watch()
+    async with reflecting(kube, seen) as reflector:
+        await asyncio.wait_for(stream.opened.wait(), 5)
+        assert seen.changes == [("a", "1")]
+        assert reflector.version(NS, "a") == "1"
+
+
+def deep(document: dict[str, Any]) -> bytes:
+    """Return JSON in which the last object has an unknown field of 5,000 levels, as a Kubernetes API server allows."""
+    text = msgspec.json.encode(document)
+    marker = b'"status":{'
+    head, _, tail = text.rpartition(marker)
+    return head + marker + b'"x":' + b"[" * 5000 + b"]" * 5000 + b"," + tail
 
 
 async def test_a_failing_on_change_does_not_end_the_watch(kube: Kube, script: Any, make_pod: Any) -> None:

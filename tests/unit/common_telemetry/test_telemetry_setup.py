@@ -10,6 +10,7 @@ import pytest
 from opentelemetry import metrics, trace
 
 from schemas.bus.events import Failed, GuestAttached
+from schemas.inputs import Edge, RejectReason, reject
 from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
 from services.common.telemetry import configure
@@ -82,6 +83,16 @@ def test_exporters_are_imported_only_if_configured() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_rejected_inputs_are_counted_by_edge_and_reason() -> None:
+    telemetry = configure("handler", environ={})
+    for _ in range(2):
+        reject(Edge.DOMAIN, RejectReason.TOO_MANY, "65 devices")
+    counted = [line for line in telemetry.metrics_text().decode().splitlines() if line.startswith("hotnic_rejected")]
+
+    assert any('edge="domain"' in line and 'reason="TooMany"' in line and line.endswith(" 2.0") for line in counted)
+    telemetry.shutdown()
 
 
 def test_metrics_of_two_telemetries_are_separate() -> None:

@@ -14,6 +14,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, rejecting
 from schemas.kubernetes.objects import Resource, Status
 from services.common.backoff import jittered
 from services.common.kube.client import Kube
@@ -55,9 +56,10 @@ class _Stored(msgspec.Struct, Generic[T], frozen=True):
     value: T
 
 
-_identity = msgspec.json.Decoder(_Identity)
-_event = msgspec.json.Decoder(_WatchEvent)
-_status = msgspec.json.Decoder(Status)
+_identity = InputDecoder(Edge.KUBE, _Identity)
+_metadata = InputDecoder(Edge.KUBE, _Meta)
+_event = InputDecoder(Edge.KUBE, _WatchEvent, max_bytes=MAX_LINE)
+_status = InputDecoder(Edge.KUBE, Status)
 
 
 class Reflector(Generic[T]):
@@ -182,7 +184,10 @@ class Reflector(Generic[T]):
     def _handle(self, line: bytes) -> None:
         try:
             event = _event.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except RejectedInput as error:
+            if error.reason is RejectReason.TOO_DEEP:
+                self._skip(line, error)
+                return
             # Garbage, such as a proxy's error page. Events may be lost, so list again.
             self._version = ""
             raise BadApiResponse(f"cannot decode watch event: {error}: {line[:200]!r}") from error
@@ -199,10 +204,24 @@ class Reflector(Generic[T]):
         # A bookmark changes only this: the next watch then starts where this one ended, without a list.
         self._version = identity.resource_version or self._version
 
+    def _skip(self, line: bytes, error: RejectedInput) -> None:
+        """Skip an object that is nested too deeply for a decoder, even for one that only passes over it."""
+        try:
+            identity = _find_metadata(line, "object", "metadata")
+        except RejectedInput as unknown:
+            self._log.error("object without metadata skipped", error=str(unknown))
+            return
+        key = _key(identity)
+        if find_member(line, "type") == b'"DELETED"':
+            self._remove(key)
+        else:
+            self._log.error("undecodable object skipped", namespace=key[0], object=key[1], error=str(error))
+        self._version = identity.resource_version or self._version
+
     def _identify(self, raw: msgspec.Raw) -> _Meta | None:
         try:
-            return _identity.decode(raw).metadata
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _decode_metadata(raw)
+        except RejectedInput as error:
             self._log.error("object without metadata skipped", error=str(error))
             return None
 
@@ -286,8 +305,23 @@ def _key(identity: _Meta) -> Key:
     return identity.namespace, identity.name
 
 
+def _decode_metadata(raw: msgspec.Raw) -> _Meta:
+    try:
+        return _identity.decode(raw).metadata
+    except RejectedInput as error:
+        if error.reason is not RejectReason.TOO_DEEP:
+            raise
+        # The object exists: without its metadata it would count as deleted.
+        return _find_metadata(bytes(raw), "metadata")
+
+
+def _find_metadata(data: bytes, *path: str) -> _Meta:
+    with rejecting(Edge.KUBE):
+        return _metadata.decode(find_member(data, *path) or b"null")
+
+
 def _error_of(raw: msgspec.Raw) -> KubeError:
     try:
         return of_status(_status.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except RejectedInput:
         return BadApiResponse(f"watch error event without a Status: {bytes(raw)[:200]!r}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.kubernetes.networks import Dns
+from schemas.kubernetes.networks import Dns, without_zone
 
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
@@ -45,6 +45,9 @@ class CniErrorCode:
 
 STILL_IN_USE = "is still in use by a guest"
 """Text in the message of error 11, with which hotnic's multus refuses the DEL of a link that a guest still uses."""
+
+NOT_ALLOWED = "is not allowed in a network"
+"""Text in the message of an error with which hotnic's multus refuses what a network's author may not choose."""
 
 
 class CniInterface(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,13 +124,13 @@ def validate_addresses(result: CniResult) -> CniResult:
     :raises ValueError: one of them is malformed.
     """
     for ip in result.ips:
-        ipaddress.ip_interface(ip.address)
+        ipaddress.ip_interface(without_zone(ip.address))
     for route in result.routes:
         # Plugins may write a destination with host bits, which Go's net.ParseCIDR accepts.
-        ipaddress.ip_network(route.dst, strict=False)
+        ipaddress.ip_network(without_zone(route.dst), strict=False)
     for gateway in (*(ip.gateway for ip in result.ips), *(route.gw for route in result.routes)):
         if gateway:
-            ipaddress.ip_address(gateway)
+            ipaddress.ip_address(without_zone(gateway))
     return result
 
 

@@ -5,7 +5,9 @@ The keys and their order are those of KubeVirt and of the dynamic networks contr
 Next: :mod:`schemas.cni`, the results of plugins.
 """
 
+import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -21,6 +23,13 @@ MAX_ANNOTATION_BYTES = 256 * 1024
 # A namespace is an RFC 1123 label; a NAD's name is a subdomain and may have dots.
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
+_HEX = "[0-9A-Fa-f]"
+_MAC = re.compile(
+    # 6, 8 or 20 bytes (Ethernet, EUI-64, InfiniBand), in one of the three notations that Go's net.ParseMAC reads.
+    rf"{_HEX}{{2}}([:-])(?:{_HEX}{{2}}\1){{4}}(?:(?:{_HEX}{{2}}\1){{2}}|(?:{_HEX}{{2}}\1){{14}})?{_HEX}{{2}}"
+    rf"|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{2}}(?:\.{_HEX}{{4}}|(?:\.{_HEX}{{4}}){{7}})?"
+)
+_LINK_NAME = re.compile(r"[!-$&-.0-9;-~]{1,15}")
 
 
 class Bandwidth(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -135,16 +144,46 @@ def _check_element(element: NetworkSelectionElement) -> None:
         )
     interface = element.requested_interface
     if interface is not None and not is_valid_link_name(interface):
-        raise ValueError(f"interface {interface!r} of network {element.name!r} is not a link name of 1 to 15 bytes")
+        raise ValueError(
+            f"interface {interface!r} of network {element.name!r} is not a link name of 1 to 15 characters"
+        )
 
 
 def is_valid_link_name(name: str) -> bool:
-    """Return whether the kernel accepts a link name.
+    """Return whether a link can have this name: 1 to 15 printable ASCII characters, none of them ``/``, ``:`` or ``%``.
 
-    The rule is that of the CNI specification: 1 to 15 bytes, no ``/``, ``:`` or white space.
+    The kernel takes ``%`` for a pattern and chooses another name. It also accepts control characters and any byte above
+    127, which no plugin expects and which spoil a log.
     """
     # The kernel's IFNAMSIZ is 16, with the terminating zero.
-    return 0 < len(name.encode()) <= 15 and name not in {".", ".."} and not re.search(r"[/:\s]", name)
+    return _LINK_NAME.fullmatch(name) is not None and name not in {".", ".."}
+
+
+def check_settings(*, mac: str | None, infiniband_guid: str | None, ips: Iterable[str]) -> None:
+    """Check the MAC and the addresses of an attachment: other text could add keys to ``CNI_ARGS``.
+
+    :raises ValueError: one of them is invalid; the message names it.
+    """
+    for key, value in (("mac", mac), ("infiniband-guid", infiniband_guid)):
+        if value is not None and not _MAC.fullmatch(value):
+            raise ValueError(f"{key} {value!r} is not a MAC address")
+    for ip in ips:
+        try:
+            ipaddress.ip_interface(without_zone(ip))
+        except ValueError as error:
+            raise ValueError(f"ips: {error}") from error
+
+
+def without_zone(address: str) -> str:
+    """Return the text of an address unchanged if it has no zone (``fe80::1%eth0``), which may hold any characters.
+
+    Go's ``net.ParseIP``, with which plugins read addresses, does not know zones either.
+
+    :raises ValueError: it has a zone.
+    """
+    if "%" in address:
+        raise ValueError(f"address {address!r} has a zone")
+    return address
 
 
 def encode_networks(elements: list[NetworkSelectionElement]) -> str:

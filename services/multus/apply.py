@@ -19,9 +19,8 @@ from services.common.netlink.pool import NetnsPool
 from services.common.telemetry.logs import Log
 from services.multus.cni import network, results
 from services.multus.cni.call import PodId
-from services.multus.cni.default_routes import DEFAULT_DESTINATIONS, DefaultRouteChange, result_with_default_routes
 from services.multus.cni.device_info import DEVICE_INFO_CAPABILITY, DeviceInfoFiles
-from services.multus.cni.errors import CniError, NotStartedError
+from services.multus.cni.errors import CniError, NotStartedError, as_cni_error
 from services.multus.cni.executor import Executor
 from services.multus.cni.network import AttachmentTarget
 from services.multus.plan import (
@@ -91,35 +90,38 @@ class Applier:
         :param sandbox: the sandbox's record.
         :param actions: the actions of :func:`services.multus.plan.plan_add`.
         :returns: the new record, and the requested attachments in their order.
-        :raises CniError: the error of the first plugin that failed.
+        :raises CniError: the error of the first attachment that failed, whatever failed.
         """
         requested: list[Attachment] = []
         made: list[Attachment] = []
         for action in actions:
-            match action:
-                case KeepAttachment(attachment):
-                    requested.append(attachment)
-                case DeleteAttachment():
-                    sandbox = await self.delete_attachment(sandbox, action)
-                case AddAttachment(desired):
-                    attachment = desired.attachment()
-                    try:
+            try:
+                match action:
+                    case KeepAttachment(attachment):
+                        requested.append(attachment)
+                    case DeleteAttachment():
+                        sandbox = await self.delete_attachment(sandbox, action)
+                    case AddAttachment(desired):
                         network.require_plugins(self._executor, desired.network)
                         # Counted as made before it is: plugins of a failing ADD may have created something.
-                        made.append(attachment)
-                        attachment = self._with_device_file(sandbox, attachment, desired)
-                        sandbox, attachment = await self._add_attachment(sandbox, attachment)
-                    except CniError as error:
-                        if isinstance(error, NotStartedError):
-                            sandbox = self._drop_record(sandbox, desired.ifname)
-                            made = [one for one in made if one.ifname != desired.ifname]
-                        await self.undo(sandbox, made)
-                        raise error.with_prefix(
-                            f"[{sandbox.pod_id}/{sandbox.pod_uid}:{desired.network.name}]: "
-                            f'error adding container to network "{desired.network.name}"'
-                        ) from error
-                    made[-1] = attachment
-                    requested.append(attachment)
+                        made.append(desired.attachment())
+                        attachment = self._with_device_file(sandbox, made[-1], desired)
+                        sandbox, made[-1] = await self._add_attachment(sandbox, attachment)
+                        requested.append(made[-1])
+            except Exception as failure:
+                if isinstance(action, AddAttachment):
+                    error = self._as_cni_error(failure, sandbox, action.desired.ifname)
+                    if isinstance(error, NotStartedError):
+                        sandbox = self._drop_record(sandbox, action.desired.ifname)
+                        made = [one for one in made if one.ifname != action.desired.ifname]
+                    error = error.with_prefix(
+                        f"[{sandbox.pod_id}/{sandbox.pod_uid}:{action.desired.network.name}]: "
+                        f'error adding container to network "{action.desired.network.name}"'
+                    )
+                else:
+                    error = self._as_cni_error(failure, sandbox, action.attachment.ifname)
+                await self.undo(sandbox, made)
+                raise error from failure
         return sandbox, requested
 
     def _drop_record(self, sandbox: SandboxState, ifname: str) -> SandboxState:
@@ -128,8 +130,16 @@ class Applier:
         A DEL would run the same plugin, which cannot start, and so would never succeed.
         """
         sandbox = (self._records.read(sandbox.sandbox_id) or sandbox).without_attachment(ifname)
-        self._records.write(sandbox)
+        # If the record keeps it, its DEL is tried a few times; the call's other attachments are undone in any case.
+        with contextlib.suppress(CniError):
+            self._records.write(sandbox)
         return sandbox
+
+    def _as_cni_error(self, error: Exception, sandbox: SandboxState, ifname: str) -> CniError:
+        """Return the failure of one attachment; log the traceback of one that is a defect of this daemon."""
+        if not isinstance(error, CniError):
+            self._log.error("unexpected attachment error", sandbox=sandbox.sandbox_id, ifname=ifname, exc_info=error)
+        return as_cni_error(error)
 
     async def undo(self, sandbox: SandboxState, made: Sequence[Attachment]) -> None:
         """Delete the attachments that a failed call has added.
@@ -143,54 +153,6 @@ class Applier:
         sandbox = self._records.read(sandbox.sandbox_id) or sandbox
         actions = [DeleteAttachment(sandbox.find(one.ifname) or one) for one in reversed(made)]
         await self.delete_attachments(sandbox, actions)
-
-    async def change_default_routes(self, sandbox: SandboxState, changes: Sequence[DefaultRouteChange]) -> SandboxState:
-        """Change which attachments carry the default routes, and update their recorded results.
-
-        :param sandbox: the sandbox's record.
-        :param changes: the changes of :func:`services.multus.cni.default_routes.plan_default_routes`.
-        :returns: the new record.
-        :raises CniError: code 7, a route could not be changed.
-        """
-        # All old routes go first: the kernel refuses a second default route of a family with the same metric.
-        for change in changes:
-            await self._change_default_route(sandbox, change, drop=True)
-        for change in changes:
-            await self._change_default_route(sandbox, change, drop=False)
-            attachment = sandbox.find(change.ifname)
-            if attachment is not None and attachment.result is not None:
-                changed = msgspec.structs.replace(
-                    attachment, result=result_with_default_routes(attachment.result, change)
-                )
-                sandbox = sandbox.with_attachment(changed)
-        if changes:
-            self._records.write(sandbox)
-        return sandbox
-
-    async def _change_default_route(self, sandbox: SandboxState, change: DefaultRouteChange, *, drop: bool) -> None:
-        attachment = sandbox.find(change.ifname)
-        try:
-            netns = await self._netns.open(sandbox.netns)
-            index = attachment.ifindex if attachment else 0
-            if not index:
-                return  # a network without a link has no routes
-            if drop:
-                # Upstream does not recognize such a route any more, and leaves the old one in place (multus-cni#1552).
-                dropped = {DEFAULT_DESTINATIONS[family] for family in change.drop}
-                for route in [route for route in await netns.routes(index) if route.dst in dropped]:
-                    await netns.delete_route(route)
-                return
-            for family, gateway in change.gateways:
-                await netns.add_route(index, DEFAULT_DESTINATIONS[family], gw=gateway)
-            # The kernel answers EEXIST also when another link holds the route, so the result is read back.
-            present = {(route.dst, route.gw) for route in await netns.routes(index)}
-        except NetlinkFailure as error:
-            message = f"default-route of {change.ifname}: {error.message}"
-            raise CniError(cni.CniErrorCode.INVALID_CONFIG, message) from error
-        for family, gateway in change.gateways:
-            if (DEFAULT_DESTINATIONS[family], gateway) not in present:
-                message = f"default-route of {change.ifname}: another network keeps its default route"
-                raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
 
     def _with_device_file(
         self, sandbox: SandboxState, attachment: Attachment, desired: DesiredAttachment
@@ -255,12 +217,12 @@ class Applier:
             kept = await network.delete(self._executor, config, target, asked, attachment.result, last_try=last)
             # An ADD that failed has got no lease.
             failure = kept if attachment.state is AttachmentState.ADDED else None
-        except CniError as error:
+        except Exception as error:
             if not last:
                 raise
             if action.leftover is not None:
                 await self._restore_link(sandbox.netns, action.leftover)
-            failure = error
+            failure = self._as_cni_error(error, sandbox, target.ifname)
         if failure is not None:
             self._log.error("failed DEL given up", sandbox=sandbox.sandbox_id, ifname=target.ifname, error=failure.msg)
             self._pod_events.record_cleanup_failed(sandbox.pod_id, sandbox.sandbox_id, attachment, failure.msg)
@@ -283,10 +245,11 @@ class Applier:
         """
         failures: list[CniError] = []
         for action in actions:
+            attachment = action.attachment
             try:
                 sandbox = await self.delete_attachment(sandbox, action)
-            except CniError as error:
-                attachment = action.attachment
+            except Exception as failure:
+                error = self._as_cni_error(failure, sandbox, attachment.ifname)
                 self._log.error("DEL failed", sandbox=sandbox.sandbox_id, ifname=attachment.ifname, error=error.msg)
                 failures.append(error)
                 if action.tries is not None or attachment.state is AttachmentState.ADDING:

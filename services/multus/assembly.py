@@ -25,6 +25,7 @@ from services.multus.pod.status import StatusWriter
 from services.multus.records.store import Records
 from services.multus.records.upstream import UpstreamCache
 from services.multus.sandboxes.adoption import Adoption
+from services.multus.sandboxes.default_routes import DefaultRoutes
 from services.multus.sandboxes.sweep import SandboxLister, Sweep
 from services.multus.server import make_application
 
@@ -115,6 +116,7 @@ def assemble(
         pods=pods,
         observer=CallObserver(kube, config, pods, readiness_timeout=readiness_timeout),
         applier=applier,
+        default_routes=DefaultRoutes(netns, records),
         adoption=adoption,
         status_writer=StatusWriter(kube, pods, log),
         pod_events=pod_events,

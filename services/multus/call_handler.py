@@ -17,7 +17,7 @@ from services.multus.apply import Applier
 from services.multus.cni import conflist, network
 from services.multus.cni.call import CniCall, PodId
 from services.multus.cni.default_routes import plan_default_routes
-from services.multus.cni.errors import CniError
+from services.multus.cni.errors import CniError, as_cni_error
 from services.multus.cni.executor import Executor
 from services.multus.config.settings import Config
 from services.multus.observe import CallObserver, find_nad_name
@@ -30,6 +30,7 @@ from services.multus.records.attachment_link import with_unrecorded_link
 from services.multus.records.sandbox import AttachmentOrigin, SandboxState, sandbox_view
 from services.multus.records.store import Records
 from services.multus.sandboxes.adoption import Adoption
+from services.multus.sandboxes.default_routes import DefaultRoutes
 from services.multus.sandboxes.deletion import UnrecordedSandboxes, delete_sandbox
 
 
@@ -42,6 +43,7 @@ class CallHandler:
     :param pods: reads pods.
     :param observer: reads what a call depends on.
     :param applier: applies plans.
+    :param default_routes: changes the default routes of a sandbox.
     :param adoption: adopts multus-cni's sandboxes.
     :param status_writer: writes network-status to pods.
     :param pod_events: records Events on pods.
@@ -57,6 +59,7 @@ class CallHandler:
         pods: PodReader,
         observer: CallObserver,
         applier: Applier,
+        default_routes: DefaultRoutes,
         adoption: Adoption,
         status_writer: StatusWriter,
         pod_events: PodEvents,
@@ -68,6 +71,7 @@ class CallHandler:
         self._pods = pods
         self._observer = observer
         self._applier = applier
+        self._default_routes = default_routes
         self._adoption = adoption
         self._pod_events = pod_events
         self._status_writer = status_writer
@@ -151,10 +155,10 @@ class CallHandler:
             sandbox, attachments = await self._applier.add(sandbox, plan.plan_add(sandbox, desired, links))
             made = [attachment for attachment in attachments if attachment.ifname not in before]
             try:
-                sandbox = await self._applier.change_default_routes(sandbox, changes)
+                sandbox = await self._default_routes.change(sandbox, changes)
                 attachments = [sandbox.find(one.ifname) or one for one in attachments]
                 await self._status_writer.write(pod_id, pod, sandbox, attachments)
-            except CniError:
+            except Exception:
                 # The runtime sees a failed ADD; attachments of an earlier, successful ADD stay.
                 await self._applier.undo(sandbox, made)
                 raise
@@ -170,6 +174,7 @@ class CallHandler:
         # As upstream: the pod must exist, and it must have the UID of CNI_ARGS unless CNI_ARGS has none.
         pod = await self._pods.get(pod_id)
         self._observer.check_isolation(call, pod)
+        self._observer.check_plugins(network_config)
         desired = DesiredAttachment(
             call.ifname,
             network_config,
@@ -264,7 +269,11 @@ class CallHandler:
         async with self._records.lock_all():
             kept: list[SandboxState] = []
             for sandbox_id in self._records.ids():
-                sandbox = self._records.read(sandbox_id)
+                try:
+                    sandbox = self._records.read(sandbox_id)
+                except CniError as error:
+                    failures.append(error)
+                    continue
                 if sandbox is not None and sandbox_id in sandboxes:
                     kept.append(sandbox)
                 elif sandbox is not None:
@@ -308,8 +317,8 @@ async def _collect_failure(failures: list[CniError], work: Awaitable[None]) -> N
     """Await the work and add its error to the list, so that one failure does not end a GC."""
     try:
         await work
-    except CniError as error:
-        failures.append(error)
+    except Exception as error:
+        failures.append(as_cni_error(error))
 
 
 def _require_pod(call: CniCall) -> PodId:

@@ -20,6 +20,7 @@ from services.multus.cni import conflist
 from services.multus.cni.call import CniCall, attributes_of, runtime_config_of, shared_runtime_config
 from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig
 from services.multus.cni.errors import CniError
+from services.multus.cni.network import refuse_plugins
 from services.multus.config.settings import Config
 from services.multus.plan import DesiredAttachment
 from services.multus.pod.devices import PodDevices
@@ -113,7 +114,7 @@ class CallObserver:
             for look_up in self._secondary_lookups(call, pod, None):
                 try:
                     found.append(await look_up())
-                except CniError:
+                except Exception:
                     found.append(None)  # the attachments after it keep their numbers
         numbered = enumerate(found)
         return [replace(one, ifname=one.ifname or (f"net{i}" if i else call.ifname)) for i, one in numbered if one]
@@ -132,6 +133,14 @@ class CallObserver:
             # An element without a link name is attached as `net<i>`, so every ordinal name may be its own.
             if named == call.ifname or (named is None and is_ordinal(call.ifname)):
                 self._checked_namespace(pod, element)
+
+    def check_plugins(self, network: NetworkConfig) -> None:
+        """Check that a network which a pod has chosen names only plugins that the node's operator allows.
+
+        :param network: the network.
+        :raises CniError: code 7, one of them is not allowed.
+        """
+        refuse_plugins(network, self._config.allowed_plugins)
 
     async def cluster_network(self, call: CniCall) -> NetworkConfig:
         """Return the cluster network, without a pod's override.
@@ -205,6 +214,7 @@ class CallObserver:
         devices: PodDevices | None,
     ) -> DesiredAttachment:
         found = await self._lookup.find_nad(namespace, element.name)
+        self.check_plugins(found.network)
         requested = attributes_of(element)
         attributes = replace(requested, runtime={**base, **requested.runtime})
         desired = await self._with_device(found, origin, attributes, devices)

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from schemas.multus import CONF_NAME, SHIM_NAME, SOCKET_NAME
+from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME, SOCKET_NAME
 from services.cli.node.plan import ObservedNode, RecordedLink, RecordedSandbox
 from services.common.node.cni_conf import read_plugin_types
 from services.common.node.daemon_socket import probe_daemon
@@ -90,6 +90,7 @@ def observe(paths: NodeDirectories) -> ObservedNode:
         daemon=probe_daemon(paths.seen(f"{socket_dir}/{SOCKET_NAME}")),
         conf_dir=conf_dir,
         plugin_types=read_plugin_types(paths.seen(conf_dir), lambda path: paths.seen(f"{conf_dir}/{path.name}")),
+        shim_log=f"{bin_dir}/{SHIM_LOG_NAME}" if os.path.lexists(paths.seen(bin_dir) / SHIM_LOG_NAME) else "",
         shim=shim if os.path.lexists(paths.seen(bin_dir) / SHIM_NAME) else "",
         unfinished=tuple(unfinished),
         socket_files=(*socket_file, *unsettled_records),

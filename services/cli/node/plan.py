@@ -47,6 +47,7 @@ class ObservedNode(msgspec.Struct, frozen=True):
     :ivar daemon: who serves the daemon's socket.
     :ivar plugin_types: the plugin types of each configuration of the runtime.
     :ivar shim: path of the installed shim; empty if there is none.
+    :ivar shim_log: path of its log settings; empty if there are none.
     :ivar unfinished: temporary files that killed processes have left beside the shim and the configuration.
     :ivar socket_files: the daemon's socket and its unsettled records.
     :ivar record_files: the records on disk.
@@ -60,6 +61,7 @@ class ObservedNode(msgspec.Struct, frozen=True):
     conf_dir: str
     plugin_types: PluginTypes
     shim: str
+    shim_log: str
     unfinished: tuple[str, ...]
     socket_files: tuple[str, ...]
     record_files: tuple[str, ...]
@@ -121,6 +123,8 @@ def plan(node: ObservedNode) -> CleaningPlan:
         left.append(NodeItem(node.shim, f"called by {', '.join(callers)}" if callers else later))
     elif node.shim:
         remove.append(NodeItem(node.shim, "the CNI shim"))
+    if node.shim_log and not (callers or later):
+        remove.append(NodeItem(node.shim_log, "the log settings of the CNI shim"))
     foreign_socket = node.socket_files if node.daemon is DaemonKind.OTHER else ()
     left += [NodeItem(path, "another multus daemon serves in this directory") for path in foreign_socket]
     left += [

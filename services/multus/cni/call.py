@@ -5,7 +5,6 @@ Source: multus-cni v4 ``pkg/server`` (which keys must exist, which may be empty)
 Next: :mod:`services.multus.cni.conflist`.
 """
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni, multus
-from schemas.kubernetes.networks import NetworkSelectionElement, is_valid_link_name
+from schemas.kubernetes.networks import NetworkSelectionElement, check_settings, is_valid_link_name
 from services.multus.cni.conflist import AttachmentAttributes, decode_object
 from services.multus.cni.errors import CniError
 
@@ -26,12 +25,8 @@ _MAX_SANDBOX_ID: Final = 128
 """A container id is a part of file names, which Linux limits to 255 bytes."""
 _OF_ONE_ATTACHMENT: Final = frozenset({"mac", "ips", "infinibandGUID", "deviceID"})
 """Keys of ``runtimeConfig`` that must not be passed on to other attachments."""
-_HEX: Final = "[0-9A-Fa-f]"
-_MAC: Final = re.compile(
-    # 6, 8 or 20 bytes (Ethernet, EUI-64, InfiniBand), in one of the three notations that Go's net.ParseMAC reads.
-    rf"{_HEX}{{2}}([:-])(?:{_HEX}{{2}}\1){{4}}(?:(?:{_HEX}{{2}}\1){{2}}|(?:{_HEX}{{2}}\1){{14}})?{_HEX}{{2}}"
-    rf"|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{2}}(?:\.{_HEX}{{4}}|(?:\.{_HEX}{{4}}){{7}})?"
-)
+_ARG_VALUE: Final = re.compile("[ -:<>-~]*")
+"""A value in ``CNI_ARGS``: printable ASCII without the separators ``;`` and ``=``."""
 
 
 class MalformedError(ValueError):
@@ -104,6 +99,10 @@ def decode(body: bytes) -> CniCall:
     except ValueError as error:
         raise MalformedError(f"request body: config is not base64: {error}") from error
     command = _command(request.env)
+    if multus.PLUGIN_MARK in request.env:
+        # Upstream's shim sends its whole environment. The call would wait for the one whose plugin the shim is.
+        message = f"the shim of a multus {cni.NOT_ALLOWED}: only the container runtime calls it"
+        raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
     if command in _WITHOUT_POD:
         return CniCall(command, config)
     for key in ("CNI_CONTAINERID", "CNI_NETNS", "CNI_ARGS"):
@@ -116,9 +115,11 @@ def decode(body: bytes) -> CniCall:
     ifname = request.env.get("CNI_IFNAME", "eth0")
     if not is_valid_link_name(ifname):
         raise CniError(
-            cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_IFNAME {ifname!r} is not a link name of 1 to 15 bytes"
+            cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_IFNAME {ifname!r} is not a link name of 1 to 15 characters"
         )
     netns = request.env["CNI_NETNS"]
+    if netns and not netns.isprintable():
+        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS {netns!r} is not the path of a namespace")
     if command != cni.CniCommand.DEL and not netns:
         raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS is empty; {command} needs a network namespace")
     return CniCall(
@@ -177,6 +178,7 @@ def plugin_args(pod: PodId | None, sandbox_id: str, attributes: AttachmentAttrib
     :param pod: the sandbox's pod; ``None`` when it is unknown.
     :param sandbox_id: the sandbox's container id.
     :param attributes: the attachment's attributes. ``MAC`` and ``IP`` serve plugins without the capability.
+    :raises CniError: code 4, a value would introduce further keys or cannot be in an environment.
     """
     # Without `IgnoreUnknown` a plugin refuses the keys that it does not know (CNI conventions).
     args = [("IgnoreUnknown", "true")]
@@ -187,6 +189,9 @@ def plugin_args(pod: PodId | None, sandbox_id: str, attributes: AttachmentAttrib
         args.append(("MAC", attributes.mac))
     if attributes.ips:
         args.append(("IP", ",".join(attributes.ips)))
+    for key, value in args:
+        if not _ARG_VALUE.fullmatch(value):
+            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"{key} {value!r} cannot be a value in CNI_ARGS")
     return ";".join(f"{key}={value}" for key, value in args)
 
 
@@ -232,13 +237,8 @@ def _attributes(sent: multus.InterfaceAttributes | msgspec.UnsetType | None) -> 
 
 
 def _checked(attributes: AttachmentAttributes) -> AttachmentAttributes:
-    """Check the MAC and the addresses: they go into ``CNI_ARGS``, where other text could introduce further keys."""
-    for key, value in (("mac", attributes.mac), ("infiniband-guid", attributes.runtime.get("infinibandGUID"))):
-        if value is not None and not _MAC.fullmatch(value):
-            raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"{key} {value!r} is not a MAC address")
-    for ip in attributes.ips:
-        try:
-            ipaddress.ip_interface(ip)
-        except ValueError as error:
-            raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"ips: {error}") from error
+    try:
+        check_settings(mac=attributes.mac, infiniband_guid=attributes.runtime.get("infinibandGUID"), ips=attributes.ips)
+    except ValueError as error:
+        raise CniError(cni.CniErrorCode.INVALID_CONFIG, str(error)) from error
     return attributes

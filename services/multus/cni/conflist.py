@@ -18,6 +18,8 @@ from schemas import cni
 from services.multus.cni import results
 from services.multus.cni.errors import CniError
 
+_TYPE: Final = re.compile(r"[!-.0-~]{1,255}")
+"""A plugin's type: a file name. With a slash it would be a path out of the plugin directories."""
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 # A plugin's configuration may still name 0.3.0, whose results have the form of 0.3.1.
 _VERSIONS: Final = ("0.3.0", *cni.SUPPORTED_VERSIONS)
@@ -228,8 +230,7 @@ def _version(document: Mapping[str, Any], fallback: str) -> str:
 
 def _check_plugin(network: str, index: int, plugin: object) -> None:
     kind = plugin.get("type") if isinstance(plugin, dict) else None
-    # A type with a slash would be a path out of the plugin directories.
-    if not isinstance(kind, str) or not kind or "/" in kind:
+    if not isinstance(kind, str) or not _TYPE.fullmatch(kind):
         raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"plugin {index} of {network!r} has no usable type: {kind!r}")
     assert isinstance(plugin, dict)  # for mypy; `kind` is a string only then
     for key in ("capabilities", "args", "runtimeConfig"):

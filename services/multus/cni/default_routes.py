@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from schemas import cni
+from schemas.kubernetes.networks import without_zone
 from services.multus.cni.errors import CniError
 
 DEFAULT_DESTINATIONS: Final = {4: "0.0.0.0/0", 6: "::/0"}
@@ -42,7 +43,7 @@ def parse_gateways(gateways: Sequence[str]) -> tuple[tuple[int, str], ...]:
     found: dict[int, str] = {}
     for text in gateways:
         try:
-            address = ipaddress.ip_address(text)
+            address = ipaddress.ip_address(without_zone(text))
         except ValueError as error:
             raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"default-route: {error}") from error
         if address.version in found:

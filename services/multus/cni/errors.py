@@ -36,6 +36,11 @@ class CniError(Exception):
         return msgspec.json.encode(cni.CniErrorDocument(code=self.code, msg=self.msg, details=self.details))
 
 
+def as_cni_error(error: Exception) -> CniError:
+    """Return an error as a :class:`CniError`: any other is a defect of this daemon, with code 999."""
+    return error if isinstance(error, CniError) else CniError(cni.CniErrorCode.INTERNAL, f"internal error: {error!r}")
+
+
 def combine_errors(failures: Sequence[CniError]) -> CniError:
     """Return one error for several, with the code and details of the first."""
     return CniError(failures[0].code, " / ".join(error.msg for error in failures), failures[0].details)

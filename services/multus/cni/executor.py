@@ -20,7 +20,8 @@ from typing import Final
 
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
-from schemas import cni
+from schemas import cni, multus
+from services.common.domain.plugin_types import SHIMS
 from services.common.node.paths import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
@@ -30,6 +31,8 @@ BUSY_PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between attempts to start a plugin whose file is being written. Upstream makes six attempts and then reports
 success."""
 
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""``PATH`` of plugins where the daemon has none."""
 _CHROOT: Final = shutil.which("chroot", path=f"{os.defpath}:/usr/sbin:/sbin") or "/usr/sbin/chroot"
 _CHROOT_FAILED: Final = 126
 """Exit code of ``chroot`` when it cannot execute the program."""
@@ -74,7 +77,7 @@ class Executor:
     :param tracer: the tracer.
     :param log: the daemon's log.
     :param timeout: seconds that one plugin may take; after that its process group is killed.
-    :param environ: the daemon's environment, which plugins inherit without its ``CNI_*`` variables.
+    :param environ: the daemon's environment, of which plugins get ``PATH`` alone: it may hold passwords and tokens.
     :param chroot: path of the node's root when the daemon runs in a container. Plugins are found and executed inside
         it, so that paths in their configurations are the node's.
     :param busy_pauses: seconds between attempts to start a plugin whose file is being written.
@@ -100,14 +103,18 @@ class Executor:
         self._timeout = timeout
         self._busy_pauses = busy_pauses
         self._kill_timeout = kill_timeout
-        self._environ = {key: value for key, value in environ.items() if not key.startswith("CNI_")}
+        self._environ = {"PATH": environ.get("PATH") or DEFAULT_PATH, multus.PLUGIN_MARK: "1"}
 
     def find(self, plugin: str) -> str:
         """Return the path of a plugin inside the root where it will be executed: the first regular file of that name.
 
         :param plugin: the plugin's type.
-        :raises CniError: code 999, there is no such plugin.
+        :raises CniError: code 999, there is no such plugin; code 7, it is the shim of a multus.
         """
+        if plugin in SHIMS:
+            # It would call this daemon for the same sandbox and wait for the call that runs it (multus-cni#1099).
+            message = f"plugin type {plugin} {cni.NOT_ALLOWED}: only the container runtime calls it"
+            raise NotStartedError(cni.CniErrorCode.INVALID_CONFIG, message)
         for folder in self._search:
             path = os.path.join(folder, plugin)
             if self._is_file(path):
@@ -122,7 +129,7 @@ class Executor:
         try:
             # A link inside the root, such as those of k3s, must not lead out of it.
             return os.path.isfile(resolve_under(self._chroot, path))
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     async def run(self, plugin: str, invocation: Invocation, stdin: bytes) -> bytes:
@@ -163,7 +170,8 @@ class Executor:
         except TimeoutError:
             message = f"{_failure_prefix(plugin, invocation)}: it did not end within {self._timeout:g} s and was killed"
             raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from None
-        except OSError as error:
+        # ValueError: a NUL byte in the environment.
+        except (OSError, ValueError) as error:
             message = f"{_failure_prefix(plugin, invocation)}: {error}"
             raise NotStartedError(cni.CniErrorCode.IO_FAILURE, message) from error
         text = err.decode(errors="replace").strip()

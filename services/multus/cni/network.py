@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
+from services.common.domain.plugin_types import SHIMS, AllowedPlugins
 from services.multus.cni import dhcp, results
 from services.multus.cni.call import PodId, plugin_args
 from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, plugin_stdin
@@ -54,14 +55,28 @@ class AttachmentTarget:
 
 
 def require_plugins(executor: Executor, network: NetworkConfig) -> None:
-    """Check that every plugin of a network exists, before the first one changes anything.
+    """Check that every plugin of a network exists and may run, before the first one changes anything.
 
     :param executor: runs the plugins.
     :param network: the network.
-    :raises CniError: code 999, a plugin is missing.
+    :raises CniError: code 999, a plugin is missing; code 7, it is the shim of a multus.
     """
+    # Also the plugins that these run for addresses: the executor does not see those.
+    refuse_plugins(network, AllowedPlugins())
     for _, plugin in _plugins_to_run(network):
         executor.find(plugin)
+
+
+def refuse_plugins(network: NetworkConfig, allowed: AllowedPlugins) -> None:
+    """Check that a network names only plugins that it may.
+
+    :param network: the network.
+    :param allowed: the plugins that it may name.
+    :raises NotStartedError: code 7, one of them is not allowed.
+    """
+    if refused := allowed.find_refused(network.plugins):
+        message = f"plugin type {refused} {cni.NOT_ALLOWED}"
+        raise NotStartedError(cni.CniErrorCode.INVALID_CONFIG, message)
 
 
 async def add(
@@ -119,6 +134,8 @@ async def delete(
     passed = previous if network.at_least("0.4.0") else None
     kept, failure = None, None
     for index, plugin in reversed(_plugins_to_run(network)):
+        if plugin in SHIMS:
+            continue  # it is never run, so it has made nothing
         document = plugin_stdin(network, index, attributes, previous=passed)
         try:
             kept = await _delete_one(executor, plugin, target, attributes, document) or kept

@@ -1,6 +1,6 @@
 """The daemon's log as ``daemon-config.json`` configures it: the level, and a copy in ``logFile`` rotated by size.
 
-The shim has its own log; it gets the same keys through the runtime's configuration.
+The shim has its own log; the daemon writes the same keys to a file beside it.
 Next: :mod:`services.multus.server`.
 """
 

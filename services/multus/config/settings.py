@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from services.common.domain.plugin_types import AllowedPlugins, parse_plugin_types
 from services.common.node.paths import resolve_under
 from services.common.runtime.settings import CommonSettings, SettingsError
 from services.multus.config import daemon_config
@@ -62,6 +63,13 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     device_info_dir: Annotated[
         str, msgspec.Meta(description="directory where device plugins and CNI plugins describe devices")
     ] = "/var/run/k8s.cni.cncf.io/devinfo"
+    plugin_types: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="comma-separated CNI plugin types that networks of pods may name, those of IPAM plugins "
+            "included; unset: every type but multus' own"
+        ),
+    ] = None
     shim: Annotated[
         str | None,
         msgspec.Meta(description="file to install as the shim, such as a static one; unset: the one for Python 3"),
@@ -102,6 +110,7 @@ class Config:
     :ivar metrics_port: TCP port of ``/metrics``; ``None``: none.
     :ivar pod_resources_socket: path of the kubelet's pod-resources socket.
     :ivar device_info_dir: directory of device information files.
+    :ivar allowed_plugins: the plugins that the networks of pods may name.
     :ivar shim_log: log keys of the generated configuration, for the shim.
     :ivar log_file: file that gets a copy of the daemon's log; ``None``: none.
     :ivar log_level: the daemon's log level; ``None``: the environment's.
@@ -138,6 +147,7 @@ class Config:
     metrics_port: int | None
     pod_resources_socket: str
     device_info_dir: Path
+    allowed_plugins: AllowedPlugins
     shim_log: dict[str, Any]
     log_file: str | None
     log_level: str | None
@@ -214,6 +224,7 @@ def _merge(settings: Settings, given: DaemonConfig) -> Config:
         metrics_port=given.metrics_port,
         pod_resources_socket=settings.pod_resources_socket,
         device_info_dir=Path(settings.device_info_dir),
+        allowed_plugins=parse_plugin_types(settings.plugin_types),
         shim_log={key: value for key, value in log.items() if value is not None},
         log_file=given.log_file,
         log_level=level,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.multus import CONF_NAME, SHIM_NAME
+from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME
 from services.common.node.files import replace_file
 from services.common.telemetry.logs import Log
 from services.multus.cni import conflist
@@ -25,6 +25,8 @@ NETWORK_NAME: Final = "multus-cni-network"
 UPDATE_INTERVAL: Final = 1.0
 """Seconds between checks of the primary configuration; a check lists one small directory."""
 
+LOG_KEYS: Final = ("logFile", "logLevel", "logToStderr")
+"""The keys of the runtime's configuration that configure the shim's log; they are upstream's."""
 _OURS: Final = "00-"
 """Prefix of multus' own file, upstream's or hotnic's; it must not become its own cluster network."""
 
@@ -108,7 +110,7 @@ class Autoconfig:
         if self._config.config_file is not None:
             source = self._config.config_file
             text = source.read_bytes()
-            conflist.decode_object(text)
+            self._write_shim_log(conflist.decode_object(text))
             self._write(self._config.conf_dir / source.name, text.rstrip(b"\n"), source)
             return ""
         folder = self._config.autoconfig_dir
@@ -117,11 +119,20 @@ class Autoconfig:
             expected = self._config.master or "one beside multus' own"
             return f"no primary CNI configuration in {folder}: waiting for {expected}"
         path = folder / name
-        made = msgspec.json.format(
-            msgspec.json.encode(runtime_configuration(self._config, str(path), path.read_text())), indent=2
-        )
+        document = runtime_configuration(self._config, str(path), path.read_text())
+        self._write_shim_log(document)
+        made = msgspec.json.format(msgspec.json.encode(document), indent=2)
         self._write(self._config.conf_dir / CONF_NAME, made, path)
         return ""
+
+    def _write_shim_log(self, document: dict[str, Any]) -> None:
+        """Write the log keys of the runtime's configuration beside the shim, which takes them from there alone."""
+        target = self._config.installed_plugins / SHIM_LOG_NAME
+        keys = {key: document[key] for key in LOG_KEYS if key in document}
+        if not keys:
+            target.unlink(missing_ok=True)
+        elif _content(target) != (made := msgspec.json.encode(keys)):
+            replace_file(target, made + b"\n")
 
     def _write(self, target: Path, made: bytes, source: Path) -> None:
         # The content is compared every time because a multus-cni that shuts down removes or rewrites the file.

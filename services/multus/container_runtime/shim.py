@@ -32,6 +32,9 @@ REMOVED = (
     "if hotnic was removed from this cluster, delete 00-multus.conf from the container runtime's CNI configuration "
     "directory (usually /etc/cni/net.d) of this node"
 )
+# The daemon's environment of a plugin. The shim as a plugin of a network would wait for the call that has started it.
+PLUGIN_MARK = "HOTNIC_MULTUS_PLUGIN"
+MAX_RECORD = 4096
 LEVELS = {"panic": 0, "error": 1, "verbose": 2, "debug": 3}
 
 
@@ -50,20 +53,27 @@ class NotSent(Exception):
 
 
 class ShimLog:
-    """A log on standard error and in logFile, as the configuration's log keys select."""
+    """A log on standard error and in logFile, as the file of log settings selects that the daemon has written.
 
-    def __init__(self, config: dict) -> None:  # type: ignore[type-arg]
+    The file is beside the shim. The configuration on standard input may be that of a network, whose author must not
+    choose a file that root writes.
+    """
+
+    def __init__(self) -> None:
+        settings = read_log_settings(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), NAME + ".json"))
         # As upstream's shim: level panic, and standard error on.
-        self.level = LEVELS.get(str(config.get("logLevel") or "panic").lower(), 0)
-        self.stderr = config.get("logToStderr") is not False
-        self.path = config.get("logFile") or None
+        self.level = LEVELS.get(str(settings.get("logLevel") or "panic").lower(), 0)
+        self.stderr = settings.get("logToStderr") is not False
+        self.path = settings.get("logFile") or None
 
     def write(self, level: str, text: str, always: bool = False) -> None:
         """Write a line if its level is enabled, or always."""
         if not always and LEVELS[level] > self.level:
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = f"{stamp} [{level}] {NAME}: {text}\n"
+        # One record is one line of printable characters: parts of the text are from the network's author.
+        escaped = text[:MAX_RECORD].encode("unicode_escape").decode("ascii")
+        line = f"{stamp} [{level}] {NAME}: {escaped}\n"
         if self.stderr or always:
             sys.stderr.write(line)
         if self.path:
@@ -72,6 +82,16 @@ class ShimLog:
                     file.write(line)
             except OSError as exc:
                 sys.stderr.write(f"{NAME}: cannot write {self.path}: {exc}\n")
+
+
+def read_log_settings(path: str) -> dict:  # type: ignore[type-arg]
+    """Return the log settings; none without the file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            settings = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def seconds_left(deadline: float) -> float:
@@ -272,10 +292,15 @@ def handle_call() -> str:
         return json.dumps({"cniVersion": SUPPORTED[-1], "supportedVersions": SUPPORTED})
     if command not in COMMANDS:
         raise ShimError(4, f"unknown CNI_COMMAND: {command}")
+    if os.environ.get(PLUGIN_MARK):
+        # Nothing was added by a call that was refused.
+        if command == "DEL":
+            return ""
+        raise ShimError(7, f"plugin type {NAME} is not allowed in a network: only the container runtime calls it")
     raw = sys.stdin.buffer.read()
     config, version = check_config(command, raw)
     path = os.path.join(str(config.get("daemonSocketDir") or DEFAULT_SOCKET_DIR), "multus.sock")
-    body = run(command, raw, path, ShimLog(config))
+    body = run(command, raw, path, ShimLog())
     if command != "ADD":
         return ""
     try:

@@ -62,6 +62,8 @@ class Adoption:
                             await self._adopt(found)
             except CniError as error:
                 self._log.error("adoption from multus-cni failed", sandbox=sandbox_id, error=error.msg)
+            except Exception as error:
+                self._log.error("unexpected adoption error", sandbox=sandbox_id, exc_info=error)
 
     async def _adopt(self, sandbox: SandboxState) -> SandboxState:
         try:

@@ -11,7 +11,7 @@ from typing import Final
 from services.common.telemetry.logs import Log
 from services.multus.apply import Applier
 from services.multus.cni.call import CniCall
-from services.multus.cni.errors import CniError, combine_errors
+from services.multus.cni.errors import CniError, as_cni_error, combine_errors
 from services.multus.observe import CallObserver
 from services.multus.plan import DELETE_TRIES_OF_ADDED, DeleteUnrecorded, DesiredAttachment, plan_delete
 from services.multus.pod.events import PodEvents
@@ -79,9 +79,9 @@ class UnrecordedSandboxes:
             return
         try:
             possible = await self._observer.list_possible(call)
-        except CniError as error:
+        except Exception as error:
             # DEL succeeds nevertheless: a runtime repeats a failed DEL and does not delete the pod before (ADR 12).
-            self._log.warning("networks of an unrecorded sandbox unknown", sandbox=call.sandbox_id, error=error.msg)
+            self._log.warning("networks of an unrecorded sandbox unknown", sandbox=call.sandbox_id, error=str(error))
             return
         netns = call.netns if await self._applier.list_links(call.netns) is not None else ""
         failures: list[tuple[DesiredAttachment, CniError]] = []
@@ -89,8 +89,8 @@ class UnrecordedSandboxes:
             action = DeleteUnrecorded(one.network, one.ifname, one.attributes, with_netns=bool(netns))
             try:
                 await self._applier.delete_unrecorded(action, call.sandbox_id, netns, call.pod)
-            except CniError as error:
-                failures.append((one, error))
+            except Exception as error:
+                failures.append((one, as_cni_error(error)))
         self._applier.close_netns(call.netns)
         if failures:
             self._count_failure(call, failures)

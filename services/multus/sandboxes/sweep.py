@@ -8,6 +8,7 @@ Next: :mod:`services.multus.sandboxes.adoption`, which runs before the first swe
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from typing import Final, NamedTuple, Protocol
 
 from services.common.telemetry.logs import Log
@@ -74,10 +75,17 @@ class Sweep:
 
     async def run(self) -> None:
         """Adopt multus-cni's sandboxes, then sweep until cancelled."""
-        await self._adoption.adopt_all()
+        await self._isolated(self._adoption.adopt_all())
         while True:
-            await self.run_once()
+            await self._isolated(self.run_once())
             await asyncio.sleep(SWEEP_INTERVAL)
+
+    async def _isolated(self, work: Awaitable[object]) -> None:
+        """Await the work; log its failure, because the next sweep has other sandboxes to clean up."""
+        try:
+            await work
+        except Exception as error:
+            self._log.error("unexpected sweep error", exc_info=error)
 
     async def run_once(self) -> int:
         """Check every record once and return how many sandboxes were deleted as a whole."""
@@ -92,6 +100,8 @@ class Sweep:
                     deleted += await self._sweep_sandbox(sandbox_id, listing)
             except CniError as error:
                 self._log.warning("sandbox cleanup failed", sandbox=sandbox_id, error=error.msg)
+            except Exception as error:
+                self._log.error("unexpected cleanup error", sandbox=sandbox_id, exc_info=error)
         return deleted
 
     async def _list_runtime(self) -> RuntimeListing | None:
@@ -139,7 +149,15 @@ class Sweep:
         if interrupted:
             links = await self._applier.list_links(sandbox.netns)
             self._log.info("interrupted ADD rollback", sandbox=sandbox.sandbox_id, ifname=interrupted)
-            actions = plan.plan_delete(sandbox, interrupted, links, deleting_sandbox=False)
-            failures = await self._applier.delete_attachments(sandbox, actions)
+            failures: list[CniError] = []
+            for ifname in reversed(interrupted):
+                try:
+                    actions = plan.plan_delete(sandbox, [ifname], links, deleting_sandbox=False)
+                except CniError as error:
+                    # Its link must stay; the other attachments need not.
+                    failures.append(error)
+                    continue
+                failures += await self._applier.delete_attachments(sandbox, actions)
+                sandbox = self._records.read(sandbox.sandbox_id) or sandbox.without_attachment(ifname)
             if failures:
                 raise combine_errors(failures)

@@ -97,7 +97,7 @@ TEXTS = Known(
     "do not name the object",
     "text",
     {
-        **each(NAMELESS, "CNI_IFNAME '' is not a link name of 1 to 15 bytes"),
+        **each(NAMELESS, "CNI_IFNAME '' is not a link name of 1 to 15 characters"),
         **each((*both("malformed"), *both("empty")), f"request body: {TRUNCATED}\n"),
         **each(both("bad-base64"), "request body: config is not base64: Only base64 data is allowed\n"),
         **each((*both("config-no-json"), "delegate-no-config"), f"CNI configuration is not a JSON object: {TRUNCATED}"),

@@ -258,7 +258,7 @@ def test_the_exit_code_tells_a_node_where_the_shim_stays_from_a_clean_one(
     assert SHIM not in node.files()
 
 
-EMPTY = ObservedNode(DaemonKind.NONE, "/c", {}, "", (), (), (), (), (), (), False)
+EMPTY = ObservedNode(DaemonKind.NONE, "/c", {}, "", "", (), (), (), (), (), (), False)
 LINKS = (RecordedLink("eth0", "pods", "cluster"),)
 
 
@@ -286,9 +286,11 @@ def test_the_shim_stays_while_another_configuration_calls_it() -> None:
 @pytest.mark.parametrize(("crio", "alive", "stays"), [(True, True, True), (True, False, False), (False, True, False)])
 def test_the_shim_stays_for_pods_that_only_it_can_delete(crio: bool, alive: bool, stays: bool) -> None:
     sandboxes = (RecordedSandbox("default/p", alive, LINKS, ("/s/sandboxes/a.json", "/r/records/a.unsettled")),)
-    files = {"/b/hotnic-multus", "/s/sandboxes/a.json", "/r/records/a.unsettled", "/s/sandboxes", "/s"}
+    shim = {"/b/hotnic-multus", "/b/hotnic-multus.json"}
+    files = {*shim, "/s/sandboxes/a.json", "/r/records/a.unsettled", "/s/sandboxes", "/s"}
     node = changed(
         shim="/b/hotnic-multus",
+        shim_log="/b/hotnic-multus.json",
         sandboxes=sandboxes,
         crio=crio,
         socket_files=("/r/records/a.unsettled",),
@@ -299,7 +301,7 @@ def test_the_shim_stays_for_pods_that_only_it_can_delete(crio: bool, alive: bool
     assert set(removed(node)) == (set() if stays else files)
     assert bool(plan(node).later) is stays
     called = msgspec.structs.replace(node, plugin_types={"05-x.conflist": ("hotnic-multus",)})
-    assert set(removed(called)) == (set() if stays else files - {"/b/hotnic-multus"})
+    assert set(removed(called)) == (set() if stays else files - shim)
 
 
 @pytest.mark.parametrize("daemon", [DaemonKind.HOTNIC, DaemonKind.SILENT])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from schemas.multus import CONF_NAME
+from schemas.multus import CONF_NAME, SHIM_LOG_NAME
 from services.common.runtime.settings import SettingsError
 from services.multus.cni.errors import CniError
 from services.multus.config.settings import Config, Settings, read_config
@@ -29,7 +29,9 @@ def configured(tmp_path: Path, **keys: Any) -> Config:
     file.write_text(json.dumps(keys))
     conf = tmp_path / "conf"
     conf.mkdir(exist_ok=True)
-    return read_config(Settings(multus_config=str(file), cni_conf_dir=str(conf)))[0]
+    plugins = tmp_path / "bin"
+    plugins.mkdir(exist_ok=True)
+    return read_config(Settings(multus_config=str(file), cni_conf_dir=str(conf), cni_bin_dir=str(plugins)))[0]
 
 
 @pytest.mark.parametrize(
@@ -137,3 +139,20 @@ def test_a_bad_file_is_a_settings_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match=r"daemon-config\.json") as caught:
         read_config(Settings(multus_config=str(file)))
     assert caught.value.variable == "HOTNIC_MULTUS_CONFIG"
+
+
+def test_the_shim_gets_its_log_settings_in_a_file_beside_it(tmp_path: Path) -> None:
+    """It takes none from its standard input, which may be the configuration of a network."""
+    settings = tmp_path / "bin" / SHIM_LOG_NAME
+    for keys, expected in (
+        (
+            {"logFile": "/var/log/shim.log", "logLevel": "verbose"},
+            {"logFile": "/var/log/shim.log", "logLevel": "verbose"},
+        ),
+        ({"logToStderr": False}, {"logToStderr": False}),
+        ({}, None),
+    ):
+        config = configured(tmp_path, **keys)
+        (config.conf_dir / "10-a.conflist").write_text(json.dumps(PRIMARY))
+        Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).update()
+        assert (json.loads(settings.read_text()) if settings.exists() else None) == expected

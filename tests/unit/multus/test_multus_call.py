@@ -81,6 +81,10 @@ def test_null_attributes_are_empty() -> None:
         ({"CNI_NETNS": None}, "missing CNI_NETNS"),
         ({"CNI_IFNAME": ""}, "is not a link name"),
         ({"CNI_IFNAME": "a/b"}, "is not a link name"),
+        ({"CNI_IFNAME": "a\0b"}, "is not a link name"),
+        ({"CNI_IFNAME": "net%d"}, "is not a link name"),
+        ({"CNI_IFNAME": "nät"}, "is not a link name"),
+        ({"CNI_NETNS": "/run/netns/a\0b"}, "is not the path of a namespace"),
         ({"CNI_ARGS": None}, "missing CNI_ARGS"),
         ({"CNI_ARGS": "K8S_POD_NAME=x"}, "missing K8S_POD_NAMESPACE"),
         ({"CNI_ARGS": "K8S_POD_NAME"}, "invalid CNI_ARG"),
@@ -94,11 +98,30 @@ def test_a_missing_or_invalid_variable_is_named(changes: dict[str, str | None], 
     assert part in caught.value.msg
 
 
-@pytest.mark.parametrize("attributes", [{"mac": "x;IP=1.2.3.4"}, {"mac": "02:00"}, {"ips": ["10.0.0.1,K=v"]}])
+ZONE = {"ips": ["fe80::1%;K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=x"]}
+
+
+@pytest.mark.parametrize("attributes", [{"mac": "x;IP=1.2.3.4"}, {"mac": "02:00"}, {"ips": ["10.0.0.1,K=v"]}, ZONE])
 def test_attributes_cannot_add_cni_args(attributes: dict[str, Any]) -> None:
     with pytest.raises(CniError) as caught:
         decode(body(attributes=attributes))
     assert caught.value.code == cni.CniErrorCode.INVALID_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("pod", "attributes"),
+    [
+        (PodId("ns", "pod", "uid;MAC=02:00:00:00:00:01"), AttachmentAttributes()),
+        (PodId("ns", "a=b"), AttachmentAttributes()),
+        (PodId("ns", "pod\0"), AttachmentAttributes()),
+        (None, AttachmentAttributes(ZONE)),
+    ],
+)
+def test_a_value_that_would_add_cni_args_is_refused_where_they_are_built(
+    pod: PodId | None, attributes: AttachmentAttributes
+) -> None:
+    with pytest.raises(CniError, match="cannot be a value in CNI_ARGS"):
+        plugin_args(pod, "abc", attributes)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"env":[]}', b'{"env":{},"config":"*"}', b"\xff"])

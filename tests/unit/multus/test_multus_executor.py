@@ -1,6 +1,7 @@
 """Execution of plugins. The plugins are scripts; everything else is as in the daemon."""
 
 import asyncio
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import structlog
 
 from schemas import cni
+from schemas.multus import PLUGIN_MARK
 from services.common.telemetry.propagation import context_of
 from services.multus.cni import network
 from services.multus.cni.call import PodId
@@ -37,10 +39,40 @@ def script(path: Path, text: str) -> Path:
 
 
 async def test_run_passes_input_and_environment_and_returns_output(tmp_path: Path) -> None:
-    script(tmp_path / "echo", 'cat; echo "$CNI_COMMAND $CNI_IFNAME $CNI_PATH $HELLO $CNI_STALE" >&2')
-    run = executor(tmp_path, environ={"HELLO": "hello", "CNI_STALE": "stale", "PATH": os.environ["PATH"]})
+    script(tmp_path / "echo", "cat")
     big = b"x" * 300_000  # more than a pipe holds
-    assert await run.run("echo", CALL, big) == big
+    assert await executor(tmp_path).run("echo", CALL, big) == big
+
+
+async def test_a_plugin_gets_a_clean_environment(tmp_path: Path) -> None:
+    script(tmp_path / "env", "env")
+    secret = {"NATS_URL": "nats://user:secret@nats", "CNI_STALE": "stale"}
+    printed = await executor(tmp_path, environ={**secret, "PATH": os.environ["PATH"]}).run("env", CALL, b"")
+    found = dict(line.split("=", 1) for line in printed.decode().splitlines())
+    # The shell of the script adds the last ones.
+    assert found.keys() - {"TRACEPARENT", "PWD", "OLDPWD", "SHLVL", "_"} == {
+        *("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"),
+        *("PATH", PLUGIN_MARK),
+    }
+    assert found["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize("shim", ["hotnic-multus", "multus", "multus-shim"])
+async def test_the_shim_of_a_multus_is_never_run(tmp_path: Path, shim: str) -> None:
+    marker = tmp_path / "ran"
+    script(tmp_path / shim, f"touch {marker}")
+    run = executor(tmp_path)
+    with pytest.raises(CniError, match=f"plugin type {shim} is not allowed in a network") as caught:
+        await run.run(shim, CALL, b"{}")
+    assert (caught.value.code, marker.exists()) == (cni.CniErrorCode.INVALID_CONFIG, False)
+    for config in ({"type": shim}, {"type": "bridge", "IPAM": {"Type": shim}}):
+        with pytest.raises(CniError, match=f"plugin type {shim} is not allowed"):
+            network.require_plugins(run, parse(json.dumps({"cniVersion": "1.0.0", "name": "n", **config})))
+    # A chain that an earlier version has recorded: its DEL does not fail for ever.
+    bridge = RecordingPlugin(tmp_path)
+    chain = parse(json.dumps({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": bridge.type}, {"type": shim}]}))
+    await network.delete(run, chain, PLACE, AttachmentAttributes(), None)
+    assert (bridge.commands, marker.exists()) == (["DEL net1"], False)
 
 
 async def test_the_first_directory_takes_precedence_and_a_missing_plugin_is_named(tmp_path: Path) -> None:

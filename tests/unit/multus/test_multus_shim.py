@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from schemas import cni
-from schemas.multus import SHIM_NAME
+from schemas import cni, multus
 from services.common.node.files import install_executable
 from services.multus.container_runtime import shim
 
@@ -30,7 +29,7 @@ RESULT: dict[str, Any] = {
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
     """The installed shim: the Python file, or the executable that ``scripts/image/shim`` builds."""
-    target = tmp_path / SHIM_NAME
+    target = tmp_path / multus.SHIM_NAME
     install_executable(Path(os.environ.get("HOTNIC_TEST_SHIM", shim.__file__)), target)
     return target
 
@@ -187,7 +186,7 @@ async def test_add_retries_when_the_daemon_ends_before_the_call(
     """Upstream fault: the daemon dies between health check and call, and the creation of the pod fails."""
     gone = asyncio.Event()
     log = tmp_path / "shim.log"
-    config |= {"logFile": str(log), "logLevel": "verbose"}
+    log_settings(plugin, logFile=str(log), logLevel="verbose")
     async with daemon(tmp_path) as first:
         first.healthy = lambda: gone.set() is None and not (tmp_path / "multus.sock").unlink()
         calling = asyncio.create_task(run(plugin, "ADD", config))
@@ -281,15 +280,44 @@ async def test_version_needs_neither_daemon_nor_configuration(plugin: Path) -> N
     assert set(cni.SUPPORTED_VERSIONS) <= set(out["supportedVersions"])
 
 
-async def test_the_log_keys_of_the_configuration_are_obeyed(
-    plugin: Path, config: dict[str, Any], tmp_path: Path
-) -> None:
+def log_settings(plugin: Path, **keys: Any) -> None:
+    """Write the shim's log settings, as the daemon does."""
+    plugin.with_name(multus.SHIM_LOG_NAME).write_text(json.dumps(keys))
+
+
+async def test_the_log_settings_of_the_node_are_obeyed(plugin: Path, config: dict[str, Any], tmp_path: Path) -> None:
     log = tmp_path / "shim.log"
-    config |= {"logFile": str(log), "logLevel": "verbose", "logToStderr": False}
+    log_settings(plugin, logFile=str(log), logLevel="verbose", logToStderr=False)
     async with daemon(tmp_path, http({"Result": RESULT})):
         code, _, err = await run(plugin, "ADD", config)
     assert (code, err) == (0, "")
     assert "hotnic-multus: ADD for container abc" in log.read_text()
+
+
+async def test_the_author_of_a_network_chooses_no_file_and_no_lines_of_the_log(
+    plugin: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its configuration reaches the shim where another multus runs it: root would append the author's text there."""
+    named, log = tmp_path / "named.log", tmp_path / "shim.log"
+    log_settings(plugin, logFile=str(log), logToStderr=False)
+    config |= {"logFile": str(named), "logLevel": "debug", "daemonSocketDir": f"{tmp_path}/a\nroot:x:0:0\x1b[2J"}
+    code, _, err = await run(plugin, "DEL", config)
+    assert (code, named.exists()) == (0, False)
+    [line] = log.read_text().splitlines()
+    assert "a\\nroot:x:0:0\\x1b[2J" in line
+    assert len(err.splitlines()) == 1
+
+
+async def test_the_shim_as_a_plugin_of_a_network_refuses_at_once(
+    plugin: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Else the daemon would wait for itself: for the lock of the sandbox whose plugin the shim is."""
+    async with daemon(tmp_path, http({"Result": RESULT})) as scripted:
+        code, out, _ = await run(plugin, "ADD", config, **{multus.PLUGIN_MARK: "1"})
+        assert (code, out["code"], scripted.requests) == (1, 7, [])
+        assert "hotnic-multus is not allowed in a network" in out["msg"]
+        assert await run(plugin, "DEL", config, **{multus.PLUGIN_MARK: "1"}) == (0, None, "")
+        assert scripted.requests == []
 
 
 def test_the_shim_imports_only_a_few_standard_modules() -> None:

@@ -204,6 +204,9 @@ def test_no_attachment_is_encoded_as_empty_text() -> None:
         '[{"name":"a","namespace":"A"}]',
         '[{"name":"a","interface":".."}]',
         '[{"name":"a","interfaceRequest":"x y"}]',
+        '[{"name":"a","interface":"x\\u0000y"}]',
+        '[{"name":"a","interface":"net%d"}]',
+        '[{"name":"a","interface":"n\u00e4t"}]',
         " " * (networks.MAX_ANNOTATION_BYTES) + "a",
     ],
 )

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -64,6 +65,19 @@ def test_unsupported_versions_are_rejected(version: str) -> None:
 @pytest.mark.parametrize("raw", [b"", b"null", b"{}"])
 def test_empty_output_is_an_empty_result(raw: bytes) -> None:
     assert up_convert(raw) == CniResult(cni_version=NEWEST_VERSION)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"ips": [{"address": "fe80::1%;A=b/64"}]},
+        {"ips": [{"address": "fd00::1/64", "gateway": "fe80::1%x"}]},
+        {"routes": [{"dst": "fe80::%x/64"}]},
+    ],
+)
+def test_addresses_with_a_zone_are_rejected(document: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="has a zone"):
+        up_convert(json.dumps(document).encode())
 
 
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"ips":[{}]}', b'{"interfaces":{}}'])

@@ -20,6 +20,9 @@ DEFAULT_DIR: Final = ".lab"
 ROLES: Final = ("api", "controller", "networks", "multus", "handler")
 """The five roles of hotnic, in the order they are started and shown."""
 
+BESIDE_KUBEVIRT: Final = ("api", "controller", "networks", "multus")
+"""The roles that run beside KubeVirt, whose virt-handler does what hotnic's handler does elsewhere."""
+
 GuestKind = Literal["qemu", "double"]
 """The kind of a VM's guest: a QEMU guest, or a small process that answers QMP as QEMU does."""
 

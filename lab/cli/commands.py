@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.layout import INSIDE_RUN, NATS_PORT, ROLES, GuestKind, Layout, lab_dir
+from lab.layout import BESIDE_KUBEVIRT, INSIDE_RUN, NATS_PORT, ROLES, GuestKind, Layout, lab_dir
 from lab.namespaces import control, holder
 from lab.supervisor.collector import Collector
 
@@ -57,6 +57,8 @@ class UpOptions:
     """Version of Kubernetes itself as the cluster, such as ``1.36``."""
     kubelet: bool = False
     """Run the pods with a kubelet on containerd 2."""
+    kubevirt: str | None = None
+    """Version of KubeVirt to play, such as ``1.9``; hotnic then runs beside it."""
     otlp: str | None = None
     """URL of the collector to which the lab exports its traces."""
 
@@ -66,9 +68,9 @@ def up(options: UpOptions, output: Output = print_line) -> int:
     layout = Layout(options.dir)
     if not is_root("up", print_error):
         return 2
-    unknown = [role for role in options.without if role not in ROLES]
-    if unknown:
-        print_error(f"no such role: {', '.join(unknown)} (there are {', '.join(ROLES)})")
+    roles = BESIDE_KUBEVIRT if options.kubevirt else ROLES
+    if unknown := [role for role in options.without if role not in roles]:
+        print_error(f"no such role: {', '.join(unknown)} (there are {', '.join(roles)})")
         return 2
     if options.otlp is not None:
         try:
@@ -94,6 +96,7 @@ def up(options: UpOptions, output: Output = print_line) -> int:
             guests=options.guests,
             kubernetes=options.kubernetes,
             kubelet=options.kubelet,
+            kubevirt=options.kubevirt,
             otlp=options.otlp,
         )
         return _follow_start(progress, layout, options, output)
@@ -101,9 +104,8 @@ def up(options: UpOptions, output: Output = print_line) -> int:
         print_error(str(error))
     except holder.LabRunningError:
         print_error(
-            f"a lab is already running in {layout.dir}; use it "
-            f"(export KUBECONFIG={shlex.quote(str(layout.kubeconfig))}), "
-            f"inspect it (hotnic lab status), or stop it (hotnic lab down)"
+            f"a lab is already running in {layout.dir}; use it (export KUBECONFIG="
+            f"{shlex.quote(str(layout.kubeconfig))}), inspect it (hotnic lab status), or stop it (hotnic lab down)"
         )
     except (OSError, holder.LabStuckError) as error:
         print_error(f"cannot start the lab in {layout.dir}: {error}")

@@ -25,6 +25,17 @@ def _directory(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     return lab_dir(value)
 
 
+def _kubevirt_version(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    from lab.kubevirt.versions import UnknownVersionError, behaviour_of
+
+    if value is not None:
+        try:
+            behaviour_of(value)
+        except UnknownVersionError as error:
+            raise click.BadParameter(str(error)) from error
+    return value
+
+
 def dir_option(command: F) -> F:
     """Add ``--dir``."""
     return click.option(
@@ -53,6 +64,8 @@ def lab() -> None:
         "hotnic lab up --kubernetes 1.36",
         "# Run the pods with a kubelet on containerd 2 as well",
         "hotnic lab up --kubernetes 1.36 --kubelet",
+        "# Play KubeVirt 1.9, and run hotnic beside it",
+        "hotnic lab up --kubevirt 1.9",
         "# Send all traces to a collector, such as Jaeger, on this machine",
         "hotnic lab up --otlp http://127.0.0.1:4318",
     )
@@ -77,6 +90,13 @@ def lab() -> None:
     help="With --kubernetes 1.36: run the pods with kubelet, kube-scheduler and containerd 2 (built with Go).",
 )
 @click.option(
+    "--kubevirt",
+    metavar="VERSION",
+    callback=_kubevirt_version,
+    help="Play this version of KubeVirt, 1.0 to 1.9, and run hotnic beside it: pods and networks are real, and the "
+    "guests are played, without QEMU.",
+)
+@click.option(
     "--otlp",
     metavar="URL",
     help="Export traces to this collector too: http://HOST:4318 or grpc://HOST:4317.",
@@ -91,6 +111,7 @@ def up(
     guests: GuestKind,
     kubernetes: str | None,
     kubelet: bool,
+    kubevirt: str | None,
     otlp: str | None,
     timeout: float,
     directory: Path,
@@ -101,7 +122,14 @@ def up(
 
     if kubelet and kubernetes != "1.36":
         raise click.UsageError("--kubelet needs --kubernetes 1.36")
-    options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, kubelet, otlp)
+    if kubevirt and kubernetes:
+        raise click.UsageError(
+            "--kubevirt runs on the lab's own API server, which refuses what KubeVirt's webhooks refuse: leave out "
+            "--kubernetes"
+        )
+    if kubevirt and guests != "qemu":
+        raise click.UsageError("--guests has no effect with --kubevirt, which plays the guests: leave it out")
+    options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, kubelet, kubevirt, otlp)
     return commands.up(options)
 
 

@@ -21,7 +21,6 @@ Object = dict[str, Any]
 
 NAMESPACE: Final = "kubevirt"
 COMPONENTS: Final = ("virt-api", "virt-controller", "virt-handler", "virt-operator")
-NODE: Final = "kvnode1"
 
 _OPEN: Final = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
@@ -91,9 +90,12 @@ def kubevirt_status(behaviour: Behaviour) -> Object:
     }
 
 
-async def install(kube: Kube, behaviour: Behaviour, methods: Sequence[str] = (), gates: Sequence[str] = ()) -> None:
+async def install(
+    kube: Kube, behaviour: Behaviour, methods: Sequence[str] = (), gates: Sequence[str] = (), *, node: str = ""
+) -> None:
     """Create the objects that do not exist yet, and return once their APIs are served.
 
+    :param node: the played node of the components' pods; empty if a scheduler and a kubelet run them.
     :raises KubeError: the API server rejected a request or did not answer.
     """
     found = definitions(behaviour)
@@ -110,18 +112,20 @@ async def install(kube: Kube, behaviour: Behaviour, methods: Sequence[str] = (),
         status = {"status": kubevirt_status(behaviour)}
         await kube.merge_patch(INSTALLATIONS, NAMESPACE, "kubevirt", status, subresource="status")
     for name in COMPONENTS:
-        await _create_component(kube, name)
+        await _create_component(kube, name, node)
 
 
-async def _create_component(kube: Kube, name: str) -> None:
+async def _create_component(kube: Kube, name: str, node: str) -> None:
+    placed = {"nodeName": node} if node else {"hostNetwork": True, "automountServiceAccountToken": False}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": f"{name}-0", "namespace": NAMESPACE, "labels": {"kubevirt.io": name}},
-        "spec": {"nodeName": NODE, "containers": [{"name": name, "image": PAUSE_IMAGE}]},
+        "spec": {**placed, "containers": [{"name": name, "image": PAUSE_IMAGE}]},
     }
     try:
         await kube.create(PODS, NAMESPACE, pod)
     except AlreadyExists:
         return
-    await kube.merge_patch(PODS, NAMESPACE, f"{name}-0", {"status": {"phase": "Running"}}, subresource="status")
+    if node:
+        await kube.merge_patch(PODS, NAMESPACE, f"{name}-0", {"status": {"phase": "Running"}}, subresource="status")

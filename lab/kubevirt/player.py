@@ -165,7 +165,8 @@ async def playing(kubeconfig: Path, options: PlayOptions, pace: Pace | None = No
     telemetry = configure("kubevirt", environ={})
     kube = await Kube.connect(kubeconfig=str(kubeconfig), telemetry=telemetry, user_agent="hotnic-lab-kubevirt")
     try:
-        await install(kube, behaviour_of(options.version, options.gates), options.methods, options.gates)
+        node = options.nodes[0] if options.nodes else ""
+        await install(kube, behaviour_of(options.version, options.gates), options.methods, options.gates, node=node)
         play = Play(
             kube,
             options.version,

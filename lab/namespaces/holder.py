@@ -58,6 +58,8 @@ class SupervisorOptions:
     """Version of Kubernetes itself as the cluster; None for the lab's own API server."""
     kubelet: bool
     """Whether a kubelet on containerd 2 runs the pods instead of `lab/node`."""
+    kubevirt: str | None
+    """Version of the played KubeVirt that owns the VMs; None if hotnic does."""
     otlp: str | None
     """URL of the collector to which the lab exports its traces."""
     outside_fd: int
@@ -108,6 +110,7 @@ def launch(
     guests: GuestKind = "qemu",
     kubernetes: str | None = None,
     kubelet: bool = False,
+    kubevirt: str | None = None,
     otlp: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Start a lab and yield the supervisor's progress messages until it is ready or has failed.
@@ -147,6 +150,7 @@ def launch(
                 guests,
                 kubernetes,
                 kubelet,
+                kubevirt,
                 otlp,
                 outside,
                 started_at,

@@ -53,6 +53,9 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     kubelet: Annotated[
         bool, msgspec.Meta(description="whether this process is kubelet and scheduler, or real ones run the pods")
     ] = True
+    vms: Annotated[
+        bool, msgspec.Meta(description="whether this process starts VMs, or a KubeVirt creates their pods")
+    ] = True
     tools: Annotated[str | None, msgspec.Meta(description="folder of kernel, image and binaries")] = None
 
 
@@ -107,11 +110,16 @@ class Loops:
 
     async def run(self) -> None:
         """Start every loop but that of containers, which waits for the runtime's network."""
-        for name, reflector in (("pods", self._pods), ("vmis", self._vmis), ("vms", self._vms)):
+        watches: dict[str, Reflector[Any]] = {"pods": self._pods}
+        loops = {"scheduler": self._scheduler}
+        if self._runtime.settings.vms:
+            watches |= {"vmis": self._vmis, "vms": self._vms}
+            loops |= {"vm": self._vm_loop, "vmi": self._vmi_loop}
+        for name, reflector in watches.items():
             self._runtime.spawn(f"watch {name}", reflector.run)
-        for reflector in (self._pods, self._vmis, self._vms):
+        for reflector in watches.values():
             await reflector.synced.wait()
-        for name, loop in (("scheduler", self._scheduler), ("vm", self._vm_loop), ("vmi", self._vmi_loop)):
+        for name, loop in loops.items():
             if loop is not None:
                 self._runtime.spawn(name, loop.run)
 
@@ -145,6 +153,8 @@ class Loops:
         for loop in (self._scheduler, self._containers):
             if loop is not None:
                 loop.add(key, source="watch")
+        if not self._runtime.settings.vms:
+            return
         owners = pod.metadata.owner_references if pod is not None else []
         owner_names = [o.name for o in owners if o.kind == "VirtualMachineInstance"]
         # A deleted pod's owner is unknown here, and its VMI waits for the deletion: trigger all VMIs of the namespace.

@@ -12,7 +12,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ import yaml
 from lab.apiserver.identity import pki
 from lab.layout import API_PORT, ROLES, Layout
 from lab.supervisor.credentials import NAMESPACE
+from lab.tools import PAUSE_IMAGE
+from schemas.kubernetes.kubevirt import KUBEVIRTS
 from schemas.kubernetes.objects import VMIS
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError, NotFound
@@ -28,16 +30,18 @@ from services.common.telemetry import configure
 
 Object = dict[str, Any]
 
+KUBEVIRT_GROUP: Final = "subresources.kubevirt.io"
 AGGREGATED: Final = (
     ("subresources.hotnic.io", "v1"),
-    ("subresources.kubevirt.io", "v1"),
-    ("subresources.kubevirt.io", "v1alpha3"),
+    (KUBEVIRT_GROUP, "v1"),
+    (KUBEVIRT_GROUP, "v1alpha3"),
 )
 COLLECTIONS: Final = {
     "Namespace": "/api/v1/namespaces",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "Endpoints": "/api/v1/namespaces/{namespace}/endpoints",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "Pod": "/api/v1/namespaces/{namespace}/pods",
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
@@ -83,12 +87,15 @@ def load_samples() -> list[Object]:
     return load(EXAMPLES / name for name in ("nad-bridge.yaml", "vm.yaml"))
 
 
-def api_registration(ca_bundle: bytes, host: str = "127.0.0.1", port: int = API_PORT) -> list[Object]:
+def api_registration(
+    ca_bundle: bytes, host: str = "127.0.0.1", port: int = API_PORT, *, beside: bool = False
+) -> list[Object]:
     """Return the objects that register the api role as an aggregated API server: its Service and the APIServices.
 
     :param ca_bundle: PEM certificates that verify the api role's serving certificate.
     :param host: IPv4 address on which the api role listens, or a name that the API server can resolve.
     :param port: the port on which the api role listens.
+    :param beside: whether KubeVirt runs; the group of its own API is then left to it.
     """
     is_address = host.replace(".", "").isdigit()
     service_port = 443 if is_address else port
@@ -108,6 +115,7 @@ def api_registration(ca_bundle: bytes, host: str = "127.0.0.1", port: int = API_
             },
         }
         for group, version in AGGREGATED
+        if not (beside and group == KUBEVIRT_GROUP)
     ]
     return [*(_service_at_address(host, port) if is_address else _service_at_name(host, port)), *registrations]
 
@@ -145,10 +153,26 @@ def namespaces() -> list[Object]:
     ]
 
 
-async def create_objects(layout: Layout, api_host: str = "127.0.0.1") -> None:
+def networks_pod() -> Object:
+    """Return a pod that is found as the one of the networks role, which is a process here.
+
+    Beside KubeVirt, a pod of that label shows that the node attaches networks to running pods.
+    """
+    labels = {"app.kubernetes.io/name": "hotnic", "app.kubernetes.io/component": "networks"}
+    container = {"name": "networks", "image": PAUSE_IMAGE}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "hotnic-networks", "namespace": NAMESPACE, "labels": labels},
+        "spec": {"hostNetwork": True, "automountServiceAccountToken": False, "containers": [container]},
+    }
+
+
+async def create_objects(layout: Layout, api_host: str = "127.0.0.1", *, beside: Collection[str] | None = None) -> None:
     """Create the objects that the roles need before they start; leave objects that exist unchanged.
 
     :param api_host: address or name of the api role, as the API server reaches it.
+    :param beside: the roles that run beside KubeVirt; None where hotnic owns the VMs.
     :raises KubeError: the API server rejected a request or did not answer.
     :raises TimeoutError: the API of a CRD was not served within `CRD_DEADLINE` seconds.
     """
@@ -156,8 +180,11 @@ async def create_objects(layout: Layout, api_host: str = "127.0.0.1") -> None:
         for obj in namespaces():
             await create_unless_exists(kube, obj)
         await create_definitions(kube)
-        for obj in api_registration(pki.ca_file(layout.apiserver).read_bytes(), api_host):
+        ca_bundle = pki.ca_file(layout.apiserver).read_bytes()
+        for obj in api_registration(ca_bundle, api_host, beside=beside is not None):
             await create_unless_exists(kube, obj)
+        if beside is not None and "networks" in beside:
+            await create_unless_exists(kube, networks_pod())
 
 
 async def create_only_definitions(kubeconfig: Path) -> None:
@@ -184,6 +211,24 @@ async def create_definitions(kube: Kube) -> None:
     async with asyncio.timeout(CRD_DEADLINE):
         for definition in definitions:
             await wait_until_served(kube, definition)
+
+
+async def wait_for_kubevirt(kubeconfig: Path) -> None:
+    """Return once the KubeVirt object says that KubeVirt is deployed.
+
+    :param kubeconfig: the administrator's.
+    :raises KubeError: the API server rejected a request or did not answer.
+    """
+    async with admin_client(kubeconfig) as kube:
+        while True:
+            try:
+                found = await kube.list(KUBEVIRTS)
+            except NotFound:
+                # The CRD is not served yet.
+                found = None
+            if found is not None and any(item.status.observed_kube_virt_version for item in found.items):
+                return
+            await asyncio.sleep(POLL_INTERVAL)
 
 
 async def create_samples(kubeconfig: Path) -> None:

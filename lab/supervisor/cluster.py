@@ -48,11 +48,13 @@ class LabCluster:
     """The API server in `lab.apiserver`, on a socket that was created outside the lab's network namespace.
 
     :ivar listener_fd: the listening socket. A socket created inside would be reachable only from inside.
+    :ivar kubevirt: version of KubeVirt whose admission it plays, if any.
     """
 
     layout: Layout
     identity: LabIdentity
     listener_fd: int
+    kubevirt: str | None = None
 
     @property
     def address(self) -> str:
@@ -82,7 +84,9 @@ class LabCluster:
     def command(self, component: str) -> tuple[str, ...]:
         """Return the command line of its process."""
         argv = (sys.executable, "-m", "lab.apiserver", "--dir", str(self.layout.apiserver))
-        return (*argv, "--listen", self.address, "--listen-fd", str(self.listener_fd), "--advertise", self.address)
+        admission = ("--kubevirt", self.kubevirt) if self.kubevirt else ()
+        listening = ("--listen", self.address, "--listen-fd", str(self.listener_fd), "--advertise", self.address)
+        return (*argv, *listening, *admission)
 
     def inherited_fds(self, component: str) -> tuple[int, ...]:
         """Return the listening socket."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lab.failpoints.points import FAILPOINTS_VARIABLE
 from lab.layout import (
     API_PORT,
+    BESIDE_KUBEVIRT,
     CONTAINERD_SOCKET,
     HEALTH_PORTS,
     INSIDE_RUN,
@@ -67,6 +68,8 @@ class LabParameters:
     """The programs of Kubernetes itself; None for the lab's own API server."""
     node: NodePrograms | None = None
     """The programs of a node with a kubelet; None if `lab/node` plays the kubelet."""
+    kubevirt: str | None = None
+    """Version of the played KubeVirt, beside which hotnic runs; None if `lab/node` starts the VMs."""
 
     @property
     def cluster(self) -> Cluster:
@@ -77,7 +80,17 @@ class LabParameters:
 
             scheduler = self.node.scheduler if self.node else None
             return KubernetesCluster(self.layout, self.identity, self.kubernetes, scheduler)
-        return LabCluster(self.layout, self.identity, self.apiserver_fd)
+        return LabCluster(self.layout, self.identity, self.apiserver_fd, self.kubevirt)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Return the roles of hotnic that this lab has."""
+        return BESIDE_KUBEVIRT if self.kubevirt else ROLES
+
+    @property
+    def played(self) -> tuple[str, ...]:
+        """Return the name of the played KubeVirt's process, if there is one."""
+        return ("kubevirt",) if self.kubevirt else ()
 
     @property
     def kubelet(self) -> tuple[str, ...]:
@@ -88,12 +101,12 @@ class LabParameters:
     def stop_groups(self) -> tuple[tuple[str, ...], ...]:
         """Return groups of processes that stop at the same time, one group after another."""
         cluster = tuple((component,) for component in reversed(self.cluster.components))
-        return ((*ROLES, "node"), self.kubelet, ("nats", "containerd"), *cluster)
+        return ((*self.roles, *self.played, "node"), self.kubelet, ("nats", "containerd"), *cluster)
 
     @property
     def components(self) -> tuple[str, ...]:
         """Return every process, in the order in which `hotnic lab status` shows them."""
-        return (*self.cluster.components, "nats", "containerd", *self.kubelet, *ROLES, "node")
+        return (*self.cluster.components, "nats", "containerd", *self.kubelet, *self.played, *self.roles, "node")
 
 
 def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, str]:
@@ -114,7 +127,7 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
         "HOTNIC_NODE_NAME": NODE_NAME,
         "HOTNIC_TRACE_DIR": str(layout.traces),
         "HOTNIC_HEALTH_LISTEN": f"127.0.0.1:{HEALTH_PORTS[role]}",
-        "HOTNIC_VM_OWNER": "hotnic",
+        "HOTNIC_VM_OWNER": "kubevirt" if parameters.kubevirt else "hotnic",
         **(parameters.collector.environment if parameters.collector else {}),
     }
     guests = INSIDE_RUN / "guests" / "{uid}"
@@ -140,6 +153,7 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
             "HOTNIC_GUESTS": parameters.guests,
             "HOTNIC_GUESTS_DIR": str(INSIDE_RUN / "guests"),
             **({"HOTNIC_KUBELET": "false"} if parameters.node else {}),
+            **({"HOTNIC_VMS": "false"} if parameters.kubevirt else {}),
         },
     }
     return common | special.get(role, {})
@@ -166,6 +180,8 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
             from lab.supervisor.kubernetes.kubelet import kubelet_arguments
 
             argv = (str(parameters.node.kubelet), *kubelet_arguments(layout))
+        case "kubevirt" if parameters.kubevirt:
+            argv = (python, "-m", "lab.kubevirt", *kubevirt_arguments(layout, parameters.kubevirt))
         case "node":
             argv = (python, "-m", "lab.node")
             env |= role_environment(parameters, component)
@@ -174,6 +190,15 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
             argv = (python, "-m", *module)
             env |= role_environment(parameters, component)
     return ProcessSpec(name=component, argv=argv, log=layout.log(component), env=env, pass_fds=fds)
+
+
+def kubevirt_arguments(layout: Layout, version: str) -> tuple[str, ...]:
+    """Return the options of the played KubeVirt: interfaces are hot-plugged, and the lab's node runs the pods."""
+    from lab.kubevirt.versions import HOTPLUG_GATE, behaviour_of
+
+    gate = () if behaviour_of(version).enabled else ("--gate", HOTPLUG_GATE)
+    account = str(layout.role_kubeconfig("kubevirt"))
+    return ("--kubeconfig", account, "--version", version, "--real-pods", *gate)
 
 
 def import_pause_image(tools: LabTools, ctr: Path, log: Path, environ: Mapping[str, str]) -> ProcessSpec:

@@ -15,6 +15,19 @@ NAMESPACE: Final = "hotnic"
 """The namespace in which hotnic is installed."""
 
 
+def issue_for_kubevirt(layout: Layout, server: str) -> None:
+    """Write the kubeconfig of the played KubeVirt, with the account that its admission lets write everything.
+
+    :param server: URL of the API server.
+    """
+    # Imported here because other labs need no admission.
+    from lab.kubevirt.admission import ACCOUNT
+
+    folder = layout.apiserver
+    pair = pki.issue_client(folder, ACCOUNT, ("system:masters",), file_name="kubevirt")
+    pki.write_kubeconfig(layout.role_kubeconfig("kubevirt"), server, folder, pair, user_name="kubevirt")
+
+
 def issue(layout: Layout, server: str) -> None:
     """Issue all certificates and write the kubeconfigs of the administrator, the roles and the node.
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.layout import CONTAINERD_SOCKET, HEALTH_PORTS, INSIDE_RUN, NATS_PORT, ROLES, Layout
+from lab.layout import CONTAINERD_SOCKET, HEALTH_PORTS, INSIDE_RUN, NATS_PORT, Layout
 from lab.namespaces.holder import SupervisorOptions
 from lab.supervisor import components, readiness, relay, requests
 from lab.supervisor.collector import Collector
@@ -89,8 +89,8 @@ class Supervisor:
             options.apiserver_fd,
             options.guests,
             Collector.parse(options.otlp) if options.otlp else None,
-            control_plane_programs(options.kubernetes) if options.kubernetes else None,
-            node_programs(options.kubernetes) if options.kubernetes and options.kubelet else None,
+            *kubernetes_programs(options),
+            options.kubevirt,
         )
         self.processes = Processes()
         self.stopping = asyncio.Event()
@@ -195,6 +195,8 @@ class Supervisor:
         before = progress.elapsed
         cluster, identity = self.parameters.cluster, self.parameters.identity
         credentials.issue(self.layout, cluster.endpoint)
+        if self.parameters.kubevirt:
+            credentials.issue_for_kubevirt(self.layout, cluster.endpoint)
         if self.parameters.kubernetes is not None:
             from lab.supervisor.kubernetes import control_plane
 
@@ -202,23 +204,24 @@ class Supervisor:
             if self.parameters.node is not None:
                 await self._prepare_node()
         progress.report(step="certificates", ms=round((progress.elapsed - before) * 1000))
-        for component in cluster.components:
+        # The played KubeVirt is next to the API server, because the CRDs are those of its version.
+        for component in (*cluster.components, *self.parameters.played):
             self.launch(component)
             await progress.run_step(component, self.wait_ready(component))
 
         from lab.supervisor import bootstrap
 
         # A lab without roles is one to install hotnic in: an installer creates its own objects.
-        empty = set(ROLES) <= set(self.options.without)
-        if empty:
+        roles = [role for role in self.parameters.roles if role not in self.options.without]
+        if not roles:
             await progress.run_step("CRDs", bootstrap.create_only_definitions(self.layout.kubeconfig))
         else:
-            await progress.run_step(
-                "namespaces, CRDs, API registration", bootstrap.create_objects(self.layout, cluster.api_host)
-            )
-        if self.parameters.kubernetes is not None and not empty:
+            beside = roles if self.parameters.kubevirt else None
+            created = bootstrap.create_objects(self.layout, cluster.api_host, beside=beside)
+            await progress.run_step("namespaces, CRDs, API registration", created)
+        if self.parameters.kubernetes is not None and roles:
             await progress.run_step("rights and tokens of the roles", self._grant(self.parameters.kubernetes.helm))
-        selected = [c for c in (*self.parameters.kubelet, *ROLES, "node") if c not in self.options.without]
+        selected = [*self.parameters.kubelet, *roles, "node"]
         for component in selected:
             self.launch(component)
         async with asyncio.TaskGroup() as group:
@@ -267,6 +270,10 @@ class Supervisor:
                 probe = self.parameters.cluster.wait_ready(component)
             case "nats":
                 probe = readiness.wait_for_port(NATS_PORT)
+            case "kubevirt":
+                from lab.supervisor import bootstrap
+
+                probe = bootstrap.wait_for_kubevirt(self.layout.kubeconfig)
             case "kubelet":
                 probe = self._kubelet_ready()
             case "containerd":
@@ -294,7 +301,7 @@ class Supervisor:
 
     async def _not_ready(self) -> list[str]:
         answers = []
-        for component in (*ROLES, "node"):
+        for component in (*self.parameters.roles, "node"):
             if component in self.processes.children:
                 status, reason = await readiness.http_get(HEALTH_PORTS[component], "/readyz")
                 if status != 200:
@@ -315,24 +322,18 @@ class Supervisor:
             await asyncio.gather(*(stop(component) for component in together))
 
 
-def control_plane_programs(version: str) -> ControlPlanePrograms:
-    """Return the programs of Kubernetes.
+def kubernetes_programs(options: SupervisorOptions) -> tuple[ControlPlanePrograms | None, NodePrograms | None]:
+    """Return the programs of Kubernetes and those of a node with a kubelet, as far as the lab has them.
 
     :raises ToolsMissingError: one of them is not built.
     """
+    version = options.kubernetes
+    if version is None:
+        return None, None
     from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms
-
-    return ControlPlanePrograms.find(version)
-
-
-def node_programs(version: str) -> NodePrograms:
-    """Return the programs of a node with a kubelet.
-
-    :raises ToolsMissingError: one of them is not built.
-    """
     from lab.supervisor.kubernetes.kubelet import NodePrograms
 
-    return NodePrograms.find(version)
+    return ControlPlanePrograms.find(version), NodePrograms.find(version) if options.kubelet else None
 
 
 def first_leaf(group: BaseException) -> BaseException:

@@ -279,11 +279,13 @@ def running_lab(
     failpoints: bool = False,
     otlp: str | None = None,
     kubelet: bool = False,
+    kubevirt: str | None = None,
     without: tuple[str, ...] = (),
 ) -> Iterator[Lab]:
     """Start a lab, and stop it at the end of the block.
 
     :param kubelet: whether a kubelet on containerd 2 runs the pods; it needs the variable with a version of Kubernetes.
+    :param kubevirt: version of the played KubeVirt beside which hotnic runs; not on Kubernetes.
     :param without: roles that are not started.
     :param otlp: URL of the collector to which it exports its traces.
     :param failpoints: whether the roles have failpoints, which cost some microseconds in each span.
@@ -300,6 +302,7 @@ def running_lab(
             guests=guests,
             kubernetes=on_kubernetes(),
             kubelet=kubelet,
+            kubevirt=kubevirt,
             otlp=otlp,
         )
         code = commands.up(options, output.append)

@@ -168,6 +168,20 @@ def test_a_kubelet_brings_its_scheduler_and_containerd(
     assert runtime["containerd"]["runtimes"]["runc"]["options"]["BinaryName"] == str(lab.tools.runc)
 
 
+@pytest.mark.parametrize(("version", "gates"), [("1.3", ("--gate", "HotplugNICs")), ("1.9", ())])
+def test_beside_kubevirt_its_player_has_the_place_of_handler_and_vm_loops(
+    parameters: components.LabParameters, version: str, gates: tuple[str, ...]
+) -> None:
+    lab = dataclasses.replace(parameters, kubevirt=version)
+    started = {name: components.process_spec(lab, name, {}) for name in lab.components}
+    assert set(parameters.components) - set(started) == {"handler"}
+    assert started["apiserver"].argv[-2:] == ("--kubevirt", version)
+    player = started["kubevirt"].argv
+    assert player[player.index("--version") :] == ("--version", version, "--real-pods", *gates)
+    assert started["node"].env["HOTNIC_VMS"] == "false"
+    assert {started[role].env["HOTNIC_VM_OWNER"] for role in lab.roles} == {"kubevirt"}
+
+
 def test_a_node_is_ready_by_its_condition() -> None:
     conditions = [{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "True"}]
     ready = {"status": {"conditions": conditions}}
@@ -181,11 +195,13 @@ def test_a_node_is_ready_by_its_condition() -> None:
 def test_every_process_stops_before_those_that_it_needs(
     parameters: components.LabParameters, programs: ControlPlanePrograms
 ) -> None:
-    for lab in (parameters, dataclasses.replace(parameters, kubernetes=programs)):
+    others = ({"kubernetes": programs}, {"kubevirt": "1.9"})
+    for lab in (parameters, *(dataclasses.replace(parameters, **changes) for changes in others)):
         order = [component for together in lab.stop_groups for component in together]
         assert sorted(order) == sorted(lab.components)
         assert [c for c in order if c in lab.cluster.components] == list(reversed(lab.cluster.components))
-        assert set(order[: len(ROLES) + 1]) == {*ROLES, "node"}
+        first = {*lab.roles, *lab.played, "node"}
+        assert set(order[: len(first)]) == first
 
 
 def test_programs_are_the_newest_that_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

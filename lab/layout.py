@@ -33,6 +33,9 @@ NATS_PORT: Final = 4222
 API_PORT: Final = 8443
 """Port of the api role in the lab's network namespace."""
 
+WEBHOOK_PORT: Final = 8444
+"""Port of the played KubeVirt's webhooks in the lab's network namespace, on Kubernetes itself."""
+
 HEALTH_PORTS: Final = {name: 9090 + number for number, name in enumerate((*ROLES, "node"))}
 """Ports in the lab's network namespace on which each role and the node serve /healthz, /readyz and /metrics."""
 
@@ -135,6 +138,11 @@ class Layout:
     def serving_certificate(self) -> Path:
         """Return the path of the api role's serving certificate and key, without the suffixes `.crt` and `.key`."""
         return self.apiserver / "pki" / "hotnic-api"
+
+    @property
+    def webhook_certificate(self) -> Path:
+        """Return the path of the played KubeVirt's serving certificate and key, without the suffixes."""
+        return self.apiserver / "pki" / "virt-api"
 
     def role_kubeconfig(self, role: str) -> Path:
         """Return the kubeconfig of `role` (a role's name, or `node`)."""

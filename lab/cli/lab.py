@@ -66,6 +66,8 @@ def lab() -> None:
         "hotnic lab up --kubernetes 1.36 --kubelet",
         "# Play KubeVirt 1.9, and run hotnic beside it",
         "hotnic lab up --kubevirt 1.9",
+        "# Use Kubernetes itself, on which KubeVirt's admission is played by webhooks",
+        "hotnic lab up --kubevirt 1.9 --kubernetes 1.36",
         "# Send all traces to a collector, such as Jaeger, on this machine",
         "hotnic lab up --otlp http://127.0.0.1:4318",
     )
@@ -122,11 +124,6 @@ def up(
 
     if kubelet and kubernetes != "1.36":
         raise click.UsageError("--kubelet needs --kubernetes 1.36")
-    if kubevirt and kubernetes:
-        raise click.UsageError(
-            "--kubevirt runs on the lab's own API server, which refuses what KubeVirt's webhooks refuse: leave out "
-            "--kubernetes"
-        )
     if kubevirt and guests != "qemu":
         raise click.UsageError("--guests has no effect with --kubevirt, which plays the guests: leave it out")
     options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, kubelet, kubevirt, otlp)

@@ -1,7 +1,7 @@
 """What virt-api's webhooks refuse, and what they undo, as an admission of the lab's API server.
 
-Only rules about interfaces, and about who may write a VMI, are played. On Kubernetes itself they do not exist, because
-the player serves no webhook. Next: `installation.py`.
+Only rules about interfaces, and about who may write a VMI, are played. Next: `webhooks.py`, the same for Kubernetes
+itself.
 """
 
 from __future__ import annotations
@@ -24,8 +24,19 @@ ACCOUNTS: Final = frozenset({ACCOUNT, *(ACCOUNT.replace("controller", name) for 
 RESTRICTED: Final = "update of VMI object is restricted"
 RESERVED: Final = "modification of the following reserved kubevirt.io/ labels on a VMI object is prohibited"
 RESERVED_LABELS: Final = ("kubevirt.io/nodeName", "kubevirt.io/migrationTargetNodeName", "kubevirt.io/created-by")
-_VMI_WEBHOOK: Final = "virtualmachineinstances-update-validator.kubevirt.io"
-_VM_WEBHOOK: Final = "virtualmachine-validator.kubevirt.io"
+VMI_VALIDATOR: Final = "virtualmachineinstances-update-validator.kubevirt.io"
+VM_VALIDATOR: Final = "virtualmachine-validator.kubevirt.io"
+
+
+class RefusedChange(Exception):
+    """A change that one of KubeVirt's webhooks refuses; the message is the reason that it gives.
+
+    :ivar webhook: the webhook's name.
+    """
+
+    def __init__(self, webhook: str, reason: str) -> None:
+        super().__init__(reason)
+        self.webhook = webhook
 
 
 def admission_of(version: str) -> Admission:
@@ -36,36 +47,52 @@ def admission_of(version: str) -> Admission:
     behaviour = behaviour_of(version)
 
     def admit(user: str, resource: ServedResource, new: Object, old: Object | None) -> Object:
-        if user in ACCOUNTS or resource.group != "kubevirt.io":
+        if resource.group != "kubevirt.io":
             return new
-        if resource.plural == "virtualmachines":
-            if refusal := find_refusal(lists_of(new["spec"]["template"]["spec"]), behaviour):
-                raise _denied(_VM_WEBHOOK, refusal)
-        elif resource.plural == "virtualmachineinstances" and old is not None:
-            return admitted_vmi(new, old)
-        return new
+        try:
+            return admitted(user, resource.plural, new, old, behaviour)
+        except RefusedChange as refusal:
+            message = f'admission webhook "{refusal.webhook}" denied the request: {refusal}'
+            raise ApiError(422, "Invalid", message) from refusal
 
     return admit
+
+
+def admitted(user: str, plural: str, new: Object, old: Object | None, behaviour: Behaviour) -> Object:
+    """Return an object of the group kubevirt.io as it is stored.
+
+    :param plural: its resource.
+    :param old: the object before; `None` at a creation.
+    :raises RefusedChange: a webhook refuses it.
+    """
+    if user in ACCOUNTS:
+        return new
+    if plural == "virtualmachines":
+        if refusal := find_refusal(lists_of(new["spec"]["template"]["spec"]), behaviour):
+            raise RefusedChange(VM_VALIDATOR, refusal)
+    elif plural == "virtualmachineinstances" and old is not None:
+        return admitted_vmi(new, old)
+    return new
 
 
 def admitted_vmi(new: Object, old: Object) -> Object:
     """Return a VMI as it is stored after a user's update: the status is that of before, annotations are kept.
 
-    :raises ApiError: 422 for a change of the spec or of a reserved label.
+    :raises RefusedChange: the spec or a reserved label is changed.
     """
     if new.get("spec") != old.get("spec"):
-        raise _denied(_VMI_WEBHOOK, RESTRICTED)
+        raise RefusedChange(VMI_VALIDATOR, RESTRICTED)
     labels, before = new["metadata"].get("labels") or {}, old["metadata"].get("labels") or {}
     if any(labels.get(name) != before.get(name) for name in RESERVED_LABELS):
-        raise _denied(_VMI_WEBHOOK, RESERVED)
-    admitted = {key: value for key, value in new.items() if key != "status"}
+        raise RefusedChange(VMI_VALIDATOR, RESERVED)
+    stored = {key: value for key, value in new.items() if key != "status"}
     if "status" in old:
-        admitted["status"] = old["status"]
+        stored["status"] = old["status"]
     generation = (old["metadata"].get("annotations") or {}).get(VM_GENERATION)
     if generation is not None:
         annotations = {**(new["metadata"].get("annotations") or {}), VM_GENERATION: generation}
-        admitted["metadata"] = {**new["metadata"], "annotations": annotations}
-    return admitted
+        stored["metadata"] = {**new["metadata"], "annotations": annotations}
+    return stored
 
 
 def find_refusal(lists: SpecLists, behaviour: Behaviour) -> str | None:
@@ -88,7 +115,3 @@ def find_refusal(lists: SpecLists, behaviour: Behaviour) -> str | None:
         if state in ("up", "down") and "sriov" in interface:
             return f'"{name}" interface\'s state "{state}" is not supported for SR-IOV NICs'
     return None
-
-
-def _denied(webhook: str, reason: str) -> ApiError:
-    return ApiError(422, "Invalid", f'admission webhook "{webhook}" denied the request: {reason}')

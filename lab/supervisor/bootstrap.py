@@ -217,17 +217,13 @@ async def wait_for_kubevirt(kubeconfig: Path) -> None:
     """Return once the KubeVirt object says that KubeVirt is deployed.
 
     :param kubeconfig: the administrator's.
-    :raises KubeError: the API server rejected a request or did not answer.
     """
     async with admin_client(kubeconfig) as kube:
         while True:
-            try:
-                found = await kube.list(KUBEVIRTS)
-            except NotFound:
-                # The CRD is not served yet.
-                found = None
-            if found is not None and any(item.status.observed_kube_virt_version for item in found.items):
-                return
+            # Until the CRD is served: 404, and then 429 while kube-apiserver prepares its storage.
+            with contextlib.suppress(KubeError):
+                if any(item.status.observed_kube_virt_version for item in (await kube.list(KUBEVIRTS)).items):
+                    return
             await asyncio.sleep(POLL_INTERVAL)
 
 

@@ -25,6 +25,7 @@ from lab.layout import (
     NATS_PORT,
     NODE_NAME,
     ROLES,
+    WEBHOOK_PORT,
     GuestKind,
     LabIdentity,
     Layout,
@@ -181,7 +182,7 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
 
             argv = (str(parameters.node.kubelet), *kubelet_arguments(layout))
         case "kubevirt" if parameters.kubevirt:
-            argv = (python, "-m", "lab.kubevirt", *kubevirt_arguments(layout, parameters.kubevirt))
+            argv = (python, "-m", "lab.kubevirt", *kubevirt_arguments(parameters, parameters.kubevirt))
         case "node":
             argv = (python, "-m", "lab.node")
             env |= role_environment(parameters, component)
@@ -192,13 +193,22 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
     return ProcessSpec(name=component, argv=argv, log=layout.log(component), env=env, pass_fds=fds)
 
 
-def kubevirt_arguments(layout: Layout, version: str) -> tuple[str, ...]:
-    """Return the options of the played KubeVirt: interfaces are hot-plugged, and the lab's node runs the pods."""
+def kubevirt_arguments(parameters: LabParameters, version: str) -> tuple[str, ...]:
+    """Return the options of the played KubeVirt: interfaces are hot-plugged, and the lab's node runs the pods.
+
+    The lab's own API server plays the webhooks itself.
+    """
+    from lab.apiserver.identity.pki import ca_file
     from lab.kubevirt.versions import HOTPLUG_GATE, behaviour_of
 
     gate = () if behaviour_of(version).enabled else ("--gate", HOTPLUG_GATE)
+    layout = parameters.layout
+    webhooks: tuple[str, ...] = ()
+    if parameters.kubernetes is not None:
+        served = (f"127.0.0.1:{WEBHOOK_PORT}", str(layout.webhook_certificate), str(ca_file(layout.apiserver)))
+        webhooks = ("--webhooks", *served)
     account = str(layout.role_kubeconfig("kubevirt"))
-    return ("--kubeconfig", account, "--version", version, "--real-pods", *gate)
+    return ("--kubeconfig", account, "--version", version, "--real-pods", *gate, *webhooks)
 
 
 def import_pause_image(tools: LabTools, ctr: Path, log: Path, environ: Mapping[str, str]) -> ProcessSpec:

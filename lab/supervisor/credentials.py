@@ -16,7 +16,8 @@ NAMESPACE: Final = "hotnic"
 
 
 def issue_for_kubevirt(layout: Layout, server: str) -> None:
-    """Write the kubeconfig of the played KubeVirt, with the account that its admission lets write everything.
+    """Write the kubeconfig of the played KubeVirt, with the account that its admission lets write everything, and
+    issue the certificate of its webhooks.
 
     :param server: URL of the API server.
     """
@@ -26,6 +27,7 @@ def issue_for_kubevirt(layout: Layout, server: str) -> None:
     folder = layout.apiserver
     pair = pki.issue_client(folder, ACCOUNT, ("system:masters",), file_name="kubevirt")
     pki.write_kubeconfig(layout.role_kubeconfig("kubevirt"), server, folder, pair, user_name="kubevirt")
+    pki.issue_server(folder, "virt-api", ["localhost"], ["127.0.0.1"], file_name=layout.webhook_certificate.name)
 
 
 def issue(layout: Layout, server: str) -> None:

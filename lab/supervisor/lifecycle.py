@@ -253,7 +253,8 @@ class Supervisor:
 
         rendered = self.layout.config / "chart.yaml"
         environ = components.base_environment(self.parameters.tools, os.environ)
-        await self.processes.run(access.rendering(helm, access.CHART, rendered, environ), timeout=60)
+        choice = "beside-kubevirt" if self.parameters.kubevirt else "everything"
+        await self.processes.run(access.rendering(helm, access.CHART, rendered, environ, choice=choice), timeout=60)
         await access.grant(self.layout, rendered, self.parameters.cluster.endpoint)
 
     def launch(self, component: str) -> None:

@@ -16,8 +16,8 @@ from tests.support.lab.rig import Rig, rigged
 from tests.support.lab.rights import assert_rights_suffice
 from tests.support.lab.running import Lab, on_kubernetes, running_lab, wait_until
 
-# What the lab's own API server has not: etcd, certificates that are read again. What only it has: KubeVirt's admission.
-collect_ignore = ["beside_kubevirt"] if on_kubernetes() else ["kubernetes"]
+# What the lab's own API server has not: etcd, certificates that are read again.
+collect_ignore = [] if on_kubernetes() else ["kubernetes"]
 
 
 @pytest.fixture(scope="session")

@@ -26,10 +26,15 @@ TOKEN_SECONDS: Final = 7 * 24 * 3600
 """Validity of a role's token; a lab lives shorter."""
 
 
-def rendering(helm: Path, chart: Path, log: Path, environ: Mapping[str, str]) -> ProcessSpec:
-    """Return how to render a release of everything that hotnic has; `log` gets the objects, or why it failed."""
+def rendering(
+    helm: Path, chart: Path, log: Path, environ: Mapping[str, str], *, choice: str = "everything"
+) -> ProcessSpec:
+    """Return how to render a release; `log` gets the objects, or why it failed.
+
+    :param choice: name of the values: `everything` that hotnic has, or `beside-kubevirt`.
+    """
     command = (str(helm), "template", "hotnic", str(chart), "--namespace", NAMESPACE)
-    values = ("--values", str(chart / "choices" / "everything.yaml"), "--set", f"nats.url=nats://127.0.0.1:{NATS_PORT}")
+    values = ("--values", str(chart / "choices" / f"{choice}.yaml"), "--set", f"nats.url=nats://127.0.0.1:{NATS_PORT}")
     return ProcessSpec("chart", (*command, *values), log, environ)
 
 

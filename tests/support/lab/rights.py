@@ -3,6 +3,8 @@
 The lab's own API server has no RBAC, so that nothing here is for it.
 """
 
+from collections.abc import Collection
+
 from lab.layout import ROLES
 from lab.supervisor.bootstrap import load
 from lab.supervisor.credentials import NAMESPACE
@@ -11,11 +13,11 @@ from tests.support.kube.audit_log import forbidden_requests, granted_rights, nev
 from tests.support.lab.running import Lab
 
 
-def assert_rights_suffice(lab: Lab) -> None:
+def assert_rights_suffice(lab: Lab, roles: Collection[str] = ROLES) -> None:
     """Assert that nothing was forbidden to a role, and print which of its rights were not used."""
     rendered = load([lab.layout.config / "chart.yaml"])
     requests = read_audit_log(audit_log(lab.layout.apiserver))
-    for role in ROLES:
+    for role in roles:
         name = f"hotnic-{role}"
         own = [one for one in requests if one.user.username == f"system:serviceaccount:{NAMESPACE}:{name}"]
         assert own, f"the audit log has no request of {name}"

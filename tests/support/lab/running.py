@@ -285,7 +285,7 @@ def running_lab(
     """Start a lab, and stop it at the end of the block.
 
     :param kubelet: whether a kubelet on containerd 2 runs the pods; it needs the variable with a version of Kubernetes.
-    :param kubevirt: version of the played KubeVirt beside which hotnic runs; not on Kubernetes.
+    :param kubevirt: version of the played KubeVirt beside which hotnic runs.
     :param without: roles that are not started.
     :param otlp: URL of the collector to which it exports its traces.
     :param failpoints: whether the roles have failpoints, which cost some microseconds in each span.

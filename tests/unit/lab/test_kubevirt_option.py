@@ -10,7 +10,6 @@ from lab.cli.lab import up
     ("arguments", "message"),
     [
         (["1.10"], "KubeVirt 1.10 is not known; choose one of 1.0, "),
-        (["1.9", "--kubernetes", "1.36"], "leave out --kubernetes"),
         (["1.9", "--guests", "double"], "plays the guests: leave it out"),
     ],
 )

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lab.layout import NODE_NAME
+from lab.layout import BESIDE_KUBEVIRT, NODE_NAME
 from schemas.kubernetes.networks import NETWORK_STATUS
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, stage_path
 from tests.support.lab.node_state import node_state
-from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, Lab, running_lab, wait_until
+from tests.support.lab.rights import assert_rights_suffice
+from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, Lab, on_kubernetes, running_lab, wait_until
 from tests.support.sampled import LONG
 
 LATEST = "1.9"
@@ -22,12 +23,14 @@ NIC = "blue"
 STAGE = re.compile(r"^ *[0-9.]+ s  ([a-z-]+)$", re.MULTILINE)
 
 
-@pytest.fixture(scope="module", params=[LATEST, *(OLDER if LONG else ())])
+@pytest.fixture(scope="module", params=[LATEST, *(OLDER if LONG and not on_kubernetes() else ())])
 def beside(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Lab]]:
     """A version of KubeVirt, and a lab in which hotnic runs beside it."""
     directory: Path = tmp_path_factory.mktemp("lab")
     with running_lab(directory, kubevirt=request.param) as lab:
         yield request.param, lab
+        if on_kubernetes():
+            assert_rights_suffice(lab, BESIDE_KUBEVIRT)
 
 
 def change(lab: Lab, kind: OperationKind, interface: str) -> None:

@@ -8,9 +8,11 @@ Next: :mod:`schemas.cni`, the results of plugins.
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
 NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
@@ -116,7 +118,7 @@ def parse_networks(text: str | None) -> list[NetworkSelectionElement]:
         raise ValueError(f"networks annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}")
     # Multus' own rule: any of these characters makes it JSON.
     if any(mark in text for mark in '[{"'):
-        elements = _elements_decoder.decode(text)
+        elements = _decode(_elements_decoder, NetworkSelectionElement, text)
         for element in elements:
             _check_element(element)
         return elements
@@ -186,12 +188,17 @@ def without_zone(address: str) -> str:
     return address
 
 
-def encode_networks(elements: list[NetworkSelectionElement]) -> str:
+def encode_networks(elements: list[NetworkSelectionElement], present: str | None = None) -> str:
     """Return the networks annotation as KubeVirt writes it.
 
     It is compact JSON, or ``""`` for no attachment, because the key remains.
+
+    :param present: the annotation that this one replaces; its elements keep their bytes, with keys that are not known
+        here.
     """
-    return _encoder.encode(elements).decode() if elements else ""
+    found = _Written(present, NetworkSelectionElement)
+    items = [found.take(element) or _encoder.encode(element).decode() for element in elements]
+    return f"[{','.join(items)}]" if items else ""
 
 
 def parse_network_status(text: str | None) -> list[NetworkStatus]:
@@ -203,21 +210,63 @@ def parse_network_status(text: str | None) -> list[NetworkStatus]:
         return []
     if len(text) > MAX_ANNOTATION_BYTES:
         raise ValueError(f"network-status annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}")
-    return _statuses_decoder.decode(text)
+    return _decode(_statuses_decoder, NetworkStatus, text)
 
 
-def encode_network_status(statuses: list[NetworkStatus]) -> str:
+def _decode(decoder: msgspec.json.Decoder[list[T]], kind: type[T], text: str) -> list[T]:
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError:
+        return [_decode_item(item, kind) for item in msgspec.json.decode(text, type=list[msgspec.Raw])]
+
+
+def _decode_item(item: msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(item, type=kind)
+    except msgspec.ValidationError:
+        # Go, in which Multus and its clients are written, reads null as a missing field.
+        return msgspec.convert(_without_nulls(msgspec.json.decode(item)), kind)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def encode_network_status(statuses: list[NetworkStatus], present: str | None = None) -> str:
     """Return the network-status annotation as multus writes it.
 
     It is a JSON array whose entries are indented by 4 spaces and always contain ``dns``.
+
+    :param present: the annotation that this one replaces; its entries keep their bytes, with keys that are not known
+        here.
     """
-    entries = []
-    for status in statuses:
-        fields: dict[str, Any] = msgspec.to_builtins(status)
-        fields["dns"] = msgspec.to_builtins(status.dns)
-        ordered = {key: fields[key] for key in _STATUS_KEYS if key in fields}
-        entries.append(msgspec.json.format(_encoder.encode(ordered), indent=4).decode())
-    return "[" + ",".join(entries) + "]"
+    found = _Written(present, NetworkStatus)
+    return f"[{','.join(found.take(status) or _encode_status(status) for status in statuses)}]"
+
+
+def _encode_status(status: NetworkStatus) -> str:
+    fields: dict[str, Any] = msgspec.to_builtins(status)
+    fields["dns"] = msgspec.to_builtins(status.dns)
+    ordered = {key: fields[key] for key in _STATUS_KEYS if key in fields}
+    return msgspec.json.format(_encoder.encode(ordered), indent=4).decode()
+
+
+class _Written:
+    """The items of an annotation, each with its bytes.
+
+    :param text: the annotation. The short form of the networks annotation has no items to keep.
+    """
+
+    def __init__(self, text: str | None, kind: type[Any]) -> None:
+        raw = msgspec.json.decode(text, type=list[msgspec.Raw]) if text and text.lstrip().startswith("[") else []
+        self._items = [(_decode_item(item, kind), bytes(item).decode()) for item in raw]
+
+    def take(self, item: Any) -> str | None:
+        """Return the text of an item, once; ``None`` when the annotation does not have it."""
+        index = next((i for i, (one, _) in enumerate(self._items) if one == item), None)
+        return self._items.pop(index)[1] if index is not None else None
 
 
 _STATUS_KEYS = ("name", "interface", "ips", "mac", "mtu", "default", "dns", "device-info", "gateway")

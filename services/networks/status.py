@@ -92,7 +92,8 @@ def annotations_with(annotations: dict[str, str], outcome: AttachOutcome) -> Ann
         statuses[index] = outcome.entry
     # The record of an earlier attachment of the link does not hold: the new one has another MAC and other addresses.
     earlier = _removed_records(annotations, link) if link else {}
-    return {NETWORK_STATUS: encode_network_status(statuses), **earlier, **outcome.records}
+    present = encode_network_status(statuses, annotations.get(NETWORK_STATUS))
+    return {NETWORK_STATUS: present, **earlier, **outcome.records}
 
 
 def annotations_without(
@@ -109,7 +110,8 @@ def annotations_without(
         for s in parse_network_status(annotations.get(NETWORK_STATUS))
         if s.default or s.interface != link or s.name != network
     ]
-    changed: Annotations = {NETWORK_STATUS: encode_network_status(statuses), **_removed_records(annotations, link)}
+    present = encode_network_status(statuses, annotations.get(NETWORK_STATUS))
+    changed: Annotations = {NETWORK_STATUS: present, **_removed_records(annotations, link)}
     written = read_operation_of_link(annotations, link)
     if operation is not None and written is not None and (written.id, written.kind) == (operation.id, operation.kind):
         changed[operation_key(written.interface)] = None

@@ -20,8 +20,13 @@ def desired_elements(nics: VmiNics) -> list[NetworkSelectionElement]:
             result.append(nic.element)
         elif nic.interface.bridge is not None and not nic.absent:
             result.append(build_element(nic))
-    own = {nic.link for nic in nics}
-    return result + [element for element in nics.elements if element.requested_interface not in own]
+    own = [nic.element for nic in nics if nic.element is not None]
+    links = set() if nics.ordinal else {nic.link for nic in nics}
+    return result + [
+        element
+        for element in nics.elements
+        if element.requested_interface not in links and not any(element is one for one in own)
+    ]
 
 
 def build_element(nic: Nic) -> NetworkSelectionElement:

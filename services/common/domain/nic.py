@@ -6,7 +6,7 @@ observe, and the interfaces of a VM's template (:mod:`services.common.domain.tem
 Next: :mod:`services.common.domain.attachments`, the attachments that the pod should have.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -128,7 +128,7 @@ class VmiNics(msgspec.Struct, frozen=True):
     :ivar entries: all operations in the VMI's annotations by interface and kind.
     :ivar elements: the pod's networks annotation.
     :ivar statuses: the pod's network-status annotation.
-    :ivar ordinal: whether the pod has ordinal interface names; then no interface can be unplugged from it.
+    :ivar ordinal: whether the VM's pod interfaces have ordinal names; then no interface can be unplugged from the pod.
     """
 
     vmi: VirtualMachineInstance
@@ -160,24 +160,24 @@ class VmiNics(msgspec.Struct, frozen=True):
 def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
     """Parse a VMI and its acting pod.
 
-    If the pod has one ordinal interface name, all names are ordinal, in spec order (KubeVirt's rule).
+    If one of the VM's pod interfaces has an ordinal name, all of them have, in the order of the spec's networks
+    (KubeVirt's rule). Other links of the pod are foreign, whatever their names are.
 
     :raises ValueError: an item of the spec or an annotation of the pod is malformed.
     """
     annotations = pod.metadata.annotations if pod is not None else {}
     elements = parse_networks(annotations.get(NETWORKS))
     statuses = parse_network_status(annotations.get(NETWORK_STATUS))
-    element_by_link = {element.requested_interface: element for element in elements}
-    status_by_link = {status.interface: status for status in statuses}
-    ordinal = any(link is not None and is_ordinal(link) for link in (*element_by_link, *status_by_link))
     interfaces, networks = vmi.spec.interface_items(), {network.name: network for network in vmi.spec.network_items()}
     vm = owning_vm_uid(vmi)
     plugs, unplugs = read_operations(vmi.metadata.annotations, vm), read_unplugs(vmi.metadata.annotations, vm)
     present = {interface.name for interface in interfaces if interface.state != ABSENT}
     operations = plugs | {name: operation for name, operation in unplugs.items() if name not in present}
+    element_by_link = {element.requested_interface: element for element in elements}
+    status_by_link = {status.interface: status for status in statuses}
     nics = {}
-    for number, (position, network, hashed) in enumerate(_secondary(interfaces, networks), start=1):
-        interface, link = interfaces[position], f"net{number}" if ordinal else hashed
+    for position, network, hashed in _secondary(interfaces, networks):
+        interface = interfaces[position]
         written = operations.get(interface.name)
         assert network.multus is not None
         nics[interface.name] = Nic(
@@ -185,26 +185,62 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
             network=network,
             position=position,
             nad=qualified_nad(network.multus.network_name, vmi.metadata.namespace),
-            names=link_names(link),
+            names=link_names(hashed),
             operation=resolve_operation(vmi, interface, written),
             written=written,
-            element=element_by_link.get(link),
-            status=status_by_link.get(link),
+            element=element_by_link.get(hashed),
+            status=status_by_link.get(hashed),
             record=read_pod_nic(annotations, pod_nic_key(interface.name)),
             entry=find_entry(vmi.status.interfaces, interface.name) or {},
         )
+    ordinal = None
+    if not any(nic.in_pod for nic in nics.values()):
+        ordinal = _with_ordinal_names(vmi, nics, networks.values(), elements, statuses)
     return VmiNics(
         vmi=vmi,
         pod=pod,
         interfaces={interface.name: interface for interface in interfaces},
         networks=networks,
-        nics=nics,
+        nics=ordinal or nics,
         operations=operations,
         entries={(one.interface, one.kind): one for one in (*plugs.values(), *unplugs.values())},
         elements=tuple(elements),
         statuses=tuple(statuses),
-        ordinal=ordinal,
+        ordinal=ordinal is not None,
     )
+
+
+def _with_ordinal_names(
+    vmi: VirtualMachineInstance,
+    nics: Mapping[str, Nic],
+    networks: Iterable[Network],
+    elements: Iterable[NetworkSelectionElement],
+    statuses: Iterable[NetworkStatus],
+) -> dict[str, Nic] | None:
+    """Return the NICs with ordinal names; ``None`` when none of them has had an ordinal name from the pod's start.
+
+    Multus names foreign attachments ``net<i>``, too. So an attachment is a NIC's only if it is on the NIC's network.
+    """
+    element_of = {
+        (one.requested_interface, qualified_nad(one.name, one.namespace or vmi.metadata.namespace)): one
+        for one in elements
+    }
+    status_of = {(one.interface, one.name): one for one in statuses}
+    secondary = [one.name for one in networks if one.multus is not None and not one.multus.default]
+    found = {}
+    for name, nic in nics.items():
+        link = f"net{secondary.index(name) + 1}"
+        element, status = element_of.get((link, nic.nad)), status_of.get((link, nic.nad))
+        found[name] = msgspec.structs.replace(nic, names=link_names(link), element=element, status=status)
+    return found if any(nic.element is not None and _may_be_from_start(nic) for nic in found.values()) else None
+
+
+def _may_be_from_start(nic: Nic) -> bool:
+    """Return whether the pod may have had a NIC from its start: the VMI's status lists it, or no plug is in progress.
+
+    An element that fits the first NIC of a VM was in the template before the plug, so it is foreign.
+    """
+    return bool(nic.tokens) or nic.written is None or nic.written.kind is OperationKind.UNPLUG
 
 
 def qualified_nad(reference: str, namespace: str) -> str:

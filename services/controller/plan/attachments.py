@@ -55,7 +55,9 @@ def annotate_pod(nics: VmiNics) -> Iterator[PatchObject]:
     stale = stale_operation_keys(annotations, used)
     changed = [nic for nic in nics if (nic.link in links_after) != (nic.link in links_before)]
     # An empty list is written, too: before 1.2, KubeVirt left it out, and the only NIC could not be unplugged.
-    changes: dict[str, str | None] = {NETWORKS: encode_networks(desired)} if desired != before else {}
+    changes: dict[str, str | None] = {}
+    if desired != before:
+        changes[NETWORKS] = encode_networks(desired, annotations.get(NETWORKS))
     # networks reads the operation from the pod, so it joins the trace without an event as well.
     changes |= {operation_key(nic.name): encode_annotation(nic.operation) for nic in changed}
     changes |= dict.fromkeys(stale)

@@ -98,7 +98,9 @@ def pod_patch(sandbox: SandboxState, pod: Pod, attachments: Sequence[Attachment]
             # Without this annotation the handler reads the link itself and reports what is missing.
             with contextlib.suppress(AnnotationTooLarge):
                 annotations[key] = encode_annotation(nic)
-    annotations[NETWORK_STATUS] = encode_network_status([*statuses, *_plugged(sandbox, pod)])
+    plugged = _plugged(sandbox, pod)
+    present = pod.metadata.annotations.get(NETWORK_STATUS) if plugged else None
+    annotations[NETWORK_STATUS] = encode_network_status([*statuses, *plugged], present)
     # A write from an older pod object loses what others wrote (multus-dynamic-networks-controller#157).
     meta = {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version, "annotations": annotations}
     return {"metadata": meta}

@@ -24,6 +24,7 @@ LINK = pod_interface("iface1")
 PLUGGED = Operation("plug", OperationKind.PLUG, "iface1")
 HASHED = objects.pod({NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface=LINK)])})
 ORDINAL = objects.pod({NETWORKS: encode_networks([NetworkSelectionElement("net1", "default", interface="net1")])})
+IN_GUEST = {"name": "iface1", "infoSource": "domain"}
 SRIOV = ({"name": "fast", "sriov": {}}, {"name": "fast", "multus": {"networkName": "net1"}})
 DEFAULT_MULTUS = ({"name": "m", "bridge": {}}, {"name": "m", "multus": {"networkName": "net1", "default": True}})
 
@@ -64,7 +65,7 @@ REFUSALS = [
         "Invalid",
         "no network",
     ),
-    ("ordinal names", observation(plugged(), pod=ORDINAL), 409, "Conflict", "ordinal interface names"),
+    ("ordinal names", observation(plugged(status=[IN_GUEST]), pod=ORDINAL), 409, "Conflict", "ordinal interface names"),
     ("unreadable", observation(objects.vmi(({"bridge": {}}, {"name": "x"})), "x"), 422, "Invalid", "cannot be read"),
 ]
 

@@ -181,7 +181,7 @@ def test_unplug_is_rejected_for_ordinal_names_and_waits_for_unknown_ones() -> No
     (warning,) = warnings_of(observation(vm, vmi, annotated("net1")))
     assert "ordinal interface names" in warning.message
     assert plan(controller_observed(vm, vmi, None)) == []
-    edited = objects.vmi(ABSENT_IFACE, annotations=annotations_of(PLUG))
+    edited = objects.vmi(ABSENT_IFACE, annotations=annotations_of(PLUG), status=[IN_DOMAIN])
     (on_vmi,) = warnings_of(observation(None, edited, annotated("net1")))
     assert on_vmi.target is PatchTarget.VMI
 

@@ -128,11 +128,27 @@ def test_absent_interface_keeps_its_element_until_this_pod_has_released_it() -> 
 def test_pod_with_ordinal_names_gets_further_ordinals() -> None:
     first = NetworkSelectionElement(name="net1", namespace="default", interface="net1")
     plugs = annotations_of(Operation("a1", OperationKind.PLUG, "a"), Operation("b1", OperationKind.PLUG, "b"))
-    vmi = objects.vmi(objects.nic("a"), objects.nic("b"), annotations=plugs)
-    pod = objects.pod(annotations([first]))
+    entries = [{"name": "a", "infoSource": "domain, multus-status", "podInterfaceName": "net1"}]
+    vmi = objects.vmi(objects.nic("a"), objects.nic("b"), annotations=plugs, status=entries)
+    pod = objects.pod(annotations([first], [NetworkStatus("default/net1", "net1")]))
     (action,) = plan(controller_observed(None, vmi, pod))
     assert isinstance(action, PatchObject)
     assert [added.pod_interface for added in action.added_attachments] == ["net2"]
+
+
+def test_plug_beside_an_attachment_of_the_template_keeps_its_bytes_and_gets_a_link_of_its_own() -> None:
+    foreign = '{"name":"backup", "namespace":"tenant", "example.com/tier": 1.0}'
+    red = '{"name":"net-a","namespace":"default","interface":"podb1f51a511f1"}'
+    statuses = [NetworkStatus("tenant/backup", "net1"), NetworkStatus("default/net-a", "podb1f51a511f1")]
+    pod = objects.pod({NETWORKS: f"[{foreign},{red}]", NETWORK_STATUS: encode_network_status(statuses)})
+    entries = [{"name": "red", "infoSource": "domain, multus-status", "podInterfaceName": "podb1f51a511f1"}]
+    plug = annotations_of(Operation("op", OperationKind.PLUG, "blue"))
+    vmi = objects.vmi(objects.nic("red", "net-a"), objects.nic("blue", "net-b"), annotations=plug, status=entries)
+    (action,) = plan(controller_observed(None, vmi, pod))
+    assert isinstance(action, PatchObject)
+    (text,) = [op["value"] for op in action.ops if op["op"] == "add" and op["path"].endswith("~1networks")]
+    blue = '{"name":"net-b","namespace":"default","interface":"pod16477688c0e"}'
+    assert text == f"[{red},{blue},{foreign}]"
 
 
 def test_multus_status_token_is_added_and_other_tokens_stay() -> None:

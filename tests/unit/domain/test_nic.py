@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,23 +112,60 @@ def test_secondary_interfaces_are_nics(nics: Any, expected: list[str]) -> None:
     assert list(parse_nics(objects.vmi(*nics), None).nics) == expected
 
 
+HASHED = [pod_interface("a"), pod_interface("b")]
+OWN = NetworkSelectionElement("net1", "default", interface="net1")
+PLUG_OF_A = Operation("plug", OperationKind.PLUG, "a")
+IN_GUEST = {"name": "a", "infoSource": "domain"}
+
+
 @pytest.mark.parametrize(
-    ("elements", "statuses", "links"),
+    ("elements", "statuses", "vmi", "links"),
     [
-        ([], [], [pod_interface("a"), pod_interface("b")]),
-        ([NetworkSelectionElement("x")], [], [pod_interface("a"), pod_interface("b")]),
-        ([NetworkSelectionElement("x", interface="net1")], [], ["net1", "net2"]),
-        ([], [NetworkStatus("default/x", "net3")], ["net1", "net2"]),
-        ([FOREIGN], [NetworkStatus("default/x", "eth0")], [pod_interface("a"), pod_interface("b")]),
+        ([], [], {}, HASHED),
+        ([OWN], [], {}, ["net1", "net2"]),
+        ([OWN], [], {"annotations": annotations_of(PLUG_OF_A), "status": [IN_GUEST]}, ["net1", "net2"]),
+        ([], [NetworkStatus("storage-net", "net1")], {}, HASHED),
+        ([NetworkSelectionElement("net1", "default")], [NetworkStatus("default/net1", "net1")], {}, HASHED),
+        ([NetworkSelectionElement("backup", "default", interface="net1")], [], {}, HASHED),
+        ([NetworkSelectionElement("net1", "other", interface="net1")], [], {}, HASHED),
+        ([OWN], [], {"annotations": annotations_of(PLUG_OF_A)}, HASHED),
+        ([OWN, msgspec.structs.replace(OWN, interface=HASHED[0])], [], {}, HASHED),
+        ([FOREIGN], [NetworkStatus("default/x", "eth0")], {}, HASHED),
     ],
-    ids=["none", "element without a name", "ordinal element", "ordinal status", "foreign names"],
+    ids=[
+        "none",
+        "own element",
+        "own element of a NIC in the guest",
+        "default network of the node",
+        "element of the template without a name",
+        "element of the template on another network",
+        "element of the template in another namespace",
+        "element of the template before the first plug",
+        "element of the template beside a hashed one",
+        "foreign names",
+    ],
 )
-def test_one_ordinal_name_makes_all_names_ordinal(
-    elements: list[NetworkSelectionElement], statuses: list[NetworkStatus], links: list[str]
+def test_only_an_ordinal_name_of_the_vm_itself_makes_its_names_ordinal(
+    elements: list[NetworkSelectionElement], statuses: list[NetworkStatus], vmi: dict[str, Any], links: list[str]
 ) -> None:
-    nics = parse_nics(objects.vmi(objects.nic("a"), objects.nic("b")), pod_with(elements, statuses))
+    nics = parse_nics(objects.vmi(objects.nic("a"), objects.nic("b"), **vmi), pod_with(elements, statuses))
     assert [nic.link for nic in nics] == links
     assert nics.ordinal == (links[0] == "net1")
+
+
+def test_ordinal_names_follow_the_order_of_the_networks() -> None:
+    vmi = objects.vmi(objects.nic("a", "net2"), objects.nic("b", "net1"))
+    spec = msgspec.structs.replace(vmi.spec, networks=list(reversed(vmi.spec.networks or ())))
+    nics = parse_nics(msgspec.structs.replace(vmi, spec=spec), pod_with([OWN], []))
+    assert [(nic.name, nic.link) for nic in nics] == [("a", "net2"), ("b", "net1")]
+
+
+def test_in_a_pod_with_ordinal_names_a_foreign_attachment_is_not_a_nic() -> None:
+    foreign = NetworkSelectionElement("backup", "tenant", interface="net2")
+    pod = pod_with([OWN, foreign], [NetworkStatus("tenant/backup", "net2")])
+    nics = parse_nics(objects.vmi(objects.nic("a"), objects.nic("b")), pod)
+    assert [(nic.link, nic.in_pod) for nic in nics] == [("net1", True), ("net2", False)]
+    assert foreign in desired_elements(nics)
 
 
 @pytest.mark.parametrize(

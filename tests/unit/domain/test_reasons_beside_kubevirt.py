@@ -132,7 +132,9 @@ def test_every_change_requires_a_restart_of_some_versions() -> None:
 def test_ordinal_names_are_not_unplugged() -> None:
     entry = Operation("unplug", OperationKind.UNPLUG, "iface1", vm=objects.VM_UID)
     vmi = attached(annotations={unplug_key("iface1"): encode_annotation(entry)})
-    found = derive(vmi, objects.vm(ABSENT), NEWEST, **{NETWORKS: "default/net1@net1"})["iface1"]
+    status = encode_network_status([NetworkStatus("default/net1", "net1")])
+    annotations = {NETWORKS: "default/net1@net1", NETWORK_STATUS: status}
+    found = derive(vmi, objects.vm(ABSENT), NEWEST, **annotations)["iface1"]
     assert (found.operation, found.reason) == ("unplug", "OrdinalInterfaceNames")
 
 

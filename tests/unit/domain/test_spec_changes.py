@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.apiserver.rest.patch import PatchFailed, apply_json_patch
-from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks
 from schemas.kubernetes.objects import Interface, Network
 from schemas.kubernetes.operations import (
     Operation,
@@ -102,13 +101,6 @@ def test_first_of_two_interfaces_with_a_hash_collision_is_used() -> None:
     assert list(parse_nics(vmi, None).nics) == [first]
     assert find_hash_collision(vmi.spec, second) == first
     assert find_hash_collision(vmi.spec, "other") is None
-
-
-def test_pod_with_one_ordinal_name_has_ordinal_names() -> None:
-    elements = [NetworkSelectionElement("a", interface="podabc"), NetworkSelectionElement("b", interface="net1")]
-    assert parse_nics(objects.vmi(), objects.pod({NETWORKS: encode_networks(elements)})).ordinal
-    assert not parse_nics(objects.vmi(), objects.pod({NETWORKS: encode_networks(elements[:1])})).ordinal
-    assert not parse_nics(objects.vmi(), objects.pod()).ordinal
 
 
 def test_operations_are_read_by_key_and_stale_keys_are_found() -> None:

@@ -181,6 +181,15 @@ def test_order_of_network_status_is_preserved() -> None:
     ]
 
 
+def test_entries_of_others_keep_their_bytes() -> None:
+    foreign = '{"name":"x","interface":"net9","dns":null,"lane": 1.50}'
+    before = {NETWORK_STATUS: f"[{foreign}]"}
+    attached = status.annotations_with(before, outcome("b"))[NETWORK_STATUS]
+    assert attached is not None
+    assert attached.startswith(f"[{foreign},{{")
+    assert status.annotations_without({NETWORK_STATUS: attached}, "default/blue", "b")[NETWORK_STATUS] == f"[{foreign}]"
+
+
 def test_detaching_removes_only_entry_record_and_mark() -> None:
     annotations = {NETWORK_STATUS: statuses("eth0", BLUE), pod_nic_key("blue"): "{}", "other": "x"}
     changed = status.annotations_without(annotations, "default/blue", BLUE)

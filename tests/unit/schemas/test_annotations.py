@@ -272,3 +272,29 @@ def test_absent_network_status_is_an_empty_list() -> None:
     assert parse_network_status(None) == []
     assert parse_network_status("") == []
     assert encode_network_status([]) == "[]"
+
+
+FOREIGN_ELEMENT = '{"name": "x", "interface": "net1", "example.com/flag":[1e3,  null], "cni-args":{"b":1,"a":null}}'
+FOREIGN_STATUS = '{ "name":"x","interface":"net1", "lane": 1.50, "dns": null}'
+
+
+def test_rewritten_annotations_keep_the_bytes_of_items_that_do_not_change() -> None:
+    ours = '{"name":"ours","namespace":"default","ipam-claim-reference":"claim","interface":"pod1"}'
+    text = f"[{ours}, {FOREIGN_ELEMENT}]"
+    own, foreign = parse_networks(text)
+    assert encode_networks([foreign, own], text) == f"[{FOREIGN_ELEMENT},{ours}]"
+    added = NetworkSelectionElement("added")
+    assert encode_networks([added, foreign], text) == f'[{{"name":"added"}},{FOREIGN_ELEMENT}]'
+    (status,) = parse_network_status(f"[{FOREIGN_STATUS}]")
+    changed = msgspec.structs.replace(status, mtu=1400)
+    rewritten = encode_network_status([status, changed], f"[{FOREIGN_STATUS}]")
+    assert rewritten == f"[{FOREIGN_STATUS},{encode_network_status([changed])[1:]}"
+
+
+def test_null_counts_as_a_missing_field() -> None:
+    (status,) = parse_network_status('[{"name": "x", "default": null, "dns": null, "ips": null}]')
+    assert status == NetworkStatus("x")
+    port = '{"hostPort": 1, "containerPort": 2, "hostIP": null}'
+    (element,) = parse_networks(f'[{{"name": "x", "portMappings": [{port}]}}]')
+    assert element.port_mappings is not None
+    assert element.port_mappings[0].host_port == 1

@@ -22,7 +22,8 @@ STATUS_PATH = "/status/interfaces"
 def is_eligible(nics: VmiNics) -> bool:
     """Return whether interfaces of the VMI may change now.
 
-    They may while VMI and pod run, neither is being deleted, and no migration is in progress.
+    They may while VMI and pod run, neither is being deleted, and no migration is in progress. The pod need not be
+    ready: the NIC may be what the guest needs for that.
     """
     vmi, pod = nics.vmi, nics.pod
     return (
@@ -31,8 +32,6 @@ def is_eligible(nics: VmiNics) -> bool:
         and vmi.metadata.deletion_timestamp is None
         and pod.metadata.deletion_timestamp is None
         and pod.status.phase == "Running"
-        # As KubeVirt, which changes the annotation of a ready pod only.
-        and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
         and not is_migrating(vmi)
     )
 

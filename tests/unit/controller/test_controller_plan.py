@@ -1,5 +1,6 @@
 """Tables of the controller's plans for the pod's annotation and the VMI's status."""
 
+import msgspec
 import pytest
 
 from schemas.kubernetes.networks import (
@@ -11,6 +12,7 @@ from schemas.kubernetes.networks import (
     encode_networks,
     parse_networks,
 )
+from schemas.kubernetes.objects import Condition
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
@@ -149,6 +151,16 @@ def test_plug_beside_an_attachment_of_the_template_keeps_its_bytes_and_gets_a_li
     (text,) = [op["value"] for op in action.ops if op["op"] == "add" and op["path"].endswith("~1networks")]
     blue = '{"name":"net-b","namespace":"default","interface":"pod16477688c0e"}'
     assert text == f"[{red},{blue},{foreign}]"
+
+
+def test_pod_that_is_not_ready_gets_its_attachment() -> None:
+    pod = objects.pod()
+    conditions = [Condition("Ready", "False", reason="ContainersNotReady")]
+    pod = msgspec.structs.replace(pod, status=msgspec.structs.replace(pod.status, conditions=conditions))
+    vmi = objects.vmi(objects.nic("iface1"), annotations=annotations_of(OPERATION))
+    (action,) = plan(controller_observed(None, vmi, pod))
+    assert isinstance(action, PatchObject)
+    assert [added.pod_interface for added in action.added_attachments] == [LINK]
 
 
 def test_multus_status_token_is_added_and_other_tokens_stay() -> None:

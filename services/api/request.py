@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from schemas.inputs import Edge, RejectedInput, rejecting
 from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.names import NEW_INTERFACE_NAME
 
@@ -66,11 +67,11 @@ def _decode(body: bytes, kind: type[T]) -> T:
     if not body.strip():
         raise BadBody("no request body, unable to decode options")
     try:
-        return msgspec.convert(_decode_document(body), kind)
-    except BadBody:
-        raise
-    # A deeply nested document exhausts the parser's stack.
-    except (ValueError, RecursionError) as error:
+        with rejecting(Edge.API):
+            return msgspec.convert(_decode_document(body), kind)
+    except RejectedInput as error:
+        if isinstance(error.__cause__, BadBody):
+            raise error.__cause__ from error
         raise BadBody(f"cannot unmarshal Request body to struct, error: {error}") from error
 
 
@@ -105,9 +106,7 @@ def _json_type(document: object) -> str:
 
 
 def _decode_yaml(body: bytes) -> Any:
-    import yaml  # imported here because only a body that is not JSON needs it
+    # Imported here because only a body that is not JSON needs it.
+    from services.api.plain_yaml import decode_yaml
 
-    try:
-        return yaml.safe_load(body.decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadBody(f"cannot unmarshal Request body to struct, error: {' '.join(str(error).split())}") from error
+    return decode_yaml(body.decode())

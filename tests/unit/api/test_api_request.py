@@ -43,11 +43,35 @@ def test_json_and_yaml_bodies_are_decoded(body: bytes) -> None:
         (b'{"networkAttachmentDefinitionName":"net1","name":"-a"}', "is malformed"),
         (b'{"networkAttachmentDefinitionName":"net1","name":"a.b"}', "is malformed"),
         (b'{"networkAttachmentDefinitionName":"net1","name":"' + b"a" * 64 + b'"}', "is malformed"),
-        (b"[" * 60_000, "cannot unmarshal"),
+        (b"[" * 60_000, "nested too deeply"),
     ],
 )
 def test_malformed_add_body_is_refused_with_the_reason(body: bytes, text: str) -> None:
     with pytest.raises(BadBody, match=text.replace("`", "`")):
+        decode_add(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"name: &a iface1", "anchors and aliases"),
+        (b"&a {name: *a}", "anchors and aliases"),
+        (b"<<: {name: iface1}", "merge keys"),
+        (b"name: !!python/object:os.system x", "tags"),
+        (b"name: " + b"9" * 5000, "more than 1024 characters"),
+        (b"[a, " * 100, "levels"),
+        (b"- " * 100, "levels"),
+        (b"{" + b"a: b, " * 200, "values"),
+        # Each level repeats the one before nine times: 500 bytes, and minutes to merge.
+        (
+            b"a0: &a0 {k: v}\n"
+            + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (n, n, b"*a%d," % (n - 1) * 9) for n in range(1, 9)),
+            "anchors",
+        ),
+    ],
+)
+def test_yaml_that_is_larger_than_it_looks_is_refused(body: bytes, text: str) -> None:
+    with pytest.raises(BadBody, match=text):
         decode_add(body)
 
 

@@ -7,12 +7,27 @@ failure. When to query is the caller's decision. Next: :mod:`services.common.gue
 
 import asyncio
 import itertools
+import os
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectReason, printable, reject
+from services.common.guest.sockets import connect_below
+
 MAX_RESPONSE_BYTES = 1024 * 1024
 """Limit of one response, because the guest controls its size."""
+MAX_NICS = 512
+"""NICs of one response. A guest that runs containers has one for each of them."""
+MAX_ADDRESSES = 32
+"""Addresses of a NIC."""
+MAX_NAME_BYTES = 64
+"""Linux allows 15 bytes, Windows more."""
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _SENTINEL = b"\xff"
 """Precedes the response to a delimited sync. Before a request, it makes the agent discard an incomplete earlier one."""
 _ids = itertools.count(1)
@@ -66,15 +81,19 @@ class _Response(msgspec.Struct, frozen=True):
     error: Any = None
 
 
-_response = msgspec.json.Decoder(_Response)
-_interfaces = msgspec.json.Decoder(list[_Interface])
+_response = InputDecoder(Edge.AGENT, _Response, max_bytes=MAX_RESPONSE_BYTES)
+_interfaces = InputDecoder(Edge.AGENT, list[_Interface], max_bytes=MAX_RESPONSE_BYTES)
 
 
 class QemuGuestAgent:
-    """A client of one guest's agent. It stays connected while the agent responds, and disconnects otherwise."""
+    """A client of one guest's agent. It stays connected while the agent responds, and disconnects otherwise.
 
-    def __init__(self, socket_path: str) -> None:
+    :param trusted: the folder above the socket below which no symbolic link is followed; by default the socket's.
+    """
+
+    def __init__(self, socket_path: str, *, trusted: str | None = None) -> None:
         self._path = socket_path
+        self._trusted = Path(trusted or os.path.dirname(socket_path))
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._lock = asyncio.Lock()
 
@@ -92,7 +111,8 @@ class QemuGuestAgent:
                     return parse_interfaces(raw)
             except (TimeoutError, OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
                 await self._disconnect()
-                raise AgentUnavailable(f"guest agent at {self._path}: {str(exc) or 'no response'}") from exc
+                why = printable(str(exc)) or "no response"
+                raise AgentUnavailable(f"guest agent at {self._path}: {why}") from exc
             except asyncio.CancelledError:
                 # Half of a response may be in the stream: the next query needs a new sync.
                 await self._disconnect()
@@ -106,7 +126,8 @@ class QemuGuestAgent:
     async def _synchronised(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._streams is not None:
             return self._streams
-        reader, writer = self._streams = await asyncio.open_unix_connection(self._path, limit=MAX_RESPONSE_BYTES)
+        connection = connect_below(self._trusted, PurePath(self._path).relative_to(self._trusted))
+        reader, writer = self._streams = await asyncio.open_unix_connection(sock=connection, limit=MAX_RESPONSE_BYTES)
         number = next(_ids)
         request = msgspec.json.encode({"execute": "guest-sync-delimited", "arguments": {"id": number}})
         writer.write(_SENTINEL + request + b"\n")
@@ -133,7 +154,7 @@ async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, r
     line = await reader.readuntil(b"\n")
     response = _response.decode(line)
     if not bytes(response.result):
-        raise ValueError(f"error response {response.error!r}")
+        raise ValueError(f"error response {printable(repr(response.error))}")
     return bytes(response.result)
 
 
@@ -142,8 +163,46 @@ def parse_interfaces(raw: bytes) -> tuple[GuestNic, ...]:
 
     :raises ValueError: it is not a valid response.
     """
-    return tuple(
-        GuestNic(nic.name, nic.hardware_address.lower(), tuple(address.ip_address for address in nic.ip_addresses))
+    return listed_nics(
+        (nic.name, nic.hardware_address, [address.ip_address for address in nic.ip_addresses])
         for nic in _interfaces.decode(raw)
-        if nic.hardware_address and nic.hardware_address != "00:00:00:00:00:00"
     )
+
+
+def listed_nics(found: Iterable[tuple[str, str | None, Iterable[str]]]) -> tuple[GuestNic, ...]:
+    """Return the NICs that an agent lists, in its order: what the guest wrote, parsed and cut.
+
+    :param found: name, MAC and addresses; a link without a MAC (loopback) and what is malformed are left out.
+    """
+    nics: list[GuestNic] = []
+    for name, address, ips in found:
+        if not address or address == "00:00:00:00:00:00":
+            continue
+        if len(nics) == MAX_NICS:
+            reject(Edge.AGENT, RejectReason.TOO_MANY, "interfaces")
+            break
+        mac = address.lower()
+        if _MAC.fullmatch(mac):
+            nics.append(GuestNic(_shown_name(name), mac, tuple(_addresses(ips))))
+        else:
+            reject(Edge.AGENT, RejectReason.INVALID, "MAC address")
+    return tuple(nics)
+
+
+def _addresses(ips: Iterable[str]) -> Iterable[str]:
+    for number, ip in enumerate(ips):
+        if number == MAX_ADDRESSES:
+            reject(Edge.AGENT, RejectReason.TOO_MANY, "addresses")
+            return
+        try:
+            # A scope id may hold any text.
+            if "%" in ip or len(ip) > 45:
+                raise ValueError("no address without a scope")
+            yield str(ip_address(ip))
+        except ValueError:
+            reject(Edge.AGENT, RejectReason.INVALID, "IP address")
+
+
+def _shown_name(name: str) -> str:
+    cut = name.encode(errors="replace")[:MAX_NAME_BYTES].decode(errors="ignore")
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else "?" for c in cut)

@@ -9,11 +9,15 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+from schemas.inputs import printable
 from schemas.names import device_alias, interface_of_alias
 from services.common.guest.port import GuestNotReachable, GuestView, NetDevice, NetDeviceSpec
 
 MAX_DESCRIPTION = 4 * 1024 * 1024
 """Characters of the longest description that is read. libvirt itself sends at most as many bytes."""
+
+MAX_INTERFACES = 1024
+"""Interfaces whose statistics are read."""
 
 _SLOT = "pci."
 _PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
@@ -36,7 +40,8 @@ def parse_domain(live: str, persistent: str | None, transmitting: Collection[str
     if domain.get("id") is None:
         raise GuestNotReachable("the domain does not run")
     devices = {}
-    for alias, interface in sorted(_interfaces(domain)):
+    # By the alias alone: elements have no order, and a description may repeat an alias.
+    for alias, interface in sorted(_interfaces(domain), key=lambda found: found[0]):
         if interface_of_alias(alias) is None:
             continue
         mac = interface.find("mac")
@@ -61,7 +66,7 @@ def transmitting_taps(counters: Mapping[str, Any]) -> set[str]:
     """
     return {
         str(counters.get(f"net.{number}.name"))
-        for number in range(int(counters.get("net.count", 0)))
+        for number in range(min(int(counters.get("net.count", 0)), MAX_INTERFACES))
         if counters.get(f"net.{number}.tx.pkts", 0) > 0
     }
 
@@ -118,9 +123,9 @@ def _parse(description: str) -> ElementTree.Element:
     try:
         domain = ElementTree.fromstring(description)
     except ElementTree.ParseError as error:
-        raise UnreadableDomain(f"the domain's description is not valid XML: {error}") from error
+        raise UnreadableDomain(f"the domain's description is not valid XML: {printable(str(error))}") from error
     if domain.tag != "domain":
-        raise UnreadableDomain(f"the description is of a {domain.tag}, not of a domain")
+        raise UnreadableDomain(f"the description is of a {printable(domain.tag)}, not of a domain")
     return domain
 
 
@@ -159,7 +164,7 @@ def _number(text: str | None) -> int:
     try:
         return int(text or "0", 0)
     except ValueError as error:
-        raise UnreadableDomain(f"{text!r} is not a number") from error
+        raise UnreadableDomain(f"{printable(text or '')!r} is not a number") from error
 
 
 def _cpus(domain: ElementTree.Element) -> int:

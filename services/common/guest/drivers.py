@@ -58,15 +58,27 @@ def driver_factory(
     def make_driver(uid: str, key: tuple[str, str], pod_uid: str) -> tuple[GuestDriver, GuestAgent]:
         monitor = qmp_socket.replace("{uid}", uid)
         if uses_qmp(choice, monitor, has_binding=has_binding):
-            return QmpGuest(monitor, tracer, deadline=deadline), QemuGuestAgent(agent_socket.replace("{uid}", uid))
+            guest = QmpGuest(monitor, tracer, trusted=trusted_folder(qmp_socket), deadline=deadline)
+            agent = QemuGuestAgent(agent_socket.replace("{uid}", uid), trusted=trusted_folder(agent_socket))
+            return guest, agent
         # Imported only where it is used: the binding is an optional extra.
         from services.common.guest.launcher import libvirt_socket_finder
         from services.common.guest.libvirt import LibvirtAgent, LibvirtGuest
 
-        guest = LibvirtGuest(domain_name(*key), libvirt_socket_finder(cri, pod_uid, Path(host_root)), tracer)
-        return guest, LibvirtAgent(guest)
+        domain = LibvirtGuest(domain_name(*key), libvirt_socket_finder(cri, pod_uid, Path(host_root)), tracer)
+        return domain, LibvirtAgent(domain)
 
     return make_driver
+
+
+def trusted_folder(template: str) -> str:
+    """Return the folder of the node that holds the guests' folders; what is below it may be written by users' pods.
+
+    :param template: path of a guest's socket, with ``{uid}`` for the VMI's UID.
+    """
+    above, uid, _ = template.partition("{uid}")
+    # Without the UID all guests have one socket, and only its own folder is known.
+    return os.path.dirname(above if uid else template) or "/"
 
 
 def uses_qmp(choice: DriverSetting, monitor: str, *, has_binding: bool) -> bool:

@@ -6,7 +6,6 @@ Next: :mod:`services.common.guest.libvirt_domain`, which connects to the socket.
 """
 
 import os
-import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePath
@@ -14,6 +13,7 @@ from pathlib import Path, PurePath
 from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError
 from services.common.guest.port import GuestNotReachable
+from services.common.guest.sockets import open_below
 
 CONTAINER = "compute"
 """The launcher's container that runs the guest."""
@@ -56,29 +56,13 @@ def libvirt_socket(root: Path) -> Iterator[str]:
     :raises GuestNotReachable: there is no socket.
     """
     for socket in SOCKETS:
-        found = _open_below(root, socket)
-        if found is not None:
-            try:
-                yield f"/proc/self/fd/{found}"
-            finally:
-                os.close(found)
-            return
+        try:
+            found = open_below(root, socket)
+        except OSError:
+            continue
+        try:
+            yield f"/proc/self/fd/{found}"
+        finally:
+            os.close(found)
+        return
     raise GuestNotReachable(f"no libvirt socket in {root} ({', '.join(map(str, SOCKETS))})")
-
-
-def _open_below(root: Path, socket: PurePath) -> int | None:
-    """Return a descriptor of a socket; ``None`` when it does not exist or a symbolic link is in its path."""
-    at: int | None = None
-    try:
-        at = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for part in socket.parts:
-            above, at = at, os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
-            os.close(above)
-        if stat.S_ISSOCK(os.fstat(at).st_mode):
-            return at
-    except OSError:
-        # Missing, or a symbolic link: O_PATH | O_NOFOLLOW opens the link itself, which is no directory.
-        pass
-    if at is not None:
-        os.close(at)
-    return None

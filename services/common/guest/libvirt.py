@@ -12,7 +12,7 @@ from typing import Any
 from opentelemetry.trace import SpanKind, Tracer
 
 from schemas.names import device_alias
-from services.common.guest.agent import AgentUnavailable, GuestNic
+from services.common.guest.agent import AgentUnavailable, GuestNic, listed_nics
 from services.common.guest.domain_xml import (
     has_device,
     interface_xml,
@@ -121,10 +121,8 @@ class LibvirtAgent:
             found = await self._domain.query(lambda domain: domain.interfaceAddresses(BY_AGENT), timeout=timeout)
         except (GuestNotReachable, GuestRefused) as error:
             raise AgentUnavailable(str(error)) from error
-        return tuple(
-            GuestNic(name, link["hwaddr"].lower(), tuple(address["addr"] for address in link["addrs"] or ()))
-            for name, link in found.items()
-            if link["hwaddr"] not in (None, "", "00:00:00:00:00:00")
+        return listed_nics(
+            (name, link["hwaddr"], [address["addr"] for address in link["addrs"] or ()]) for name, link in found.items()
         )
 
     async def close(self) -> None:

@@ -13,17 +13,23 @@ from typing import Any
 import msgspec
 from opentelemetry.trace import SpanKind, Tracer
 
+from schemas.inputs import Edge, RejectReason, reject
 from schemas.names import device_alias, interface_of_alias
 from services.common.guest.port import (
     DeviceMissing,
     GuestChange,
     GuestEvent,
+    GuestNotReachable,
     GuestRefused,
     GuestView,
     NetDevice,
     NetDeviceSpec,
 )
 from services.common.guest.qmp_client import DEADLINE, QmpClient
+
+LIST_DEADLINE = 30.0
+"""Seconds for all commands of a list: some hundred devices."""
+MAX_DEVICES = 1024
 
 _DEVICES = ("/machine/peripheral", "/machine/peripheral-anon")
 _ROOT_PORTS = ("child<pcie-root-port>", "child<ioh3420>")
@@ -52,14 +58,17 @@ class QmpGuest:
     :ivar client: the client of the guest's QMP socket.
     """
 
-    def __init__(self, socket_path: str, tracer: Tracer, *, deadline: float = DEADLINE) -> None:
+    def __init__(
+        self, socket_path: str, tracer: Tracer, *, trusted: str | None = None, deadline: float = DEADLINE
+    ) -> None:
         """Create the driver; it does not connect yet.
 
         :param socket_path: QEMU's QMP socket.
+        :param trusted: as of :class:`services.common.guest.qmp_client.QmpClient`.
         :param tracer: makes the spans of the commands that change something.
         :param deadline: seconds for one command, and for connecting.
         """
-        self.client = QmpClient(socket_path, deadline=deadline, on_connect=self._forget)
+        self.client = QmpClient(socket_path, trusted=trusted, deadline=deadline, on_connect=self._forget)
         self._tracer = tracer
         # What this connection has found: devices by path in the object tree, link states by alias, the number of CPUs.
         self._known: dict[str, _Device] = {}
@@ -68,6 +77,16 @@ class QmpGuest:
 
     async def list(self) -> GuestView:
         """Return the observed state, with three commands and up to two more for each device not seen before."""
+        try:
+            async with asyncio.timeout(LIST_DEADLINE):
+                return await self._list()
+        except TimeoutError as error:
+            raise GuestNotReachable(f"the devices were not listed within {LIST_DEADLINE:g} s") from error
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            text = f"QEMU's list of devices: {type(error).__name__}: {error}"
+            raise GuestNotReachable(str(reject(Edge.DOMAIN, RejectReason.INVALID, text))) from error
+
+    async def _list(self) -> GuestView:
         # Connect before the parallel commands: if one of them failed, the others would still be connecting.
         await self.client.connect()
         named, anonymous, filters = await asyncio.gather(
@@ -80,6 +99,8 @@ class QmpGuest:
             for item in items
             if str(item["type"]).startswith("child<")
         }
+        if len(found) > MAX_DEVICES:
+            raise ValueError(f"more than {MAX_DEVICES} devices")
         self._known = {path: known for path, known in self._known.items() if path in found}
         for path in found.keys() - self._known.keys():
             self._known[path] = await self._inspect(path, found[path])

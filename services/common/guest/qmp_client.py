@@ -5,15 +5,22 @@ Next: :mod:`services.common.guest.qmp`, the driver of a guest, which knows the c
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
+from schemas.inputs import Edge, RejectedInput, rejecting
 from services.common.guest.port import DeviceMissing, GuestNotReachable, GuestRefused
+from services.common.guest.sockets import connect_below
 
 DEADLINE = 5.0
 """Seconds for one command; connecting takes at most as long."""
+
+MAX_PENDING_EVENTS = 1024
+"""Events that wait for the reader. One that does not fit ends the watch."""
 
 _MISSING = "DeviceNotFound"
 _Event = TypeVar("_Event")
@@ -26,16 +33,19 @@ class QmpClient:
         self,
         socket_path: str,
         *,
+        trusted: str | None = None,
         deadline: float = DEADLINE,
         on_connect: Callable[[], None] = lambda: None,
     ) -> None:
         """Create the client; it does not connect yet.
 
         :param socket_path: QEMU's QMP socket.
+        :param trusted: the folder above the socket below which no symbolic link is followed; by default the socket's.
         :param deadline: seconds for one command, and for connecting.
         :param on_connect: called after each connection was opened. Another QEMU may serve the socket by then.
         """
         self._path = socket_path
+        self._trusted = Path(trusted or os.path.dirname(socket_path))
         self._deadline = deadline
         self._on_connect = on_connect
         self._client: QMPClient | None = None
@@ -77,16 +87,32 @@ class QmpClient:
         :raises GuestNotReachable: as :meth:`connect`.
         """
         client = await self._connected()
-        with client.listener() as listener:
+        pending: asyncio.Queue[Any] = asyncio.Queue(MAX_PENDING_EVENTS)
+        lost = False
+
+        def take(message: Any) -> bool:
+            nonlocal lost
+            lost = lost or pending.full()
+            if not lost:
+                pending.put_nowait(message)
+            return False
+
+        with client.listener(event_filter=take):
             ended = asyncio.ensure_future(_ended(client))
             try:
-                while not ended.done():
-                    got = asyncio.ensure_future(listener.get())
+                # After a lost event, as after a lost connection, the caller observes what happened meanwhile.
+                while not ended.done() and not (lost and pending.empty()):
+                    got = asyncio.ensure_future(pending.get())
                     try:
                         await asyncio.wait({got, ended}, return_when=asyncio.FIRST_COMPLETED)
                         if not got.done():
                             return
-                        yield parse(got.result())
+                        try:
+                            with rejecting(Edge.DOMAIN):
+                                event = parse(got.result())
+                        except RejectedInput:
+                            continue
+                        yield event
                     finally:
                         got.cancel()
             finally:
@@ -105,18 +131,25 @@ class QmpClient:
             # Before the new connection: QEMU serves one client at a time.
             await self.close()
             client = QMPClient("hotnic")
+            # The library's own listener would keep every event of QEMU for ever, and so does each listener's history.
+            client.events.event_filter = _discard
             try:
+                connection = connect_below(self._trusted, PurePath(self._path).relative_to(self._trusted))
                 async with asyncio.timeout(self._deadline):
-                    await client.connect(self._path)
+                    await client.connect(connection)
             except TimeoutError as exc:
                 raise GuestNotReachable(
                     f"QMP at {self._path}: no greeting within {self._deadline:g} s (is another client connected?)"
                 ) from exc
-            except (QMPError, OSError) as exc:
+            except (QMPError, OSError, ValueError) as exc:
                 raise GuestNotReachable(f"QMP at {self._path}: {exc}") from exc
             self._client = client
             self._on_connect()
             return client
+
+
+def _discard(_message: Any) -> bool:
+    return False
 
 
 async def _ended(client: QMPClient) -> None:

@@ -15,6 +15,7 @@ class FakeAgent:
     :ivar silent: whether the agent reads requests without a response, like the agent of a booting guest.
     :ivar noise: bytes before the response to a sync, as if left from an earlier client.
     :ivar error: the error of the response, in place of the NICs.
+    :ivar raw: the response, a line, in place of the NICs.
     :ivar requested: set at the first request.
     :ivar connections: the number of clients so far.
     """
@@ -24,6 +25,7 @@ class FakeAgent:
         self.silent = False
         self.noise = b""
         self.error: dict[str, str] | None = None
+        self.raw: bytes | None = None
         self.requested = asyncio.Event()
         self.connections = 0
 
@@ -43,6 +45,8 @@ class FakeAgent:
                 request = json.loads(line.lstrip(b"\xff"))
                 if request["execute"] == "guest-sync-delimited":
                     writer.write(self.noise + b"\xff" + _line({"return": request["arguments"]["id"]}))
+                elif self.raw is not None:
+                    writer.write(self.raw + b"\n")
                 elif self.error is not None:
                     writer.write(_line({"error": self.error}))
                 else:

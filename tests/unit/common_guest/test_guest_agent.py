@@ -4,12 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.guest.agent import AgentUnavailable, GuestNic, QemuGuestAgent, parse_interfaces
+from services.common.guest.agent import (
+    MAX_ADDRESSES,
+    MAX_NAME_BYTES,
+    MAX_NICS,
+    AgentUnavailable,
+    GuestNic,
+    QemuGuestAgent,
+    parse_interfaces,
+)
 from services.handler.agent_poller import AgentPoller
 from tests.support.guest.agent import FakeAgent, fake_agent
 
@@ -73,6 +82,52 @@ def test_any_bytes_are_a_response_or_a_value_error(raw: bytes) -> None:
         assert isinstance(parse_interfaces(raw), tuple)
     except ValueError:
         return
+
+
+@pytest.mark.parametrize(
+    ("name", "mac", "ips", "expected"),
+    [
+        ("eth\x1b[31m\n0", MAC, ["10.0.0.9"], GuestNic("eth?[31m?0", MAC, ("10.0.0.9",))),
+        ("é" * 1000, MAC, [], GuestNic("é" * (MAX_NAME_BYTES // 2), MAC)),
+        (
+            "eth0",
+            MAC,
+            ["fe80::1%;K8S_POD_NAME=x", "\x1b", "1" * 100_000, "FE80:0::1"],
+            GuestNic("eth0", MAC, ("fe80::1",)),
+        ),
+        ("eth0", MAC, [f"10.0.{n // 256}.{n % 256}" for n in range(3000)], None),
+        ("eth0", "02:00:00:00:00:01\n", [], ()),
+        ("eth0", "x" * 500_000, [], ()),
+    ],
+)
+def test_what_a_guest_writes_is_parsed_and_cut(
+    name: str, mac: str, ips: list[str], expected: GuestNic | tuple[()] | None
+) -> None:
+    response = {"name": name, "hardware-address": mac, "ip-addresses": [{"ip-address": ip} for ip in ips]}
+    found = parse_interfaces(msgspec.json.encode([response]))
+    if expected is None:
+        assert len(found[0].ips) == MAX_ADDRESSES
+    else:
+        assert found == ((expected,) if isinstance(expected, GuestNic) else expected)
+
+
+def test_a_guest_lists_a_bounded_number_of_nics() -> None:
+    many = [{"name": f"eth{n}", "hardware-address": MAC} for n in range(5000)]
+    assert len(parse_interfaces(msgspec.json.encode(many))) == MAX_NICS
+
+
+@pytest.mark.parametrize(
+    "response", ["[" * 5000, '{"return":' + "[" * 5000, "\xff\xff", "1" * 5000, '{"error":"' + "\x1b" * 5000]
+)
+async def test_hostile_responses_make_the_agent_unavailable(
+    fake: tuple[FakeAgent, QemuGuestAgent], response: str
+) -> None:
+    scripted, agent = fake
+    scripted.raw = response.encode()
+    with pytest.raises(AgentUnavailable) as caught:
+        await agent.interfaces(timeout=1)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
 
 
 class PolledAgent:

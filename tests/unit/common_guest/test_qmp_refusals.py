@@ -1,18 +1,20 @@
-"""What an attach leaves behind when QEMU refuses one of its commands. The monitor is scripted."""
+"""QEMU refuses a command, sends nonsense, or more events than anybody reads. The monitor is scripted."""
 
 import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.guest.double import Monitors, listener, serve_sequentially
 from lab.guest.double_machine import CommandError, DoubleMachine, TapBackend
 from services.common.domain.nic import parse_nics
-from services.common.guest.port import GuestRefused, NetDeviceSpec
+from services.common.guest.port import GuestNotReachable, GuestRefused, NetDeviceSpec
 from services.common.guest.qmp import QmpGuest
+from services.common.guest.qmp_client import MAX_PENDING_EVENTS
 from services.handler.plan.actions import SetLinkState
 from services.handler.plan.link_state import plan_link_states
 from tests.support.observed.objects import nic, pod, vmi
@@ -26,6 +28,7 @@ class ScriptedMachine(DoubleMachine):
     """The lab's double of a machine, without taps. It refuses commands as often as the test sets.
 
     :ivar refusals: how many more executions to refuse, by command.
+    :ivar nonsense: the response to ``query-rx-filter``; ``None`` for a proper one.
     """
 
     def __init__(self, monitors: Monitors) -> None:
@@ -37,7 +40,9 @@ class ScriptedMachine(DoubleMachine):
             emit_event=monitors.emit_event,
             print_line=lambda line: None,
         )
+        self.monitors = monitors
         self.refusals: dict[str, int] = {}
+        self.nonsense: Any = None
 
     def netdev_add(self, backend: str, kind: str, tap: str, queues: int) -> None:
         if backend in self.backends:
@@ -47,6 +52,9 @@ class ScriptedMachine(DoubleMachine):
     def device_add(self, alias: str, driver: str, backend: str, bus: str, mac: str, mtu: int) -> None:
         self._refuse_if_set("device_add")
         super().device_add(alias, driver, backend, bus, mac, mtu)
+
+    def rx_filters(self) -> Any:
+        return super().rx_filters() if self.nonsense is None else self.nonsense
 
     def set_link(self, name: str, up: bool) -> None:
         self._refuse_if_set("set_link")
@@ -112,3 +120,34 @@ async def test_a_refused_device_leaves_no_backend(machine: tuple[ScriptedMachine
     assert (qemu.nics, qemu.backends) == ({}, {})
     await guest.attach(DEVICE, slot)
     assert (qemu.nics[ALIAS].backend, qemu.nics[ALIAS].link_up) == (BACKEND, False)
+
+
+NONSENSE = [[None], ["name"], [[]], [{"promiscuous": False}], [{"name": [], "promiscuous": False}], 7, "x" * 100_000]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_a_domain_that_answers_nonsense_is_not_reachable(
+    machine: tuple[ScriptedMachine, QmpGuest], nonsense: Any
+) -> None:
+    qemu, guest = machine
+    qemu.nonsense = nonsense
+    with pytest.raises(GuestNotReachable) as caught:
+        await guest.list()
+    assert len(str(caught.value)) < 400
+
+
+async def test_events_that_nobody_reads_are_not_kept(machine: tuple[ScriptedMachine, QmpGuest]) -> None:
+    qemu, guest = machine
+    await guest.list()
+    events = guest.events()
+    first = asyncio.ensure_future(anext(events))
+    await guest.list()
+    for _ in range(3 * MAX_PENDING_EVENTS):
+        qemu.monitors.emit_event("NIC_RX_FILTER_CHANGED", {"name": ALIAS})
+    await guest.list()
+    await first
+    library = guest.client._client
+    assert library is not None
+    assert [listener.history for listener in library._listeners] == [(), ()]
+    # The reader is too slow. Its watch ends, so that it observes what it has missed.
+    assert len([event async for event in events]) <= MAX_PENDING_EVENTS

@@ -11,7 +11,7 @@ from services.cli.doctor.collect.node_files import NodeSettings
 from services.cli.doctor.snapshot import GuestDevice, NotVisible, VmSnapshot
 from services.cli.tracing.tracer import NoTraces
 from services.common.cri.client import CriClient
-from services.common.guest.drivers import domain_name, libvirt_installed, uses_qmp
+from services.common.guest.drivers import domain_name, libvirt_installed, trusted_folder, uses_qmp
 from services.common.guest.port import GuestNotReachable, GuestRefused, GuestView
 from services.common.guest.qmp import QmpGuest
 
@@ -64,7 +64,8 @@ async def _list_by_qmp(paths: NodeSettings, socket: str) -> GuestView:
             f"the QMP socket {socket} serves one client at a time, and a client is connected, normally the handler;"
             " set the path of another QMP socket of the guest with --node-paths qmp-socket=PATH, or stop that client"
         )
-    guest = QmpGuest(str(paths.host(socket)), NoTraces().tracer, deadline=DEADLINE)
+    trusted = str(paths.host(trusted_folder(paths.qmp_socket)))
+    guest = QmpGuest(str(paths.host(socket)), NoTraces().tracer, trusted=trusted, deadline=DEADLINE)
     try:
         return await guest.list()
     finally:

@@ -47,7 +47,11 @@ STILL_IN_USE = "is still in use by a guest"
 """Text in the message of error 11, with which hotnic's multus refuses the DEL of a link that a guest still uses."""
 
 NOT_ALLOWED = "is not allowed in a network"
-"""Text in the message of an error with which hotnic's multus refuses what a network's author may not choose."""
+"""Text in the message of error 7, with which hotnic's multus refuses what a network's author may not choose."""
+ISOLATED = "namespace isolation"
+"""Text in the message of error 7, with which multus refuses a network of another namespace."""
+NO_CONFIGURATION = "is empty and no file configures"
+"""Text in the message of error 7, with which multus refuses a network without a configuration."""
 
 
 class CniInterface(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -47,6 +47,8 @@ class CniRequest(msgspec.Struct, frozen=True):
     :ivar env: the plugin's environment.
     :ivar config: the CNI configuration, base64 of its JSON.
     :ivar interface_attributes: attributes of the attachment; only on ``/delegate``.
+    :ivar network: ``namespace/name`` of the attachment's NetworkAttachmentDefinition; only on ``/delegate``, and only
+        from hotnic's networks. Upstream's daemon ignores it.
     """
 
     env: dict[str, str] = {}
@@ -55,6 +57,7 @@ class CniRequest(msgspec.Struct, frozen=True):
     interface_attributes: InterfaceAttributes | msgspec.UnsetType | None = msgspec.field(
         default=msgspec.UNSET, name="interfaceAttributes"
     )
+    network: str | msgspec.UnsetType | None = msgspec.UNSET
 
     def config_bytes(self) -> bytes:
         """Return the CNI configuration; empty when the request has none.
@@ -117,10 +120,13 @@ def build_delegate_request(
     pod_uid: str,
     config: bytes,
     attributes: InterfaceAttributes | None = None,
+    network: str = "",
 ) -> CniRequest:
     """Return the request that the dynamic networks controller sends.
 
     Upstream sends exactly these five ``CNI_*`` variables, and so does hotnic.
+
+    :param network: as in :class:`CniRequest`; empty: not sent.
     """
     return CniRequest(
         env={
@@ -132,4 +138,5 @@ def build_delegate_request(
         },
         config=base64.b64encode(config).decode(),
         interface_attributes=attributes if attributes is not None else msgspec.UNSET,
+        network=network or msgspec.UNSET,
     )

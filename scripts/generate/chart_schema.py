@@ -64,6 +64,8 @@ RULES: dict[str, dict[str, Any]] = {
         "minItems": 1,
         "items": {"type": "string", "pattern": "^[a-z0-9-]+$"},
     },
+    # Not the separator of the list, and no path.
+    "networkPluginTypes": {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9._-]+$"}},
     "networks.upstreamMultus.socketDir": OPTIONAL_PATH,
     "multus.socketDir": PATH,
     "multus.stateDir": PATH,

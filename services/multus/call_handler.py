@@ -170,10 +170,13 @@ class CallHandler:
         pod_id = _require_pod(call)
         # Upstream merges its whole daemon-config.json into the call's configuration; here only a missing version is
         # filled in (ADR 25).
-        network_config = conflist.parse(call.config, version=self._config.default_version)
+        parsed = None
+        if call.config or call.network is None:
+            parsed = conflist.parse(call.config, version=self._config.default_version)
         # As upstream: the pod must exist, and it must have the UID of CNI_ARGS unless CNI_ARGS has none.
         pod = await self._pods.get(pod_id)
         self._observer.check_isolation(call, pod)
+        network_config = parsed or await self._observer.find_delegated(call)
         self._observer.check_plugins(network_config)
         desired = DesiredAttachment(
             call.ifname,
@@ -181,7 +184,7 @@ class CallHandler:
             network_config.name,
             AttachmentOrigin.DELEGATE,
             call.attributes,
-            nad=find_nad_name(pod, call.ifname),
+            nad="/".join(call.network) if call.network else find_nad_name(pod, call.ifname),
         )
         pod_id = replace(pod_id, uid=pod_id.uid or pod.metadata.uid)
         async with self._records.lock(call.sandbox_id):

@@ -78,6 +78,8 @@ class CallObserver:
         :param pod: the sandbox's pod.
         :raises CniError: a network cannot be found, is not allowed, or has invalid attributes.
         """
+        for element in elements_of(pod, DEFAULT_NETWORK):
+            self._refuse_isolated(pod, element.namespace or self._config.multus_namespace)
         devices = PodDevices(self._config.pod_resources_socket, pod_id(pod))
         found = await self._primaries(call, pod, devices)
         # One after the other, because each attachment takes the next device of its resource.
@@ -124,15 +126,36 @@ class CallObserver:
 
         :param call: the call on ``/delegate``.
         :param pod: the call's pod.
-        :raises CniError: code 7, the pod may not use the network that its annotation names for this link.
+        :raises CniError: code 7, the pod may not use the network, or neither the call nor the pod's annotation says
+            which network it is.
         """
         if not self._config.isolation:
             return
-        for element in elements_of(pod, NETWORKS):
-            named = element.requested_interface
-            # An element without a link name is attached as `net<i>`, so every ordinal name may be its own.
-            if named == call.ifname or (named is None and is_ordinal(call.ifname)):
-                self._checked_namespace(pod, element)
+        if call.network is not None:
+            self._refuse_isolated(pod, call.network[0])
+            return
+        # Upstream's controller does not send the network. An element without a link name is attached as `net<i>`, so
+        # every ordinal name may be its own.
+        requested = [
+            element
+            for element in elements_of(pod, NETWORKS)
+            if element.requested_interface == call.ifname
+            or (element.requested_interface is None and is_ordinal(call.ifname))
+        ]
+        if not requested:
+            message = f"{cni.ISOLATED}: no element of annotation {NETWORKS} of pod {pod_id(pod)} requests {call.ifname}"
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
+        for element in requested:
+            self._checked_namespace(pod, element)
+
+    async def find_delegated(self, call: CniCall) -> NetworkConfig:
+        """Return the network of a call on ``/delegate`` that names it without its configuration: a file of the node.
+
+        :param call: the call.
+        :raises CniError: there is no such network, or it has no configuration.
+        """
+        assert call.network is not None
+        return (await self._lookup.find_nad(*call.network)).network
 
     def check_plugins(self, network: NetworkConfig) -> None:
         """Check that a network which a pod has chosen names only plugins that the node's operator allows.
@@ -198,12 +221,18 @@ class CallObserver:
 
         :raises CniError: code 7, namespace isolation forbids it.
         """
-        own = pod.metadata.namespace
-        namespace = element.namespace or own
-        if self._config.isolation and namespace not in {own, *self._config.global_namespaces}:
-            message = f"namespace isolation: pod {pod_id(pod)} may not use networks of namespace {namespace}"
-            raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
+        namespace = element.namespace or pod.metadata.namespace
+        self._refuse_isolated(pod, namespace)
         return namespace
+
+    def _refuse_isolated(self, pod: Pod, namespace: str) -> None:
+        """Enforce namespace isolation, here alone.
+
+        :raises CniError: code 7, the pod may not use networks of that namespace.
+        """
+        if self._config.isolation and namespace not in {pod.metadata.namespace, *self._config.global_namespaces}:
+            message = f"{cni.ISOLATED}: pod {pod_id(pod)} may not use networks of namespace {namespace}"
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
 
     async def _selected_network(
         self,

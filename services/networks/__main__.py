@@ -7,6 +7,7 @@ import msgspec
 
 from services.common.cri.client import CriClient
 from services.common.cri.discovery import find_socket
+from services.common.domain.plugin_types import parse_plugin_types
 from services.common.http.client import UnixHttpClient
 from services.common.runtime.context import open_context
 from services.common.runtime.process import Instrument, RoleRuntime
@@ -44,7 +45,8 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     namespace_isolation: Annotated[
         bool,
         msgspec.Meta(
-            description="whether a pod may use only networks of its own namespace, as multus' namespaceIsolation"
+            description="whether a pod may use only networks of its own namespace; hotnic's multus enforces its own "
+            "namespaceIsolation, upstream's does not for hot-plugged networks"
         ),
     ] = False
     global_namespaces: Annotated[
@@ -53,6 +55,13 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             description="comma-separated namespaces whose networks every pod may use despite namespace isolation"
         ),
     ] = "default"
+    plugin_types: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="comma-separated CNI plugin types that networks may name, those of IPAM plugins included; "
+            "unset: every type but multus' own"
+        ),
+    ] = None
 
     def isolation(self) -> NamespaceIsolation:
         """Return both settings of namespace isolation as one value."""
@@ -71,7 +80,13 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     http = UnixHttpClient(settings.multus_socket, context.telemetry)
     runtime.stack.push_async_callback(http.close)
     multus = MultusClient(http, settings.multus_socket)
-    role = Networks(context, cri=cri, multus=multus, isolation=settings.isolation())
+    role = Networks(
+        context,
+        cri=cri,
+        multus=multus,
+        isolation=settings.isolation(),
+        allowed_plugins=parse_plugin_types(settings.plugin_types),
+    )
     for condition in ("pods", "multus", "container-runtime"):
         runtime.readiness.set(condition, False, "not checked yet")
     runtime.spawn("probe dependencies", lambda: role.probe_dependencies(runtime.readiness.set))

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import msgspec
-from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import StatusCode
 
+from schemas.kubernetes.networks import NetworkSelectionElement, check_settings
 from schemas.kubernetes.objects import Pod
 from schemas.kubernetes.operations import Operation
 from services.common.backoff import jittered
@@ -140,7 +141,14 @@ class Applier:
                 return pod
             except AttachmentFailure as failure:
                 cached.failures[action.link] = number
-                retry = self._report_failure(run.reporter, pod, action, failure, number, span)
+                span.set_status(StatusCode.ERROR, f"{failure.reason}: {failure.message}")
+                span.set_attribute("error.type", failure.reason)
+                if failure.final and isinstance(action, Attach):
+                    # No backoff: a change of the pod or a resync tries again.
+                    run.reporter.report_failure(pod, action, failure, number, None)
+                    run.refused = True
+                    return pod
+                retry = self._report_failure(run.reporter, pod, action, failure, number)
             else:
                 cached.failures.pop(action.link, None)
                 return pod
@@ -149,6 +157,7 @@ class Applier:
 
     async def _attach(self, reporter: Reporter, pod: Pod, action: Attach, number: int) -> Pod:
         cached = self._cache.of(pod.metadata.uid)
+        _check_settings(action.element)
         sandbox, plain = await self._observer.find_sandbox_and_config(
             pod, action.namespace, action.element.name, use_cached=not action.replace
         )
@@ -171,7 +180,7 @@ class Applier:
 
     async def _add(self, pod: Pod, action: Attach, sandbox: Sandbox, config: bytes) -> status.AttachOutcome:
         try:
-            result = await self._multus.add(pod, sandbox, action.link, config, action.element)
+            result = await self._multus.add(pod, sandbox, action.link, config, action.element, network=action.network)
         except AttachmentFailure as failure:
             # The pod may have a new sandbox by now, so the next attempt asks the container runtime.
             self._cache.of(pod.metadata.uid).sandbox = None
@@ -251,12 +260,20 @@ class Applier:
         action: Attach | Detach,
         failure: AttachmentFailure,
         number: int,
-        span: Span,
     ) -> Retry:
         """Report a failed attempt; return the retry with its backoff."""
-        span.set_status(StatusCode.ERROR, f"{failure.reason}: {failure.message}")
-        span.set_attribute("error.type", failure.reason)
         # Computed here, because each link counts its own attempts and the `failed` event has the time (ADR 10).
         after = round(jittered(number, FIRST_BACKOFF, MAX_BACKOFF, self._rng), 3)
         reporter.report_failure(pod, action, failure, number, after)
         return Retry(failure.reason, f"{action.link}: {failure.message}", after=after)
+
+
+def _check_settings(element: NetworkSelectionElement) -> None:
+    """Check the settings of an element: upstream's daemon puts them into ``CNI_ARGS`` as they are.
+
+    :raises AttachmentFailure: ``InvalidSettings``, final.
+    """
+    try:
+        check_settings(mac=element.mac, infiniband_guid=element.infiniband_guid, ips=element.ips or ())
+    except ValueError as error:
+        raise AttachmentFailure("InvalidSettings", str(error), final=True) from error

@@ -48,6 +48,8 @@ The first text is libcni's, for a plugin of a list. For a single plugin upstream
 the second text, which is its own. The errors of its checks, that of the name among them, begin with ``DelegateAdd:``.
 """
 
+_REFUSALS: Final = (cni.NOT_ALLOWED, cni.ISOLATED, cni.NO_CONFIGURATION)
+
 DaemonId = tuple[int, int, int]
 """Device, inode and time of change of a daemon's socket."""
 
@@ -57,7 +59,7 @@ _record = msgspec.json.Decoder(SandboxRecord)
 
 
 class AttachmentFailure(Exception):
-    """An attempt to attach or detach a network failed; the role always retries.
+    """An attempt to attach or detach a network failed; the role retries unless the failure of an ADD is final.
 
     All reads and writes for a change raise it, also those of the container runtime and the API server.
 
@@ -65,13 +67,15 @@ class AttachmentFailure(Exception):
     :ivar message: human-readable.
     :ivar plugin_failed: whether a plugin of an ADD ran and failed, so that whatever now has the link name was made by
         this attempt.
+    :ivar final: whether another attempt fails too, until somebody changes the network, the pod or a setting.
     """
 
-    def __init__(self, reason: str, message: str, *, plugin_failed: bool = False) -> None:
+    def __init__(self, reason: str, message: str, *, plugin_failed: bool = False, final: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.plugin_failed = plugin_failed
+        self.final = final
 
 
 class MultusClient:
@@ -91,15 +95,37 @@ class MultusClient:
         self._serves_records = True
         self._asking = asyncio.Lock()
 
+    @property
+    def serves_records(self) -> bool:
+        """Whether the daemon is hotnic's, as far as is known: it also finds networks by name."""
+        return self._serves_records
+
     async def add(
-        self, pod: Pod, sandbox: Sandbox, link: str, config: bytes, element: NetworkSelectionElement
+        self,
+        pod: Pod,
+        sandbox: Sandbox,
+        link: str,
+        config: bytes,
+        element: NetworkSelectionElement,
+        *,
+        network: str = "",
     ) -> cni.CniResult:
         """Attach a network and return the CNI result.
 
         :param link: name of the new pod interface.
+        :param config: the CNI configuration; empty: the daemon finds it by ``network``.
+        :param network: ``namespace/name`` of the NAD, by which hotnic's daemon decides namespace isolation.
         :raises AttachmentFailure: the call failed; with ``MultusUnavailable`` it had no effect or an unknown one.
         """
-        response = await self._call(cni.CniCommand.ADD, pod, sandbox, link, config, interface_attributes(element))
+        response = await self._call(
+            cni.CniCommand.ADD,
+            pod,
+            sandbox,
+            link,
+            config,
+            interface_attributes(element),
+            network=network if self._serves_records else "",
+        )
         try:
             result = _response.decode(response).result if response else None
             if result is not None:
@@ -186,6 +212,8 @@ class MultusClient:
         link: str,
         config: bytes,
         attributes: InterfaceAttributes | None,
+        *,
+        network: str = "",
     ) -> bytes:
         request = build_delegate_request(
             command=command,
@@ -197,6 +225,7 @@ class MultusClient:
             pod_uid=pod.metadata.uid,
             config=config,
             attributes=attributes,
+            network=network,
         )
         try:
             status, response = await self._http.request("POST", DELEGATE_PATH, json=request, timeout=self._deadline)
@@ -244,8 +273,18 @@ def attachment_failure(command: cni.CniCommand, status: int, response: bytes) ->
     if reason == BUSY and cni.STILL_IN_USE in error.msg:
         reason = STILL_IN_USE
     return AttachmentFailure(
-        reason, f"CNI {command} (code {error.code}): {error.msg}{details}", plugin_failed=plugin_failed
+        reason,
+        f"CNI {command} (code {error.code}): {error.msg}{details}",
+        plugin_failed=plugin_failed,
+        final=not plugin_failed and _is_refused(error),
     )
+
+
+def _is_refused(error: cni.CniErrorDocument) -> bool:
+    """Return whether hotnic's daemon refuses the network itself; no plugin has run."""
+    if error.code == cni.CniErrorCode.INCOMPATIBLE_VERSION:
+        return True
+    return error.code == cni.CniErrorCode.INVALID_CONFIG and any(text in error.msg for text in _REFUSALS)
 
 
 def _cni_error(response: bytes) -> cni.CniErrorDocument | None:

@@ -12,40 +12,51 @@ from typing import Any, Final
 
 import msgspec
 
+from schemas import cni
 from schemas.kubernetes.networks import NetworkSelectionElement
 from schemas.kubernetes.objects import NetworkAttachmentDefinition
+from services.common.domain.plugin_types import AllowedPlugins
 from services.networks.multus_client import AttachmentFailure
 
 INVALID: Final = "InvalidNetwork"
 
 _AT_CREATION: Final = "takes effect only at pod creation"
+_IN_A_FILE: Final = "the configuration of the network is a file of the node"
 _UNDECLARED: Final = "no plugin of the network declares the capability"
 
 _document = msgspec.json.Decoder(dict[str, Any])
 
 
-def cni_config(nad: NetworkAttachmentDefinition) -> bytes:
+def cni_config(nad: NetworkAttachmentDefinition, allowed: AllowedPlugins, *, by_name: bool) -> bytes:
     """Return the CNI configuration of a NAD; one that has a name is returned byte for byte.
 
+    :param allowed: the plugins that it may name.
+    :param by_name: whether the daemon finds a network by its name. The result for a NAD without a configuration, which
+        is a file of the node, is then empty.
     :raises AttachmentFailure: the NAD has no valid CNI configuration; the reason is ``InvalidNetwork``.
     """
     where = f"network {nad.metadata.namespace}/{nad.metadata.name}"
     text = nad.spec.config
     if not text.strip():
-        raise AttachmentFailure(
-            INVALID,
-            f"{where} has no spec.config: a network whose configuration is a file on the node cannot be attached "
-            "to a running pod",
-        )
+        if by_name:
+            return b""
+        raise _invalid(f"{where} has no spec.config, and this multus daemon attaches none of the node's files")
     try:
         document = _document.decode(text)
-    except msgspec.DecodeError as error:
-        raise AttachmentFailure(INVALID, f"spec.config of {where} is not a JSON object: {error}") from error
-    if not (isinstance(document.get("type"), str) or isinstance(document.get("plugins"), list)):
-        raise AttachmentFailure(INVALID, f'spec.config of {where} names no plugin: it has neither "type" nor "plugins"')
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _invalid(f"spec.config of {where} is not a JSON object: {error}") from error
+    plugins = [document] if isinstance(document.get("type"), str) else document.get("plugins")
+    if not isinstance(plugins, list):
+        raise _invalid(f'spec.config of {where} names no plugin: it has neither "type" nor "plugins"')
+    if refused := allowed.find_refused(one for one in plugins if isinstance(one, dict)):
+        raise _invalid(f"spec.config of {where}: plugin type {refused} {cni.NOT_ALLOWED}")
     if document.get("name"):
         return text.encode()
     return msgspec.json.encode({**document, "name": nad.metadata.name})
+
+
+def _invalid(message: str) -> AttachmentFailure:
+    return AttachmentFailure(INVALID, message, final=True)
 
 
 def with_runtime_config(config: bytes, element: NetworkSelectionElement) -> tuple[bytes, dict[str, str]]:
@@ -53,11 +64,13 @@ def with_runtime_config(config: bytes, element: NetworkSelectionElement) -> tupl
 
     Without such settings the configuration stays the same, byte for byte.
 
-    :param config: a valid CNI configuration or configuration list.
+    :param config: a valid CNI configuration or configuration list; empty if it stands in a file of the node.
     :return: the configuration, and the ignored settings: by key of the element, the reason.
     """
     ignored = {} if element.default_route is None else {"default-route": _AT_CREATION}
     requested = {key: value for key, value in _capabilities(element).items() if value[1]}
+    if not config:
+        return config, ignored | dict.fromkeys(requested, _IN_A_FILE)
     if not requested:
         return config, ignored
     document = _document.decode(config)

@@ -14,6 +14,7 @@ from schemas.kubernetes.objects import NADS, PODS, Pod
 from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError, SandboxMissing
 from services.common.cri.sandbox import Sandbox
+from services.common.domain.plugin_types import AllowedPlugins
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.errors import KubeError, NotFound
 from services.common.reconcile import Attempt, Retry
@@ -48,6 +49,8 @@ class PodObserver:
 
     :param pods: reads a pod from the cache if it is up to date, otherwise from the API server.
     :param cache: what this process did for the pods.
+    :param isolation: namespace isolation, beside a daemon that does not enforce it.
+    :param allowed_plugins: the plugins that networks may name.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class PodObserver:
         multus: MultusClient,
         cache: PodCache,
         isolation: NamespaceIsolation,
+        allowed_plugins: AllowedPlugins,
     ) -> None:
         self._context = context
         self._pods = pods
@@ -65,6 +69,7 @@ class PodObserver:
         self._multus = multus
         self._cache = cache
         self._isolation = isolation
+        self._allowed_plugins = allowed_plugins
 
     async def observe(self, namespace: str, name: str, attempt: Attempt) -> Observation | None:
         """Return the observed pod; ``None`` if it does not exist or runs on another node.
@@ -128,8 +133,8 @@ class PodObserver:
         """Return the pod's sandbox and the CNI configuration of a network, read concurrently.
 
         :param use_cached: whether to use the sandbox of the last successful ADD without a call to the runtime.
-        :param fallback: returned as the configuration if the NAD does not exist, or if the network has no namespace
-            because only the daemon's record names it.
+        :param fallback: returned as the configuration if the NAD does not exist or has no valid one, or if the network
+            has no namespace because only the daemon's record names it.
         :raises AttachmentFailure: the sandbox or the configuration cannot be read.
         """
         sandbox, config = await asyncio.gather(
@@ -177,7 +182,13 @@ class PodObserver:
         if fallback is not None and not namespace:
             return fallback
         try:
-            return cni_config(await self._context.kube.get(NADS, namespace, nad))
+            found = await self._context.kube.get(NADS, namespace, nad)
+            return cni_config(found, self._allowed_plugins, by_name=self._multus.serves_records)
+        except AttachmentFailure:
+            # The daemon's record has the configuration of the ADD, whatever the NAD says now.
+            if fallback is not None:
+                return fallback
+            raise
         except NotFound as error:
             if fallback is not None:
                 return fallback

@@ -95,12 +95,12 @@ class Reporter:
         )
 
     def report_failure(
-        self, pod: Pod, action: Attach | Detach, failure: AttachmentFailure, number: int, after: float
+        self, pod: Pod, action: Attach | Detach, failure: AttachmentFailure, number: int, after: float | None
     ) -> None:
         """Report a failed attempt. All attempts of an operation that fail with the same reason record one Event.
 
         :param number: the number of the attempt.
-        :param after: seconds until the next attempt.
+        :param after: seconds until the next attempt; ``None`` if the failure is final.
         """
         if isinstance(action, Attach):
             at, reason = Stage.MULTUS_ATTACHED, messages.ADD_FAILED

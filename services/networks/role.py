@@ -13,6 +13,7 @@ from schemas.stages import Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError
+from services.common.domain.plugin_types import AllowedPlugins
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.cache.reflector import Reflector
 from services.common.reconcile import Attempt, Reconciler
@@ -49,7 +50,13 @@ class Networks:
     """
 
     def __init__(
-        self, context: RoleContext, *, cri: CriClient, multus: MultusClient, isolation: NamespaceIsolation
+        self,
+        context: RoleContext,
+        *,
+        cri: CriClient,
+        multus: MultusClient,
+        isolation: NamespaceIsolation,
+        allowed_plugins: AllowedPlugins,
     ) -> None:
         kube, log = context.kube, context.log
         self._context = context
@@ -66,7 +73,7 @@ class Networks:
             denials=context.denials,
         )
         self._reader = CachedReader(kube, PODS, self.pods)
-        self._observer = PodObserver(context, self._reader, cri, multus, self.pod_cache, isolation)
+        self._observer = PodObserver(context, self._reader, cri, multus, self.pod_cache, isolation, allowed_plugins)
         self._operations = VmiOperations(context)
         self._applier = Applier(context, self._observer, multus, self._reader, self.pod_cache)
         self.queue: Reconciler[Key] = Reconciler(

@@ -13,7 +13,12 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni, multus
-from schemas.kubernetes.networks import NetworkSelectionElement, check_settings, is_valid_link_name
+from schemas.kubernetes.networks import (
+    NetworkSelectionElement,
+    check_settings,
+    is_valid_link_name,
+    parse_networks,
+)
 from services.multus.cni.conflist import AttachmentAttributes, decode_object
 from services.multus.cni.errors import CniError
 
@@ -61,6 +66,7 @@ class CniCall:
     :ivar ifname: name of the link in the sandbox.
     :ivar pod: the sandbox's pod; ``None`` for GC and STATUS.
     :ivar attributes: the attributes of a ``/delegate`` call.
+    :ivar network: namespace and name of the network of a ``/delegate`` call; ``None`` where the caller did not say.
     """
 
     command: cni.CniCommand
@@ -70,6 +76,7 @@ class CniCall:
     ifname: str = "eth0"
     pod: PodId | None = None
     attributes: AttachmentAttributes = field(default_factory=AttachmentAttributes)
+    network: tuple[str, str] | None = None
 
     @property
     def config_object(self) -> dict[str, Any]:
@@ -130,6 +137,7 @@ def decode(body: bytes) -> CniCall:
         ifname=ifname,
         pod=_pod(request.env["CNI_ARGS"]),
         attributes=_attributes(request.interface_attributes),
+        network=_network(request.network),
     )
 
 
@@ -223,6 +231,18 @@ def _pod(args: str) -> PodId:
         if not values.get(key):
             raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"missing {key} in CNI_ARGS")
     return PodId(values["K8S_POD_NAMESPACE"], values["K8S_POD_NAME"], values.get("K8S_POD_UID", ""))
+
+
+def _network(sent: str | msgspec.UnsetType | None) -> tuple[str, str] | None:
+    if not isinstance(sent, str):
+        return None
+    try:
+        [element] = parse_networks(sent)
+    except ValueError as error:
+        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"network {sent!r}: {error}") from error
+    if element.namespace is None or element.requested_interface is not None:
+        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"network {sent!r} is not of the form namespace/name")
+    return element.namespace, element.name
 
 
 def _attributes(sent: multus.InterfaceAttributes | msgspec.UnsetType | None) -> AttachmentAttributes:

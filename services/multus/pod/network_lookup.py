@@ -114,7 +114,7 @@ class NetworkLookup:
             return FoundNetwork(network, display, resource)
         found = config_files.find_named(self._config.named_dir, name)
         if found is None:
-            message = f"network-attachment-definition {display} is empty and no file configures {name!r}"
+            message = f"network-attachment-definition {display} {cni.NO_CONFIGURATION} {name!r} on this node"
             raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
         return FoundNetwork(found, display, resource)
 

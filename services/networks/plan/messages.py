@@ -51,8 +51,8 @@ def left_behind(pod: Pod, network: str, link: str) -> str:
     """Return the message for a network that cannot be removed: nothing tells how it was attached."""
     return (
         f"{_pod(pod)}: failed removing interface {link} from network: {network}: multus has no record of it, and "
-        f"NetworkAttachmentDefinition {network} does not exist; the interface and its addresses stay until the pod is "
-        "deleted, or the NetworkAttachmentDefinition is there again"
+        f"NetworkAttachmentDefinition {network} does not exist or has no valid spec.config; the interface and its "
+        "addresses stay until the pod is deleted, or the NetworkAttachmentDefinition is there again"
     )
 
 

@@ -72,6 +72,37 @@ async def test_add_for_a_pod_that_is_gone_changes_nothing(daemon: Daemon, sandbo
     assert daemon.record() is None
 
 
+async def test_a_network_of_which_only_the_node_has_the_configuration(daemon: Daemon, sandbox_netns: Path) -> None:
+    """multus-cni#716: the NAD has no spec.config; each node has the configuration in a file of its own."""
+    daemon.nad("blue", "")
+    status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, None, network="default/blue")
+    assert (status, error["code"]) == (400, 7)
+    assert "default/blue is empty and no file configures 'blue' on this node" in error["msg"]
+    (daemon.config.named_dir / "any.conf").write_text(json.dumps(bridge_config(daemon.folder)))
+    assert (await daemon.delegate("ADD", sandbox_netns, IFACE, None, network="default/blue"))[0] == 200
+    assert len(leases(daemon.folder)) == 1
+    assert await daemon.delegate("DEL", sandbox_netns, IFACE, None) == (200, None)
+    assert leases(daemon.folder) == []
+
+
+async def test_the_shim_in_a_network_is_refused_at_once(daemon: Daemon, sandbox_netns: Path) -> None:
+    """multus-cni#1099. Run as a plugin, it would wait for the lock of the sandbox that its own call holds."""
+    config = {"cniVersion": "1.0.0", "name": "blue", "type": "hotnic-multus", "logFile": str(daemon.folder / "log")}
+    for broken in (config, {**bridge_config(daemon.folder), "ipam": {"type": "hotnic-multus"}}):
+        async with asyncio.timeout(10):
+            status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, broken)
+        assert (status, error["code"]) == (400, 7)
+        assert "plugin type hotnic-multus is not allowed in a network" in error["msg"]
+        daemon.nad("blue", broken)
+        daemon.pod({NETWORKS: "blue"})
+        status, error = await daemon.cni("ADD", sandbox_netns)
+        assert (status, error["code"]) == (400, 7)
+        assert await daemon.cni("DEL", sandbox_netns) == (200, None)
+    assert daemon.record() is None
+    assert link_names(sandbox_netns) == {"lo"}
+    assert not (daemon.folder / "log").exists()
+
+
 async def test_del_needs_no_configuration(daemon: Daemon, sandbox_netns: Path) -> None:
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder)))[0] == 200
     assert await daemon.delegate("DEL", sandbox_netns, IFACE, {}) == (200, None)

@@ -48,6 +48,7 @@ SAMPLES: dict[str, Any] = {
     "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "changed", "whenUnsatisfiable": "DoNotSchedule"}],
     "healthFrom": [{"podSelector": {"matchLabels": {"changed": "yes"}}}],
     "globalNamespaces": ["changed"],
+    "networkPluginTypes": ["changed"],
     "resources": {"requests": {"cpu": "1", "memory": "1Gi"}},
     "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
     "maxUnavailable": "50%",

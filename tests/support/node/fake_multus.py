@@ -24,6 +24,7 @@ class Call:
     config: bytes
     attributes: dict[str, Any] | None
     traceparent: str | None
+    network: str | None = None
 
     @property
     def verb(self) -> str:
@@ -81,6 +82,7 @@ class FakeMultus:
             base64.b64decode(body.get("config", "")),
             body.get("interfaceAttributes"),
             request.headers.get("traceparent"),
+            body.get("network"),
         )
         self.calls.append(call)
         if self.during is not None:

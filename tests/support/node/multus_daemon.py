@@ -97,10 +97,12 @@ class Daemon:
         command: str,
         netns: Path | str,
         ifname: str,
-        config: dict[str, Any],
+        config: dict[str, Any] | None,
         attributes: InterfaceAttributes | None = None,
+        *,
+        network: str = "",
     ) -> Answer:
-        """Call ``/delegate`` as the networks controller does."""
+        """Call ``/delegate`` as the networks controller does; without a configuration as hotnic's does by name."""
         request = build_delegate_request(
             command=command,
             sandbox_id=SANDBOX,
@@ -109,8 +111,9 @@ class Daemon:
             pod_namespace="default",
             pod_name=POD,
             pod_uid=POD_UID,
-            config=json.dumps(config).encode(),
+            config=json.dumps(config).encode() if config is not None else b"",
             attributes=attributes,
+            network=network,
         )
         return await self.post("/delegate", msgspec.to_builtins(request))
 

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from schemas.bus.events import Event
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS
 from services.common.cri.client import CriClient
+from services.common.domain.plugin_types import AllowedPlugins
 from services.common.http.client import UnixHttpClient
 from services.common.kube.client import Kube
 from services.common.kube.event_recorder import EventRecorder
@@ -144,7 +145,11 @@ async def running_node(
         events = EventRecorder(client, "networks", log=log, node=NODE)
         context = RoleContext("networks", NODE, client, bus, events, telemetry, log)
         role = Networks(
-            context, cri=cri, multus=MultusClient(http, multus_path, deadline=deadline), isolation=isolation
+            context,
+            cri=cri,
+            multus=MultusClient(http, multus_path, deadline=deadline),
+            isolation=isolation,
+            allowed_plugins=AllowedPlugins(),
         )
         tasks = [asyncio.create_task(work()) for work in (role.pods.run, role.listen, role.queue.run)]
         await role.pods.synced.wait()

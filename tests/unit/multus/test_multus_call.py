@@ -63,6 +63,16 @@ def test_null_is_a_request_without_fields() -> None:
         decode(b"null")
 
 
+def test_a_hot_plug_names_its_network() -> None:
+    def named(network: Any) -> tuple[str, str] | None:
+        return decode(json.dumps({**json.loads(body()), "network": network}).encode()).network
+
+    assert [named("ns/blue.x"), named(None)] == [("ns", "blue.x"), None]
+    for network in ("blue", "ns/blue@net1", "../x", "a/b,c/d", "", "[]"):
+        with pytest.raises(CniError, match=r"^network "):
+            named(network)
+
+
 def test_null_attributes_are_empty() -> None:
     call = decode(body(attributes={"cni-args": None, "ips": None}))
     assert call.attributes == AttachmentAttributes()

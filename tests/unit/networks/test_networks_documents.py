@@ -20,6 +20,7 @@ from schemas.kubernetes.operations import (
     read_pod_nic,
 )
 from schemas.names import pod_interface
+from services.common.domain.plugin_types import AllowedPlugins, parse_plugin_types
 from services.networks import status
 from services.networks.multus_client import AttachmentFailure, attachment_failure, interface_attributes
 from services.networks.network_config import cni_config
@@ -35,14 +36,17 @@ def nad(config: str) -> NetworkAttachmentDefinition:
     )
 
 
+ANY = AllowedPlugins()
+
+
 def test_named_configuration_is_returned_byte_for_byte() -> None:
     text = '{ "name": "n",  "type":"bridge", "x": [1.0, null] }'
-    assert cni_config(nad(text)) == text.encode()
+    assert cni_config(nad(text), ANY, by_name=False) == text.encode()
 
 
 @pytest.mark.parametrize("text", ['{"type":"bridge"}', '{"plugins":[{"type":"bridge"}],"name":""}'])
 def test_configuration_without_a_name_gets_the_name_of_the_nad(text: str) -> None:
-    assert msgspec.json.decode(cni_config(nad(text))) == {**json.loads(text), "name": "blue"}
+    assert msgspec.json.decode(cni_config(nad(text), ANY, by_name=False)) == {**json.loads(text), "name": "blue"}
 
 
 @pytest.mark.parametrize(
@@ -58,15 +62,55 @@ def test_configuration_without_a_name_gets_the_name_of_the_nad(text: str) -> Non
 )
 def test_invalid_configuration_error_names_the_reason(text: str, reason: str) -> None:
     with pytest.raises(AttachmentFailure, match=reason) as caught:
-        cni_config(nad(text))
-    assert caught.value.reason == "InvalidNetwork"
+        cni_config(nad(text), ANY, by_name=False)
+    assert (caught.value.reason, caught.value.final) == ("InvalidNetwork", True)
+
+
+@pytest.mark.parametrize(
+    ("config", "allowed", "refused"),
+    [
+        ({"type": "hotnic-multus"}, ANY, "hotnic-multus"),
+        ({"plugins": [{"type": "bridge"}, {"type": "multus-shim"}]}, ANY, "multus-shim"),
+        ({"type": "bridge", "ipam": {"type": "multus"}}, ANY, "multus"),
+        ({"type": "bridge", "ipam": {"type": "dhcp"}}, parse_plugin_types("bridge, host-local"), "dhcp"),
+        ({"type": "bridge", "ipam": {"type": "host-local"}}, parse_plugin_types("bridge, host-local"), ""),
+        ({"type": "multus"}, parse_plugin_types("multus"), "multus"),
+        ({"type": "anything"}, parse_plugin_types(" , "), ""),
+    ],
+)
+def test_the_shim_and_plugins_that_are_not_listed_are_refused(
+    config: dict[str, Any], allowed: AllowedPlugins, refused: str
+) -> None:
+    network = nad(json.dumps({"cniVersion": "1.0.0", **config}))
+    if not refused:
+        assert cni_config(network, allowed, by_name=False)
+        return
+    with pytest.raises(AttachmentFailure, match=f"plugin type {refused} is not allowed in a network") as caught:
+        cni_config(network, allowed, by_name=False)
+    assert (caught.value.reason, caught.value.final) == ("InvalidNetwork", True)
+
+
+@pytest.mark.parametrize(
+    ("code", "msg", "final"),
+    [
+        (7, "plugin type multus is not allowed in a network", True),
+        (7, "namespace isolation: pod default/p may not use networks of namespace other", True),
+        (1, "CNI version '9.9.9' is not supported", True),
+        (7, "validateIfName: interface name net1 already exists", False),
+        (7, 'plugin type="x" failed (add): namespace isolation', False),
+        (11, "busy", False),
+    ],
+)
+def test_a_refusal_of_the_daemon_is_final(code: int, msg: str, final: bool) -> None:
+    response = msgspec.json.encode(cni.CniErrorDocument(code, msg))
+    assert attachment_failure(cni.CniCommand.ADD, 400, response).final is final
 
 
 @given(st.text())
 def test_arbitrary_text_is_a_configuration_or_a_failure(text: str) -> None:
     message = ""
     try:
-        cni_config(nad(text))
+        cni_config(nad(text), ANY, by_name=False)
     except AttachmentFailure as failure:
         message = failure.message
     assert message == "" or "default/blue" in message

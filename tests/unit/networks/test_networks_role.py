@@ -228,6 +228,67 @@ async def test_failing_element_does_not_block_the_others(node: Node) -> None:
     await node.until_links("eth0", "ens58", "x1")
 
 
+@pytest.mark.parametrize(
+    ("config", "fields", "reason"),
+    [
+        ('{"name":"n","type":"hotnic-multus"}', {}, "plugin type hotnic-multus is not allowed in a network"),
+        (None, {"ips": ["fe80::1%;K8S_POD_NAMESPACE=kube-system"]}, "has a zone"),
+        (None, {"mac": "02:00:00:00:00:01;K8S_POD_NAME=x"}, "is not a MAC address"),
+    ],
+)
+async def test_what_cannot_be_attached_is_refused_once_and_not_retried(
+    node: Node, config: str | None, fields: dict[str, Any], reason: str
+) -> None:
+    node.nad()
+    if config is not None:
+        node.nad("bad", config)
+    node.pod()
+    node.set_networks([element("x1", "blue" if config is None else "bad", **fields), element("ens58")])
+    await node.until_links("eth0", "ens58")
+    await node.idle()
+    assert node.multus.verbs == ["ADD ens58"]
+    [failed] = [event for event in await node.until_event(2) if event["reason"] == "FailedAddingInterface"]
+    assert reason in failed["message"]
+    attempts = [event for event in node.bus.published if isinstance(event, Failed)]
+    assert {event.retry_after for event in attempts} == {None}
+
+
+async def test_a_network_whose_configuration_is_a_file_of_the_node_is_found_by_the_daemon(node: Node) -> None:
+    """multus-cni#716: the NAD has no spec.config. hotnic's daemon gets its name instead."""
+    node.nad(config="")
+    node.pod()
+    node.set_networks([element("ens58", bandwidth={"ingressRate": 8})])
+    await node.until_links("eth0", "ens58")
+    assert [(call.config, call.network) for call in node.multus.calls] == [(b"", "default/blue")]
+    ignored = [event for event in await node.until_event(2) if event["reason"] == "InterfaceSettingIgnored"]
+    assert "the configuration of the network is a file of the node" in ignored[0]["message"]
+
+
+async def test_upstreams_daemon_gets_no_network_without_a_configuration(node: Node) -> None:
+    node.multus.serves_records = False
+    node.nad("empty", "")
+    node.nad()
+    node.pod()
+    node.set_networks([element("x1", "empty"), element("ens58")])
+    await node.until_links("eth0", "ens58")
+    assert [(call.verb, call.network) for call in node.multus.calls] == [("ADD ens58", None)]
+    events = await node.until_event(2)
+    assert any("attaches none of the node's files" in event["message"] for event in events)
+
+
+@pytest.mark.parametrize("broken", ["", "{", '{"type":"multus"}'])
+async def test_a_network_that_its_author_has_broken_is_still_detached(node: Node, broken: str) -> None:
+    """The daemon's record has the configuration; the lease must not stay."""
+    node.nad()
+    node.pod()
+    node.set_networks([element("ens58")])
+    await node.until_links("eth0", "ens58")
+    node.nad(config=broken)
+    node.set_networks([])
+    await node.until_links("eth0")
+    assert [(call.verb, call.config) for call in node.multus.calls][1:] == [("DEL ens58", b"")]
+
+
 async def test_invalid_add_responses_are_retried(node: Node) -> None:
     node.nad()
     node.pod()

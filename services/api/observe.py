@@ -30,16 +30,16 @@ from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptio
 from services.api.front_proxy import UserIdentity
 from services.api.plan import Observed, RequestTarget
 from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.surroundings.judge import find_attacher_problem
 from services.common.domain.nic import qualified_nad
 from services.common.domain.operations import find_acting_pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
+from services.common.kube.surroundings import read_attachers
 from services.common.telemetry.propagation import traceparent_of
 
 T = TypeVar("T")
 
-NETWORKS_PODS = ("app.kubernetes.io/component=networks", "app=dynamic-networks-controller")
-"""Labels of pods that attach networks to running pods of their node: hotnic's networks, and upstream's controller."""
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 
 
@@ -210,17 +210,10 @@ async def _read_preferred_model(kube: Kube, vm: VirtualMachine | None, namespace
 
 
 async def _is_served(kube: Kube, vmi: VirtualMachineInstance | None, *, needed: bool) -> bool:
-    """Return whether a ready pod that attaches networks to running pods is found on the VMI's node."""
+    """Return whether somebody attaches networks to running pods on the VMI's node."""
     if not needed or vmi is None or not vmi.status.node_name:
         return False
-    on_node = f"spec.nodeName={vmi.status.node_name}"
-    lists = await asyncio.gather(*(kube.list(PODS, labels=labels, fields=on_node) for labels in NETWORKS_PODS))
-    return any(
-        condition.type == "Ready" and condition.status == "True"
-        for pods in lists
-        for pod in pods.items
-        for condition in pod.status.conditions
-    )
+    return find_attacher_problem(await read_attachers(kube, vmi.status.node_name)) is None
 
 
 async def _find_pod(kube: Kube, vmi: VirtualMachineInstance | None, name: str) -> Pod | None:

@@ -1,8 +1,9 @@
 """The projector: writes the hot-plug status of each VM, from objects and events, to its key-value bucket.
 
 It runs in the controller that leads and is the bucket's only writer. Beside KubeVirt it also counts the reasons and
-warns of them. Its queue is not the controller's, so a reconcile never waits for the bus. It reads caches only: a change
-that a cache does not have yet requeues the key when the watch delivers it. Stages are derived in
+warns of them. Its queue is not the controller's, so a reconcile never waits for the bus. It reads caches: a change that
+a cache does not have yet requeues the key when the watch delivers it. Only what stands around a VM that waits for long
+is read live (:mod:`services.controller.waiting`). Stages are derived in
 :mod:`services.common.domain.status.hotplug_status` (objects) and
 :mod:`services.common.domain.status.stage_history` (events). Next: :mod:`services.controller.status_bucket`.
 """
@@ -21,8 +22,10 @@ from schemas.names import interface_hash
 from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRevision
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.reasons import REASONS
+from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ
+from services.common.domain.kubevirt.surroundings.refine import find_sources
 from services.common.domain.nic import parse_nics
-from services.common.domain.operations import find_acting_pod
+from services.common.domain.operations import belongs_to, find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.stage_history import build_entry, history_of, merge
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
@@ -31,6 +34,7 @@ from services.common.runtime.context import RoleContext
 from services.controller.apply import record_warning
 from services.controller.plan.warnings import plan_warnings
 from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
+from services.controller.waiting import Waiting
 
 Key = tuple[str, str]
 T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
@@ -86,6 +90,7 @@ class Projector:
         self._in_flight: dict[Key, Counter[tuple[str, str]]] = {}
         self._reasons: dict[Key, Counter[str]] = {}
         self._events = context.events
+        self._waiting = Waiting(context.kube, self.requeue)
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
         self.queue: Reconciler[Key] = Reconciler(CONSUMER, self._project, log=log, meter=meter, keys=self._keys)
         meter.create_observable_gauge(
@@ -110,6 +115,7 @@ class Projector:
             # A controller that no longer leads reports no operations.
             self._in_flight.clear()
             self._reasons.clear()
+            self._waiting.close()
 
     def requeue(self, key: Key) -> None:
         """Queue a VM: one of its objects has changed."""
@@ -147,11 +153,13 @@ class Projector:
         await asyncio.sleep(DEBOUNCE)
         vm, vmi, beside = self._vms.get(*key), self._vmis.get(*key), self._beside()
         pod = find_acting_pod(vmi, self._pods.items()) if vmi is not None else None
+        if vmi is None:
+            self._waiting.forget(key)
         nic_statuses: list[InterfaceHotplugStatus] = []
         if vmi is not None:
             try:
                 # Without the time: a message that counts seconds would be another value to write at each change.
-                nic_statuses = derive_statuses(parse_nics(vmi, pod), vm, beside)
+                nic_statuses = await self._derive(key, vm, vmi, pod)
             except ValueError as error:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
         self._count_in_flight(key, nic_statuses)
@@ -177,6 +185,15 @@ class Projector:
         # The bucket has read the entry again, so the next attempt writes over the current revision.
         except WrongRevision as error:
             raise Retry("HotplugStatusChanged", str(error), after=0.0) from error
+
+    async def _derive(
+        self, key: Key, vm: VirtualMachine | None, vmi: VirtualMachineInstance, pod: Pod | None
+    ) -> list[InterfaceHotplugStatus]:
+        nics, beside = parse_nics(vmi, pod), self._beside()
+        found = derive_statuses(nics, vm, beside)
+        launchers = [one for one in self._pods.items() if belongs_to(one, vmi)] if find_sources(found) else []
+        around = await self._waiting.read(key, found, vmi, launchers, beside)
+        return found if around is NOTHING_READ else derive_statuses(nics, vm, beside, around=around)
 
     def _build_entries(
         self, key: Key, vmi: VirtualMachineInstance, pod: Pod | None, nic_statuses: list[InterfaceHotplugStatus]

@@ -28,6 +28,7 @@ from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Virtua
 from schemas.names import interface_hash
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.stage_history import matching_history, with_history
@@ -35,6 +36,7 @@ from services.common.http.server import StatusError
 from services.common.kube.cache.vmi_watch import WatchedVmi
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
+from services.common.kube.surroundings import read_surroundings
 
 DEGRADED_BUS = "bus"
 """The value of ``degraded`` while the bucket cannot be read."""
@@ -64,7 +66,7 @@ async def read_hotplug_status(
     :raises KubeError: the API server does not answer, or the VMI does not exist.
     """
     observed = await observe_vmi(kube, namespace, name)
-    nic_statuses = derive_vmi_statuses(observed, beside)
+    nic_statuses = await derive_with_surroundings(kube, observed, beside)
     if not stored:
         return build_hotplug_status(observed, nic_statuses, await _read_entries(bus, namespace, name, nic_statuses))
     stored_entries = await _read_stored(bus, namespace, name)
@@ -79,16 +81,33 @@ async def read_hotplug_status(
     return msgspec.structs.replace(build_hotplug_status(observed, nic_statuses, entries), stored=stored_entries)
 
 
-def derive_vmi_statuses(observed: WatchedVmi, beside: Capabilities | None) -> list[InterfaceHotplugStatus]:
-    """Return the status of each interface, derived from objects only.
+async def derive_with_surroundings(
+    kube: Kube, observed: WatchedVmi, beside: Capabilities | None
+) -> list[InterfaceHotplugStatus]:
+    """Return the status of each interface, derived from objects; beside KubeVirt also from those around the VM.
 
     :param beside: as for :func:`read_hotplug_status`.
     :raises StatusError: 500; a spec or an annotation cannot be parsed.
     """
     assert observed.vmi is not None
+    nic_statuses = derive_vmi_statuses(observed, beside)
+    around = await read_surroundings(kube, nic_statuses, observed.vmi, observed.pods, beside)
+    return nic_statuses if around is NOTHING_READ else derive_vmi_statuses(observed, beside, around)
+
+
+def derive_vmi_statuses(
+    observed: WatchedVmi, beside: Capabilities | None, around: Surroundings = NOTHING_READ
+) -> list[InterfaceHotplugStatus]:
+    """Return the status of each interface, derived from objects only.
+
+    :param beside: as for :func:`read_hotplug_status`.
+    :param around: what stands around the VM.
+    :raises StatusError: 500; a spec or an annotation cannot be parsed.
+    """
+    assert observed.vmi is not None
     now = datetime.datetime.now(datetime.UTC).isoformat()
     try:
-        return derive_statuses(parse_nics(observed.vmi, observed.pod), observed.vm, beside, now)
+        return derive_statuses(parse_nics(observed.vmi, observed.pod), observed.vm, beside, now, around)
     except ValueError as error:
         meta = observed.vmi.metadata
         message = f"the interfaces of VMI {meta.namespace}/{meta.name} cannot be read: {error}"

@@ -28,6 +28,7 @@ from services.api.hotplug_status.read import (
     bucket_prefix,
     build_hotplug_status,
     derive_vmi_statuses,
+    derive_with_surroundings,
     observe_vmi,
 )
 from services.common.bus.protocol import BusUnavailable
@@ -42,6 +43,8 @@ MAX_WATCHERS = 64
 """Maximum number of open streams of one server."""
 DEBOUNCE = 0.05
 """Seconds in which changes are collected into one line."""
+SURROUNDINGS_INTERVAL = 10.0
+"""Seconds between two reads of what stands around a VM beside KubeVirt, unless the VM changes."""
 BUS_RETRY_DELAY = 1.0
 """Seconds between two attempts to watch the bucket while the bus is unavailable."""
 
@@ -177,12 +180,17 @@ class _Stream:
             if observed.vmi is None:
                 await self._write("DELETED", self._last)
                 return
-            nic_statuses = derive_vmi_statuses(observed, self._beside())
+            beside = self._beside()
+            nic_statuses = await derive_with_surroundings(self._context.kube, observed, beside)
             self._last = now = build_hotplug_status(observed, nic_statuses, self._entries)
             if now.metadata["resourceVersion"] != version:
                 await self._write(first, now)
                 version, first = now.metadata["resourceVersion"], "MODIFIED"
-            await watched.changed.wait()
+            # What stands around a VM is not watched, and matters while something is in progress.
+            waits = beside is not None and any(not one.complete for one in nic_statuses)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SURROUNDINGS_INTERVAL if waits else None):
+                    await watched.changed.wait()
             await asyncio.sleep(DEBOUNCE)
 
     async def _follow_bucket(self, watched: VmiWatch) -> None:

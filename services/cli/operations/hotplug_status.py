@@ -15,16 +15,18 @@ import msgspec
 
 from schemas.bus.hotplug_status import LIST_VERSION, HotplugStatus, HotplugStatusEvent, InterfaceHotplugStatus
 from schemas.kubernetes.objects import EVENTS, PODS, VMS, Pod, VirtualMachine, VirtualMachineInstance
-from services.cli.cluster import find_pod, get_or_none, pod_selector
+from services.cli.cluster import get_or_none, pod_selector
 from services.cli.errors import CommandFailed
 from services.cli.operations.owner import find_owner
 from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.kubernetes_events import is_about_interface
 from services.common.kube.cache.vmi_watch import WatchedVmi, watch_vmi
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadApiResponse, Forbidden, KubeError
+from services.common.kube.surroundings import read_surroundings
 from services.common.telemetry.logs import logger
 
 DEGRADED_API = "api"
@@ -60,12 +62,12 @@ async def read_status(kube: Kube, vmi: VirtualMachineInstance) -> StatusView:
         response = await kube.request("GET", status_path(vmi), span="kube get interfaces")
         return _view_of_api(msgspec.json.decode(response.body, type=HotplugStatus))
     except (KubeError, msgspec.DecodeError) as error:
-        pod = await find_pod(kube, vmi)
+        pods = (await kube.list(PODS, vmi.metadata.namespace, labels=pod_selector(vmi))).items
         vm = None
         with suppress(Forbidden):
             vm = await get_or_none(kube.get(VMS, vmi.metadata.namespace, vmi.metadata.name))
-        watched_vmi = WatchedVmi(vmi, [pod] if pod is not None else [], vm)
-        return _view_of_objects(watched_vmi, await find_owner(kube), str(error))
+        watched_vmi = WatchedVmi(vmi, pods, vm)
+        return await _view_of_objects(kube, watched_vmi, await find_owner(kube), str(error))
 
 
 async def follow_status(
@@ -135,7 +137,7 @@ async def _follow_objects(
                 watched_vmi = watched.read()
                 if watched_vmi.vmi is None:
                     return True
-                show(_view_of_objects(watched_vmi, beside, cause))
+                show(await _view_of_objects(kube, watched_vmi, beside, cause))
                 await watched.changed.wait()
     return False
 
@@ -145,22 +147,28 @@ def status_of_objects(
     pod: Pod | None,
     vm: VirtualMachine | None = None,
     beside: Capabilities | None = None,
+    around: Surroundings = NOTHING_READ,
 ) -> list[InterfaceHotplugStatus]:
     """Return the hot-plug status derived from objects.
 
     :param beside: what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
+    :param around: what stands around the VM beside KubeVirt.
     :raises CommandFailed: the objects are malformed.
     """
     now = datetime.datetime.now(datetime.UTC).isoformat()
     try:
-        return derive_statuses(parse_nics(vmi, pod), vm, beside, now)
+        return derive_statuses(parse_nics(vmi, pod), vm, beside, now, around)
     except ValueError as error:
         raise CommandFailed(f"cannot parse {vmi.metadata.namespace}/{vmi.metadata.name}: {error}") from error
 
 
-def _view_of_objects(watched_vmi: WatchedVmi, beside: Capabilities | None, cause: str) -> StatusView:
-    assert watched_vmi.vmi is not None
-    found = status_of_objects(watched_vmi.vmi, watched_vmi.pod, watched_vmi.vm, beside)
+async def _view_of_objects(kube: Kube, watched_vmi: WatchedVmi, beside: Capabilities | None, cause: str) -> StatusView:
+    vmi, pod, vm = watched_vmi.vmi, watched_vmi.pod, watched_vmi.vm
+    assert vmi is not None
+    found = status_of_objects(vmi, pod, vm, beside)
+    around = await read_surroundings(kube, found, vmi, watched_vmi.pods, beside)
+    if around is not NOTHING_READ:
+        found = status_of_objects(vmi, pod, vm, beside, around)
     return StatusView(tuple(found), DEGRADED_API, cause)
 
 

@@ -124,6 +124,11 @@ async def test_status_beside_kubevirt_says_what_to_do(api: ServedApi) -> None:
     api.cluster = ClusterSettings(False, "masquerade", capabilities("v1.9.0"))
     _, pod = reach_stage(api, Stage.POD_ANNOTATED)
     (nic_status,) = (await read(api)).items
+    assert nic_status.reason == "NoNetworksController"
+    metadata = {"labels": {"app": "dynamic-networks-controller"}}
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    api.kube.put(PODS, "multus", "dnc-1", metadata=metadata, spec={"nodeName": "node1"}, status=ready)
+    (nic_status,) = (await read(api)).items
     assert nic_status.reason == "WaitingForMultusAttached"
     assert pod.metadata.name in str(nic_status.remedy)
     assert nic_status.docs == "docs/beside-kubevirt.md#waitingformultusattached"

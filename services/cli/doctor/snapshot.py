@@ -12,6 +12,7 @@ from schemas.bus.hotplug_status import StoredEntry
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.doctor.fix.changes import Fix
 from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 
 
 class NotVisible(msgspec.Struct, frozen=True):
@@ -168,6 +169,7 @@ class VmSnapshot(msgspec.Struct, frozen=True):
     :ivar pods_on_node: by pod UID.
     :ivar hotplug_status: the entries of the VM in the key-value bucket, as hotnic's api returns them.
     :ivar beside: what the KubeVirt that owns the VM can do; ``None`` where hotnic owns it.
+    :ivar around: what stands around the VM beside KubeVirt.
     """
 
     namespace: str
@@ -178,6 +180,7 @@ class VmSnapshot(msgspec.Struct, frozen=True):
     pods_on_node: dict[str, PodOnNode | NotVisible] = {}
     hotplug_status: tuple[StoredEntry, ...] | NotVisible = NotVisible("not read")
     beside: Capabilities | None = None
+    around: Surroundings = NOTHING_READ
 
     @property
     def subject(self) -> str:

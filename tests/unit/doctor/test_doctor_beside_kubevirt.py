@@ -10,6 +10,7 @@ import pytest
 from schemas.kubernetes.objects import VirtualMachine
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
+from services.cli.doctor.collect.objects import with_surroundings
 from services.cli.doctor.examine import examine
 from services.cli.doctor.snapshot import Snapshot, VmSnapshot
 from services.cli.operations.owner import find_owner
@@ -72,6 +73,23 @@ def test_an_operation_whose_edit_kubevirt_has_not_followed_yet_is_in_order() -> 
     assert codes(snapshot_at("v1.9.0-d-last-gone", plugged, **annotation)) == []
     # Nothing follows it, on the VMI; copies on pods are ignored.
     assert codes(snapshot_at("v1.9.0-d-last-gone", **annotation)) == ["OperationLeftOver"]
+
+
+async def test_an_operation_that_waits_has_the_reason_from_around_the_vm(kube: tuple[FakeKube, Kube]) -> None:
+    served, client = kube
+    vmi, vm = recorded_vmi("v1.9.0-b-required"), recorded_vm("v1.9.0-b-required")
+    labels = {"labels": {"kubevirt.io/vmi-name": vmi.metadata.name}, "creationTimestamp": "2027-01-01T00:00:00Z"}
+    spec, status = {"vmiName": vmi.metadata.name}, {"phase": "Failed"}
+    served.put("virtualmachineinstancemigrations", "default", "update-1", metadata=labels, spec=spec, status=status)
+    pods, beside = recorded_pods("v1.9.0-b-required"), capabilities("v1.9.0")
+    waits = VmSnapshot("default", vmi.metadata.name, vm, vmi, tuple(pods), beside=beside)
+    found = await with_surroundings(client, [waits])
+    (operation,) = examine(Snapshot(tuple(found)), node=False).in_progress
+    assert operation.reason == "MigrationFailed"
+    served.requests.clear()
+    hotnic_owns = msgspec.structs.replace(waits, beside=None)
+    assert await with_surroundings(client, [hotnic_owns]) == [hotnic_owns]
+    assert served.requests == []
 
 
 @pytest.fixture

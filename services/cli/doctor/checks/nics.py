@@ -148,7 +148,8 @@ def build_checked_vmi(
     elements = {element.requested_interface or f"net{i}": element for i, element in enumerate(parsed.elements, start=1)}
     statuses = {status.interface: status for status in parsed.statuses if status.interface is not None}
     vm = vm_snapshot.vm if isinstance(vm_snapshot.vm, VirtualMachine) else None
-    nic_statuses = {nic_status.interface: nic_status for nic_status in derive_statuses(parsed, vm, vm_snapshot.beside)}
+    derived = derive_statuses(parsed, vm, vm_snapshot.beside, around=vm_snapshot.around)
+    nic_statuses = {nic_status.interface: nic_status for nic_status in derived}
     nics = []
     pending_links = set()
     for name, nic_status in nic_statuses.items():

@@ -16,9 +16,12 @@ from services.cli.doctor.collect.node_files import NodeSettings
 from services.cli.doctor.snapshot import NotVisible, Snapshot, VmSnapshot
 from services.cli.operations.hotplug_status import NO_NATS, status_path
 from services.cli.operations.owner import find_owner
-from services.common.domain.operations import belongs_to, vmi_name_of
+from services.common.domain.nic import parse_nics
+from services.common.domain.operations import belongs_to, find_acting_pod, vmi_name_of
+from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.kube.client import Kube
 from services.common.kube.errors import Forbidden, KubeError, NotFound, Unavailable
+from services.common.kube.surroundings import read_surroundings
 
 MAX_CONCURRENT_READS = 8
 """Requests for a VM's stored hot-plug status at the same time."""
@@ -40,6 +43,7 @@ async def snapshot_of_vm(
         _vm(kube, namespace, name), kube.list(PODS, namespace, labels=pod_selector(vmi)), find_owner(kube)
     )
     found = await with_hotplug_status(kube, [VmSnapshot(namespace, name, vm, vmi, tuple(pods.items), beside=beside)])
+    found = await with_surroundings(kube, found)
     return await add_node_state(found, paths, node, for_fixes=for_fixes)
 
 
@@ -61,6 +65,7 @@ async def snapshot_of_vms(
     found = await with_hotplug_status(
         kube, [msgspec.structs.replace(one, beside=beside) for one in vm_snapshots(vmis.items, pods.items, vms)]
     )
+    found = await with_surroundings(kube, found)
     return await add_node_state(found, paths, node, for_fixes=for_fixes)
 
 
@@ -92,6 +97,26 @@ async def with_hotplug_status(kube: Kube, found: Sequence[VmSnapshot]) -> list[V
         return msgspec.structs.replace(vm_snapshot, hotplug_status=await stored(vm_snapshot.vmi))
 
     return await asyncio.gather(*map(with_stored, found))
+
+
+async def with_surroundings(kube: Kube, found: Sequence[VmSnapshot]) -> list[VmSnapshot]:
+    """Return the snapshots with what stands around each VM beside KubeVirt whose operation waits."""
+    limit = asyncio.Semaphore(MAX_CONCURRENT_READS)
+
+    async def with_around(vm_snapshot: VmSnapshot) -> VmSnapshot:
+        vmi, vm, beside = vm_snapshot.vmi, vm_snapshot.vm, vm_snapshot.beside
+        if vmi is None or beside is None:
+            return vm_snapshot
+        try:
+            nics = parse_nics(vmi, find_acting_pod(vmi, vm_snapshot.pods))
+            statuses = derive_statuses(nics, vm if isinstance(vm, VirtualMachine) else None, beside)
+        except ValueError:
+            return vm_snapshot  # the checks report what is malformed
+        async with limit:
+            around = await read_surroundings(kube, statuses, vmi, vm_snapshot.pods, beside)
+        return msgspec.structs.replace(vm_snapshot, around=around)
+
+    return await asyncio.gather(*map(with_around, found))
 
 
 async def read_stored_status(kube: Kube, vmi: VirtualMachineInstance) -> tuple[StoredEntry, ...] | NotVisible:

@@ -143,14 +143,17 @@ def _print_messages(vmi: VirtualMachineInstance, view: StatusView, warnings: War
 def explain(nic_status: InterfaceHotplugStatus, warnings: Sequence[str]) -> list[str]:
     """Return why an interface's operation does not go on, what a user can do, and where to read on.
 
-    :param warnings: the messages of its warning events. A failure's message says the same, a reason from objects less.
+    :param warnings: the messages of its warning events. A failure's message says the same, a reason from objects less,
+        if it does not have the event itself.
     """
     texts = [f"{nic_status.reason}: {nic_status.message}"] if nic_status.message else []
     if nic_status.remedy:
         texts.append(f"what to do: {nic_status.remedy}")
     if nic_status.docs:
         texts.append(f"see {nic_status.docs}")
-    return texts + list(warnings) if nic_status.docs or not texts else texts
+    if texts and not nic_status.docs:
+        return texts
+    return texts + [warning for warning in warnings if warning not in (nic_status.message or "")]
 
 
 def _degraded(view: StatusView) -> str:

@@ -12,13 +12,15 @@ from schemas.kubernetes.objects import Condition, Lease, Pod, VirtualMachineInst
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
-from services.common.domain.kubevirt.surroundings.judge import MAX_EVENT, parse_event
+from services.common.domain.kubevirt.surroundings.judge import MAX_EVENT, find_target, parse_event, why_unschedulable
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, ReportedEvent, Source, Surroundings
 from services.common.domain.kubevirt.surroundings.refine import find_sources
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
+from services.common.kube.surroundings import VMI_LABEL
 from tests.support.observed import objects
 from tests.support.observed.kubevirt import capabilities
+from tests.support.recorded_kubevirt import recorded, recorded_pods
 
 NIC, ABSENT, LINK = objects.nic("blue"), objects.nic("blue", state="absent"), pod_interface("blue")
 BEFORE, AT, AFTER, LATE = (f"2026-11-28T12:0{minute}:00Z" for minute in range(4))
@@ -129,6 +131,7 @@ TABLE = [
     (HAS_TO_MIGRATE, around(), "MigrationNotConfigured", ""),
     (HAS_TO_MIGRATE, around(events=(ADD_FAILED,)), "MigrationNotConfigured", "failed adding"),
     (HAS_TO_MIGRATE, around(migrations=(migration("Succeeded"),)), "MigrationNotConfigured", ""),
+    (HAS_TO_MIGRATE, around(migrations=(migration("Running"),)), "Migrating", "being migrated"),
     (HAS_TO_MIGRATE, around(migrations=(migration("Failed", BEFORE),)), "MigrationNotConfigured", ""),
     (
         HAS_TO_MIGRATE,
@@ -183,7 +186,18 @@ def test_surroundings_give_the_reason(
     assert found.reason == reason
     assert words in str(found.message)
     assert bool(words) is (found.message != derive(objects_of_vm).message)
-    assert found.remedy
+    assert bool(found.remedy) is (reason != "Migrating")
+
+
+def test_a_recorded_migration_has_its_target_pod() -> None:
+    objects_of_moment = recorded("v1.9.0-b6-migrating")
+    found = msgspec.convert(objects_of_moment["migration"], VirtualMachineInstanceMigration)
+    assert (found.spec.vmi_name, found.metadata.labels[VMI_LABEL], found.status.phase) == ("hr", "hr", "Running")
+    launchers = tuple(recorded_pods("v1.9.0-b6-migrating"))
+    target = find_target(around(migrations=(found,), launchers=launchers), found)
+    assert target is not None
+    assert target.metadata.name == objects_of_moment["vmi"]["status"]["migrationState"]["targetPod"]
+    assert why_unschedulable(target) == ""
 
 
 def test_only_what_may_be_the_cause_is_read() -> None:

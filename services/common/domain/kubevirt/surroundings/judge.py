@@ -23,6 +23,8 @@ ATTACHER_SELECTORS = (f"{COMPONENT} in ({NETWORKS},{MULTUS})", f"{APP} in ({UPST
 """Label selectors of the pods that :func:`find_attacher_problem` judges."""
 TARGET_LABEL = "kubevirt.io/migrationJobUID"
 """Label of the target pod of a migration: the migration's UID."""
+MIGRATES = frozenset({"TargetReady", "Running"})
+"""Phases of a migration that copies the guest, or begins to."""
 ENDED = frozenset({"Succeeded", "Failed"})
 """Phases of a migration that has ended."""
 STALE_LEASE = 60.0

@@ -14,6 +14,7 @@ from services.common.domain.kubevirt.explain import Situation
 from services.common.domain.kubevirt.migration import MIGRATION_REQUIRED, find_condition
 from services.common.domain.kubevirt.reasons import Explanation
 from services.common.domain.kubevirt.surroundings.judge import (
+    MIGRATES,
     explain_absence,
     find_attacher_problem,
     find_event,
@@ -65,6 +66,8 @@ def _explain_migration(
     migration = find_unfinished_migration(situation.around)
     if migration is None:
         return None
+    if migration.status.phase in MIGRATES:
+        return situation.explain("Migrating")
     target, name = find_target(situation.around, migration), migration.metadata.name
     unschedulable = why_unschedulable(target) if target is not None else ""
     if target is not None and unschedulable:

@@ -31,6 +31,7 @@ class DomainDevice:
     :ivar link_state: `up` or `down`.
     :ivar interface_name: name of the link in the guest; empty until the guest agent reports it.
     :ivar address: IP address; of the primary NIC only.
+    :ivar queues: number of queues; none of an SR-IOV device.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DomainDevice:
     link_state: str = "up"
     interface_name: str = ""
     address: str = ""
+    queues: int = 1
 
 
 def tokens_of(entry: Object) -> set[str]:
@@ -96,7 +98,12 @@ def with_domain(vmi: Object, devices: Mapping[str, DomainDevice], behaviour: Beh
 
 
 def _device_entry(device: DomainDevice, before: Object) -> Object:
-    entry: Object = {"name": device.name, "mac": device.mac, "queueCount": 1, "linkState": device.link_state}
+    entry: Object = {
+        "name": device.name,
+        "mac": device.mac,
+        "queueCount": device.queues,
+        "linkState": device.link_state,
+    }
     tokens = {DOMAIN} | (tokens_of(before) & {MULTUS_STATUS})
     if device.interface_name:
         entry["interfaceName"] = device.interface_name
@@ -110,14 +117,16 @@ def _device_entry(device: DomainDevice, before: Object) -> Object:
 
 
 def to_attach(vmi: Object, devices: Iterable[str]) -> list[Object]:
-    """Return the interfaces that virt-handler attaches now: Multus has reported them, and the domain lacks them."""
+    """Return the interfaces that virt-handler attaches now: Multus has reported them, and the domain lacks them.
+
+    Multus reports one of SR-IOV only in the target pod of a migration, whose domain gets its device then.
+    """
     entries = {entry.get("name"): tokens_of(entry) for entry in vmi.get("status", {}).get("interfaces") or []}
     present = set(devices)
     return [
         interface
         for interface in lists_of(vmi["spec"]).interfaces
         if interface.get("state") != ABSENT
-        and "sriov" not in interface
         and interface["name"] not in present
         and MULTUS_STATUS in entries.get(interface["name"], ())
     ]

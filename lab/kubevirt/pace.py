@@ -21,6 +21,7 @@ Step: TypeAlias = Literal[
     "link-state",
     "template",
     "condition",
+    "grace",
     "workload-update",
     "target-pod",
     "hand-over",

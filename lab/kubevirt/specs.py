@@ -183,7 +183,7 @@ def needs_restart(template: SpecLists, vmi: SpecLists, behaviour: Behaviour) -> 
     if behaviour.network_edit_needs_restart:
         return (template.networks, template.interfaces) != (vmi.networks, vmi.interfaces)
     return any(_differs(present, template.interface(present["name"]), ("state",)) for present in vmi.interfaces) or any(
-        _differs(_bare(present), _bare(template.network(present["name"])), ())
+        _differs(_kept(present, behaviour), _kept(template.network(present["name"]), behaviour), ())
         for present in vmi.networks
         if (vmi.interface(present["name"]) or {}).get("state") != ABSENT
     )
@@ -196,8 +196,8 @@ def _differs(present: Object | None, wanted: Object | None, ignored: tuple[str, 
     return any(present.get(key) != wanted.get(key) for key in {*present, *wanted} - {*ignored})
 
 
-def _bare(network: Object | None) -> Object | None:
-    """Return a network without the name of its NAD, whose change needs no restart."""
-    if network is None or not is_secondary(network):
+def _kept(network: Object | None, behaviour: Behaviour) -> Object | None:
+    """Return what may not change in a network: all of it, but for the NAD where its change is followed."""
+    if network is None or not is_secondary(network) or not behaviour.nad_change:
         return network
     return {**network, "multus": {key: value for key, value in network["multus"].items() if key != "networkName"}}

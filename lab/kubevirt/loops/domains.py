@@ -135,6 +135,7 @@ class DomainLoop:
                     str(entry.get("linkState", "up")),
                     str(entry.get("interfaceName", "")) if GUEST_AGENT in tokens_of(entry) else "",
                     str(entry.get("ipAddress", "")),
+                    int(entry.get("queueCount", 1)),
                 )
                 for entry in vmi["status"].get("interfaces") or []
                 if DOMAIN in tokens_of(entry)
@@ -149,6 +150,7 @@ class DomainLoop:
             desired_link_state(interface, self._play.behaviour),
             _guest_name(vmi, name) if with_agent else "",
             "" if is_secondary(lists_of(vmi["spec"]).network(name)) else PRIMARY_ADDRESS,
+            0 if "sriov" in interface else 1,
         )
 
 

@@ -146,7 +146,8 @@ class LauncherLoop:
             left = play.grace - (clock - self._pending.setdefault(uid, clock))
             if left > CLOCK_ERROR:
                 play.later(left, "vmi", key_of(vmi))
-        entry = conditions.migration_condition(need, found, left <= CLOCK_ERROR, now())
+        waited = left <= CLOCK_ERROR and not play.pace.holds("grace", vmi["metadata"]["name"])
+        entry = conditions.migration_condition(need, found, waited, now())
         after = conditions.with_condition(before, conditions.MIGRATION_REQUIRED, entry)
         if after != before:
             await play.pace.before("condition")

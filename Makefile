@@ -54,7 +54,7 @@ test-e2e: setup ## Run the tests of the whole lab (root)
 test-long: setup ## Run the complete tables, in the lab and on Kubernetes: generated examples, crash matrix, chaos, random operations (root, Go)
 	@scripts/as-root-tier test-long
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36
-	@HOTNIC_HYPOTHESIS_PROFILE=long scripts/test/tiers unit e2e kubernetes-1.36 -- --timeout 900 -o faulthandler_timeout=1800 $(ARGS)
+	@HOTNIC_HYPOTHESIS_PROFILE=long scripts/test/tiers unit integration e2e kubernetes-1.36 -- --timeout 900 -o faulthandler_timeout=1800 $(ARGS)
 
 .PHONY: test-busy
 test-busy: setup ## Run all tests twice beside three endless loops, without second tries (root; before a landing)

@@ -17,8 +17,8 @@ PREFIX = "hotnic.io/"
 NIC_SLOTS = PREFIX + "nic-slots"
 _OPERATION = PREFIX + "operation."
 _UNPLUG = PREFIX + "unplug."
-MAX_OPERATION_BYTES = 512
-"""Limit of an operation, and of a hot-plug mark."""
+MAX_OPERATION_BYTES = 1024
+"""Limit of an operation, and of a hot-plug mark; an operation with names of the greatest length has 700."""
 MAX_POD_NIC_BYTES = 8 * 1024
 """Room for about 190 routes.
 
@@ -49,6 +49,8 @@ class Operation(_Annotation, frozen=True):
     :ivar failed: CamelCase; the final failure of a plug. The unplug that undoes the plug has the same value.
     :ivar vm: UID of the VM; only beside KubeVirt, where the operation is written before the VM's template is edited. An
         operation that names another VM is a copy (clone, restore, export) and is ignored.
+    :ivar network: the NAD of a plug as ``namespace/name``; only beside KubeVirt, where a change of the NAD is a plug of
+        its own. ``None`` of an unplug, and if unknown.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Operation(_Annotation, frozen=True):
     released: str | None = None
     failed: str | None = None
     vm: str | None = None
+    network: str | None = None
 
 
 class RecordedRoute(_Annotation, frozen=True):

@@ -43,7 +43,14 @@ class EntryWriter:
         assert observed.vmi is not None
         vm, vmi = observed.vm.metadata, observed.vmi
         operations = [
-            Operation(str(uuid.uuid4()), entry.kind, entry.interface, requested_at=observed.now, vm=vm.uid)
+            Operation(
+                str(uuid.uuid4()),
+                entry.kind,
+                entry.interface,
+                requested_at=observed.now,
+                vm=vm.uid,
+                network=entry.network or None,
+            )
             for entry in changes.added
         ]
         with request_spans(self._tracer, operations, attempt) as requested:

@@ -26,21 +26,23 @@ RECENT = 60.0
 Shorter than the bus drops a repeated message, so an event is not published twice.
 """
 MAX_STAGES = 16384
-"""Number of remembered stages, one for each operation and pod; of a dropped one an event may be missing."""
+"""Number of remembered stages of operations; of a dropped one an event may be missing."""
 
 _VERBS = {Stage.POD_ANNOTATED: "annotate", Stage.GUEST_ATTACHED: "attach", Stage.GUEST_DETACHED: "detach"}
 
-_StageKey = tuple[str, Stage, str]
+_StageKey = tuple[str, Stage]
 
 
 class _Progress(msgspec.Struct, frozen=True):
-    """What is known of one stage.
+    """What is known of one stage of an operation.
 
+    :ivar pod: UID of the acting pod.
     :ivar since: when the step was seen to be due, nanoseconds of the wall clock.
     :ivar due: whether it was; otherwise an earlier step is missing.
     :ivar reached: whether the stage is reached and published.
     """
 
+    pod: str
     since: int
     due: bool
     reached: bool = False
@@ -65,16 +67,20 @@ class ObservedStages:
 
     async def _follow(self, stage: ObservedStage) -> None:
         event = stage.event
-        key = (event.operation.id, event.stage, event.pod.uid if event.pod is not None else "")
+        key, pod = (event.operation.id, event.stage), event.pod.uid if event.pod is not None else ""
         known, now = self._stages.get(key), self._clock()
+        if known is not None and known.reached and known.pod != pod:
+            # A migration: what the first pod had reached begins again.
+            known = None
         if known is not None and known.reached:
             return
         if not stage.reached:
+            # A step that the first pod was waiting for may be done by a migration.
             if known is None or not known.due:
-                self._remember(key, _Progress(now, stage.due))
+                self._remember(key, _Progress(pod, now, stage.due))
             return
         since = known.since if known is not None else self._requested(event, now)
-        self._remember(key, _Progress(since or now, stage.due, reached=True))
+        self._remember(key, _Progress(pod, since or now, stage.due, reached=True))
         if since is not None:
             await self._publish(event, since)
 

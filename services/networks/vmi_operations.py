@@ -70,6 +70,8 @@ def join_operation(action: Action, vmi: VirtualMachineInstance) -> Action:
     if not isinstance(action, Attach | Detach):
         return action
     kind = OperationKind.PLUG if isinstance(action, Attach) else OperationKind.UNPLUG
-    entries = entries_of_kind(vmi, kind).items()
-    operation = next((entry for interface, entry in entries if pod_interface(interface) == action.link), None)
+    # The entry of a change of the NAD is not that of an attachment to the old one.
+    networks = (None, action.network) if isinstance(action, Attach) else (None,)
+    entries = (entry for entry in entries_of_kind(vmi, kind).values() if entry.network in networks)
+    operation = next((entry for entry in entries if pod_interface(entry.interface) == action.link), None)
     return msgspec.structs.replace(action, operation=operation) if operation is not None else action

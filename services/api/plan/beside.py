@@ -242,7 +242,9 @@ def _enter(
     """
     if nics is None:
         return observed.new_operation(kind), None
-    new, found = msgspec.structs.replace(observed.new_operation(kind), vm=vm.metadata.uid), entries.of(kind)
+    nad = requested_nad(observed) if kind is OperationKind.PLUG else None
+    new, found = observed.new_operation(kind), entries.of(kind)
+    new = msgspec.structs.replace(new, vm=vm.metadata.uid, network=nad)
     if joined is not None:
         return joined, EntryWrite([], [])
     if found is not None and found.id == new.id:

@@ -65,7 +65,8 @@ class Nic(msgspec.Struct, frozen=True):
     :ivar nad: the NAD as ``namespace/name``.
     :ivar names: the names of its links in the pod.
     :ivar operation: the operation that the desired state belongs to; derived when ``written`` is for another.
-    :ivar written: the operation in the VMI's annotation, of whatever kind; ``None`` when there is none.
+    :ivar written: the operation in the VMI's annotation, of whatever kind; ``None`` when there is none, and when it is
+        for another NAD than the spec has: KubeVirt has still to follow a change of the NAD.
     :ivar element: its element in the pod's networks annotation.
     :ivar status: its entry in the pod's network-status annotation.
     :ivar record: the pod NIC record, of whatever pod and sandbox it names.
@@ -178,13 +179,15 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
     nics = {}
     for position, network, hashed in _secondary(interfaces, networks):
         interface = interfaces[position]
-        written = operations.get(interface.name)
         assert network.multus is not None
+        nad = qualified_nad(network.multus.network_name, vmi.metadata.namespace)
+        found = operations.get(interface.name)
+        written = found if found is None or found.network in (None, nad) else None
         nics[interface.name] = Nic(
             interface=interface,
             network=network,
             position=position,
-            nad=qualified_nad(network.multus.network_name, vmi.metadata.namespace),
+            nad=nad,
             names=link_names(hashed),
             operation=resolve_operation(vmi, interface, written),
             written=written,

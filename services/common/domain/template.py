@@ -12,7 +12,7 @@ import msgspec
 from schemas.kubernetes.objects import Interface, Network, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.stages import OperationKind
-from services.common.domain.nic import VmiNics
+from services.common.domain.nic import VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, operation_kind, read_operations
 from services.common.domain.spec_patch import SpecItem
 
@@ -181,14 +181,21 @@ def is_unplugged_until_restart(nics: VmiNics, name: str) -> bool:
     return unplugged and name not in nics.interfaces
 
 
-def find_entry_of_change(nics: VmiNics, name: str, kind: OperationKind) -> Operation | None:
+def find_entry_of_change(nics: VmiNics, name: str, kind: OperationKind, network: str | None = None) -> Operation | None:
     """Return the operation of a change that KubeVirt has still to copy from the template to the VMI.
 
     It is on the VMI already, see :func:`schemas.kubernetes.operations.unplug_key`. While the unplug's entry is there,
-    that of the plug belongs to the interface that was unplugged.
+    that of the plug belongs to the interface that was unplugged. So does one for another NAD to an earlier plug.
+
+    :param network: the NAD of a plug.
     """
     entry = nics.written(name, kind) if kind is OperationKind.UNPLUG else nics.operations.get(name)
-    return entry if entry is not None and entry.kind is kind and entry.vm is not None else None
+    if entry is None or entry.kind is not kind or entry.vm is None:
+        return None
+    nad = qualified_nad(network, nics.vmi.metadata.namespace) if network else None
+    # A change of the NAD always names it.
+    unknown = entry.network is None and name not in nics.interfaces
+    return entry if kind is OperationKind.UNPLUG or unknown or entry.network == nad else None
 
 
 def must_keep_operation(template: TemplateInterfaces, nics: VmiNics, name: str) -> bool:

@@ -44,10 +44,11 @@ def _annotations(nics: VmiNics) -> Iterator[ObservedStage]:
     pod = nics.pod
     if pod is None:
         return
-    meta, entries = pod.metadata, read_entries(nics)
+    meta = pod.metadata
     for nic in nics:
-        operation = entries.get((nic.name, OperationKind.PLUG))
-        if operation is None or nic.interface.state == ABSENT:
+        # Not an entry for another NAD, which KubeVirt has still to copy to the VMI.
+        operation = nic.operation
+        if not nic.has_operation or operation.vm is None or nic.absent:
             continue
         event = PodAnnotated(
             operation=operation,
@@ -74,7 +75,7 @@ def _guest_stages(nics: VmiNics) -> Iterator[ObservedStage]:
             detached = GuestDetached(operation=operation, **_guest_fields(nics))
             # KubeVirt removes an interface from the spec when guest and Multus have released it.
             yield ObservedStage(detached, nic is None or (absent and not is_in_guest(nic)), nic is None or absent)
-        elif nic is not None and not absent:
+        elif nic is not None and not absent and nic.operation == operation:
             attached = GuestAttached(
                 operation=operation,
                 mac=nic.entry.get("mac"),

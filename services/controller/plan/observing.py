@@ -15,7 +15,7 @@ from schemas.kubernetes.operations import Operation, encode_annotation
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.entries import ORPHAN_AGE, entry_age, entry_key, entry_ops, read_entries
-from services.common.domain.kubevirt.stages import is_in_guest, is_on_another_network
+from services.common.domain.kubevirt.stages import desired_nad, is_in_guest, is_on_another_network
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
 from services.common.domain.spec_patch import PatchOp
@@ -25,7 +25,7 @@ from services.controller.plan.actions import Observed
 
 
 class NewEntry(msgspec.Struct, frozen=True):
-    """An entry to write for a change that has none.
+    """An entry to write for a change that has none, or whose key has one for another NAD.
 
     :ivar network: the NAD as ``namespace/name``; empty for an unplug.
     """
@@ -76,18 +76,19 @@ def plan_entries(observed: Observed, beside: Capabilities) -> EntryChanges:
     entries = read_entries(nics)
     added: dict[str, NewEntry] = {}
     if nics.vmi.status.phase == "Running":
-        taken = {entry_key(name, kind) for name, kind in entries}
+        taken = {entry_key(name, kind): operation for (name, kind), operation in entries.items()}
         for entry in _changes_in_progress(template, nics, beside):
             # Two interfaces whose names have the same hash share a key: the first one has it.
-            if entry.key not in taken:
+            if entry.key not in taken or _is_other_network(nics, taken[entry.key], entry):
                 added.setdefault(entry.key, entry)
     removed: list[str] = []
     waits: list[float] = []
     for (name, kind), operation in entries.items():
-        if _is_followed(template, nics, name, kind):
+        ended = entry_key(name, kind) not in added and _is_taken_back(template, nics, operation, beside)
+        if _is_followed(template, nics, name, kind) and not ended:
             continue
         unplugged = (name, OperationKind.UNPLUG) in entries and not _is_known(template, nics, name)
-        left = 0.0 if unplugged else ORPHAN_AGE - entry_age(operation, observed.now)
+        left = 0.0 if ended or unplugged else ORPHAN_AGE - entry_age(operation, observed.now)
         if left > 0:
             waits.append(left)
         else:
@@ -100,8 +101,10 @@ def _changes_in_progress(template: TemplateInterfaces, nics: VmiNics, beside: Ca
     for nic in nics:
         if nic.interface.state == ABSENT:
             yield NewEntry(OperationKind.UNPLUG, nic.name)
-        elif _is_being_plugged(nics, nic) or is_on_another_network(nics, nic):
-            yield NewEntry(OperationKind.PLUG, nic.name, nic.nad)
+            continue
+        nad = desired_nad(template, nics, nic, beside)
+        if _is_being_plugged(nics, nic) or is_on_another_network(nics, nic, nad):
+            yield NewEntry(OperationKind.PLUG, nic.name, nad)
     # Nobody follows the template without the feature gate, and 1.0 follows its request queue only.
     for desired in find_pending_changes(template, nics) if not (beside.gate or beside.request_queue) else ():
         name, kind, network = desired.name, desired.kind, desired.network
@@ -123,6 +126,25 @@ def _is_being_plugged(nics: VmiNics, nic: Nic) -> bool:
     if nics.pod is None or is_migrating(nics.vmi) or is_in_guest(nic):
         return False
     return nic.status is None or any(DOMAIN in parse_tokens(entry) for entry in nics.vmi.status.interfaces or ())
+
+
+def _is_other_network(nics: VmiNics, entry: Operation, new: NewEntry) -> bool:
+    """Return whether the entry that a key has is for an earlier NAD of the same interface."""
+    if new.kind is OperationKind.UNPLUG or entry.interface != new.interface:
+        return False
+    if entry.network is not None:
+        return entry.network != new.network
+    nic = nics.nics.get(new.interface)
+    return nic is not None and is_on_another_network(nics, nic, new.network)
+
+
+def _is_taken_back(template: TemplateInterfaces, nics: VmiNics, operation: Operation, beside: Capabilities) -> bool:
+    """Return whether an entry is for another NAD than the one that the interface stays attached to."""
+    nic = nics.nics.get(operation.interface)
+    if nic is None or nic.status is None or nic.interface.state == ABSENT or operation.network is None:
+        return False
+    nad = desired_nad(template, nics, nic, beside)
+    return operation.network != nad and not is_on_another_network(nics, nic, nad)
 
 
 def _is_followed(template: TemplateInterfaces, nics: VmiNics, name: str, kind: OperationKind) -> bool:

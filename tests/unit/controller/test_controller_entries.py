@@ -27,12 +27,15 @@ RECENT, OLD = "2026-11-28T11:59:40.000Z", "2026-11-28T11:58:00.000Z"
 DEFAULT = {"name": "default", "infoSource": "domain", "mac": "02:00:00:00:00:01"}
 IN_GUEST = {"name": "blue", "infoSource": "domain, multus-status", "mac": "02:00:00:00:00:02"}
 BLUE, ABSENT = objects.nic("blue"), objects.nic("blue", state="absent")
+NET1, NET2, NET3 = "default/net1", "default/net2", "default/net3"
 
 
-def entry(kind: OperationKind, *, vm: str | None = objects.VM_UID, at: str = OLD) -> dict[str, str]:
+def entry(
+    kind: OperationKind, *, vm: str | None = objects.VM_UID, at: str = OLD, nad: str | None = None
+) -> dict[str, str]:
     """Return the annotation with an entry of the interface ``blue``."""
     key = unplug_key("blue") if kind is UNPLUG else operation_key("blue")
-    return {key: encode_annotation(Operation(f"id-{kind}", kind, "blue", requested_at=at, vm=vm))}
+    return {key: encode_annotation(Operation(f"id-{kind}", kind, "blue", requested_at=at, vm=vm, network=nad))}
 
 
 def attached() -> Pod:
@@ -158,10 +161,41 @@ def test_an_entry_is_removed_when_its_change_has_ended_or_never_came(
 
 
 @pytest.mark.parametrize(
+    ("template", "spec", "written", "added", "removed"),
+    [
+        pytest.param("net2", "net1", NET1, NET2, False, id="changed"),
+        pytest.param("net2", "net1", None, NET2, False, id="changed-without-an-entry"),
+        pytest.param("net2", "net2", NET1, NET2, False, id="copied-to-the-vmi-before-it-was-seen"),
+        pytest.param("net2", "net2", "unknown", NET2, False, id="entry-of-an-earlier-version"),
+        pytest.param("net2", "net1", NET2, None, False, id="has-its-entry"),
+        pytest.param("net2", "net2", NET2, None, False, id="migration-is-due"),
+        pytest.param("net3", "net2", NET2, NET3, False, id="changed-again"),
+        pytest.param("net1", "net2", NET2, None, True, id="taken-back"),
+        pytest.param("net1", "net1", NET2, None, True, id="taken-back-on-the-vmi-too"),
+        pytest.param("net1", "net1", NET1, None, False, id="plugged"),
+    ],
+)
+def test_a_change_of_the_nad_is_an_operation_of_its_own(
+    template: str, spec: str, written: str | None, added: str | None, removed: bool
+) -> None:
+    annotations = entry(PLUG, nad=None if written == "unknown" else written) if written is not None else {}
+    found = vmi(objects.nic("blue", spec), status=[DEFAULT, IN_GUEST], annotations=annotations)
+    changes = planned(objects.vm(objects.nic("blue", template)), found, [attached()])
+    assert [(new.kind, new.network) for new in changes.added] == ([(PLUG, added)] if added is not None else [])
+    assert changes.removed == ((operation_key("blue"),) if removed else ())
+
+
+@pytest.mark.parametrize(
     "beside", [capabilities("1.0.1"), capabilities("1.3.0", gate=HOTPLUG_GATE)], ids=["1.0", "gate"]
 )
 def test_an_edit_that_this_kubevirt_does_not_follow_gets_no_entry(beside: Capabilities) -> None:
     assert planned(objects.vm(BLUE), vmi(), [objects.pod()], beside) == EntryChanges()
+
+
+def test_a_change_of_the_nad_that_kubevirt_does_not_follow_leaves_the_entry_of_the_plug() -> None:
+    plugged = vmi(BLUE, status=[DEFAULT, IN_GUEST], annotations=entry(PLUG, nad=NET1))
+    changed = objects.vm(objects.nic("blue", "net2"))
+    assert planned(changed, plugged, [attached()], capabilities("1.7.0")) == EntryChanges()
 
 
 def test_a_vmi_without_a_vm_gets_no_entry() -> None:

@@ -80,6 +80,13 @@ async def test_a_stage_of_another_pod_is_another_one() -> None:
     assert observer.bus.published == [event("pod1"), event("pod2")]
 
 
+async def test_a_stage_that_a_migration_reaches_is_published_however_late() -> None:
+    observer = Observer()
+    await observer.see(reached=False, due=False, pod="pod1", after=1)
+    await observer.see(reached=True, pod="pod2", after=3600)
+    assert observer.bus.published == [event("pod2")]
+
+
 async def test_a_stage_that_was_reached_before_anybody_looked_is_published_only_while_it_is_new() -> None:
     observer = Observer()
     await observer.see(reached=True, after=0.2)

@@ -1,7 +1,10 @@
 """Operations beside KubeVirt: the annotations of the VMI that name them, and which one an interface belongs to."""
 
+import msgspec
 import pytest
 
+from schemas.bus.events import GuestAttached
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
 from schemas.kubernetes.operations import (
     Operation,
     encode_annotation,
@@ -10,9 +13,11 @@ from schemas.kubernetes.operations import (
     stale_operation_keys,
     unplug_key,
 )
-from schemas.names import interface_hash
-from schemas.stages import OperationKind
+from schemas.names import interface_hash, pod_interface
+from schemas.stages import OperationKind, Stage
+from services.common.domain.kubevirt.stages import observe_stage
 from services.common.domain.nic import parse_nics
+from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.template import (
     find_pending_changes,
     find_reverted_unplugs,
@@ -21,7 +26,9 @@ from services.common.domain.template import (
     must_keep_operation,
     parse_template,
 )
+from services.controller.plan.observed_stages import observed_stages
 from tests.support.observed import objects
+from tests.support.observed.kubevirt import capabilities
 
 PLUG = Operation("plug", OperationKind.PLUG, "iface1", vm=objects.VM_UID)
 UNPLUG = Operation("unplug", OperationKind.UNPLUG, "iface1", vm=objects.VM_UID)
@@ -88,6 +95,44 @@ def test_entry_under_the_other_key_is_ignored() -> None:
     assert parse_nics(objects.vmi(PRESENT, owned=True, annotations=annotations), None).operations == {}
     assert read_unplug_at(annotations, unplug_key("iface1")) is read_unplug_at(annotations, unplug_key("b")) is None
     assert read_unplug_at(entries(UNPLUG), unplug_key("iface1")) == UNPLUG
+
+
+@pytest.mark.parametrize(
+    ("spec", "in_pod", "written", "found"),
+    [
+        ("net1", "net1", "net1", (Stage.REQUESTED, "")),
+        ("net1", "net1", "net2", (Stage.REQUESTED, "plug")),
+        ("net2", "net1", "net1", (Stage.REQUESTED, "")),
+        ("net2", "net1", "net2", (Stage.REQUESTED, "plug")),
+        ("net2", "net2", "net2", (Stage.GUEST_ATTACHED, "plug")),
+    ],
+    ids=["edited", "KubeVirt has still to copy it", "copied first", "migration is due", "migrated"],
+)
+def test_a_change_of_the_nad_is_complete_when_the_pod_has_the_new_network(
+    spec: str, in_pod: str, written: str, found: tuple[Stage, str]
+) -> None:
+    operation = msgspec.structs.replace(PLUG, network=f"default/{written}")
+    statuses = encode_network_status([NetworkStatus(f"default/{in_pod}", pod_interface("iface1"))])
+    in_guest = {"name": "iface1", "infoSource": "domain, multus-status", "mac": "02:00:00:00:00:02"}
+    vmi = objects.vmi(objects.nic("iface1", spec), owned=True, status=[in_guest], annotations=entries(operation))
+    nics = parse_nics(vmi, objects.pod({NETWORK_STATUS: statuses}))
+    (status,) = derive_statuses(nics, objects.vm(objects.nic("iface1", "net2")), capabilities("1.9.0"))
+    assert (status.stage, status.operation) == found
+    # The earlier plug is complete as long as the VMI has its network.
+    complete = [
+        one.event.operation.network
+        for one in observed_stages(nics)
+        if one.reached and isinstance(one.event, GuestAttached)
+    ]
+    assert complete == ([f"default/{spec}"] if spec == in_pod == written else [])
+
+
+def test_without_the_pod_a_network_that_requires_a_migration_is_not_taken_for_attached() -> None:
+    finished = {"name": "iface1", "infoSource": "domain, multus-status", "mac": "02:00:00:00:00:02"}
+    for required, stage in (("False", Stage.GUEST_ATTACHED), ("True", Stage.REQUESTED)):
+        conditions = [{"type": "MigrationRequired", "status": required}]
+        nics = parse_nics(objects.vmi(PRESENT, owned=True, status=[finished], conditions=conditions), None)
+        assert observe_stage(nics, nics.nics["iface1"]) is stage
 
 
 def test_entry_on_a_vm_is_a_copy() -> None:

@@ -13,7 +13,7 @@ VMIS, VM_UID = "virtualmachineinstances", "vm-uid"
 BLUE = pod_interface("blue")
 ELEMENT = {"name": "blue", "namespace": "default", "interface": BLUE}
 OWNER = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm1", "uid": "vmi-uid"}
-PLUG = Operation("plug", OperationKind.PLUG, "blue", vm=VM_UID)
+PLUG = Operation("plug", OperationKind.PLUG, "blue", vm=VM_UID, network="default/blue")
 UNPLUG = Operation("unplug", OperationKind.UNPLUG, "blue", vm=VM_UID)
 ENTRIES = {operation_key("blue"): encode_annotation(PLUG), unplug_key("blue"): encode_annotation(UNPLUG)}
 
@@ -57,6 +57,13 @@ async def test_a_copy_of_an_operation_is_ignored(node: Node) -> None:
     (attached,) = await node.until_published(lambda events: len(events) == 1)
     assert attached.operation.id not in ("frozen", "plug")
     assert attached.operation.vm is None
+
+
+async def test_an_attachment_to_the_old_network_is_not_the_operation_of_its_change(node: Node) -> None:
+    changed = Operation("changed", OperationKind.PLUG, "blue", vm=VM_UID, network="default/green")
+    launcher(node, {operation_key("blue"): encode_annotation(changed)}, networks=[ELEMENT], status=[ETH0])
+    (attached,) = await node.until_published(lambda events: len(events) == 1)
+    assert attached.operation.id != "changed"
 
 
 async def test_without_the_right_to_read_vmis_the_network_is_attached(node: Node) -> None:

@@ -48,11 +48,11 @@ def test_operation_round_trip() -> None:
     assert operations.read_operation(annotations, "iface2") is None
 
 
-def test_operation_is_limited_to_512_bytes() -> None:
+def test_operation_is_limited_to_1024_bytes() -> None:
     size = len(operations.encode_annotation(operation(requested_at="")))
-    operations.encode_annotation(operation(requested_at="x" * (512 - size)))
-    with pytest.raises(ValueError, match="513 bytes"):
-        operations.encode_annotation(operation(requested_at="x" * (513 - size)))
+    operations.encode_annotation(operation(requested_at="x" * (1024 - size)))
+    with pytest.raises(ValueError, match="1025 bytes"):
+        operations.encode_annotation(operation(requested_at="x" * (1025 - size)))
 
 
 def test_largest_real_operation_fits_the_limit() -> None:
@@ -63,6 +63,8 @@ def test_largest_real_operation_fits_the_limit() -> None:
         "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         "2026-11-23T10:00:00.123456+00:00",
         "4a7c0000-0000-0000-0000-000000000000",
+        vm="4a7c0000-0000-0000-0000-000000000000",
+        network=f"{'n' * 63}/{'x' * 253}",
     )
     assert len(operations.encode_annotation(largest)) <= operations.MAX_OPERATION_BYTES
 

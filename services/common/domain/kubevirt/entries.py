@@ -1,8 +1,9 @@
 """The entries of a VMI beside KubeVirt: operations that are written to it before KubeVirt follows its template. Pure.
 
 An entry of a plug and one of an unplug have keys of their own, so that both exist while KubeVirt still follows the
-template. They are the only annotations that hotnic writes there. The api writes one for each of its requests, the
-controller for every other change.
+template. A change of the NAD is a plug of its own, whose entry replaces the earlier plug's. Entries are the only
+annotations that hotnic writes there. The api writes one for each of its requests, the controller for every other
+change.
 Not here: how far an operation is (:mod:`services.common.domain.kubevirt.stages`).
 """
 

@@ -20,6 +20,7 @@ from services.common.domain.kubevirt.migration import (
     find_condition,
     find_migration_outcome,
     is_earlier,
+    is_migration_required,
     seconds_of_grace,
 )
 from services.common.domain.kubevirt.reasons import STRAY_ELEMENT, Explanation, explain
@@ -161,7 +162,7 @@ def _explain_unplug(situation: Situation, nic: Nic, stage: Stage) -> Explanation
     last = all(other.absent for other in situation.nics)
     if nic.element is not None and last and not situation.beside.removes_last_interface:
         return situation.explain("LastInterfaceStays")
-    if stage is Stage.GUEST_DETACHED and _is_migration_required(situation):
+    if stage is Stage.GUEST_DETACHED and is_migration_required(situation.nics.vmi):
         return _explain_migration(situation, "Multus has not detached the interface from the running pod")
     if _comes_back(situation, nic):
         return situation.explain("ComesBack", interface=nic.name)
@@ -199,7 +200,7 @@ def _explain_multus(situation: Situation, code: str, attached: str, cause: str) 
     condition = find_condition(situation.nics.vmi, MIGRATION_REQUIRED)
     if condition is None:
         return situation.explain(code)
-    if _is_migration_required(situation):
+    if is_migration_required(situation.nics.vmi):
         return _explain_migration(situation, cause)
     left = seconds_of_grace(condition, situation.now)
     when = "20 s after the change" if left is None else f"in {left} s" if left else "within seconds"
@@ -213,7 +214,7 @@ def _explain_kubevirt(situation: Situation, task: str) -> Explanation:
         return situation.explain("HotplugGateOff")
     if failure is not None:
         return situation.explain(HOTPLUG_ERROR, text=failure)
-    if _is_migration_required(situation):
+    if is_migration_required(situation.nics.vmi):
         return _explain_migration(situation, "the running pod does not have the interface")
     return situation.explain("WaitingForKubeVirt", task=task)
 
@@ -228,11 +229,6 @@ def _explain_migration(situation: Situation, cause: str) -> Explanation:
         migratable=migratable.status if migratable is not None else "not set",
         strategy=vmi.spec.eviction_strategy or beside.eviction_strategy or "not set",
     )
-
-
-def _is_migration_required(situation: Situation) -> bool:
-    condition = find_condition(situation.nics.vmi, MIGRATION_REQUIRED)
-    return condition is not None and condition.status == "True"
 
 
 def _comes_back(situation: Situation, nic: Nic) -> bool:

@@ -55,6 +55,12 @@ def is_migratable(vmi: VirtualMachineInstance) -> bool:
     return condition is not None and condition.status == "True"
 
 
+def is_migration_required(vmi: VirtualMachineInstance) -> bool:
+    """Return whether KubeVirt has found that a VM has to be migrated, and waits no longer for Multus."""
+    condition = find_condition(vmi, MIGRATION_REQUIRED)
+    return condition is not None and condition.status == "True"
+
+
 def explain_not_migratable(vmi: VirtualMachineInstance) -> str:
     """Return KubeVirt's words on why a VM cannot be migrated."""
     condition = find_condition(vmi, LIVE_MIGRATABLE)

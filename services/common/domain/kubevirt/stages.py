@@ -2,14 +2,19 @@
 
 KubeVirt does not wait for one side before it changes the other: an unplug leaves the pod's annotation first, then the
 guest and the network status in either order. At the hand-over of a migration, stages go back and come again. So a stage
-is what the objects say now. Not here: the stages where hotnic owns the VM, and why a stage is not reached.
+is what the objects say now. After a change of the NAD the interface stays attached to the old network until the VM is
+migrated; its stages start again, judged by the name in network-status.
+Not here: the stages where hotnic owns the VM, and why a stage is not reached.
 Next: :mod:`services.common.domain.kubevirt.reasons`.
 """
 
 from schemas.kubernetes.networks import NetworkSelectionElement
-from schemas.stages import Stage
+from schemas.stages import OperationKind, Stage
+from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.kubevirt.migration import is_migration_required
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.status_interfaces import DOMAIN
+from services.common.domain.template import TemplateInterfaces
 
 
 def observe_stage(nics: VmiNics, nic: Nic) -> Stage:
@@ -24,9 +29,24 @@ def is_in_guest(nic: Nic) -> bool:
     return DOMAIN in nic.tokens or finished
 
 
-def is_on_another_network(nics: VmiNics, nic: Nic) -> bool:
-    """Return whether the pod's interface is attached to another NAD than that of the spec: the NAD was changed."""
-    return nic.status is not None and qualified_nad(nic.status.name, nics.vmi.metadata.namespace) != nic.nad
+def is_on_another_network(nics: VmiNics, nic: Nic, nad: str | None = None) -> bool:
+    """Return whether the pod's interface is attached to another NAD: the NAD was changed.
+
+    :param nad: as ``namespace/name``; that of the VMI's spec by default.
+    """
+    return nic.status is not None and qualified_nad(nic.status.name, nics.vmi.metadata.namespace) != (nad or nic.nad)
+
+
+def desired_nad(template: TemplateInterfaces, nics: VmiNics, nic: Nic, beside: Capabilities) -> str:
+    """Return the NAD that a NIC will be attached to, as ``namespace/name``.
+
+    It is the template's, where KubeVirt copies a change of it to the running VMI, otherwise the VMI's.
+    """
+    desired = template.interfaces.get(nic.name)
+    network = desired.network if desired is not None and desired.kind is OperationKind.PLUG else None
+    if not beside.nad_change or network is None or network.multus is None:
+        return nic.nad
+    return qualified_nad(network.multus.network_name, nics.vmi.metadata.namespace)
 
 
 def has_lost_its_element(nics: VmiNics, nic: Nic) -> bool:
@@ -36,8 +56,10 @@ def has_lost_its_element(nics: VmiNics, nic: Nic) -> bool:
 
 def _plug_stage(nics: VmiNics, nic: Nic) -> Stage:
     attached = nic.status is not None and not is_on_another_network(nics, nic)
-    # While no pod is known to act, the status of the VMI is all there is.
-    if is_in_guest(nic) and (attached or nics.pod is None):
+    # While no pod is known to act, the status of the VMI is all there is. It does not tell networks apart, but a change
+    # of the NAD requires a migration.
+    unknown = nics.pod is None and not is_migration_required(nics.vmi)
+    if is_in_guest(nic) and (attached or unknown):
         return Stage.GUEST_ATTACHED
     if attached:
         return Stage.MULTUS_ATTACHED

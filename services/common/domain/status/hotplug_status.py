@@ -200,7 +200,8 @@ def _pending_status(
 
     :param present: the status of the interface in the VMI, or an empty one when the VMI does not have it.
     """
-    operation = template.operation(change.name, change.kind) or find_entry_of_change(nics, change.name, change.kind)
+    entry = find_entry_of_change(nics, change.name, change.kind, change.network)
+    operation = template.operation(change.name, change.kind) or entry
     found = msgspec.structs.replace(
         present,
         network=change.network or present.network,

@@ -39,7 +39,7 @@ class StageRow(msgspec.Struct, frozen=True):
     :ivar publishers: the roles that bring an interface to the stage and publish it.
     :ivar fact: what holds once the stage is published.
     :ivar next: the next stage by kind of operation; without the kinds that end at the stage or do not have it.
-    :ivar observers: the roles that publish the stage where KubeVirt brings the interface to it.
+    :ivar observers: the roles that publish the stage where KubeVirt, or its Multus, brings the interface to it.
     """
 
     stage: Stage
@@ -55,6 +55,11 @@ class StageRow(msgspec.Struct, frozen=True):
         """
         return role in self.publishers or (observed and role in self.observers)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The roles that publish the stage, for whichever reason."""
+        return tuple(dict.fromkeys((*self.publishers, *self.observers)))
+
 
 TABLE: tuple[StageRow, ...] = (
     StageRow(
@@ -68,12 +73,14 @@ TABLE: tuple[StageRow, ...] = (
         ("controller",),
         "the pod's networks annotation lists the attachment",
         {OperationKind.PLUG: Stage.MULTUS_ATTACHED},
+        observers=("controller",),
     ),
     StageRow(
         Stage.MULTUS_ATTACHED,
         ("networks",),
         "the pod's network-status annotation lists the attachment",
         {OperationKind.PLUG: Stage.GUEST_ATTACHED},
+        observers=("controller",),
     ),
     StageRow(Stage.GUEST_ATTACHED, ("handler",), "the device is in the guest's domain", observers=("controller",)),
     StageRow(

@@ -10,7 +10,7 @@ import msgspec
 
 from schemas.bus.encoding import NO_NODE, NO_VMI, Subject
 from schemas.kubernetes.operations import Operation
-from schemas.stages import Stage
+from schemas.stages import ROWS, Stage
 
 MAX_EVENT_BYTES = 64 * 1024
 """Larger payloads are not decoded; they are dead-lettered."""
@@ -151,15 +151,15 @@ class Failed(_Event, frozen=True, tag="failed"):
     retry_after: float | None = None
 
 
-_OF_THE_OWNER = frozenset({Stage.POD_ANNOTATED, Stage.GUEST_ATTACHED, Stage.GUEST_DETACHED})
-"""The stages that the owner of the VMs brings an interface to. The others are requests, or are networks' own work."""
-
 Event = Requested | PodAnnotated | MultusAttached | MultusDetached | GuestAttached | GuestDetached | Failed
 
 
-def is_observed(event: Event) -> bool:
-    """Return whether an event is about what KubeVirt did, and its publisher only saw it."""
-    return event.operation.vm is not None and event.stage in _OF_THE_OWNER
+def is_observed(event: Event, role: str) -> bool:
+    """Return whether an event is about what KubeVirt or its Multus did, and its publisher only saw it.
+
+    :param role: the publisher.
+    """
+    return event.operation.vm is not None and role in ROWS[event.stage].observers
 
 
 _encoder = msgspec.json.Encoder()

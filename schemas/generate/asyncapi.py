@@ -43,7 +43,7 @@ def build_document() -> dict[str, Any]:
                 "summary": f"{role} publishes after: {row.fact}",
             }
             for row in TABLE
-            for role in (*row.publishers, *row.observers)
+            for role in row.sources
         },
         "components": {
             "messages": {_key(row): _message(row) for row in TABLE},
@@ -104,7 +104,7 @@ def _headers(row: StageRow) -> dict[str, Any]:
         "ce-id": {"description": "The same as Nats-Msg-Id."},
         "ce-type": {"const": sample["ce-type"]},
         "ce-source": {
-            "pattern": f"^/hotnic/({'|'.join((*row.publishers, *row.observers))})/.+$",
+            "pattern": f"^/hotnic/({'|'.join(row.sources)})/.+$",
             "description": "/hotnic/<role>/<node>",
         },
         "ce-time": {"format": "date-time"},

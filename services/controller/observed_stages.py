@@ -28,7 +28,12 @@ Shorter than the bus drops a repeated message, so an event is not published twic
 MAX_STAGES = 16384
 """Number of remembered stages of operations; of a dropped one an event may be missing."""
 
-_VERBS = {Stage.POD_ANNOTATED: "annotate", Stage.GUEST_ATTACHED: "attach", Stage.GUEST_DETACHED: "detach"}
+_SPANS = {
+    Stage.POD_ANNOTATED: "kubevirt annotate",
+    Stage.MULTUS_ATTACHED: "multus attach",
+    Stage.GUEST_ATTACHED: "kubevirt attach",
+    Stage.GUEST_DETACHED: "kubevirt detach",
+}
 
 _StageKey = tuple[str, Stage]
 
@@ -100,7 +105,7 @@ class ObservedStages:
 
     async def _publish(self, event: ObservedEvent, since: int) -> None:
         with self._tracer.start_as_current_span(
-            f"kubevirt {_VERBS[event.stage]} {event.operation.interface}",
+            f"{_SPANS[event.stage]} {event.operation.interface}",
             context=context_of(event.operation.traceparent),
             start_time=since,
             attributes={

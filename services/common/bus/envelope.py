@@ -60,13 +60,14 @@ def event_outcome(event: Event) -> str:
     return str(event.confirmed_by) if isinstance(event, GuestAttached) else ""
 
 
-def message_id(event: Event, start_id: str) -> str:
+def message_id(event: Event, start_id: str, role: str = "") -> str:
     """Return the ``Nats-Msg-Id``: equal for all retries of one publish and for nothing else.
 
     :param start_id: random id of the publisher's start; after a restart the same event is published again. An observed
         event has the same id whoever sees it, however often: nothing was done again.
+    :param role: the publisher.
     """
-    observed = is_observed(event)
+    observed = is_observed(event, role)
     parts = (
         event.operation.id,
         # The server compares ids over all subjects of a stream: the same id on another subject is dropped.
@@ -88,14 +89,15 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
 
     :raises ValueError: the role may not publish this stage, a name is empty, or the event is too large.
     """
-    if not ROWS[event.stage].may_publish(role, observed=is_observed(event)):
+    observed = is_observed(event, role)
+    if not ROWS[event.stage].may_publish(role, observed=observed):
         raise ValueError(f"role {role} may not publish {event.stage}")
     if isinstance(event, Failed) and len(event.message) > MAX_MESSAGE_CHARS:
         event = msgspec.structs.replace(event, message=event.message[: MAX_MESSAGE_CHARS - 1] + "…")
     payload = encode(event)
     if len(payload) > MAX_EVENT_BYTES:
         raise ValueError(f"event has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
-    event_id = message_id(event, start_id)
+    event_id = message_id(event, start_id, role)
     headers = cloudevents.build_headers(
         event_id=event_id,
         stage=event.stage,
@@ -104,7 +106,7 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
         time=_event_time(event) or normalize_time((now or datetime.now(UTC)).isoformat()),
     )
     headers[MSG_ID] = event_id
-    if is_observed(event):
+    if observed:
         headers[cloudevents.OBSERVED] = "true"
     return BusMessage(str(event.subject), payload, headers)
 
@@ -138,7 +140,7 @@ def decode_message(subject: str, headers: Mapping[str, str] | None, payload: byt
     except ValueError as error:
         raise UnusableMessage("BadHeaders", str(error)) from None
     publisher = found["ce-source"].removeprefix("/hotnic/").partition("/")[0]
-    if not ROWS[event.stage].may_publish(publisher, observed=is_observed(event)):
+    if not ROWS[event.stage].may_publish(publisher, observed=is_observed(event, publisher)):
         raise UnusableMessage("ForbiddenPublisher", f"{found['ce-source']} may not publish {event.stage}")
     return event, expected
 

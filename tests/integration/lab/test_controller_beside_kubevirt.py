@@ -24,7 +24,7 @@ from tests.support.lab.observing import observing_controller
 from tests.support.telemetry.spans import recording_telemetry
 
 ATTACHED = "domain, guest-agent, multus-status"
-PLUG = [Stage.REQUESTED, Stage.POD_ANNOTATED, Stage.GUEST_ATTACHED]
+PLUG = [Stage.REQUESTED, Stage.POD_ANNOTATED, Stage.MULTUS_ATTACHED, Stage.GUEST_ATTACHED]
 UNPLUG = [Stage.REQUESTED, Stage.GUEST_DETACHED]
 PLUG_KEY, UNPLUG_KEY = operation_key("blue"), unplug_key("blue")
 

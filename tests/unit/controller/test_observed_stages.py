@@ -7,15 +7,28 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from schemas.bus.cloudevents import OBSERVED as HEADER
 from schemas.bus.events import MultusAttached, ObjectRef, PodAnnotated, Requested, is_observed
-from schemas.kubernetes.operations import Operation
+from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
+from schemas.kubernetes.operations import (
+    HotplugMark,
+    Operation,
+    PodNic,
+    encode_annotation,
+    hotplug_mark_key,
+    operation_key,
+    pod_nic_key,
+)
+from schemas.names import pod_interface
 from schemas.stages import OperationKind
+from services.common.domain.nic import parse_nics
 from services.controller.observed_stages import OBSERVED, ObservedStages
-from services.controller.plan.observed_stages import ObservedStage
+from services.controller.plan.observed_stages import ObservedStage, observed_stages
 from tests.support.bus.memory import Broker, MemoryBus
 from tests.support.contexts import role_context
+from tests.support.observed import objects
 from tests.support.telemetry.spans import named, recording_telemetry
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+BLUE = pod_interface("blue")
 REQUESTED = 1_764_331_200_000_000_000
 """2025-11-28T12:00:00Z, nanoseconds."""
 SECOND = 1_000_000_000
@@ -103,8 +116,36 @@ async def test_a_stage_that_was_reached_before_anybody_looked_is_published_only_
 
 
 @pytest.mark.parametrize("vm", [None, "vm"])
-def test_only_what_the_owner_of_the_vms_does_is_observed(vm: str | None) -> None:
+def test_only_what_others_do_beside_kubevirt_is_observed(vm: str | None) -> None:
     operation = Operation("1", OperationKind.PLUG, "blue", vm=vm)
-    assert is_observed(PodAnnotated(operation=operation)) is (vm is not None)
-    assert not is_observed(MultusAttached(operation=operation))
-    assert not is_observed(Requested(operation=operation))
+    assert is_observed(PodAnnotated(operation=operation), "controller") is (vm is not None)
+    assert is_observed(MultusAttached(operation=operation), "controller") is (vm is not None)
+    assert not is_observed(MultusAttached(operation=operation), "networks")
+    assert not is_observed(Requested(operation=operation), "controller")
+
+
+@pytest.mark.parametrize(
+    ("written", "published"),
+    [
+        (None, True),
+        (PodNic("another pod", "sandbox", BLUE, "02:00:00:00:00:02", 1500, settings_digest="digest"), True),
+        (PodNic(objects.POD_UID, "sandbox", BLUE, "02:00:00:00:00:02", 1500), True),
+        (PodNic(objects.POD_UID, "sandbox", BLUE, "02:00:00:00:00:02", 1500, settings_digest="digest"), False),
+        (HotplugMark(objects.POD_UID, BLUE, settings_digest="digest"), False),
+    ],
+    ids=["upstream", "record-of-another-pod", "at-the-creation-of-the-pod", "networks", "networks-without-a-record"],
+)
+def test_an_attachment_that_networks_made_is_published_by_networks_only(
+    written: PodNic | HotplugMark | None, published: bool
+) -> None:
+    operation = Operation("1", OperationKind.PLUG, "blue", vm=objects.VM_UID, network="default/net1")
+    statuses = [NetworkStatus("default/net1", BLUE, ["10.0.0.1"], "02:00:00:00:00:02")]
+    annotations = {NETWORK_STATUS: encode_network_status(statuses)}
+    if written is not None:
+        key = pod_nic_key("blue") if isinstance(written, PodNic) else hotplug_mark_key(BLUE)
+        annotations[key] = encode_annotation(written)
+    entry = {operation_key("blue"): encode_annotation(operation)}
+    nics = parse_nics(objects.vmi(objects.nic("blue"), owned=True, annotations=entry), objects.pod(annotations))
+    found = [one.event for one in observed_stages(nics) if one.reached]
+    assert [type(event) for event in found] == ([MultusAttached] if published else [])
+    assert [event.ips for event in found if isinstance(event, MultusAttached)] == [("10.0.0.1",)] * published

@@ -154,11 +154,11 @@ def test_only_handler_and_networks_publish_detached_stages() -> None:
     assert stages.ROWS[Stage.MULTUS_DETACHED].publishers == ("networks",)
 
 
-def test_the_controller_publishes_what_virt_handler_did() -> None:
-    for stage in (Stage.GUEST_ATTACHED, Stage.GUEST_DETACHED):
+def test_the_controller_publishes_what_kubevirt_and_its_multus_did() -> None:
+    for stage in (Stage.MULTUS_ATTACHED, Stage.GUEST_ATTACHED, Stage.GUEST_DETACHED):
         assert stages.ROWS[stage].may_publish("controller", observed=True)
         assert not stages.ROWS[stage].may_publish("controller", observed=False)
-    assert not stages.ROWS[Stage.MULTUS_ATTACHED].may_publish("controller", observed=True)
+    assert not stages.ROWS[Stage.MULTUS_DETACHED].may_publish("controller", observed=True)
 
 
 @pytest.mark.parametrize("stage", Stage)

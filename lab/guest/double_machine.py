@@ -143,6 +143,11 @@ class DoubleMachine:
             raise CommandError(f"Property 'virtio-net-pci.{name}' not found")
         raise not_found(path)
 
+    def pci(self) -> list[Reply]:
+        """Return the root ports with the bus numbers that a firmware gives them."""
+        ports = enumerate(self.ports, start=1)
+        return [{"devices": [{"qdev_id": name, "pci_bridge": {"bus": {"secondary": bus}}} for bus, name in ports]}]
+
     def netdev_add(self, backend: str, kind: str, tap: str, queues: int) -> None:
         """Open a tap by its name.
 
@@ -273,6 +278,8 @@ def execute(machine: DoubleMachine, command: str, arguments: Arguments) -> Any:
             return [{"cpu-index": index, "target": "x86_64", "thread-id": 0} for index in range(machine.cpus)]
         case "query-rx-filter":
             return machine.rx_filters()
+        case "query-pci":
+            return machine.pci()
         case "netdev_add":
             return machine.netdev_add(
                 arguments["id"], arguments["type"], arguments.get("ifname", ""), arguments.get("queues", 1)

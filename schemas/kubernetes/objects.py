@@ -67,7 +67,7 @@ class Network(_KubePart, frozen=True):
 
 
 class Interface(_KubePart, frozen=True):
-    """An interface of a VM's spec. Exactly one binding is set; ``state`` is ``""``, ``absent``, ``up`` or ``down``."""
+    """An interface of a VM's spec. One binding should be set; ``state`` is ``""``, ``absent``, ``up`` or ``down``."""
 
     name: str
     mac_address: str | None = None
@@ -77,6 +77,16 @@ class Interface(_KubePart, frozen=True):
     bridge: dict[str, Any] | None = None
     masquerade: dict[str, Any] | None = None
     sriov: dict[str, Any] | None = None
+    slirp: Any = None
+    macvtap: Any = None
+    passt: Any = None
+    passt_binding: Any = None
+    binding: Any = None
+    tag: Any = None
+    boot_order: Any = None
+    dhcp_options: Any = None
+    acpi_index: Any = None
+    pci_address: Any = None
 
 
 class Devices(_KubePart, frozen=True):

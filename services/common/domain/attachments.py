@@ -5,6 +5,8 @@ Next: :mod:`services.common.domain.status.hotplug_status`.
 """
 
 from schemas.kubernetes.networks import NetworkSelectionElement
+from services.common.domain.eligibility import find_nic_obstacle
+from services.common.domain.mac_address import normalize_mac
 from services.common.domain.nic import Nic, VmiNics
 
 
@@ -12,13 +14,14 @@ def desired_elements(nics: VmiNics) -> list[NetworkSelectionElement]:
     """Return the desired elements of the networks annotation: those of the VMI, then all foreign elements unchanged.
 
     An absent interface keeps its element until its pod network is torn down: no attachment is removed while the guest
-    still uses its device. An interface without bridge binding keeps its element, but gets no new one.
+    still uses its device. An interface without bridge binding, or with a value that cannot be followed, keeps its
+    element, but gets no new one.
     """
     result = []
     for nic in nics:
         if nic.element is not None and not nics.released(nic):
             result.append(nic.element)
-        elif nic.interface.bridge is not None and not nic.absent:
+        elif nic.interface.bridge is not None and not nic.absent and find_nic_obstacle(nics, nic) is None:
             result.append(build_element(nic))
     own = [nic.element for nic in nics if nic.element is not None]
     links = set() if nics.ordinal else {nic.link for nic in nics}
@@ -30,8 +33,10 @@ def desired_elements(nics: VmiNics) -> list[NetworkSelectionElement]:
 
 
 def build_element(nic: Nic) -> NetworkSelectionElement:
-    """Return the network selection element of a NIC, with exactly the keys that KubeVirt writes."""
+    """Return the network selection element of a NIC, with exactly the keys that KubeVirt writes.
+
+    :raises ValueError: the NIC's MAC is invalid.
+    """
     namespace, _, name = nic.nad.partition("/")
-    return NetworkSelectionElement(
-        name=name, namespace=namespace, mac=nic.interface.mac_address or None, interface=nic.link
-    )
+    mac = normalize_mac(nic.interface.mac_address) if nic.interface.mac_address else None
+    return NetworkSelectionElement(name=name, namespace=namespace, mac=mac, interface=nic.link)

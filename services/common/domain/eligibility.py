@@ -4,12 +4,36 @@ Decided from specs and pod annotations only; free NIC slots and the existence of
 Next: :mod:`services.common.domain.attachments`, the attachments that the pod then needs.
 """
 
+import re
+from collections.abc import Iterable, Iterator
+
 from schemas.kubernetes.objects import Interface, Network, VmiSpec
 from schemas.names import KNOWN_INTERFACE_NAME, interface_hash
-from services.common.domain.nic import VmiNics
+from services.common.domain.mac_address import normalize_mac
+from services.common.domain.nic import Nic, VmiNics
+from services.common.domain.operations import ABSENT
+from services.common.domain.status_interfaces import DOMAIN, find_entry, parse_tokens
 
 MODELS = (None, "", "virtio")
 """Models of a NIC that can be hot-plugged; the default is virtio."""
+
+BINDINGS = ("bridge", "masquerade", "sriov", "slirp", "macvtap", "passt", "passt_binding", "binding")
+"""The fields of an interface that are bindings."""
+
+LINK_STATES = ("", "up", "down")
+"""The values of an interface's ``state`` that set the state of its link; empty is up."""
+
+STATES = (*LINK_STATES, ABSENT)
+"""The values of an interface's ``state``."""
+
+MAX_ACPI_INDEX = 16 * 1024 - 1
+"""QEMU's limit, which is Linux's limit for the number in a link's name."""
+
+PCI_ADDRESS = re.compile(r"0000:([0-9a-fA-F]{2}):00\.0")
+"""Pattern of an address behind a PCIe root port (``fullmatch``); its group is the bus."""
+
+OUTSIDE_SPEC = frozenset({"UnsupportedModel", "InvalidInterface", "UnsupportedField"})
+"""The reasons of :func:`find_spec_obstacle`."""
 
 ORDINAL_NAMES = "its pod has ordinal interface names (net1, …), which an unplug would renumber; restart the VM first"
 
@@ -28,15 +52,104 @@ def find_change_obstacle(interface: Interface, network: Network | None) -> str |
     return None
 
 
+def find_spec_obstacle(interface: Interface) -> tuple[str, str] | None:
+    """Return why an interface cannot be plugged with these values, as reason and message; ``None`` if it can.
+
+    The reason is one of :data:`OUTSIDE_SPEC`.
+    """
+    subject = f"interface {interface.name!r}"
+    if interface.model not in MODELS:
+        return "UnsupportedModel", f"{subject} has model {interface.model}; only virtio can be hot-plugged"
+    for field in ("tag", "boot_order", "dhcp_options"):
+        if getattr(interface, field):
+            return (
+                "UnsupportedField",
+                f"{subject} has {_field(field)}, which applies at the VM's start only; leave it out",
+            )
+    why = next(_invalid_values(interface), None)
+    return ("InvalidInterface", f"{subject} is invalid: {why}") if why is not None else None
+
+
+def _field(name: str) -> str:
+    """Return the name of a field in JSON."""
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+def _invalid_values(interface: Interface) -> Iterator[str]:
+    bindings = [name for name in BINDINGS if getattr(interface, name) is not None]
+    if len(bindings) > 1:
+        yield f"it has {len(bindings)} bindings ({', '.join(map(_field, bindings))}); choose one"
+    if interface.state not in STATES:
+        yield f"state {interface.state[:40]!r} is unknown; use up, down or absent"
+    if interface.mac_address:
+        try:
+            normalize_mac(interface.mac_address)
+        except ValueError as error:
+            yield str(error)
+    index = interface.acpi_index
+    # Zero is Go's empty value.
+    if index and not (isinstance(index, int) and 0 < index <= MAX_ACPI_INDEX):
+        yield f"acpiIndex {str(index)[:40]} is not a number from 1 to {MAX_ACPI_INDEX}"
+    if interface.pci_address and requested_bus(interface) is None:
+        address = str(interface.pci_address)[:40]
+        yield f"pciAddress {address!r} is not behind a PCIe root port, where it would be 0000:<bus>:00.0"
+
+
+def requested_bus(interface: Interface) -> int | None:
+    """Return the PCI bus that an interface requests; ``None`` if it requests none, or an invalid one."""
+    found = PCI_ADDRESS.fullmatch(str(interface.pci_address or ""))
+    return int(found[1], 16) if found is not None and int(found[1], 16) else None
+
+
+def find_duplicate_mac(nics: VmiNics, interface: Interface, accepted: Iterable[Interface] = ()) -> str | None:
+    """Return why an interface cannot have its MAC beside the other interfaces of its VMI; ``None`` if it can.
+
+    Of two interfaces of the VMI the first has the MAC, or the one that is in the guest.
+
+    :param accepted: interfaces that the VMI is to get before this one.
+    """
+    mac = _mac_of(interface.mac_address)
+    names = list(nics.interfaces)
+    later = names[names.index(interface.name) + 1 :] if interface.name in nics.interfaces else ()
+    for other in (*nics.interfaces.values(), *accepted):
+        entry = find_entry(nics.vmi.status.interfaces, other.name) or {}
+        has_it = other.name not in later or DOMAIN in parse_tokens(entry)
+        if (
+            other.name != interface.name
+            and has_it
+            and mac == _mac_of(other.mac_address or entry.get("mac")) is not None
+        ):
+            return f"interface {interface.name!r} has the MAC address {mac} of interface {other.name!r}"
+    return None
+
+
+def _mac_of(text: object) -> str | None:
+    try:
+        return normalize_mac(text) if isinstance(text, str) and text else None
+    except ValueError:
+        return None
+
+
 def find_plug_obstacle(interface: Interface, network: Network | None) -> str | None:
     """Return why an interface cannot be plugged as specified; ``None`` if it can."""
     if not KNOWN_INTERFACE_NAME.fullmatch(interface.name):
         return f"interface name {interface.name!r} is malformed: use only letters, digits, '-' and '_'"
     if (why := find_change_obstacle(interface, network)) is not None:
         return why
-    if interface.model not in MODELS:
-        return f"interface {interface.name!r} has model {interface.model}; only virtio can be hot-plugged"
-    return None
+    found = find_spec_obstacle(interface)
+    return found[1] if found is not None else None
+
+
+def find_nic_obstacle(nics: VmiNics, nic: Nic) -> tuple[str, str] | None:
+    """Return why a NIC of the VMI's spec gets no attachment, as reason and message.
+
+    It is ``None`` if the NIC can get one, has one, or is in the guest.
+    """
+    if nic.absent or nic.in_pod or DOMAIN in nic.tokens or nic.interface.bridge is None:
+        return None
+    duplicate = find_duplicate_mac(nics, nic.interface)
+    return find_spec_obstacle(nic.interface) or (("DuplicateMacAddress", duplicate) if duplicate is not None else None)
 
 
 def find_hash_collision(spec: VmiSpec, name: str) -> str | None:

@@ -12,6 +12,7 @@ import msgspec
 from schemas.kubernetes.objects import Interface, Network, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.stages import OperationKind
+from services.common.domain.eligibility import LINK_STATES
 from services.common.domain.nic import VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, operation_kind, read_operations
 from services.common.domain.spec_patch import SpecItem
@@ -144,7 +145,7 @@ def find_reverted_unplugs(template: TemplateInterfaces, nics: VmiNics) -> list[D
 def changed_link_states(template: TemplateInterfaces, nics: VmiNics) -> dict[str, str]:
     """Return the interfaces whose ``state`` the VMI has to copy, primary ones included, with that state.
 
-    An interface that is ``absent`` on either side is not included: an unplug is final.
+    An interface that is ``absent`` on either side is not included: an unplug is final. Nor is an unknown state.
     """
     pairs = [
         (desired.interface, nics.interfaces[name])
@@ -154,7 +155,9 @@ def changed_link_states(template: TemplateInterfaces, nics: VmiNics) -> dict[str
     return {
         desired.name: desired.state
         for desired, present in pairs
-        if ABSENT not in (desired.state, present.state) and desired.state != present.state
+        if ABSENT not in (desired.state, present.state)
+        and desired.state != present.state
+        and desired.state in LINK_STATES
     }
 
 

@@ -53,8 +53,9 @@ def parse_domain(live: str, persistent: str | None, transmitting: Collection[str
     taken = set(_buses(domain))
     if persistent is not None:
         taken |= set(_buses(_parse(persistent)))
-    free = sorted(set(_ports(domain)) - taken)
-    return GuestView(devices, tuple(f"{_SLOT}{bus}" for bus in free), _cpus(domain))
+    ports = sorted(set(_ports(domain)))
+    free = tuple(f"{_SLOT}{bus}" for bus in ports if bus not in taken)
+    return GuestView(devices, free, _cpus(domain), {f"{_SLOT}{bus}": bus for bus in ports})
 
 
 def transmitting_taps(counters: Mapping[str, Any]) -> set[str]:
@@ -99,6 +100,8 @@ def interface_xml(device: NetDeviceSpec, slot: str) -> str:
         ElementTree.SubElement(element, "driver", queues=str(device.queues))
     # The guest never boots from a hot-plugged device, so it needs no option ROM.
     ElementTree.SubElement(element, "rom", enabled="no")
+    if device.acpi_index is not None:
+        ElementTree.SubElement(element, "acpi", index=str(device.acpi_index))
     address = {"type": "pci", "domain": "0x0000", "bus": f"{bus:#04x}", "slot": "0x00", "function": "0x0"}
     ElementTree.SubElement(element, "address", address)
     return ElementTree.tostring(element, encoding="unicode")

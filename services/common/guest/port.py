@@ -45,11 +45,13 @@ class GuestView(msgspec.Struct, frozen=True):
     :ivar devices: the NICs, by alias.
     :ivar free_slots: ids of the slots without a device: for QMP the id of the root port, for libvirt ``pci.<bus>``.
     :ivar cpus: the number of virtual CPUs.
+    :ivar buses: the number of the PCI bus behind each slot, with a device or without, as far as it is known.
     """
 
     devices: dict[str, NetDevice]
     free_slots: tuple[str, ...]
     cpus: int = 1
+    buses: dict[str, int] = {}
 
 
 class NetDeviceSpec(msgspec.Struct, frozen=True):
@@ -61,6 +63,7 @@ class NetDeviceSpec(msgspec.Struct, frozen=True):
     :ivar mtu: bytes.
     :ivar queues: the number of queues; must match the tap's.
     :ivar up: the initial link state.
+    :ivar acpi_index: the number in the predictable name that the guest gives the NIC (``eno<i>``); ``None`` for none.
     """
 
     interface: str
@@ -69,6 +72,7 @@ class NetDeviceSpec(msgspec.Struct, frozen=True):
     mtu: int
     queues: int = 1
     up: bool = True
+    acpi_index: int | None = None
 
 
 class GuestChange(StrEnum):

@@ -74,9 +74,13 @@ class QmpGuest:
         self._known: dict[str, _Device] = {}
         self._up: dict[str, bool] = {}
         self._cpus = 0
+        self._buses: dict[str, int] = {}
 
     async def list(self) -> GuestView:
-        """Return the observed state, with three commands and up to two more for each device not seen before."""
+        """Return the observed state, with three commands and up to two more for each device not seen before.
+
+        The first call needs two more, for the number of CPUs and of the buses.
+        """
         try:
             async with asyncio.timeout(LIST_DEADLINE):
                 return await self._list()
@@ -109,6 +113,9 @@ class QmpGuest:
         # Any device takes its port: disks and NICs share the root ports (kubevirt#14180).
         taken = {device.bus for device in self._known.values()}
         ports = {path.rpartition("/")[2]: path for path, kind in found.items() if kind in _ROOT_PORTS}
+        if not ports.keys() <= self._buses.keys():
+            # Empty until the firmware has numbered the buses.
+            self._buses = bus_numbers(await self.client.execute("query-pci"))
         nics = {device.nic.alias: device.nic for device in self._known.values() if device.nic is not None}
         # QMP has no query for the link state: only what was set over this connection is known.
         self._up = {alias: up for alias, up in self._up.items() if alias in nics}
@@ -121,6 +128,7 @@ class QmpGuest:
             # The bus behind a root port has the port's own id as its name.
             tuple(sorted((name for name, path in ports.items() if f"{path}/{name}" not in taken), key=_natural)),
             self._cpus,
+            {name: self._buses[name] for name in ports if name in self._buses},
         )
 
     async def _inspect(self, path: str, kind: str) -> "_Device":
@@ -164,6 +172,8 @@ class QmpGuest:
             # The guest never boots from a hot-plugged device, so it needs no option ROM.
             "romfile": "",
         }
+        if device.acpi_index is not None:
+            frontend["acpi-index"] = device.acpi_index
         if device.queues > 1:
             netdev["queues"] = device.queues
             # One vector for each receive and each transmit queue, one for the control queue, one for the configuration.
@@ -227,10 +237,26 @@ class QmpGuest:
         self._known.clear()
         self._up.clear()
         self._cpus = 0
+        self._buses.clear()
 
     def _span(self, command: str, interface: str) -> Any:
         attributes = {"rpc.system": "qmp", "rpc.method": command, "hotnic.interface": interface}
         return self._tracer.start_as_current_span(f"qmp {command}", kind=SpanKind.CLIENT, attributes=attributes)
+
+
+def bus_numbers(buses: Any) -> dict[str, int]:
+    """Return the number of the bus behind each bridge that has an id and a number.
+
+    :param buses: the response to ``query-pci``.
+    """
+    found: dict[str, int] = {}
+    for bus in buses:
+        for device in bus.get("devices") or ():
+            behind = device.get("pci_bridge") or {}
+            number = (behind.get("bus") or {}).get("secondary")
+            if device.get("qdev_id") and number:
+                found[device["qdev_id"]] = number
+    return found
 
 
 def has_active_driver(rx_filter: Any) -> bool:

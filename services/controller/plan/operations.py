@@ -12,7 +12,14 @@ import msgspec
 from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.names import interface_hash
 from schemas.stages import OperationKind
-from services.common.domain.eligibility import find_hash_collision, find_plug_obstacle, find_unplug_obstacle
+from services.common.domain.eligibility import (
+    STATES,
+    find_duplicate_mac,
+    find_hash_collision,
+    find_nic_obstacle,
+    find_plug_obstacle,
+    find_unplug_obstacle,
+)
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
 from services.common.domain.spec_patch import InterfaceLists, build_patch, template_spec_holder, vmi_spec_holder
@@ -86,6 +93,12 @@ def copy_template(
     for desired in find_reverted_unplugs(template, nics):
         final = f"interface {desired.name!r} is being unplugged, which is final; it is plugged again after the unplug"
         yield _warn_vm(desired, final)
+    for desired in template.interfaces.values():
+        if desired.name in nics.interfaces and desired.interface.state not in STATES:
+            state = desired.interface.state[:40]
+            yield _warn_vm(
+                desired, f"interface {desired.name!r} has the unknown state {state!r}; use up, down or absent"
+            )
     # An unplug depends on the pod's interface names, which are known once the acting pod runs.
     names_known = nics.pod is not None and nics.vmi.status.phase == "Running"
     accepted: list[DesiredInterface] = []
@@ -124,6 +137,9 @@ def adopt(observed: Observed, nics: VmiNics) -> Iterator[WarnUser | StartOperati
     started: list[StartedOperation] = []
     restored: list[str] = []
     for nic in nics:
+        if (obstacle := find_nic_obstacle(nics, nic)) is not None:
+            yield _warn_vmi(nics, nic.name, obstacle[1])
+            continue
         if nic.has_operation or nic.name in observed.refused_interfaces:
             continue
         why = find_unplug_obstacle(nics, nic.name) if nic.absent else None
@@ -218,6 +234,7 @@ def _rejections(
         foreign = name in nics.networks and desired.network_item not in (nics.vmi.spec.networks or ())
         reasons = [
             find_plug_obstacle(desired.interface, desired.network),
+            find_duplicate_mac(nics, desired.interface, [one.interface for one in accepted]),
             _collision_message(name, other) if other is not None else None,
             f"interface {name!r}: the running VM has another network by the name of {name!r}; choose another name"
             if foreign

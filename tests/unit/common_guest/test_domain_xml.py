@@ -134,6 +134,12 @@ def test_queues_and_link_state_are_written() -> None:
     assert 'bus="0x14"' in xml
 
 
+def test_an_acpi_index_is_written_and_a_slot_is_known_by_its_bus() -> None:
+    text = interface_xml(NetDeviceSpec("a", "02:00:00:00:00:09", "tap1", 1500, acpi_index=101), "pci.9")
+    assert '<rom enabled="no" /><acpi index="101" /><address ' in text
+    assert parse_domain(domain(ports(2, 10) + nic("ua-a", 2)), None).buses == {"pci.2": 2, "pci.10": 10}
+
+
 @pytest.mark.parametrize("slot", ["rp1", "", "pci.", "pci.0", "pci.x"])
 def test_a_slot_of_another_domain_is_refused(slot: str) -> None:
     with pytest.raises(ValueError, match=r"slot|int"):

@@ -128,6 +128,27 @@ IMPOSSIBLE = [
         0,
     ),
     ("model", objects.vm(objects.nic("iface1", model="e1000")), objects.vmi(owned=True), "only virtio", 0),
+    (
+        "impossible MAC beside another plug",
+        objects.vm(objects.nic("iface1", macAddress="67:4f:16:00:00:01"), objects.nic("iface2")),
+        objects.vmi(owned=True),
+        "multicast",
+        1,
+    ),
+    (
+        "two plugs with one MAC",
+        objects.vm(FILLED_IN, objects.nic("iface2", macAddress="0200.0000.0007")),
+        objects.vmi(owned=True),
+        "MAC address 02:00:00:00:00:07 of interface 'iface1'",
+        1,
+    ),
+    (
+        "unknown link state",
+        objects.vm(objects.nic("iface1", state="paused")),
+        objects.vmi(IFACE, owned=True, annotations=annotations_of(PLUG), status=[IN_DOMAIN]),
+        "unknown state 'paused'",
+        0,
+    ),
     ("name", objects.vm(objects.nic("a.b")), objects.vmi(owned=True), "is malformed", 0),
     (
         "no network",

@@ -1,5 +1,6 @@
 """The stage of each interface, derived from objects."""
 
+import msgspec
 import pytest
 
 from schemas.kubernetes.networks import (
@@ -10,7 +11,7 @@ from schemas.kubernetes.networks import (
     encode_network_status,
     encode_networks,
 )
-from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
@@ -68,6 +69,9 @@ def test_stages_of_an_unplug(released: str | None, annotations: dict[str, str], 
         (objects.vmi(objects.nic("iface1"), phase="Pending"), None, "VmiNotRunning"),
         (objects.vmi(objects.nic("iface1")), None, "NoActingPod"),
         (objects.vmi(objects.nic("iface1"), migrationState={}), objects.pod(), "Migrating"),
+        (objects.vmi(objects.nic("iface1")), objects.pod(deletionTimestamp="2026-01-01T00:00:00Z"), "PodDeleting"),
+        (objects.vmi(objects.nic("iface1")), msgspec.convert({}, Pod), "PodNotRunning"),
+        (objects.vmi(objects.nic("iface1", macAddress="01:00:00:00:00:01")), objects.pod(), "InvalidInterface"),
         (objects.vmi(objects.nic("iface1")), objects.pod(), "WaitingForPodAnnotated"),
     ],
 )

@@ -84,6 +84,10 @@ def guest(*interfaces: str, free: tuple[str, ...] = ("rp1", "rp2"), cpus: int = 
     return GuestView(devices, free, cpus)
 
 
+WITH_BUSES = msgspec.structs.replace(guest("default"), buses={"rp1": 1, "rp2": 2, "rp3": 3})
+"""Of three slots the last one has a device."""
+
+
 def observed(machine: VirtualMachineInstance, launcher: Pod, **fields: Any) -> Observed:
     values: dict[str, Any] = {
         "guest": guest("default"),
@@ -204,6 +208,12 @@ def test_the_guest_mac_is_from_the_spec_else_the_status_else_the_pod_interface(
     ("machine", "fields", "reason", "final"),
     [
         (vmi(nic("iface1", model="e1000")), {}, "UnsupportedModel", True),
+        (vmi(nic("iface1", macAddress="67:4f:16:00:00:01")), {}, "InvalidInterface", True),
+        (vmi(nic("iface1", dhcpOptions={"bootFileName": "x"})), {}, "UnsupportedField", True),
+        (vmi(nic("iface1"), status=[{"name": "iface1", "mac": "02:00"}]), {}, "MalformedNic", False),
+        (vmi(nic("iface1", pciAddress="0000:09:00.0")), {"guest": WITH_BUSES}, "NoSuchSlot", True),
+        (vmi(nic("iface1", pciAddress="0000:09:00.0")), {}, "NoSuchSlot", False),
+        (vmi(nic("iface1", pciAddress="0000:03:00.0")), {"guest": WITH_BUSES}, "NoFreeSlot", True),
         (vmi(nic("iface1")), {"guest": guest("default", free=())}, "NoFreeSlot", True),
         (vmi(nic("iface1")), {"pod_links": links()}, "PodLinkMissing", False),
         (vmi(nic("iface1")), {"pod_links": links("iface1", kind="ipvlan")}, "UnsupportedPodLink", True),
@@ -216,6 +226,24 @@ def test_a_nic_that_cannot_be_plugged_is_refused(
     action = refused(plan_plugs(observed(machine, attached_pod("iface1"), **fields)))
     assert (action.reason, action.final) == (reason, final)
     assert action.message
+
+
+def test_a_nic_gets_the_slot_of_its_pci_address_and_its_acpi_index() -> None:
+    machine = vmi(nic("iface1"), nic("iface2", pciAddress="0000:01:00.0", acpiIndex=101))
+    launcher, pod_links = attached_pod("iface1", "iface2"), links("iface1", "iface2")
+    actions = plan_plugs(observed(machine, launcher, pod_links=pod_links, guest=WITH_BUSES))
+    found = [(one.slot, one.device.acpi_index) for one in actions if isinstance(one, SetUpAndAttach)]
+    assert found == [("rp2", None), ("rp1", 101)]
+
+
+def test_an_impossible_mac_stops_its_own_nic_only() -> None:
+    machine = vmi(nic("iface1", macAddress="zz:00"), nic("iface2", macAddress="0200.0000.0001"))
+    launcher, pod_links = attached_pod("iface1", "iface2"), links("iface1", "iface2")
+    first, second = plan_plugs(observed(machine, launcher, pod_links=pod_links))
+    assert isinstance(first, PublishFailure)
+    assert (first.nic.name, first.reason) == ("iface1", "InvalidInterface")
+    assert isinstance(second, SetUpAndAttach)
+    assert second.device.mac == "02:00:00:00:00:01"
 
 
 def test_the_model_virtio_is_plugged() -> None:

@@ -226,6 +226,7 @@ class PodStatus(_KubePart, frozen=True):
     phase: str = ""
     conditions: list[Condition] = []
     container_statuses: list[ContainerStatus] = []
+    pod_ips: list[dict[str, str]] = msgspec.field(default_factory=list, name="podIPs")
 
 
 class Pod(_KubePart, frozen=True):

@@ -7,13 +7,13 @@ the operation of a completed unplug and ``failed`` to the operation of a plug th
 Next: :mod:`services.handler.report`, which writes the patch and publishes the events.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from schemas.bus.events import ConfirmedBy
-from schemas.kubernetes.objects import VirtualMachineInstance
+from schemas.kubernetes.objects import Interface, VirtualMachineInstance
 from schemas.kubernetes.operations import (
     NIC_SLOTS,
     NicSlots,
@@ -43,7 +43,9 @@ from services.handler.plan.plugs import queues_of
 STATUS_PATH = "/status/interfaces"
 """Patched with the object itself: KubeVirt's CRD of VMIs has no status subresource."""
 
-_AGENT_FIELDS = ("interfaceName", "ipAddress", "ipAddresses")
+_NAME_FIELDS = ("interfaceName",)
+_AGENT_FIELDS = (*_NAME_FIELDS, "ipAddress", "ipAddresses")
+"""The fields of an entry that come from the guest agent; behind NAT it is only the name."""
 
 
 def plan_report(observed: Observed, outcome: Outcome) -> ReportStatus | None:
@@ -53,12 +55,13 @@ def plan_report(observed: Observed, outcome: Outcome) -> ReportStatus | None:
     before = vmi.status.interfaces
     after = status_entries(
         before,
-        list(observed.nics.interfaces),
+        list(observed.nics.interfaces.values()),
         {name: nic.link for name, nic in nics.items()},
         guest,
         observed.agent,
         queues=queues_of(observed),
         primary=_primary(observed.nics),
+        pod_ips=[ip for one in pod.status.pod_ips if (ip := one.get("ip"))],
     )
     ops: list[PatchOp] = []
     if after != (before or []):
@@ -134,34 +137,44 @@ def _annotations(vmi: VirtualMachineInstance, slots: NicSlots, operations: list[
 
 def status_entries(
     before: list[Entry] | None,
-    interfaces: Sequence[str],
+    interfaces: Sequence[Interface],
     pod_interfaces: Mapping[str, str],
     guest: GuestView,
     agent: Sequence[GuestNic] | None,
     *,
     queues: int = 1,
     primary: str | None = None,
+    pod_ips: Sequence[str] = (),
 ) -> list[Entry]:
     """Return the desired list of entries.
 
+    An entry whose interface is not in the domain as a network device, such as one of SR-IOV, is left to its writer.
+
     :param before: the present list.
-    :param interfaces: the interfaces' names, in the spec's order.
+    :param interfaces: the interfaces, in the spec's order.
     :param pod_interfaces: the names of secondary pod interfaces, by interface.
     :param guest: the observed state of the domain.
     :param agent: the agent's NICs; with ``None`` (no response yet) the fields from earlier responses are not changed.
     :param queues: the number of queues of each device.
     :param primary: the interface that is listed first.
+    :param pod_ips: the addresses of the pod.
     """
     after = list(before or ())
-    for name in interfaces:
-        device = guest.devices.get(device_alias(name))
+    for interface in interfaces:
+        name, device = interface.name, guest.devices.get(device_alias(interface.name))
         if device is None:
-            after = _without_device(after, name)
+            # The driver lists network devices only, and a host device is none (kubevirt#7050).
+            if interface.bridge is not None or interface.masquerade is not None:
+                after = _without_device(after, name)
             continue
         after = _with_device(after, name, device, pod_interfaces, queues)
+        if interface.masquerade is not None and pod_ips:
+            # The guest's own address is of no use outside of the pod (kubevirt#18760).
+            after = with_token(after, name, DOMAIN, ipAddress=pod_ips[0], ipAddresses=list(pod_ips))
         # An agent that does not answer removes nothing, so the addresses do not flap (kubevirt#12698).
         if agent is not None:
-            after = _with_agent(after, name, device, agent)
+            fields = _NAME_FIELDS if interface.masquerade is not None else _AGENT_FIELDS
+            after = _with_agent(after, name, device, agent, fields)
     if primary is not None:
         # KubeVirt's rule. The sort is stable, so all other entries retain their order.
         after.sort(key=lambda entry: entry.get("name") != primary)
@@ -191,27 +204,57 @@ def _with_device(
 
 
 def _without_device(entries: list[Entry], name: str) -> list[Entry]:
-    return _drop_agent_fields(without_token(without_token(entries, name, DOMAIN), name, GUEST_AGENT), name)
+    entries = without_token(without_token(entries, name, DOMAIN), name, GUEST_AGENT)
+    return _drop_agent_fields(entries, name, _AGENT_FIELDS)
 
 
-def _with_agent(entries: list[Entry], name: str, device: NetDevice, agent: Sequence[GuestNic]) -> list[Entry]:
-    # A bond or VLAN in the guest has the MAC of the NIC below it. The agent lists the NIC first.
-    nic = next((nic for nic in agent if nic.mac == device.mac), None)
+def _with_agent(
+    entries: list[Entry], name: str, device: NetDevice, agent: Sequence[GuestNic], fields: tuple[str, ...]
+) -> list[Entry]:
+    """Set the fields that come from the agent.
+
+    :param fields: those of the interface.
+    """
+    nic = _find_guest_nic(agent, device.mac)
     if nic is None:
-        return _drop_agent_fields(without_token(entries, name, GUEST_AGENT), name)
-    fields: dict[str, Any] = {"interfaceName": nic.name}
+        return _drop_agent_fields(without_token(entries, name, GUEST_AGENT), name, fields)
+    found: dict[str, Any] = {"interfaceName": nic.name}
     if nic.ips:
-        fields |= {"ipAddress": nic.ips[0], "ipAddresses": list(nic.ips)}
-    entries = entries if nic.ips else _drop(entries, name, _AGENT_FIELDS[1:])
-    return with_token(entries, name, GUEST_AGENT, **fields)
+        found |= {"ipAddress": nic.ips[0], "ipAddresses": list(nic.ips)}
+    missing = [field for field in fields if field not in found]
+    written = {field: found[field] for field in fields if field in found}
+    return with_token(_drop(entries, name, missing), name, GUEST_AGENT, **written)
 
 
-def _drop_agent_fields(entries: list[Entry], name: str) -> list[Entry]:
+def _find_guest_nic(agent: Iterable[GuestNic], mac: str) -> GuestNic | None:
+    """Return the guest NIC with a MAC; ``None`` if the agent lists none.
+
+    The addresses of its labels (``eth0:1``), which the agent lists as links of their own, are among its addresses.
+    A bridge, bond or VLAN in the guest has the MAC of the NIC below it. The one with addresses is returned, at best
+    with one that is not link-local; otherwise the first, which is the NIC itself.
+    """
+    names: dict[str, list[GuestNic]] = {}
+    for nic in agent:
+        if nic.mac == mac:
+            names.setdefault(nic.name.partition(":")[0], []).append(nic)
+    found = []
+    for name, listed in names.items():
+        # The addresses without a label first, whatever the agent's order is.
+        ordered = sorted(listed, key=lambda nic: nic.name != name)
+        found.append(GuestNic(name, mac, tuple(dict.fromkeys(ip for nic in ordered for ip in nic.ips))))
+    return min(found, key=lambda nic: (not _has_routable(nic), not nic.ips), default=None)
+
+
+def _has_routable(nic: GuestNic) -> bool:
+    return any(not ip.lower().startswith(("fe80:", "169.254.")) for ip in nic.ips)
+
+
+def _drop_agent_fields(entries: list[Entry], name: str, fields: Sequence[str]) -> list[Entry]:
     """Remove the fields that come from the agent, unless the entry still has the agent's token."""
     entry = find_entry(entries, name)
     if entry is None or GUEST_AGENT in parse_tokens(entry):
         return entries
-    return _drop(entries, name, _AGENT_FIELDS)
+    return _drop(entries, name, fields)
 
 
 def _drop(entries: list[Entry], name: str, fields: Sequence[str]) -> list[Entry]:

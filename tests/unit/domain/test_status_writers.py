@@ -48,7 +48,8 @@ class SharedStatus:
         devices = {device_alias(name): NetDevice(device_alias(name), mac(name)) for name in self.devices}
         agent = None if self.agent is None else [GuestNic(f"eth-{name}", mac(name)) for name in sorted(self.agent)]
         view = GuestView(devices, ())
-        after = status_entries(self.status, ["default", *NAMES], LINKS, view, agent, primary="default")
+        interfaces = self._vmi().spec.interface_items()
+        after = status_entries(self.status, interfaces, LINKS, view, agent, primary="default")
         return after if after != (self.status or []) else None
 
     def controller(self) -> list[Entry] | None:

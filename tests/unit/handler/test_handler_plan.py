@@ -469,11 +469,75 @@ def test_the_agent_adds_the_link_name_and_addresses_in_the_guest() -> None:
     agent = (GuestNic("eth0", "02:00:00:00:00:00", ("10.0.2.15",)), GuestNic("eth1", "02:00:00:00:00:01"))
     found = plan_report(observed(done, attached_pod("iface1"), guest=view, agent=agent, pod_links=None))
     first, second = after(found)
-    assert (first["interfaceName"], first["ipAddress"], first["ipAddresses"]) == ("eth0", "10.0.2.15", ["10.0.2.15"])
+    # The primary NIC is behind NAT.
+    assert (first["interfaceName"], first["infoSource"]) == ("eth0", "domain, guest-agent")
+    assert "ipAddress" not in first
     assert (second["interfaceName"], second["infoSource"]) == ("eth1", "domain, guest-agent")
     assert "ipAddress" not in second
     assert found is not None
     assert [(nic.name, by) for nic, by in found.confirmed] == [("iface1", ConfirmedBy.GUEST_AGENT)]
+
+
+def entries_after(
+    machine: VirtualMachineInstance, agent: tuple[GuestNic, ...], launcher: Pod | None = None
+) -> list[dict[str, Any]]:
+    state = observed(
+        machine, launcher or attached_pod("iface1"), guest=guest("default", "iface1"), agent=agent, pod_links=None
+    )
+    found = plan_report(state)
+    assert found is not None
+    status = [op["value"] for op in found.ops if op["op"] == "add" and op["path"] == "/status/interfaces"]
+    return status[0] if status else (machine.status.interfaces or [])
+
+
+@pytest.mark.parametrize("pod_ips", [[], ["10.244.1.120"]], ids=["written by KubeVirt", "the pod's"])
+def test_a_masquerade_interface_keeps_the_address_of_the_pod(pod_ips: list[str]) -> None:
+    # With the pod's addresses known, an address that an earlier version wrote is mended.
+    shown = "10.0.2.2" if pod_ips else "10.244.1.120"
+    entry = {"name": "default", "infoSource": "domain", "ipAddress": shown, "ipAddresses": [shown]}
+    launcher = attached_pod("iface1")
+    status = msgspec.structs.replace(launcher.status, pod_ips=[{"ip": ip} for ip in pod_ips])
+    launcher = msgspec.structs.replace(launcher, status=status)
+    machine = vmi(nic("iface1"), status=[entry])
+    for agent in ((GuestNic("eth0", "02:00:00:00:00:00", ("10.0.2.2", "fd10:0:2::2")),), ()):
+        found = entries_after(machine, agent, launcher)[0]
+        assert (found["ipAddress"], found["ipAddresses"]) == ("10.244.1.120", ["10.244.1.120"])
+        assert found.get("interfaceName") == ("eth0" if agent else None)
+
+
+@pytest.mark.parametrize("binding", ["sriov", "macvtap", "binding"])
+@pytest.mark.parametrize("tokens", ["domain, guest-agent, multus-status", "domain"])
+def test_the_entry_of_an_interface_that_is_no_network_device_is_left_alone(binding: str, tokens: str) -> None:
+    entry = {"name": "fast", "interfaceName": "eth2", "ipAddress": "192.0.2.7", "infoSource": tokens}
+    item, network = {"name": "fast", binding: {}}, {"name": "fast", "multus": {"networkName": "net2"}}
+    found = entries_after(vmi(nic("iface1"), (item, network), status=[entry]), ())
+    assert [one for one in found if one["name"] == "fast"] == [entry]
+
+
+LABELLED = (GuestNic("net1", "02:00:00:00:00:01", ("192.0.2.10",)), GuestNic("net1:vip", "02:00:00:00:00:01", ("::9",)))
+BRIDGED = (
+    GuestNic("eth1", "02:00:00:00:00:01", ("fe80::1",)),
+    GuestNic("br0", "02:00:00:00:00:01", ("fe80::2", "192.0.2.10")),
+)
+
+
+@pytest.mark.parametrize(
+    ("agent", "name", "ips"),
+    [
+        (LABELLED, "net1", ["192.0.2.10", "::9"]),
+        (LABELLED[::-1], "net1", ["192.0.2.10", "::9"]),
+        (LABELLED[1:], "net1", ["::9"]),
+        (BRIDGED, "br0", ["fe80::2", "192.0.2.10"]),
+        (BRIDGED[::-1], "br0", ["fe80::2", "192.0.2.10"]),
+        ((BRIDGED[0], GuestNic("bond0", "02:00:00:00:00:01")), "eth1", ["fe80::1"]),
+    ],
+    ids=["label", "label first", "label alone", "bridge", "bridge first", "bond without addresses"],
+)
+def test_addresses_of_labels_and_bridges_belong_to_the_nic(
+    agent: tuple[GuestNic, ...], name: str, ips: list[str]
+) -> None:
+    found = entries_after(vmi(nic("iface1")), agent)[1]
+    assert (found["interfaceName"], found["ipAddress"], found["ipAddresses"]) == (name, ips[0], ips)
 
 
 def test_a_nic_that_the_agent_no_longer_lists_loses_the_agent_fields() -> None:

@@ -53,6 +53,6 @@ def test_the_link_of_the_primary_nic_is_set_and_a_nic_outside_the_domain_is_skip
 @pytest.mark.parametrize(("up", "expected"), [(True, "up"), (False, "down"), (None, "down")])
 def test_the_status_has_the_known_link_state_or_the_last_one(up: bool | None, expected: str) -> None:
     before = [{"name": "iface1", "infoSource": "domain", "linkState": "down"}]
-    entry = find_entry(status_entries(before, ["iface1"], {}, view(iface1=up), None), "iface1")
+    entry = find_entry(status_entries(before, [Interface("iface1", bridge={})], {}, view(iface1=up), None), "iface1")
     assert entry is not None
     assert entry["linkState"] == expected

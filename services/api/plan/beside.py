@@ -32,6 +32,7 @@ from services.api.plan.checks import (
     check_name,
     check_removable,
     is_requested_network,
+    nad_warnings,
     name_taken,
     requested_nad,
     unknown_interface,
@@ -91,12 +92,12 @@ def add(observed: Observed) -> Answer:
     model = {"model": observed.preferred_model} if observed.preferred_model else {}
     multus = {"networkName": options.network_attachment_definition_name}
     item, network = dropped or ({"name": options.name, "bridge": {}, **model}, {"name": options.name, "multus": multus})
-    warnings: tuple[str, ...] = ()
+    warnings = nad_warnings(observed)
     if nics is not None and dropped is None:
         check_free_slot(
             observed, nics, sum(one.kind is OperationKind.PLUG for one in find_pending_changes(template, nics))
         )
-        warnings = _warnings(observed, capabilities, nics)
+        warnings += _warnings(observed, capabilities, nics)
     operation, entry = _enter(observed, vm, nics, entries, OperationKind.PLUG, joined=entries.plug if dropped else None)
     lists = with_primary_network(observed, vm, nics, template_spec_holder(vm).lists).with_interface(item, network)
     queue_item = {"addInterfaceOptions": msgspec.to_builtins(options)}

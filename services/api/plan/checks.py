@@ -8,7 +8,9 @@ Next: :mod:`services.api.plan.vmi`.
 import json
 from typing import Any
 
-from schemas.kubernetes.objects import Interface, Network, VmiSpec
+from schemas.cni import SUPPORTED_VERSIONS
+from schemas.kubernetes.networks import RESOURCE_NAME
+from schemas.kubernetes.objects import Interface, Network, NetworkAttachmentDefinition, VmiSpec
 from schemas.kubernetes.operations import read_nic_slots
 from schemas.kubernetes.options import AddInterfaceOptions
 from services.api.plan.answers import Observed, Refused, RefuseRequest, conflict, invalid
@@ -35,8 +37,11 @@ INSTALLING = (
     "of a VM; try again when it is installed"
 )
 
-UNBRIDGEABLE_PLUGINS = frozenset({"ipvlan"})
-"""CNI plugins whose links pass no traffic of a second MAC address in any mode; for macvlan it depends on the mode."""
+CNI_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", *SUPPORTED_VERSIONS)
+"""Versions of a CNI configuration that multus reads."""
+
+MARKERS = ("bridge.network.kubevirt.io/", "ovs-cni.network.kubevirt.io/")
+"""Prefixes of resources that only mark the nodes which have a bridge: no plugin needs a device of them."""
 
 
 def find_mode_obstacle(beside: Capabilities | None, *, enabled: bool) -> tuple[int, str, str] | None:
@@ -100,12 +105,19 @@ def check_nad(observed: Observed) -> None:
     if observed.nad is None:
         message = f'{kind}.k8s.cni.cncf.io "{name}" not found in namespace "{namespace}"'
         raise Refused(RefuseRequest(404, "NotFound", message, kind, name))
-    if (plugin := unbridgeable_plugin(observed.nad.spec.config)) is not None:
-        message = (
-            f"network attachment {namespace}/{name} creates {plugin} links, which pass no traffic of a bridged guest; "
-            "use a network of the bridge plugin"
-        )
+    if (why := find_nad_obstacle(observed.nad, running=observed.vmi is not None)) is not None:
+        message = f"network attachment {namespace}/{name} {why}"
         raise Refused(RefuseRequest(422, "Invalid", message, kind, name))
+
+
+def nad_warnings(observed: Observed) -> tuple[str, ...]:
+    """Return what the api cannot check of the requested NAD, for the user."""
+    if observed.nad is None or observed.nad.spec.config.strip():
+        return ()
+    return (
+        f"network attachment {requested_nad(observed)} has no spec.config: the plug fails unless its configuration is "
+        "a file of the VM's node",
+    )
 
 
 def check_free_slot(observed: Observed, nics: VmiNics, pending: int) -> None:
@@ -163,24 +175,42 @@ def _kubevirt_prefix(interface: Interface, network: Network | None) -> str:
     return f'"{interface.name}" interface\'s state "{ABSENT}" is {words}: '
 
 
-def unbridgeable_plugin(config: str) -> str | None:
-    """Return the plugin of a NAD's config whose links cannot be bridged to a guest; ``None`` when they can.
+def find_nad_obstacle(nad: NetworkAttachmentDefinition, *, running: bool) -> str | None:
+    """Return why a NAD cannot be attached for a bridge interface, as a predicate; ``None`` if no reason is known.
 
-    macvlan passes only frames of its own MAC, except in mode ``passthru``; ipvlan never passes others. A config that
-    cannot be parsed passes this check: the error of the attachment will be clearer.
+    :param running: whether the VM runs.
     """
+    resource = nad.metadata.annotations.get(RESOURCE_NAME, "")
+    if running and resource and not resource.startswith(MARKERS):
+        return (
+            f"needs the device {resource[:80]!r}, and a running pod gets no more devices; use a network of the bridge "
+            "plugin, or stop the VM first"
+        )
+    if not nad.spec.config.strip():
+        return None
     try:
-        document: Any = json.loads(config)
+        document: Any = json.loads(nad.spec.config)
     except (ValueError, RecursionError):
-        return None
+        document = None
     if not isinstance(document, dict):
+        return "has a spec.config that is not a JSON object"
+    found = document.get("plugins") if "plugins" in document else [document]
+    plugins = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    if not any(isinstance(one.get("type"), str) and one["type"] for one in plugins):
+        return 'has a spec.config that names no plugin: it has no "type"'
+    offered = document.get("cniVersions")
+    versions = [document.get("cniVersion"), *(offered if isinstance(offered, list) else ())]
+    # A configuration without a version gets the daemon's default.
+    if versions[0] and not any(version in CNI_VERSIONS for version in versions):
+        return f"has cniVersion {str(versions[0])[:40]!r}; {', '.join(CNI_VERSIONS)} are supported"
+    plugin = next((one["type"] for one in plugins if _is_unbridgeable(one)), None)
+    if plugin is None:
         return None
-    plugins = document.get("plugins")
-    # The first plugin of a chain creates the link; the others change it.
-    first = plugins[0] if isinstance(plugins, list) and plugins else document
-    if not isinstance(first, dict):
-        return None
-    plugin = first.get("type")
-    if plugin == "macvlan" and first.get("mode", "bridge") != "passthru":
-        return "macvlan"
-    return plugin if plugin in UNBRIDGEABLE_PLUGINS else None
+    return f"creates {plugin} links, which pass no traffic of a bridged guest; use a network of the bridge plugin"
+
+
+def _is_unbridgeable(plugin: dict[str, Any]) -> bool:
+    """Return whether the links of a plugin pass only frames of their own MAC, as macvlan's do but for ``passthru``."""
+    return plugin.get("type") == "ipvlan" or (
+        plugin.get("type") == "macvlan" and plugin.get("mode", "bridge") != "passthru"
+    )

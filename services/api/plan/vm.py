@@ -23,6 +23,7 @@ from services.api.plan.checks import (
     check_name,
     check_removable,
     is_requested_network,
+    nad_warnings,
     name_taken,
     requested_nad,
     unknown_interface,
@@ -72,7 +73,7 @@ def add(observed: Observed) -> Answer:
     lists = with_primary_network(observed, vm, nics, holder.lists)
     lists = lists.with_interface({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
     ops = build_patch(holder, lists, operation_annotations([operation]))
-    return ChangeObject(RequestTarget.VM, operation, ops, requested_nad(observed))
+    return ChangeObject(RequestTarget.VM, operation, ops, requested_nad(observed), warnings=nad_warnings(observed))
 
 
 def remove(observed: Observed) -> Answer:

@@ -23,6 +23,7 @@ from services.api.plan.checks import (
     check_name,
     check_removable,
     is_requested_network,
+    nad_warnings,
     name_taken,
     requested_nad,
     unknown_interface,
@@ -67,7 +68,7 @@ def add(observed: Observed) -> Answer:
     if (slots := nics.vmi.metadata.annotations.get(NIC_SLOTS)) is not None:
         # The slot check used this count. If it has changed, the patch fails and the request is planned again.
         ops = [{"op": "test", "path": annotation_path(NIC_SLOTS), "value": slots}, *ops]
-    return ChangeObject(RequestTarget.VMI, operation, ops, requested_nad(observed))
+    return ChangeObject(RequestTarget.VMI, operation, ops, requested_nad(observed), warnings=nad_warnings(observed))
 
 
 def remove(observed: Observed) -> Answer:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from schemas.kubernetes.networks import RESOURCE_NAME
 from schemas.kubernetes.objects import NetworkAttachmentDefinition, VirtualMachineInstance
 from schemas.kubernetes.operations import (
     NIC_SLOTS,
@@ -17,7 +19,6 @@ from schemas.kubernetes.options import AddInterfaceOptions
 from schemas.names import interface_hash
 from schemas.stages import OperationKind
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
-from services.api.plan.checks import unbridgeable_plugin
 from tests.support.observed import objects
 from tests.support.observed.observations import TRACEPARENT, api_observed
 
@@ -196,17 +197,44 @@ def test_nad_of_another_namespace_keeps_its_namespace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "plugin"),
+    ("config", "why"),
     [
         ('{"type":"bridge"}', None),
-        ('{"type":"macvlan"}', "macvlan"),
+        ('{"cniVersion":"0.2.0","type":"bridge"}', None),
+        ('{"cniVersion":"2.0.0","cniVersions":["1.0.0"],"type":"bridge"}', None),
         ('{"type":"macvlan","mode":"passthru"}', None),
         ('{"plugins":[{"type":"bridge"},{"type":"tuning"}]}', None),
-        ("not json", None),
-        ("[]", None),
-        ('{"plugins":["x"]}', None),
-        ("[" * 100_000, None),
+        ("", None),
+        ('{"type":"macvlan"}', "creates macvlan links"),
+        ('{"plugins":[{"type":"tuning"},{"type":"macvlan","master":"eth1"}]}', "creates macvlan links"),
+        ('{"plugins":[{"type":"bridge"},{"type":"ipvlan"}]}', "creates ipvlan links"),
+        ("not json", "not a JSON object"),
+        ("[]", "not a JSON object"),
+        ("[" * 100_000, "not a JSON object"),
+        ('{"name":"x"}', "names no plugin"),
+        ('{"plugins":["x"]}', "names no plugin"),
+        ('{"plugins":{}}', "names no plugin"),
+        ('{"cniVersion":"2.0.0","type":"bridge"}', "cniVersion '2.0.0'"),
     ],
 )
-def test_unbridgeable_plugin_is_found_in_the_nad_config(config: str, plugin: str | None) -> None:
-    assert unbridgeable_plugin(config) == plugin
+def test_nad_that_cannot_be_attached_is_refused(config: str, why: str | None) -> None:
+    answer = plan(observation(objects.vmi(), nad=objects.nad(config)))
+    if why is None:
+        assert isinstance(answer, ChangeObject)
+        assert bool(answer.warnings) is not bool(config)
+    else:
+        assert isinstance(answer, RefuseRequest)
+        assert (answer.code, why in answer.message) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("resource", "refused"), [("vendor.example/vf", True), ("bridge.network.kubevirt.io/br1", False)]
+)
+def test_nad_of_a_device_plugin_is_refused_while_the_vm_runs(resource: str, refused: bool) -> None:
+    nad = objects.nad()
+    metadata = msgspec.structs.replace(nad.metadata, annotations={RESOURCE_NAME: resource})
+    nad = msgspec.structs.replace(nad, metadata=metadata)
+    answer = plan(observation(objects.vmi(), nad=nad))
+    assert isinstance(answer, RefuseRequest) is refused
+    if isinstance(answer, RefuseRequest):
+        assert (answer.code, resource in answer.message) == (422, True)

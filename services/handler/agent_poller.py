@@ -34,6 +34,52 @@ TIMEOUT = 1.0
 """Seconds for one query, connecting included."""
 
 
+BURST, INTERVAL = 10, 3.0
+"""How often a guest may cause the same thing at once, and seconds between two in the long run."""
+
+MAX_NICS = 64
+"""NICs that are kept of a response, the expected ones first."""
+
+
+class Pacer:
+    """Calls a function as often as a guest causes it, but not more often than :data:`BURST` and :data:`INTERVAL` allow.
+
+    The last cause is never lost: a call that is too early is made later, once.
+    """
+
+    def __init__(self, call: Callable[[], None], *, burst: int = BURST, interval: float = INTERVAL) -> None:
+        self._call = call
+        self._burst = burst
+        self._interval = interval
+        self._spent = 0.0
+        self._at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def request(self) -> None:
+        """Call the function now, or as soon as it may be called."""
+        if self._timer is not None:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._spent = max(0.0, self._spent - (now - self._at) / self._interval)
+        self._at = now
+        if self._spent <= self._burst - 1:
+            self._spent += 1
+            self._call()
+        else:
+            self._timer = loop.call_later((self._spent - self._burst + 1) * self._interval, self._call_late)
+
+    def close(self) -> None:
+        """Drop a call that is due later."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _call_late(self) -> None:
+        self._timer = None
+        self.request()
+
+
 class AgentPoller:
     """Polls one guest's agent in the background.
 
@@ -52,12 +98,15 @@ class AgentPoller:
     ) -> None:
         """Create the poller; it queries nothing yet.
 
-        :param on_change: called after a response that differs from the one before.
+        :param on_change: called after a response that differs from the one before: at once if it lists a device for
+            the first time since it was attached, otherwise paced.
         :param on_silence: called after a query without a response, from :data:`REPORT_FROM` on.
         :param timeout: seconds for one query.
         """
         self._agent = agent
         self._on_change = on_change
+        self._paced_change = Pacer(on_change)
+        self._new: set[str] = set()
         self._on_silence = on_silence
         self._log = log
         self._timeout = timeout
@@ -94,12 +143,17 @@ class AgentPoller:
             self._start(())
 
     def forget(self, mac: str) -> None:
-        """Remove a MAC from the last response: it is another device from now on."""
+        """Remove a MAC from the last response: it is another device from now on, which was attached just now."""
+        if len(self._new) == MAX_NICS:
+            # A guest without an agent lists none of them.
+            self._new.clear()
+        self._new.add(mac)
         if self.nics is not None:
             self.nics = tuple(nic for nic in self.nics if nic.mac != mac)
 
     async def close(self) -> None:
         """Stop polling and disconnect."""
+        self._paced_change.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -147,7 +201,22 @@ class AgentPoller:
                 self._on_silence()
             return False
         self._present = True
+        nics = self._bounded(nics)
         if nics != self.nics:
             self.nics = nics
-            self._on_change()
+            seen = self._new & {nic.mac for nic in nics}
+            self._new -= seen
+            if seen:
+                self._on_change()
+            else:
+                # Whatever a guest lists, the VMI is written every few seconds at most.
+                self._paced_change.request()
         return True
+
+    def _bounded(self, nics: tuple[GuestNic, ...]) -> tuple[GuestNic, ...]:
+        if len(nics) <= MAX_NICS:
+            return nics
+        wanted = self.expected | self._new
+        # The sort is stable: a bond is listed after the NIC below it.
+        chosen = sorted(range(len(nics)), key=lambda at: nics[at].mac not in wanted)[:MAX_NICS]
+        return tuple(nics[at] for at in sorted(chosen))

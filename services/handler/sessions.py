@@ -19,7 +19,7 @@ from services.common.guest.port import GuestChange, GuestDriver, GuestEvent, Gue
 from services.common.reconcile import Source
 from services.common.telemetry.logs import Log
 from services.handler.addresses.service import AddressServers
-from services.handler.agent_poller import DELAYS_AFTER_LEASE, DELAYS_AFTER_PLUG, AgentPoller
+from services.handler.agent_poller import DELAYS_AFTER_LEASE, DELAYS_AFTER_PLUG, AgentPoller, Pacer
 from services.handler.unplug import (
     Unplug,
     UnplugEvent,
@@ -138,7 +138,12 @@ class GuestSession:
         self.key = key
         self.guest = guest
         self.agent = AgentPoller(agent, self._requeue_latest, log, on_silence=self._check_drivers)
-        self.addresses = AddressServers(self._requeue_latest, self._poll_after_lease, log)
+        # A guest causes each of these as often as it likes.
+        self._declined = Pacer(self._requeue_latest)
+        self._leased = Pacer(self._poll_after_lease)
+        self._device_used = Pacer(self.agent.poll)
+        self._agent_connected = Pacer(self.agent.record_connected)
+        self.addresses = AddressServers(self._declined.request, self._leased.request, log)
         self.plugged_devices: dict[str, PluggedDevice] = {}
         self.unplugs: dict[str, UnplugRecord] = {}
         self._requeue = requeue
@@ -189,6 +194,8 @@ class GuestSession:
     async def close(self) -> None:
         """Stop everything and disconnect from the guest."""
         self.requeue_after(None)
+        for pacer in (self._declined, self._leased, self._device_used, self._agent_connected):
+            pacer.close()
         self.addresses.close()
         if self._events is not None:
             self._events.cancel()
@@ -209,10 +216,10 @@ class GuestSession:
     def _handle(self, event: GuestEvent) -> None:
         if event.change in (GuestChange.DEVICE_IN_USE, GuestChange.AGENT_CONNECTED):
             if event.change is GuestChange.AGENT_CONNECTED:
-                self.agent.record_connected()
+                self._agent_connected.request()
             else:
                 # A driver has set the receive filter, so the agent can list the NIC from now on (ADR 15).
-                self.agent.poll()
+                self._device_used.request()
             self._advance_requests()
         # An event without an alias is about a part of a device, shortly before the event of the device itself.
         elif event.change is not GuestChange.OTHER and event.alias is not None:

@@ -7,7 +7,15 @@ import pytest
 import structlog
 
 from services.common.guest.agent import AgentUnavailable, GuestNic
-from services.handler.agent_poller import DELAYS_AFTER_PLUG, MAX_INTERVAL, MAX_UNANSWERED, AgentPoller
+from services.handler.agent_poller import (
+    BURST,
+    DELAYS_AFTER_PLUG,
+    INTERVAL,
+    MAX_INTERVAL,
+    MAX_NICS,
+    MAX_UNANSWERED,
+    AgentPoller,
+)
 
 pytestmark = pytest.mark.looptime
 
@@ -174,4 +182,37 @@ async def test_a_newly_expected_nic_is_polled_for_until_it_is_no_longer_expected
     polled.poller.expect(())
     await asyncio.sleep(HOUR)
     assert len(agent.queries) == queries
+    await polled.poller.close()
+
+
+async def test_a_guest_that_lists_something_else_each_time_is_reported_every_few_seconds() -> None:
+    agent = ScriptedAgent(ETH0)
+    polled = PolledAgent(agent)
+    for number in range(1200):
+        agent.nics = (GuestNic(f"eth{number}", ETH0.mac),)
+        polled.poller.poll()
+        await asyncio.sleep(0.1)
+    assert len(polled.changes) <= BURST + 1 + 120 / INTERVAL
+    # A device that was attached meanwhile is reported at once.
+    polled.poller.forget(MAC)
+    agent.nics = (ETH0, ETH1)
+    polled.poller.poll()
+    before = len(polled.changes)
+    await asyncio.sleep(0.001)
+    assert len(polled.changes) == before + 1
+    # The last change is not lost.
+    agent.nics = (ETH0,)
+    polled.poller.poll()
+    await asyncio.sleep(INTERVAL + 0.1)
+    assert len(polled.changes) == before + 2
+    await polled.poller.close()
+
+
+async def test_the_expected_nics_are_kept_of_a_guest_with_many() -> None:
+    many = tuple(GuestNic(f"veth{n}", f"02:00:00:00:01:{n:02x}") for n in range(200))
+    polled = PolledAgent(ScriptedAgent(*many, ETH1))
+    polled.poller.expect({MAC})
+    polled.poller.poll()
+    await asyncio.sleep(1)
+    assert polled.poller.nics == (*many[: MAX_NICS - 1], ETH1)
     await polled.poller.close()

@@ -11,7 +11,7 @@ from opentelemetry.context import Context
 from services.common.guest.agent import AgentUnavailable, GuestNic
 from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDeviceSpec
 from services.common.reconcile import Source
-from services.handler.agent_poller import MAX_UNANSWERED
+from services.handler.agent_poller import BURST, DELAYS_AFTER_LEASE, INTERVAL, MAX_UNANSWERED
 from services.handler.sessions import GuestSession, Key, PluggedDevice, UnplugRecord
 from services.handler.unplug import IllegalTransition, UnplugEvent, UnplugState
 
@@ -182,3 +182,18 @@ async def test_an_unconfirmed_device_without_an_agent_requeues_the_key() -> None
     assert watched.session.unconfirmed() == frozenset()
     await watched.session.close()
     assert (watched.agent.queries, watched.requeues.qsize()) == (1, 0)
+
+
+@pytest.mark.looptime
+async def test_a_guest_that_asks_and_declines_all_the_time_causes_a_bounded_number_of_queries_and_runs() -> None:
+    watched = WatchedSession()
+    for _ in range(600):
+        watched.guest.event_queue.put_nowait(GuestEvent(GuestChange.AGENT_CONNECTED))
+        # What the address servers call, which have no socket here.
+        watched.session.addresses._on_dhcp_reply()
+        watched.session.addresses._requeue()
+        await asyncio.sleep(0.1)
+    allowed = BURST + 1 + 60 / INTERVAL
+    assert watched.requeues.qsize() <= allowed
+    assert watched.agent.queries <= 2 * allowed * len(DELAYS_AFTER_LEASE)
+    await watched.session.close()

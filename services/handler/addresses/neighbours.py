@@ -91,7 +91,8 @@ def _names(offer: Offer, ipv6: Ipv6Offer) -> list[bytes]:
     if ipv6.nameservers:
         addresses = b"".join(server.packed for server in ipv6.nameservers)
         options.append(struct.pack("!BBHI", _DNS, 1 + 2 * len(ipv6.nameservers), 0, _INFINITY) + addresses)
-    if search := encode_domains(offer.search):
+    # The length of an option is one byte, in units of eight. A longer list does not fit into the message either.
+    if 0 < len(search := encode_domains(offer.search)) <= _MAX_BODY:
         padded = search + bytes(-len(search) % 8)
         options.append(struct.pack("!BBHI", _SEARCH, 1 + len(padded) // 8, 0, _INFINITY) + padded)
     return options

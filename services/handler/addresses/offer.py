@@ -5,6 +5,7 @@ are left out: guests configure these by themselves.
 Next: :mod:`services.handler.addresses.dhcp.dhcp4_replies`, which puts an offer into messages.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from ipaddress import (
@@ -27,12 +28,25 @@ from schemas.kubernetes.operations import PodNic, RecordedRoute
 LEASE_SECONDS = 999 * 24 * 3600
 """Lease time, as in KubeVirt. The address belongs to the NIC for its lifetime, whether or not a handler runs."""
 
+_MAC = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
+
 T = TypeVar("T")
 _Address = IPv4Address | IPv6Address
 _Network = IPv4Network | IPv6Network
 
 MAX_HOPS = 8
 """Limit of IPv6 next hops that are advertised, the default one first; each needs an advertisement of its own."""
+
+MAX_ENTRIES = 32
+"""Limit of the addresses, name servers and search domains of an offer, and of a pod's ``resolv.conf``."""
+
+MAX_ROUTES = 64
+
+MAX_MTU = 0xFFFF
+"""Bytes, the largest that DHCPv4 can carry."""
+
+MAX_DOMAIN = 253
+"""Characters of a domain name (RFC 1035)."""
 
 _ON_LINK = IPv4Address(0)
 _DEFAULT = IPv4Network("0.0.0.0/0")
@@ -108,29 +122,36 @@ NO_RESOLVER = Resolver()
 def build_offer(
     record: PodNic, *, mac: str, server: str, server_mac: str, hostname: str, resolver: Resolver = NO_RESOLVER
 ) -> Offer | None:
-    """Return the offer for a NIC; ``None`` if IPAM assigned no address to it.
+    """Return the offer for a NIC; ``None`` if IPAM assigned no address to it, or its MAC is none.
+
+    Users can write the record. What no message can carry is left out.
 
     :param mac: of the guest NIC.
     :param server: IPv4 address of the in-pod bridge, in CIDR form.
     :param server_mac: of the in-pod bridge.
     :param hostname: of the guest.
     """
-    ips = [ip for text in record.ips if (ip := _parse(ip_interface, text)) is not None and _is_for_guests(ip)]
+    listed = [ip for text in record.ips[:MAX_ENTRIES] if (ip := _parse(ip_interface, text)) is not None]
+    ips = [ip for ip in listed if _is_for_guests(ip)]
     ipv4 = [ip for ip in ips if isinstance(ip, IPv4Interface)]
     ipv6 = tuple(ip for ip in ips if isinstance(ip, IPv6Interface))
-    if not ips:
+    octets = _octets(mac)
+    if not ips or octets is None:
         return None
     if record.nameservers or record.search or record.domain:
         resolver = Resolver(record.nameservers, record.search)
-    servers = [address for text in resolver.nameservers if (address := _parse(ip_address, text)) is not None]
-    routes = _parse_routes(record.routes)
+    named = [address for text in resolver.nameservers if (address := _parse(ip_address, text)) is not None]
+    servers, search = named[:MAX_ENTRIES], tuple(filter(_is_domain, resolver.search))[:MAX_ENTRIES]
+    domain = record.domain or (search[0] if search else "")
+    routes = _parse_routes(record.routes[:MAX_ROUTES])
     return Offer(
-        mac=_octets(mac),
-        server_mac=_octets(server_mac),
-        mtu=record.mtu,
+        mac=octets,
+        server_mac=bytes.fromhex(server_mac.replace(":", "")),
+        # As if it were not known.
+        mtu=record.mtu if 0 < record.mtu <= MAX_MTU else 0,
         hostname=hostname,
-        domain=record.domain or (resolver.search[0] if resolver.search else ""),
-        search=resolver.search,
+        domain=domain if _is_domain(domain) else "",
+        search=search,
         ipv4=_ipv4_offer(ipv4[0], routes, IPv4Interface(server).ip, servers) if ipv4 else None,
         ipv6=_ipv6_offer(ipv6, routes, servers) if ipv6 else None,
     )
@@ -213,12 +234,17 @@ def _is_for_guests(address: IPv4Interface | IPv6Interface) -> bool:
     return not (ip.is_link_local or ip.is_loopback or ip.is_multicast or ip.is_unspecified)
 
 
+def _is_domain(text: str) -> bool:
+    return len(text) <= MAX_DOMAIN and text.isprintable()
+
+
 def _parse(parse: Callable[[Any], T], text: str) -> T | None:
     try:
-        return parse(text)
+        # A scope id may hold any text, and no address of a guest has one.
+        return parse(text) if "%" not in text else None
     except ValueError:
         return None
 
 
-def _octets(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
+def _octets(mac: str) -> bytes | None:
+    return bytes.fromhex(mac.replace(":", "")) if _MAC.fullmatch(mac) else None

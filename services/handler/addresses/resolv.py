@@ -11,11 +11,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from services.common.node.paths import resolve_under
-from services.handler.addresses.offer import NO_RESOLVER, Resolver
+from services.handler.addresses.offer import MAX_ENTRIES, NO_RESOLVER, Resolver
 
 MAX_BYTES = 16 * 1024
-MAX_ENTRIES = 32
-"""Limits of the file and of its lists, because the container controls them."""
+"""Limit of the file, because the container controls it."""
 
 
 def read_resolver(root: Path) -> Resolver:

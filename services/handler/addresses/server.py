@@ -6,10 +6,10 @@ Next: :mod:`services.handler.addresses.service`, which starts and stops the serv
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from schemas.inputs import Edge, RejectedInput, rejecting
 from services.common.telemetry.logs import Log
-from services.handler.addresses.packets.frames import MalformedPacket
 from services.handler.addresses.packets.listener import BURST, FRAMES_PER_SECOND, PacketListener
 from services.handler.addresses.responder import Replies, Responder
 
@@ -41,6 +41,8 @@ class AddressServer:
         burst: float = BURST,
         rate: float = FRAMES_PER_SECOND,
     ) -> None:
+        # Before the sockets are registered: what fails here leaves nothing behind.
+        first = responder.router_advertisements()
         self._responder = responder
         self._log = log
         self._on_replies = on_replies
@@ -51,7 +53,7 @@ class AddressServer:
         self._network = (
             PacketListener(network, self._on_network_frame, self._on_socket_failed) if network is not None else None
         )
-        self._advertise()
+        self._send_advertisements(first)
 
     @property
     def closed(self) -> bool:
@@ -67,7 +69,9 @@ class AddressServer:
             self._network.close()
 
     def _advertise(self) -> None:
-        frames = self._responder.router_advertisements()
+        self._send_advertisements(self._responder.router_advertisements())
+
+    def _send_advertisements(self, frames: Sequence[bytes]) -> None:
         if frames:
             self._timer = self._loop.call_later(ADVERTISE_INTERVAL, self._advertise)
         for frame in frames:
@@ -81,8 +85,9 @@ class AddressServer:
 
     def _reply(self, replies_to: Callable[[bytes], Replies], frame: bytes) -> None:
         try:
-            replies = replies_to(frame)
-        except MalformedPacket as error:
+            with rejecting(Edge.PACKET):
+                replies = replies_to(frame)
+        except RejectedInput as error:
             # Debug only: a guest could fill the log with such frames.
             self._log.debug("malformed frame ignored", reason=str(error))
             return

@@ -60,11 +60,17 @@ class AddressServers:
             if network is not None:
                 network.close()
             raise
-        # Only now: when the start fails, the previous server continues.
-        self.stop(served.interface)
         log = self._log.bind(interface=served.interface)
         on_replies = partial(self._on_replies, served.interface)
-        server = AddressServer(responder, tap, network, log, on_replies, self._requeue)
+        try:
+            server = AddressServer(responder, tap, network, log, on_replies, self._requeue)
+        except BaseException:
+            tap.close()
+            if network is not None:
+                network.close()
+            raise
+        # Only now: when the start fails, the previous server continues.
+        self.stop(served.interface)
         self._servers[served.interface] = (served, netns.identity, server)
 
     def _on_replies(self, interface: str, replies: Replies) -> None:

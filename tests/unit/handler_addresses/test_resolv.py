@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.handler.addresses.offer import NO_RESOLVER, Resolver
-from services.handler.addresses.resolv import MAX_BYTES, MAX_ENTRIES, parse_resolv_conf, read_resolver
+from services.handler.addresses.offer import MAX_ENTRIES, NO_RESOLVER, Resolver
+from services.handler.addresses.resolv import MAX_BYTES, parse_resolv_conf, read_resolver
 
 KUBELET = "search default.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
 

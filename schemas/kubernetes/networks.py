@@ -7,7 +7,7 @@ Next: :mod:`schemas.cni`, the results of plugins.
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -105,6 +105,7 @@ class NetworkStatus(msgspec.Struct, frozen=True, omit_defaults=True):
 _elements_decoder = msgspec.json.Decoder(list[NetworkSelectionElement])
 _statuses_decoder = msgspec.json.Decoder(list[NetworkStatus])
 _encoder = msgspec.json.Encoder()
+_ordered = msgspec.json.Encoder(order="deterministic")
 
 
 def parse_networks(text: str | None) -> list[NetworkSelectionElement]:
@@ -174,6 +175,33 @@ def check_settings(*, mac: str | None, infiniband_guid: str | None, ips: Iterabl
             ipaddress.ip_interface(without_zone(ip))
         except ValueError as error:
             raise ValueError(f"ips: {error}") from error
+
+
+def canonical_mac(mac: str | None) -> str:
+    """Return a MAC in lower case with colons, whichever notation it has; empty if there is none."""
+    digits = re.sub(r"[-:.]", "", mac or "").lower()
+    return ":".join(digits[at : at + 2] for at in range(0, len(digits), 2))
+
+
+def canonical_address(address: str) -> str:
+    """Return an address in its shortest notation, with the prefix length as it is; any other text unchanged."""
+    ip, slash, prefix = address.partition("/")
+    try:
+        return f"{ipaddress.ip_address(ip)}{slash}{prefix}"
+    except ValueError:
+        return address
+
+
+def keeps_args(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> bool:
+    """Return whether ``cni-args`` have all earlier keys with their values.
+
+    Another controller may add keys to an attachment in use, such as what it has set in the fabric (kubevirt#15480).
+    """
+    now = now or {}
+    # As JSON, because 1 equals True in Python.
+    return all(
+        key in now and _ordered.encode(now[key]) == _ordered.encode(value) for key, value in (before or {}).items()
+    )
 
 
 def without_zone(address: str) -> str:

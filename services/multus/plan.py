@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from schemas import cni
 from services.common.netlink.links import Link
-from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, fingerprint
+from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, fingerprint, is_same_request
 from services.multus.cni.errors import CniError
 from services.multus.records.attachment_link import AttachmentLink, find_attachment_link
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
@@ -178,9 +178,9 @@ def plan_add(
             taken.add(one.ifname)
             continue
         found = find_attachment_link(recorded, links)
-        same = recorded.fingerprint == one.fingerprint
         if recorded.state is AttachmentState.ADDED and found.link is not None:
-            if not same:
+            identity = one.identity or one.network
+            if not is_same_request(identity, one.attributes, recorded.fingerprint, recorded.attributes()):
                 raise _name_taken(one, f"as {recorded.network}, with other settings")
             actions.append(KeepAttachment(recorded))
         else:

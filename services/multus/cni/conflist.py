@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
+from schemas.kubernetes.networks import canonical_address, canonical_mac, keeps_args
 from services.multus.cni import results
 from services.multus.cni.errors import CniError
 
@@ -214,6 +215,27 @@ def fingerprint(network: NetworkConfig, attributes: AttachmentAttributes) -> str
         "cni-args": dict(attributes.cni_args),
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def is_same_request(
+    network: NetworkConfig, attributes: AttachmentAttributes, before: str, earlier: AttachmentAttributes
+) -> bool:
+    """Return whether a request is for the attachment that an earlier one has made.
+
+    Another notation is no difference, and neither are keys that were added to ``cni-args``.
+
+    :param network: the network, without a device.
+    :param attributes: the request's attributes.
+    :param before: the fingerprint of the earlier request.
+    :param earlier: its attributes.
+    """
+    runtime = dict(attributes.runtime)
+    if earlier.mac and canonical_mac(earlier.mac) == canonical_mac(attributes.mac):
+        runtime["mac"] = earlier.mac
+    if [canonical_address(ip) for ip in earlier.ips] == [canonical_address(ip) for ip in attributes.ips]:
+        runtime["ips"] = earlier.ips
+    args = earlier.cni_args if keeps_args(earlier.cni_args, attributes.cni_args) else attributes.cni_args
+    return fingerprint(network, AttachmentAttributes(runtime, args)) == before
 
 
 def _version(document: Mapping[str, Any], fallback: str) -> str:

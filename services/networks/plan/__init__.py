@@ -75,7 +75,7 @@ def needs_sandbox_record(observed: Observed, compared: str | None) -> bool:
     if found.unnamed:
         return True
     return text != compared and (
-        any(attachments.settings_digest(placed.link) is None for placed in found.listed)
+        any(not attachments.has_known_settings(placed.link) for placed in found.listed)
         or any(attachments.has_unknown_origin(status) for status in found.unmatched)
     )
 
@@ -97,8 +97,8 @@ def _plan_missing(
         if observed.isolation.allows(pod.metadata.namespace, placed.namespace):
             # The attachment may exist without having been written to the pod. With the same settings, ADD returns its
             # result again; with other settings it must be replaced.
-            before = attachments.settings_digest(placed.link) if attachments.find_recorded(placed.link) else None
-            changed = before is not None and before != element_digest(placed.element)
+            recorded = attachments.find_recorded(placed.link)
+            changed = recorded is not None and attachments.has_changed(placed.link, placed.element)
             attaches.append(_attach(pod, attachments, placed, replace=changed))
         else:
             message = messages.isolated(pod, placed.element, placed.namespace, placed.link)
@@ -112,13 +112,13 @@ def _plan_replacements(
     """Replace the attachments whose element has other settings now, except those that a guest may use."""
     replacements, refused = [], []
     for placed in elements:
-        before, now = attachments.settings_digest(placed.link), element_digest(placed.element)
-        if before is None or before == now:
+        if not attachments.has_changed(placed.link, placed.element):
             continue
-        if attachments.record is None and is_hashed(placed.link):
-            # A daemon without records (upstream's) does not refuse DEL for an interface that a guest uses.
-            message = messages.change_rejected(pod, placed.element, placed.link, messages.NO_RECORD)
-            refused.append(RecordEvent(messages.CHANGE_REJECTED, message, f"{placed.link} {now}"))
+        if is_hashed(placed.link) and not attachments.shows_use(placed.link):
+            # DEL would not be refused for an interface that a guest uses.
+            message = messages.change_rejected(pod, placed.element, placed.link, messages.USE_UNKNOWN)
+            subject = f"{placed.link} {element_digest(placed.element)}"
+            refused.append(RecordEvent(messages.CHANGE_REJECTED, message, subject))
         else:
             replacements.append(_attach(pod, attachments, placed, replace=True))
     return replacements, refused

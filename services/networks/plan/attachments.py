@@ -16,6 +16,9 @@ from schemas.kubernetes.networks import (
     NETWORKS,
     NetworkSelectionElement,
     NetworkStatus,
+    canonical_address,
+    canonical_mac,
+    keeps_args,
     parse_network_status,
     parse_networks,
 )
@@ -31,7 +34,7 @@ from schemas.kubernetes.operations import (
     read_operation_at,
     read_pod_nic,
 )
-from schemas.multus import InterfaceAttributes, RecordedAttachment, SandboxRecord
+from schemas.multus import RecordedAttachment, SandboxRecord
 from schemas.names import pod_interface
 
 REQUESTED_BY_POD: Final = frozenset({"networks", "delegate"})
@@ -96,13 +99,36 @@ class PodAttachments(msgspec.Struct, frozen=True):
         """Return whether the pod's annotations show that a link was hot-plugged, or released by the handler."""
         return link in self.marks or link in self.released
 
-    def settings_digest(self, link: str) -> str | None:
-        """Return the digest of the settings that an attachment was made with; ``None`` if they are unknown."""
+    def has_known_settings(self, link: str) -> bool:
+        """Return whether it is known with which settings an attachment was made."""
         recorded = self.find_recorded(link)
         if recorded is not None:
-            return attributes_digest(recorded.requested) if recorded.owner in REQUESTED_BY_POD else None
+            return recorded.owner in REQUESTED_BY_POD
         mark = self.marks.get(link)
-        return mark.settings_digest if mark is not None else None
+        return mark is not None and mark.settings_digest is not None
+
+    def has_changed(self, link: str, element: NetworkSelectionElement) -> bool:
+        """Return whether an attachment was made with other settings than its element has now.
+
+        Another notation is no change, and neither are keys that were added to ``cni-args``.
+        """
+        if not self.has_known_settings(link):
+            return False
+        recorded = self.find_recorded(link)
+        if recorded is None:
+            return self.marks[link].settings_digest not in _digests(element)
+        before = recorded.requested
+        return (
+            _settings(before.mac or None, before.ips or None) != _settings(element.mac, element.ips)
+        ) or not keeps_args(before.cni_args, element.cni_args)
+
+    def shows_use(self, link: str) -> bool:
+        """Return whether multus refuses DEL while a guest uses the link.
+
+        It cannot if it has no record, or if the network made no link in the pod: a device that is passed through.
+        """
+        recorded = self.find_recorded(link)
+        return self.record is not None and (recorded is None or recorded.ifindex > 0)
 
     def has_unknown_origin(self, status: NetworkStatus) -> bool:
         """Return whether only the sandbox's record can show if an entry may be detached."""
@@ -193,22 +219,29 @@ def _is_from_nad(status: NetworkStatus) -> bool:
     return not status.default and "/" in status.name and bool(status.interface)
 
 
-def digest(mac: str | None, ips: Sequence[str] | None, cni_args: Mapping[str, Any] | None) -> str:
-    """Return 16 hex digits that are equal for equal settings of an attachment, regardless of their spelling.
+def element_digest(element: NetworkSelectionElement) -> str:
+    """Return 16 hex digits for the settings of an element of the networks annotation, equal for every notation.
 
     The digest is stored in annotations, so the encoding must not change between versions.
     """
-    settings = msgspec.json.encode([(mac or "").lower(), list(ips or ()), dict(cni_args or {})], order="deterministic")
+    return _digest(*_settings(element.mac, element.ips), element.cni_args)
+
+
+def _digests(element: NetworkSelectionElement) -> set[str]:
+    """Return the digests with which an attachment for this element may have been marked."""
+    # Earlier versions only changed the MAC to lower case.
+    earlier = ((element.mac or "").lower(), element.ips or [])
+    return {
+        _digest(mac, ips, args)
+        for mac, ips in (_settings(element.mac, element.ips), earlier)
+        for args in (element.cni_args, None)
+    }
+
+
+def _settings(mac: str | None, ips: Sequence[str] | msgspec.UnsetType | None) -> tuple[str, list[str]]:
+    return canonical_mac(mac), [canonical_address(ip) for ip in ips or ()]
+
+
+def _digest(mac: str, ips: Sequence[str], cni_args: Mapping[str, Any] | None) -> str:
+    settings = msgspec.json.encode([mac, list(ips), dict(cni_args or {})], order="deterministic")
     return hashlib.sha256(settings).hexdigest()[:16]
-
-
-def element_digest(element: NetworkSelectionElement) -> str:
-    """Return the digest of the settings of an element of the networks annotation."""
-    return digest(element.mac, element.ips, element.cni_args)
-
-
-def attributes_digest(requested: InterfaceAttributes) -> str:
-    """Return the digest of the settings in the daemon's record of an attachment."""
-    mac = requested.mac if isinstance(requested.mac, str) else None
-    ips = requested.ips if isinstance(requested.ips, list) else None
-    return digest(mac, ips, requested.cni_args)

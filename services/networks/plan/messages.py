@@ -19,7 +19,7 @@ CHANGE_REJECTED = "InterfaceChangeRejected"
 SETTING_IGNORED = "InterfaceSettingIgnored"
 UNREADABLE = "UnreadableNetworks"
 
-NO_RECORD = "the multus daemon has no record that shows whether a guest uses the interface"
+USE_UNKNOWN = "the multus daemon has no record of a link that shows whether a guest uses the interface"
 
 
 def _pod(pod: Pod) -> str:

@@ -106,9 +106,10 @@ class FakeMultus:
         return web.Response(body=msgspec.json.encode(record))
 
 
-def recorded(interface: str, network: str, owner: str, **requested: Any) -> RecordedAttachment:
+def recorded(interface: str, network: str, owner: str, *, ifindex: int = 5, **requested: Any) -> RecordedAttachment:
     """Return an attachment for a record.
 
+    :param ifindex: index of its link; 0: it has none.
     :param requested: ``mac``, ``ips`` and ``cni_args``.
     """
     return RecordedAttachment(
@@ -117,6 +118,7 @@ def recorded(interface: str, network: str, owner: str, **requested: Any) -> Reco
         owner=owner,
         hot_plugged=owner == "delegate",
         config_digest="d",
+        ifindex=ifindex,
         requested=InterfaceAttributes(**requested),
     )
 

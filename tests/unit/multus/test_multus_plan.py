@@ -1,6 +1,7 @@
 """Decisions of multus from a record and the links of a sandbox: what is added, kept, refused and deleted."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -66,6 +67,18 @@ def test_add_keeps_an_equal_attachment_even_in_use() -> None:
     assert plan.plan_add(sandbox(added()), [desired()], [LO, veth(POD_LINK)]) == kept
     in_use = [LO, veth(NIC, master=9), Link(9, BRIDGE, "bridge"), Link(10, POD_LINK, "dummy")]
     assert plan.plan_add(sandbox(added()), [desired()], in_use) == kept
+
+
+def test_add_keeps_an_attachment_in_another_notation_and_with_more_args() -> None:
+    """Another controller adds ``cni-args`` (kubevirt#15480), and networks asks again after its own restart."""
+    made = desired(mac="02-00-00-00-00-0A", ips=["fd00::1/64"]).attachment()
+    made = msgspec.structs.replace(made, state=AttachmentState.ADDED, ifindex=5, kind="veth")
+    asked = desired(mac="02:00:00:00:00:0a", ips=["FD00::1/64"])
+    asked = replace(asked, attributes=replace(asked.attributes, cni_args={"guid": "1"}))
+    assert plan.plan_add(sandbox(made), [asked], [LO, veth(POD_LINK)]) == [KeepAttachment(made)]
+    made = msgspec.structs.replace(made, cni_args={"guid": True})
+    with pytest.raises(CniError, match="already exists"):
+        plan.plan_add(sandbox(made), [asked], [LO, veth(POD_LINK)])
 
 
 @pytest.mark.parametrize("other", [desired(bridge="other"), desired(mac="02:00:00:00:00:01")])

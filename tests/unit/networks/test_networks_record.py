@@ -107,6 +107,27 @@ def marked(link: str, **settings: Any) -> dict[str, str]:
             id="other cni-args",
         ),
         pytest.param(
+            pod(
+                [element("ib", BLUE, **{"cni-args": {"guid": "02:00:00:00:00:00:00:11", "ib": True}})],
+                [ETH0, entry("ib", BLUE)],
+            ),
+            [CLUSTER, recorded(BLUE, "default/ib", "networks", ifindex=0)],
+            [],
+            id="another controller has added cni-args to an attachment in use (kubevirt#15480)",
+        ),
+        pytest.param(
+            pod([element("ib", BLUE, mac=MAC)], [ETH0, entry("ib", BLUE)]),
+            [CLUSTER, recorded(BLUE, "default/ib", "networks", ifindex=0)],
+            ["!InterfaceChangeRejected"],
+            id="a changed device without a link: nothing shows whether a guest uses it",
+        ),
+        pytest.param(
+            pod([element("net", "net1", mac=MAC, ips=["FD00:0::1/64"])], [ETH0, entry("net", "net1")]),
+            [CLUSTER, recorded("net1", "default/net", "networks", mac=MAC.replace(":", "-"), ips=["fd00::1/64"])],
+            [],
+            id="another notation",
+        ),
+        pytest.param(
             pod([element("net", "net1")], [ETH0, entry("net", "net1")]),
             [CLUSTER, recorded("net1", "default/net", "networks", mac=MAC)],
             ["~default/net@net1"],
@@ -137,6 +158,15 @@ def test_plan_with_a_sandbox_record(of: Pod, attachments: list[RecordedAttachmen
             pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=marked("x", mac=OTHER_MAC)),
             ["~default/net@x"],
             id="another MAC than in the mark",
+        ),
+        pytest.param(
+            pod(
+                [element("net", "x", mac=MAC.replace(":", "-"), **{"cni-args": {"guid": "1"}})],
+                [entry("net", "x")],
+                annotations=marked("x", mac=MAC),
+            ),
+            [],
+            id="another notation and more cni-args than in the mark",
         ),
         pytest.param(
             pod([element("net", "x", mac=MAC)], [entry("net", "x")], annotations=marked("x", mac=MAC)),

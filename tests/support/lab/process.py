@@ -73,5 +73,5 @@ def stop(layout: Layout) -> str:
 
 def list_fixed_paths() -> dict[str, list[str]]:
     """Return the entries of the machine's directories over which a lab mounts its own."""
-    # Without /run/netns: every `ip netns` and every other run of this tier creates and removes it.
-    return {path: sorted({*os.listdir(path)} - {"netns"}) for path in FIXED_PATHS if os.path.isdir(path)}
+    # Without /run/netns and /run/cni: the first `ip netns` and the first plugin `tuning` of another run create them.
+    return {path: sorted({*os.listdir(path)} - {"netns", "cni"}) for path in FIXED_PATHS if os.path.isdir(path)}

@@ -186,7 +186,7 @@ class Supervisor:
         tools, node = self.parameters.tools, self.parameters.node
         ctr, log = node.ctr if node else tools.ctr, self.layout.log("containerd")
         spec = components.import_pause_image(tools, ctr, log, os.environ)
-        await self.processes.run(spec, timeout=20)
+        await self.processes.run(spec, timeout=60)
 
     async def _cluster(self) -> None:
         from lab.supervisor import credentials

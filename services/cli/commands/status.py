@@ -144,8 +144,10 @@ def explain(nic_status: InterfaceHotplugStatus, warnings: Sequence[str]) -> list
     """Return why an interface's operation does not go on, what a user can do, and where to read on.
 
     :param warnings: the messages of its warning events. A failure's message says the same, a reason from objects less,
-        if it does not have the event itself.
+        if it does not have the event itself. The controller's event about a reason is the reason again.
     """
+    from services.common.domain.kubevirt.reasons import REASONS
+
     texts = [f"{nic_status.reason}: {nic_status.message}"] if nic_status.message else []
     if nic_status.remedy:
         texts.append(f"what to do: {nic_status.remedy}")
@@ -153,7 +155,8 @@ def explain(nic_status: InterfaceHotplugStatus, warnings: Sequence[str]) -> list
         texts.append(f"see {nic_status.docs}")
     if texts and not nic_status.docs:
         return texts
-    return texts + [warning for warning in warnings if warning not in (nic_status.message or "")]
+    said = (warning in (nic_status.message or "") or warning.partition(":")[0] in REASONS for warning in warnings)
+    return texts + [warning for warning, is_said in zip(warnings, said, strict=True) if not is_said]
 
 
 def _degraded(view: StatusView) -> str:

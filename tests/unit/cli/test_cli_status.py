@@ -136,7 +136,7 @@ def test_message_of_a_failure_replaces_the_warnings() -> None:
     )
     assert explain(failed, ["the same again"]) == ["CniFailed: no lease"]
     beside = msgspec.structs.replace(failed, docs="page", message="the last Event is AddFailed: no lease")
-    assert explain(beside, ["AddFailed: no lease", "a warning"])[1:] == ["see page", "a warning"]
+    assert explain(beside, ["AddFailed: no lease", "AttachFailed: again", "a warning"])[1:] == ["see page", "a warning"]
     assert explain(msgspec.structs.replace(failed, message=None), ["a warning"]) == ["a warning"]
 
 

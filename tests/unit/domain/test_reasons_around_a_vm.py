@@ -129,7 +129,7 @@ TABLE = [
     (IN_GRACE, around(events=(ADD_FAILED,)), "AttachFailed", "failed adding"),
     (UNPLUGS_FROM_POD, around(events=(REMOVE_FAILED,)), "DetachFailed", "failed removing"),
     (HAS_TO_MIGRATE, around(), "MigrationNotConfigured", ""),
-    (HAS_TO_MIGRATE, around(events=(ADD_FAILED,)), "MigrationNotConfigured", "failed adding"),
+    (HAS_TO_MIGRATE, around(events=(ADD_FAILED,)), "AttachFailed", "and KubeVirt waits for ever"),
     (HAS_TO_MIGRATE, around(migrations=(migration("Succeeded"),)), "MigrationNotConfigured", ""),
     (HAS_TO_MIGRATE, around(migrations=(migration("Running"),)), "Migrating", "being migrated"),
     (HAS_TO_MIGRATE, around(migrations=(migration("Failed", BEFORE),)), "MigrationNotConfigured", ""),
@@ -207,9 +207,11 @@ def test_only_what_may_be_the_cause_is_read() -> None:
 
 
 def test_text_of_an_event_is_one_line_of_limited_length() -> None:
-    long = event("NicHotplug", "\x1b[31mred\nblue " + "x" * 2000, objects.VMI_UID)
+    long = event("NicHotplug", "\x1b[31mred\nblue " + "x" * 2000 + " the cause", objects.VMI_UID)
     message = str(derive(WAITS_FOR_GUEST, around(events=(long,))).message)
     assert message.isprintable()
+    assert message.endswith("x the cause")
+    assert "NicHotplug:  [31mred blue xx" in message
     assert len(message) < MAX_EVENT + 80
     parsed = parse_event({"involvedObject": {"uid": "u"}, "reason": "R", "message": None, "series": None})
     assert parsed == ReportedEvent("u", "R", "", None)

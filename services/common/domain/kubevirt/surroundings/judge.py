@@ -32,8 +32,8 @@ STALE_LEASE = 60.0
 and the clocks of nodes differ."""
 EVENT_SLACK = 1.0
 """Seconds that an Event of an operation may be older than it: times of Events are whole seconds."""
-MAX_EVENT = 256
-"""Characters of an Event in a reason."""
+MAX_EVENT, KEPT_START = 320, 80
+"""Characters of an Event in a reason, and how many of them are its first ones: the cause of an error is at its end."""
 SYNC_REASONS = frozenset({"NicHotplug", "SyncFailed"})
 """Reasons of virt-handler's Events about a guest that it cannot change; they need not name the interface."""
 
@@ -134,7 +134,7 @@ def find_event(events: Iterable[ReportedEvent], about: str, since: str | None, i
         return ""
     newest = max(found, key=lambda event: event.time or "")
     text = f"{newest.reason}: {newest.message}"
-    return text if len(text) <= MAX_EVENT else text[: MAX_EVENT - 1] + "…"
+    return text if len(text) <= MAX_EVENT else f"{text[:KEPT_START]}…{text[KEPT_START + 1 - MAX_EVENT :]}"
 
 
 def parse_event(event: dict[str, Any]) -> ReportedEvent:

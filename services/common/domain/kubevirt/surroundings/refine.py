@@ -26,6 +26,8 @@ from services.common.domain.kubevirt.surroundings.judge import (
 )
 from services.common.domain.kubevirt.surroundings.observed import Source
 
+WAITS_FOR_MULTUS = ("WaitingForMultusAttached", "WaitingForMultusDetached")
+"""Reasons that say no more than that Multus has not acted."""
 NO_SLOT = "no more available pci slots"
 """libvirt's words, in lower case, when a guest has no free slot for a device."""
 
@@ -98,13 +100,18 @@ def _explain_failed_migration(
 
 
 def _explain_pod_failure(
-    situation: Situation, nic_status: InterfaceHotplugStatus, _found: Explanation
+    situation: Situation, nic_status: InterfaceHotplugStatus, found: Explanation
 ) -> Explanation | None:
     pod = situation.nics.pod
     uid = pod.metadata.uid if pod is not None else ""
     event = find_event(situation.around.events, uid, nic_status.requested_at, nic_status.interface)
-    code = "AttachFailed" if nic_status.kind is OperationKind.PLUG else "DetachFailed"
-    return situation.explain(code, event=event) if event else None
+    if not event:
+        return None
+    better = situation.explain("AttachFailed" if nic_status.kind is OperationKind.PLUG else "DetachFailed", event=event)
+    if found.reason in WAITS_FOR_MULTUS:
+        return better
+    # What KubeVirt does about it stays worth knowing.
+    return msgspec.structs.replace(better, message=f"{better.message}; {found.message}")
 
 
 def _explain_guest_failure(
@@ -154,8 +161,7 @@ _GUEST_FAILURE = Step(_explain_guest_failure, Source.EVENTS)
 _ATTACHERS = Step(_explain_attachers, Source.ATTACHERS)
 _CONTROLLER = Step(_explain_controller, Source.VIRT_CONTROLLER)
 _HANDLER = Step(_explain_handler, Source.VIRT_HANDLER)
-# Where KubeVirt migrates the VM instead, or can be told to, nobody on the node may be as it should be.
-_ADD_POD_FAILURE = Step(_explain_pod_failure, Source.EVENTS, adds=True)
+# Where KubeVirt migrates the VM instead, nobody on the node may be as it should be.
 _ADD_ATTACHERS = Step(_explain_attachers, Source.ATTACHERS, adds=True)
 
 STEPS: dict[str, tuple[Step, ...]] = {
@@ -168,8 +174,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "WaitingForGuestAttached": (_GUEST_FAILURE, _HANDLER),
     "WaitingForGuestDetached": (_GUEST_FAILURE, _HANDLER),
     "WillMigrate": (_MIGRATION, _FAILED_MIGRATION, _CONTROLLER),
-    "MigrationByHand": (_MIGRATION, _FAILED_MIGRATION, _ADD_POD_FAILURE),
-    "MigrationNotConfigured": (_MIGRATION, _FAILED_MIGRATION, _ADD_POD_FAILURE),
-    "NotMigratable": (_ADD_POD_FAILURE,),
+    "MigrationByHand": (_MIGRATION, _FAILED_MIGRATION, _POD_FAILURE),
+    "MigrationNotConfigured": (_MIGRATION, _FAILED_MIGRATION, _POD_FAILURE),
+    "NotMigratable": (_POD_FAILURE,),
 }
 """By reason: what may be the cause, in order."""

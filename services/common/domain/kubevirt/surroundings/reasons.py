@@ -65,12 +65,12 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "MigrationPending",
-        "the VM has to be migrated, and its migration {migration} has not started yet; it is {state}",
+        "the migration {migration} of the VM does not copy it yet; its phase is {state}",
         "if this lasts: kubectl describe vmim {migration} -n {namespace}",
     ),
     (
         "MigrationTargetUnschedulable",
-        "the VM has to be migrated, and no node takes the pod {target} of its migration {migration}: {text}",
+        "no node takes the pod {target} of the VM's migration {migration}: {text}",
         "make room for it on a node that fits, or restart the VM",
     ),
     (

@@ -139,6 +139,7 @@ def launcher_pod(vmi: Object, behaviour: Behaviour, *, node: str = "", migration
         },
         "spec": {
             **({"nodeName": node} if node else {}),
+            **({"affinity": _apart_from_pods_of(meta["uid"])} if migration is not None else {}),
             "restartPolicy": "Never",
             "hostname": meta["name"][:63],
             "automountServiceAccountToken": False,
@@ -146,6 +147,13 @@ def launcher_pod(vmi: Object, behaviour: Behaviour, *, node: str = "", migration
             "containers": [{"name": "compute", "image": PAUSE_IMAGE}],
         },
     }
+
+
+def _apart_from_pods_of(vmi_uid: str) -> Object:
+    """Return the affinity of a target pod, which keeps it off the node of the source pod."""
+    selector = {"matchLabels": {CREATED_BY_LABEL: vmi_uid}}
+    term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
+    return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
 def running_pod_status(address: str, time: str) -> Object:

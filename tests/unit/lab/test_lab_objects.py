@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from lab.kubevirt import objects as kubevirt_objects
+from lab.kubevirt.versions import behaviour_of
 from lab.node import kubelet, launcher, objects, scheduler
 from lab.node.cri import SandboxStatus
 from schemas.kubernetes.networks import NETWORKS, parse_networks
@@ -176,6 +178,15 @@ def test_scheduler_selects_unbound_matching_pods(spec: dict[str, Any], expected:
     assert scheduler.is_schedulable(pod, {"kubernetes.io/os": "linux"}) is expected
     pod["metadata"]["deletionTimestamp"] = NOW
     assert scheduler.is_schedulable(pod, {"kubernetes.io/os": "linux"}) is False
+
+
+def test_target_pod_of_a_migration_waits_for_a_node_without_pods_of_its_vm() -> None:
+    vmi = {"metadata": {"name": "vm1", "namespace": "ns", "uid": "vmi-uid"}, "spec": {}}
+    migration = {"metadata": {"name": "m", "uid": "m-uid"}}
+    behaviour = behaviour_of("1.9")
+    target = kubevirt_objects.launcher_pod(vmi, behaviour, migration=migration)
+    assert scheduler.avoided_pods(target) == ["kubevirt.io/created-by=vmi-uid"]
+    assert scheduler.avoided_pods(kubevirt_objects.launcher_pod(vmi, behaviour)) == []
 
 
 def test_pod_status_while_running_and_after_exit() -> None:

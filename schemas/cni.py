@@ -1,6 +1,6 @@
 """CNI documents: results, errors and the commands of a plugin.
 
-Source: CNI specification 1.1.0. Results since 0.3.0 are read; versions 0.3.1 to 1.1.0 are written.
+Source: CNI specification 0.1.0 to 1.1.0; results of all versions are read and written, as libcni converts them.
 Next: :mod:`schemas.multus`, which carries these documents over a unix socket.
 """
 
@@ -12,6 +12,8 @@ import msgspec
 
 from schemas.kubernetes.networks import Dns, without_zone
 
+EARLY_VERSIONS = ("0.1.0", "0.2.0")
+"""Versions whose results have no interfaces, and at most one address of each family."""
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
 
@@ -101,6 +103,22 @@ class CniResult(msgspec.Struct, frozen=True, omit_defaults=True):
     dns: Dns = NO_DNS
 
 
+class EarlyIp(msgspec.Struct, frozen=True):
+    """The address of one family in a result of CNI 0.1.0 and 0.2.0."""
+
+    ip: str
+    gateway: str | None = None
+    routes: list[CniRoute] = []
+
+
+class EarlyResult(msgspec.Struct, frozen=True):
+    """A result of CNI 0.1.0 and 0.2.0."""
+
+    ip4: EarlyIp | None = None
+    ip6: EarlyIp | None = None
+    dns: Dns = NO_DNS
+
+
 class CniErrorDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     """The output of a failed plugin."""
 
@@ -110,16 +128,39 @@ class CniErrorDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     cni_version: str | None = msgspec.field(default=None, name="cniVersion")
 
 
-def up_convert(raw: bytes) -> CniResult:
-    """Decode a result of CNI 0.3.0 or later into the newest version; ``null`` counts as absent everywhere.
+def up_convert(raw: bytes, *, version: str = NEWEST_VERSION) -> CniResult:
+    """Decode a result of any CNI version into the newest one; ``null`` counts as absent everywhere.
 
-    :raises ValueError: the document is not a result, or an address in it is malformed.
+    :param version: the version of a result that names none: that of the plugin's configuration, as in libcni.
+    :raises ValueError: the document is not a result, its version is unknown, or an address in it is malformed.
     """
-    document = msgspec.json.decode(raw or b"null")
-    result = validate_addresses(msgspec.convert(_without_nulls(document if document is not None else {}), CniResult))
+    document = msgspec.json.decode(raw or b"null", type=dict[str, Any] | None) or {}
+    document = _without_nulls(document)
+    if document.get("code"):
+        raise ValueError(f"it is an error document with code {document['code']}")
+    found = document.get("cniVersion") or version
+    if found in EARLY_VERSIONS:
+        result = _from_early(msgspec.convert(document, EarlyResult))
+    elif found not in ("0.3.0", *SUPPORTED_VERSIONS):
+        raise ValueError(f"CNI version {found!r} is not supported")
+    # libcni reads such a document as a result without addresses.
+    elif document.keys() & {"ip4", "ip6"}:
+        raise ValueError(f"it has the addresses of CNI 0.2.0, and the version {found}")
+    else:
+        result = msgspec.convert(document, CniResult)
+    validate_addresses(result)
     ips = [msgspec.structs.replace(ip, version=None) for ip in result.ips]
     dns = NO_DNS if result.dns == NO_DNS else result.dns
     return msgspec.structs.replace(result, cni_version=NEWEST_VERSION, ips=ips, dns=dns)
+
+
+def _from_early(result: EarlyResult) -> CniResult:
+    families = [one for one in (result.ip4, result.ip6) if one is not None]
+    return CniResult(
+        ips=[CniIp(one.ip, gateway=one.gateway) for one in families],
+        routes=[CniRoute(route.dst, gw=route.gw) for one in families for route in one.routes],
+        dns=result.dns,
+    )
 
 
 def validate_addresses(result: CniResult) -> CniResult:
@@ -150,6 +191,8 @@ def down_convert(result: CniResult, version: str) -> dict[str, Any]:
 
     :raises ValueError: the version is not supported.
     """
+    if version in EARLY_VERSIONS:
+        return _to_early(result, version)
     if version not in SUPPORTED_VERSIONS:
         raise ValueError(f"CNI version {version!r} is not supported; use one of {', '.join(SUPPORTED_VERSIONS)}")
     document: dict[str, Any] = msgspec.to_builtins(result)
@@ -168,4 +211,22 @@ def down_convert(result: CniResult, version: str) -> dict[str, Any]:
     if version.startswith("0."):
         for ip in document.get("ips", ()):
             ip["version"] = "6" if ":" in ip["address"] else "4"
+    return document
+
+
+def _to_early(result: CniResult, version: str) -> dict[str, Any]:
+    """Return the result as a document of CNI 0.1.0 or 0.2.0: the first address of each family, with its routes."""
+    document: dict[str, Any] = {"cniVersion": version}
+    for key, is_six in (("ip4", False), ("ip6", True)):
+        ip = next((one for one in result.ips if (":" in one.address) is is_six), None)
+        if ip is None:
+            continue
+        routes = [CniRoute(one.dst, gw=one.gw) for one in result.routes if (":" in one.dst) is is_six]
+        document[key] = {
+            "ip": ip.address,
+            **({"gateway": ip.gateway} if ip.gateway else {}),
+            **({"routes": msgspec.to_builtins(routes)} if routes else {}),
+        }
+    if result.dns != NO_DNS:
+        document["dns"] = msgspec.to_builtins(result.dns)
     return document

@@ -169,14 +169,16 @@ class Applier:
         sandbox = sandbox.with_attachment(attachment)
         self._records.write(sandbox, change="adding")
         target = _target(sandbox, attachment.ifname)
-        result = await network.add(self._executor, attachment.network_config(), target, attachment.attributes())
+        config = attachment.network_config()
+        result = await network.add(self._executor, config, target, attachment.attributes())
         # A result names its link only. DEL needs the index, because a bridged link has another name (kubevirt#14074).
         link = await self._link(sandbox.netns, attachment.ifname)
         mac, mtu = (link.mac or None, link.mtu or None) if link else (None, None)
+        early_in = sandbox.netns if link and config.version in cni.EARLY_VERSIONS else ""
         attachment = msgspec.structs.replace(
             attachment,
             state=AttachmentState.ADDED,
-            result=results.fill_in_link(result, attachment.ifname, mac=mac, mtu=mtu),
+            result=results.fill_in_link(result, attachment.ifname, mac=mac, mtu=mtu, early_in=early_in),
             ifindex=link.index if link else 0,
             kind=link.kind if link else None,
             mac=mac,

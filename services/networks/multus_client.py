@@ -19,7 +19,6 @@ from schemas.kubernetes.objects import Pod
 from schemas.multus import (
     DELEGATE_PATH,
     SANDBOXES_PATH,
-    DelegateResponse,
     InterfaceAttributes,
     SandboxRecord,
     build_delegate_request,
@@ -53,7 +52,14 @@ _REFUSALS: Final = (cni.NOT_ALLOWED, cni.ISOLATED, cni.NO_CONFIGURATION)
 DaemonId = tuple[int, int, int]
 """Device, inode and time of change of a daemon's socket."""
 
-_response = msgspec.json.Decoder(DelegateResponse)
+
+class _Response(msgspec.Struct, frozen=True):
+    """The response to ADD, with a result of any CNI version."""
+
+    result: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"), name="Result")
+
+
+_response = msgspec.json.Decoder(_Response)
 _error = msgspec.json.Decoder(cni.CniErrorDocument)
 _record = msgspec.json.Decoder(SandboxRecord)
 
@@ -127,10 +133,9 @@ class MultusClient:
             network=network if self._serves_records else "",
         )
         try:
-            result = _response.decode(response).result if response else None
-            if result is not None:
-                cni.validate_addresses(result)
-        except ValueError as error:
+            sent = bytes(_response.decode(response).result) if response else b"null"
+            result = cni.up_convert(sent) if sent != b"null" else None
+        except (ValueError, RecursionError) as error:
             raise AttachmentFailure(
                 UNAVAILABLE, f"cannot decode the multus daemon's response to ADD: {error}"
             ) from error

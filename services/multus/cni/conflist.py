@@ -23,7 +23,7 @@ _TYPE: Final = re.compile(r"[!-.0-~]{1,255}")
 """A plugin's type: a file name. With a slash it would be a path out of the plugin directories."""
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 # A plugin's configuration may still name 0.3.0, whose results have the form of 0.3.1.
-_VERSIONS: Final = ("0.3.0", *cni.SUPPORTED_VERSIONS)
+_VERSIONS: Final = (*cni.EARLY_VERSIONS, "0.3.0", *cni.SUPPORTED_VERSIONS)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def parse(text: str | bytes, *, name: str | None = None, version: str = "1.0.0")
     try:
         text = text.decode() if isinstance(text, bytes) else text
         document = msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CniError(cni.CniErrorCode.DECODE_FAILURE, f"CNI configuration is not a JSON object: {error}") from error
     found = document.get("name") or name
     if not isinstance(found, str) or not _NAME.fullmatch(found):
@@ -149,7 +149,7 @@ def decode_object(text: bytes) -> dict[str, Any]:
     """
     try:
         return msgspec.json.decode(text or b"{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise CniError(cni.CniErrorCode.DECODE_FAILURE, f"CNI configuration is not a JSON object: {error}") from error
 
 

@@ -54,6 +54,6 @@ def decode_error(raw: bytes) -> CniError | None:
     """Decode a plugin's error document; return ``None`` when the bytes are not one."""
     try:
         error = _decoder.decode(raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return CniError(error.code, error.msg, error.details)

@@ -106,7 +106,7 @@ async def add(
             if number:
                 raise CniError(error.code, error.msg, error.details) from error
             raise
-        result = results.decode(printed, plugin)
+        result = results.decode(printed, plugin, network.version)
     return result if result is not None else empty
 
 

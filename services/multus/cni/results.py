@@ -10,19 +10,24 @@ import msgspec
 
 from schemas import cni
 from services.common.domain.pod_nic import find_sandbox_interface
-from services.multus.cni.errors import CniError
+from services.multus.cni.errors import CniError, decode_error
 
 
-def decode(raw: bytes, plugin: str) -> cni.CniResult:
+def decode(raw: bytes, plugin: str, version: str) -> cni.CniResult:
     """Decode the result that a plugin printed; empty output or ``null`` is an empty result.
 
     :param raw: the output.
     :param plugin: the plugin's type, for the message.
-    :raises CniError: code 6, the output is not a result.
+    :param version: the CNI version of its configuration.
+    :raises CniError: code 6, the output is not a result that can be read; the plugin's own, it is an error document.
     """
+    failure = decode_error(raw)
+    if failure is not None and failure.code:
+        # Some plugins exit with 0 all the same.
+        raise failure.with_prefix(f'plugin type="{plugin}" failed (add)')
     try:
-        return cni.up_convert(raw.strip())
-    except ValueError as error:
+        return cni.up_convert(raw.strip(), version=version)
+    except (ValueError, RecursionError) as error:
         text = raw[:200].decode(errors="replace")
         raise CniError(
             cni.CniErrorCode.DECODE_FAILURE,
@@ -39,14 +44,21 @@ def down_convert(result: cni.CniResult, version: str) -> dict[str, Any]:
     return document
 
 
-def fill_in_link(result: cni.CniResult, interface: str, *, mac: str | None, mtu: int | None) -> cni.CniResult:
+def fill_in_link(
+    result: cni.CniResult, interface: str, *, mac: str | None, mtu: int | None, early_in: str = ""
+) -> cni.CniResult:
     """Return the result with the sandbox link's MAC and MTU where the plugin (before 1.1.0) set none.
 
     :param result: the result.
     :param interface: the link's name.
     :param mac: the link's MAC; ``None`` when it has none.
     :param mtu: the link's MTU; ``None`` when it has none.
+    :param early_in: the sandbox's network namespace if the result was one of CNI 0.1.0 or 0.2.0. Its addresses are
+        those of the link, which it cannot name.
     """
+    if early_in and not result.interfaces:
+        ips = [msgspec.structs.replace(ip, interface=0) for ip in result.ips]
+        result = msgspec.structs.replace(result, interfaces=[cni.CniInterface(interface, sandbox=early_in)], ips=ips)
     found = find_sandbox_interface(result, interface)
     if found is None or found[1].name != interface:
         return result

@@ -55,7 +55,8 @@ def runtime_configuration(config: Config, primary_path: str, primary_text: str) 
     """
     network = conflist.parse(primary_text, name="primary")
     made: dict[str, Any] = {
-        "cniVersion": config.cni_version or network.version,
+        # The shim converts, and it does not speak earlier versions.
+        "cniVersion": config.cni_version or (network.version if network.at_least("0.3.0") else "0.3.1"),
         "name": network.name if config.override_name else config.name or NETWORK_NAME,
         "type": config.type or SHIM_NAME,
         "clusterNetwork": config.cluster_network or primary_path,

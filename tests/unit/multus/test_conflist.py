@@ -47,7 +47,7 @@ def test_parse_reads_a_list_and_a_single_plugin() -> None:
         ('{"name":"a","plugins":["bridge"]}', cni.CniErrorCode.INVALID_CONFIG),
         ('{"name":"a","type":"bridge","args":{"cni":[1]}}', cni.CniErrorCode.INVALID_CONFIG),
         ('{"name":"a","type":"bridge","capabilities":["mac"]}', cni.CniErrorCode.INVALID_CONFIG),
-        ('{"name":"a","type":"bridge","cniVersion":"0.2.0"}', cni.CniErrorCode.INCOMPATIBLE_VERSION),
+        ('{"name":"a","type":"bridge","cniVersion":"0.0.9"}', cni.CniErrorCode.INCOMPATIBLE_VERSION),
         ('{"name":"a","type":"bridge","cniVersion":"9.9.9"}', cni.CniErrorCode.INCOMPATIBLE_VERSION),
     ],
 )

@@ -1,5 +1,7 @@
 """Conversion of a CNI result to network-status entries and to the record of a pod interface."""
 
+import json
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -101,7 +103,7 @@ def test_the_link_completes_a_result_without_mac_and_mtu() -> None:
 
 
 def test_a_result_of_an_old_plugin_is_completed_from_the_link() -> None:
-    old = results.decode(b'{"cniVersion":"0.3.1","interfaces":[{"name":"net1","sandbox":"/ns"}]}', "p")
+    old = results.decode(b'{"cniVersion":"0.3.1","interfaces":[{"name":"net1","sandbox":"/ns"}]}', "p", "0.3.1")
     done = results.fill_in_link(old, "net1", mac="02:00:00:00:00:01", mtu=1450)
     assert done.interfaces == [cni.CniInterface("net1", "02:00:00:00:00:01", 1450, "/ns")]
     assert results.fill_in_link(RESULT, "net1", mac="x", mtu=1) == RESULT
@@ -111,11 +113,12 @@ def test_a_result_of_an_old_plugin_is_completed_from_the_link() -> None:
 def test_null_counts_as_absent_anywhere() -> None:
     """Plugins that do not use libcni's types print ``null``."""
     empty = cni.CniResult("1.1.0")
-    assert results.decode(b'{"cniVersion":"1.0.0","interfaces":null,"ips":null,"routes":null,"dns":null}', "p") == empty
+    nulls = b'{"cniVersion":"1.0.0","interfaces":null,"ips":null,"routes":null,"dns":null}'
+    assert results.decode(nulls, "p", "1.0.0") == empty
     raw = (
         b'{"interfaces":[{"name":"a","mac":null}],"ips":[{"address":"10.0.0.1/24","gateway":""}],"dns":{"search":null}}'
     )
-    found = results.decode(raw, "p")
+    found = results.decode(raw, "p", "1.0.0")
     assert found == cni.CniResult("1.1.0", [cni.CniInterface("a")], [cni.CniIp("10.0.0.1/24", "")])
     assert build_network_status("n", "a", found).gateway is None
 
@@ -139,7 +142,7 @@ def test_results_survive_conversion_to_every_version(result: cni.CniResult) -> N
     for version in ("0.3.0", *cni.SUPPORTED_VERSIONS):
         document = results.down_convert(result, version)
         assert document["cniVersion"] == version
-        back = results.decode(msgspec.json.encode(document), "p")
+        back = results.decode(msgspec.json.encode(document), "p", version)
         assert back.ips == result.ips
         assert [i.name for i in back.interfaces] == [i.name for i in result.interfaces]
         if version == "1.1.0":
@@ -161,4 +164,40 @@ def test_results_survive_conversion_to_every_version(result: cni.CniResult) -> N
 )
 def test_decode_refuses_what_is_not_a_result(raw: bytes) -> None:
     with pytest.raises(CniError, match="not a result"):
-        results.decode(raw, "p")
+        results.decode(raw, "p", "1.0.0")
+
+
+EARLY = b'{"ip4":{"ip":"192.0.2.5/24","gateway":"192.0.2.1","routes":[{"dst":"0.0.0.0/0"}]},"ip6":{"ip":"fd00::5/64"}}'
+
+
+def test_a_result_of_cni_0_2_0_has_the_addresses_of_the_link() -> None:
+    """multus-cni#491: read as one of a later version, it has no address, and the guest gets none by DHCP."""
+    result = results.decode(EARLY, "p", "0.2.0")
+    assert [(ip.address, ip.gateway) for ip in result.ips] == [("192.0.2.5/24", "192.0.2.1"), ("fd00::5/64", None)]
+    assert [(route.dst, route.gw) for route in result.routes] == [("0.0.0.0/0", None)]
+    filled = results.fill_in_link(result, "net1", mac="02:00:00:00:00:01", mtu=1450, early_in="/ns")
+    status = build_network_status("n", "net1", filled)
+    assert (status.interface, status.ips, status.mac) == ("net1", ["192.0.2.5", "fd00::5"], "02:00:00:00:00:01")
+    assert build_pod_nic("uid", "sandbox", "net1", filled) is not None
+    back = results.down_convert(filled, "0.1.0")
+    assert back == {"cniVersion": "0.1.0", **json.loads(EARLY)}
+    assert results.decode(json.dumps(back).encode(), "p", "1.0.0").ips == result.ips
+
+
+@pytest.mark.parametrize(
+    ("raw", "code", "reason"),
+    [
+        (EARLY, 6, "has the addresses of CNI 0.2.0, and the version 1.0.0"),
+        (b'{"cniVersion":"2.0.0","ips":[]}', 6, "CNI version '2.0.0' is not supported"),
+        (b'{"cniVersion":"1.0.0","code":111,"msg":"no lease"}', 111, "no lease"),
+        (b'{"cniVersion":"1.0.0","code":7}', 6, "error document with code 7"),
+        (b"[" * 5000, 6, "is not a result"),
+        (b'{"dns":' + b'{"a":' * 5000, 6, "is not a result"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error_and_never_a_result_without_addresses(
+    raw: bytes, code: int, reason: str
+) -> None:
+    with pytest.raises(CniError, match=reason) as caught:
+        results.decode(raw, "p", "1.0.0")
+    assert caught.value.code == code

@@ -56,7 +56,7 @@ def test_older_versions_omit_fields_of_1_1_0(version: str) -> None:
     assert document["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}]
 
 
-@pytest.mark.parametrize("version", ["", "0.2.0", "2.0.0"])
+@pytest.mark.parametrize("version", ["", "0.0.9", "2.0.0"])
 def test_unsupported_versions_are_rejected(version: str) -> None:
     with pytest.raises(ValueError, match="not supported"):
         down_convert(RESULT, version)

@@ -45,12 +45,14 @@ class _Run(msgspec.Struct):
     """The state of one run over the actions for a pod.
 
     :ivar failed: the actions to retry.
+    :ivar defect: the first unexpected error; it stops no other action.
     :ivar refused: whether a change was refused, see :class:`_ChangeRefused`.
     """
 
     attempt: Attempt
     reporter: Reporter
     failed: list[Retry] = []
+    defect: Exception | None = None
     refused: bool = False
 
 
@@ -100,6 +102,8 @@ class Applier:
             # The queue has one timer per pod: the earliest retry. The next run plans whatever is still missing.
             after = min(retry.after or 0.0 for retry in run.failed)
             raise Retry(run.failed[0].reason, "; ".join(retry.message for retry in run.failed), after=after)
+        if run.defect is not None:
+            raise run.defect
         return not run.refused
 
     async def _apply_in_order(self, run: _Run, pod: Pod, actions: Sequence[Action]) -> None:
@@ -113,6 +117,12 @@ class Applier:
                 except Retry as retry:
                     run.failed.append(retry)
                     # If a link name moves to another network, its attach must wait until the detach succeeds.
+                    blocked_links.add(action.link)
+                except status.PodGone:
+                    raise
+                except Exception as error:
+                    self._context.log.error("unexpected error of an attachment", link=action.link, exc_info=error)
+                    run.defect = run.defect or error
                     blocked_links.add(action.link)
 
     async def _change(self, run: _Run, pod: Pod, action: Attach | Detach) -> Pod:

@@ -276,6 +276,15 @@ async def test_upstreams_daemon_gets_no_network_without_a_configuration(node: No
     assert any("attaches none of the node's files" in event["message"] for event in events)
 
 
+async def test_an_unexpected_error_of_one_attachment_stops_no_other(node: Node) -> None:
+    node.nad()
+    node.nad("odd", '{"name":"n","type":"a","capabilities":{"bandwidth":true},"runtimeConfig":5}')
+    node.pod()
+    node.set_networks([element("x1", "odd", bandwidth={"ingressRate": 8}), element("ens58")])
+    await node.until_links("eth0", "ens58")
+    assert node.multus.verbs == ["ADD ens58"]
+
+
 @pytest.mark.parametrize("broken", ["", "{", '{"type":"multus"}'])
 async def test_a_network_that_its_author_has_broken_is_still_detached(node: Node, broken: str) -> None:
     """The daemon's record has the configuration; the lease must not stay."""

@@ -8,6 +8,8 @@ reads the objects from the API server; the watches only trigger runs. Next: `lau
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from lab.node.objects import (
@@ -24,6 +26,7 @@ from lab.node.objects import (
     with_conditions,
 )
 from lab.node.resources import PODS, VMIS, VMS, Key, find
+from schemas.kubernetes.kubevirt import NODE_LABEL
 from schemas.kubernetes.objects import CREATED_BY_LABEL
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, Conflict, NotFound, PatchTestFailed
@@ -151,18 +154,23 @@ class VmiLoop:
         if phase in FINAL_PHASES:
             await self._update_status(key, vmi, {"phase": phase}, {"Ready": (False, "GuestNotRunning")})
             return
-        if pod.get("spec", {}).get("nodeName") != self._node or not is_true(pod, "Ready"):
+        # A guest that runs goes on if its pod is not ready any more.
+        startable = is_true(pod, "Ready") or self._guests.running(uid)
+        if pod.get("spec", {}).get("nodeName") != self._node or not startable:
             await self._update_status(key, vmi, {"phase": "Scheduling"}, {"Ready": (False, "GuestNotRunning")})
             return
         placed = {"nodeName": self._node, "activePods": {uid: self._node}}
+        # virt-controller sets the label in the same write; handlers select their VMIs by it.
+        labels = {NODE_LABEL: self._node}
         # Show the phase before the guest starts: starting it can take seconds.
         if not self._guests.running(uid):
-            await self._update_status(key, vmi, {"phase": "Scheduled", **placed}, {"Ready": (False, "GuestNotRunning")})
+            not_ready = {"Ready": (False, "GuestNotRunning")}
+            await self._update_status(key, vmi, {"phase": "Scheduled", **placed}, not_ready, labels)
             await self._guests.ensure(vmi, pod)
         booted = self._guests.booted(uid)
         # Unlike in KubeVirt, where Ready means that QEMU runs (docs/lab.md).
         ready = {"Ready": (booted, "" if booted else "GuestBooting")}
-        await self._update_status(key, vmi, {"phase": "Running", **placed}, ready)
+        await self._update_status(key, vmi, {"phase": "Running", **placed}, ready, labels)
 
     async def _delete_guest(self, key: Key, vmi: Object, pods: list[Object]) -> None:
         for pod in pods:
@@ -176,19 +184,28 @@ class VmiLoop:
             await self._patch(key, vmi, [test(path, FINALIZER), remove(path)])
 
     async def _update_status(
-        self, key: Key, vmi: Object, desired: Object, conditions: dict[str, tuple[bool, str]]
+        self,
+        key: Key,
+        vmi: Object,
+        desired: Object,
+        conditions: dict[str, tuple[bool, str]],
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Write the given status fields and conditions where they differ, and no others."""
+        """Write the given status fields, conditions and labels where they differ, and no others."""
         present = vmi.get("status", {})
         listed = present.get("conditions") or []
         desired = {**desired, "conditions": with_conditions(listed, conditions, now())}
         changed = {name: value for name, value in desired.items() if present.get(name) != value}
-        if not changed:
+        present_labels = vmi["metadata"].get("labels") or {}
+        relabelled = {name: value for name, value in labels.items() if present_labels.get(name) != value}
+        if not changed and not relabelled:
             return
         if "phase" in changed:
             self._log.info("VMI phase", vmi="/".join(key), phase=changed["phase"])
         ops = [] if vmi.get("status") else [add("/status", {})]
         ops += [add(pointer("status", name), value) for name, value in changed.items()]
+        if relabelled:
+            ops.append(add(pointer("metadata", "labels"), {**present_labels, **relabelled}))
         patched = await self._patch(key, vmi, ops)
         vmi["status"] = patched.get("status", {})
         vmi["metadata"] = patched["metadata"]

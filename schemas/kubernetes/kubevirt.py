@@ -9,6 +9,12 @@ import msgspec
 
 from schemas.kubernetes.objects import Condition, MigrationState, ObjectMeta, Resource
 
+NODE_LABEL = "kubevirt.io/nodeName"
+"""Label of a VMI: the node that it runs on. virt-controller sets it together with ``status.nodeName``."""
+
+TARGET_NODE_LABEL = "kubevirt.io/migrationTargetNodeName"
+"""Label of a VMI: the node that it migrates to, or has last migrated to."""
+
 
 class _KubeVirtPart(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     pass

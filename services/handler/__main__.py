@@ -89,11 +89,12 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     runtime.readiness.set("watches", False, "the first lists are not complete")
     runtime.spawn("watch kubevirt", owner.run)
     runtime.spawn("watch vmis", handler.vmis.run)
+    runtime.spawn("watch arriving vmis", handler.arriving_vmis.run)
     runtime.spawn("watch pods", handler.pods.run)
     # ADR 23: raises while KubeVirt's controllers run, before the queue could change anything.
     await owner.wait_synced()
-    # Without both lists a VMI has no acting pod, and its run would do nothing.
-    for synced in (handler.vmis.synced, handler.pods.synced):
+    # Without all lists a VMI has no acting pod, and its run would do nothing.
+    for synced in (handler.vmis.synced, handler.arriving_vmis.synced, handler.pods.synced):
         await synced.wait()
     runtime.spawn("reconcile", handler.queue.run)
     runtime.spawn("consume events", handler.consume_events)

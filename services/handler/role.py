@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 
 from schemas.bus.encoding import node_consumer, node_filter
+from schemas.kubernetes.kubevirt import NODE_LABEL, TARGET_NODE_LABEL
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, Pod, VirtualMachineInstance
 from schemas.stages import OperationKind, Stage
 from services.common.bus.protocol import ReceivedEvent
@@ -61,9 +62,9 @@ class Handler:
         self._context = context
         self._is_owner = is_owner
         self._was_owner: bool | None = None
-        self.vmis: Reflector[VirtualMachineInstance] = Reflector(
-            kube, VMIS, on_change=self._on_vmi_change, log=log, denials=context.denials
-        )
+        # As virt-handler: the objects of other nodes cost this one nothing.
+        self.vmis = self._reflect_vmis(NODE_LABEL)
+        self.arriving_vmis = self._reflect_vmis(TARGET_NODE_LABEL)
         self.pods: Reflector[Pod] = Reflector(
             kube,
             PODS,
@@ -73,7 +74,7 @@ class Handler:
             log=log,
             denials=context.denials,
         )
-        self._vmi_reader = CachedReader(kube, VMIS, self.vmis)
+        self._vmi_reader: CachedReader[VirtualMachineInstance] = CachedReader(kube, VMIS, self)
         self._pod_reader = CachedReader(kube, PODS, self.pods)
         self.sessions = GuestSessions(make_driver, log, self._requeue)
         self.sandboxes = Sandboxes(cri, netns)
@@ -91,6 +92,22 @@ class Handler:
         self.queue: Reconciler[Key] = Reconciler(
             context.role, self.reconcile, log=log, meter=context.telemetry.meter, keys=self._keys
         )
+
+    def _reflect_vmis(self, label: str) -> Reflector[VirtualMachineInstance]:
+        """Return a reflector of the VMIs with this node in a label."""
+        context = self._context
+        return Reflector(
+            context.kube,
+            VMIS,
+            labels=f"{label}={context.node}",
+            on_change=self._on_vmi_change,
+            log=context.log,
+            denials=context.denials,
+        )
+
+    def get(self, namespace: str, name: str) -> VirtualMachineInstance | None:
+        """Return a VMI as last seen; ``None`` if neither label names this node."""
+        return self.vmis.get(namespace, name) or self.arriving_vmis.get(namespace, name)
 
     async def consume_events(self) -> None:
         """Consume this node's events from the bus until cancelled."""
@@ -143,10 +160,12 @@ class Handler:
         return is_owner
 
     def _vmis_of_node(self) -> list[VirtualMachineInstance]:
-        return [vmi for vmi in self.vmis.items() if vmi.status.node_name == self._context.node]
+        # A VMI that has migrated here has both labels.
+        found = {_key(vmi): vmi for vmi in (*self.arriving_vmis.items(), *self.vmis.items())}
+        return [vmi for vmi in found.values() if vmi.status.node_name == self._context.node]
 
     def _keys(self) -> Iterable[Key]:
-        return [(vmi.metadata.namespace, vmi.metadata.name) for vmi in self._vmis_of_node()]
+        return [_key(vmi) for vmi in self._vmis_of_node()]
 
     async def reconcile(self, key: Key, attempt: Attempt) -> None:
         """Observe one VMI, plan, and apply the plan.
@@ -185,6 +204,10 @@ class Handler:
         running = {vmi.metadata.uid for vmi in self._vmis_of_node() if vmi.status.phase not in FINAL_PHASES}
         await self.sessions.retain(running)
         self.sandboxes.retain(pod.metadata.uid for pod in self.pods.items())
+
+
+def _key(vmi: VirtualMachineInstance) -> Key:
+    return vmi.metadata.namespace, vmi.metadata.name
 
 
 @contextmanager

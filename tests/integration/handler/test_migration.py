@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from schemas.bus.events import GuestAttached, MultusAttached, ObjectRef
+from schemas.kubernetes.kubevirt import NODE_LABEL, TARGET_NODE_LABEL
 from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks, parse_networks
 from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.kubernetes.operations import read_operation
@@ -89,12 +90,14 @@ class Cluster:
         if with_nic:
             self.attach(self.target)
         state = {"migrationUid": "m", "targetNode": TARGET, "targetPod": self.target.pod}
-        self.set_status(activePods={POD_UID: NODE, TARGET_UID: TARGET}, migrationState=state)
+        self.set_status(
+            {TARGET_NODE_LABEL: TARGET}, activePods={POD_UID: NODE, TARGET_UID: TARGET}, migrationState=state
+        )
 
     def finish(self) -> None:
         """Finish the migration: the guest runs on the target, and the source's pod is gone."""
         state = {**self.kube.objects[VMIS, *KEY]["status"]["migrationState"], "completed": True}
-        self.set_status(nodeName=TARGET, activePods={TARGET_UID: TARGET}, migrationState=state)
+        self.set_status({NODE_LABEL: TARGET}, nodeName=TARGET, activePods={TARGET_UID: TARGET}, migrationState=state)
         self.kube.delete(PODS, "default", self.source.pod)
 
     def attach(self, node: Node) -> None:
@@ -120,10 +123,11 @@ class Cluster:
             while self.source.role.sessions.has(KEY):
                 await self.source.settled()
 
-    def set_status(self, **changes: Any) -> None:
-        """Change the VMI's status."""
+    def set_status(self, labels: dict[str, str] | None = None, **changes: Any) -> None:
+        """Change the VMI's status and labels, as KubeVirt does in one write."""
         known = self.kube.objects[VMIS, *KEY]
         meta = {key: value for key, value in known["metadata"].items() if key not in ("name", "namespace")}
+        meta["labels"] = {**meta.get("labels", {}), **(labels or {})}
         self.kube.put(VMIS, *KEY, metadata=meta, spec=known["spec"], status={**known["status"], **changes})
 
 

@@ -180,9 +180,17 @@ class FakeKube:
         seen = int(request.query.get("resourceVersion") or 0)
         while not self._closed:
             history, until = self._history[:], self._version
+            before: dict[tuple[str, str], Object] = {}
             for version, type_, kind, found in history:
-                if version > seen and kind == plural and selected(found):
-                    await response.write(json.dumps({"type": type_, "object": found}).encode() + b"\n")
+                if kind != plural:
+                    continue
+                name = found["metadata"].get("namespace", ""), found["metadata"]["name"]
+                # A watch reports an object that the selector no longer matches as deleted.
+                left = not selected(found) and name in before and selected(before[name])
+                if version > seen and (left or selected(found)):
+                    event = {"type": "DELETED" if left else type_, "object": found}
+                    await response.write(json.dumps(event).encode() + b"\n")
+                before[name] = found
             seen = until
             async with self._changes:
                 await self._changes.wait_for(functools.partial(self._newer_than, seen))

@@ -14,6 +14,7 @@ import structlog
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from schemas.bus.events import Event
+from schemas.kubernetes.kubevirt import NODE_LABEL
 from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation
 from schemas.names import pod_interface
@@ -147,6 +148,7 @@ class Node:
             "vm1",
             metadata={
                 "uid": VMI_UID,
+                "labels": known.get("metadata", {}).get("labels") or {NODE_LABEL: self.name},
                 "annotations": {**known.get("metadata", {}).get("annotations", {}), **annotations},
             },
             spec=document["spec"],
@@ -300,10 +302,10 @@ async def handler_node(
             is_owner=lambda: owner[0] == "hotnic",
         )
         stack.push_async_callback(role.sessions.close)
-        tasks = [
-            asyncio.create_task(work()) for work in (role.vmis.run, role.pods.run, role.consume_events, role.queue.run)
-        ]
+        works = (role.vmis.run, role.arriving_vmis.run, role.pods.run, role.consume_events, role.queue.run)
+        tasks = [asyncio.create_task(work()) for work in works]
         await role.vmis.synced.wait()
+        await role.arriving_vmis.synced.wait()
         await role.pods.synced.wait()
         yield Node(kube, runtime, bus, spans, role, agent, folder, telemetry, tasks[0], owner, name, pod_name, pod_uid)
         for task in tasks:

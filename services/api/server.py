@@ -4,14 +4,16 @@ The shared middleware turns every error into a Kubernetes ``Status``. Next: :mod
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
-import msgspec
 from aiohttp import web
 
 from schemas.bus.hotplug_status import encode_json
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import apply_request
 from services.api.discovery import GROUPS, HOTNIC_GROUP, accepts_documents, discovery_document, discovery_paths
@@ -29,6 +31,12 @@ from services.common.kube.errors import KubeError
 from services.common.runtime.context import RoleContext
 
 OPENAPI = "/openapi/v2"
+MAX_HEALTH_AGE = 5.0
+"""Seconds for which the answer about the Kubernetes API server is repeated."""
+HEALTH_DEADLINE = 5.0
+"""Seconds for that answer."""
+
+_version = InputDecoder(Edge.KUBE, dict[str, Any])
 Decode = Callable[[bytes], AddInterfaceOptions | RemoveInterfaceOptions]
 
 VERBS: dict[str, tuple[Decode, str]] = {
@@ -78,6 +86,10 @@ class Api:
                     base = f"/apis/{group}/{version}/namespaces/{{namespace}}/{target}s/{{name}}"
                     for verb in VERBS:
                         self.app.router.add_put(f"{base}/{verb}", partial(self._serve_change, target, verb))
+        # Anybody may ask, without authentication.
+        self._checking = asyncio.Lock()
+        self._checked_at = -math.inf
+        self._health: tuple[int, dict[str, object]] = (500, {})
         self._streams = StatusStreams(context, lambda: self._cluster().beside, watchers)
         self.app.on_shutdown.append(self._streams.close)
         hotplug_status = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{RequestTarget.VMI}s/{{name}}/interfaces"
@@ -93,13 +105,22 @@ class Api:
         return web.Response(text="ok")
 
     async def _check_apiserver(self, _request: web.Request) -> web.Response:
-        """Return whether the Kubernetes API server answers, in virt-api's format."""
+        """Return whether the Kubernetes API server answers, in virt-api's format; the answer is some seconds old."""
+        async with self._checking:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._checked_at > MAX_HEALTH_AGE:
+                self._health = await self._ask_apiserver()
+                self._checked_at = loop.time()
+        status, body = self._health
+        return web.json_response({"apiserver": body}, status=status)
+
+    async def _ask_apiserver(self) -> tuple[int, dict[str, object]]:
         try:
-            answer = await self._kube.request("GET", "/version")
-        except KubeError as error:
-            failure = {"connectivity": "failed", "error": error.message}
-            return web.json_response({"apiserver": failure}, status=500)
-        return web.json_response({"apiserver": {"connectivity": "ok", "version": msgspec.json.decode(answer.body)}})
+            answer = await self._kube.request("GET", "/version", timeout=HEALTH_DEADLINE)
+            version = _version.decode(answer.body)
+        except (KubeError, RejectedInput) as error:
+            return 500, {"connectivity": "failed", "error": str(error)}
+        return 200, {"connectivity": "ok", "version": version}
 
     def _identify(self, request: web.Request) -> UserIdentity:
         proxy = self._proxy()
@@ -107,14 +128,14 @@ class Api:
         return proxy.identify(peer_common_name(request), request.headers, groups)
 
     async def _serve_status(self, request: web.Request) -> web.StreamResponse:
-        self._identify(request)
+        caller = self._identify(request)
         namespace, name = request.match_info["namespace"], request.match_info["name"]
         duration, stored = parse_duration(request.query), parse_flag(request.query, "stored")
 
         async def answer() -> web.StreamResponse:
             with own_reads():
                 if duration is not None:
-                    return await self._streams.serve(request, namespace, name, duration)
+                    return await self._streams.serve(request, namespace, name, duration, caller.user)
                 found = await read_hotplug_status(
                     self._kube, self._bus, self._cluster().beside, namespace, name, stored=stored
                 )

@@ -7,6 +7,7 @@ Next: :mod:`services.common.kube.cache.vmi_watch`.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 
@@ -39,8 +40,10 @@ from services.common.runtime.context import RoleContext
 
 MAX_DURATION = 50.0
 """Seconds after which a stream ends, before the API server ends it after 60 s."""
-MAX_WATCHERS = 64
+MAX_WATCHERS = 128
 """Maximum number of open streams of one server."""
+MAX_WATCHERS_OF_USER = 16
+"""Maximum number of open streams of one user, so that nobody uses up those of the others."""
 DEBOUNCE = 0.05
 """Seconds in which changes are collected into one line."""
 SURROUNDINGS_INTERVAL = 10.0
@@ -81,7 +84,6 @@ class StatusStreams:
 
     :param beside: returns what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :param limit: the maximum number of open streams.
-    :ivar open: the number of open streams.
     """
 
     def __init__(
@@ -91,24 +93,34 @@ class StatusStreams:
         self._beside = beside
         self._limit = limit
         self._closing = asyncio.Event()
-        self.open = 0
+        self._users: Counter[str] = Counter()
+
+    @property
+    def open(self) -> int:
+        """The number of open streams."""
+        return self._users.total()
 
     async def close(self, _app: web.Application) -> None:
         """End all streams; the server would wait for them when it stops."""
         self._closing.set()
 
-    async def serve(self, request: web.Request, namespace: str, name: str, duration: float) -> web.StreamResponse:
+    async def serve(
+        self, request: web.Request, namespace: str, name: str, duration: float, user: str
+    ) -> web.StreamResponse:
         """Stream the status of a VMI until the duration is over, the VMI is deleted, or the client disconnects.
 
         :param duration: in seconds.
+        :param user: who asks.
         :raises StatusError: 429, too many streams are open; or 500, the VMI cannot be parsed.
         :raises KubeError: the API server does not answer, or the VMI does not exist.
         """
-        if self.open >= self._limit:
+        if self.open >= self._limit or self._users[user] >= MAX_WATCHERS_OF_USER:
             details = StatusDetails(retry_after_seconds=1)
-            message = f"too many open watches ({self._limit}); try again later"
+            message = (
+                f"too many open watches ({self._limit} in all, {MAX_WATCHERS_OF_USER} of one user); try again later"
+            )
             raise StatusError(429, "TooManyRequests", message, details, headers={"Retry-After": "1"})
-        self.open += 1
+        self._users[user] += 1
         try:
             observed = await observe_vmi(self._context.kube, namespace, name)
             # Once the response has begun, an error can no longer be reported by its HTTP status.
@@ -127,7 +139,9 @@ class StatusStreams:
                 )
             return response
         finally:
-            self.open -= 1
+            self._users[user] -= 1
+            # Users who have none are forgotten.
+            self._users += Counter()
 
 
 class _Stream:

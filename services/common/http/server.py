@@ -4,6 +4,7 @@ It provides an application with a body limit and SERVER spans, and listens on TC
 descriptor. Roles add the routes. Next: :mod:`services.common.http.tls`, the certificates.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from schemas.kubernetes.objects import Status, StatusDetails
 from schemas.kubernetes.status_reasons import STATUS_REASONS
+from services.common.http.deadlines import HEAD_DEADLINE, Connections, connection_of
 from services.common.http.listen import BACKLOG, Listener, bind
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, TraceEntry, context_of, trace_entry
@@ -24,6 +26,10 @@ from services.common.telemetry.propagation import TRACEPARENT, TraceEntry, conte
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ErrorFormat: TypeAlias = Literal["status", "text"]
 
+BODY_DEADLINE = 20.0
+"""Seconds for the body of a request."""
+KEEPALIVE = 120.0
+"""Seconds that a connection may idle between two requests; Go's client, the API server's, closes it after 90."""
 SHUTDOWN_DEADLINE = 4.0
 """Seconds for running requests to finish when the server stops."""
 
@@ -73,6 +79,7 @@ def make_app(
     errors: ErrorFormat = "status",
     traced: bool = True,
     internal: Container[str] = (),
+    body_deadline: float = BODY_DEADLINE,
 ) -> web.Application:
     """Return an application without routes.
 
@@ -85,8 +92,9 @@ def make_app(
     :param traced: create a SERVER span for each request, as a child of the request's ``traceparent``; one that is
         unsampled is linked instead (:func:`services.common.telemetry.propagation.trace_entry`).
     :param internal: routes that hotnic's own roles call. Their sampling decision is hotnic's and is obeyed.
+    :param body_deadline: seconds for the body of a request.
     """
-    middlewares = [_error_middleware(errors, max_body)]
+    middlewares = [_error_middleware(errors, max_body, body_deadline)]
     if traced:
         # Outermost, so that the span has the status of an error response.
         middlewares.insert(0, _span_middleware(telemetry, internal))
@@ -95,27 +103,45 @@ def make_app(
 
 @asynccontextmanager
 async def serve(
-    app: web.Application, listen: str, *, ssl: SSLContext | None = None, shutdown: float = SHUTDOWN_DEADLINE
+    app: web.Application,
+    listen: str,
+    *,
+    ssl: SSLContext | None = None,
+    shutdown: float = SHUTDOWN_DEADLINE,
+    head: float = HEAD_DEADLINE,
 ) -> AsyncIterator[str]:
     """Serve while the context is open; yield the bound address (``host:port``, ``unix:/path``).
 
     :param listen: ``host:port`` (port 0: any free one), ``unix:/path`` (mode 0600) or ``fd:N`` (inherited).
     :param shutdown: seconds for running requests to finish when the context ends.
+    :param head: seconds for the head of a request.
     :raises OSError: the server cannot listen on the address.
     :raises ValueError: the address is malformed.
     """
     # The process frame handles signals, and the span middleware logs requests.
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=shutdown)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=shutdown, keepalive_timeout=KEEPALIVE
+    )
     await runner.setup()
     listener: Listener | None = None
+    server: asyncio.Server | None = None
     try:
+        assert runner.server is not None
         listener = bind(listen)
-        await web.SockSite(runner, listener.socket, ssl_context=ssl, backlog=BACKLOG).start()
+        server = await asyncio.get_running_loop().create_server(
+            Connections(runner.server, deadline=head),
+            sock=listener.socket,
+            ssl=ssl,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=head if ssl is not None else None,
+        )
         yield listener.address
     finally:
         # New clients stop finding the socket before the running requests are waited for.
         if listener is not None:
             listener.unlink()
+        if server is not None:
+            server.close()
         await runner.cleanup()
         if listener is not None:
             listener.socket.close()
@@ -127,12 +153,18 @@ def route_of(request: web.Request) -> str | None:
     return resource.canonical if resource is not None else None
 
 
-def _error_middleware(form: ErrorFormat, max_body: int) -> Any:
+def _error_middleware(form: ErrorFormat, max_body: int, body_deadline: float) -> Any:
     @web.middleware
     async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = connection_of(request)
+        if connection is not None:
+            connection.begin_request()
         try:
             if request.content_length is not None and request.content_length > max_body:
                 raise web.HTTPRequestEntityTooLarge(max_body, request.content_length)
+            if request.can_read_body:
+                # The handlers then read it without waiting.
+                await _read_body(request, body_deadline)
             return await handler(request)
         except StatusError as error:
             failure = error
@@ -143,13 +175,24 @@ def _error_middleware(form: ErrorFormat, max_body: int) -> Any:
         except Exception:
             _log.exception("unexpected error in a request handler: %s %s", request.method, request.path)
             failure = StatusError(500, None, "internal error; see the log of this process")
+        finally:
+            if connection is not None:
+                connection.end_request()
         response = error_response(failure, form)
-        if failure.code == 413:
+        if failure.code in (408, 413):
             # The unread rest of the body would be parsed as the next request.
             response.force_close()
         return response
 
     return errors
+
+
+async def _read_body(request: web.Request, deadline: float) -> None:
+    try:
+        async with asyncio.timeout(deadline):
+            await request.read()
+    except TimeoutError:
+        raise StatusError(408, None, f"no complete body within {deadline:g} s") from None
 
 
 def _from_http_exception(request: web.Request, error: web.HTTPException, max_body: int) -> StatusError:

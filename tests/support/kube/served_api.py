@@ -30,8 +30,8 @@ class AcceptAnyCaller(FrontProxy, frozen=True):
     """Accept every caller as the aggregation layer; certificates are tested elsewhere."""
 
     def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> UserIdentity:
-        """Return the same user for every request."""
-        return UserIdentity("someone", ("system:authenticated",), {"scopes": ("a",)})
+        """Return the user that the request names, or else the same one for every request."""
+        return UserIdentity(headers.get("X-Remote-User", "someone"), ("system:authenticated",), {"scopes": ("a",)})
 
 
 class ServedApi:

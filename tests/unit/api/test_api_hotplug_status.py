@@ -25,6 +25,7 @@ from schemas.bus.hotplug_status import (
 from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.stages import Stage
+from services.api.hotplug_status.watch import MAX_WATCHERS_OF_USER
 from services.api.observe import ClusterSettings
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -266,6 +267,17 @@ async def test_watches_are_limited_and_a_closed_one_frees_its_place(api: ServedA
             async with api.session.get(PATH, params={"watch": "1", "timeoutSeconds": "1"}) as answer:
                 if answer.status == 200:
                     break
+
+
+async def test_one_user_cannot_use_up_the_watches_of_others(tmp_path: Path) -> None:
+    async with serve_api(tmp_path) as api, contextlib.AsyncExitStack() as opened:
+        reach_stage(api, Stage.POD_ANNOTATED)
+        streams = [await opened.enter_async_context(watching(api)) for _ in range(MAX_WATCHERS_OF_USER)]
+        async with api.session.get(PATH, params={"watch": "1"}) as answer:
+            assert answer.status == 429
+        async with api.session.get(PATH, params={"watch": "1"}, headers={"X-Remote-User": "another"}) as answer:
+            assert answer.status == 200
+        assert await streams[0].line() is not None
 
 
 async def test_stopping_server_ends_streams_with_a_bookmark(tmp_path: Path) -> None:

@@ -80,10 +80,20 @@ async def test_discovery_documents_list_groups_and_resources(api: ServedApi) -> 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_healthz_reports_the_connection_to_the_api_server(api: ServedApi, version: str) -> None:
-    async with api.session.get(f"/apis/{version}/healthz") as answer:
-        assert (answer.status, (await answer.json())["apiserver"]["connectivity"]) == (200, "ok")
+async def test_healthz_reports_the_connection_to_the_api_server_and_asks_it_once(api: ServedApi, version: str) -> None:
+    asked = []
+    api.kube.before = lambda _method, plural, _name: asked.append(plural)
 
+    async def check() -> tuple[int, str]:
+        async with api.session.get(f"/apis/{version}/healthz") as answer:
+            return answer.status, (await answer.json())["apiserver"]["connectivity"]
+
+    assert await asyncio.gather(*(check() for _ in range(20))) == [(200, "ok")] * 20
+    assert asked == ["version"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_healthz_reports_that_the_api_server_fails(api: ServedApi, version: str) -> None:
     def fail(_method: str, plural: str, _name: str) -> None:
         if plural == "version":
             raise Refused(503, "ServiceUnavailable", "etcd is down")

@@ -1,6 +1,7 @@
 """The server: error formats, body limits, spans, and listening addresses."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -15,6 +16,7 @@ from aiohttp import web
 from opentelemetry.trace import SpanKind, StatusCode
 
 from schemas.kubernetes.objects import StatusCause, StatusDetails
+from services.common.http.deadlines import Connections
 from services.common.http.listen import bind
 from services.common.http.server import StatusError, make_app, serve
 from tests.support.telemetry.spans import named, recording_telemetry
@@ -37,6 +39,13 @@ async def bug(_request: web.Request) -> web.Response:
 
 async def teapot(_request: web.Request) -> web.Response:
     raise StatusError(418, None, "short and stout")
+
+
+def plain_app(**options: Any) -> web.Application:
+    app = make_app(telemetry=recording_telemetry()[0], max_body=100, **options)
+    app.router.add_get("/refuse", refuse)
+    app.router.add_put("/apis/{name}/echo", echo)
+    return app
 
 
 @asynccontextmanager
@@ -113,6 +122,49 @@ async def test_bodies_are_limited_with_and_without_chunks(size: int, code: int, 
                 assert (await response.json())["reason"] == "RequestEntityTooLarge"
         async with client.put("/apis/a/echo", data=b"next") as response:
             assert await response.read() == b"next"
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET /refuse HTTP/1.1\r\nHost:"])
+@pytest.mark.parametrize("before", [False, True], ids=["first", "second"])
+async def test_a_connection_without_a_complete_head_is_closed(sent: bytes, before: bool) -> None:
+    async with serve(plain_app(), "127.0.0.1:0", head=0.1) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(5):
+            if before:
+                writer.write(b"GET /refuse HTTP/1.1\r\nHost: a\r\n\r\n")
+                await reader.readuntil(b'"bad"')
+            # Between two requests, a connection may idle: only the first byte of a head begins to count.
+            writer.write(sent)
+            # A connection that is ended hard has no orderly end.
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+        writer.close()
+
+
+async def test_a_body_that_does_not_end_is_refused() -> None:
+    async with serve(plain_app(body_deadline=0.1), "127.0.0.1:0") as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"PUT /apis/a/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\nhalf")
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+        writer.close()
+
+
+async def test_connections_that_send_nothing_make_room_for_others() -> None:
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(Connections(asyncio.Protocol, limit=2), "127.0.0.1", 0)
+    address = listening.sockets[0].getsockname()[:2]
+    clients = [await asyncio.open_connection(*address) for _ in range(3)]
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionResetError):
+            assert await clients[0][0].read() == b""
+    assert not clients[1][0].at_eof()
+    for _, writer in clients:
+        writer.close()
+    listening.close()
+    await listening.wait_closed()
 
 
 async def test_a_request_has_a_server_span_as_child_of_the_callers() -> None:

@@ -148,7 +148,8 @@ class InputDecoder(Generic[T]):
         :raises RejectedInput: anything is wrong with it.
         """
         if self._max_bytes is not None and len(data) > self._max_bytes:
-            raise reject(self._edge, RejectReason.TOO_LARGE, f"larger than {self._max_bytes} bytes")
+            text = f"{len(data)} bytes; the limit is {self._max_bytes}"
+            raise reject(self._edge, RejectReason.TOO_LARGE, text)
         try:
             value = self._decode(data)
             # What has a schema has its depth. The rest is small: encoding it is cheaper than to scan all of the data.

@@ -5,10 +5,12 @@ Later versions only add optional fields. :mod:`schemas.bus.cloudevents` encodes 
 """
 
 from enum import StrEnum
+from typing import cast
 
 import msgspec
 
 from schemas.bus.encoding import NO_NODE, NO_VMI, Subject
+from schemas.inputs import Edge, InputDecoder
 from schemas.kubernetes.operations import Operation
 from schemas.stages import ROWS, Stage
 
@@ -163,7 +165,7 @@ def is_observed(event: Event, role: str) -> bool:
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Event)
+_decoder: InputDecoder[Event] = InputDecoder(Edge.BUS, cast("type[Event]", Event), max_bytes=MAX_EVENT_BYTES)
 
 
 def encode(event: Event) -> bytes:
@@ -174,9 +176,6 @@ def encode(event: Event) -> bytes:
 def decode(payload: bytes) -> Event:
     """Decode a payload; unknown fields of newer publishers are ignored.
 
-    :raises ValueError: it is not an event, or too large (``msgspec.ValidationError`` is a ``ValueError``).
+    :raises RejectedInput: it is not an event, or too large.
     """
-    if len(payload) > MAX_EVENT_BYTES:
-        raise ValueError(f"event has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
-    event: Event = _decoder.decode(payload)
-    return event
+    return _decoder.decode(payload)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.stages import OperationKind, Stage
 
 BUCKET = "hotplug-status"
@@ -168,7 +169,7 @@ class HotplugStatusEvent(_Document, frozen=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_entry_decoder = msgspec.json.Decoder(StatusEntry)
+_entry_decoder = InputDecoder(Edge.KV, StatusEntry, max_bytes=MAX_ENTRY_BYTES)
 
 
 def encode_entry(entry: StatusEntry) -> bytes:
@@ -178,11 +179,9 @@ def encode_entry(entry: StatusEntry) -> bytes:
 
 def decode_entry(value: bytes | None) -> StatusEntry | None:
     """Decode a value of the bucket; return ``None`` when it is not an entry, so that the caller overwrites it."""
-    if value is None or len(value) > MAX_ENTRY_BYTES:
-        return None
     try:
-        return _entry_decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _entry_decoder.decode(value) if value is not None else None
+    except RejectedInput:
         return None
 
 

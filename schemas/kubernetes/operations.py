@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.names import HASH_DIGITS, interface_hash
 from schemas.stages import OperationKind
 
@@ -175,7 +176,7 @@ def read_hotplug_mark(annotations: dict[str, str], pod_interface: str) -> Hotplu
         return None
     try:
         mark = _mark_decoder.decode(text)
-    except msgspec.DecodeError:
+    except RejectedInput:
         return None
     return mark if mark.interface == pod_interface else None
 
@@ -216,10 +217,11 @@ def derive_operation_id(uid: str, interface: str, kind: OperationKind, generatio
 
 
 _encoder = msgspec.json.Encoder()
-_operation_decoder = msgspec.json.Decoder(Operation)
-_pod_nic_decoder = msgspec.json.Decoder(PodNic)
-_mark_decoder = msgspec.json.Decoder(HotplugMark)
-_nic_slots_decoder = msgspec.json.Decoder(NicSlots)
+# Users can write the annotations.
+_operation_decoder = InputDecoder(Edge.ANNOTATION, Operation, max_bytes=MAX_OPERATION_BYTES)
+_pod_nic_decoder = InputDecoder(Edge.ANNOTATION, PodNic, max_bytes=MAX_POD_NIC_BYTES)
+_mark_decoder = InputDecoder(Edge.ANNOTATION, HotplugMark)
+_nic_slots_decoder = InputDecoder(Edge.ANNOTATION, NicSlots)
 
 
 def encode_annotation(record: Operation | PodNic | HotplugMark | NicSlots) -> str:
@@ -276,23 +278,18 @@ def read_unplug_at(annotations: Mapping[str, str], key: str) -> Operation | None
 
 
 def _decode_operation(text: str | None) -> Operation | None:
-    # Users can write the annotation, so its size is checked before it is decoded.
-    if text is None or len(text) > MAX_OPERATION_BYTES:
-        return None
     try:
-        return _operation_decoder.decode(text)
-    except msgspec.DecodeError:
+        return _operation_decoder.decode(text) if text is not None else None
+    except RejectedInput:
         return None
 
 
 def read_pod_nic(annotations: dict[str, str], key: str | None) -> PodNic | None:
     """Return the pod NIC record in the annotation with this key; ``None`` when it is absent or malformed."""
     text = annotations.get(key) if key else None
-    if text is None or len(text) > MAX_POD_NIC_BYTES:
-        return None
     try:
-        return _pod_nic_decoder.decode(text)
-    except msgspec.DecodeError:
+        return _pod_nic_decoder.decode(text) if text is not None else None
+    except RejectedInput:
         return None
 
 
@@ -300,5 +297,5 @@ def read_nic_slots(annotations: dict[str, str]) -> NicSlots | None:
     """Return the number of free slots; ``None`` when it is absent or malformed."""
     try:
         return _nic_slots_decoder.decode(annotations[NIC_SLOTS]) if NIC_SLOTS in annotations else None
-    except msgspec.DecodeError:
+    except RejectedInput:
         return None

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.kubevirt import CLUSTER_PREFERENCES, PREFERENCES
 from schemas.kubernetes.objects import (
     CREATED_BY_LABEL,
@@ -34,7 +35,7 @@ from services.common.domain.kubevirt.surroundings.judge import find_attacher_pro
 from services.common.domain.nic import qualified_nad
 from services.common.domain.operations import find_acting_pod
 from services.common.kube.client import Kube
-from services.common.kube.errors import NotFound
+from services.common.kube.errors import BadApiResponse, NotFound
 from services.common.kube.surroundings import read_attachers
 from services.common.telemetry.propagation import traceparent_of
 
@@ -50,6 +51,9 @@ class _ReviewStatus(msgspec.Struct, frozen=True):
 
 class _Review(msgspec.Struct, frozen=True):
     status: _ReviewStatus = _ReviewStatus()
+
+
+_review = InputDecoder(Edge.KUBE, _Review)
 
 
 class ClusterSettings(msgspec.Struct, frozen=True):
@@ -195,7 +199,10 @@ async def _is_allowed(
     body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
     # A review that fails raises: that is an error, not a permission (ADR 26).
     answer = await kube.request("POST", REVIEWS, body=body, span="kube create subjectaccessreviews")
-    status = msgspec.json.decode(answer.body, type=_Review).status
+    try:
+        status = _review.decode(answer.body).status
+    except RejectedInput as error:
+        raise BadApiResponse(f"cannot decode SubjectAccessReview: {error}") from error
     return status.allowed and not status.denied
 
 

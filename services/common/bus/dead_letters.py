@@ -4,10 +4,11 @@ Messages are dead-lettered in :mod:`services.common.bus.delivery`.
 Next: :mod:`services.common.bus.nats.reader`, which fetches dead letters.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from services.common.bus.envelope import (
     DEAD_AT,
     DEAD_CONSUMER,
@@ -24,6 +25,8 @@ from services.common.bus.envelope import (
 _DEAD_HEADERS = (DEAD_AT, DEAD_CONSUMER, DEAD_DETAIL, DEAD_REASON, DEAD_SEQUENCE, DEAD_SUBJECT)
 MAX_SHOWN = 64 * 1024
 """Maximum of payload bytes to show; a longer payload is never a valid event."""
+
+_payload = InputDecoder(Edge.BUS, cast("type[Any]", Any))
 
 
 class DeadLetter(msgspec.Struct, frozen=True, rename="camel"):
@@ -101,8 +104,8 @@ def _readable(payload: bytes) -> Any:
     """Return a payload as decoded JSON, text or hex."""
     payload = payload[:MAX_SHOWN]
     try:
-        return msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _payload.decode(payload)
+    except RejectedInput:
         pass
     try:
         return payload.decode()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from schemas.cri import runtime_pb2 as pb
+from schemas.inputs import Edge, InputDecoder
 from services.common.cri.errors import ContainerMissing, CriUnavailable
 from services.common.cri.verbose import read_info
 
@@ -20,7 +21,7 @@ class _Info(msgspec.Struct, frozen=True):
     removing: bool = False
 
 
-_info = msgspec.json.Decoder(_Info)
+_info = InputDecoder(Edge.CRI, _Info)
 
 
 def choose_container(items: Iterable[pb.Container], subject: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from schemas.cri import runtime_pb2 as pb
+from schemas.inputs import Edge, InputDecoder
 from services.common.cri.errors import CriUnavailable, SandboxMissing
 from services.common.cri.verbose import read_info
 
@@ -78,7 +79,7 @@ class _Info(msgspec.Struct, frozen=True):
     sandbox_metadata: _VersionedMetadata | None = msgspec.field(default=None, name="sandboxMetadata")
 
 
-_info = msgspec.json.Decoder(_Info)
+_info = InputDecoder(Edge.CRI, _Info)
 
 
 def choose_sandbox(items: Iterable[pb.PodSandbox], pod: str) -> str:

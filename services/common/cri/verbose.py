@@ -6,14 +6,13 @@ Next: :mod:`services.common.cri.sandbox` and :mod:`services.common.cri.container
 from collections.abc import Mapping
 from typing import TypeVar
 
-import msgspec
-
+from schemas.inputs import InputDecoder, RejectedInput
 from services.common.cri.errors import CriUnavailable
 
 Info = TypeVar("Info")
 
 
-def read_info(verbose: Mapping[str, str], decoder: msgspec.json.Decoder[Info], subject: str) -> Info:
+def read_info(verbose: Mapping[str, str], decoder: InputDecoder[Info], subject: str) -> Info:
     """Decode the verbose part of a response.
 
     :param verbose: field ``info`` of the response.
@@ -25,7 +24,7 @@ def read_info(verbose: Mapping[str, str], decoder: msgspec.json.Decoder[Info], s
         raise CriUnavailable(f"cannot read {subject}: the container runtime's response has no verbose info")
     try:
         return decoder.decode(text)
-    except msgspec.DecodeError as error:
+    except RejectedInput as error:
         raise CriUnavailable(
             f"cannot read {subject}: the container runtime's verbose info cannot be decoded: {error}"
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 
 SUFFIXES: Final = (".conf", ".conflist", ".json")
 """The suffixes that libcni reads."""
@@ -15,7 +15,7 @@ SUFFIXES: Final = (".conf", ".conflist", ".json")
 PluginTypes = Mapping[str, tuple[str, ...]]
 """The plugin types that each file calls, by file name."""
 
-_document = msgspec.json.Decoder(dict[str, Any])
+_document = InputDecoder(Edge.FILE, dict[str, Any])
 
 
 def read_plugin_types(folder: Path, locate: Callable[[Path], Path] = lambda path: path) -> dict[str, tuple[str, ...]]:
@@ -37,7 +37,7 @@ def _types(path: Path, locate: Callable[[Path], Path]) -> tuple[str, ...]:
     try:
         document = _document.decode(locate(path).read_bytes())
     # A file may be removed or written while it is read, and a link may lead nowhere.
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, RejectedInput):
         return ()
     plugins = document.get("plugins")
     listed = plugins if isinstance(plugins, list) else []

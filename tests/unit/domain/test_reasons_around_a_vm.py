@@ -12,7 +12,13 @@ from schemas.kubernetes.objects import Condition, Lease, Pod, VirtualMachineInst
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
-from services.common.domain.kubevirt.surroundings.judge import MAX_EVENT, find_target, parse_event, why_unschedulable
+from services.common.domain.kubevirt.surroundings.judge import (
+    MAX_EVENT,
+    find_event,
+    find_target,
+    parse_event,
+    why_unschedulable,
+)
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, ReportedEvent, Source, Surroundings
 from services.common.domain.kubevirt.surroundings.refine import find_sources
 from services.common.domain.nic import parse_nics
@@ -198,6 +204,12 @@ def test_a_recorded_migration_has_its_target_pod() -> None:
     assert target is not None
     assert target.metadata.name == objects_of_moment["vmi"]["status"]["migrationState"]["targetPod"]
     assert why_unschedulable(target) == ""
+
+
+def test_failure_that_names_another_interface_is_not_about_this_one() -> None:
+    red = event("NicHotplug", f"pod link ({pod_interface('red')}) is missing", objects.VMI_UID)
+    assert find_event([red], objects.VMI_UID, AT, "blue", ["red"]) == ""
+    assert find_event([red], objects.VMI_UID, AT, "red", ["blue"]) == find_event([red], objects.VMI_UID, AT) != ""
 
 
 def test_only_what_may_be_the_cause_is_read() -> None:

@@ -3,11 +3,12 @@
 Next: :mod:`services.common.domain.kubevirt.surroundings.refine`, the reasons that follow.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from schemas.kubernetes.kubevirt import VirtualMachineInstanceMigration
 from schemas.kubernetes.objects import Pod
+from schemas.names import interface_hash
 from services.common.domain.kubevirt.migration import find_condition
 from services.common.domain.kubevirt.surroundings.observed import ReportedEvent, Surroundings
 from services.common.domain.kubevirt.times import seconds_between
@@ -111,13 +112,20 @@ def why_unschedulable(pod: Pod) -> str:
     return scheduled.message or "the scheduler gives no reason"
 
 
-def find_event(events: Iterable[ReportedEvent], about: str, since: str | None, interface: str = "") -> str:
+def find_event(
+    events: Iterable[ReportedEvent],
+    about: str,
+    since: str | None,
+    interface: str = "",
+    others: Collection[str] = (),
+) -> str:
     """Return the newest Event about an object as text, one line; empty when there is none.
 
     :param about: UID of the object.
     :param since: RFC 3339; an earlier Event does not count. ``None`` if unknown: every one counts that names the
         interface.
     :param interface: name of an interface that the Event has to name, if it is not one about the whole guest.
+    :param others: names of the VM's other interfaces; an Event that names one of them is not about the whole guest.
     """
     found = [
         event
@@ -127,7 +135,7 @@ def find_event(events: Iterable[ReportedEvent], about: str, since: str | None, i
         and (
             not interface
             or is_about_interface(event.message, interface)
-            or (since is not None and event.reason in SYNC_REASONS)
+            or (since is not None and event.reason in SYNC_REASONS and not _names_one(event.message, others))
         )
     ]
     if not found:
@@ -148,6 +156,11 @@ def parse_event(event: dict[str, Any]) -> ReportedEvent:
         str(event.get("message") or ""),
         str(found) if found else None,
     )
+
+
+def _names_one(message: str, interfaces: Collection[str]) -> bool:
+    # virt-handler names a link in the pod, libvirt the device's alias.
+    return any(f"ua-{name}'" in message or interface_hash(name) in message for name in interfaces)
 
 
 def _is_since(event: ReportedEvent, since: str | None) -> bool:

@@ -117,8 +117,9 @@ def _explain_pod_failure(
 def _explain_guest_failure(
     situation: Situation, nic_status: InterfaceHotplugStatus, _found: Explanation
 ) -> Explanation | None:
-    uid = situation.nics.vmi.metadata.uid
-    event = find_event(situation.around.events, uid, nic_status.requested_at, nic_status.interface)
+    uid, name = situation.nics.vmi.metadata.uid, nic_status.interface
+    others = [nic.name for nic in situation.nics if nic.name != name]
+    event = find_event(situation.around.events, uid, nic_status.requested_at, name, others)
     if not event:
         return None
     plug = nic_status.kind is OperationKind.PLUG

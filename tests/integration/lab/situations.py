@@ -36,6 +36,13 @@ IN_EACH = (
     (("1.5", "1.9"), OK, ATTACHED),
 )
 """In all versions: the answer to a request that is accepted, and the status of an interface that was plugged then."""
+IN_EACH_UNSERVED = (
+    (("1.0", "1.1"), OK, "WaitingForMultusAttached"),
+    (("1.3", "1.3"), f"Warning: {RESTARTS}", "WaitingForMultusAttached"),
+    (("1.5", "1.5"), OK, "WaitingForMultusAttached"),
+    (("1.6", "1.9"), OK, "WaitingForMultusOrMigration"),
+)
+"""In all versions: that answer, and the reason of an interface that Multus has not attached yet."""
 GATE_OFF = (
     '400 BadRequest: Unable to Add Interface because the "HotplugNICs" feature gate is not enabled. KubeVirt owns the '
     "VMs, so list it in the KubeVirt object: spec.configuration.developerConfiguration.featureGates"
@@ -330,12 +337,7 @@ RESTART = [
             ("operations", "plug"),
         ),
     )
-    for versions, ok, waits in (
-        (*IN_EACH[0][:2], "WaitingForMultusAttached"),
-        (*IN_EACH[1][:2], "WaitingForMultusAttached"),
-        (("1.5", "1.5"), OK, "WaitingForMultusAttached"),
-        (("1.6", "1.9"), OK, "WaitingForMultusOrMigration"),
-    )
+    for versions, ok, waits in IN_EACH_UNSERVED
 ]
 RESTART += [
     Situation(
@@ -557,6 +559,38 @@ SHUT_DOWN = [
     )
 ]
 WAITS = "WaitingForMultusAttached → with its controller, run on node"
+SHUT_DOWN += [
+    Situation(
+        name="thin Multus, unplug, Evict, and Multus answers in time",
+        versions=("1.6", "1.9"),
+        thick=False,
+        methods=("Evict",),
+        nics=("other", "nic"),
+        steps=(
+            ("the workload update waits", ""),
+            (f"{REMOVE} --allow-eviction", NO_LIVE_MIGRATE),
+            (STATUS, "unplug guest-detached WillBeShutDown → take the change back at once"),
+            ("Multus goes on", ""),
+            (WAIT, "detached"),
+            (STATUS, GONE),
+            ("operations", "unplug"),
+        ),
+    ),
+    Situation(
+        name="SR-IOV, not migratable, Evict",
+        versions=("1.6", "1.9"),
+        methods=("Evict",),
+        migratable=False,
+        steps=(
+            ("the workload update waits", ""),
+            (EDIT + "add an SR-IOV interface", ""),
+            (STATUS, "plug requested WillBeShutDown → take the change back at once"),
+            ("the workload update goes on", ""),
+            ("the VM is started anew", ""),
+            (STATUS, ATTACHED),
+        ),
+    ),
+]
 NOT_MIGRATABLE_ROWS = [
     Situation(
         name=f"thin Multus, not migratable, {'LiveMigrate' if methods else 'no workloadUpdateMethods'}",
@@ -654,10 +688,25 @@ TAKEN_BACK = [
     )
     for versions, ok, waits in (
         (("1.1", "1.1"), OK, "WaitingForMultusAttached"),
-        (*IN_EACH[1][:2], "WaitingForMultusAttached"),
-        (("1.5", "1.5"), OK, "WaitingForMultusAttached"),
-        (("1.6", "1.9"), OK, "WaitingForMultusOrMigration"),
+        *IN_EACH_UNSERVED[1:],
     )
+]
+TAKEN_BACK += [
+    Situation(
+        name="plug taken back before Multus has answered",
+        versions=("1.0", "1.0"),
+        nics=("other",),
+        steps=(
+            ("Multus waits", ""),
+            (ADD, OK),
+            (STATUS, "plug pod-annotated WaitingForMultusAttached"),
+            (REMOVE, OK),
+            (WAIT, "failed: the interface is being unplugged again"),
+            (WAIT, "detached"),
+            (STATUS, GONE),
+            ("operations", "plug, unplug"),
+        ),
+    ),
 ]
 TAKEN_BACK += [
     Situation(

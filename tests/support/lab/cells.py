@@ -37,7 +37,7 @@ from services.common.http.server import StatusError
 from services.common.kube.cache.vmi_watch import WatchedVmi
 from services.common.kube.errors import AlreadyExists, KubeError, NotFound
 from tests.support.bus.memory import MemoryBus
-from tests.support.lab.kubevirt import PlayedCluster, vm_without
+from tests.support.lab.kubevirt import DEADLINE, PlayedCluster, vm_without
 from tests.support.lab.observing import ObservingController
 
 Object = dict[str, Any]
@@ -144,6 +144,9 @@ class Cell:
             "hotnic addinterface": partial(self._request, OperationKind.PLUG),
             "hotnic addinterface --allow-eviction": partial(self._request, OperationKind.PLUG, allow_eviction=True),
             "hotnic removeinterface": partial(self._request, OperationKind.UNPLUG),
+            "hotnic removeinterface --allow-eviction": partial(
+                self._request, OperationKind.UNPLUG, allow_eviction=True
+            ),
             "--wait": self._wait,
             "hotnic status": self._status,
             "hotnic status, of the pod interface": partial(self._status, stray=True),
@@ -355,7 +358,11 @@ async def set_up(cluster: PlayedCluster, controller: ObservingController, row: S
     kube = cluster.kube
     patched = await kube.merge_patch(INSTALLATIONS, "kubevirt", "kubevirt", {"spec": spec})
     wanted = read_capabilities([msgspec.convert(patched, KubeVirt)])
-    await controller.until(lambda: controller.beside() == wanted)
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            if controller.beside() == wanted:
+                break
+            await asyncio.sleep(0.01)
     cluster.player.play.installation = patched
     for node in cluster.player.play.nodes:
         name = f"networks-{node}"

@@ -1,7 +1,7 @@
 """The controller beside a played KubeVirt."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,21 +24,12 @@ class ObservingController:
     :ivar installations: the KubeVirt object.
     """
 
-    def __init__(self, kube: Kube, bus: MemoryBus) -> None:
-        self._changed = asyncio.Event()
-        self.kube, self.bus = kube, bus
-        self.installations = Installations(kube, structlog.get_logger(), self._changed.set)
+    def __init__(self, kube: Kube, bus: MemoryBus, installations: Installations) -> None:
+        self.kube, self.bus, self.installations = kube, bus, installations
 
     def beside(self) -> Capabilities | None:
         """Return what the KubeVirt can do."""
         return read_capabilities(self.installations.items())
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something is true of what the KubeVirt can do."""
-        while not holds():
-            self._changed.clear()
-            if not holds():
-                await self._changed.wait()
 
 
 @asynccontextmanager
@@ -48,7 +39,7 @@ async def observing_controller(kubeconfig: Path, telemetry: Telemetry) -> AsyncI
     async with await Kube.connect(
         kubeconfig=str(kubeconfig), telemetry=telemetry, user_agent="hotnic-controller"
     ) as kube:
-        found = ObservingController(kube, bus)
+        found = ObservingController(kube, bus, Installations(kube, structlog.get_logger()))
         role = Controller(
             role_context("controller", kube, bus, telemetry),
             is_owner=lambda: False,

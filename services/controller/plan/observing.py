@@ -111,6 +111,9 @@ def _changes_in_progress(template: TemplateInterfaces, nics: VmiNics, beside: Ca
         if network is None or network.multus is None or network.multus.default:
             continue
         if kind is OperationKind.PLUG:
+            if nics.written(name, OperationKind.UNPLUG) is not None:
+                # The VM as seen may be older than the VMI: KubeVirt drops an unplugged interface there first.
+                continue
             nad = qualified_nad(network.multus.network_name, nics.vmi.metadata.namespace)
             yield NewEntry(kind, name, nad)
         elif name in nics.nics:

@@ -15,12 +15,15 @@ from schemas.kubernetes.networks import (
     encode_network_status,
     encode_networks,
 )
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
+from services.controller.observe import parse_objects
+from services.controller.plan.observing import plan_entries
 from tests.support.observed import objects
 from tests.support.observed.kubevirt import capabilities
 
@@ -52,21 +55,31 @@ class World(msgspec.Struct, frozen=True):
 
     def derive(self, beside: Capabilities | None = BESIDE) -> InterfaceHotplugStatus | None:
         """Return the status of the interface."""
-
-        def nics_of(state: str | None) -> list[tuple[dict[str, object], dict[str, object]]]:
-            fields = {"state": "absent"} if state == "absent" else {}
-            return [objects.nic("iface1", self.nad, **fields)] if state is not None else []
-
         entries = {operation_key("iface1"): encode_annotation(PLUG)}
         entries |= {unplug_key("iface1"): encode_annotation(UNPLUG)} if self.unplugs else {}
-        status = [{"name": "iface1", "infoSource": self.tokens}] if self.tokens else []
+        found = derive_statuses(parse_nics(self.vmi_object(entries), self.pod_object()), self.vm_object(), beside)
+        return next((one for one in found if one.interface == "iface1"), None)
+
+    def vm_object(self) -> VirtualMachine:
+        """Return the VM."""
+        return objects.vm(*self._nics_of(self.template))
+
+    def vmi_object(self, entries: dict[str, str]) -> VirtualMachineInstance:
+        """Return the VMI with these entries of operations."""
+        primary = [{"name": "default", "infoSource": "domain", "mac": "02:00:00:00:00:01"}]
+        status = [*primary, *([{"name": "iface1", "infoSource": self.tokens}] if self.tokens else [])]
         migration: dict[str, Any] = {"migrationState": {}} if self.migrating else {}
-        vmi = objects.vmi(*nics_of(self.vmi), status=status, annotations=entries, owned=True, **migration)
+        return objects.vmi(*self._nics_of(self.vmi), status=status, annotations=entries, owned=True, **migration)
+
+    def pod_object(self) -> Pod:
+        """Return the acting pod."""
         elements = [NetworkSelectionElement(self.element, "default", interface=LINK)] if self.element else []
         statuses = [NetworkStatus(f"default/{self.attached}", LINK)] if self.attached else []
-        pod = objects.pod({NETWORKS: encode_networks(elements), NETWORK_STATUS: encode_network_status(statuses)})
-        found = derive_statuses(parse_nics(vmi, pod), objects.vm(*nics_of(self.template)), beside)
-        return next((one for one in found if one.interface == "iface1"), None)
+        return objects.pod({NETWORKS: encode_networks(elements), NETWORK_STATUS: encode_network_status(statuses)})
+
+    def _nics_of(self, state: str | None) -> list[tuple[dict[str, object], dict[str, object]]]:
+        fields = {"state": "absent"} if state == "absent" else {}
+        return [objects.nic("iface1", self.nad, **fields)] if state is not None else []
 
 
 NADS = st.sampled_from([None, "net1", "net2"])
@@ -113,6 +126,111 @@ def test_unplug_keeps_its_id_and_is_complete_only_when_nothing_is_left(
             assert (status.stage is Stage.REQUESTED) is ("domain" in world.tokens)
         assert not known or (status.reason and status.message)
     assert msgspec.structs.replace(world, template=None, vmi=None).derive() is None
+
+
+def story(*changes: dict[str, Any], start: World) -> list[World]:
+    """Return the moments of a story."""
+    worlds = [start]
+    for change in changes:
+        worlds.append(msgspec.structs.replace(worlds[-1], **change))
+    return worlds
+
+
+PLUGGING = story(
+    {"template": "present"},
+    {"vmi": "present"},
+    {"element": "net1"},
+    {"attached": "net1"},
+    {"tokens": "multus-status"},
+    {"tokens": "domain, multus-status"},
+    start=World(template=None),
+)
+UNPLUGGINGS = [
+    story(
+        {"template": "absent"},
+        {"vmi": "absent"},
+        {"element": None},
+        *released,
+        {"tokens": ""},
+        {"vmi": None},
+        {"template": None},
+        start=PLUGGING[-1],
+    )
+    # The guest or Multus is first.
+    for released in (
+        ({"tokens": "multus-status"}, {"attached": None}),
+        ({"attached": None}, {"tokens": "domain"}),
+    )
+]
+
+
+class Watching:
+    """A controller that sees VM, VMI and pod of a story at different moments, and writes the entries that it plans.
+
+    :ivar entries: what the VMI has.
+    :ivar written: the ids that were written, by kind.
+    """
+
+    def __init__(self, worlds: list[World], entries: dict[str, str]) -> None:
+        self._worlds, self.entries = worlds, entries
+        self._seen = [0, 0, 0]
+        self.written: list[OperationKind] = []
+
+    def look(self, part: int, steps: int) -> None:
+        """See one object some moments later, and act on it; moments in between are missed."""
+        self._seen[part] = min(self._seen[part] + steps, len(self._worlds) - 1)
+        vm, vmi, pod = (self._worlds[at] for at in self._seen)
+        observed = parse_objects(
+            vm.vm_object(),
+            vmi.vmi_object(self.entries),
+            pod.pod_object(),
+            enabled=True,
+            now="2026-01-01T00:00:10Z",
+            refused_interfaces=frozenset(),
+            one_at_a_time=False,
+        )
+        changes = plan_entries(observed, BESIDE)
+        self.entries = {key: text for key, text in self.entries.items() if key not in changes.removed}
+        for entry in changes.added:
+            operation = msgspec.structs.replace(PLUG, id=f"new-{len(self.written)}", kind=entry.kind)
+            self.entries[entry.key] = encode_annotation(operation)
+            self.written.append(entry.kind)
+
+    def look_at_the_end(self) -> None:
+        """See the last moment of every object."""
+        for part in range(3):
+            self.look(part, len(self._worlds))
+
+
+LOOKS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), max_size=12)
+
+
+@given(LOOKS)
+def test_plug_by_kubectl_gets_one_operation_that_stays(looks: list[tuple[int, int]]) -> None:
+    watching = Watching(PLUGGING, {})
+    for part, steps in looks:
+        before = dict(watching.entries)
+        watching.look(part, steps)
+        assert before.items() <= watching.entries.items()
+    watching.look_at_the_end()
+    # Nobody looked in time if there is none.
+    assert watching.written in ([], [OperationKind.PLUG])
+    assert list(watching.entries) == [operation_key("iface1")] * len(watching.written)
+
+
+@given(st.sampled_from(UNPLUGGINGS), LOOKS, st.booleans())
+def test_unplug_by_kubectl_gets_one_operation_and_leaves_none(
+    worlds: list[World], looks: list[tuple[int, int]], plugged: bool
+) -> None:
+    plug = {operation_key("iface1"): encode_annotation(PLUG)} if plugged else {}
+    watching = Watching(worlds, dict(plug))
+    for part, steps in looks:
+        watching.look(part, steps)
+        # The plug's operation goes with that of the unplug, and not before.
+        assert not watching.entries or plug.items() <= watching.entries.items()
+    watching.look_at_the_end()
+    assert watching.written in ([], [OperationKind.UNPLUG])
+    assert not watching.written or watching.entries == {}
 
 
 def test_waiting_for_multus_is_not_waiting_for_the_guest() -> None:

@@ -1,8 +1,11 @@
 """What a user reads at each moment that was recorded of KubeVirt 1.0.1 and 1.9.0: stage, reason and remedy."""
 
+import msgspec
 import pytest
 
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
+from services.cli.operations.progress import OperationOutcome, OperationProgress, OperationResult
+from services.common.domain.kubevirt.migration import LIVE_MIGRATABLE
 from services.common.domain.kubevirt.reasons import REASONS
 from services.common.domain.kubevirt.strays import find_stray_elements
 from services.common.domain.nic import parse_nics
@@ -16,9 +19,14 @@ WITHOUT_VMI = {"v1.9.0-b-evicted"}
 """After the VM was shut down and started anew, the recording has the VM and its Events."""
 
 
-def statuses_at(moment: str, *methods: str, now: str | None = None) -> dict[str, InterfaceHotplugStatus]:
+def statuses_at(
+    moment: str, *methods: str, now: str | None = None, migratable: bool = True
+) -> dict[str, InterfaceHotplugStatus]:
     """Return the status of each interface at a moment, without the complete ones that have nothing to say."""
     vmi, vm = recorded_vmi(moment), None if moment in WITHOUT_VM else recorded_vm(moment)
+    if not migratable:
+        kept = [condition for condition in vmi.status.conditions if condition.type != LIVE_MIGRATABLE]
+        vmi = msgspec.structs.replace(vmi, status=msgspec.structs.replace(vmi.status, conditions=kept))
     nics = parse_nics(vmi, find_acting_pod(vmi, recorded_pods(moment)))
     beside = capabilities(moment.partition("-")[0], *methods)
     return {
@@ -109,6 +117,43 @@ def test_user_reads_stage_reason_and_remedy(
         assert found[name].message
         assert found[name].docs == f"docs/beside-kubevirt.md#{REASONS[reason].anchor}"
         assert (found[name].remedy is None) if remedy is None else (remedy in str(found[name].remedy))
+
+
+REQUIRED = {
+    "v1.9.0-b-required": "blue",
+    "v1.9.0-b-unplug-required": "sec1",
+    "v1.9.0-g-nad-changed": "sec1",
+    "v1.9.0-s-sriov-pending": "sr1",
+}
+"""The moments with MigrationRequired, and the interface that requires it; evictionStrategy is None."""
+
+
+@pytest.mark.parametrize("moment", REQUIRED)
+@pytest.mark.parametrize(
+    ("methods", "migratable", "reason", "remedy"),
+    [
+        ((), True, "MigrationNotConfigured", "virtctl migrate"),
+        (("LiveMigrate",), True, "WillMigrate", None),
+        (("Evict",), True, "WillBeShutDown", "remove Evict"),
+        (("LiveMigrate", "Evict"), True, "WillMigrate", None),
+        ((), False, "NotMigratable", "restart the VM"),
+        (("LiveMigrate",), False, "NotMigratable", "restart the VM"),
+        (("Evict",), False, "WillBeShutDown", "remove Evict"),
+        (("LiveMigrate", "Evict"), False, "WillBeShutDown", "remove Evict"),
+    ],
+)
+def test_user_reads_what_a_required_migration_leads_to(
+    moment: str, methods: tuple[str, ...], migratable: bool, reason: str, remedy: str | None
+) -> None:
+    status = statuses_at(moment, *methods, migratable=migratable)[REQUIRED[moment]]
+    assert (status.complete, status.reason) == (False, reason)
+    assert (status.remedy is None) if remedy is None else (remedy in str(status.remedy))
+
+
+def test_vm_that_was_shut_down_has_the_change_in_its_template() -> None:
+    progress = OperationProgress("red", "op", persist=True)
+    progress.observe(None, (), recorded_vm("v1.9.0-b-evicted"))
+    assert progress.outcome == OperationOutcome(OperationResult.TEMPLATE)
 
 
 def test_every_recorded_moment_is_in_the_table() -> None:

@@ -27,6 +27,7 @@ K = TypeVar("K", bound=Hashable)
 Source: TypeAlias = Literal["bus", "watch", "resync", "retry", "effect"]
 """What adds a key; ``watch`` also means the guest's events and timers, ``effect`` for a change made by a run."""
 
+RESYNC_INTERVAL = 60.0  # seconds
 FIRST_BACKOFF = 0.1
 """Seconds before the second attempt; doubled for each further one."""
 MAX_BACKOFF = 30.0
@@ -156,7 +157,7 @@ class Reconciler(Generic[K]):
         log: Log,
         meter: Meter,
         parallel: int = 16,
-        resync: float = 60.0,
+        resync: float = RESYNC_INTERVAL,
         keys: Callable[[], Iterable[K]] = tuple,
         rng: random.Random | None = None,
     ) -> None:

@@ -4,7 +4,7 @@ Next: :mod:`services.controller.plan`.
 """
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -30,11 +30,11 @@ class Readers(msgspec.Struct, frozen=True):
 
 
 async def observe(
-    namespace: str, name: str, readers: Readers, cached_pods: Iterable[Pod], enabled: bool
+    namespace: str, name: str, readers: Readers, pods_of: Callable[[str], Iterable[Pod]], enabled: bool
 ) -> Observed | None:
     """Return a VM, its VMI and the acting pod; ``None`` when neither VM nor VMI exists.
 
-    :param cached_pods: the launcher pods in the cache, among which the acting pod is found.
+    :param pods_of: returns the launcher pods in the cache of the VMI with a UID, among which the acting pod is found.
     :param enabled: whether NICs may be hot-plugged.
     :raises KubeError: a live read is needed and the API server does not answer.
     """
@@ -42,7 +42,7 @@ async def observe(
     vmi = await readers.vmis.read(namespace, name)
     if vm is None and vmi is None:
         return None
-    pod = find_acting_pod(vmi, cached_pods) if vmi is not None else None
+    pod = find_acting_pod(vmi, pods_of(vmi.metadata.uid)) if vmi is not None else None
     if pod is not None:
         # The cached pod may be older than the version that the last event or patch named.
         pod = await readers.pods.read(pod.metadata.namespace, pod.metadata.name)

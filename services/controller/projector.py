@@ -23,16 +23,16 @@ from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRev
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.reasons import REASONS
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ
-from services.common.domain.kubevirt.surroundings.refine import find_sources
 from services.common.domain.nic import parse_nics
 from services.common.domain.operations import belongs_to, find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.stage_history import build_entry, history_of, merge
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
-from services.common.reconcile import Attempt, Reconciler, Reject, Retry
+from services.common.reconcile import RESYNC_INTERVAL, Attempt, Reconciler, Reject, Retry
 from services.common.runtime.context import RoleContext
 from services.controller.apply import record_warning
 from services.controller.plan.warnings import plan_warnings
+from services.controller.resting import IndexedCache, RestingKeys
 from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
 from services.controller.waiting import Waiting
 
@@ -47,11 +47,7 @@ MAX_HISTORIES = 8192
 
 
 class ListableCache(ObjectCache[T_co], Protocol[T_co]):
-    """A cache whose objects can be listed, such as :class:`services.common.kube.cache.reflector.Reflector`."""
-
-    def items(self) -> Iterable[T_co]:
-        """Return all objects."""
-        ...
+    """A cache whose keys can be listed, such as :class:`services.common.kube.cache.reflector.Reflector`."""
 
     def keys(self) -> Iterable[Key]:
         """Return the keys of all objects."""
@@ -67,18 +63,20 @@ class Projector:
     :param pods: the cache of launcher pods.
     :param beside: returns what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :param reload: seconds after which the whole bucket is read again.
+    :param resync: seconds after which each status is derived again of which an object has changed.
     :ivar queue: the VMs whose status is to be written.
     """
 
     def __init__(
         self,
         context: RoleContext,
-        vms: ListableCache[VirtualMachine],
+        vms: ObjectCache[VirtualMachine],
         vmis: ListableCache[VirtualMachineInstance],
-        pods: ListableCache[Pod],
+        pods: IndexedCache[Pod],
         *,
         beside: Callable[[], Capabilities | None] = lambda: None,
         reload: float = RELOAD_INTERVAL,
+        resync: float = RESYNC_INTERVAL,
     ) -> None:
         bus, log, meter = context.bus, context.log, context.telemetry.meter
         self._bus = bus
@@ -92,7 +90,15 @@ class Projector:
         self._events = context.events
         self._waiting = Waiting(context.kube, self.requeue)
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
-        self.queue: Reconciler[Key] = Reconciler(CONSUMER, self._project, log=log, meter=meter, keys=self._keys)
+        self._resting = RestingKeys(vms, vmis, pods)
+        self.queue: Reconciler[Key] = Reconciler(
+            CONSUMER,
+            self._project,
+            log=log,
+            meter=meter,
+            keys=lambda: self._resting.awake(self._keys()),
+            resync=resync,
+        )
         meter.create_observable_gauge(
             "hotnic_operations_in_flight",
             callbacks=[self._observe_in_flight],
@@ -116,6 +122,7 @@ class Projector:
             self._in_flight.clear()
             self._reasons.clear()
             self._waiting.close()
+            self._resting.clear()
 
     def requeue(self, key: Key) -> None:
         """Queue a VM: one of its objects has changed."""
@@ -151,8 +158,10 @@ class Projector:
 
     async def _project(self, key: Key, _attempt: Attempt) -> None:
         await asyncio.sleep(DEBOUNCE)
+        objects = self._resting.objects(key)
+        self._resting.discard(key)
         vm, vmi, beside = self._vms.get(*key), self._vmis.get(*key), self._beside()
-        pod = find_acting_pod(vmi, self._pods.items()) if vmi is not None else None
+        pod = find_acting_pod(vmi, self._pods.indexed(vmi.metadata.uid)) if vmi is not None else None
         if vmi is None:
             self._waiting.forget(key)
         nic_statuses: list[InterfaceHotplugStatus] = []
@@ -164,9 +173,10 @@ class Projector:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
         self._count_in_flight(key, nic_statuses)
         self._count_reasons(key, nic_statuses if beside is not None else [])
-        if beside is not None and vm is not None:
+        warnings = list(plan_warnings(nic_statuses)) if beside is not None else []
+        if vm is not None:
             # Before the bucket, because the bus may be down.
-            for warning in plan_warnings(nic_statuses):
+            for warning in warnings:
                 await record_warning(self._events, warning, vm.metadata)
         if not self._bucket.loaded:
             return  # loading the bucket queues every key
@@ -185,13 +195,16 @@ class Projector:
         # The bucket has read the entry again, so the next attempt writes over the current revision.
         except WrongRevision as error:
             raise Retry("HotplugStatusChanged", str(error), after=0.0) from error
+        # A Warning is recorded again while its cause lasts, because Events expire.
+        if vmi is not None and not warnings:
+            self._resting.add(key, objects)
 
     async def _derive(
         self, key: Key, vm: VirtualMachine | None, vmi: VirtualMachineInstance, pod: Pod | None
     ) -> list[InterfaceHotplugStatus]:
         nics, beside = parse_nics(vmi, pod), self._beside()
         found = derive_statuses(nics, vm, beside)
-        launchers = [one for one in self._pods.items() if belongs_to(one, vmi)] if find_sources(found) else []
+        launchers = [one for one in self._pods.indexed(vmi.metadata.uid) if belongs_to(one, vmi)]
         around = await self._waiting.read(key, found, vmi, launchers, beside)
         return found if around is NOTHING_READ else derive_statuses(nics, vm, beside, around=around)
 

@@ -7,16 +7,18 @@ Next: :mod:`services.controller.observe`.
 import asyncio
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from schemas.bus.encoding import stage_filter
 from schemas.bus.events import Event
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.stages import Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.domain.kubevirt.capabilities import Capabilities
-from services.common.domain.operations import vmi_name_of
+from services.common.domain.operations import vmi_name_of, vmi_uids_of
 from services.common.kube.cache.cached_reader import CachedReader
-from services.common.kube.cache.reflector import Reflector
-from services.common.reconcile import Attempt, Reconciler
+from services.common.kube.cache.reflector import WATCH_SECONDS, Reflector
+from services.common.reconcile import RESYNC_INTERVAL, Attempt, Reconciler
 from services.common.runtime.context import RoleContext
 from services.controller.apply import Applier
 from services.controller.entries import EntryWriter
@@ -25,9 +27,11 @@ from services.controller.observed_stages import ObservedStages
 from services.controller.plan import plan
 from services.controller.plan.actions import Observed, StartOperations, WarnUser
 from services.controller.plan.observed_stages import observed_stages
-from services.controller.plan.observing import plan_entries
+from services.controller.plan.observing import EntryChanges, plan_entries
 from services.controller.projector import Projector
+from services.controller.resting import RestingKeys
 from services.controller.starting import Starter
+from services.controller.status_bucket import RELOAD_INTERVAL
 
 Key = tuple[str, str]
 
@@ -38,12 +42,29 @@ MAX_ROUNDS = 64
 """Maximum number of plans in one reconcile, each after operations were started; more than a VM has interfaces."""
 
 
+class Periods(msgspec.Struct, frozen=True):
+    """What the controller repeats without a change, in seconds.
+
+    :ivar resync: every key is reconciled, and its status derived again, but for those at rest beside KubeVirt.
+    :ivar reload: the hot-plug status bucket is read again.
+    :ivar watch: the API server ends a watch, at least; the next one continues it.
+    """
+
+    resync: float = RESYNC_INTERVAL
+    reload: float = RELOAD_INTERVAL
+    watch: float = WATCH_SECONDS
+
+
+PERIODS = Periods()
+
+
 class Controller:
     """The controller: its reflectors, its queue and the reconcile of a key.
 
     :param is_owner: returns whether hotnic owns the VMs of this cluster; while it does not, only entries are written.
     :param is_enabled: returns whether NICs may be hot-plugged.
     :param beside: returns what KubeVirt can do while it owns the VMs; ``None`` while it does not.
+    :param periods: shorter in tests of a cluster at rest.
     :ivar vms: the reflector of VMs; its caller runs it.
     :ivar vmis: the reflector of VMIs; its caller runs it.
     :ivar pods: the reflector of launcher pods; its caller runs it.
@@ -58,6 +79,7 @@ class Controller:
         is_owner: Callable[[], bool],
         is_enabled: Callable[[], bool],
         beside: Callable[[], Capabilities | None] = lambda: None,
+        periods: Periods = PERIODS,
     ) -> None:
         kube, log = context.kube, context.log
         self._bus = context.bus
@@ -67,14 +89,23 @@ class Controller:
         self._beside = beside
         self._mode: str | None = None
         self._timers: dict[Key, asyncio.TimerHandle] = {}
-        denials = context.denials
-        self.vms: Reflector[VirtualMachine] = Reflector(kube, VMS, on_change=self._on_change, log=log, denials=denials)
+        denials, watch = context.denials, periods.watch
+        self.vms: Reflector[VirtualMachine] = Reflector(
+            kube, VMS, on_change=self._on_change, log=log, denials=denials, duration=watch
+        )
         self.vmis: Reflector[VirtualMachineInstance] = Reflector(
-            kube, VMIS, on_change=self._on_change, log=log, denials=denials
+            kube, VMIS, on_change=self._on_change, log=log, denials=denials, duration=watch
         )
         # Launcher pods only: KubeVirt sets this label on them.
         self.pods: Reflector[Pod] = Reflector(
-            kube, PODS, labels=CREATED_BY_LABEL, on_change=self._on_pod_change, log=log, denials=denials
+            kube,
+            PODS,
+            labels=CREATED_BY_LABEL,
+            on_change=self._on_pod_change,
+            log=log,
+            denials=denials,
+            index=vmi_uids_of,
+            duration=watch,
         )
         self._readers = Readers(
             CachedReader(kube, VMS, self.vms), CachedReader(kube, VMIS, self.vmis), CachedReader(kube, PODS, self.pods)
@@ -84,9 +115,17 @@ class Controller:
         self._entries = EntryWriter(context, self._readers.vmis)
         self._stages = ObservedStages(context)
         self.queue: Reconciler[Key] = Reconciler(
-            "controller", self._reconcile, log=log, meter=context.telemetry.meter, keys=self._keys
+            "controller",
+            self._reconcile,
+            log=log,
+            meter=context.telemetry.meter,
+            keys=self._resync_keys,
+            resync=periods.resync,
         )
-        self.projector = Projector(context, self.vms, self.vmis, self.pods, beside=beside)
+        self._resting = RestingKeys(self.vms, self.vmis, self.pods)
+        self.projector = Projector(
+            context, self.vms, self.vmis, self.pods, beside=beside, reload=periods.reload, resync=periods.resync
+        )
 
     async def lead(self) -> None:
         """Reconcile and project until cancelled; the controllers that do not lead only run their reflectors."""
@@ -98,6 +137,7 @@ class Controller:
             for timer in self._timers.values():
                 timer.cancel()
             self._timers.clear()
+            self._resting.clear()
 
     async def consume_events(self) -> None:
         """Consume bus events until cancelled."""
@@ -134,6 +174,9 @@ class Controller:
         # A VM that does not run is a key, too: its template may have absent interfaces to remove.
         return {*self.vms.keys(), *self.vmis.keys()}
 
+    def _resync_keys(self) -> Iterable[Key]:
+        return self._keys() if self._is_owner() else self._resting.awake(self._keys())
+
     def _log_mode(self, mode: str, log: Callable[..., object], **fields: str) -> None:
         """Log the mode when it changes."""
         if mode != self._mode:
@@ -154,7 +197,9 @@ class Controller:
 
     async def _reconcile_beside(self, key: Key, beside: Capabilities, attempt: Attempt) -> None:
         """Keep the entries of the operations that KubeVirt carries out, and publish what it does."""
-        observed = await observe(*key, self._readers, self.pods.items(), self._is_enabled())
+        objects = self._resting.objects(key)
+        self._resting.discard(key)
+        observed = await observe(*key, self._readers, self.pods.indexed, self._is_enabled())
         if observed is None:
             return
         if observed.nics is not None:
@@ -165,6 +210,8 @@ class Controller:
             await self._entries.write(changes, observed, attempt)
         if changes.next_orphan is not None:
             self._requeue_after(key, changes.next_orphan)
+        if changes == EntryChanges():
+            self._resting.add(key, objects)
 
     def _requeue_after(self, key: Key, seconds: float) -> None:
         earlier = self._timers.pop(key, None)
@@ -177,7 +224,7 @@ class Controller:
         self.queue.add(key, source="watch")
 
     async def _reconcile_as_owner(self, key: Key, attempt: Attempt) -> None:
-        observed = await observe(*key, self._readers, self.pods.items(), self._is_enabled())
+        observed = await observe(*key, self._readers, self.pods.indexed, self._is_enabled())
         # A round that starts operations changes the objects that the patches of the next round depend on.
         for _ in range(MAX_ROUNDS):
             if observed is None:

@@ -96,15 +96,25 @@ class StatusBucket:
             async for entry in stream:
                 # `None` follows the last entry that existed when the watch began.
                 if entry is None:
-                    self._entries, read = read, None
+                    before, self._entries, read = self._entries, read, None
                     await self._purge_deleted(deleted)
-                    self._on_change(None)
+                    self._report_loaded(before)
                 elif read is None:
                     self._on_entry(entry)
                 elif entry.value is None:
                     deleted.append(entry.key)
                 else:
                     read[entry.key] = entry
+
+    def _report_loaded(self, before: dict[str, KeyValueEntry] | None) -> None:
+        """Report the first load as such, and of a later one the keys that the watch has missed."""
+        if before is None:
+            self._on_change(None)
+            return
+        now = self._entries or {}
+        for key in {*before, *now}:
+            if key not in before or key not in now or before[key].value != now[key].value:
+                self._on_change(key)
 
     def _on_entry(self, entry: KeyValueEntry) -> None:
         stored = (self._entries or {}).get(entry.key)

@@ -89,11 +89,14 @@ def find_acting_pod(vmi: VirtualMachineInstance, pods: Iterable[Pod]) -> Pod | N
 
 def belongs_to(pod: Pod, vmi: VirtualMachineInstance) -> bool:
     """Return whether a pod was created for this VMI, and not for an earlier one of the same name."""
-    uid = vmi.metadata.uid
-    return pod.metadata.namespace == vmi.metadata.namespace and (
-        pod.metadata.labels.get(CREATED_BY_LABEL) == uid
-        or any(owner.kind == "VirtualMachineInstance" and owner.uid == uid for owner in pod.metadata.owner_references)
-    )
+    return pod.metadata.namespace == vmi.metadata.namespace and vmi.metadata.uid in vmi_uids_of(pod)
+
+
+def vmi_uids_of(pod: Pod) -> list[str]:
+    """Return the UIDs of the VMIs for which a pod was created: none, one, or two if label and owner differ."""
+    label = pod.metadata.labels.get(CREATED_BY_LABEL)
+    owners = [owner.uid for owner in pod.metadata.owner_references if owner.kind == "VirtualMachineInstance"]
+    return [*owners, *([label] if label is not None and label not in owners else [])]
 
 
 def vmi_name_of(pod: Pod) -> str | None:

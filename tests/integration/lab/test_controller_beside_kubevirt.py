@@ -18,9 +18,12 @@ from lab.node.resources import VMIS
 from schemas.kubernetes.operations import Operation, operation_key, unplug_key
 from schemas.stages import Stage
 from services.common.kube.cache.reflector import Reflector
+from services.common.kube.client import Kube
+from services.controller.role import Periods
 from tests.support.bus.memory import MemoryBus
-from tests.support.lab.kubevirt import DEADLINE, PlayedCluster, played_cluster, vm_without
+from tests.support.lab.kubevirt import DEADLINE, PlayedCluster, api_server, played_cluster, vm_without
 from tests.support.lab.observing import observing_controller
+from tests.support.lab.resting import VERSION, create_running_vms, measure_rest
 from tests.support.telemetry.spans import recording_telemetry
 
 ATTACHED = "domain, guest-agent, multus-status"
@@ -121,6 +124,20 @@ async def test_every_change_by_kubectl_is_one_operation_and_one_write(tmp_path: 
     assert list(published(controller.bus).values()) == [PLUG, UNPLUG] * 2
     # One for each operation, and one at the end of an unplug for the entries of both (ADR 32).
     assert [set(found) for found in writes] == [{PLUG_KEY}, {PLUG_KEY, UNPLUG_KEY}, set()] * 2
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_at_rest_nothing_is_written(tmp_path: Path) -> None:
+    telemetry, spans = recording_telemetry("controller")
+    with api_server(tmp_path, VERSION) as (kubeconfig, account):
+        async with await Kube.connect(kubeconfig=str(account), telemetry=telemetry, user_agent="test") as kube:
+            await create_running_vms(kube, 20)
+        spans.clear()
+        rest = await measure_rest(kubeconfig, 20, 3.0, telemetry, Periods(resync=0.5, reload=0.5, watch=1.0))
+    assert (rest.writes, rest.messages) == (0, 0)
+    # Nor anything that the API server refused.
+    requests = {span.name.split()[1] for span in spans.get_finished_spans() if span.name.startswith("kube ")}
+    assert requests <= {"list", "get"}
 
 
 @pytest.mark.usefixtures("quiet")

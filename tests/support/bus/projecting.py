@@ -43,8 +43,8 @@ class FakeCache(Generic[T]):
         """Return an object; ``None`` when it is missing."""
         return self.objects_by_key.get((namespace, name))
 
-    def items(self) -> Iterable[T]:
-        """Return all objects."""
+    def indexed(self, _value: str) -> Iterable[T]:
+        """Return all objects, which are those of one VMI."""
         return list(self.objects_by_key.values())
 
     def keys(self) -> Iterable[Key]:

@@ -93,6 +93,31 @@ async def test_watch_continues_from_the_version_of_the_list(kube: Kube, script: 
     }
 
 
+async def test_objects_are_found_by_their_index(kube: Kube, script: Any, make_pod: Any) -> None:
+    seen = Recorder()
+    script.listing(make_pod("a", "1", node="n1"), make_pod("b", "2", node="n1"), make_pod("c", "3", node=""))
+    stream = script.watch()
+
+    def names(node: str) -> list[str]:
+        return sorted(pod.metadata.name for pod in reflector.indexed(node))
+
+    async with reflecting(
+        kube, seen, index=lambda pod: [pod.spec.node_name] if pod.spec.node_name else []
+    ) as reflector:
+        await asyncio.wait_for(stream.opened.wait(), 5)
+        assert (names("n1"), names("n2"), names("")) == (["a", "b"], [], [])
+        stream.send("MODIFIED", make_pod("a", "11", node="n2"))
+        stream.send("MODIFIED", make_pod("c", "12", node="n2"))
+        stream.send("DELETED", make_pod("b", "13", node="n1"))
+        await seen.until(lambda: len(seen.changes) == 6)
+        assert (names("n1"), names("n2")) == ([], ["a", "c"])
+        assert {pod.metadata.resource_version for pod in reflector.indexed("n2")} == {"11", "12"}
+        # Deleted and created again under its name between two events.
+        stream.send("MODIFIED", make_pod("a", "14", uid="second", node="n1"))
+        await seen.until(lambda: len(seen.changes) == 8)
+        assert (names("n1"), names("n2")) == (["a"], ["c"])
+
+
 async def test_a_watch_continues_from_the_last_bookmark(kube: Kube, script: Any, make_pod: Any) -> None:
     seen = Recorder()
     script.listing()

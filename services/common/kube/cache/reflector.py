@@ -28,6 +28,8 @@ Key: TypeAlias = tuple[str, str]
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 10.0
 """Seconds, and so the longest time that a watch takes to return after an outage of the API server."""
+WATCH_SECONDS = 300.0
+"""Seconds until the server ends a watch, at least."""
 MIN_WATCH_SECONDS = 1.0
 """Seconds. A watch that ended sooner and delivered nothing counts as a failure, however it ended."""
 MAX_LINE = 32 * 1024 * 1024
@@ -71,6 +73,7 @@ class Reflector(Generic[T]):
         created again under its name is reported as deleted first.
     :param on_state: called when the watch opens (``True``) or breaks (``False``), with the cause.
     :param denials: told when the API server forbids the list or the watch, and when it allows them again.
+    :param index: returns the values under which :meth:`indexed` finds an object; without it there are none.
     :param duration: seconds after which the server ends a watch, at least; at most twice as many.
     :param min_watch: seconds after which a watch without events counts as a success.
     :ivar synced: set after the first list.
@@ -88,8 +91,9 @@ class Reflector(Generic[T]):
         log: Log,
         on_state: Callable[[bool, str], None] = lambda _ok, _why: None,
         denials: Denials | None = None,
+        index: Callable[[T], Iterable[str]] = lambda _object: (),
         rng: random.Random | None = None,
-        duration: float = 300.0,
+        duration: float = WATCH_SECONDS,
         min_watch: float = MIN_WATCH_SECONDS,
     ) -> None:
         self._kube = kube
@@ -107,6 +111,8 @@ class Reflector(Generic[T]):
         self._opened: float | None = None
         self._relisted = False
         self._store: dict[Key, _Stored[T]] = {}
+        self._index = index
+        self._indexed: dict[str, dict[Key, None]] = {}
         self._version = ""
         self._failures = 0
         self._state: bool | None = None
@@ -120,6 +126,10 @@ class Reflector(Generic[T]):
     def items(self) -> Iterable[T]:
         """Return all objects as last seen."""
         return [stored.value for stored in self._store.values()]
+
+    def indexed(self, value: str) -> list[T]:
+        """Return the objects that have this value of the index, as last seen, without a walk over all others."""
+        return [self._store[key].value for key in self._indexed.get(value, ())]
 
     def keys(self) -> list[Key]:
         """Return the keys of all objects as last seen."""
@@ -239,12 +249,27 @@ class Reflector(Generic[T]):
         if before is not None and before.uid != identity.uid:
             # Deleted and created again between two events.
             self._remove(key)
-        self._store[key] = _Stored(identity.uid, identity.resource_version, value)
+        self._replace(key, _Stored(identity.uid, identity.resource_version, value))
         self._notify(key, value)
 
     def _remove(self, key: Key) -> None:
-        if self._store.pop(key, None) is not None:
+        if key in self._store:
+            self._replace(key, None)
             self._notify(key, None)
+
+    def _replace(self, key: Key, stored: _Stored[T] | None) -> None:
+        before = self._store.get(key)
+        for value in self._index(before.value) if before is not None else ():
+            keys = self._indexed.get(value, {})
+            keys.pop(key, None)
+            if not keys:
+                self._indexed.pop(value, None)
+        if stored is None:
+            self._store.pop(key, None)
+            return
+        self._store[key] = stored
+        for value in self._index(stored.value):
+            self._indexed.setdefault(value, {})[key] = None
 
     def _notify(self, key: Key, value: T | None) -> None:
         try:

@@ -1,0 +1,76 @@
+"""The keys that have nothing to do, so that a resync leaves them out: most VMs are at rest at any time.
+
+A key rests as long as the caches hold the very objects with which its last run found nothing to do. A resync still
+finds every change that was missed; only the work of finding nothing again is saved. What else a run depends on (events,
+the bucket, timers, settings) adds its keys itself. Next: :mod:`services.controller.projector`.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
+from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
+
+Key = tuple[str, str]
+T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
+
+
+class IndexedCache(ObjectCache[T_co], Protocol[T_co]):
+    """A cache with an index, such as :class:`services.common.kube.cache.reflector.Reflector`."""
+
+    def indexed(self, value: str) -> Iterable[T_co]:
+        """Return the objects that have this value of the index: of pods, the UID of their VMI."""
+        ...
+
+
+class RestingKeys:
+    """Remembers the keys that rest.
+
+    :param vms: the cache of VMs.
+    :param vmis: the cache of VMIs.
+    :param pods: the cache of launcher pods.
+    """
+
+    def __init__(
+        self,
+        vms: ObjectCache[VirtualMachine],
+        vmis: ObjectCache[VirtualMachineInstance],
+        pods: IndexedCache[Pod],
+    ) -> None:
+        self._vms = vms
+        self._vmis = vmis
+        self._pods = pods
+        self._resting: dict[Key, tuple[object, ...]] = {}
+
+    def objects(self, key: Key) -> tuple[object, ...]:
+        """Return the cached objects of a key."""
+        vmi = self._vmis.get(*key)
+        pods = self._pods.indexed(vmi.metadata.uid) if vmi is not None else ()
+        return (self._vms.get(*key), vmi, *pods)
+
+    def add(self, key: Key, objects: tuple[object, ...]) -> None:
+        """Let a key rest.
+
+        :param objects: the cached objects from before the run that found nothing to do.
+        """
+        self._resting[key] = objects
+
+    def discard(self, key: Key) -> None:
+        """Let a key rest no more."""
+        self._resting.pop(key, None)
+
+    def clear(self) -> None:
+        """Let no key rest any more."""
+        self._resting.clear()
+
+    def awake(self, keys: Iterable[Key]) -> list[Key]:
+        """Return the keys that do not rest."""
+        return [key for key in keys if not self._rests(key)]
+
+    def _rests(self, key: Key) -> bool:
+        noted = self._resting.get(key)
+        if noted is None:
+            return False
+        now = self.objects(key)
+        # A cache keeps the same object until it receives another version.
+        return len(now) == len(noted) and all(one is other for one, other in zip(now, noted, strict=True))

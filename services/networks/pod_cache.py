@@ -20,7 +20,7 @@ class CachedPod(msgspec.Struct):
     :ivar detached_links: links that were detached and are still listed in network-status.
     :ivar compared: the networks annotation that was last compared with the sandbox's record; ``None`` if none was.
     :ivar failures: number of consecutive failed attempts, by link.
-    :ivar reported: keys of the Events that need recording only once.
+    :ivar reported: digests of the Events that need recording only once.
     """
 
     sandbox: Sandbox | None = None
@@ -29,7 +29,7 @@ class CachedPod(msgspec.Struct):
     detached_links: set[str] = set()
     compared: str | None = None
     failures: dict[str, int] = {}
-    reported: set[tuple[str, ...]] = set()
+    reported: set[bytes] = set()
 
     def set_sandbox(self, sandbox_id: str) -> None:
         """Set the pod's sandbox and drop what refers to an earlier one, whose netns and links no longer exist."""

@@ -5,12 +5,14 @@ for the tasks at its end. Next: :mod:`services.networks.apply`.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from schemas.bus.events import ChangedObject, Event, Failed, MultusAttached, MultusDetached, ObjectRef
+from schemas.inputs import printable
 from schemas.kubernetes.networks import NETWORKS
 from schemas.kubernetes.objects import Pod
 from schemas.stages import Stage
@@ -21,6 +23,11 @@ from services.networks.plan.actions import Attach, Detach, RecordEvent
 from services.networks.pod_cache import PodCache
 from services.networks.status import AttachOutcome
 from services.networks.vmi_operations import vmi_of
+
+MAX_REPORTED = 256
+"""Warnings that are remembered as recorded, of one pod. Beyond that one may be recorded again, which does no harm."""
+MAX_MESSAGE = 1024
+"""Characters of a warning in the log."""
 
 
 class PodEvent(msgspec.Struct, frozen=True):
@@ -120,10 +127,17 @@ class Reporter:
         """Record a warning Event about the annotations, once per pod."""
         key = (action.reason, action.subject, action.message)
         reported = self._cache.of(pod.metadata.uid).reported
-        if key not in reported:
-            reported.add(key)
+        # The message may quote a whole annotation, and a pod's annotations may change without end.
+        digest = hashlib.sha256("\0".join(key).encode(errors="replace")).digest()
+        if digest not in reported:
+            if len(reported) >= MAX_REPORTED:
+                reported.clear()
+            reported.add(digest)
             self._context.log.warning(
-                "annotation not applied", pod=_name(pod), reason=action.reason, detail=action.message
+                "annotation not applied",
+                pod=_name(pod),
+                reason=action.reason,
+                detail=printable(action.message, MAX_MESSAGE),
             )
             pod_event = PodEvent("Warning", action.reason, action.message, (pod.metadata.uid, *key))
             self._publish_in_background(pod, None, pod_event)

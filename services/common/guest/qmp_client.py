@@ -163,6 +163,7 @@ async def _disconnect(client: QMPClient) -> None:
     try:
         async with asyncio.timeout(1.0):
             await client.disconnect()
-    except (QMPError, OSError, EOFError, TimeoutError):
-        # disconnect() raises the error that broke the connection; the command that failed has reported it.
+    except Exception:
+        # disconnect() raises the error that broke the connection, such as the recursion of a parser; the command that
+        # failed has reported it.
         return

@@ -6,7 +6,7 @@ import pytest
 
 from schemas.bus.events import ChangedObject
 from schemas.kubernetes.objects import PODS, ObjectMeta, Pod, Resource
-from services.common.kube.cache.cached_reader import CachedReader
+from services.common.kube.cache.cached_reader import MAX_EXPECTED, CachedReader
 from services.common.kube.errors import NotFound
 
 
@@ -105,4 +105,15 @@ async def test_an_expected_version_of_another_kind_is_ignored(cluster: Cluster, 
     reader.expect("n", "p", ChangedObject("VirtualMachineInstance", "u", "3"))
     reader.expect("n", "p", None)
     assert await reader.read("n", "p") is None
+    assert cluster.reads == []
+
+
+async def test_a_bounded_number_of_versions_is_expected(cluster: Cluster, reader: CachedReader[Pod]) -> None:
+    """Anybody who can publish may name objects that do not exist."""
+    reader.expect("n", "p", ChangedObject("Pod", "u", "3"))
+    for number in range(MAX_EXPECTED):
+        reader.expect("n", f"forged{number}", ChangedObject("Pod", "u", "3"))
+    assert len(reader._expected) == MAX_EXPECTED
+    cluster.cached = at("2")
+    assert await reader.read("n", "p") == at("2")
     assert cluster.reads == []

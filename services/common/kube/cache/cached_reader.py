@@ -12,6 +12,10 @@ from schemas.kubernetes.objects import ObjectMeta, Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
 
+MAX_EXPECTED = 4096
+"""Objects whose version is expected. Without its expectation, an object is read from the cache until the watch delivers
+the change. Events of the bus may name objects that do not exist."""
+
 
 class HasMetadata(Protocol):
     """A Kubernetes object."""
@@ -47,12 +51,11 @@ class CachedReader(Generic[T]):
         """Expect the version that an event names; ``None`` expects nothing."""
         # A redelivered event may name an older version. That costs one live GET, and nothing else.
         if changed is not None and changed.kind == self._resource.kind:
-            self._expected[namespace, name] = (changed.uid, changed.resource_version)
+            self._expect(namespace, name, (changed.uid, changed.resource_version))
 
     def record_written(self, written: T) -> None:
         """Expect the version that our own patch returned."""
-        meta = written.metadata
-        self._expected[meta.namespace, meta.name] = (meta.uid, meta.resource_version)
+        self._expect(written.metadata.namespace, written.metadata.name, _version(written))
 
     def record_cached(self, found: T) -> None:
         """Record that the cache has received this object: if it has the expected version, none is expected any more.
@@ -62,6 +65,13 @@ class CachedReader(Generic[T]):
         meta = found.metadata
         if self._expected.get((meta.namespace, meta.name)) == _version(found):
             del self._expected[meta.namespace, meta.name]
+
+    def _expect(self, namespace: str, name: str, version: tuple[str, str]) -> None:
+        self._expected.pop((namespace, name), None)
+        if len(self._expected) >= MAX_EXPECTED:
+            # The one that was expected first.
+            del self._expected[next(iter(self._expected))]
+        self._expected[namespace, name] = version
 
     async def read(self, namespace: str, name: str) -> T | None:
         """Return the object; ``None`` if it does not exist.

@@ -55,6 +55,11 @@ test-long: setup ## Run the complete tables, in the lab and on Kubernetes: gener
 	@scripts/as-root-tier test-long
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36
 	@HOTNIC_HYPOTHESIS_PROFILE=long scripts/test/tiers unit integration e2e kubernetes-1.36 -- --timeout 900 -o faulthandler_timeout=1800 $(ARGS)
+	@$(MAKE) --no-print-directory fuzz SECONDS=60 ARGS=
+
+.PHONY: fuzz
+fuzz: setup ## Feed every decoder of data from outside with mutated inputs, each for SECONDS=… (10)
+	@$(PYTHON) scripts/test/fuzz.py $(or $(SECONDS),10) $(ARGS)
 
 .PHONY: test-busy
 test-busy: setup ## Run all tests twice beside three endless loops, without second tries (root; before a landing)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from schemas.inputs import MAX_DEPTH, Edge, InputDecoder, RejectReason, is_deep, reject, rejecting
+
 T = TypeVar("T")
 
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
@@ -102,8 +104,8 @@ class NetworkStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     gateway: list[str] | None = None
 
 
-_elements_decoder = msgspec.json.Decoder(list[NetworkSelectionElement])
-_statuses_decoder = msgspec.json.Decoder(list[NetworkStatus])
+_elements_decoder = InputDecoder(Edge.ANNOTATION, list[NetworkSelectionElement])
+_statuses_decoder = InputDecoder(Edge.ANNOTATION, list[NetworkStatus])
 _encoder = msgspec.json.Encoder()
 _ordered = msgspec.json.Encoder(order="deterministic")
 
@@ -241,10 +243,12 @@ def parse_network_status(text: str | None) -> list[NetworkStatus]:
     return _decode(_statuses_decoder, NetworkStatus, text)
 
 
-def _decode(decoder: msgspec.json.Decoder[list[T]], kind: type[T], text: str) -> list[T]:
-    try:
+def _decode(decoder: InputDecoder[list[T]], kind: type[T], text: str) -> list[T]:
+    if "null" not in text:
         return decoder.decode(text)
-    except msgspec.ValidationError:
+    with rejecting(Edge.ANNOTATION):
+        if is_deep(text.encode()):
+            raise reject(Edge.ANNOTATION, RejectReason.TOO_DEEP, f"nested more than {MAX_DEPTH} levels")
         return [_decode_item(item, kind) for item in msgspec.json.decode(text, type=list[msgspec.Raw])]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from schemas.bus.hotplug_status import decode_entry
 from schemas.cri import runtime_pb2 as pb
 from schemas.inputs import Edge, find_member, rejecting, split_elements
+from schemas.kubernetes.networks import parse_network_status, parse_networks
 from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS, Resource
 from schemas.kubernetes.operations import read_nic_slots, read_operation, read_pod_nic
 from services.api.request import BadBody, decode_add, decode_remove
@@ -118,6 +119,16 @@ EDGES: dict[str, FedEdge] = {
     "api-remove": FedEdge(decode_remove, BadBody, (b'{"name":"blue"}', b"name: blue\n")),
     "annotations": FedEdge(
         _annotations, (), (b'{"id":"i","kind":"plug","interface":"blue"}', b'{"free":1,"nics":2,"podUID":"u"}')
+    ),
+    "networks": FedEdge(
+        lambda data: parse_networks(data.decode(errors="surrogateescape")),
+        ValueError,
+        (b'[{"name":"net1","interface":"net1","cni-args":{"a":1}}]', b"ns/net1@net1"),
+    ),
+    "network-status": FedEdge(
+        lambda data: parse_network_status(data.decode(errors="surrogateescape")),
+        ValueError,
+        (b'[{"name":"net1","ips":["10.0.0.1"],"device-info":{}}]',),
     ),
     "bus": FedEdge(lambda data: decode_message(_SUBJECT, {}, data), UnusableMessage, (b'{"stage":"requested"}',)),
     "kv": FedEdge(decode_entry, (), (b'{"vmi_uid":"u"}',)),

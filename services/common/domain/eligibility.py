@@ -112,14 +112,11 @@ def find_duplicate_mac(nics: VmiNics, interface: Interface, accepted: Iterable[I
     mac = _mac_of(interface.mac_address)
     names = list(nics.interfaces)
     later = names[names.index(interface.name) + 1 :] if interface.name in nics.interfaces else ()
-    for other in (*nics.interfaces.values(), *accepted):
+    for other in (*nics.interfaces.values(), *accepted) if mac is not None else ():
         entry = find_entry(nics.vmi.status.interfaces, other.name) or {}
-        has_it = other.name not in later or DOMAIN in parse_tokens(entry)
-        if (
-            other.name != interface.name
-            and has_it
-            and mac == _mac_of(other.mac_address or entry.get("mac")) is not None
-        ):
+        if other.name == interface.name or (other.name in later and DOMAIN not in parse_tokens(entry)):
+            continue
+        if _mac_of(other.mac_address or entry.get("mac")) == mac:
             return f"interface {interface.name!r} has the MAC address {mac} of interface {other.name!r}"
     return None
 

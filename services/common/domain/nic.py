@@ -239,11 +239,15 @@ def _with_ordinal_names(
 
 
 def _may_be_from_start(nic: Nic) -> bool:
-    """Return whether the pod may have had a NIC from its start: the VMI's status lists it, or no plug is in progress.
+    """Return whether the pod may have had a NIC from its start, with its ordinal name.
 
-    An element that fits the first NIC of a VM was in the template before the plug, so it is foreign.
+    An element that fits a NIC while it is plugged, or after its pod network was torn down, was in the template: it is
+    foreign. No NIC with an ordinal name is torn down.
     """
-    return bool(nic.tokens) or nic.written is None or nic.written.kind is OperationKind.UNPLUG
+    written = nic.written
+    if nic.entry.get("podInterfaceName", nic.link) != nic.link or (written is not None and written.released):
+        return False
+    return bool(nic.tokens) or written is None or written.kind is OperationKind.UNPLUG
 
 
 def qualified_nad(reference: str, namespace: str) -> str:

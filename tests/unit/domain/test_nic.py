@@ -115,6 +115,7 @@ def test_secondary_interfaces_are_nics(nics: Any, expected: list[str]) -> None:
 HASHED = [pod_interface("a"), pod_interface("b")]
 OWN = NetworkSelectionElement("net1", "default", interface="net1")
 PLUG_OF_A = Operation("plug", OperationKind.PLUG, "a")
+RELEASED_A = Operation("unplug", OperationKind.UNPLUG, "a", released=objects.POD_UID)
 IN_GUEST = {"name": "a", "infoSource": "domain"}
 
 
@@ -129,6 +130,8 @@ IN_GUEST = {"name": "a", "infoSource": "domain"}
         ([NetworkSelectionElement("backup", "default", interface="net1")], [], {}, HASHED),
         ([NetworkSelectionElement("net1", "other", interface="net1")], [], {}, HASHED),
         ([OWN], [], {"annotations": annotations_of(PLUG_OF_A)}, HASHED),
+        ([OWN], [], {"annotations": annotations_of(RELEASED_A), "status": [IN_GUEST]}, HASHED),
+        ([OWN], [], {"status": [{**IN_GUEST, "podInterfaceName": HASHED[0]}]}, HASHED),
         ([OWN, msgspec.structs.replace(OWN, interface=HASHED[0])], [], {}, HASHED),
         ([FOREIGN], [NetworkStatus("default/x", "eth0")], {}, HASHED),
     ],
@@ -141,6 +144,8 @@ IN_GUEST = {"name": "a", "infoSource": "domain"}
         "element of the template on another network",
         "element of the template in another namespace",
         "element of the template before the first plug",
+        "element of the template at the end of an unplug",
+        "element of the template beside a NIC that has lost its own",
         "element of the template beside a hashed one",
         "foreign names",
     ],

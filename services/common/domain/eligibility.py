@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from schemas.kubernetes.objects import Interface, Network, VmiSpec
 from schemas.names import KNOWN_INTERFACE_NAME, interface_hash
-from services.common.domain.mac_address import normalize_mac
-from services.common.domain.nic import Nic, VmiNics
+from services.common.domain.mac_address import find_mac, normalize_mac
+from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN, find_entry, parse_tokens
 
@@ -109,23 +109,16 @@ def find_duplicate_mac(nics: VmiNics, interface: Interface, accepted: Iterable[I
 
     :param accepted: interfaces that the VMI is to get before this one.
     """
-    mac = _mac_of(interface.mac_address)
+    mac = find_mac(interface.mac_address)
     names = list(nics.interfaces)
     later = names[names.index(interface.name) + 1 :] if interface.name in nics.interfaces else ()
     for other in (*nics.interfaces.values(), *accepted) if mac is not None else ():
         entry = find_entry(nics.vmi.status.interfaces, other.name) or {}
         if other.name == interface.name or (other.name in later and DOMAIN not in parse_tokens(entry)):
             continue
-        if _mac_of(other.mac_address or entry.get("mac")) == mac:
+        if find_mac(other.mac_address or entry.get("mac")) == mac:
             return f"interface {interface.name!r} has the MAC address {mac} of interface {other.name!r}"
     return None
-
-
-def _mac_of(text: object) -> str | None:
-    try:
-        return normalize_mac(text) if isinstance(text, str) and text else None
-    except ValueError:
-        return None
 
 
 def find_plug_obstacle(interface: Interface, network: Network | None) -> str | None:
@@ -136,17 +129,6 @@ def find_plug_obstacle(interface: Interface, network: Network | None) -> str | N
         return why
     found = find_spec_obstacle(interface)
     return found[1] if found is not None else None
-
-
-def find_nic_obstacle(nics: VmiNics, nic: Nic) -> tuple[str, str] | None:
-    """Return why a NIC of the VMI's spec gets no attachment, as reason and message.
-
-    It is ``None`` if the NIC can get one, has one, or is in the guest.
-    """
-    if nic.absent or nic.in_pod or DOMAIN in nic.tokens or nic.interface.bridge is None:
-        return None
-    duplicate = find_duplicate_mac(nics, nic.interface)
-    return find_spec_obstacle(nic.interface) or (("DuplicateMacAddress", duplicate) if duplicate is not None else None)
 
 
 def find_hash_collision(spec: VmiSpec, name: str) -> str | None:

@@ -28,3 +28,11 @@ def normalize_mac(text: str) -> str:
     if not any(octets):
         raise ValueError(f"{shown} is zero")
     return octets.hex(":")
+
+
+def find_mac(value: object) -> str | None:
+    """Return the MAC of a NIC as :func:`normalize_mac` does; ``None`` if there is none, or an impossible one."""
+    try:
+        return normalize_mac(value) if isinstance(value, str) else None
+    except ValueError:
+        return None

@@ -16,7 +16,6 @@ from services.common.domain.eligibility import (
     STATES,
     find_duplicate_mac,
     find_hash_collision,
-    find_nic_obstacle,
     find_plug_obstacle,
     find_unplug_obstacle,
 )
@@ -137,9 +136,6 @@ def adopt(observed: Observed, nics: VmiNics) -> Iterator[WarnUser | StartOperati
     started: list[StartedOperation] = []
     restored: list[str] = []
     for nic in nics:
-        if (obstacle := find_nic_obstacle(nics, nic)) is not None:
-            yield _warn_vmi(nics, nic.name, obstacle[1])
-            continue
         if nic.has_operation or nic.name in observed.refused_interfaces:
             continue
         why = find_unplug_obstacle(nics, nic.name) if nic.absent else None

@@ -7,7 +7,12 @@ Next: :mod:`services.handler.pod_network.setup`, the links and netlink operation
 from collections.abc import Iterable
 
 from schemas.kubernetes.operations import AnnotationTooLarge, PodNic
-from services.common.domain.eligibility import OUTSIDE_SPEC, find_spec_obstacle, requested_bus
+from services.common.domain.eligibility import (
+    OUTSIDE_SPEC,
+    find_duplicate_mac,
+    find_spec_obstacle,
+    requested_bus,
+)
 from services.common.domain.mac_address import normalize_mac
 from services.common.domain.nic import Nic
 from services.common.guest.port import GuestView, NetDeviceSpec
@@ -27,7 +32,13 @@ from services.handler.pod_network.setup import (
 
 MAX_QUEUES = 256
 """The limit of KubeVirt, and of the kernel for one tap (``MAX_TAP_QUEUES``, drivers/net/tun.c)."""
-TERMINAL = frozenset({"NoFreeSlot", "NoSuchSlot", "UnsupportedPodLink", "PodNicRecordTooLarge"}) | OUTSIDE_SPEC
+TERMINAL = OUTSIDE_SPEC | {
+    "DuplicateMacAddress",
+    "NoFreeSlot",
+    "NoSuchSlot",
+    "UnsupportedPodLink",
+    "PodNicRecordTooLarge",
+}
 """Refusals that end the operation: they are written to it, and the interface is removed from the spec."""
 
 
@@ -65,6 +76,8 @@ def _plan_plug(
 ) -> SetUpAndAttach | PublishFailure:
     if (obstacle := find_spec_obstacle(nic.interface)) is not None:
         return PublishFailure(nic, *obstacle, final=True)
+    if (duplicate := find_duplicate_mac(observed.nics, nic.interface)) is not None:
+        return PublishFailure(nic, "DuplicateMacAddress", duplicate, final=True)
     bus, buses = requested_bus(nic.interface), observed.guest.buses
     if bus is not None and slot is None and bus not in buses.values():
         message = f"pciAddress {nic.interface.pci_address} is not behind a PCIe root port of this VM; "

@@ -17,7 +17,7 @@ from schemas.kubernetes.operations import Operation, encode_annotation, operatio
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.reconcile import Reject
-from services.controller.plan import PatchObject, WarnUser, plan
+from services.controller.plan import PatchObject, plan
 from services.controller.plan.actions import pod_annotated_event
 from tests.support.observed import objects
 from tests.support.observed.observations import controller_observed
@@ -153,16 +153,13 @@ def test_plug_beside_an_attachment_of_the_template_keeps_its_bytes_and_gets_a_li
     assert text == f"[{red},{blue},{foreign}]"
 
 
-def test_impossible_interface_of_the_vmi_is_reported_and_another_gets_its_attachment() -> None:
+def test_element_has_no_mac_that_the_attachment_would_fail_of_and_a_normalized_one_otherwise() -> None:
     plugs = annotations_of(Operation("a1", OperationKind.PLUG, "a"), Operation("b1", OperationKind.PLUG, "b"))
     bad, good = objects.nic("a", macAddress="ff:ff:ff:ff:ff:ff"), objects.nic("b", macAddress="0200.0000.0001")
-    warning, action = plan(controller_observed(None, objects.vmi(bad, good, annotations=plugs), objects.pod()))
-    assert isinstance(warning, WarnUser)
-    assert (warning.reason, "broadcast" in warning.message) == ("InterfaceChangeRejected", True)
+    (action,) = plan(controller_observed(None, objects.vmi(bad, good, annotations=plugs), objects.pod()))
     assert isinstance(action, PatchObject)
     (values,) = [op["value"] for op in action.ops if op["op"] == "add"]
-    (element,) = parse_networks(values[NETWORKS])
-    assert (element.interface, element.mac) == (pod_interface("b"), "02:00:00:00:00:01")
+    assert [element.mac for element in parse_networks(values[NETWORKS])] == [None, "02:00:00:00:00:01"]
 
 
 def test_pod_that_is_not_ready_gets_its_attachment() -> None:

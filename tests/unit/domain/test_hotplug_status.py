@@ -71,7 +71,6 @@ def test_stages_of_an_unplug(released: str | None, annotations: dict[str, str], 
         (objects.vmi(objects.nic("iface1"), migrationState={}), objects.pod(), "Migrating"),
         (objects.vmi(objects.nic("iface1")), objects.pod(deletionTimestamp="2026-01-01T00:00:00Z"), "PodDeleting"),
         (objects.vmi(objects.nic("iface1")), msgspec.convert({}, Pod), "PodNotRunning"),
-        (objects.vmi(objects.nic("iface1", macAddress="01:00:00:00:00:01")), objects.pod(), "InvalidInterface"),
         (objects.vmi(objects.nic("iface1")), objects.pod(), "WaitingForPodAnnotated"),
     ],
 )

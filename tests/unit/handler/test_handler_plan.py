@@ -209,6 +209,12 @@ def test_the_guest_mac_is_from_the_spec_else_the_status_else_the_pod_interface(
     [
         (vmi(nic("iface1", model="e1000")), {}, "UnsupportedModel", True),
         (vmi(nic("iface1", macAddress="67:4f:16:00:00:01")), {}, "InvalidInterface", True),
+        (
+            vmi(nic("iface0", "net0", macAddress="02-00-00-00-00-01"), nic("iface1", macAddress="02:00:00:00:00:01")),
+            {},
+            "DuplicateMacAddress",
+            True,
+        ),
         (vmi(nic("iface1", dhcpOptions={"bootFileName": "x"})), {}, "UnsupportedField", True),
         (vmi(nic("iface1"), status=[{"name": "iface1", "mac": "02:00"}]), {}, "MalformedNic", False),
         (vmi(nic("iface1", pciAddress="0000:09:00.0")), {"guest": WITH_BUSES}, "NoSuchSlot", True),

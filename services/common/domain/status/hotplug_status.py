@@ -11,7 +11,6 @@ from schemas.bus.hotplug_status import InterfaceHotplugStatus
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
-from services.common.domain.eligibility import find_nic_obstacle
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.explain import Situation, explain_nic, explain_pending, explain_stray
 from services.common.domain.kubevirt.reasons import Explanation
@@ -296,7 +295,5 @@ def _reason(nics: VmiNics, nic: Nic, waiting_for: Stage | None) -> str | None:
         "PodNotRunning": nics.pod is not None and nics.pod.status.phase != "Running",
         "OrdinalInterfaceNames": nic.absent and nics.ordinal,
     }
-    if (obstacle := find_nic_obstacle(nics, nic)) is not None:
-        reasons[obstacle[0]] = True
     generic = f"WaitingFor{''.join(word.capitalize() for word in waiting_for.split('-'))}"
     return next((reason for reason, holds in reasons.items() if holds), generic)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from schemas.bus.events import Failed
+from schemas.kubernetes.networks import NETWORKS
 from schemas.kubernetes.operations import read_nic_slots
 from schemas.names import pod_interface
 from services.common.domain.nic import link_names
@@ -71,7 +72,7 @@ async def test_a_link_behind_which_a_guest_gets_no_traffic_is_refused_and_not_ch
 async def test_in_a_pod_with_ordinal_names_a_nic_is_plugged_and_its_unplug_refused(node: Node) -> None:
     node.attach_pod_nic("iface1", IP, link="net1")
     node.put_vmi("iface1")
-    node.put_network_status("iface1", link="net1")
+    node.put_network_status("iface1", link="net1", **{NETWORKS: "net1@net1"})
     await node.until_status("iface1", "domain")
     assert node.status("iface1")["podInterfaceName"] == "net1"
     expected = {"lo", "net1", "net1-nic", "k6t-net1", "tap1"}

@@ -14,9 +14,10 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, rejecting
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member
 from schemas.kubernetes.objects import Resource, Status
 from services.common.backoff import jittered
+from services.common.kube.cache.object_metadata import ObjectMetadata, decode_metadata, find_metadata
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials, describe_error
 from services.common.kube.errors import BadApiResponse, Forbidden, Gone, KubeError, of_status
@@ -36,17 +37,6 @@ MAX_LINE = 32 * 1024 * 1024
 """Bytes. Bounds the memory of a stream without newlines; etcd limits one object to 1.5 MiB by default."""
 
 
-class _Meta(msgspec.Struct, frozen=True, rename="camel"):
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-
-
-class _Identity(msgspec.Struct, frozen=True):
-    metadata: _Meta
-
-
 class _WatchEvent(msgspec.Struct, frozen=True):
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
     object: msgspec.Raw
@@ -58,8 +48,6 @@ class _Stored(msgspec.Struct, Generic[T], frozen=True):
     value: T
 
 
-_identity = InputDecoder(Edge.KUBE, _Identity)
-_metadata = InputDecoder(Edge.KUBE, _Meta)
 _event = InputDecoder(Edge.KUBE, _WatchEvent, max_bytes=MAX_LINE)
 _status = InputDecoder(Edge.KUBE, Status)
 
@@ -217,7 +205,7 @@ class Reflector(Generic[T]):
     def _skip(self, line: bytes, error: RejectedInput) -> None:
         """Skip an object that is nested too deeply for a decoder, even for one that only passes over it."""
         try:
-            identity = _find_metadata(line, "object", "metadata")
+            identity = find_metadata(line, "object", "metadata")
         except RejectedInput as unknown:
             self._log.error("object without metadata skipped", error=str(unknown))
             return
@@ -228,14 +216,14 @@ class Reflector(Generic[T]):
             self._log.error("undecodable object skipped", namespace=key[0], object=key[1], error=str(error))
         self._version = identity.resource_version or self._version
 
-    def _identify(self, raw: msgspec.Raw) -> _Meta | None:
+    def _identify(self, raw: msgspec.Raw) -> ObjectMetadata | None:
         try:
-            return _decode_metadata(raw)
+            return decode_metadata(raw)
         except RejectedInput as error:
             self._log.error("object without metadata skipped", error=str(error))
             return None
 
-    def _put(self, identity: _Meta, raw: msgspec.Raw) -> None:
+    def _put(self, identity: ObjectMetadata, raw: msgspec.Raw) -> None:
         key = _key(identity)
         before = self._store.get(key)
         if before is not None and before.uid == identity.uid and before.version == identity.resource_version:
@@ -326,23 +314,8 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         rest = bytearray(others[-1])
 
 
-def _key(identity: _Meta) -> Key:
+def _key(identity: ObjectMetadata) -> Key:
     return identity.namespace, identity.name
-
-
-def _decode_metadata(raw: msgspec.Raw) -> _Meta:
-    try:
-        return _identity.decode(raw).metadata
-    except RejectedInput as error:
-        if error.reason is not RejectReason.TOO_DEEP:
-            raise
-        # The object exists: without its metadata it would count as deleted.
-        return _find_metadata(bytes(raw), "metadata")
-
-
-def _find_metadata(data: bytes, *path: str) -> _Meta:
-    with rejecting(Edge.KUBE):
-        return _metadata.decode(find_member(data, *path) or b"null")
 
 
 def _error_of(raw: msgspec.Raw) -> KubeError:

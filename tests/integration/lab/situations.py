@@ -710,6 +710,25 @@ TAKEN_BACK += [
 ]
 TAKEN_BACK += [
     Situation(
+        name="plug of the first interface taken back before Multus has answered",
+        versions=versions,
+        steps=(
+            ("Multus waits", ""),
+            (ADD, OK),
+            (STATUS, f"plug pod-annotated {waits}"),
+            (REMOVE, OK),
+            (WAIT, "failed: the interface is being unplugged again"),
+            (STATUS, "unplug requested PodNamesUnknown → virtctl migrate"),
+            ("Multus goes on", ""),
+            (WAIT, "detached"),
+            (STATUS, GONE),
+            ("operations", "plug, unplug"),
+        ),
+    )
+    for versions, _, waits in IN_EACH_UNSERVED[2:]
+]
+TAKEN_BACK += [
+    Situation(
         name="plug taken back before KubeVirt has followed",
         versions=versions,
         steps=(

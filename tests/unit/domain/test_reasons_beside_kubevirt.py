@@ -129,6 +129,14 @@ def test_every_change_requires_a_restart_of_some_versions() -> None:
     assert derive(vmi, vm, capabilities("v1.5.1"))["iface1"].reason is None
 
 
+def test_unplug_before_any_interface_has_a_name_in_the_pod_waits_for_one() -> None:
+    vmi, vm = objects.vmi(NIC, owned=True), objects.vm(ABSENT)
+    named = objects.vmi(NIC, owned=True, status=[{"name": "iface1", "podInterfaceName": "pod7e0055a6880"}])
+    assert derive(vmi, vm, capabilities("v1.4.0"))["iface1"].reason == "PodNamesUnknown"
+    assert derive(vmi, vm, capabilities("v1.3.0"))["iface1"].reason == "WaitingForKubeVirt"
+    assert derive(named, vm, NEWEST)["iface1"].reason == "WaitingForKubeVirt"
+
+
 def test_ordinal_names_are_not_unplugged() -> None:
     entry = Operation("unplug", OperationKind.UNPLUG, "iface1", vm=objects.VM_UID)
     vmi = attached(annotations={unplug_key("iface1"): encode_annotation(entry)})

@@ -40,6 +40,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     :ivar removes_last_interface: whether the last secondary interface can be unplugged (not in 1.0 and 1.1).
     :ivar always_restart_required: whether every edit of networks sets ``RestartRequired`` (1.2 to 1.5.0), although the
         interface is plugged.
+    :ivar needs_pod_names: whether nothing is unplugged until an interface has its name in the pod in the VMI's status
+        (1.4): the pod may have ordinal names.
     :ivar update_methods: ``workloadUpdateStrategy.workloadUpdateMethods``: ``LiveMigrate``, ``Evict``.
     :ivar eviction_strategy: ``evictionStrategy`` of VMs that have none of their own; empty if there is none either.
     """
@@ -52,6 +54,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     nad_change: bool
     removes_last_interface: bool
     always_restart_required: bool
+    needs_pod_names: bool
     update_methods: frozenset[str]
     eviction_strategy: str = ""
     namespace: str = ""
@@ -91,6 +94,7 @@ def _capabilities(installation: KubeVirt) -> Capabilities:
         nad_change=version >= (1, 9, 0) or (version >= (1, 8, 0) and NAD_GATE in gates),
         removes_last_interface=version >= (1, 2, 0),
         always_restart_required=(1, 2, 0) <= version <= (1, 5, 0),
+        needs_pod_names=version >= (1, 4, 0),
         update_methods=frozenset((strategy.workload_update_methods if strategy else None) or ()),
         eviction_strategy=(configuration.eviction_strategy if configuration else "") or "",
         namespace=installation.metadata.namespace,

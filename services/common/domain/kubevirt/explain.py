@@ -113,6 +113,7 @@ def explain_pending(situation: Situation, name: str, kind: OperationKind) -> Exp
         "TemplateNotFollowed": beside.request_queue,
         "BindingNeedsRestart": kind is OperationKind.PLUG and not binding,
         "OrdinalInterfaceNames": kind is OperationKind.UNPLUG and situation.nics.ordinal,
+        "PodNamesUnknown": kind is OperationKind.UNPLUG and beside.needs_pod_names and not _has_pod_name(situation),
     }
     code = next((code for code, holds in codes.items() if holds), "WaitingForKubeVirt")
     more = {"first": queue[0] if queue else "", "task": "copy the change from the VM's template to the running VM"}
@@ -229,6 +230,11 @@ def _explain_migration(situation: Situation, cause: str) -> Explanation:
         migratable=migratable.status if migratable is not None else "not set",
         strategy=vmi.spec.eviction_strategy or beside.eviction_strategy or "not set",
     )
+
+
+def _has_pod_name(situation: Situation) -> bool:
+    """Return whether the VMI's status has the name of a secondary interface in the pod."""
+    return any(nic.entry.get("podInterfaceName") for nic in situation.nics)
 
 
 def _comes_back(situation: Situation, nic: Nic) -> bool:

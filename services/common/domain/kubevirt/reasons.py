@@ -89,6 +89,11 @@ TABLE: tuple[Reason, ...] = (
         "restart the VM; its new pod has other names",
     ),
     Reason(
+        "PodNamesUnknown",
+        "no interface of the VM has reported its name in the pod yet, and KubeVirt unplugs nothing until one has",
+        ATTACH_IN_PLACE + "; without them, migrate the VM: " + MIGRATE,
+    ),
+    Reason(
         "HotPlugNetworkInterfaceError",
         "KubeVirt reports an error: {text}",
         "remove the cause that it names; KubeVirt tries again by itself",

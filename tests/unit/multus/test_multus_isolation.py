@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import structlog
 
+from schemas import cni
 from services.common.kube.event_recorder import EventRecorder
 from services.common.netlink.errors import NetnsGone
 from services.common.netlink.links import Link
@@ -118,7 +119,7 @@ async def test_a_name_that_no_process_can_get_is_a_classified_failure(tmp_path: 
     node = Node(tmp_path)
     two = sandbox("a", "", added("a\0b", plugin), added("net1", plugin))
     [failure] = await node.applier.delete_attachments(two, [DeleteAttachment(one) for one in two.attachments])
-    assert "embedded null" in failure.msg
+    assert (failure.code, "embedded null" in failure.msg) == (cni.CniErrorCode.IO_FAILURE, True)
     assert plugin.commands == ["DEL net1"]
     await node.records.flush()
 

@@ -1,5 +1,6 @@
-"""Namespace isolation: decided in one place for every way in which a pod chooses a network, and refused in doubt."""
+"""What a pod may choose: networks by their namespace, whichever way it names them, and the plugins that they name."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +11,7 @@ from schemas.kubernetes.networks import DEFAULT_NETWORK, NETWORKS
 from schemas.kubernetes.objects import ObjectMeta, Pod
 from services.common.kube.client import Kube
 from services.multus.cni.call import CniCall
+from services.multus.cni.conflist import parse
 from services.multus.cni.errors import CniError
 from services.multus.config.settings import Settings, read_config
 from services.multus.observe import CallObserver
@@ -20,7 +22,7 @@ def observer(folder: Path) -> CallObserver:
     """Return the observer of a daemon with isolation; it reads nothing here."""
     file = folder / "daemon-config.json"
     file.write_text('{"namespaceIsolation": true, "globalNamespaces": "shared", "multusNamespace": "system"}')
-    config, _ = read_config(Settings(multus_config=str(file)))
+    config, _ = read_config(Settings(multus_config=str(file), plugin_types="bridge, host-local"))
     return CallObserver(cast("Kube", None), config, cast("PodReader", None))
 
 
@@ -64,3 +66,10 @@ async def test_the_annotation_of_the_default_network_is_isolated_too(
     call = CniCall(cni.CniCommand.ADD, b"{}")
     with pytest.raises(CniError, match=f"pod own/p may not use networks of namespace {namespace}"):
         await observer(tmp_path).list_desired(call, pod(**{DEFAULT_NETWORK: chosen}))
+
+
+@pytest.mark.parametrize(("ipam", "refused"), [("host-local", False), ("dhcp", True), ("multus", True)])
+def test_plugins_that_the_operator_does_not_list_are_refused(tmp_path: Path, ipam: str, refused: bool) -> None:
+    network = parse(f'{{"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{{"type":"{ipam}"}}}}')
+    with pytest.raises(CniError, match=f"plugin type {ipam} is not allowed") if refused else nullcontext():
+        observer(tmp_path).check_plugins(network)

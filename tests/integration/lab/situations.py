@@ -725,7 +725,8 @@ TAKEN_BACK += [
             ("operations", "plug, unplug"),
         ),
     )
-    for versions, _, waits in IN_EACH_UNSERVED[2:]
+    # 1.4 and 1.5 drop it from the template at once, as if it were unplugged.
+    for versions, _, waits in IN_EACH_UNSERVED[3:]
 ]
 TAKEN_BACK += [
     Situation(

@@ -195,7 +195,7 @@ class Projector:
         # The bucket has read the entry again, so the next attempt writes over the current revision.
         except WrongRevision as error:
             raise Retry("HotplugStatusChanged", str(error), after=0.0) from error
-        # A Warning is recorded again while its cause lasts, because Events expire.
+        # Recording a Warning is best effort: a resync tries again what has failed.
         if vmi is not None and not warnings:
             self._resting.add(key, objects)
 

@@ -32,7 +32,10 @@ MAX_ACPI_INDEX = 16 * 1024 - 1
 PCI_ADDRESS = re.compile(r"0000:([0-9a-fA-F]{2}):00\.0")
 """Pattern of an address behind a PCIe root port (``fullmatch``); its group is the bus."""
 
-OUTSIDE_SPEC = frozenset({"UnsupportedModel", "InvalidInterface", "UnsupportedField"})
+START_FIELDS = ("tag", "boot_order", "dhcp_options")
+"""The fields of an interface that apply at the VM's start only."""
+
+OUTSIDE_SPEC = frozenset({"UnsupportedModel", "InvalidInterface"})
 """The reasons of :func:`find_spec_obstacle`."""
 
 ORDINAL_NAMES = "its pod has ordinal interface names (net1, …), which an unplug would renumber; restart the VM first"
@@ -53,19 +56,14 @@ def find_change_obstacle(interface: Interface, network: Network | None) -> str |
 
 
 def find_spec_obstacle(interface: Interface) -> tuple[str, str] | None:
-    """Return why an interface cannot be plugged with these values, as reason and message; ``None`` if it can.
+    """Return why no guest can have an interface with these values, as reason and message; ``None`` if one can.
 
-    The reason is one of :data:`OUTSIDE_SPEC`.
+    The reason is one of :data:`OUTSIDE_SPEC`. :data:`START_FIELDS` are no obstacle here: an interface that the VMI has
+    from its start may have them, and only a change of a running VM cannot follow them.
     """
     subject = f"interface {interface.name!r}"
     if interface.model not in MODELS:
         return "UnsupportedModel", f"{subject} has model {interface.model}; only virtio can be hot-plugged"
-    for field in ("tag", "boot_order", "dhcp_options"):
-        if getattr(interface, field):
-            return (
-                "UnsupportedField",
-                f"{subject} has {_field(field)}, which applies at the VM's start only; leave it out",
-            )
     why = next(_invalid_values(interface), None)
     return ("InvalidInterface", f"{subject} is invalid: {why}") if why is not None else None
 
@@ -122,13 +120,17 @@ def find_duplicate_mac(nics: VmiNics, interface: Interface, accepted: Iterable[I
 
 
 def find_plug_obstacle(interface: Interface, network: Network | None) -> str | None:
-    """Return why an interface cannot be plugged as specified; ``None`` if it can."""
+    """Return why an interface cannot be plugged into a running VM as specified; ``None`` if it can."""
     if not KNOWN_INTERFACE_NAME.fullmatch(interface.name):
         return f"interface name {interface.name!r} is malformed: use only letters, digits, '-' and '_'"
     if (why := find_change_obstacle(interface, network)) is not None:
         return why
-    found = find_spec_obstacle(interface)
-    return found[1] if found is not None else None
+    if (found := find_spec_obstacle(interface)) is not None:
+        return found[1]
+    field = next((field for field in START_FIELDS if getattr(interface, field)), None)
+    if field is None:
+        return None
+    return f"interface {interface.name!r} has {_field(field)}, which applies at the VM's start only; leave it out"
 
 
 def find_hash_collision(spec: VmiSpec, name: str) -> str | None:

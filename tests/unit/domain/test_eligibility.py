@@ -5,8 +5,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.kubernetes.objects import Interface
-from services.common.domain.eligibility import OUTSIDE_SPEC, find_duplicate_mac, find_spec_obstacle
+from schemas.kubernetes.objects import Interface, MultusNetwork, Network
+from services.common.domain.eligibility import (
+    OUTSIDE_SPEC,
+    find_duplicate_mac,
+    find_plug_obstacle,
+    find_spec_obstacle,
+)
 from services.common.domain.mac_address import normalize_mac
 from services.common.domain.nic import parse_nics
 from tests.support.observed import objects
@@ -31,9 +36,6 @@ IMPOSSIBLE = [
     ({"binding": {"name": "plugin"}}, "2 bindings (bridge, binding)"),
     ({"state": "paused"}, "state 'paused' is unknown"),
     ({"model": "e1000"}, "only virtio"),
-    ({"tag": "blue"}, "has tag"),
-    ({"bootOrder": 1}, "has bootOrder"),
-    ({"dhcpOptions": {"bootFileName": "x"}}, "has dhcpOptions"),
     ({"acpiIndex": 16384}, "from 1 to 16383"),
     ({"acpiIndex": -1}, "from 1 to 16383"),
     ({"pciAddress": "0000:81:01.0"}, "not behind a PCIe root port"),
@@ -49,6 +51,14 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], text: st
     assert found[0] in OUTSIDE_SPEC
     assert "'blue'" in found[1]
     assert text in found[1]
+
+
+@pytest.mark.parametrize("field", ["tag", "bootOrder", "dhcpOptions"])
+def test_a_field_of_the_start_is_refused_in_a_change_only(field: str) -> None:
+    interface = msgspec.convert({"name": "blue", "bridge": {}, field: "x"}, Interface)
+    network = Network("blue", multus=MultusNetwork("net1"))
+    assert f"has {field}, which applies at the VM's start" in (find_plug_obstacle(interface, network) or "")
+    assert find_spec_obstacle(interface) is None
 
 
 @pytest.mark.parametrize(

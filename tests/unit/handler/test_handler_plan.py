@@ -215,7 +215,6 @@ def test_the_guest_mac_is_from_the_spec_else_the_status_else_the_pod_interface(
             "DuplicateMacAddress",
             True,
         ),
-        (vmi(nic("iface1", dhcpOptions={"bootFileName": "x"})), {}, "UnsupportedField", True),
         (vmi(nic("iface1"), status=[{"name": "iface1", "mac": "02:00"}]), {}, "MalformedNic", False),
         (vmi(nic("iface1", pciAddress="0000:09:00.0")), {"guest": WITH_BUSES}, "NoSuchSlot", True),
         (vmi(nic("iface1", pciAddress="0000:09:00.0")), {}, "NoSuchSlot", False),
@@ -252,8 +251,9 @@ def test_an_impossible_mac_stops_its_own_nic_only() -> None:
     assert second.device.mac == "02:00:00:00:00:01"
 
 
-def test_the_model_virtio_is_plugged() -> None:
-    plugged(plan_plugs(observed(vmi(nic("iface1", model="virtio")), attached_pod("iface1"))))
+@pytest.mark.parametrize("fields", [{"model": "virtio"}, {"tag": "x"}, {"bootOrder": 2}, {"dhcpOptions": {"x": "y"}}])
+def test_a_nic_that_a_vm_may_have_from_its_start_is_plugged(fields: dict[str, Any]) -> None:
+    plugged(plan_plugs(observed(vmi(nic("iface1", **fields)), attached_pod("iface1"))))
 
 
 def test_a_leftover_link_is_a_conflict_that_is_retried() -> None:

@@ -100,8 +100,8 @@ def requested_bus(interface: Interface) -> int | None:
     return int(found[1], 16) if found is not None and int(found[1], 16) else None
 
 
-def find_duplicate_mac(nics: VmiNics, interface: Interface, accepted: Iterable[Interface] = ()) -> str | None:
-    """Return why an interface cannot have its MAC beside the other interfaces of its VMI; ``None`` if it can.
+def find_mac_holder(nics: VmiNics, interface: Interface, accepted: Iterable[Interface] = ()) -> Interface | None:
+    """Return the interface beside which another one of its VMI cannot have its MAC; ``None`` if there is none.
 
     Of two interfaces of the VMI the first has the MAC, or the one that is in the guest.
 
@@ -115,8 +115,17 @@ def find_duplicate_mac(nics: VmiNics, interface: Interface, accepted: Iterable[I
         if other.name == interface.name or (other.name in later and DOMAIN not in parse_tokens(entry)):
             continue
         if find_mac(other.mac_address or entry.get("mac")) == mac:
-            return f"interface {interface.name!r} has the MAC address {mac} of interface {other.name!r}"
+            return other
     return None
+
+
+def explain_duplicate_mac(interface: Interface, holder: Interface) -> str:
+    """Return why an interface cannot have its MAC.
+
+    :param holder: the interface that has it.
+    """
+    mac = find_mac(interface.mac_address)
+    return f"interface {interface.name!r} has the MAC address {mac} of interface {holder.name!r}"
 
 
 def find_plug_obstacle(interface: Interface, network: Network | None) -> str | None:

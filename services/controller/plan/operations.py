@@ -14,8 +14,9 @@ from schemas.names import interface_hash
 from schemas.stages import OperationKind
 from services.common.domain.eligibility import (
     STATES,
-    find_duplicate_mac,
+    explain_duplicate_mac,
     find_hash_collision,
+    find_mac_holder,
     find_plug_obstacle,
     find_unplug_obstacle,
 )
@@ -227,10 +228,11 @@ def _rejections(
     else:
         names = [one.name for one in accepted if interface_hash(one.name) == interface_hash(name)]
         other = find_hash_collision(nics.vmi.spec, name) or next(iter(names), None)
+        holder = find_mac_holder(nics, desired.interface, [one.interface for one in accepted])
         foreign = name in nics.networks and desired.network_item not in (nics.vmi.spec.networks or ())
         reasons = [
             find_plug_obstacle(desired.interface, desired.network),
-            find_duplicate_mac(nics, desired.interface, [one.interface for one in accepted]),
+            explain_duplicate_mac(desired.interface, holder) if holder is not None else None,
             _collision_message(name, other) if other is not None else None,
             f"interface {name!r}: the running VM has another network by the name of {name!r}; choose another name"
             if foreign

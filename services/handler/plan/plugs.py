@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from schemas.kubernetes.operations import AnnotationTooLarge, PodNic
 from services.common.domain.eligibility import (
     OUTSIDE_SPEC,
-    find_duplicate_mac,
+    explain_duplicate_mac,
+    find_mac_holder,
     find_spec_obstacle,
     requested_bus,
 )
 from services.common.domain.mac_address import normalize_mac
 from services.common.domain.nic import Nic
+from services.common.domain.operations import ABSENT
 from services.common.guest.port import GuestView, NetDeviceSpec
 from services.handler.addresses.served import addresses_of_nic
 from services.handler.plan.actions import Observed, PublishFailure, SetUpAndAttach
@@ -76,8 +78,10 @@ def _plan_plug(
 ) -> SetUpAndAttach | PublishFailure:
     if (obstacle := find_spec_obstacle(nic.interface)) is not None:
         return PublishFailure(nic, *obstacle, final=True)
-    if (duplicate := find_duplicate_mac(observed.nics, nic.interface)) is not None:
-        return PublishFailure(nic, "DuplicateMacAddress", duplicate, final=True)
+    if (holder := find_mac_holder(observed.nics, nic.interface)) is not None:
+        message = explain_duplicate_mac(nic.interface, holder)
+        # An interface that is being unplugged gives its MAC back.
+        return PublishFailure(nic, "DuplicateMacAddress", message, final=holder.state != ABSENT)
     bus, buses = requested_bus(nic.interface), observed.guest.buses
     if bus is not None and slot is None and bus not in buses.values():
         message = f"pciAddress {nic.interface.pci_address} is not behind a PCIe root port of this VM; "

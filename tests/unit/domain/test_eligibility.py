@@ -8,7 +8,7 @@ import pytest
 from schemas.kubernetes.objects import Interface, MultusNetwork, Network
 from services.common.domain.eligibility import (
     OUTSIDE_SPEC,
-    find_duplicate_mac,
+    find_mac_holder,
     find_plug_obstacle,
     find_spec_obstacle,
 )
@@ -83,12 +83,12 @@ def test_a_mac_of_another_interface_is_refused(second: str, in_guest: str, refus
     status = [{"name": in_guest, "infoSource": "domain"}]
     vmi = objects.vmi(objects.nic("a", macAddress=MAC), objects.nic("b", macAddress=second), status=status)
     nics = parse_nics(vmi, None)
-    assert [name for name, one in nics.interfaces.items() if find_duplicate_mac(nics, one)] == refused
+    assert [name for name, one in nics.interfaces.items() if find_mac_holder(nics, one)] == refused
 
 
 def test_a_mac_that_only_the_status_shows_is_taken() -> None:
     vmi = objects.vmi(objects.nic("a"), status=[{"name": "a", "mac": MAC, "infoSource": "domain"}])
     new = Interface("b", mac_address=MAC)
-    assert find_duplicate_mac(parse_nics(vmi, None), new) is not None
-    assert find_duplicate_mac(parse_nics(objects.vmi(), None), new) is None
-    assert find_duplicate_mac(parse_nics(objects.vmi(), None), new, [Interface("c", mac_address=MAC)]) is not None
+    assert find_mac_holder(parse_nics(vmi, None), new) is not None
+    assert find_mac_holder(parse_nics(objects.vmi(), None), new) is None
+    assert find_mac_holder(parse_nics(objects.vmi(), None), new, [Interface("c", mac_address=MAC)]) is not None

@@ -215,6 +215,12 @@ def test_the_guest_mac_is_from_the_spec_else_the_status_else_the_pod_interface(
             "DuplicateMacAddress",
             True,
         ),
+        (
+            vmi(nic("iface0", "net0", macAddress=MAC, state="absent"), nic("iface1", macAddress=MAC)),
+            {},
+            "DuplicateMacAddress",
+            False,
+        ),
         (vmi(nic("iface1"), status=[{"name": "iface1", "mac": "02:00"}]), {}, "MalformedNic", False),
         (vmi(nic("iface1", pciAddress="0000:09:00.0")), {"guest": WITH_BUSES}, "NoSuchSlot", True),
         (vmi(nic("iface1", pciAddress="0000:09:00.0")), {}, "NoSuchSlot", False),

@@ -97,8 +97,11 @@ class StatusBucket:
                 # `None` follows the last entry that existed when the watch began.
                 if entry is None:
                     before, self._entries, read = self._entries, read, None
-                    await self._purge_deleted(deleted)
-                    self._report_loaded(before)
+                    try:
+                        await self._purge_deleted(deleted)
+                    finally:
+                        # Also if the next load begins before all are purged: it compares with this one.
+                        self._report_loaded(before)
                 elif read is None:
                     self._on_entry(entry)
                 elif entry.value is None:

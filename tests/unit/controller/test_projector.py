@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 import structlog
@@ -14,7 +14,7 @@ from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.bus.protocol import KeyValueEntry
 from services.controller.projector import CONSUMER
-from services.controller.status_bucket import RELOAD_INTERVAL
+from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
 from tests.support.bus.memory import Broker, MemoryBus, MemoryKeyValue
 from tests.support.bus.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector
 from tests.support.observed import objects
@@ -193,3 +193,28 @@ async def test_unchanged_status_is_not_written() -> None:
             await asyncio.sleep(1)
         await asyncio.sleep(2 * RELOAD_INTERVAL)
         assert await cluster.bucket.get(KEY) == found
+
+
+class SlowPurge(MemoryKeyValue):
+    """A bucket with more markers of deleted keys than can be purged between two loads."""
+
+    async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
+        yield KeyValueEntry("deleted", None, 1)
+        async with contextlib.aclosing(super().watch(keys)) as entries:
+            async for entry in entries:
+                yield entry
+
+    async def purge(self, key: str) -> None:
+        await asyncio.sleep(2 * RELOAD_INTERVAL)
+
+
+async def test_a_load_reports_what_has_changed_while_deleted_keys_are_purged() -> None:
+    slow, changes = SlowPurge(Broker()), asyncio.Queue[str | None]()
+    await slow.put("a", b"1")
+    task = asyncio.create_task(StatusBucket(slow, changes.put_nowait, log=structlog.get_logger()).run())
+    async with asyncio.timeout(4 * RELOAD_INTERVAL):
+        assert await changes.get() is None
+        slow.restore({"a": b"2"})
+        assert await changes.get() == "a"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -63,7 +63,7 @@ class Projector:
     :param pods: the cache of launcher pods.
     :param beside: returns what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :param reload: seconds after which the whole bucket is read again.
-    :param resync: seconds after which each status is derived again of which an object has changed.
+    :param resync: seconds after which each status is derived again that does not rest.
     :ivar queue: the VMs whose status is to be written.
     """
 

@@ -166,7 +166,7 @@ def _join_plug(
     if present is not None and present.state == ABSENT:
         raise conflict(
             observed,
-            f"interface {name!r} is being unplugged from the running VM, and KubeVirt plugs it in again by itself when "
+            f"interface {name!r} is being unplugged from the running VM, and KubeVirt plugs it again by itself when "
             "the guest has released it, because the VM's template lists it; wait, or remove it",
         )
     attached = nic is not None and DOMAIN in nic.tokens
@@ -203,8 +203,8 @@ def _not_in_template(observed: Observed, nics: VmiNics | None, *, unplugging: bo
     nad = network.multus.network_name if network is not None and network.multus is not None else "NAD"
     return conflict(
         observed,
-        f"the VM's template lists interface {name!r} no more, but not with `state: absent`, so KubeVirt leaves it in "
-        "the running VM until that restarts; to unplug it now, first add it again (hotnic addinterface "
+        f"the VM's template lists interface {name!r} no more, and not as `state: absent`, so KubeVirt leaves it in "
+        "the running VM until the VM restarts; to unplug it now, first add it again (hotnic addinterface "
         f"{observed.name} --name {name} --network-attachment-definition-name {nad}), then remove it",
     )
 

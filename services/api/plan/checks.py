@@ -28,9 +28,9 @@ GATE_BESIDE = (
     "spec.configuration.developerConfiguration.featureGates"
 )
 NO_OWNER = (
-    "nobody plugs and unplugs interfaces in this cluster now: hotnic is set to own the VMs (HOTNIC_VM_OWNER), and "
-    "KubeVirt's controllers run; or KubeVirt is set to own them, and there is no KubeVirt object. Stop KubeVirt's "
-    "controllers, or correct the setting"
+    "no interface can be plugged or unplugged in this cluster now: HOTNIC_VM_OWNER is hotnic while KubeVirt's "
+    "controllers run, or it is kubevirt and there is no KubeVirt object; stop KubeVirt's controllers, or correct the "
+    "setting"
 )
 INSTALLING = (
     "KubeVirt is being installed (its object has no status.observedKubeVirtVersion yet), and nobody follows a change "

@@ -31,8 +31,8 @@ def find_consequence(capabilities: Capabilities, vmi: VirtualMachineInstance, *,
     if served:
         return None
     cause = (
-        f"no pod was found on node {vmi.status.node_name} that attaches networks to running pods (hotnic's networks, "
-        "or the dynamic networks controller); without one, "
+        f"no ready pod was found on node {vmi.status.node_name} that attaches networks to running pods (hotnic's "
+        "networks, or the dynamic networks controller); without one, "
     )
     outcome = find_migration_outcome(vmi, capabilities)
     return Consequence(outcome, cause + _effect(outcome, capabilities, vmi))

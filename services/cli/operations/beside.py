@@ -12,10 +12,10 @@ from services.common.domain.operations import ABSENT
 PRESENT = "present"
 
 TAKEN_BACK = "the VM's template was changed back meanwhile"
-LISTED_AGAIN = "the VM's template lists the interface again, so KubeVirt plugs it in again by itself"
+LISTED_AGAIN = "the VM's template lists the interface again, so KubeVirt plugs it again by itself"
 DROPPED = (
-    "the VM's template lists the interface no more, but not with `state: absent`, so KubeVirt leaves it in the running "
-    "VM until that restarts"
+    "the VM's template lists the interface no more, and not as `state: absent`, so KubeVirt leaves it in the running "
+    "VM until the VM restarts"
 )
 
 

@@ -1,7 +1,7 @@
 """Plan the Warning Events on a VM beside KubeVirt: what ends badly, or never by itself. Pure.
 
-KubeVirt records no Event for a plug, an unplug or their failure. The reasons are those of the hot-plug status; each is
-recorded once for an operation, however often the objects change.
+KubeVirt records no Event for a plug or an unplug, and few for their failures. The reasons are those of the hot-plug
+status; each is recorded once for an operation, however often the objects change.
 Next: :mod:`services.controller.projector`, which derives the status and records them.
 """
 

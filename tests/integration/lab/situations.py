@@ -18,7 +18,7 @@ OK = "accepted"
 ATTACHED = "plug guest-attached"
 GONE = "not listed"
 UNSERVED = (
-    "Warning: no pod was found on node kvnode1 that attaches networks to running pods (hotnic's networks, or the "
+    "Warning: no ready pod was found on node kvnode1 that attaches networks to running pods (hotnic's networks, or the "
     "dynamic networks controller); without one, "
 )
 FOR_EVER = "the change waits for ever: "
@@ -467,7 +467,7 @@ THIN += [
         steps=(
             ("the grace waits", ""),
             (ADD, EMPTY),
-            (STATUS, "plug pod-annotated WaitingForMultusOrMigration → nothing, if node"),
+            (STATUS, "plug pod-annotated WaitingForMultusOrMigration → nothing, if a networks controller"),
             ("the grace goes on", ""),
             (STATUS, "plug pod-annotated MigrationNotConfigured → virtctl migrate"),
             ("virtctl migrate", ""),
@@ -640,8 +640,8 @@ DROPPED = [
                 REMOVE,
                 refused(
                     "409 Conflict",
-                    "the VM's template lists interface '{nic}' no more, but not with `state: absent`, so KubeVirt "
-                    "leaves it in the running VM until that restarts; to unplug it now, first add it again (hotnic "
+                    "the VM's template lists interface '{nic}' no more, and not as `state: absent`, so KubeVirt "
+                    "leaves it in the running VM until the VM restarts; to unplug it now, first add it again (hotnic "
                     "addinterface {vm} --name {nic} --network-attachment-definition-name net1), then remove it",
                 ),
             ),

@@ -125,7 +125,7 @@ async def test_status_of_objects_beside_kubevirt_says_what_to_do(tmp_path: Path)
         (nic_status,) = (await read_status(kube, VMI)).nic_statuses
     reason, remedy, page, warning = explain(nic_status, ["FailedAddingInterface: no lease"])
     assert reason.startswith("NoNetworksController: ")
-    assert remedy.startswith("what to do: let networks and multus")
+    assert remedy.startswith("what to do: run networks and multus")
     assert page == "see docs/beside-kubevirt.md#nonetworkscontroller"
     assert warning == "FailedAddingInterface: no lease"
 

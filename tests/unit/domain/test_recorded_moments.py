@@ -50,7 +50,7 @@ TABLE = [
         },
     ),
     ("v1.9.0-a-plugged", (), NOTHING),
-    ("v1.9.0-b-pending", (), {"blue": ("plug", "pod-annotated", "WaitingForMultusOrMigration", "nothing, if node")}),
+    ("v1.9.0-b-pending", (), {"blue": ("plug", "pod-annotated", "WaitingForMultusOrMigration", "nothing, if a")}),
     ("v1.9.0-b-required", (), {"blue": ("plug", "pod-annotated", "MigrationNotConfigured", "virtctl migrate")}),
     ("v1.9.0-b-required", ("LiveMigrate",), {"blue": ("plug", "pod-annotated", "WillMigrate", None)}),
     ("v1.9.0-b-required", ("Evict",), {"blue": ("plug", "pod-annotated", "WillBeShutDown", "take the change back")}),
@@ -163,7 +163,7 @@ def test_every_recorded_moment_is_in_the_table() -> None:
 
 def test_messages_name_what_the_objects_say() -> None:
     pending = statuses_at("v1.9.0-b-pending", now="2026-11-28T18:51:40Z")["blue"]
-    assert "KubeVirt finds in 18 s that the VM has to be migrated" in str(pending.message)
+    assert "KubeVirt requires a migration of the VM in 18 s" in str(pending.message)
     refused = statuses_at("v1.9.0-n-vmi-patch-refused")["denyvmi"]
     assert "policy: no NIC of that name" in str(refused.message)
     assert "model" in str(statuses_at("v1.9.0-f-model-changed")["sec1"].message)

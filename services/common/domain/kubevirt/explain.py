@@ -168,7 +168,7 @@ def _explain_unplug(situation: Situation, nic: Nic, stage: Stage) -> Explanation
     if _comes_back(situation, nic):
         return situation.explain("ComesBack", interface=nic.name)
     if stage is Stage.REQUESTED:
-        still = "Multus has still to detach the interface from the pod, too"
+        still = "Multus still has to detach the interface from the pod, too"
         pod_side = still if nic.in_pod else "the pod does not have the interface any more"
         return situation.explain("WaitingForGuestDetached", pod_side=pod_side)
     if stage is Stage.GUEST_DETACHED:

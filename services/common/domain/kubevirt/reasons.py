@@ -100,7 +100,7 @@ TABLE: tuple[Reason, ...] = (
     ),
     Reason(
         "WaitingForKubeVirt",
-        "virt-controller has still to {task}",
+        "virt-controller still has to {task}",
         "if this lasts, virt-controller does not run or its changes are refused; see its log: "
         "kubectl logs -A -l kubevirt.io=virt-controller",
     ),
@@ -112,9 +112,8 @@ TABLE: tuple[Reason, ...] = (
     ),
     Reason(
         "WaitingForMultusOrMigration",
-        "Multus has not {attached} the interface yet; if it does not, KubeVirt finds {when} that the VM has to be "
-        "migrated",
-        "nothing, if node {node} attaches networks to running pods; otherwise " + ATTACH_IN_PLACE,
+        "Multus has not {attached} the interface yet; if it does not, KubeVirt requires a migration of the VM {when}",
+        "nothing, if a networks controller runs on node {node}; otherwise " + ATTACH_IN_PLACE,
     ),
     Reason(
         "WaitingForMultusDetached",
@@ -145,7 +144,7 @@ TABLE: tuple[Reason, ...] = (
     ),
     Reason(
         "MigrationNotConfigured",
-        "{cause}, and KubeVirt waits for ever, because its workloadUpdateMethods do not have LiveMigrate",
+        "{cause}, and KubeVirt waits for ever, because its workloadUpdateMethods are empty",
         "migrate the VM: " + MIGRATE + "; for all VMs, add LiveMigrate to " + _METHODS + ", or "
         "(not for SR-IOV and changed networks) " + ATTACH_IN_PLACE,
     ),
@@ -203,7 +202,7 @@ TABLE: tuple[Reason, ...] = (
     ),
     Reason(
         "RequestQueued",
-        "the request is in the VM's status.interfaceRequests; virt-controller has still to follow it",
+        "the request is in the VM's status.interfaceRequests; virt-controller still has to follow it",
         "if this lasts, virt-controller does not run; see its log: kubectl logs -A -l kubevirt.io=virt-controller",
     ),
     Reason(

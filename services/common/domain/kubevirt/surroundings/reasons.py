@@ -5,7 +5,7 @@ Next: :mod:`services.common.domain.kubevirt.surroundings.refine`, which chooses 
 """
 
 MIGRATE = "virtctl migrate {vm} -n {namespace}"
-ATTACH_IN_PLACE = "let networks and multus of hotnic, or a thick Multus with its controller, run on node {node}"
+ATTACH_IN_PLACE = "run networks and multus of hotnic, or a thick Multus with its controller, on node {node}"
 """Remedies that several reasons have."""
 
 ROWS: tuple[tuple[str, str, str], ...] = (
@@ -65,7 +65,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "MigrationPending",
-        "the migration {migration} of the VM does not copy it yet; its phase is {state}",
+        "the migration {migration} of the VM has not begun to copy the guest; its phase is {state}",
         "if this lasts: kubectl describe vmim {migration} -n {namespace}",
     ),
     (

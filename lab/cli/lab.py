@@ -51,7 +51,7 @@ def dir_option(command: F) -> F:
 def lab() -> None:
     """Run a cluster on this machine for development.
 
-    It runs NATS, containerd, CNI plugins and QEMU guests, and requires root.
+    It runs NATS, containerd, CNI plugins and QEMU guests, or a program that plays KubeVirt. It requires root.
     """
 
 
@@ -64,9 +64,9 @@ def lab() -> None:
         "hotnic lab up --kubernetes 1.36",
         "# Run the pods with a kubelet on containerd 2 as well",
         "hotnic lab up --kubernetes 1.36 --kubelet",
-        "# Play KubeVirt 1.9, and run hotnic beside it",
+        "# Run hotnic beside a program that plays KubeVirt 1.9",
         "hotnic lab up --kubevirt 1.9",
-        "# Use Kubernetes itself, on which KubeVirt's admission is played by webhooks",
+        "# The same on Kubernetes itself, with webhooks that play KubeVirt's admission",
         "hotnic lab up --kubevirt 1.9 --kubernetes 1.36",
         "# Send all traces to a collector, such as Jaeger, on this machine",
         "hotnic lab up --otlp http://127.0.0.1:4318",
@@ -95,8 +95,8 @@ def lab() -> None:
     "--kubevirt",
     metavar="VERSION",
     callback=_kubevirt_version,
-    help="Play this version of KubeVirt, 1.0 to 1.9, and run hotnic beside it: pods and networks are real, and the "
-    "guests are played, without QEMU.",
+    help="Run hotnic beside a program that plays KubeVirt of this version, 1.0 to 1.9. Pods and networks are real, and "
+    "guests are only objects, without QEMU.",
 )
 @click.option(
     "--otlp",

@@ -71,9 +71,7 @@ class NodePathsType(click.ParamType[dict[str, str]]):
 )
 @click.argument("vm", metavar="[VM]", required=False)
 @click.option("--fix", is_flag=True, help="Remove what is left over and not in use, then check again.")
-@click.option(
-    "--dry-run", is_flag=True, help="With --fix: let the server check each patch, and change nothing, nor on the node."
-)
+@click.option("--dry-run", is_flag=True, help="With --fix: let the API server check each patch, and change nothing.")
 @click.option("-A", "--all-namespaces", is_flag=True, help="Check the VMs of all namespaces.")
 @click.option(
     "-o", "--output", type=click.Choice(["json", "text"]), default="text", show_default=True, help="Output format."

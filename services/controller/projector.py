@@ -107,7 +107,7 @@ class Projector:
         meter.create_observable_gauge(
             "hotnic_interface_reasons",
             callbacks=[self._observe_reasons],
-            description="Interfaces of VMs beside KubeVirt that wait or that something stands against, by reason",
+            description="Interfaces of VMs beside KubeVirt that have a reason, by reason",
         )
 
     async def run(self) -> None:

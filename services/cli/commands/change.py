@@ -57,7 +57,7 @@ def change_options(until: str) -> Callable[[F], F]:
 
 @click.command(
     epilog=examples(
-        "# Plug an interface; it is lost when the VM restarts",
+        "# Plug an interface; beside KubeVirt permanently, otherwise until the VM restarts",
         "hotnic addinterface vm1 --name blue --network-attachment-definition-name blue-net",
         "# Plug an interface permanently, with a NAD of another namespace, and wait until the guest has it",
         "hotnic addinterface vm1 --name blue --network-attachment-definition-name infra/blue-net --persist --wait",
@@ -92,8 +92,8 @@ def addinterface(
 ) -> int:
     """Plug a network interface into the running VM.
 
-    Without --persist the interface is lost when the VM restarts. Beside KubeVirt the VM's template is always changed,
-    which needs the permission to update the VM.
+    Without --persist the interface is lost when the VM restarts. Beside KubeVirt --persist is implied, and you
+    need the permission to update the VM.
     """
     # The body of KubeVirt's subresource.
     body = {"networkAttachmentDefinitionName": nad, "name": name}
@@ -112,7 +112,7 @@ def addinterface(
 
 @click.command(
     epilog=examples(
-        "# Unplug an interface from the running VM only",
+        "# Unplug an interface; beside KubeVirt permanently, otherwise from the running VM only",
         "hotnic removeinterface vm1 --name blue",
         "# Unplug an interface permanently and wait until it is removed",
         "hotnic removeinterface vm1 --name blue --persist --wait --timeout 5m",
@@ -139,8 +139,8 @@ def removeinterface(
 ) -> int:
     """Unplug a network interface from the running VM.
 
-    Without --persist an interface of the VM's template is plugged again when the VM restarts. Beside KubeVirt the VM's
-    template is always changed, which needs the permission to update the VM.
+    Without --persist an interface of the VM's template is plugged again when the VM restarts. Beside KubeVirt --persist
+    is implied, and you need the permission to update the VM.
     """
     change = ChangeRequest(
         Verb.REMOVE,

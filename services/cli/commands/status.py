@@ -52,7 +52,10 @@ WarningsByInterface: TypeAlias = dict[str, list[str]]
 def status(
     vmi: str, watch: bool, output: str | None, namespace: str | None, context: str | None, kubeconfig: str | None
 ) -> None:
-    """Show the hot-plug status of the running VM's network interfaces."""
+    """Show the hot-plug status of the running VM's network interfaces.
+
+    For an interface that waits, the cause and what to do follow on standard error.
+    """
     target = ClusterTarget(namespace, context, kubeconfig)
     if watch:
         run_with_cluster(target, lambda kube, ns: _follow(kube, ns, vmi, output))

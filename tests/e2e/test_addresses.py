@@ -13,6 +13,7 @@ from lab.cli import commands
 from lab.guest.console import AddressEvent, ConsoleFollower, GuestEvent, Ready
 from schemas.kubernetes.operations import PodNic, pod_nic_key, read_pod_nic
 from services.common.domain.status_interfaces import find_entry
+from services.handler.pod_network.setup import bridge_address
 from tests.support.guest import shell as guest_shell
 from tests.support.lab.process import DEADLINE
 from tests.support.lab.running import Lab, wait_until
@@ -50,6 +51,12 @@ class GuestNic:
         self.folder = lab.layout.guests / vmi.metadata.uid
         self.ips = [str(ip_interface(ip).ip) for ip in record.ips]
         self.link = ""
+
+    def server(self) -> str:
+        """Return the address of the NIC's DHCP server, which depends on the other NICs that the VM has."""
+        interfaces = self.lab.vmi(self.vm).spec.domain.devices.interfaces or []
+        position = [one["name"] for one in interfaces].index(self.interface)
+        return str(ip_interface(bridge_address(position)).ip)
 
     def follower(self) -> ConsoleFollower:
         """Return a follower of the guest's console, from its beginning."""
@@ -168,7 +175,7 @@ async def test_guest_has_routes_and_name_servers_and_status_has_addresses(nics: 
     one = nics.one
     async with one.follower() as console:
         lease, *_ = await one.configured(console)
-    assert (lease.address, lease.router, lease.server) == (one.record.ips[0], "10.78.0.1", "169.254.75.11")
+    assert (lease.address, lease.router, lease.server) == (one.record.ips[0], "10.78.0.1", one.server())
     routes = one.shell("ip route")
     assert f"10.99.0.0/16 via 10.78.0.7 dev {one.link}" in routes
     assert f"default via 10.78.0.1 dev {one.link}" in routes
@@ -201,7 +208,7 @@ async def test_lease_is_renewed_after_a_restart_of_the_handler(lab: Lab, nics: P
         mark = len(console.events)
         one.shell(f"kill -USR1 $(cat /tmp/udhcpc.{one.link})")
         renewed = await one.wait_for_address(console, one.ips[0], "renew", mark)
-    assert (renewed.address, renewed.server) == (one.record.ips[0], "169.254.75.11")
+    assert (renewed.address, renewed.server) == (one.record.ips[0], one.server())
 
 
 @pytest.mark.timeout(300)

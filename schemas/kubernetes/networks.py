@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.inputs import MAX_DEPTH, Edge, InputDecoder, RejectReason, is_deep, reject, rejecting
+from schemas.inputs import MAX_DEPTH, Edge, InputDecoder, RejectedInput, RejectReason, is_deep, reject, rejecting
 
 T = TypeVar("T")
 
@@ -23,6 +23,8 @@ RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
 
 MAX_ANNOTATION_BYTES = 256 * 1024
 """Kubernetes' limit for all annotations of an object together."""
+MAX_QUOTE = 100
+"""Characters of a name that an error message quotes; a proper one has up to 253."""
 
 # A namespace is an RFC 1123 label; a NAD's name is a subdomain and may have dots.
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
@@ -118,7 +120,8 @@ def parse_networks(text: str | None) -> list[NetworkSelectionElement]:
     if text is None or not text.strip():
         return []
     if len(text) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"networks annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}")
+        text = f"networks annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}"
+        raise reject(Edge.ANNOTATION, RejectReason.TOO_LARGE, text)
     # Multus' own rule: any of these characters makes it JSON.
     if any(mark in text for mark in '[{"'):
         elements = _decode(_elements_decoder, NetworkSelectionElement, text)
@@ -134,24 +137,30 @@ def _parse_short_form(item: str) -> NetworkSelectionElement:
     if not slash:
         namespace, name = "", network
     if "@" in interface or "/" in name or (slash and not namespace) or (at and not interface):
-        raise ValueError(f"network {item!r} is not of the form [namespace/]name[@interface]")
+        raise _invalid(f"network {_quote(item)} is not of the form [namespace/]name[@interface]")
     element = NetworkSelectionElement(name=name, namespace=namespace or None, interface=interface or None)
     _check_element(element)
     return element
 
 
 def _check_element(element: NetworkSelectionElement) -> None:
+    name = _quote(element.name)
     if not _NAME.fullmatch(element.name):
-        raise ValueError(f"network name {element.name!r} is not a Kubernetes object name")
+        raise _invalid(f"network name {name} is not a Kubernetes object name")
     if element.namespace and not _LABEL.fullmatch(element.namespace):
-        raise ValueError(
-            f"namespace {element.namespace!r} of network {element.name!r} is not a Kubernetes namespace name"
-        )
+        raise _invalid(f"namespace {_quote(element.namespace)} of network {name} is not a Kubernetes namespace name")
     interface = element.requested_interface
     if interface is not None and not is_valid_link_name(interface):
-        raise ValueError(
-            f"interface {interface!r} of network {element.name!r} is not a link name of 1 to 15 characters"
-        )
+        raise _invalid(f"interface {_quote(interface)} of network {name} is not a link name of 1 to 15 characters")
+
+
+def _quote(text: str) -> str:
+    """Return a part of an annotation for an error message, short enough that what is wrong with it still follows."""
+    return repr(text if len(text) <= MAX_QUOTE else f"{text[: MAX_QUOTE - 1]}…")
+
+
+def _invalid(text: str) -> RejectedInput:
+    return reject(Edge.ANNOTATION, RejectReason.INVALID, text)
 
 
 def is_valid_link_name(name: str) -> bool:
@@ -239,7 +248,8 @@ def parse_network_status(text: str | None) -> list[NetworkStatus]:
     if text is None or not text.strip():
         return []
     if len(text) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"network-status annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}")
+        text = f"network-status annotation has {len(text)} bytes; the limit is {MAX_ANNOTATION_BYTES}"
+        raise reject(Edge.ANNOTATION, RejectReason.TOO_LARGE, text)
     return _decode(_statuses_decoder, NetworkStatus, text)
 
 

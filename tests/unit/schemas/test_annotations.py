@@ -1,6 +1,7 @@
 """Annotations: those of hotnic, and Multus' ``networks`` and ``network-status``."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.inputs import MAX_TEXT
 from schemas.kubernetes import networks, operations
 from schemas.kubernetes.networks import (
     NetworkSelectionElement,
@@ -215,6 +217,20 @@ def test_no_attachment_is_encoded_as_empty_text() -> None:
 def test_malformed_networks_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_networks(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a@" + "x" * 200_000, "is not a link name of 1 to 15 characters"),
+        ("x" * 200_000 + "@", "is not of the form [namespace/]name[@interface]"),
+    ],
+)
+def test_a_long_name_is_cut_where_an_error_quotes_it(text: str, what: str) -> None:
+    """It becomes the text of an Event, and what is wrong must still be in it."""
+    with pytest.raises(ValueError, match=re.escape(what)) as caught:
+        parse_networks(text)
+    assert len(str(caught.value)) <= MAX_TEXT
 
 
 def test_deprecated_interface_request_key_is_read() -> None:

@@ -147,6 +147,17 @@ class InputDecoder(Generic[T]):
 
         :raises RejectedInput: anything is wrong with it.
         """
+        try:
+            return self.decode_shallow(data)
+        except RecursionError as error:
+            raise reject(self._edge, RejectReason.TOO_DEEP, str(error)) from error
+
+    def decode_shallow(self, data: bytes | str | msgspec.Raw) -> T:
+        """Decode a document whose parts can be found by :func:`find_member` if it is nested too deeply.
+
+        :raises RecursionError: it is. This is not counted, because the caller rejects the part that is.
+        :raises RejectedInput: anything else is wrong with it.
+        """
         if self._max_bytes is not None and len(data) > self._max_bytes:
             text = f"{len(data)} bytes; the limit is {self._max_bytes}"
             raise reject(self._edge, RejectReason.TOO_LARGE, text)
@@ -154,10 +165,12 @@ class InputDecoder(Generic[T]):
             value = self._decode(data)
             # What has a schema has its depth. The rest is small: encoding it is cheaper than to scan all of the data.
             deep = self._open is not None and is_deep(_encode(self._open(value)))
+        except RecursionError as error:
+            raise RecursionError("nested too deeply") from error
         except Exception as error:
             raise _rejected(self._edge, error) from error
         if deep:
-            raise reject(self._edge, RejectReason.TOO_DEEP, f"nested more than {MAX_DEPTH} levels")
+            raise RecursionError(f"nested more than {MAX_DEPTH} levels")
         return value
 
 

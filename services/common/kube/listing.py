@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, rejecting, split_elements
+from schemas.inputs import Edge, InputDecoder, RejectedInput, find_member, rejecting, split_elements
 from services.common.kube.errors import BadApiResponse
 
 T = TypeVar("T")
@@ -60,10 +60,10 @@ def decode_page(plural: str, status: int, body: bytes) -> ListPage:
     :raises BadApiResponse: the body is no list.
     """
     try:
-        return _decoder.decode(body)
+        return _decoder.decode_shallow(body)
+    except RecursionError:
+        return _split_page(plural, status, body)
     except RejectedInput as error:
-        if error.reason is RejectReason.TOO_DEEP:
-            return _split_page(plural, status, body)
         raise BadApiResponse(f"cannot decode list of {plural}: {error}", status=status) from error
 
 

@@ -302,7 +302,7 @@ async def test_one_deeply_nested_object_hides_no_other(
         assert script.requests[-1].query["resourceVersion"] == "14"
     # The last of the list, and two events. A deleted object is not decoded.
     assert caplog.text.count("undecodable object skipped") == 3
-    assert REJECTED.counts()[Edge.KUBE, RejectReason.TOO_DEEP] > before
+    assert REJECTED.counts()[Edge.KUBE, RejectReason.TOO_DEEP] == before + 3
 
 
 async def test_an_object_that_becomes_deeply_nested_does_not_count_as_deleted(

@@ -5,7 +5,7 @@ Without its metadata, an object that exists would count as deleted. Next: :mod:`
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, rejecting
+from schemas.inputs import Edge, InputDecoder, find_member, rejecting
 
 
 class ObjectMetadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -31,10 +31,8 @@ def decode_metadata(raw: msgspec.Raw) -> ObjectMetadata:
     :raises RejectedInput: it has none, or a value of it has the wrong type.
     """
     try:
-        return _identity.decode(raw).metadata
-    except RejectedInput as error:
-        if error.reason is not RejectReason.TOO_DEEP:
-            raise
+        return _identity.decode_shallow(raw).metadata
+    except RecursionError:
         return find_metadata(bytes(raw), "metadata")
 
 

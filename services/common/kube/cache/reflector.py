@@ -14,7 +14,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, reject
 from schemas.kubernetes.objects import Resource, Status
 from services.common.backoff import jittered
 from services.common.kube.cache.object_metadata import ObjectMetadata, decode_metadata, find_metadata
@@ -181,11 +181,11 @@ class Reflector(Generic[T]):
 
     def _handle(self, line: bytes) -> None:
         try:
-            event = _event.decode(line)
+            event = _event.decode_shallow(line)
+        except RecursionError as error:
+            self._skip(line, error)
+            return
         except RejectedInput as error:
-            if error.reason is RejectReason.TOO_DEEP:
-                self._skip(line, error)
-                return
             # Garbage, such as a proxy's error page. Events may be lost, so list again.
             self._version = ""
             raise BadApiResponse(f"cannot decode watch event: {error}: {line[:200]!r}") from error
@@ -202,7 +202,7 @@ class Reflector(Generic[T]):
         # A bookmark changes only this: the next watch then starts where this one ended, without a list.
         self._version = identity.resource_version or self._version
 
-    def _skip(self, line: bytes, error: RejectedInput) -> None:
+    def _skip(self, line: bytes, error: RecursionError) -> None:
         """Skip an object that is nested too deeply for a decoder, even for one that only passes over it."""
         try:
             identity = find_metadata(line, "object", "metadata")
@@ -213,7 +213,8 @@ class Reflector(Generic[T]):
         if find_member(line, "type") == b'"DELETED"':
             self._remove(key)
         else:
-            self._log.error("undecodable object skipped", namespace=key[0], object=key[1], error=str(error))
+            rejected = reject(Edge.KUBE, RejectReason.TOO_DEEP, str(error))
+            self._log.error("undecodable object skipped", namespace=key[0], object=key[1], error=str(rejected))
         self._version = identity.resource_version or self._version
 
     def _identify(self, raw: msgspec.Raw) -> ObjectMetadata | None:

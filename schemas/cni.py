@@ -6,10 +6,11 @@ Next: :mod:`schemas.multus`, which carries these documents over a unix socket.
 
 import ipaddress
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder, rejecting
 from schemas.kubernetes.networks import Dns, without_zone
 
 EARLY_VERSIONS = ("0.1.0", "0.2.0")
@@ -128,14 +129,33 @@ class CniErrorDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     cni_version: str | None = msgspec.field(default=None, name="cniVersion")
 
 
+_result_decoder = InputDecoder(Edge.CNI, cast("type[dict[str, Any] | None]", dict[str, Any] | None))
+_error_decoder = msgspec.json.Decoder(CniErrorDocument)
+
+
+def decode_error(raw: bytes) -> CniErrorDocument | None:
+    """Return the error document that an output or a response is; ``None`` if it is anything else.
+
+    That counts as no rejected input: a result is none, and neither is the text of a plugin or a daemon that failed.
+    """
+    try:
+        return _error_decoder.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
 def up_convert(raw: bytes, *, version: str = NEWEST_VERSION) -> CniResult:
     """Decode a result of any CNI version into the newest one; ``null`` counts as absent everywhere.
 
     :param version: the version of a result that names none: that of the plugin's configuration, as in libcni.
-    :raises ValueError: the document is not a result, its version is unknown, or an address in it is malformed.
+    :raises RejectedInput: the document is not a result, its version is unknown, or an address in it is malformed.
     """
-    document = msgspec.json.decode(raw or b"null", type=dict[str, Any] | None) or {}
-    document = _without_nulls(document)
+    document = _without_nulls(_result_decoder.decode(raw or b"null") or {})
+    with rejecting(Edge.CNI):
+        return _up_convert(document, version)
+
+
+def _up_convert(document: dict[str, Any], version: str) -> CniResult:
     if document.get("code"):
         raise ValueError(f"it is an error document with code {document['code']}")
     found = document.get("cniVersion") or version

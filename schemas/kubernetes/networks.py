@@ -180,12 +180,12 @@ def check_settings(*, mac: str | None, infiniband_guid: str | None, ips: Iterabl
     """
     for key, value in (("mac", mac), ("infiniband-guid", infiniband_guid)):
         if value is not None and not _MAC.fullmatch(value):
-            raise ValueError(f"{key} {value!r} is not a MAC address")
+            raise _invalid(f"{key} {value!r} is not a MAC address")
     for ip in ips:
         try:
             ipaddress.ip_interface(without_zone(ip))
         except ValueError as error:
-            raise ValueError(f"ips: {error}") from error
+            raise _invalid(f"ips: {error}") from error
 
 
 def canonical_mac(mac: str | None) -> str:

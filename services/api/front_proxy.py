@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder
 from schemas.kubernetes.objects import CONFIG_MAPS, ConfigMap
 from services.common.http.server import StatusError
 from services.common.http.tls import ServerTls
@@ -19,6 +20,8 @@ from services.common.kube.client import Kube
 from services.common.telemetry.logs import Log
 
 NAMESPACE, NAME = "kube-system", "extension-apiserver-authentication"
+
+_list = InputDecoder(Edge.KUBE, list[str])
 
 
 class UserIdentity(msgspec.Struct, frozen=True):
@@ -151,4 +154,4 @@ def parse(data: Mapping[str, str]) -> FrontProxy:
 
 
 def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(msgspec.json.decode(text, type=list[str])) if text else ()
+    return tuple(_list.decode(text)) if text else ()

@@ -10,6 +10,7 @@ from dataclasses import replace
 import msgspec
 
 from schemas import cni, multus
+from schemas.inputs import Edge
 from services.common.netlink.links import Link
 from services.common.telemetry.logs import Log
 from services.multus import plan
@@ -114,7 +115,7 @@ class CallHandler:
             case cni.CniCommand.CHECK:
                 await self._check(call, [call.ifname])
             case cni.CniCommand.STATUS:
-                await network.status(self._executor, conflist.parse(call.config))
+                await network.status(self._executor, conflist.parse(call.config, edge=Edge.MULTUS))
             case _:
                 # GC concerns no single attachment; the text is upstream's.
                 raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"unknown cmd type: {call.command}")
@@ -172,7 +173,7 @@ class CallHandler:
         # filled in (ADR 25).
         parsed = None
         if call.config or call.network is None:
-            parsed = conflist.parse(call.config, version=self._config.default_version)
+            parsed = conflist.parse(call.config, version=self._config.default_version, edge=Edge.MULTUS)
         # As upstream: the pod must exist, and it must have the UID of CNI_ARGS unless CNI_ARGS has none.
         pod = await self._pods.get(pod_id)
         self._observer.check_isolation(call, pod)
@@ -218,7 +219,7 @@ class CallHandler:
                 await self._delete_one(sandbox, call.ifname, links)
                 return
             try:
-                config = conflist.parse(call.config, version=self._config.default_version)
+                config = conflist.parse(call.config, version=self._config.default_version, edge=Edge.MULTUS)
             except CniError as error:
                 # Such a configuration never created anything, and an error would only make the caller retry.
                 self._log.info("DEL of an unknown attachment ignored", **_log_fields(call), error=error.msg)
@@ -265,7 +266,7 @@ class CallHandler:
     async def _cni_gc(self, call: CniCall) -> None:
         """Delete the sandboxes that the runtime does not know, then run GC for the plugins of every network."""
         # Upstream takes all entries of its own cache for valid, and so collects nothing.
-        valid = plan.parse_valid_attachments(conflist.decode_object(call.config))
+        valid = plan.parse_valid_attachments(call.config_object)
         sandboxes = {sandbox_id for sandbox_id, _ in valid}
         failures: list[CniError] = []
         # The CNI specification forbids GC during an ADD or DEL.

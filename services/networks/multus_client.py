@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from schemas import cni
+from schemas.inputs import Edge, InputDecoder, RejectedInput, rejecting
 from schemas.kubernetes.networks import NetworkSelectionElement
 from schemas.kubernetes.objects import Pod
 from schemas.multus import (
@@ -59,8 +60,7 @@ class _Response(msgspec.Struct, frozen=True):
     result: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"), name="Result")
 
 
-_response = msgspec.json.Decoder(_Response)
-_error = msgspec.json.Decoder(cni.CniErrorDocument)
+_response = InputDecoder(Edge.MULTUS, _Response)
 _record = msgspec.json.Decoder(SandboxRecord)
 
 
@@ -132,16 +132,7 @@ class MultusClient:
             interface_attributes(element),
             network=network if self._serves_records else "",
         )
-        try:
-            sent = bytes(_response.decode(response).result) if response else b"null"
-            result = cni.up_convert(sent) if sent != b"null" else None
-        except (ValueError, RecursionError) as error:
-            raise AttachmentFailure(
-                UNAVAILABLE, f"cannot decode the multus daemon's response to ADD: {error}"
-            ) from error
-        if result is None:
-            raise AttachmentFailure(UNAVAILABLE, "the multus daemon's response to ADD has no result")
-        return result
+        return decode_result(response)
 
     async def delete(self, pod: Pod, sandbox: Sandbox, link: str, config: bytes, *, mac: str | None = None) -> None:
         """Detach a network.
@@ -185,19 +176,14 @@ class MultusClient:
             raise AttachmentFailure(UNAVAILABLE, f"multus daemon: {error}") from error
         # Upstream's daemon answers every unknown path with 404 too, but not with a CNI error.
         if status == 404:
-            return None, _cni_error(response) is not None
+            return None, cni.decode_error(response) is not None
         if status != 200:
-            document = _cni_error(response)
+            document = cni.decode_error(response)
             text = document.msg if document is not None else _text(response)
             raise AttachmentFailure(
                 UNAVAILABLE, f"the multus daemon's response to GET {path} has status {status}: {text}"
             )
-        try:
-            return _record.decode(response), True
-        except msgspec.DecodeError as error:
-            raise AttachmentFailure(
-                UNAVAILABLE, f"cannot decode the multus daemon's record of a sandbox: {error}"
-            ) from error
+        return decode_record(response), True
 
     async def probe(self) -> str:
         """Connect to the daemon's socket; return ``""``, or the error if that fails."""
@@ -263,13 +249,43 @@ def interface_attributes(element: NetworkSelectionElement) -> InterfaceAttribute
     )
 
 
+def decode_result(response: bytes) -> cni.CniResult:
+    """Return the result in the response to ADD.
+
+    :raises AttachmentFailure: ``MultusUnavailable``: it cannot be decoded, or there is none.
+    """
+    try:
+        sent = bytes(_response.decode(response).result) if response else b"null"
+        result = cni.up_convert(sent) if sent != b"null" else None
+    except RejectedInput as error:
+        raise AttachmentFailure(UNAVAILABLE, f"cannot decode the multus daemon's response to ADD: {error}") from error
+    if result is None:
+        raise AttachmentFailure(UNAVAILABLE, "the multus daemon's response to ADD has no result")
+    return result
+
+
+def decode_record(response: bytes) -> SandboxRecord:
+    """Return the record of a sandbox.
+
+    :raises AttachmentFailure: ``MultusUnavailable``: it cannot be decoded.
+    """
+    try:
+        # Without the limit of depth: what a pod's annotation may nest is nested deeper here.
+        with rejecting(Edge.MULTUS):
+            return _record.decode(response)
+    except RejectedInput as error:
+        raise AttachmentFailure(
+            UNAVAILABLE, f"cannot decode the multus daemon's record of a sandbox: {error}"
+        ) from error
+
+
 def attachment_failure(command: cni.CniCommand, status: int, response: bytes) -> AttachmentFailure:
     """Return the failure of a response whose status is not 200.
 
     :param response: a CNI error document of hotnic's daemon, or plain text of upstream's.
     """
     plugin_failed = command is cni.CniCommand.ADD and _PLUGIN_FAILED.search(response) is not None
-    error = _cni_error(response)
+    error = cni.decode_error(response)
     if error is None:
         text = _text(response) or "no text"
         return AttachmentFailure(FAILED, f"CNI {command} (status {status}): {text}", plugin_failed=plugin_failed)
@@ -290,14 +306,6 @@ def _is_refused(error: cni.CniErrorDocument) -> bool:
     if error.code == cni.CniErrorCode.INCOMPATIBLE_VERSION:
         return True
     return error.code == cni.CniErrorCode.INVALID_CONFIG and any(text in error.msg for text in _REFUSALS)
-
-
-def _cni_error(response: bytes) -> cni.CniErrorDocument | None:
-    """Return the CNI error document that a response is; ``None`` if it is something else."""
-    try:
-        return _error.decode(response)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 def _text(response: bytes) -> str:

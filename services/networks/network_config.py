@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
-from schemas.kubernetes.networks import NetworkSelectionElement
+from schemas.inputs import REJECTED, Edge, InputDecoder, RejectedInput, RejectReason, printable
+from schemas.kubernetes.networks import MAX_QUOTE, NetworkSelectionElement
 from schemas.kubernetes.objects import NetworkAttachmentDefinition
 from services.common.domain.plugin_types import AllowedPlugins
 from services.networks.multus_client import AttachmentFailure
@@ -24,7 +25,7 @@ _AT_CREATION: Final = "takes effect only at pod creation"
 _IN_A_FILE: Final = "the configuration of the network is a file of the node"
 _UNDECLARED: Final = "no plugin of the network declares the capability"
 
-_document = msgspec.json.Decoder(dict[str, Any])
+_document = InputDecoder(Edge.NETWORK, dict[str, Any])
 
 
 def cni_config(nad: NetworkAttachmentDefinition, allowed: AllowedPlugins, *, by_name: bool) -> bytes:
@@ -43,13 +44,14 @@ def cni_config(nad: NetworkAttachmentDefinition, allowed: AllowedPlugins, *, by_
         raise _invalid(f"{where} has no spec.config, and this multus daemon attaches none of the node's files")
     try:
         document = _document.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except RejectedInput as error:
         raise _invalid(f"spec.config of {where} is not a JSON object: {error}") from error
     plugins = [document] if isinstance(document.get("type"), str) else document.get("plugins")
     if not isinstance(plugins, list):
+        REJECTED.count(Edge.NETWORK, RejectReason.INVALID)
         raise _invalid(f'spec.config of {where} names no plugin: it has neither "type" nor "plugins"')
     if refused := allowed.find_refused(one for one in plugins if isinstance(one, dict)):
-        raise _invalid(f"spec.config of {where}: plugin type {refused} {cni.NOT_ALLOWED}")
+        raise _invalid(f"spec.config of {where}: plugin type {printable(refused, MAX_QUOTE)} {cni.NOT_ALLOWED}")
     if document.get("name"):
         return text.encode()
     return msgspec.json.encode({**document, "name": nad.metadata.name})
@@ -66,6 +68,7 @@ def with_runtime_config(config: bytes, element: NetworkSelectionElement) -> tupl
 
     :param config: a valid CNI configuration or configuration list; empty if it stands in a file of the node.
     :return: the configuration, and the ignored settings: by key of the element, the reason.
+    :raises AttachmentFailure: ``InvalidNetwork``: a plugin that declares one of them has a malformed ``runtimeConfig``.
     """
     ignored = {} if element.default_route is None else {"default-route": _AT_CREATION}
     requested = {key: value for key, value in _capabilities(element).items() if value[1]}
@@ -78,7 +81,12 @@ def with_runtime_config(config: bytes, element: NetworkSelectionElement) -> tupl
     for key, (capability, value) in requested.items():
         declaring = [plugin for plugin in plugins if _declares(plugin, capability)]
         for plugin in declaring:
-            plugin["runtimeConfig"] = {**(plugin.get("runtimeConfig") or {}), capability: value}
+            given = plugin.get("runtimeConfig") or {}
+            if not isinstance(given, dict):
+                REJECTED.count(Edge.NETWORK, RejectReason.INVALID)
+                kind = printable(str(plugin.get("type")), MAX_QUOTE)
+                raise _invalid(f"runtimeConfig of plugin {kind} is not an object")
+            plugin["runtimeConfig"] = {**given, capability: value}
         if not declaring:
             ignored[key] = _UNDECLARED
     return msgspec.json.encode(document), ignored

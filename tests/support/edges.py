@@ -4,23 +4,29 @@
 accepted it; any exception but its own is a defect.
 """
 
+import base64
 import json
 from collections.abc import Callable
 from ipaddress import IPv4Interface
 from typing import Any, NamedTuple
 
+import msgspec
+
+from schemas import cni
 from schemas.bus.hotplug_status import decode_entry
 from schemas.cri import runtime_pb2 as pb
 from schemas.inputs import Edge, find_member, rejecting, split_elements
-from schemas.kubernetes.networks import parse_network_status, parse_networks
-from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS, Resource
+from schemas.kubernetes.networks import Bandwidth, NetworkSelectionElement, parse_network_status, parse_networks
+from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS, NadSpec, NetworkAttachmentDefinition, ObjectMeta, Resource
 from schemas.kubernetes.operations import read_nic_slots, read_operation, read_pod_nic
+from services.api.front_proxy import parse as parse_front_proxy
 from services.api.request import BadBody, decode_add, decode_remove
 from services.common.bus.envelope import UnusableMessage, decode_message
 from services.common.cri.container import parse_pid
 from services.common.cri.errors import CriError
 from services.common.cri.sandbox import parse_sandbox
 from services.common.domain.nic import parse_nics
+from services.common.domain.plugin_types import AllowedPlugins
 from services.common.guest.agent import parse_interfaces
 from services.common.guest.domain_xml import parse_domain
 from services.common.guest.port import GuestNotReachable
@@ -32,6 +38,13 @@ from services.handler.addresses.offer import Ipv4Offer, Offer
 from services.handler.addresses.packets.frames import MalformedPacket
 from services.handler.addresses.resolv import parse_resolv_conf
 from services.handler.addresses.responder import Responder
+from services.multus.cni import conflist, results
+from services.multus.cni.call import MalformedError, decode
+from services.multus.cni.device_info import decode_description
+from services.multus.cni.errors import CniError, decode_error
+from services.multus.config import daemon_config
+from services.networks.multus_client import AttachmentFailure, attachment_failure, decode_record, decode_result
+from services.networks.network_config import cni_config, with_runtime_config
 
 _KUBE = Kube(None)  # type: ignore[arg-type]  # decodes without a connection
 _RESPONDER = Responder(
@@ -86,10 +99,62 @@ def _qmp_event(data: bytes) -> object:
         return parse_event(json.loads(data))
 
 
+def _multus_call(data: bytes) -> object:
+    call = decode(data)
+    return call.config_object, conflist.parse(call.config, edge=Edge.MULTUS)
+
+
+def _configuration(data: bytes) -> object:
+    network = conflist.with_device(conflist.parse(data, edge=Edge.FILE), "0000:01:00.0")
+    attributes = conflist.AttachmentAttributes({"mac": "02:00:00:00:00:01"}, {"a": 1})
+    # The record keeps the text, from which DEL starts.
+    recorded = conflist.parse_recorded(network.text)
+    return conflist.plugin_stdin(recorded, 0, attributes), conflist.fingerprint(recorded, attributes)
+
+
+def _nad(data: bytes) -> object:
+    spec = NadSpec(config=data.decode(errors="surrogateescape"))
+    nad = NetworkAttachmentDefinition(ObjectMeta(name="net1", namespace="default"), spec)
+    element = NetworkSelectionElement("net1", bandwidth=Bandwidth(ingress_rate=1))
+    return with_runtime_config(cni_config(nad, AllowedPlugins(None), by_name=False), element)
+
+
+def _plugin_error(data: bytes) -> object:
+    error = decode_error(data)
+    return error.encode() if error is not None else None
+
+
+def _front_proxy(data: bytes) -> object:
+    names = data.decode(errors="surrogateescape")
+    return parse_front_proxy({"requestheader-client-ca-file": "ca", "requestheader-allowed-names": names})
+
+
 _META = b'"metadata":{"name":"a","namespace":"default","uid":"u","resourceVersion":"1","annotations":{"a":"b"}}'
 _SPEC = (
     b'"spec":{"domain":{"devices":{"interfaces":[{"name":"blue","bridge":{},"macAddress":"02:00:00:00:00:01"}]}},'
     b'"networks":[{"name":"blue","multus":{"networkName":"net1"}}]}'
+)
+_CONFIG = (
+    b'{"cniVersion":"1.0.0","name":"a","type":"bridge","capabilities":{"bandwidth":true,"mac":true},'
+    b'"args":{"cni":{"a":1}},"runtimeConfig":{"mac":"02:00:00:00:00:01"}}'
+)
+_RESULT = (
+    b'{"cniVersion":"1.0.0","interfaces":[{"name":"net1","mac":"02:00:00:00:00:01","sandbox":"/run/netns/a"}],'
+    b'"ips":[{"address":"10.0.0.2/24","gateway":"10.0.0.1","interface":0}],"routes":[{"dst":"0.0.0.0/0"}],"dns":null}'
+)
+_CALL = msgspec.json.encode(
+    {
+        "env": {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": "abc",
+            "CNI_NETNS": "/run/netns/a",
+            "CNI_IFNAME": "net1",
+            "CNI_ARGS": "K8S_POD_NAMESPACE=default;K8S_POD_NAME=p;K8S_POD_UID=u",
+        },
+        "config": base64.b64encode(_CONFIG).decode(),
+        "interfaceAttributes": {"cni-args": {"a": [1]}, "ips": ["10.0.0.2/24"], "mac": "02:00:00:00:00:01"},
+        "network": "default/net1",
+    }
 )
 _SUBJECT = "hotnic.v1.default.vm1.requested"
 
@@ -145,6 +210,23 @@ EDGES: dict[str, FedEdge] = {
         (b'<domain id="1"><devices><interface><alias name="ua-a"/><mac address="02"/></interface></devices></domain>',),
     ),
     "qmp-event": FedEdge(_qmp_event, ValueError, (b'{"event":"DEVICE_DELETED","data":{"device":"ua-a"}}',)),
+    "multus-call": FedEdge(_multus_call, (MalformedError, CniError), (_CALL,)),
+    "multus-result": FedEdge(decode_result, AttachmentFailure, (b'{"Result":%s}' % _RESULT,)),
+    "multus-record": FedEdge(decode_record, AttachmentFailure, (b'{"sandboxID":"s","podUID":"u","attachments":[]}',)),
+    "multus-error": FedEdge(
+        lambda data: attachment_failure(cni.CniCommand.ADD, 400, data), (), (b'{"code":7,"msg":"refused"}', b"refused")
+    ),
+    "nad": FedEdge(_nad, AttachmentFailure, (_CONFIG, b'{"name":"a","plugins":[%s]}' % _CONFIG)),
+    "cni-configuration": FedEdge(_configuration, CniError, (b'{"name":"a","plugins":[%s]}' % _CONFIG,)),
+    "cni-result": FedEdge(
+        lambda data: results.down_convert(results.decode(data, "bridge", "1.0.0"), "0.4.0"),
+        CniError,
+        (_RESULT, b'{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24"}}'),
+    ),
+    "cni-error": FedEdge(_plugin_error, (), (b'{"code":100,"msg":"refused","details":"x"}',)),
+    "daemon-config": FedEdge(daemon_config.parse, ValueError, (b'{"chrootDir":"/hostroot","delegates":[{}]}',)),
+    "device-info": FedEdge(decode_description, ValueError, (b'{"type":"pci","pci":{"pci-address":"0000:01:00.0"}}',)),
+    "front-proxy": FedEdge(_front_proxy, ValueError, (b'["front-proxy-client"]',)),
     "packet": FedEdge(_RESPONDER.reply_to_guest, MalformedPacket, (bytes(12) + b"\x08\x00\x45" + bytes(300),)),
     "resolv": FedEdge(
         lambda data: parse_resolv_conf(data.decode(errors="replace")), (), (b"nameserver 10.0.0.1\nsearch a b\n",)

@@ -8,11 +8,12 @@ Next: :mod:`services.multus.cni.conflist`.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
 from schemas import cni, multus
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, printable, reject, rejecting
 from schemas.kubernetes.networks import (
     NetworkSelectionElement,
     check_settings,
@@ -22,7 +23,11 @@ from schemas.kubernetes.networks import (
 from services.multus.cni.conflist import AttachmentAttributes, decode_object
 from services.multus.cni.errors import CniError
 
-_decoder = msgspec.json.Decoder(multus.CniRequest | None)
+_decoder = InputDecoder(
+    Edge.MULTUS,
+    cast("type[multus.CniRequest | None]", multus.CniRequest | None),
+    max_bytes=multus.MAX_BODY_BYTES,
+)
 # As upstream since v4.3.0: these commands concern no sandbox.
 _WITHOUT_POD: Final = frozenset({cni.CniCommand.STATUS, cni.CniCommand.GC})
 _SANDBOX_ID: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -84,7 +89,7 @@ class CniCall:
 
         :raises CniError: code 6, the configuration is not a JSON object.
         """
-        return decode_object(self.config)
+        return decode_object(self.config, Edge.MULTUS)
 
 
 def decode(body: bytes) -> CniCall:
@@ -97,38 +102,37 @@ def decode(body: bytes) -> CniCall:
     """
     try:
         request = _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except RejectedInput as error:
         raise MalformedError(f"request body: {error}") from error
     # As upstream: `null` is a request without any field.
     request = request or multus.CniRequest()
     try:
-        config = request.config_bytes()
-    except ValueError as error:
+        with rejecting(Edge.MULTUS):
+            config = request.config_bytes()
+    except RejectedInput as error:
         raise MalformedError(f"request body: config is not base64: {error}") from error
     command = _command(request.env)
     if multus.PLUGIN_MARK in request.env:
         # Upstream's shim sends its whole environment. The call would wait for the one whose plugin the shim is.
         message = f"the shim of a multus {cni.NOT_ALLOWED}: only the container runtime calls it"
-        raise CniError(cni.CniErrorCode.INVALID_CONFIG, message)
+        raise _invalid(message, cni.CniErrorCode.INVALID_CONFIG)
     if command in _WITHOUT_POD:
         return CniCall(command, config)
     for key in ("CNI_CONTAINERID", "CNI_NETNS", "CNI_ARGS"):
         if key not in request.env:
-            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"missing {key} in the request's environment")
+            raise _invalid(f"missing {key} in the request's environment")
     sandbox_id = request.env["CNI_CONTAINERID"]
     if not is_valid_sandbox_id(sandbox_id):
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_CONTAINERID {sandbox_id!r} is not a container id")
+        raise _invalid(f"CNI_CONTAINERID {sandbox_id!r} is not a container id")
     # As upstream: a missing name means `eth0`.
     ifname = request.env.get("CNI_IFNAME", "eth0")
     if not is_valid_link_name(ifname):
-        raise CniError(
-            cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_IFNAME {ifname!r} is not a link name of 1 to 15 characters"
-        )
+        raise _invalid(f"CNI_IFNAME {ifname!r} is not a link name of 1 to 15 characters")
     netns = request.env["CNI_NETNS"]
     if netns and not netns.isprintable():
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS {netns!r} is not the path of a namespace")
+        raise _invalid(f"CNI_NETNS {netns!r} is not the path of a namespace")
     if command != cni.CniCommand.DEL and not netns:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"CNI_NETNS is empty; {command} needs a network namespace")
+        raise _invalid(f"CNI_NETNS is empty; {command} needs a network namespace")
     return CniCall(
         command=command,
         config=config,
@@ -203,17 +207,21 @@ def plugin_args(pod: PodId | None, sandbox_id: str, attributes: AttachmentAttrib
     return ";".join(f"{key}={value}" for key, value in args)
 
 
+def _invalid(text: str, code: int = cni.CniErrorCode.INVALID_ENVIRONMENT) -> CniError:
+    return CniError(code, str(reject(Edge.MULTUS, RejectReason.INVALID, text)))
+
+
 def _command(env: Mapping[str, str]) -> cni.CniCommand:
     text = env.get("CNI_COMMAND", "")
     if not text:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, "unexpected or missing CNI_COMMAND")
+        raise _invalid("unexpected or missing CNI_COMMAND")
     try:
         command = cni.CniCommand(text)
     except ValueError:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"unknown cmd type: {text}") from None
+        raise _invalid(f"unknown cmd type: {text}") from None
     # The shim answers VERSION itself.
     if command == cni.CniCommand.VERSION:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, "unknown cmd type: VERSION")
+        raise _invalid("unknown cmd type: VERSION")
     return command
 
 
@@ -225,11 +233,11 @@ def _pod(args: str) -> PodId:
         key, equals, value = item.partition("=")
         # As upstream: exactly one `=` in each item.
         if not equals or "=" in value:
-            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"invalid CNI_ARG '{item}': it is not key=value")
+            raise _invalid(f"invalid CNI_ARG '{item}': it is not key=value")
         values[key.strip()] = value.strip()
     for key in ("K8S_POD_NAMESPACE", "K8S_POD_NAME"):
         if not values.get(key):
-            raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"missing {key} in CNI_ARGS")
+            raise _invalid(f"missing {key} in CNI_ARGS")
     return PodId(values["K8S_POD_NAMESPACE"], values["K8S_POD_NAME"], values.get("K8S_POD_UID", ""))
 
 
@@ -239,9 +247,10 @@ def _network(sent: str | msgspec.UnsetType | None) -> tuple[str, str] | None:
     try:
         [element] = parse_networks(sent)
     except ValueError as error:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"network {sent!r}: {error}") from error
+        text = printable(f"network {sent!r}: {error}")
+        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, text) from error
     if element.namespace is None or element.requested_interface is not None:
-        raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"network {sent!r} is not of the form namespace/name")
+        raise _invalid(f"network {sent!r} is not of the form namespace/name")
     return element.namespace, element.name
 
 

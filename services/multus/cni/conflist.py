@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, reject, rejecting
 from schemas.kubernetes.networks import canonical_address, canonical_mac, keeps_args
 from services.multus.cni import results
 from services.multus.cni.errors import CniError
@@ -24,6 +25,8 @@ _TYPE: Final = re.compile(r"[!-.0-~]{1,255}")
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 # A plugin's configuration may still name 0.3.0, whose results have the form of 0.3.1.
 _VERSIONS: Final = (*cni.EARLY_VERSIONS, "0.3.0", *cni.SUPPORTED_VERSIONS)
+_documents: Final = {edge: InputDecoder(edge, dict[str, Any]) for edge in (Edge.MULTUS, Edge.NETWORK, Edge.FILE)}
+_recorded: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -81,31 +84,54 @@ class AttachmentAttributes:
         return list(self.runtime.get("ips") or ())
 
 
-def parse(text: str | bytes, *, name: str | None = None, version: str = "1.0.0") -> NetworkConfig:
+def parse(
+    text: str | bytes, *, name: str | None = None, version: str = "1.0.0", edge: Edge = Edge.NETWORK
+) -> NetworkConfig:
     """Parse a CNI configuration: a list, or a single plugin.
 
     :param text: the configuration.
     :param name: the network's name where the configuration has none (the NAD's name).
     :param version: the CNI version where the configuration has none.
+    :param edge: where the configuration comes from.
     :raises CniError: the text is not a CNI configuration.
     """
     try:
-        text = text.decode() if isinstance(text, bytes) else text
-        document = msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CniError(cni.CniErrorCode.DECODE_FAILURE, f"CNI configuration is not a JSON object: {error}") from error
+        with rejecting(edge):
+            text = text.decode() if isinstance(text, bytes) else text
+        document = _documents[edge].decode(text)
+    except RejectedInput as error:
+        raise _not_an_object(error) from error
+    return _network(document, text, name, version, edge)
+
+
+def parse_recorded(text: str, *, name: str | None = None, version: str = "1.0.0") -> NetworkConfig:
+    """Parse the CNI configuration of an attachment that exists.
+
+    It may be larger and deeper than what is attached today: only its DEL releases what ADD has acquired.
+
+    :raises CniError: the text is not a CNI configuration.
+    """
+    try:
+        with rejecting(Edge.FILE):
+            document = _recorded.decode(text)
+    except RejectedInput as error:
+        raise _not_an_object(error) from error
+    return _network(document, text, name, version, Edge.FILE)
+
+
+def _network(document: dict[str, Any], text: str, name: str | None, version: str, edge: Edge) -> NetworkConfig:
     found = document.get("name") or name
     if not isinstance(found, str) or not _NAME.fullmatch(found):
-        raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"CNI configuration has no usable network name: {found!r}")
-    chosen = _version(document, version)
+        raise _invalid(edge, f"CNI configuration has no usable network name: {found!r}")
+    chosen = _version(document, version, edge)
     plugins = document.get("plugins")
     # As upstream: a `type` at the top makes it a single plugin.
     if "type" in document:
         plugins = [document]
     if not isinstance(plugins, list) or not plugins:
-        raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"CNI configuration {found!r} has neither a type nor plugins")
+        raise _invalid(edge, f"CNI configuration {found!r} has neither a type nor plugins")
     for index, plugin in enumerate(plugins):
-        _check_plugin(found, index, plugin)
+        _check_plugin(found, index, plugin, edge)
     return NetworkConfig(
         name=found,
         version=chosen,
@@ -124,7 +150,7 @@ def with_plugins(network: NetworkConfig, plugins: Sequence[Mapping[str, Any]]) -
     :raises CniError: code 7, one of them is invalid.
     """
     for index, plugin in enumerate(plugins):
-        _check_plugin(network.name, index, plugin)
+        _check_plugin(network.name, index, plugin, Edge.FILE)
     document = {
         "cniVersion": network.version,
         "name": network.name,
@@ -141,16 +167,17 @@ def with_device(network: NetworkConfig, device: str) -> NetworkConfig:
     return with_plugins(network, [{**plugin, "deviceID": device, "pciBusID": device} for plugin in network.plugins])
 
 
-def decode_object(text: bytes) -> dict[str, Any]:
+def decode_object(text: bytes, edge: Edge) -> dict[str, Any]:
     """Decode a configuration's JSON object, multus' own keys included.
 
     :param text: the configuration; empty counts as an empty object.
+    :param edge: where the configuration comes from.
     :raises CniError: code 6, it is not a JSON object.
     """
     try:
-        return msgspec.json.decode(text or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CniError(cni.CniErrorCode.DECODE_FAILURE, f"CNI configuration is not a JSON object: {error}") from error
+        return _documents[edge].decode(text or b"{}")
+    except RejectedInput as error:
+        raise _not_an_object(error) from error
 
 
 def plugin_stdin(
@@ -238,28 +265,35 @@ def is_same_request(
     return fingerprint(network, AttachmentAttributes(runtime, args)) == before
 
 
-def _version(document: Mapping[str, Any], fallback: str) -> str:
-    offered: list[str] = [document.get("cniVersion") or fallback, *(document.get("cniVersions") or ())]
-    known = [version for version in offered if version in _VERSIONS]
+def _version(document: Mapping[str, Any], fallback: str, edge: Edge) -> str:
+    listed = document.get("cniVersions")
+    offered: list[Any] = [document.get("cniVersion") or fallback, *(listed if isinstance(listed, list) else ())]
+    known: list[str] = [version for version in offered if version in _VERSIONS]
     if not known:
-        raise CniError(
-            cni.CniErrorCode.INCOMPATIBLE_VERSION,
-            f"CNI version {offered[0]!r} is not supported; {', '.join(_VERSIONS)} are",
-        )
+        text = f"CNI version {offered[0]!r} is not supported; {', '.join(_VERSIONS)} are"
+        raise _invalid(edge, text, cni.CniErrorCode.INCOMPATIBLE_VERSION)
     # CNI 1.1.0: the highest supported one of `cniVersion` and `cniVersions`.
     return max(known, key=_number)
 
 
-def _check_plugin(network: str, index: int, plugin: object) -> None:
+def _check_plugin(network: str, index: int, plugin: object, edge: Edge) -> None:
     kind = plugin.get("type") if isinstance(plugin, dict) else None
     if not isinstance(kind, str) or not _TYPE.fullmatch(kind):
-        raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"plugin {index} of {network!r} has no usable type: {kind!r}")
+        raise _invalid(edge, f"plugin {index} of {network!r} has no usable type: {kind!r}")
     assert isinstance(plugin, dict)  # for mypy; `kind` is a string only then
     for key in ("capabilities", "args", "runtimeConfig"):
         if not isinstance(plugin.get(key) or {}, dict):
-            raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"{key} of plugin {kind!r} in {network!r} is not an object")
+            raise _invalid(edge, f"{key} of plugin {kind!r} in {network!r} is not an object")
     if not isinstance((plugin.get("args") or {}).get("cni") or {}, dict):
-        raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"args.cni of plugin {kind!r} in {network!r} is not an object")
+        raise _invalid(edge, f"args.cni of plugin {kind!r} in {network!r} is not an object")
+
+
+def _invalid(edge: Edge, text: str, code: int = cni.CniErrorCode.INVALID_CONFIG) -> CniError:
+    return CniError(code, str(reject(edge, RejectReason.INVALID, text)))
+
+
+def _not_an_object(error: RejectedInput) -> CniError:
+    return CniError(cni.CniErrorCode.DECODE_FAILURE, f"CNI configuration is not a JSON object: {error}")
 
 
 def _declared(plugin: Mapping[str, Any]) -> Mapping[str, Any]:

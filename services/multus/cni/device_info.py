@@ -9,13 +9,16 @@ subject of :mod:`services.multus.pod.devices`.
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from schemas import cni
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, is_deep, reject
 from services.multus.cni.errors import CniError
 
 DEVICE_INFO_CAPABILITY: Final = "CNIDeviceInfoFile"
 """The capability of plugins that read or write a device information file."""
+MAX_DESCRIPTION_BYTES: Final = 64 * 1024
+"""A quarter of what a pod may have in all of its annotations."""
+
+_description: Final = InputDecoder(Edge.FILE, dict[str, Any], max_bytes=MAX_DESCRIPTION_BYTES)
 
 
 class DeviceInfoFiles:
@@ -54,9 +57,8 @@ class DeviceInfoFiles:
     def read(self, network: str, sandbox_id: str, ifname: str) -> dict[str, Any] | None:
         """Return the description after the CNI plugin has run; ``None`` when there is none or it cannot be read."""
         try:
-            text = self.path(network, sandbox_id, ifname).read_bytes()
-            return msgspec.json.decode(text, type=dict[str, Any])
-        except (OSError, msgspec.DecodeError):
+            return decode_description(self.path(network, sandbox_id, ifname).read_bytes())
+        except (OSError, RejectedInput):
             return None
 
     def remove(self, network: str, sandbox_id: str, ifname: str) -> None:
@@ -66,3 +68,15 @@ class DeviceInfoFiles:
     def path(self, network: str, sandbox_id: str, ifname: str) -> Path:
         """Return the path of the CNI plugin's file; the name is the one that multus uses."""
         return self._folder / "cni" / f"{network}-{sandbox_id}_{ifname}".replace("/", "-")
+
+
+def decode_description(text: bytes) -> dict[str, Any]:
+    """Decode the description of a device.
+
+    :raises RejectedInput: it is none, or none that network-status can hold.
+    """
+    description = _description.decode(text)
+    # In the annotation it is a member of an entry of a list.
+    if is_deep(b"[[%b]]" % text):
+        raise reject(Edge.FILE, RejectReason.TOO_DEEP, "nested too deeply for network-status")
+    return description

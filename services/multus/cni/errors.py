@@ -10,8 +10,6 @@ import msgspec
 
 from schemas import cni
 
-_decoder = msgspec.json.Decoder(cni.CniErrorDocument)
-
 
 class CniError(Exception):
     """A CNI call failed.
@@ -52,8 +50,5 @@ class NotStartedError(CniError):
 
 def decode_error(raw: bytes) -> CniError | None:
     """Decode a plugin's error document; return ``None`` when the bytes are not one."""
-    try:
-        error = _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return CniError(error.code, error.msg, error.details)
+    error = cni.decode_error(raw)
+    return CniError(error.code, error.msg, error.details) if error is not None else None

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from schemas import cni
+from schemas.inputs import RejectedInput
 from services.common.domain.pod_nic import find_sandbox_interface
 from services.multus.cni.errors import CniError, decode_error
 
@@ -27,7 +28,7 @@ def decode(raw: bytes, plugin: str, version: str) -> cni.CniResult:
         raise failure.with_prefix(f'plugin type="{plugin}" failed (add)')
     try:
         return cni.up_convert(raw.strip(), version=version)
-    except (ValueError, RecursionError) as error:
+    except RejectedInput as error:
         text = raw[:200].decode(errors="replace")
         raise CniError(
             cni.CniErrorCode.DECODE_FAILURE,

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from schemas.inputs import Edge, InputDecoder
+
 
 class LogOptions(msgspec.Struct, frozen=True, rename="camel"):
     """How ``logFile`` is rotated: sizes in megabytes."""
@@ -70,6 +72,8 @@ class DaemonConfig(msgspec.Struct, frozen=True, rename="camel"):
 LEVELS: Final = {"debug": "debug", "verbose": "info", "error": "error", "panic": "error"}
 """hotnic's log level for each of multus' levels."""
 
+_keys: Final = InputDecoder(Edge.FILE, dict[str, msgspec.Raw])
+_decoder: Final = InputDecoder(Edge.FILE, DaemonConfig)
 _known: Final = {field.encode_name for field in msgspec.structs.fields(DaemonConfig)}
 
 
@@ -80,8 +84,8 @@ def parse(text: bytes) -> tuple[DaemonConfig, list[str]]:
     :returns: the keys, and a warning for each key that has no effect.
     :raises ValueError: the file cannot be decoded, or has a key or value that is refused.
     """
-    document = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    given = msgspec.json.decode(text, type=DaemonConfig)
+    document = _keys.decode(text)
+    given = _decoder.decode(text)
     reason = _refused(given)
     if reason:
         raise ValueError(reason)

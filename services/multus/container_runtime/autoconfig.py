@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from schemas.inputs import Edge
 from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME
 from services.common.node.files import replace_file
 from services.common.telemetry.logs import Log
@@ -53,7 +54,7 @@ def runtime_configuration(config: Config, primary_path: str, primary_text: str) 
     :param primary_text: its text.
     :raises CniError: the primary CNI configuration is invalid.
     """
-    network = conflist.parse(primary_text, name="primary")
+    network = conflist.parse(primary_text, name="primary", edge=Edge.FILE)
     made: dict[str, Any] = {
         # The shim converts, and it does not speak earlier versions.
         "cniVersion": config.cni_version or (network.version if network.at_least("0.3.0") else "0.3.1"),
@@ -111,7 +112,7 @@ class Autoconfig:
         if self._config.config_file is not None:
             source = self._config.config_file
             text = source.read_bytes()
-            self._write_shim_log(conflist.decode_object(text))
+            self._write_shim_log(conflist.decode_object(text, Edge.FILE))
             self._write(self._config.conf_dir / source.name, text.rstrip(b"\n"), source)
             return ""
         folder = self._config.autoconfig_dir

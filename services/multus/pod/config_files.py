@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from schemas import cni
+from schemas.inputs import Edge
 from services.multus.cni import conflist
 from services.multus.cni.conflist import NetworkConfig
 from services.multus.cni.errors import CniError
@@ -42,7 +43,7 @@ def find_named(folder: Path, name: str) -> NetworkConfig | None:
         return None
     for path in _configurations(folder):
         try:
-            if conflist.decode_object(path.read_bytes()).get("name") == name:
+            if conflist.decode_object(path.read_bytes(), Edge.FILE).get("name") == name:
                 return _load_file(path)
         except (OSError, CniError):
             continue
@@ -61,7 +62,7 @@ def load_directory(folder: Path) -> list[dict[str, Any]]:
     # As libcni, which reads only `*.conf` there.
     for path in sorted(entry for entry in folder.iterdir() if entry.suffix == ".conf"):
         try:
-            plugins.append(conflist.decode_object(path.read_bytes()))
+            plugins.append(conflist.decode_object(path.read_bytes(), Edge.FILE))
         except OSError as error:
             raise CniError(cni.CniErrorCode.IO_FAILURE, f"CNI configuration {path}: {error}") from error
         except CniError as error:
@@ -72,18 +73,18 @@ def load_directory(folder: Path) -> list[dict[str, Any]]:
 def _load_file(path: Path) -> NetworkConfig:
     """Load a file together with the plugins in the directory that continues it."""
     text = path.read_bytes()
-    document = conflist.decode_object(text)
+    document = conflist.decode_object(text, Edge.FILE)
     more: list[dict[str, Any]] = []
     name = document.get("name")
     inlined_only = document.get("loadOnlyInlinedPlugins") is True
     if path.suffix == ".conflist" and isinstance(name, str) and name and "/" not in name and not inlined_only:
         more = load_directory(path.parent / name)
     if not more:
-        return conflist.parse(text, name=path.stem)
+        return conflist.parse(text, name=path.stem, edge=Edge.FILE)
     if not document.get("plugins"):
         # The list itself is empty: all of its plugins come from the directory.
-        return conflist.parse(msgspec.json.encode({**document, "plugins": more}))
-    network = conflist.parse(text)
+        return conflist.parse(msgspec.json.encode({**document, "plugins": more}), edge=Edge.FILE)
+    network = conflist.parse(text, edge=Edge.FILE)
     return conflist.with_plugins(network, [*network.plugins, *more])
 
 

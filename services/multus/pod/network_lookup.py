@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
+from schemas.inputs import Edge
 from schemas.kubernetes.networks import RESOURCE_NAME
 from schemas.kubernetes.objects import NADS
 from services.common.kube.client import Kube
@@ -135,11 +136,12 @@ class NetworkLookup:
         if not plugins:
             return None
         text = msgspec.json.encode({"cniVersion": self._config.default_version, "name": name, "plugins": [PASSTHRU]})
-        network = conflist.with_plugins(conflist.parse(text), [PASSTHRU, *plugins])
+        network = conflist.with_plugins(conflist.parse(text, edge=Edge.FILE), [PASSTHRU, *plugins])
         return FoundNetwork(network, name)
 
     def _delegate(self, document: Any) -> NetworkConfig:
         try:
-            return conflist.parse(msgspec.json.encode(document), version=self._config.default_version)
+            text = msgspec.json.encode(document)
+            return conflist.parse(text, version=self._config.default_version, edge=Edge.FILE)
         except CniError as error:
             raise error.with_prefix("delegates") from error

@@ -11,7 +11,7 @@ import msgspec
 
 from schemas import cni, multus
 from services.multus.cni.call import PodId
-from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, parse
+from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, parse_recorded
 
 
 class AttachmentOrigin(StrEnum):
@@ -87,7 +87,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
         :raises CniError: it cannot be parsed.
         """
-        return parse(self.config, name=self.network_name, version=self.cni_version)
+        return parse_recorded(self.config, name=self.network_name, version=self.cni_version)
 
     def with_failed_delete(self) -> "Attachment":
         """Return the attachment after one more DEL has failed."""

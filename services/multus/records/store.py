@@ -20,6 +20,7 @@ import msgspec
 from opentelemetry.trace import Tracer
 
 from schemas import cni
+from schemas.inputs import Edge, RejectedInput, rejecting
 from services.common.node.files import replace_file
 from services.common.telemetry.logs import Log
 from services.multus.cni.call import is_valid_sandbox_id
@@ -97,11 +98,14 @@ class Records:
             path = self._path(sandbox_id, suffix)
             with _io_failure_as_cni_error(f"the record of sandbox {sandbox_id} cannot be read"):
                 try:
-                    return self._decoder.decode(path.read_bytes())
+                    data = path.read_bytes()
+                    # Without a limit: this daemon wrote it, and only DEL releases what it names.
+                    with rejecting(Edge.FILE):
+                        return self._decoder.decode(data)
                 except FileNotFoundError:
                     continue
                 # With a torn file, upstream's DEL does nothing (multus-cni#1087); here other sources are used instead.
-                except msgspec.DecodeError as error:
+                except RejectedInput as error:
                     if not rename_damaged:
                         raise CniError(
                             cni.CniErrorCode.IO_FAILURE, f"the record of sandbox {sandbox_id} is damaged: {error}"

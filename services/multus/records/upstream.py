@@ -7,7 +7,6 @@ to multus-cni. Next: :mod:`services.multus.sandboxes.adoption`.
 """
 
 import base64
-import binascii
 import contextlib
 import glob
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
+from schemas.inputs import Edge, RejectedInput, rejecting
 from services.multus.cni import conflist
 from services.multus.cni.call import is_valid_sandbox_id
 from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig
@@ -126,16 +126,21 @@ class UpstreamCache:
         if sandbox_id in _OTHERS:
             return []
         try:
-            return msgspec.json.decode((self._folder / sandbox_id).read_bytes(), type=list[UpstreamDelegate])
-        except (OSError, msgspec.DecodeError):
+            data = (self._folder / sandbox_id).read_bytes()
+            with rejecting(Edge.FILE):
+                return msgspec.json.decode(data, type=list[UpstreamDelegate])
+        except (OSError, RejectedInput):
             return []
 
     def _results(self, pattern: str) -> Iterable[CachedResult]:
         for path in self._paths(pattern):
             try:
-                yield msgspec.json.decode(path.read_bytes(), type=CachedResult)
-            except (OSError, msgspec.DecodeError):
+                data = path.read_bytes()
+                with rejecting(Edge.FILE):
+                    cached = msgspec.json.decode(data, type=CachedResult)
+            except (OSError, RejectedInput):
                 continue
+            yield cached
 
     def _paths(self, pattern: str) -> list[Path]:
         folder = self._folder / "results"
@@ -176,9 +181,11 @@ def _attachment(
 
 
 def _network(text: str, name: str | None) -> NetworkConfig | None:
+    if not text:
+        return None
     try:
-        return conflist.parse(base64.b64decode(text, validate=True), name=name or None) if text else None
-    except (CniError, binascii.Error, ValueError):
+        return conflist.parse_recorded(base64.b64decode(text, validate=True).decode(), name=name or None)
+    except (CniError, ValueError):
         return None
 
 

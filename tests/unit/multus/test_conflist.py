@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
-from services.multus.cni.conflist import AttachmentAttributes, fingerprint, parse, plugin_stdin
+from services.multus.cni.conflist import AttachmentAttributes, fingerprint, parse, parse_recorded, plugin_stdin
 from services.multus.cni.errors import CniError
 
 LIST: dict[str, Any] = {
@@ -31,6 +31,18 @@ def test_parse_reads_a_list_and_a_single_plugin() -> None:
     assert network.capabilities() == {"mac"}
     single = parse('{"type":"macvlan","master":"eth0"}', name="nad-name", version="0.4.0")
     assert (single.name, single.version, single.types) == ("nad-name", "0.4.0", ["macvlan"])
+
+
+def test_a_malformed_list_of_versions_counts_as_absent() -> None:
+    assert parse('{"name":"a","type":"bridge","cniVersion":"0.4.0","cniVersions":5}').version == "0.4.0"
+
+
+def test_the_configuration_of_a_record_may_be_deeper_than_a_new_one() -> None:
+    """Otherwise its DEL would fail, and what ADD has acquired would stay."""
+    text = '{"name":"a","type":"bridge","x":' + "[" * 100 + "]" * 100 + "}"
+    with pytest.raises(CniError, match="not a JSON object: nested more than 64 levels"):
+        parse(text)
+    assert parse_recorded(text).types == ["bridge"]
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_attachments_stay_in_order() -> None:
     assert [a.ifname for a in known.with_attachment(attachment("c")).without_attachment("a").attachments] == ["b", "c"]
 
 
-@pytest.mark.parametrize("data", [b"", b"\0\0\0\0", b'{"sandboxId":"abc"', b"[]"])
+@pytest.mark.parametrize("data", [b"", b"\0\0\0\0", b'{"sandboxId":"abc"', b"[]", b"[" * 5000])
 def test_a_damaged_record_is_renamed(tmp_path: Path, data: bytes) -> None:
     records = Records(tmp_path, tracer=NoOpTracer(), log=LOG)
     folder = tmp_path / "sandboxes"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from schemas.kubernetes.networks import Bandwidth, NetworkSelectionElement, PortMapping
 from services.common.runtime.settings import load
 from services.networks.__main__ import Settings
+from services.networks.multus_client import AttachmentFailure
 from services.networks.network_config import with_runtime_config
 from services.networks.plan.attachments import element_digest
 
@@ -74,6 +75,13 @@ def test_settings_go_to_the_plugins_that_declare_the_capability(
     assert json.loads(alone)["runtimeConfig"] == {"other": 1, capability: value}
     _, ignored = with_runtime_config(b'{"type":"a"}', element)
     assert list(ignored.values()) == ["no plugin of the network declares the capability"]
+
+
+def test_a_malformed_runtime_config_is_a_final_failure_of_this_attachment() -> None:
+    config = b'{"type":"a","capabilities":{"deviceID":true},"runtimeConfig":[1]}'
+    with pytest.raises(AttachmentFailure, match="runtimeConfig of plugin a is not an object") as caught:
+        with_runtime_config(config, NetworkSelectionElement("net", device_id="d"))
+    assert (caught.value.reason, caught.value.final) == ("InvalidNetwork", True)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.text(), st.lists), st.booleans())

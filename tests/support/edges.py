@@ -20,6 +20,7 @@ from schemas.kubernetes.networks import Bandwidth, NetworkSelectionElement, pars
 from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS, NadSpec, NetworkAttachmentDefinition, ObjectMeta, Resource
 from schemas.kubernetes.operations import read_nic_slots, read_operation, read_pod_nic
 from services.api.front_proxy import parse as parse_front_proxy
+from services.api.plan.checks import find_nad_obstacle
 from services.api.request import BadBody, decode_add, decode_remove
 from services.common.bus.envelope import UnusableMessage, decode_message
 from services.common.cri.container import parse_pid
@@ -117,6 +118,11 @@ def _nad(data: bytes) -> object:
     nad = NetworkAttachmentDefinition(ObjectMeta(name="net1", namespace="default"), spec)
     element = NetworkSelectionElement("net1", bandwidth=Bandwidth(ingress_rate=1))
     return with_runtime_config(cni_config(nad, AllowedPlugins(None), by_name=False), element)
+
+
+def _nad_at_the_api(data: bytes) -> object:
+    spec = NadSpec(config=data.decode(errors="surrogateescape"))
+    return find_nad_obstacle(NetworkAttachmentDefinition(spec=spec), running=True)
 
 
 def _plugin_error(data: bytes) -> object:
@@ -217,6 +223,7 @@ EDGES: dict[str, FedEdge] = {
         lambda data: attachment_failure(cni.CniCommand.ADD, 400, data), (), (b'{"code":7,"msg":"refused"}', b"refused")
     ),
     "nad": FedEdge(_nad, AttachmentFailure, (_CONFIG, b'{"name":"a","plugins":[%s]}' % _CONFIG)),
+    "nad-at-the-api": FedEdge(_nad_at_the_api, (), (_CONFIG,)),
     "cni-configuration": FedEdge(_configuration, CniError, (b'{"name":"a","plugins":[%s]}' % _CONFIG,)),
     "cni-result": FedEdge(
         lambda data: results.down_convert(results.decode(data, "bridge", "1.0.0"), "0.4.0"),

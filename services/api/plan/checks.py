@@ -5,10 +5,10 @@ known to fail later is refused at once.
 Next: :mod:`services.api.plan.vmi`.
 """
 
-import json
 from typing import Any
 
 from schemas.cni import SUPPORTED_VERSIONS
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.networks import RESOURCE_NAME
 from schemas.kubernetes.objects import Interface, Network, NetworkAttachmentDefinition, VmiSpec
 from schemas.kubernetes.operations import read_nic_slots
@@ -19,6 +19,8 @@ from services.common.domain.kubevirt.capabilities import HOTPLUG_GATE, Capabilit
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN
+
+_configuration = InputDecoder(Edge.NETWORK, dict[str, Any])
 
 GATE_DISABLED = f'Unable to Add Interface because the "{HOTPLUG_GATE}" feature gate is not enabled.'
 """The refusal while the feature gate is off, in KubeVirt's words, for ``removeinterface`` as well."""
@@ -189,10 +191,8 @@ def find_nad_obstacle(nad: NetworkAttachmentDefinition, *, running: bool) -> str
     if not nad.spec.config.strip():
         return None
     try:
-        document: Any = json.loads(nad.spec.config)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
+        document = _configuration.decode(nad.spec.config)
+    except RejectedInput:
         return "has a spec.config that is not a JSON object"
     found = document.get("plugins") if "plugins" in document else [document]
     plugins = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from schemas.inputs import Edge, RejectedInput, rejecting
 from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME, SOCKET_NAME
 from services.cli.node.plan import ObservedNode, RecordedLink, RecordedSandbox
 from services.common.node.cni_conf import read_plugin_types
@@ -123,9 +124,11 @@ def _sandboxes(paths: NodeDirectories, records: Iterable[str]) -> tuple[Recorded
         if name.suffix not in (".json", ".unsettled"):
             continue
         try:
-            record = _record.decode(paths.seen(path).read_bytes())
+            data = paths.seen(path).read_bytes()
+            with rejecting(Edge.FILE):
+                record = _record.decode(data)
         # A record that cannot be read says nothing about a pod, and is removed with the others.
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, RejectedInput):
             continue
         alive = bool(record.netns) and paths.seen(record.netns).exists()
         files[name.stem] = (*files.get(name.stem, ()), path)

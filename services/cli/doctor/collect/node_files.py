@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from schemas import cni
+from schemas.inputs import Edge, RejectedInput, rejecting
 from services.cli.doctor.snapshot import AttachmentRecord, IpamLease, NotVisible, SandboxRecords
 from services.common.domain.pod_nic import build_network_status
 from services.common.guest.drivers import DriverSetting
@@ -109,7 +110,9 @@ def _newest(*files: Path) -> _Sandbox | None:
     """Return the record in the first of the files that exists; ``None`` when it was removed meanwhile."""
     for file in files:
         with suppress(FileNotFoundError):
-            return _sandbox.decode(file.read_bytes())
+            data = file.read_bytes()
+            with rejecting(Edge.FILE):
+                return _sandbox.decode(data)
     return None
 
 
@@ -152,8 +155,9 @@ def _attached(one: _Attachment, plugin: dict[str, Any]) -> AttachmentRecord:
 def _plugin(config: str) -> dict[str, Any]:
     """Return the plugin of a CNI configuration that creates the link: the first one of a list."""
     try:
-        document = msgspec.json.decode(config, type=dict[str, Any])
-    except msgspec.DecodeError:
+        with rejecting(Edge.FILE):
+            document = msgspec.json.decode(config, type=dict[str, Any])
+    except RejectedInput:
         return {}
     plugins = document.get("plugins")
     first = plugins[0] if isinstance(plugins, list) and plugins else document

@@ -272,16 +272,21 @@ class CallHandler:
         # The CNI specification forbids GC during an ADD or DEL.
         async with self._records.lock_all():
             kept: list[SandboxState] = []
+            unread = set()
             for sandbox_id in self._records.ids():
                 try:
                     sandbox = self._records.read(sandbox_id)
                 except CniError as error:
                     failures.append(error)
+                    unread.add(sandbox_id)
                     continue
                 if sandbox is not None and sandbox_id in sandboxes:
                     kept.append(sandbox)
                 elif sandbox is not None:
                     await _collect_failure(failures, delete_sandbox(self._applier, sandbox, sandbox.netns))
+            if unread & sandboxes:
+                # No list of attachments would be complete: plugins would free addresses that these sandboxes use.
+                raise failures[0]
             cluster = await self._observer.cluster_network(call)
             for one, attachments in plan.plan_gc(cluster, valid, kept):
                 await _collect_failure(failures, network.collect_garbage(self._executor, one, attachments))

@@ -83,6 +83,23 @@ async def test_a_damaged_record_that_the_sweep_has_renamed_is_404(daemon: Daemon
     assert (await daemon.http.request("GET", f"/sandboxes/{SANDBOX}"))[0] == 404
 
 
+@pytest.mark.parametrize(
+    ("sandbox", "message"),
+    [
+        (SANDBOX, f"the record of sandbox {SANDBOX} cannot be read: "),
+        # The runtime does not know the sandbox, so that it uses nothing. The networks are looked for.
+        ("other", "neither clusterNetwork nor delegates is configured"),
+    ],
+)
+async def test_gc_frees_nothing_while_a_record_cannot_be_read(daemon: Daemon, sandbox: str, message: str) -> None:
+    (daemon.config.cni_dir / "sandboxes" / f"{SANDBOX}.json").mkdir()
+    document = {"cni.dev/valid-attachments": [{"containerID": sandbox, "ifname": "eth0"}]}
+    config = base64.b64encode(json.dumps({"cniVersion": "1.1.0", "name": "m", "type": "m", **document}).encode())
+    status, error = await daemon.post("/cni", request("GC", config=config.decode()))
+    assert status == 400
+    assert error["msg"].startswith(message)
+
+
 @pytest.mark.parametrize("path", ["/cni", "/delegate"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"env":{},"config":"*"}'])
 async def test_a_malformed_request_is_answered_with_400_and_text(daemon: Daemon, path: str, body: bytes) -> None:

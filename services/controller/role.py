@@ -45,8 +45,8 @@ MAX_ROUNDS = 64
 class Periods(msgspec.Struct, frozen=True):
     """What the controller repeats without a change, in seconds.
 
-    :ivar resync: every key is reconciled, but for those that rest beside KubeVirt; every status is derived again, but for
-        those that rest.
+    :ivar resync: every key is reconciled, but for those that rest beside KubeVirt; every status is derived again, but
+        for those that rest.
     :ivar reload: the hot-plug status bucket is read again.
     :ivar watch: the API server ends a watch, at least; the next one continues it.
     """

@@ -97,7 +97,7 @@ class Autoconfig:
         """Update the file once and report a change of the problem."""
         try:
             problem = self._update_file()
-        except (OSError, CniError) as error:
+        except (OSError, UnicodeDecodeError, CniError) as error:
             problem = str(error)
         if problem != self.problem:
             self.problem = problem

@@ -100,9 +100,10 @@ def test_the_file_follows_the_primary_configuration(tmp_path: Path) -> None:
     target.write_text("{}")
     auto.update()
     assert json.loads(target.read_text()) == {**first, "cniVersion": "1.0.0"}
-    source.write_text("{")
-    auto.update()
-    assert not states[-1][0]
+    for broken in (b"{", b"\xff"):
+        source.write_bytes(broken)
+        auto.update()
+        assert not states[-1][0]
     assert json.loads(target.read_text())["cniVersion"] == "1.0.0"
 
 

@@ -101,7 +101,7 @@ async def test_gc_frees_nothing_while_a_record_cannot_be_read(daemon: Daemon, sa
 
 
 @pytest.mark.parametrize("path", ["/cni", "/delegate"])
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"env":{},"config":"*"}'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"env":{"A":"\xff"}}', b'{"env":{},"config":"*"}'])
 async def test_a_malformed_request_is_answered_with_400_and_text(daemon: Daemon, path: str, body: bytes) -> None:
     status, answer = await daemon.http.request("POST", path, body=body)
     assert status == 400

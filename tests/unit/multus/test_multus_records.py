@@ -8,9 +8,11 @@ import pytest
 import structlog
 from opentelemetry.trace import NoOpTracer
 
+from services.multus.cni.device_info import DeviceInfoFiles
 from services.multus.cni.errors import CniError
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
 from services.multus.records.store import Records
+from services.multus.records.upstream import UpstreamCache
 
 LOG = structlog.get_logger()
 
@@ -175,7 +177,7 @@ def test_attachments_stay_in_order() -> None:
     assert [a.ifname for a in known.with_attachment(attachment("c")).without_attachment("a").attachments] == ["b", "c"]
 
 
-@pytest.mark.parametrize("data", [b"", b"\0\0\0\0", b'{"sandboxId":"abc"', b"[]", b"[" * 5000])
+@pytest.mark.parametrize("data", [b"", b"\0\0\0\0", b'{"sandboxId":"abc"', b"[]", b"[" * 5000, b'{"sandboxId":"\xff"}'])
 def test_a_damaged_record_is_renamed(tmp_path: Path, data: bytes) -> None:
     records = Records(tmp_path, tracer=NoOpTracer(), log=LOG)
     folder = tmp_path / "sandboxes"
@@ -183,6 +185,19 @@ def test_a_damaged_record_is_renamed(tmp_path: Path, data: bytes) -> None:
     assert records.read("abc") is None
     assert files(tmp_path) == ["abc.json.damaged"]
     assert records.ids() == []
+
+
+def test_files_of_others_that_are_not_utf8_count_as_absent(tmp_path: Path) -> None:
+    devices, upstream = DeviceInfoFiles(tmp_path), UpstreamCache(tmp_path)
+    described = devices.path("ns/blue", "abc", "net1")
+    described.parent.mkdir()
+    described.write_bytes(b'{"type":"\xff"}')
+    assert devices.read("ns/blue", "abc", "net1") is None
+    (tmp_path / "abc").write_bytes(b'[{"Name":"\xff"}]')
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "blue-abc-net1").write_bytes(b'{"containerId":"\xff"}')
+    assert upstream.sandbox_ids() == ["abc"]
+    assert upstream.read("abc") is None
 
 
 def test_a_damaged_record_is_an_error_for_who_may_not_rename_it(tmp_path: Path) -> None:

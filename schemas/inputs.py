@@ -202,7 +202,7 @@ def find_member(data: bytes, *path: str) -> bytes | None:
         if found is None:
             return None
         at = found
-    return data[at : _skip(data, at)]
+    return data[at : _skip(data, at)].strip()
 
 
 def split_elements(data: bytes) -> list[bytes]:

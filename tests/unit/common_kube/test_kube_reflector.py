@@ -293,6 +293,8 @@ async def test_one_deeply_nested_object_hides_no_other(
         first.raw(deep({"type": "ADDED", "object": make_pod("bad", "11")}) + b"\n")
         first.send("ADDED", make_pod("b", "12"))
         first.raw(deep({"type": "MODIFIED", "object": make_pod("b", "13")}) + b"\n")
+        # Cut off in the middle of the object, before its type.
+        first.raw(b'{"object":{"metadata":{"name":"b","namespace":"%s"},"x":' % NS.encode() + b"[" * 5000 + b"\n")
         first.raw(deep({"type": "DELETED", "object": make_pod("a", "14")}) + b"\n")
         await seen.until(lambda: ("a", None) in seen.changes)
         assert seen.changes == [("a", "1"), ("b", "12"), ("a", None)]

@@ -14,7 +14,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, reject
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, reject, rejecting
 from schemas.kubernetes.objects import Resource, Status
 from services.common.backoff import jittered
 from services.common.kube.cache.object_metadata import ObjectMetadata, decode_metadata, find_metadata
@@ -206,11 +206,13 @@ class Reflector(Generic[T]):
         """Skip an object that is nested too deeply for a decoder, even for one that only passes over it."""
         try:
             identity = find_metadata(line, "object", "metadata")
+            with rejecting(Edge.KUBE):
+                deleted = find_member(line, "type") == b'"DELETED"'
         except RejectedInput as unknown:
             self._log.error("object without metadata skipped", error=str(unknown))
             return
         key = _key(identity)
-        if find_member(line, "type") == b'"DELETED"':
+        if deleted:
             self._remove(key)
         else:
             rejected = reject(Edge.KUBE, RejectReason.TOO_DEEP, str(error))

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from schemas.inputs import Edge, InputDecoder, rejecting
-from schemas.kubernetes.networks import Dns, without_zone
+from schemas.kubernetes.networks import Dns, without_nulls, without_zone
 
 EARLY_VERSIONS = ("0.1.0", "0.2.0")
 """Versions whose results have no interfaces, and at most one address of each family."""
@@ -150,7 +150,7 @@ def up_convert(raw: bytes, *, version: str = NEWEST_VERSION) -> CniResult:
     :param version: the version of a result that names none: that of the plugin's configuration, as in libcni.
     :raises RejectedInput: the document is not a result, its version is unknown, or an address in it is malformed.
     """
-    document = _without_nulls(_result_decoder.decode(raw or b"null") or {})
+    document = without_nulls(_result_decoder.decode(raw or b"null") or {})
     with rejecting(Edge.CNI):
         return _up_convert(document, version)
 
@@ -197,13 +197,6 @@ def validate_addresses(result: CniResult) -> CniResult:
         if gateway:
             ipaddress.ip_address(without_zone(gateway))
     return result
-
-
-def _without_nulls(value: Any) -> Any:
-    # Plugins in Go write `null` for an empty slice or map.
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def down_convert(result: CniResult, version: str) -> dict[str, Any]:

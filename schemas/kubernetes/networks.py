@@ -266,14 +266,17 @@ def _decode_item(item: msgspec.Raw, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(item, type=kind)
     except msgspec.ValidationError:
-        # Go, in which Multus and its clients are written, reads null as a missing field.
-        return msgspec.convert(_without_nulls(msgspec.json.decode(item)), kind)
+        return msgspec.convert(without_nulls(msgspec.json.decode(item)), kind)
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """Return a decoded JSON value without the members that are ``null``.
+
+    Go, in which Multus and most plugins are written, writes an empty slice or map so, and reads it as a missing field.
+    """
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def encode_network_status(statuses: list[NetworkStatus], present: str | None = None) -> str:

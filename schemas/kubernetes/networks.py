@@ -80,7 +80,7 @@ class NetworkSelectionElement(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def requested_interface(self) -> str | None:
         """The requested interface name, from the current or the deprecated key."""
-        return self.interface or self.deprecated_interface_request
+        return self.interface or self.deprecated_interface_request or None
 
 
 class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -179,7 +179,8 @@ def check_settings(*, mac: str | None, infiniband_guid: str | None, ips: Iterabl
     :raises ValueError: one of them is invalid; the message names it.
     """
     for key, value in (("mac", mac), ("infiniband-guid", infiniband_guid)):
-        if value is not None and not _MAC.fullmatch(value):
+        # Empty is Go's missing value.
+        if value and not _MAC.fullmatch(value):
             raise _invalid(f"{key} {value!r} is not a MAC address")
     for ip in ips:
         try:

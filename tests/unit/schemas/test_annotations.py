@@ -176,6 +176,12 @@ def test_networks_parser_returns_valid_elements_or_raises_value_error(text: str)
         assert element.requested_interface is None or networks.is_valid_link_name(element.requested_interface)
 
 
+def test_empty_settings_of_an_element_are_missing_ones() -> None:
+    [element] = parse_networks('[{"name":"n","namespace":"","mac":"","infiniband-guid":"","interfaceRequest":""}]')
+    assert element.requested_interface is None
+    networks.check_settings(mac=element.mac, infiniband_guid=element.infiniband_guid, ips=())
+
+
 @pytest.mark.parametrize("text", [None, "", "  ", "\n"])
 def test_absent_networks_annotation_is_an_empty_list(text: str | None) -> None:
     assert parse_networks(text) == []

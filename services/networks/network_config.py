@@ -50,7 +50,8 @@ def cni_config(nad: NetworkAttachmentDefinition, allowed: AllowedPlugins, *, by_
     if not isinstance(plugins, list):
         REJECTED.count(Edge.NETWORK, RejectReason.INVALID)
         raise _invalid(f'spec.config of {where} names no plugin: it has neither "type" nor "plugins"')
-    if refused := allowed.find_refused(one for one in plugins if isinstance(one, dict)):
+    # The document itself, too: upstream's daemon takes a list with a "Type" for a single plugin.
+    if refused := allowed.find_refused(one for one in (document, *plugins) if isinstance(one, dict)):
         raise _invalid(f"spec.config of {where}: plugin type {printable(refused, MAX_QUOTE)} {cni.NOT_ALLOWED}")
     if document.get("name"):
         return text.encode()

@@ -72,6 +72,8 @@ def test_invalid_configuration_error_names_the_reason(text: str, reason: str) ->
         ({"type": "hotnic-multus"}, ANY, "hotnic-multus"),
         ({"plugins": [{"type": "bridge"}, {"type": "multus-shim"}]}, ANY, "multus-shim"),
         ({"type": "bridge", "ipam": {"type": "multus"}}, ANY, "multus"),
+        # One plugin for upstream's daemon, a list for hotnic's.
+        ({"Type": "multus", "plugins": [{"type": "bridge"}]}, ANY, "multus"),
         ({"type": "bridge", "ipam": {"type": "dhcp"}}, parse_plugin_types("bridge, host-local"), "dhcp"),
         ({"type": "bridge", "ipam": {"type": "host-local"}}, parse_plugin_types("bridge, host-local"), ""),
         ({"type": "multus"}, parse_plugin_types("multus"), "multus"),

@@ -71,7 +71,8 @@ def _decode(body: bytes, kind: type[T]) -> T:
             return msgspec.convert(_decode_document(body), kind)
     except RejectedInput as error:
         if isinstance(error.__cause__, BadBody):
-            raise error.__cause__ from error
+            # Without a cause: it would be this error, whose own cause is the error that is raised.
+            raise error.__cause__ from None
         raise BadBody(f"cannot unmarshal Request body to struct, error: {error}") from error
 
 

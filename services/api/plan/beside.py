@@ -251,9 +251,12 @@ def _enter(
     if found is not None and found.id == new.id:
         # Written by an earlier attempt of this request.
         return found, EntryWrite([], withdrawal_ops(nics.vmi, found))
-    # A request to another api may be between its two writes. A plug's entry beside one of an unplug is a leftover.
-    between = found is not None and (kind is OperationKind.UNPLUG or entries.unplug is None)
-    if found is not None and between and entry_age(found, observed.now) < ORPHAN_AGE:
+    # A plug's entry beside one of an unplug, or of another network, is a leftover.
+    leftover_plug = kind is OperationKind.PLUG and (
+        entries.unplug is not None or (found is not None and found.network not in (None, nad))
+    )
+    # A request to another api may be between its two writes.
+    if found is not None and not leftover_plug and entry_age(found, observed.now) < ORPHAN_AGE:
         return found, EntryWrite([], [])
     changes: dict[str, str | None] = {entry_key(new.interface, kind): encode_annotation(new)}
     leftover = unplug_key(new.interface)

@@ -136,6 +136,24 @@ async def test_an_attempt_after_a_conflict_keeps_the_operation(api: ServedApi) -
     assert template(api)[1:] == [other[0], IFACE[0]]
 
 
+async def test_a_recent_entry_of_another_network_is_not_continued(api: ServedApi) -> None:
+    recent = Operation(
+        "other",
+        OperationKind.PLUG,
+        "iface1",
+        requested_at="2999-01-01T00:00:00Z",
+        vm=objects.VM_UID,
+        network="default/net9",
+    )
+    api.put(VMIS, objects.vmi(owned=True, annotations={operation_key("iface1"): encode_annotation(recent)}))
+    api.put(VMS, objects.vm())
+    code, _, operation = await api.request(VMS, "addinterface", PLUG)
+    plug = vmi_entry(api, OperationKind.PLUG)
+    assert plug is not None
+    assert (code, plug.id) == (202, operation)
+    assert operation != "other"
+
+
 async def test_a_request_between_the_two_writes_of_another_api_continues_its_operation(api: ServedApi) -> None:
     recent = Operation("other", OperationKind.PLUG, "iface1", requested_at="2999-01-01T00:00:00Z", vm=objects.VM_UID)
     api.put(VMIS, objects.vmi(owned=True, annotations={operation_key("iface1"): encode_annotation(recent)}))

@@ -4,12 +4,12 @@ Synchronous and without a role's HTTP client. Next: :mod:`services.common.node.m
 """
 
 import http.client
-import json
 import socket
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from schemas.cni import decode_error
 from schemas.multus import SANDBOXES_PATH
 
 TIMEOUT: Final = 2.0
@@ -54,10 +54,8 @@ def probe_daemon(path: Path) -> DaemonKind:
         return DaemonKind.NONE
     try:
         connection.request("GET", f"{SANDBOXES_PATH}/none")
-        document = json.loads(connection.getresponse().read(65536))
-        return DaemonKind.HOTNIC if isinstance(document, dict) and "code" in document else DaemonKind.OTHER
-    except ValueError:
-        return DaemonKind.OTHER
+        response = connection.getresponse().read(65536)
+        return DaemonKind.HOTNIC if decode_error(response) is not None else DaemonKind.OTHER
     except (OSError, http.client.HTTPException):
         return DaemonKind.SILENT
     finally:

@@ -34,6 +34,16 @@ async def test_another_daemon(tmp_path: Path) -> None:
         assert await probe(tmp_path / "multus.sock") is DaemonKind.OTHER
 
 
+async def test_a_daemon_whose_answer_is_nested_too_deeply_is_another_one(tmp_path: Path) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=404, text='{"x":' + "[" * 5000)
+
+    app = make_app(telemetry=recording_telemetry()[0], max_body=10, errors="text")
+    app.router.add_get("/sandboxes/none", answer)
+    async with serve(app, f"unix:{tmp_path}/multus.sock"):
+        assert await probe(tmp_path / "multus.sock") is DaemonKind.OTHER
+
+
 async def test_silence_and_nobody(tmp_path: Path) -> None:
     path = tmp_path / "multus.sock"
     assert await probe(path) is DaemonKind.NONE

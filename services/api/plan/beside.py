@@ -31,6 +31,7 @@ from services.api.plan.checks import (
     check_nad,
     check_name,
     check_removable,
+    find_device,
     is_requested_network,
     nad_warnings,
     name_taken,
@@ -87,7 +88,7 @@ def add(observed: Observed) -> Answer:
         return _join_queued(observed, queued, entries.plug)
     check_name(observed, vm.spec.template.spec)
     dropped = _dropped_items(observed, nics)
-    check_nad(observed)
+    check_nad(observed, may_migrate=True)
     # KubeVirt sets RestartRequired where the template leaves the preference's model out (kubevirt#18955).
     model = {"model": observed.preferred_model} if observed.preferred_model else {}
     multus = {"networkName": options.network_attachment_definition_name}
@@ -97,7 +98,8 @@ def add(observed: Observed) -> Answer:
         check_free_slot(
             observed, nics, sum(one.kind is OperationKind.PLUG for one in find_pending_changes(template, nics))
         )
-        warnings += _warnings(observed, capabilities, nics)
+        device = find_device(observed.nad) if observed.nad is not None else ""
+        warnings += _warnings(observed, capabilities, nics, device)
     operation, entry = _enter(observed, vm, nics, entries, OperationKind.PLUG, joined=entries.plug if dropped else None)
     lists = with_primary_network(observed, vm, nics, template_spec_holder(vm).lists).with_interface(item, network)
     queue_item = {"addInterfaceOptions": msgspec.to_builtins(options)}
@@ -219,9 +221,9 @@ def _check_not_last(observed: Observed, capabilities: Capabilities, nics: VmiNic
         )
 
 
-def _warnings(observed: Observed, capabilities: Capabilities, nics: VmiNics) -> tuple[str, ...]:
+def _warnings(observed: Observed, capabilities: Capabilities, nics: VmiNics, device: str = "") -> tuple[str, ...]:
     """Return what the change of a running VM will cause; refuse it if the VM goes down and the user did not agree."""
-    found = find_consequence(capabilities, nics.vmi, served=observed.served)
+    found = find_consequence(capabilities, nics.vmi, served=observed.served, device=device)
     if found is not None and found.outcome is MigrationOutcome.SHUTS_DOWN and not observed.allow_eviction:
         raise conflict(observed, f"{found.sentence}; to accept that, add --allow-eviction (query allowEviction=true)")
     sentences = (found.sentence if found is not None else "", restart_warning(capabilities))

@@ -92,8 +92,11 @@ def check_name(observed: Observed, spec: VmiSpec) -> None:
         raise conflict(observed, f"network name {name!r} is taken; choose another name", "AlreadyExists")
 
 
-def check_nad(observed: Observed) -> None:
-    """Refuse a NAD that the user may not use, that does not exist, or whose links cannot be bridged to a guest."""
+def check_nad(observed: Observed, *, may_migrate: bool = False) -> None:
+    """Refuse a NAD that the user may not use, that does not exist, or whose links cannot be bridged to a guest.
+
+    :param may_migrate: whether a migration can attach what a running pod cannot get.
+    """
     namespace, _, name = requested_nad(observed).partition("/")
     kind = "network-attachment-definitions"
     if not observed.nad_allowed:
@@ -107,7 +110,8 @@ def check_nad(observed: Observed) -> None:
     if observed.nad is None:
         message = f'{kind}.k8s.cni.cncf.io "{name}" not found in namespace "{namespace}"'
         raise Refused(RefuseRequest(404, "NotFound", message, kind, name))
-    if (why := find_nad_obstacle(observed.nad, running=observed.vmi is not None)) is not None:
+    running = observed.vmi is not None and not may_migrate
+    if (why := find_nad_obstacle(observed.nad, running=running)) is not None:
         message = f"network attachment {namespace}/{name} {why}"
         raise Refused(RefuseRequest(422, "Invalid", message, kind, name))
 
@@ -177,15 +181,20 @@ def _kubevirt_prefix(interface: Interface, network: Network | None) -> str:
     return f'"{interface.name}" interface\'s state "{ABSENT}" is {words}: '
 
 
+def find_device(nad: NetworkAttachmentDefinition) -> str:
+    """Return the resource of a device plugin that a pod needs for a network; empty if it needs none."""
+    resource = nad.metadata.annotations.get(RESOURCE_NAME, "")
+    return "" if resource.startswith(MARKERS) else resource[:80]
+
+
 def find_nad_obstacle(nad: NetworkAttachmentDefinition, *, running: bool) -> str | None:
     """Return why a NAD cannot be attached for a bridge interface, as a predicate; ``None`` if no reason is known.
 
     :param running: whether the VM runs.
     """
-    resource = nad.metadata.annotations.get(RESOURCE_NAME, "")
-    if running and resource and not resource.startswith(MARKERS):
+    if running and (device := find_device(nad)):
         return (
-            f"needs the device {resource[:80]!r}, and a running pod gets no more devices; use a network of the bridge "
+            f"needs the device {device!r}, and a running pod gets no more devices; use a network of the bridge "
             "plugin, or stop the VM first"
         )
     if not nad.spec.config.strip():

@@ -23,15 +23,20 @@ class Consequence(msgspec.Struct, frozen=True):
     sentence: str
 
 
-def find_consequence(capabilities: Capabilities, vmi: VirtualMachineInstance, *, served: bool) -> Consequence | None:
+def find_consequence(
+    capabilities: Capabilities, vmi: VirtualMachineInstance, *, served: bool, device: str = ""
+) -> Consequence | None:
     """Return what a plug or an unplug causes; ``None`` if KubeVirt applies it in place.
 
     :param served: whether a pod that attaches networks at run time was found on the VMI's node.
+    :param device: what the network to plug needs of a device plugin; empty for none.
     """
-    if served:
+    if served and not device:
         return None
     cause = (
-        f"no ready pod was found on node {vmi.status.node_name} that attaches networks to running pods (hotnic's "
+        f"the network needs the device {device!r}, which only a new pod gets; "
+        if device
+        else f"no ready pod was found on node {vmi.status.node_name} that attaches networks to running pods (hotnic's "
         "networks, or the dynamic networks controller); without one, "
     )
     outcome = find_migration_outcome(vmi, capabilities)

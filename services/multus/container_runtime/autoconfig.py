@@ -132,7 +132,9 @@ class Autoconfig:
         target = self._config.installed_plugins / SHIM_LOG_NAME
         keys = {key: document[key] for key in LOG_KEYS if key in document}
         if not keys:
-            target.unlink(missing_ok=True)
+            # Not tried where there is none: the directory may be read-only.
+            if os.path.lexists(target):
+                target.unlink(missing_ok=True)
         elif _content(target) != (made := msgspec.json.encode(keys)):
             replace_file(target, made + b"\n")
 

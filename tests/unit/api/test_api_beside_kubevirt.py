@@ -8,13 +8,14 @@ import msgspec
 import pytest
 
 from schemas.kubernetes.kubevirt import KubeVirt
+from schemas.kubernetes.networks import RESOURCE_NAME
 from schemas.kubernetes.objects import VmStatus
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.stages import OperationKind, Stage
 from services.api.observe import ClusterSettings
 from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
 from services.common.domain.kubevirt.entries import find_entry
-from tests.support.kube.node_kube import PODS, Refused
+from tests.support.kube.node_kube import NADS, PODS, Refused
 from tests.support.kube.served_api import ServedApi, serve_api
 from tests.support.observed import objects
 
@@ -319,6 +320,19 @@ async def test_consequences_are_told_before_the_change(api: ServedApi) -> None:
     assert (await api.request(VMS, "addinterface", PLUG))[0] == 202
     assert api.warnings == [warning]
     assert (await api.request(VMS, "addinterface", PLUG, query={"dryRun": "Some"}))[0] == 400
+
+
+async def test_a_network_that_needs_a_device_is_attached_by_a_migration(api: ServedApi) -> None:
+    """The pod of the migration's target requests the device."""
+    nad = objects.nad()
+    annotations = {RESOURCE_NAME: "vendor.example/vf"}
+    api.put(NADS, msgspec.structs.replace(nad, metadata=msgspec.structs.replace(nad.metadata, annotations=annotations)))
+    api.put(VMIS, objects.vmi(owned=True, conditions=[{"type": "LiveMigratable", "status": "True"}]))
+    api.put(VMS, objects.vm())
+    assert (await api.request(VMS, "addinterface", PLUG))[0] == 202
+    (warning,) = api.warnings
+    assert "needs the device 'vendor.example/vf'" in warning
+    assert "KubeVirt migrates the VM" in warning
 
 
 async def test_a_vm_is_shut_down_only_with_the_users_consent(api: ServedApi) -> None:

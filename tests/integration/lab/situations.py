@@ -558,7 +558,7 @@ SHUT_DOWN = [
         ("thin Multus, not migratable, Evict", ("Evict",), False, IMMOVABLE_EVICT),
     )
 ]
-WAITS = "WaitingForMultusAttached → with its controller, run on node"
+WAITS = "WaitingForMultusAttached → with its controller, on node"
 SHUT_DOWN += [
     Situation(
         name="thin Multus, unplug, Evict, and Multus answers in time",

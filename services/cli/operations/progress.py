@@ -13,6 +13,7 @@ from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstan
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
 from services.cli.operations.beside import BesideKubeVirt, state_in
+from services.common.domain.kubevirt.request_queue import read_queue
 from services.common.domain.nic import parse_nics
 from services.common.domain.operations import ABSENT, find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -180,6 +181,8 @@ class OperationProgress:
             return self._fail(f"cannot parse the VM's template: {error}")
         listed = state not in (None, ABSENT)
         if listed is not (self._kind is OperationKind.PLUG):
+            if any((one.name, one.kind) == (self._interface, self._kind) for one in read_queue(vm)):
+                return []  # KubeVirt 1.0 changes the template last
             return self._fail(
                 f'the VM\'s template was changed meanwhile: interface "{self._interface}" is {state or "removed"}'
             )

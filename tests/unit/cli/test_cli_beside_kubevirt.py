@@ -213,6 +213,24 @@ def test_a_vm_that_stops_meanwhile_has_the_change_in_its_template(
     assert "the VM was stopped or restarted meanwhile, and has the change when it starts" in success_message(change)
 
 
+@pytest.mark.parametrize(
+    ("kind", "request_of_1_0", "before", "after"),
+    [
+        (PLUG, {"addInterfaceOptions": {"name": NIC}}, [], [PRESENT]),
+        (UNPLUG, {"removeInterfaceOptions": {"name": NIC}}, [PRESENT], [ABSENT]),
+    ],
+)
+def test_a_vm_that_stops_before_kubevirt_1_0_changes_its_template_is_waited_for(
+    kind: OperationKind, request_of_1_0: dict[str, Any], before: list[Any], after: list[Any]
+) -> None:
+    vm = objects.vm(*before)
+    queued = msgspec.structs.replace(vm, status=msgspec.structs.replace(vm.status, interface_requests=[request_of_1_0]))
+    entered = entries() if kind is PLUG else entries(None, "op")
+    waiting = (running(*before, annotations=entered), queued), (None, queued)
+    assert observe(kind, *waiting).outcome is None
+    assert observe(kind, *waiting, (None, objects.vm(*after))).outcome == outcome(OperationResult.TEMPLATE)
+
+
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_an_operation_in_progress_names_kubevirts_component(step: int) -> None:
     vmi, vm, pod = PLUGGING[step]

@@ -10,6 +10,7 @@ import datetime
 import hashlib
 from collections.abc import Mapping
 from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
@@ -36,7 +37,7 @@ from services.common.http.server import StatusError
 from services.common.kube.cache.vmi_watch import WatchedVmi
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
-from services.common.kube.surroundings import read_surroundings
+from services.common.kube.surroundings import derive_with_surroundings
 
 DEGRADED_BUS = "bus"
 """The value of ``degraded`` while the bucket cannot be read."""
@@ -66,7 +67,7 @@ async def read_hotplug_status(
     :raises KubeError: the API server does not answer, or the VMI does not exist.
     """
     observed = await observe_vmi(kube, namespace, name)
-    nic_statuses = await derive_with_surroundings(kube, observed, beside)
+    nic_statuses = await derive_from_cluster(kube, observed, beside)
     if not stored:
         return build_hotplug_status(observed, nic_statuses, await _read_entries(bus, namespace, name, nic_statuses))
     stored_entries = await _read_stored(bus, namespace, name)
@@ -81,7 +82,7 @@ async def read_hotplug_status(
     return msgspec.structs.replace(build_hotplug_status(observed, nic_statuses, entries), stored=stored_entries)
 
 
-async def derive_with_surroundings(
+async def derive_from_cluster(
     kube: Kube, observed: WatchedVmi, beside: Capabilities | None
 ) -> list[InterfaceHotplugStatus]:
     """Return the status of each interface, derived from objects; beside KubeVirt also from those around the VM.
@@ -90,9 +91,8 @@ async def derive_with_surroundings(
     :raises StatusError: 500; a spec or an annotation cannot be parsed.
     """
     assert observed.vmi is not None
-    nic_statuses = derive_vmi_statuses(observed, beside)
-    around = await read_surroundings(kube, nic_statuses, observed.vmi, observed.pods, beside)
-    return nic_statuses if around is NOTHING_READ else derive_vmi_statuses(observed, beside, around)
+    derive = partial(derive_vmi_statuses, observed, beside)
+    return await derive_with_surroundings(kube, derive, observed.vmi, observed.pods, beside)
 
 
 def derive_vmi_statuses(

@@ -28,8 +28,8 @@ from services.api.hotplug_status.read import (
     BUS_DEADLINE,
     bucket_prefix,
     build_hotplug_status,
+    derive_from_cluster,
     derive_vmi_statuses,
-    derive_with_surroundings,
     observe_vmi,
 )
 from services.common.bus.protocol import BusUnavailable
@@ -195,7 +195,7 @@ class _Stream:
                 await self._write("DELETED", self._last)
                 return
             beside = self._beside()
-            nic_statuses = await derive_with_surroundings(self._context.kube, observed, beside)
+            nic_statuses = await derive_from_cluster(self._context.kube, observed, beside)
             self._last = now = build_hotplug_status(observed, nic_statuses, self._entries)
             if now.metadata["resourceVersion"] != version:
                 await self._write(first, now)

@@ -8,6 +8,7 @@ import asyncio
 import datetime
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +27,7 @@ from services.common.domain.status.kubernetes_events import is_about_interface
 from services.common.kube.cache.vmi_watch import WatchedVmi, watch_vmi
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadApiResponse, Forbidden, KubeError
-from services.common.kube.surroundings import read_surroundings
+from services.common.kube.surroundings import derive_with_surroundings
 from services.common.telemetry.logs import logger
 
 DEGRADED_API = "api"
@@ -165,10 +166,8 @@ def status_of_objects(
 async def _view_of_objects(kube: Kube, watched_vmi: WatchedVmi, beside: Capabilities | None, cause: str) -> StatusView:
     vmi, pod, vm = watched_vmi.vmi, watched_vmi.pod, watched_vmi.vm
     assert vmi is not None
-    found = status_of_objects(vmi, pod, vm, beside)
-    around = await read_surroundings(kube, found, vmi, watched_vmi.pods, beside)
-    if around is not NOTHING_READ:
-        found = status_of_objects(vmi, pod, vm, beside, around)
+    derive = partial(status_of_objects, vmi, pod, vm, beside)
+    found = await derive_with_surroundings(kube, derive, vmi, watched_vmi.pods, beside)
     return StatusView(tuple(found), DEGRADED_API, cause)
 
 

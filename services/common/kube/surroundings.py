@@ -6,7 +6,7 @@ A part that cannot be read is left out; the reason is then the one that the obje
 
 import asyncio
 import datetime
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
@@ -29,6 +29,24 @@ DEADLINE = 2.0
 """Seconds for all reads of one VM: a status does not wait longer for a better reason."""
 
 
+async def derive_with_surroundings(
+    kube: Kube,
+    derive: Callable[[Surroundings], list[InterfaceHotplugStatus]],
+    vmi: VirtualMachineInstance,
+    launchers: Sequence[Pod],
+    beside: Capabilities | None,
+) -> list[InterfaceHotplugStatus]:
+    """Return the statuses of a VM, derived once more if they ask for what stands around it.
+
+    :param derive: returns the statuses.
+    :param launchers: as for :func:`read_surroundings`.
+    :param beside: as for :func:`read_surroundings`.
+    """
+    found = derive(NOTHING_READ)
+    around = await read_surroundings(kube, found, vmi, launchers, beside)
+    return found if around is NOTHING_READ else derive(around)
+
+
 async def read_surroundings(
     kube: Kube,
     nic_statuses: Iterable[InterfaceHotplugStatus],
@@ -46,18 +64,16 @@ async def read_surroundings(
     if not sources or beside is None:
         return NOTHING_READ
     node, kubevirt = vmi.status.node_name, beside.namespace
-    on_node, controllers_of = bool(node), bool(kubevirt) and Source.VIRT_CONTROLLER in sources
+    wants_attachers = bool(node) and Source.ATTACHERS in sources
+    wants_controller = bool(kubevirt) and Source.VIRT_CONTROLLER in sources
+    wants_handler = bool(kubevirt and node) and Source.VIRT_HANDLER in sources
     migrations, events, attachers, controllers, lease, handlers = await asyncio.gather(
         _attempt(_read_migrations(kube, vmi) if Source.MIGRATIONS in sources else None),
         _attempt(_read_events(kube, vmi, launchers, sources)),
-        _attempt(read_attachers(kube, node) if Source.ATTACHERS in sources and on_node else None),
-        _attempt(_read_component(kube, kubevirt, CONTROLLER) if controllers_of else None),
-        _attempt(_read_lease(kube, kubevirt) if controllers_of else None),
-        _attempt(
-            _read_component(kube, kubevirt, HANDLER, f"spec.nodeName={node}")
-            if Source.VIRT_HANDLER in sources and kubevirt and on_node
-            else None
-        ),
+        _attempt(read_attachers(kube, node) if wants_attachers else None),
+        _attempt(_read_component(kube, kubevirt, CONTROLLER) if wants_controller else None),
+        _attempt(_read_lease(kube, kubevirt) if wants_controller else None),
+        _attempt(_read_component(kube, kubevirt, HANDLER, f"spec.nodeName={node}") if wants_handler else None),
     )
     return Surroundings(
         migrations=migrations or (),

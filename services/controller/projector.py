@@ -23,7 +23,7 @@ from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRev
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.reasons import REASONS
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ
-from services.common.domain.nic import parse_nics
+from services.common.domain.nic import VmiNics, parse_nics
 from services.common.domain.operations import belongs_to, find_acting_pod
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.stage_history import build_entry, history_of, merge
@@ -80,9 +80,7 @@ class Projector:
     ) -> None:
         bus, log, meter = context.bus, context.log, context.telemetry.meter
         self._bus = bus
-        self._vms = vms
         self._vmis = vmis
-        self._pods = pods
         self._beside = beside
         self._histories: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
         self._in_flight: dict[Key, Counter[tuple[str, str]]] = {}
@@ -160,15 +158,15 @@ class Projector:
         await asyncio.sleep(DEBOUNCE)
         objects = self._resting.objects(key)
         self._resting.discard(key)
-        vm, vmi, beside = self._vms.get(*key), self._vmis.get(*key), self._beside()
-        pod = find_acting_pod(vmi, self._pods.indexed(vmi.metadata.uid)) if vmi is not None else None
+        vm, vmi, pods = objects
+        pod, beside = find_acting_pod(vmi, pods) if vmi is not None else None, self._beside()
         if vmi is None:
             self._waiting.forget(key)
         nic_statuses: list[InterfaceHotplugStatus] = []
         if vmi is not None:
             try:
                 # Without the time: a message that counts seconds would be another value to write at each change.
-                nic_statuses = await self._derive(key, vm, vmi, pod)
+                nic_statuses = await self._derive(key, parse_nics(vmi, pod), vm, pods, beside)
             except ValueError as error:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
         self._count_in_flight(key, nic_statuses)
@@ -200,12 +198,11 @@ class Projector:
             self._resting.add(key, objects)
 
     async def _derive(
-        self, key: Key, vm: VirtualMachine | None, vmi: VirtualMachineInstance, pod: Pod | None
+        self, key: Key, nics: VmiNics, vm: VirtualMachine | None, pods: Iterable[Pod], beside: Capabilities | None
     ) -> list[InterfaceHotplugStatus]:
-        nics, beside = parse_nics(vmi, pod), self._beside()
         found = derive_statuses(nics, vm, beside)
-        launchers = [one for one in self._pods.indexed(vmi.metadata.uid) if belongs_to(one, vmi)]
-        around = await self._waiting.read(key, found, vmi, launchers, beside)
+        launchers = [pod for pod in pods if belongs_to(pod, nics.vmi)]
+        around = await self._waiting.read(key, found, nics.vmi, launchers, beside)
         return found if around is NOTHING_READ else derive_statuses(nics, vm, beside, around=around)
 
     def _build_entries(

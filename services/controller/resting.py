@@ -6,7 +6,7 @@ the bucket, timers, settings) adds its keys itself. Next: :mod:`services.control
 """
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
@@ -21,6 +21,17 @@ class IndexedCache(ObjectCache[T_co], Protocol[T_co]):
     def indexed(self, value: str) -> Iterable[T_co]:
         """Return the objects that have this value of the index: of pods, the UID of their VMI."""
         ...
+
+
+class CachedObjects(NamedTuple):
+    """The objects of a key, as the caches have them at one moment.
+
+    :ivar pods: the launcher pods of the VMI.
+    """
+
+    vm: VirtualMachine | None
+    vmi: VirtualMachineInstance | None
+    pods: tuple[Pod, ...]
 
 
 class RestingKeys:
@@ -40,15 +51,15 @@ class RestingKeys:
         self._vms = vms
         self._vmis = vmis
         self._pods = pods
-        self._resting: dict[Key, tuple[object, ...]] = {}
+        self._resting: dict[Key, CachedObjects] = {}
 
-    def objects(self, key: Key) -> tuple[object, ...]:
+    def objects(self, key: Key) -> CachedObjects:
         """Return the cached objects of a key."""
         vmi = self._vmis.get(*key)
         pods = self._pods.indexed(vmi.metadata.uid) if vmi is not None else ()
-        return (self._vms.get(*key), vmi, *pods)
+        return CachedObjects(self._vms.get(*key), vmi, tuple(pods))
 
-    def add(self, key: Key, objects: tuple[object, ...]) -> None:
+    def add(self, key: Key, objects: CachedObjects) -> None:
         """Let a key rest.
 
         :param objects: the cached objects from before the run that found nothing to do.
@@ -73,4 +84,9 @@ class RestingKeys:
             return False
         now = self.objects(key)
         # A cache keeps the same object until it receives another version.
-        return len(now) == len(noted) and all(one is other for one, other in zip(now, noted, strict=True))
+        return (
+            now.vm is noted.vm
+            and now.vmi is noted.vmi
+            and len(now.pods) == len(noted.pods)
+            and all(one is other for one, other in zip(now.pods, noted.pods, strict=True))
+        )

@@ -105,6 +105,11 @@ def printable(text: str, limit: int = MAX_TEXT) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+def one_line(text: str) -> str:
+    """Return text with a space for each character that a terminal would interpret or that ends a line."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def reject(edge: Edge, reason: RejectReason, text: str) -> RejectedInput:
     """Count a rejected input, and return the error to raise.
 

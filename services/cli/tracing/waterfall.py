@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
+from schemas.inputs import one_line
 from services.cli.tracing.spans import Span, SpanNode, gaps, window
 
 BAR = 28
@@ -77,18 +78,13 @@ def summary(nodes: Sequence[SpanNode]) -> str:
 
 def short_service(service: str) -> str:
     """Return the displayed name of a service: ``api`` for ``hotnic-api``."""
-    return printable(service.removeprefix(_PREFIX)) or "?"
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, without control characters that a terminal would interpret."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    return one_line(service.removeprefix(_PREFIX)) or "?"
 
 
 def _line(node: SpanNode, begin: int, end: int, width: int, colour: str, style: Style) -> str:
     span = node.span
     bar = _bar(span.start, span.end, begin, end, "█" if style.unicode else "#")
-    name = f"{'  ' * node.depth}{printable(span.name)}"
+    name = f"{'  ' * node.depth}{one_line(span.name)}"
     if node.orphan:
         name += "  (parent span not found)"
     head = f"{_ms(span.start - begin)}  {_ms(span.end - span.start)}  "
@@ -119,7 +115,7 @@ def _ms(nanoseconds: int) -> str:
 
 
 def _painted(text: str, style: Style, *, fg: str | None = None, dim: bool = False) -> str:
-    text = _cut(printable(text), style)
+    text = _cut(one_line(text), style)
     return click.style(text, fg=fg, dim=dim) if style.colour else text
 
 

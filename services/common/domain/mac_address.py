@@ -5,6 +5,8 @@ Next: :mod:`services.common.domain.eligibility`, which refuses interfaces whose 
 
 import re
 
+from schemas.kubernetes.networks import canonical_mac
+
 _FORMS = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}|[0-9a-f]{2}(?:-[0-9a-f]{2}){5}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}")
 """The forms that Go's ``net.ParseMAC`` reads, as far as they have the 6 bytes of an Ethernet address."""
 
@@ -20,14 +22,15 @@ def normalize_mac(text: str) -> str:
     shown = f"MAC address {text[:40]!r}"
     if not _FORMS.fullmatch(text.lower()):
         raise ValueError(f"{shown} is not one of six bytes, such as 02:00:00:00:00:01")
-    octets = bytes.fromhex(re.sub("[-.:]", "", text))
+    mac = canonical_mac(text)
+    octets = bytes.fromhex(mac.replace(":", ""))
     if octets == b"\xff" * 6:
         raise ValueError(f"{shown} is the broadcast address")
     if octets[0] & 1:
         raise ValueError(f"{shown} is a multicast address: its first byte is odd")
     if not any(octets):
         raise ValueError(f"{shown} is zero")
-    return octets.hex(":")
+    return mac
 
 
 def find_mac(value: object) -> str | None:

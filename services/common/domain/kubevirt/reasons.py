@@ -8,6 +8,7 @@ Next: :mod:`services.common.domain.kubevirt.explain`, which chooses one.
 
 import msgspec
 
+from schemas.inputs import one_line
 from services.common.domain.kubevirt.surroundings.reasons import ATTACH_IN_PLACE, MIGRATE, ROWS
 
 PAGE = "docs/beside-kubevirt.md"
@@ -270,11 +271,6 @@ def explain(code: str, **values: str) -> Explanation:
 
     :param values: the named values of its sentence and remedy.
     """
-    row, short = REASONS[code], {name: _one_line(value)[:MAX_VALUE] for name, value in values.items()}
+    row, short = REASONS[code], {name: one_line(value)[:MAX_VALUE] for name, value in values.items()}
     remedy = row.remedy.format(**short) or None
     return Explanation(code, row.sentence.format(**short), remedy, f"{PAGE}#{row.anchor}")
-
-
-def _one_line(text: str) -> str:
-    """Return a text of another program on one line, without characters that a terminal would interpret."""
-    return "".join(char if char.isprintable() else " " for char in text)

@@ -41,7 +41,8 @@ SYNC_REASONS = frozenset({"NicHotplug", "SyncFailed"})
 
 def is_ready(pod: Pod) -> bool:
     """Return whether a pod is ready."""
-    return any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions)
+    ready = find_condition(pod, "Ready")
+    return ready is not None and ready.status == "True"
 
 
 def find_attacher_problem(pods: Iterable[Pod]) -> tuple[str, str] | None:

@@ -30,11 +30,13 @@ class UserIdentity(msgspec.Struct, frozen=True):
     :ivar user: the user's name.
     :ivar groups: the user's groups.
     :ivar extra: further fields of the authenticator, for the authorizer.
+    :ivar uid: the user's unique id; empty if the authenticator knows none, or the aggregation layer does not send it.
     """
 
     user: str
     groups: tuple[str, ...]
     extra: dict[str, tuple[str, ...]] = {}
+    uid: str = ""
 
 
 class FrontProxy(msgspec.Struct, frozen=True):
@@ -45,6 +47,8 @@ class FrontProxy(msgspec.Struct, frozen=True):
     :ivar user_headers: the headers that may name the user, in order of preference.
     :ivar group_headers: the headers that name the user's groups.
     :ivar extra_prefixes: the prefixes of the headers with the extra fields.
+    :ivar uid_headers: the headers that may hold the user's unique id, in order of preference. There is no default: an
+        aggregation layer that does not set such a header passes on that of the client.
     """
 
     ca: str
@@ -52,6 +56,7 @@ class FrontProxy(msgspec.Struct, frozen=True):
     user_headers: tuple[str, ...]
     group_headers: tuple[str, ...]
     extra_prefixes: tuple[str, ...] = ("X-Remote-Extra-",)
+    uid_headers: tuple[str, ...] = ()
 
     def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> UserIdentity:
         """Return the user of a request.
@@ -74,7 +79,8 @@ class FrontProxy(msgspec.Struct, frozen=True):
         # As virt-api: a user without a group is not authenticated.
         if user is None or not groups:
             raise StatusError(401, "Unauthorized", "the aggregation layer named no user or no group")
-        return UserIdentity(user, tuple(groups), self._extra(headers))
+        uid = next((headers[name] for name in self.uid_headers if headers.get(name)), "")
+        return UserIdentity(user, tuple(groups), self._extra(headers), uid)
 
     def _extra(self, headers: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         found: dict[str, tuple[str, ...]] = {}
@@ -150,6 +156,7 @@ def parse(data: Mapping[str, str]) -> FrontProxy:
         user_headers=_names(data.get("requestheader-username-headers")) or ("X-Remote-User",),
         group_headers=_names(data.get("requestheader-group-headers")) or ("X-Remote-Group",),
         extra_prefixes=_names(data.get("requestheader-extra-headers-prefix")) or ("X-Remote-Extra-",),
+        uid_headers=_names(data.get("requestheader-uid-headers")),
     )
 
 

@@ -192,6 +192,7 @@ async def _is_allowed(
     attributes = {"verb": verb, "group": resource.group, "version": resource.version, "resource": resource.plural}
     spec: dict[str, Any] = {
         "user": caller.user,
+        "uid": caller.uid,
         "groups": list(caller.groups),
         "extra": {key: list(values) for key, values in caller.extra.items()},
         "resourceAttributes": {**attributes, "namespace": namespace, "name": name},

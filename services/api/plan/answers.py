@@ -35,10 +35,10 @@ class Observed(msgspec.Struct, frozen=True):
     :ivar pod: the acting pod; read only when the VMI has an interface of the requested name.
     :ivar nad: the requested NAD; read for ``addinterface`` only.
     :ivar nad_allowed: whether the user may use that NAD.
+    :ivar vm_allowed: whether the user may update the VM; reviewed only beside KubeVirt.
     :ivar user: the name of the user.
     :ivar owned_by_hotnic: whether hotnic, not KubeVirt, owns the VMs of this cluster.
     :ivar beside: what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
-    :ivar vm_allowed: whether the user may update the VM; reviewed only beside KubeVirt.
     :ivar preferred_model: the interface model of the VM's preference; empty when it names none.
     :ivar served: whether a pod that attaches networks at run time was found on the VMI's node; read only beside
         KubeVirt.
@@ -58,6 +58,7 @@ class Observed(msgspec.Struct, frozen=True):
     pod: Pod | None
     nad: NetworkAttachmentDefinition | None
     nad_allowed: bool
+    vm_allowed: bool
     user: str
     owned_by_hotnic: bool
     default_binding: str
@@ -65,7 +66,6 @@ class Observed(msgspec.Struct, frozen=True):
     now: str
     traceparent: str | None
     beside: Capabilities | None = None
-    vm_allowed: bool = True
     preferred_model: str = ""
     served: bool = False
     allow_eviction: bool = False

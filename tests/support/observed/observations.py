@@ -37,6 +37,7 @@ def api_observed(
         pod=None,
         nad=None,
         nad_allowed=True,
+        vm_allowed=True,
         user="someone",
         owned_by_hotnic=True,
         default_binding="masquerade",

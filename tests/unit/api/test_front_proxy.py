@@ -3,7 +3,7 @@
 import pytest
 from multidict import CIMultiDict
 
-from services.api.front_proxy import FrontProxy, UserIdentity
+from services.api.front_proxy import FrontProxy, UserIdentity, parse
 from services.common.http.server import StatusError
 
 PROXY = FrontProxy("ca", ("front-proxy-client",), ("X-Remote-User",), ("X-Remote-Group",))
@@ -37,6 +37,15 @@ def test_other_callers_are_refused(peer: str | None, request_headers: CIMultiDic
     with pytest.raises(StatusError) as refused:
         PROXY.identify(peer, request_headers, groups)
     assert refused.value.code == 401
+
+
+def test_uid_is_read_from_the_headers_that_the_aggregation_layer_sets() -> None:
+    """An older aggregation layer names no such header, and passes on the client's."""
+    named = {"requestheader-client-ca-file": "ca", "requestheader-uid-headers": '["X-Remote-Uid"]'}
+    sent = headers(X_Remote_Uid="u-1")
+    assert parse(named).identify("front-proxy-client", sent, GROUPS).uid == "u-1"
+    assert parse(named).identify("front-proxy-client", headers(), GROUPS).uid == ""
+    assert PROXY.identify("front-proxy-client", sent, GROUPS).uid == ""
 
 
 def test_empty_list_of_names_allows_every_certificate() -> None:

@@ -31,7 +31,8 @@ class AcceptAnyCaller(FrontProxy, frozen=True):
 
     def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> UserIdentity:
         """Return the user that the request names, or else the same one for every request."""
-        return UserIdentity(headers.get("X-Remote-User", "someone"), ("system:authenticated",), {"scopes": ("a",)}, "u-1")
+        user = headers.get("X-Remote-User", "someone")
+        return UserIdentity(user, ("system:authenticated",), {"scopes": ("a",)}, "u-1")
 
 
 class ServedApi:

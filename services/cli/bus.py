@@ -9,11 +9,11 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import click
 
 from services.cli.errors import Unreachable
+from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
     from services.common.bus.nats.reader import StreamReader
@@ -57,7 +57,7 @@ def run_with_bus(url: str | None, work: Callable[[StreamReader], Coroutine[Any, 
     try:
         return asyncio.run(connected())
     except BusUnavailable as error:
-        raise Unreachable(f"NATS at {without_credentials(address)} does not answer: {error}\n{NATS_HINT}") from error
+        raise Unreachable(f"NATS at {redact_addresses(address)} does not answer: {error}\n{NATS_HINT}") from error
 
 
 def required_url(url: str | None) -> str:
@@ -69,16 +69,3 @@ def required_url(url: str | None) -> str:
     if not url:
         raise Unreachable(f"no NATS address is set\n{NATS_HINT}")
     return url
-
-
-def without_credentials(url: str) -> str:
-    """Return addresses without user, password and token."""
-    return ",".join(_without_userinfo(part.strip()) for part in url.split(","))
-
-
-def _without_userinfo(url: str) -> str:
-    if "@" not in url:
-        return url
-    # An address of NATS may lack the scheme; without the slashes, urlsplit finds no host.
-    parts = urlsplit(url if "//" in url else f"//{url}")
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from services.cli.errors import CommandFailed, RefusedByServer, Unreachable
+from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
     from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
@@ -105,7 +106,7 @@ CLUSTER_HINT = (
 
 def cluster_message(kube: Kube) -> str:
     """Return the line that names the cluster, which commands print before they change something."""
-    return f"cluster {kube.access.server}, context {kube.access.context or '(in the pod)'}"
+    return f"cluster {redact_addresses(kube.access.server)}, context {kube.access.context or '(in the pod)'}"
 
 
 async def find_vmi(kube: Kube, namespace: str, name: str) -> VirtualMachineInstance:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.cli.bus import bus_option, required_url, run_with_bus, without_credentials
+from services.cli.bus import bus_option, required_url, run_with_bus
 from services.cli.errors import RefusedByServer
 from services.cli.output import NONE, as_json, examples, table
+from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
     from services.common.bus.dead_letters import DeadLetter
@@ -76,7 +77,7 @@ def replay(sequences: tuple[int, ...], everything: bool, keep: bool, output: str
     """
     if bool(sequences) is everything:
         raise click.UsageError("specify either the SEQUENCE of dead letters or --all")
-    click.echo(f"NATS {without_credentials(required_url(nats_url))}", err=True)
+    click.echo(f"NATS {redact_addresses(required_url(nats_url))}", err=True)
     done = run_with_bus(nats_url, lambda reader: _replay(reader, sequences, everything, keep))
     refused = [one for one in done if not one["replayed"]]
     if output == "json":

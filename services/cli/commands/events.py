@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from services.cli.bus import NATS_HINT, bus_option, without_credentials
+from services.cli.bus import NATS_HINT, bus_option
 from services.cli.cluster import ClusterTarget, cluster_options, find_vmi, run_with_cluster
 from services.cli.errors import Unreachable
 from services.cli.output import as_json, as_line, examples, row, table, widths
+from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
     from services.cli.commands.timeline import TimelineEntry
@@ -119,7 +120,7 @@ async def _from_nats(url: str, namespace: str, vm: str, printer: _Printer, follo
     from services.common.telemetry.logs import logger
 
     answered = False
-    server = f"NATS at {without_credentials(url)}"
+    server = f"NATS at {redact_addresses(url)}"
     try:
         async with open_reader(url, os.environ, log=logger("cli", "critical")) as reader:
             last = await _history(reader, namespace, vm, printer)

@@ -6,7 +6,6 @@ Next: :mod:`services.common.runtime.process`, which loads, prints and passes on 
 """
 
 import os
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,13 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import msgspec
 
 from schemas.bus.encoding import NO_NODE
+from services.common.telemetry.redact import REDACTED, redact_addresses, redact_text
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 PREFIX = "HOTNIC_"
-REDACTED = "***"
-
-_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 class SettingsError(Exception):
@@ -83,7 +80,7 @@ class Variable(msgspec.Struct, frozen=True):
     :ivar full_type: the type with its metadata.
     :ivar default: ``msgspec.NODEFAULT`` if the variable is required.
     :ivar secret: whether the value must not be printed.
-    :ivar url: whether the value is a URL that may contain a password.
+    :ivar url: whether the value is a URL that may contain a password, or several.
     """
 
     name: str
@@ -145,16 +142,24 @@ def load(cls: type[S], environ: Mapping[str, str] = os.environ) -> S:
 
 
 def redacted(settings: msgspec.Struct) -> dict[str, Any]:
-    """Return the settings by variable name for printing, with secrets and the user part of URLs replaced."""
+    """Return the settings by variable name for printing, without secrets."""
     shown: dict[str, Any] = {}
     for variable in variables(type(settings)):
         value = getattr(settings, variable.field)
-        if variable.secret and value:
+        if isinstance(value, str):
+            value = _redact(variable, value)
+        elif variable.secret and value:
             value = REDACTED
-        elif variable.url and isinstance(value, str):
-            value = _URL_PASSWORD.sub(REDACTED, value)
+        elif isinstance(value, list | tuple):
+            value = [_redact(variable, item) if isinstance(item, str) else item for item in value]
         shown[variable.name] = value
     return shown
+
+
+def _redact(variable: Variable, text: str) -> str:
+    if variable.secret and text:
+        return REDACTED
+    return redact_addresses(text) if variable.url else redact_text(text)
 
 
 def _convert(variable: Variable, text: str) -> Any:
@@ -162,8 +167,9 @@ def _convert(variable: Variable, text: str) -> Any:
     try:
         return msgspec.convert(value, variable.full_type, strict=False)
     except msgspec.ValidationError as error:
-        shown = "" if variable.secret else f", got {_URL_PASSWORD.sub(REDACTED, text)!r}"
-        raise SettingsError(variable.name, f"{error}{shown}") from None
+        # The error may quote the value.
+        problem = "the value is invalid" if variable.secret else f"{error}, got {_redact(variable, text)!r}"
+        raise SettingsError(variable.name, problem) from None
 
 
 def _is_annotated(hint: Any) -> bool:

@@ -13,7 +13,9 @@ from typing import Any, Literal, TextIO, TypeAlias
 import msgspec
 from opentelemetry import trace
 
+from schemas.inputs import one_line
 from services.common.telemetry.propagation import NO_TRACE
+from services.common.telemetry.redact import redact_text
 
 _rich = sys.modules.get("rich")
 if _rich is None:
@@ -32,6 +34,7 @@ Format: TypeAlias = Literal["auto", "json", "console"]
 
 _MIN_LIBRARY_LEVELS = {"aiohttp.access": logging.WARNING, "asyncio": logging.WARNING, "nats": logging.WARNING}
 _NAMESPACE = "hotnic"
+_TRACEBACKS = frozenset({"exception", "stack"})
 
 
 def add_trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -43,6 +46,29 @@ def add_trace_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -
         event["trace_id"] = trace.format_trace_id(span.trace_id)
         event["span_id"] = trace.format_span_id(span.span_id)
     return event
+
+
+def redact_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Redact the addresses in every value, whoever wrote it."""
+    return {key: _redacted(value) for key, value in event.items()}
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, BaseException):
+        return redact_text(repr(value))
+    if isinstance(value, list | tuple):
+        return [_redacted(item) for item in value]
+    return {key: _redacted(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def printable_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace what a terminal would interpret in the texts. Only a traceback keeps its lines."""
+    shown = {key: one_line(value) if isinstance(value, str) else value for key, value in event.items()}
+    for key in _TRACEBACKS & event.keys():
+        shown[key] = "\n".join(map(one_line, str(event[key]).splitlines()))
+    return shown
 
 
 def _to_json(event: Any, **_: Any) -> str:
@@ -63,12 +89,20 @@ def formatter(form: Format, stream: TextIO) -> logging.Formatter:
     """Return the formatter of our own and the libraries' lines."""
     console = form == "console" or (form == "auto" and stream.isatty())
     render: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        [
+            printable_values,
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback),
+        ]
         if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
+        else [structlog.processors.JSONRenderer(serializer=_to_json)]
     )
     return structlog.stdlib.ProcessorFormatter(
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            redact_values,
+            *render,
+        ],
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *_SHARED_PROCESSORS],
     )
 

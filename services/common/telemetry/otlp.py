@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 from opentelemetry.sdk.trace.export import SpanExporter
 
+from services.common.telemetry.redact import redact_addresses
+
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
@@ -59,7 +61,7 @@ def target_of(environ: Mapping[str, str]) -> OtlpTarget | None:
     endpoint = exact or base
     if problem := _find_problem(protocol, endpoint):
         raise InvalidOtelVariable(
-            f"{_TRACES_ENDPOINT if exact else _ENDPOINT}: {_without_user(endpoint)!r} {problem}; "
+            f"{_TRACES_ENDPOINT if exact else _ENDPOINT}: {redact_addresses(endpoint)!r} {problem}; "
             f"set {_EXPECTED[protocol]}"
         )
     if protocol == "grpc" or exact:
@@ -96,13 +98,6 @@ def _find_problem(protocol: OtlpProtocol, endpoint: str) -> str:
         return "has an invalid port" if url.port == 0 else ""
     except ValueError:
         return "has an invalid port"
-
-
-def _without_user(endpoint: str) -> str:
-    """Return an endpoint for an error message, without a password."""
-    before, at, after = endpoint.rpartition("@")
-    scheme, separator, _ = before.rpartition("://")
-    return f"{scheme}{separator}***@{after}" if at else endpoint
 
 
 def _protocol_of(environ: Mapping[str, str]) -> OtlpProtocol:

@@ -5,8 +5,10 @@ Only variables that have an effect are checked. Not the collector's address: :mo
 Next: :mod:`services.common.telemetry.setup`, which creates what the variables configure.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import unquote
 
 from services.common.telemetry.otlp import InvalidOtelVariable, OtlpProtocol, target_of
 
@@ -37,6 +39,8 @@ _BATCHES: Final = {
 }
 """The variables of batches, with the SDK's defaults."""
 _TIMEOUTS: Final = ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
+_HEADERS: Final = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+_HEADER: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+[ \t]*=([ !#-+\--:<-\[\]-~]*)", re.ASCII)
 _COMPRESSIONS: Final = ("OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION")
 _ALGORITHMS: Final[Mapping[OtlpProtocol, tuple[str, ...]]] = {
     "http/protobuf": ("none", "gzip", "deflate"),
@@ -63,6 +67,8 @@ def check_variables(environ: Mapping[str, str]) -> None:
     for name in _TIMEOUTS:
         if not _is_number(_value(environ, name, target.protocol), 0, float("inf")):
             raise InvalidOtelVariable(f"{name}: {environ[name]!r} is no number of seconds; set one such as 10")
+    for name in _HEADERS:
+        _check_headers(environ, name)
     for name in _COMPRESSIONS:
         value = _value(environ, name, target.protocol)
         if value is not None and value.lower() not in _ALGORITHMS[target.protocol]:
@@ -77,6 +83,15 @@ def _check_sampler(environ: Mapping[str, str]) -> None:
     ratio = environ.get(_SAMPLER_ARG, "")
     if sampler in _RATIO_SAMPLERS and ratio and not _is_number(ratio, 0, 1):
         raise InvalidOtelVariable(f"{_SAMPLER_ARG}: {ratio!r} is no ratio; set a number from 0 to 1")
+
+
+def _check_headers(environ: Mapping[str, str], name: str) -> None:
+    # The exporters quote a header that they cannot send in a log line, and it may be a password.
+    for number, header in enumerate(environ.get(name, "").split(","), start=1):
+        found = _HEADER.fullmatch(header.strip(" \t"))
+        value = unquote(found[1]) if found is not None else ""
+        if header.strip() and (found is None or not (value.isascii() and value.isprintable())):
+            raise InvalidOtelVariable(f"{name}: header {number} is not NAME=VALUE with a URL-encoded value in ASCII")
 
 
 def _value(environ: Mapping[str, str], name: str, protocol: OtlpProtocol) -> str | None:

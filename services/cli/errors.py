@@ -7,6 +7,8 @@ from typing import ClassVar
 
 import click
 
+from services.common.telemetry.redact import redact_text
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by the convention of shells (128 + SIGINT)."""
 
@@ -15,6 +17,12 @@ class CliError(click.ClickException):
     """An error whose message is printed on standard error; ends the program."""
 
     exit_code: ClassVar[int] = 1
+
+    def format_message(self) -> str:
+        """Return the message for a terminal; it may quote a server."""
+        from schemas.inputs import one_line
+
+        return "\n".join(map(one_line, redact_text(self.message).split("\n")))
 
 
 class CommandFailed(CliError):

@@ -1,6 +1,8 @@
 """Formats of output, options and help texts as kubectl has them: tables, JSON, durations, examples.
 
-No terminal library. The waterfall of a trace is :mod:`services.cli.tracing.waterfall`.
+Only this module writes: what a VM, a guest or a server says may hold control characters, which a terminal would
+interpret, and an address with a password. No terminal library.
+Next: :mod:`services.cli.tracing.waterfall`, which draws a trace.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from services.common.telemetry.redact import redact_text
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -46,11 +50,43 @@ def parse_duration(text: str) -> float | None:
     return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table: columns aligned to the left, three spaces apart, without trailing spaces."""
+def say(*lines: str, err: bool = False) -> None:
+    """Write lines without control characters and passwords; a line break inside of one does not begin another.
+
+    :param err: write them to standard error.
+    """
+    from schemas.inputs import one_line
+
+    for line in lines:
+        click.echo(one_line(redact_text(line)), err=err)
+
+
+def say_styled(lines: Sequence[str]) -> None:
+    """Write lines as they are: their author has added colours, and has replaced control characters before that."""
+    for line in lines:
+        click.echo(line)
+
+
+def say_json(value: Any, *, indent: bool = True) -> None:
+    """Write a value that msgspec can encode as JSON: on one line, or indented."""
+    import msgspec
+
+    encoded = msgspec.json.encode(value)
+    text = (msgspec.json.format(encoded, indent=2) if indent else encoded).decode()
+    click.echo("".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text))
+
+
+def _escape(character: str) -> str:
+    """Return a character of a string as JSON may write it: the units of UTF-16."""
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: columns aligned to the left, three spaces apart, without trailing spaces."""
     lines = [header, *rows]
     column_widths = widths(lines)
-    return "\n".join(row(line, column_widths) for line in lines)
+    return [row(line, column_widths) for line in lines]
 
 
 def widths(lines: Sequence[Sequence[str]]) -> list[int]:
@@ -61,20 +97,6 @@ def widths(lines: Sequence[Sequence[str]]) -> list[int]:
 def row(cells: Sequence[str], column_widths: Sequence[int]) -> str:
     """Return one line of a table; a cell that is wider than its column shifts the cells after it."""
     return "   ".join(cell.ljust(width) for cell, width in zip(cells, column_widths, strict=True)).rstrip()
-
-
-def as_json(value: Any) -> str:
-    """Return a value that msgspec can encode as indented JSON."""
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-
-
-def as_line(value: Any) -> str:
-    """Return a value that msgspec can encode as JSON on one line."""
-    import msgspec
-
-    return msgspec.json.encode(value).decode()
 
 
 def examples(*lines: str) -> str:

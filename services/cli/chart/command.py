@@ -12,7 +12,7 @@ import click
 
 from services.cli.cluster import ClusterTarget, run_with_cluster
 from services.cli.errors import CommandFailed
-from services.cli.output import Duration, examples
+from services.cli.output import Duration, examples, say
 
 if TYPE_CHECKING:
     from services.common.kube.client import Kube
@@ -51,7 +51,7 @@ def uninstall(
     target = ClusterTarget(namespace, None, None)
 
     async def work(kube: Kube, _namespace: str) -> None:
-        run = Uninstall(kube, namespace, template, say=click.echo)
+        run = Uninstall(kube, namespace, template, say=say)
         await run.remove(api_services, daemonset)
         await run.clean_nodes(",".join(labels), timeout)
 
@@ -73,7 +73,7 @@ def test(
     from services.cli.chart.attachment import check_apis, check_attachment
 
     async def work(kube: Kube, _namespace: str) -> None:
-        await check_apis(kube, apis, timeout, say=click.echo)
+        await check_apis(kube, apis, timeout, say=say)
         await check_attachment(
             kube,
             (namespace, pod),
@@ -81,7 +81,7 @@ def test(
             interface,
             attached=attached,
             timeout=timeout,
-            say=click.echo,
+            say=say,
         )
 
     run_with_cluster(ClusterTarget(namespace, None, None), work)

@@ -13,7 +13,7 @@ import click
 from services.cli.cluster import ClusterTarget, cluster_options, run_with_cluster
 from services.cli.errors import INTERRUPTED
 from services.cli.operations.request import ChangeRequest, Verb
-from services.cli.output import Duration, as_json, examples
+from services.cli.output import Duration, examples, say, say_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -166,15 +166,15 @@ def perform(change: ChangeRequest, target: ClusterTarget, output: str | None) ->
         # The request has not been answered, so it is unknown whether there is an operation.
         if change.operation is None:
             raise
-        click.echo(f"\nthe operation continues; to follow it, run: {change.status_command}", err=True)
+        say("", f"the operation continues; to follow it, run: {change.status_command}", err=True)
         return INTERRUPTED
     from services.cli.operations.outcome import document, error_of, success_message
 
     error = error_of(change)
     if output == "json":
-        click.echo(as_json(document(change)))
+        say_json(document(change))
     elif error is None:
-        click.echo(success_message(change))
+        say(success_message(change))
     if error is not None:
         raise error
     return 0

@@ -11,7 +11,7 @@ import click
 
 from services.cli.bus import bus_option, required_url, run_with_bus
 from services.cli.errors import RefusedByServer
-from services.cli.output import NONE, as_json, examples, table
+from services.cli.output import NONE, examples, say, say_json, table
 from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ def list_(output: str | None, nats_url: str | None) -> None:
     """List the dead-lettered messages, oldest first."""
     letters = run_with_bus(nats_url, _all)
     if output == "json":
-        click.echo(as_json([letter.summary() for letter in letters]))
+        say_json([letter.summary() for letter in letters])
     elif letters:
         columns = WIDE_COLUMNS if output == "wide" else COLUMNS
-        click.echo(table(columns, [_cells(letter, wide=output == "wide") for letter in letters]))
+        say(*table(columns, [_cells(letter, wide=output == "wide") for letter in letters]))
     else:
-        click.echo("no dead letters found", err=True)
+        say("no dead letters found", err=True)
 
 
 @dead_letter.command(epilog=examples("hotnic dead-letter show 7", "hotnic dead-letter show 7 -o json"))
@@ -57,10 +57,9 @@ def show(sequence: int, output: str | None, nats_url: str | None) -> None:
     """
     letter = run_with_bus(nats_url, lambda reader: _one(reader, sequence))
     if output == "json":
-        click.echo(as_json(letter.document()))
+        say_json(letter.document())
         return
-    for line in letter_lines(letter):
-        click.echo(line)
+    say(*letter_lines(letter))
 
 
 @dead_letter.command(epilog=examples("hotnic dead-letter replay 7", "hotnic dead-letter replay --all --keep"))
@@ -77,18 +76,18 @@ def replay(sequences: tuple[int, ...], everything: bool, keep: bool, output: str
     """
     if bool(sequences) is everything:
         raise click.UsageError("specify either the SEQUENCE of dead letters or --all")
-    click.echo(f"NATS {redact_addresses(required_url(nats_url))}", err=True)
+    say(f"NATS {redact_addresses(required_url(nats_url))}", err=True)
     done = run_with_bus(nats_url, lambda reader: _replay(reader, sequences, everything, keep))
     refused = [one for one in done if not one["replayed"]]
     if output == "json":
-        click.echo(as_json(done))
+        say_json(done)
     for one in done if output is None else ():
         if one["replayed"]:
-            click.echo(f"{one['sequence']}: published again on {one['subject']} as {one['id']}")
+            say(f"{one['sequence']}: published again on {one['subject']} as {one['id']}")
     for one in refused:
-        click.echo(f"{one['sequence']}: refused: {one['reason']}: {one['detail']}", err=True)
+        say(f"{one['sequence']}: refused: {one['reason']}: {one['detail']}", err=True)
     if not done:
-        click.echo("no dead letters found", err=True)
+        say("no dead letters found", err=True)
     return RefusedByServer.exit_code if refused else 0
 
 

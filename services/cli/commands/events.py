@@ -17,7 +17,7 @@ import click
 from services.cli.bus import NATS_HINT, bus_option
 from services.cli.cluster import ClusterTarget, cluster_options, find_vmi, run_with_cluster
 from services.cli.errors import Unreachable
-from services.cli.output import as_json, as_line, examples, row, table, widths
+from services.cli.output import examples, row, say, say_json, table, widths
 from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def events(
 
     vm_namespace = run_with_cluster(ClusterTarget(namespace, context, kubeconfig), work)
     if printer.count == 0:
-        click.echo(f"no events found for {vm_namespace}/{vm}", err=True)
+        say(f"no events found for {vm_namespace}/{vm}", err=True)
 
 
 class _Printer:
@@ -86,14 +86,14 @@ class _Printer:
         lines = [line for line in found if self._interface in (None, line.interface)]
         self.count += len(lines)
         if self._json and not self._follow:
-            click.echo(as_json(lines))
+            say_json(lines)
         elif self._json:
             for line in lines:
-                click.echo(as_line(line))
+                say_json(line, indent=False)
         elif lines or self._follow:
             rows = [cells(line) for line in lines]
             self._widths = widths([COLUMNS, *rows])
-            click.echo(table(COLUMNS, rows))
+            say(*table(COLUMNS, rows))
 
     def print_entry(self, line: TimelineEntry | None) -> None:
         """Print a new event."""
@@ -102,12 +102,15 @@ class _Printer:
         if line is None or self._interface not in (None, line.interface):
             return
         self.count += 1
-        click.echo(as_line(line) if self._json else row(cells(line), self._widths))
+        if self._json:
+            say_json(line, indent=False)
+        else:
+            say(row(cells(line), self._widths))
 
 
 def _print_following(namespace: str, vm: str, source: str) -> None:
     """Print on standard error that every event from now on is printed; standard output has events only."""
-    click.echo(f"following events of {namespace}/{vm} from {source}; press Ctrl-C to stop", err=True)
+    say(f"following events of {namespace}/{vm} from {source}; press Ctrl-C to stop", err=True)
 
 
 async def _from_nats(url: str, namespace: str, vm: str, printer: _Printer, follow: bool) -> bool:
@@ -130,7 +133,7 @@ async def _from_nats(url: str, namespace: str, vm: str, printer: _Printer, follo
     except BusUnavailable as error:
         if answered:
             raise Unreachable(f"lost the connection to {server}: {error}\n{NATS_HINT}") from error
-        click.echo(f"{server} does not answer ({error}); reading events from the Kubernetes API instead", err=True)
+        say(f"{server} does not answer ({error}); reading events from the Kubernetes API instead", err=True)
     return answered
 
 

@@ -13,7 +13,7 @@ import time
 import click
 
 from services.cli.errors import CommandFailed
-from services.cli.output import Duration, examples
+from services.cli.output import Duration, examples, say
 
 VARIABLE = "HOTNIC_HEALTH_LISTEN"
 MAX_RESPONSE = 64 * 1024
@@ -45,7 +45,7 @@ def healthcheck(live: bool, timeout: float) -> None:
         raise CommandFailed(f"cannot check the role at {listen}: {error}") from error
     if status != 200:
         raise CommandFailed(f"the role at {listen} is not ready: {reason(status, body)}")
-    click.echo("live" if live else "ready")
+    say("live" if live else "ready")
 
 
 def request(listen: str, path: str, timeout: float) -> tuple[int, str]:

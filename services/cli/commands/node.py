@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from services.cli.errors import CommandFailed, ForeignConfiguration, StillInProgress
-from services.cli.output import Duration, as_json, examples
+from services.cli.output import Duration, examples, say, say_json
 
 if TYPE_CHECKING:
     from services.cli.node.apply import CleaningReport
@@ -57,7 +57,7 @@ def install_shim(source: Path, bin_dir: Path) -> None:
         written = install_executable(source, target)
     except OSError as error:
         raise CommandFailed(f"cannot install {source} as {target}: {error.strerror or error}") from error
-    click.echo(f"installed {target}" if written else f"{target} is up to date")
+    say(f"installed {target}" if written else f"{target} is up to date")
 
 
 @node.command(
@@ -126,7 +126,10 @@ def clean(
         report = clean_node(paths, dry_run=dry_run, timeout=timeout)
     except OSError as error:
         raise CommandFailed(f"cannot read the node's files: {error}") from error
-    click.echo(as_json(report) if output == "json" else _text(report))
+    if output == "json":
+        say_json(report)
+    else:
+        say(*_lines(report))
     if report.failed:
         return CommandFailed.exit_code
     if report.refused:
@@ -136,9 +139,9 @@ def clean(
     return 0
 
 
-def _text(report: CleaningReport) -> str:
+def _lines(report: CleaningReport) -> list[str]:
     verb = "would remove" if report.dry_run else "removed"
     lines = [f"{verb} {item.path}: {item.reason}" for item in report.removed]
     lines += [f"left {item.path}: {item.reason}" for item in report.left]
     lines += [f"failed {item.path}: {item.reason}" for item in report.failed]
-    return "\n".join(lines) or "nothing of hotnic is on this node"
+    return lines or ["nothing of hotnic is on this node"]

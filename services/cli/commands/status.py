@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from services.cli.cluster import ClusterTarget, cluster_options, find_vmi, run_with_cluster
-from services.cli.output import NONE, UNKNOWN, as_json, as_line, examples, row, table, widths
+from services.cli.output import NONE, UNKNOWN, examples, row, say, say_json, table, widths
 
 if TYPE_CHECKING:
     from schemas.bus.hotplug_status import InterfaceHotplugStatus
@@ -62,13 +62,12 @@ def status(
         return
     vmi_object, view, warnings = run_with_cluster(target, lambda kube, ns: _read(kube, ns, vmi))
     if output == "json":
-        click.echo(as_json(document(vmi_object, view, warnings)))
+        say_json(document(vmi_object, view, warnings))
         return
     wide = output == "wide"
     if view.nic_statuses:
-        click.echo(
-            table(WIDE_COLUMNS if wide else COLUMNS, [cells(nic_status, wide=wide) for nic_status in view.nic_statuses])
-        )
+        rows = [cells(nic_status, wide=wide) for nic_status in view.nic_statuses]
+        say(*table(WIDE_COLUMNS if wide else COLUMNS, rows))
     _print_messages(vmi_object, view, warnings)
 
 
@@ -97,16 +96,15 @@ async def _follow(kube: Kube, namespace: str, name: str, output: str | None) -> 
     def show(view: StatusView) -> None:
         nonlocal degraded
         if output == "json":
-            click.echo(as_line(document(vmi, view, {})))
+            say_json(document(vmi, view, {}), indent=False)
             return
-        for line in watch_table.update(view.nic_statuses):
-            click.echo(line)
+        say(*watch_table.update(view.nic_statuses))
         if view.degraded != degraded:
             degraded = view.degraded
-            click.echo(_degraded(view) if degraded else "the hot-plug status is complete again", err=True)
+            say(_degraded(view) if degraded else "the hot-plug status is complete again", err=True)
 
     await follow_status(kube, vmi, show)
-    click.echo(f"{namespace}/{name} was deleted or stopped", err=True)
+    say(f"{namespace}/{name} was deleted or stopped", err=True)
 
 
 class WatchTable:
@@ -135,12 +133,12 @@ class WatchTable:
 def _print_messages(vmi: VirtualMachineInstance, view: StatusView, warnings: WarningsByInterface) -> None:
     meta = vmi.metadata
     if not view.nic_statuses:
-        click.echo(f"no secondary network interfaces found in {meta.namespace}/{meta.name}", err=True)
+        say(f"no secondary network interfaces found in {meta.namespace}/{meta.name}", err=True)
     if view.degraded:
-        click.echo(_degraded(view), err=True)
+        say(_degraded(view), err=True)
     for nic_status in view.nic_statuses:
         for text in explain(nic_status, warnings.get(nic_status.interface, [])):
-            click.echo(f"{nic_status.interface}: {text}", err=True)
+            say(f"{nic_status.interface}: {text}", err=True)
 
 
 def explain(nic_status: InterfaceHotplugStatus, warnings: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ import click
 
 from services.cli.cluster import ClusterTarget, cluster_options, find_vmi, run_with_cluster
 from services.cli.errors import CommandFailed
-from services.cli.output import as_json, examples
+from services.cli.output import examples, say, say_json, say_styled
 
 if TYPE_CHECKING:
     from schemas.kubernetes.objects import VirtualMachineInstance
@@ -103,7 +103,7 @@ def trace_id_of(vmi: VirtualMachineInstance, interface: str | None) -> str:
         )
     nic_status = max(traced, key=lambda nic_status: nic_status.requested_at or "")
     if interface is None and len(traced) > 1:
-        click.echo(f'showing interface "{nic_status.interface}", which has the latest operation', err=True)
+        say(f'showing interface "{nic_status.interface}", which has the latest operation', err=True)
     assert nic_status.trace_id is not None
     return nic_status.trace_id
 
@@ -114,9 +114,9 @@ def _show(spans: list[Span], output: str) -> None:
 
     nodes = span_tree(spans)
     if output == "json":
-        click.echo(as_json(as_document(nodes)))
+        say_json(as_document(nodes))
         return
-    click.echo("\n".join([summary(nodes), "", *render(nodes, _style())]))
+    say_styled([summary(nodes), "", *render(nodes, _style())])
 
 
 def _style() -> Style:

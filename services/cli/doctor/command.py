@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from services.cli.cluster import ClusterTarget, cluster_message, cluster_options, run_with_cluster
-from services.cli.output import UNKNOWN, as_json, examples
+from services.cli.output import UNKNOWN, examples, say, say_json
 
 if TYPE_CHECKING:
     from services.cli.doctor.collect.node_files import NodeSettings
@@ -132,7 +132,7 @@ def doctor(
         return await _examine(kube, None if all_namespaces else default, vm, paths, node)
 
     async def fix_all(kube: Kube, default: str) -> FixReport:
-        click.echo(cluster_message(kube), err=True)
+        say(cluster_message(kube), err=True)
         return await _fix(kube, lambda: work(kube, default), paths, dry_run=dry_run, quiet=output == "json")
 
     if fix:
@@ -147,10 +147,9 @@ def doctor(
 def _print(report: DoctorReport | None, output: str, *, document: DoctorReport | FixReport) -> None:
     """Print the report, or the document as JSON."""
     if output == "json":
-        click.echo(as_json(document))
+        say_json(document)
     elif report is not None:
-        for line in report_lines(report):
-            click.echo(line)
+        say(*report_lines(report))
 
 
 async def _fix(
@@ -165,18 +164,18 @@ async def _fix(
     from services.cli.doctor.fix.apply import StepApplier
     from services.cli.doctor.fix.rounds import change_line, fix_findings
 
-    def say(made: MadeChange) -> None:
+    def on_change(made: MadeChange) -> None:
         if not quiet:
-            click.echo(change_line(made))
+            say(change_line(made))
 
     report = await examine()
     if not quiet:
         # The findings that are left are printed again at the end, with their repairs.
-        lines = report_lines(report) if dry_run else map(finding_line, report.findings)
-        for line in lines:
-            click.echo(line)
+        say(*(report_lines(report) if dry_run else map(finding_line, report.findings)))
     applier = StepApplier(kube, paths, dry_run=dry_run)
-    return await fix_findings(report, examine=examine, apply=applier.apply, clock=time.time, say=say, dry_run=dry_run)
+    return await fix_findings(
+        report, examine=examine, apply=applier.apply, clock=time.time, say=on_change, dry_run=dry_run
+    )
 
 
 async def _examine(

@@ -13,10 +13,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import click
-
 from services.cli.cluster import cluster_message, explain_not_found, find_vm, find_vmi, get_or_none
 from services.cli.errors import CommandFailed
+from services.cli.output import say
 
 if TYPE_CHECKING:
     from schemas.kubernetes.objects import VirtualMachineInstance
@@ -96,14 +95,14 @@ class ChangeRequest:
         from services.common.kube.errors import Conflict
 
         self.namespace = namespace
-        click.echo(cluster_message(kube), err=True)
+        say(cluster_message(kube), err=True)
         try:
             self.operation = await self._request(kube)
         except Conflict as error:
             if self.persist or not requires_persist(error):
                 raise
             self.persist = True
-            click.echo("KubeVirt owns the VMs of this cluster: the VM's template is changed (--persist)", err=True)
+            say("KubeVirt owns the VMs of this cluster: the VM's template is changed (--persist)", err=True)
             self.operation = await self._request(kube)
         if self.operation is None:
             return
@@ -136,7 +135,7 @@ class ChangeRequest:
         request = kube.request("PUT", path, query=query, body=self._body, span=f"kube put {self.verb}")
         response = await explain_not_found(request, self.namespace, self.vm)
         for warning in response.warnings:
-            click.echo(f"Warning: {warning}", err=True)
+            say(f"Warning: {warning}", err=True)
         operation: str | None = response.headers.get(OPERATION_HEADER)
         if operation is None and not self.dry_run:
             raise CommandFailed(
@@ -156,7 +155,7 @@ class ChangeRequest:
         from services.cli.operations.hotplug_status import read_warnings
         from services.cli.operations.progress import OperationResult
 
-        click.echo(f"operation {self.operation} accepted", err=True)
+        say(f"operation {self.operation} accepted", err=True)
         await follow_operation(
             kube,
             vmi,
@@ -173,7 +172,7 @@ class ChangeRequest:
         self._print_line(str(stage))
 
     def _print_line(self, text: str) -> None:
-        click.echo(f"{time.monotonic() - self._started:7.3f} s  {text}", err=True)
+        say(f"{time.monotonic() - self._started:7.3f} s  {text}", err=True)
 
 
 def requires_persist(error: KubeError) -> bool:

@@ -65,7 +65,7 @@ def summary(nodes: Sequence[SpanNode]) -> str:
     gap_time = sum(until - since for since, until in gaps(spans, GAP_NANOSECONDS))
     services = len({span.service for span in spans})
     parts = [
-        f"trace {spans[0].trace_id}",
+        f"trace {one_line(spans[0].trace_id)}",
         f"{len(spans)} span{'s' * (len(spans) != 1)} of {services} service{'s' * (services != 1)}",
         f"{(end - begin) / 1e6:.1f} ms",
     ]

@@ -1,12 +1,17 @@
 """Tables, durations, and the exit code and message of each error."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.cli import output
 from services.cli.cluster import cli_error
 from services.cli.errors import CommandFailed, RefusedByServer, Unreachable
-from services.cli.output import parse_duration, table
+from services.cli.output import parse_duration, say, say_json, table
 from services.common.kube.errors import (
     AlreadyExists,
     BadApiResponse,
@@ -51,9 +56,40 @@ def test_any_text_is_parsed_without_an_exception(text: str) -> None:
     assert seconds is None or seconds >= 0
 
 
+HOSTILE = "\x1b]0;x\x07 \x9b2J \x7f \u202e \u2066 \ud800 \U000e0041 a\nb\tc\r nats://u:s3cr3t@h"
+
+
+def test_no_control_character_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    say(*table(["NAME", "STAGE"], [["blue", HOSTILE], ["red", "x"]]))
+    say(f"blue: {HOSTILE}", err=True)
+    CommandFailed(f"the server failed: {HOSTILE}\nTry again").show()
+    written = capsys.readouterr()
+    assert [len(text.splitlines()) for text in written] == [3, 4]
+    assert (written.out + written.err).replace("\n", "").isprintable()
+    assert "s3cr3t" not in written.out + written.err
+
+
+@pytest.mark.parametrize("indent", [True, False])
+def test_json_is_the_same_value_without_control_characters(indent: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"message": HOSTILE.replace("\ud800", "é"), "number": 1}
+    say_json(value, indent=indent)
+    text = capsys.readouterr().out
+    assert text.replace("\n", "").isprintable()
+    assert "é" in text
+    assert json.loads(text) == value
+
+
+def test_only_the_output_module_writes() -> None:
+    """Another way to write would bypass it."""
+    package = Path(output.__file__).parent
+    writes = re.compile(r"\b(?:click\.s?echo|print|std(?:out|err)\.write)\(")
+    found = {path.name for path in package.rglob("*.py") if writes.search(path.read_text())}
+    assert found == {"output.py"}
+
+
 @given(st.lists(st.lists(st.text("ab-.", min_size=1), min_size=2, max_size=2)))
 def test_columns_are_aligned(rows: list[list[str]]) -> None:
-    lines = table(["NAME", "STAGE"], rows).split("\n")
+    lines = table(["NAME", "STAGE"], rows)
     assert len(lines) == len(rows) + 1
     start = lines[0].index("STAGE")
     for line, row in zip(lines[1:], rows, strict=True):

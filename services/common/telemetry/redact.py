@@ -11,7 +11,7 @@ REDACTED = "***"
 _SCHEMES = r"(?:nats|tls|wss?|https?|grpc)://"
 _SCHEME = re.compile(_SCHEMES, re.IGNORECASE)
 _NEXT_ADDRESS = re.compile(rf",\s*(?={_SCHEMES})", re.IGNORECASE)
-_QUERY = re.compile(r"([?#]).+", re.DOTALL)
+_QUERY = re.compile(r"\?.+", re.DOTALL)
 _IN_TEXT = re.compile(rf"{_SCHEMES}\S+", re.IGNORECASE)
 _PUNCTUATION = "'\")]}>,.;:"
 """What may follow an address in a text."""
@@ -32,7 +32,7 @@ def redact_text(text: str) -> str:
     """Return text, such as a message of a library, without the users and queries of addresses in it."""
     if "://" in text:
         text = _IN_TEXT.sub(_redact_word, text)
-    return _PATH_QUERY.sub(rf"\1{REDACTED}", text) if "?" in text else text
+    return _PATH_QUERY.sub(f"?{REDACTED}", text) if "?" in text else text
 
 
 def _redact_word(found: re.Match[str]) -> str:
@@ -43,8 +43,8 @@ def _redact_word(found: re.Match[str]) -> str:
 def _redact_address(text: str) -> str:
     before, at, after = text.rpartition("@")
     if not at:
-        return _QUERY.sub(rf"\1{REDACTED}", text)
+        return _QUERY.sub(f"?{REDACTED}", text)
     scheme = _SCHEME.match(text)
     # Behind a question mark or a number sign, nothing tells whether the sign ends a user or is a part of a query.
-    after = "" if _QUERY.search(before) else _QUERY.sub(rf"\1{REDACTED}", after)
+    after = "" if "?" in before or "#" in before else _QUERY.sub(f"?{REDACTED}", after)
     return f"{scheme[0] if scheme else ''}{REDACTED}{at if after else ''}{after}"

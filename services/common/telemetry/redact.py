@@ -32,7 +32,7 @@ def redact_text(text: str) -> str:
     """Return text, such as a message of a library, without the users and queries of addresses in it."""
     if "://" in text:
         text = _IN_TEXT.sub(_redact_word, text)
-    return _PATH_QUERY.sub(f"?{REDACTED}", text) if "?" in text else text
+    return _PATH_QUERY.sub(rf"\1{REDACTED}", text) if "?" in text else text
 
 
 def _redact_word(found: re.Match[str]) -> str:

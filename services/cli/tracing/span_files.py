@@ -6,7 +6,9 @@ Next: :mod:`services.cli.tracing.spans`, which parses the lines.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from services.cli.errors import CommandFailed
 from services.cli.tracing.spans import Span, parse
@@ -83,12 +85,25 @@ def _read(folder: Path, marker: str | None = None) -> list[Span]:
 
     def lines() -> Iterator[bytes]:
         needle = marker.encode() if marker is not None else None
-        for file in sorted(folder.rglob("*.jsonl")):
-            with file.open("rb") as opened:
-                yield from (line for line in opened if needle is None or needle in line.lower())
+        for opened in _files(folder):
+            yield from (line for line in opened if needle is None or needle in line.lower())
 
     try:
         spans, _ = parse(lines())
     except OSError as error:
         raise CommandFailed(f"{error.filename}: {error.strerror}") from error
     return spans
+
+
+def _files(folder: Path) -> Iterator[BinaryIO]:
+    """Open each file once, also if its process renames or removes files meanwhile."""
+    seen: set[tuple[int, int]] = set()
+    before = -1
+    while before < len(seen):
+        before = len(seen)
+        for file in sorted(folder.rglob("*.jsonl")):
+            with suppress(FileNotFoundError), file.open("rb") as opened:
+                found = os.fstat(opened.fileno())
+                if (found.st_dev, found.st_ino) not in seen:
+                    seen.add((found.st_dev, found.st_ino))
+                    yield opened

@@ -15,6 +15,7 @@ import msgspec
 
 from schemas.bus.encoding import NO_NODE
 from services.common.telemetry.redact import REDACTED, redact_addresses, redact_text
+from services.common.telemetry.trace_files import MAX_FILES, MIN_FILES
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -55,9 +56,12 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
             extra={"env": "NATS_URL", "url": True},
         ),
     ] = None
-    trace_dir: Annotated[
-        str | None, msgspec.Meta(description="directory for OTLP-JSON trace files, one per process; unset: none")
-    ] = None
+    trace_dir: Annotated[str | None, msgspec.Meta(description="directory for OTLP-JSON trace files; unset: none")] = (
+        None
+    )
+    trace_files: Annotated[
+        int, msgspec.Meta(description="trace files of a role on a node that are kept, of 4 MiB each", ge=MIN_FILES)
+    ] = MAX_FILES
     health_listen: Annotated[
         str | None,
         msgspec.Meta(description="HOST:PORT or unix:/PATH of /healthz, /readyz and /metrics; unset: not served"),

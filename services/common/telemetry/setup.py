@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import IO, cast
+from urllib.parse import unquote
 from uuid import uuid4
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -25,10 +26,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from services.common.telemetry import otlp
 from services.common.telemetry.delivery import DeliverySpanProcessor
 from services.common.telemetry.metrics import Metrics
+from services.common.telemetry.trace_files import MAX_FILES, MIN_FILES, TraceFile
 from services.common.telemetry.tracer import RoleTracer
-from services.common.telemetry.variables import check_variables
+from services.common.telemetry.variables import check_variables, integer
 
-TRACE_DIR = "HOTNIC_TRACE_DIR"
+TRACE_DIR, TRACE_FILES = "HOTNIC_TRACE_DIR", "HOTNIC_TRACE_FILES"
 SHUTDOWN_TIMEOUT = 0.9
 """Seconds for exporting the remaining spans when a process ends."""
 ABANDON_TIMEOUT = 0.2
@@ -118,7 +120,8 @@ def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.env
 
     Spans are exported in batches by OTLP if the environment names a collector
     (:func:`services.common.telemetry.otlp.target_of`). If ``HOTNIC_TRACE_DIR`` is set, they are also written to the
-    file ``<role>-<node>-<pid>.jsonl`` in it as OTLP-JSON, one at a time, so that none is lost if the process is killed.
+    file ``<role>-<node>-<pid>.jsonl`` in it as OTLP-JSON, one at a time, so that none is lost if the process is killed
+    (:mod:`services.common.telemetry.trace_files`).
     With neither, spans are created for propagation and then dropped.
 
     :param node: the Kubernetes node; ``_`` for a role that belongs to none.
@@ -129,7 +132,8 @@ def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.env
     processors: list[SpanProcessor] = []
     # The file comes first, because the collector may use up the time of the shutdown.
     if directory := environ.get(TRACE_DIR):
-        processors.append(_file_processor(Path(directory), role, node))
+        max_files = integer(environ, TRACE_FILES, MIN_FILES, MAX_FILES)
+        processors.append(_FileSpanProcessor(TraceFile(Path(directory), role, node, max_files=max_files)))
     if target := otlp.target_of(environ):
         processors.append(DeliverySpanProcessor(otlp.span_exporter(target)))
     return build(role, resource_of(role, node, environ), processors)
@@ -158,10 +162,17 @@ def resource_of(role: str, node: str, environ: Mapping[str, str]) -> Resource:
     return Resource(attributes)
 
 
-def _file_processor(directory: Path, role: str, node: str) -> SpanProcessor:
-    from opentelemetry.exporter.otlp.json.file import FileSpanExporter
+class _FileSpanProcessor(SimpleSpanProcessor):
+    """Writes each span at once: a batch would be lost at SIGKILL."""
 
-    directory.mkdir(parents=True, exist_ok=True)
-    name = f"{quote(role, safe='')}-{quote(node or '_', safe='')}-{os.getpid()}.jsonl"
-    # The exporter's entry point would write to stdout, and a batch would be lost at SIGKILL.
-    return SimpleSpanProcessor(FileSpanExporter(directory / name))
+    def __init__(self, file: TraceFile) -> None:
+        from opentelemetry.exporter.otlp.json.file import FileSpanExporter
+
+        self._file = file
+        # The exporter's entry point would write to stdout.
+        super().__init__(FileSpanExporter(stream=cast("IO[str]", file)))
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        super().shutdown()
+        self._file.close()

@@ -55,11 +55,11 @@ def check_variables(environ: Mapping[str, str]) -> None:
     """
     _check_sampler(environ)
     for name in _LIMITS:
-        _integer(environ, name, 0, 0)
+        integer(environ, name, 0, 0)
     target = target_of(environ)
     if target is None:
         return
-    sizes = {name: _integer(environ, name, 1, default) for name, default in _BATCHES.items()}
+    sizes = {name: integer(environ, name, 1, default) for name, default in _BATCHES.items()}
     if sizes[_BATCH_SIZE] > sizes[_QUEUE_SIZE]:
         raise InvalidOtelVariable(
             f"{_BATCH_SIZE}: {sizes[_BATCH_SIZE]} is more than {_QUEUE_SIZE} ({sizes[_QUEUE_SIZE]}); set both"
@@ -101,7 +101,11 @@ def _value(environ: Mapping[str, str], name: str, protocol: OtlpProtocol) -> str
     return value.strip() if value or (value is not None and protocol == "grpc") else None
 
 
-def _integer(environ: Mapping[str, str], name: str, least: int, default: int) -> int:
+def integer(environ: Mapping[str, str], name: str, least: int, default: int) -> int:
+    """Return a whole number.
+
+    :raises InvalidOtelVariable: the variable has another value, or one below ``least``.
+    """
     text = environ.get(name, "").strip()
     if not text:
         return default

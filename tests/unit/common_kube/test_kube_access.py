@@ -1,5 +1,6 @@
 """Credentials (client certificates, tokens, token files, exec plugins, service accounts) and their refresh."""
 
+import os
 import ssl
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -171,6 +172,30 @@ async def test_the_service_account_is_used_in_a_pod(tmp_path: Path) -> None:
     clock.now = 10
     assert await access.refresh()
     assert await access.headers() == {"Authorization": "Bearer sa-two"}
+
+
+async def test_a_replaced_ca_is_used_without_a_401(tmp_path: Path) -> None:
+    """With the old CA every handshake fails, so no response would ever ask for another one."""
+    cas = [Authority(tmp_path, name).ca.read_bytes() for name in ("one", "two")]
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(cas[0])
+    (tmp_path / "token").write_text("t")
+    environ = {**HOME, "KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+    clock = Clock()
+    access = ClusterAccess(None, environ=environ, service_account=str(tmp_path), clock=clock)
+    await access.load()
+    first = access.ssl
+    for content, trusts in ((cas[0], cas[0]), (None, cas[0]), (b"half", cas[0]), (cas[1], cas[1])):
+        ca.unlink(missing_ok=True)
+        clock.now += 10
+        if content is not None:
+            ca.write_bytes(content)
+            # The file system's clock is too coarse for a test.
+            os.utime(ca, (clock.now, clock.now))
+        await access.headers()
+        assert access.ssl is not None
+        assert ssl.PEM_cert_to_DER_cert(trusts.decode()) in access.ssl.get_ca_certs(binary_form=True)
+    assert access.ssl is not first
 
 
 @pytest.mark.parametrize(

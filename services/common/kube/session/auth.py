@@ -65,6 +65,7 @@ class ClusterAccess:
         self._loader: Any = None
         self._loaded_at = float("-inf")
         self._tls_files: tuple[Any, ...] = ()
+        self._tls_checked_at = float("-inf")
         self.server = ""
         self.context: str | None = None
         self.namespace = "default"
@@ -96,7 +97,7 @@ class ClusterAccess:
 
     async def headers(self) -> dict[str, str]:
         """Return the authentication headers; none with a client certificate alone."""
-        if self._is_stale():
+        if self._is_stale() or self._is_tls_replaced():
             await self._reload(REFRESH_INTERVAL)
         if "BearerToken" not in self._configuration.api_key:
             return {}
@@ -130,16 +131,24 @@ class ClusterAccess:
             return expiry is not None and bool(self._library.kube_config._is_expired(expiry))
         return age > RELOAD_INTERVAL and ("tokenFile" in user or "auth-provider" in user)
 
+    def _is_tls_replaced(self) -> bool:
+        """Return whether a CA, a certificate or a key has changed: a failed handshake has no 401 that would tell."""
+        if self.ssl is None or self._clock() - self._tls_checked_at < REFRESH_INTERVAL:
+            return False
+        self._tls_checked_at = self._clock()
+        try:
+            return _tls_files(self._configuration) != self._tls_files
+        except OSError:
+            # A file that is being replaced reappears in a moment.
+            return False
+
     def _use(self, configuration: Any) -> None:
         self._configuration = configuration
         self.server = configuration.host.rstrip("/")
         self.server_hostname = configuration.tls_server_name or None
         self.proxy = configuration.proxy or self._find_proxy()
         if self.server.startswith("https"):
-            files = tuple(
-                (path, os.stat(path).st_mtime_ns) if path else None
-                for path in (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
-            )
+            files = _tls_files(configuration)
             # aiohttp pools connections by SSL context, so a new context is made only if a certificate has changed.
             if self.ssl is None or files != self._tls_files:
                 self.ssl, self._tls_files = _ssl_context(configuration), files
@@ -189,6 +198,13 @@ class ClusterAccess:
         if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host):
             return None
         return urllib.request.getproxies().get(parts.scheme)
+
+
+def _tls_files(configuration: Any) -> tuple[Any, ...]:
+    """Return the files of a configuration, and what changes with their content."""
+    paths = [path for path in (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file) if path]
+    found = [os.stat(path) for path in paths]
+    return (*paths, *((one.st_ino, one.st_mtime_ns) for one in found))
 
 
 def _existing_files(paths: str) -> list[Path]:

@@ -18,8 +18,11 @@ T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
 class IndexedCache(ObjectCache[T_co], Protocol[T_co]):
     """A cache with an index, such as :class:`services.common.kube.cache.reflector.Reflector`."""
 
-    def indexed(self, value: str) -> Iterable[T_co]:
-        """Return the objects that have this value of the index: of pods, the UID of their VMI."""
+    def indexed(self, value: str, limit: int | None = None) -> Iterable[T_co]:
+        """Return the objects that have this value of the index: of pods, the UID of their VMI.
+
+        :param limit: the maximum number of them.
+        """
         ...
 
 

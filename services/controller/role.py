@@ -15,6 +15,7 @@ from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, V
 from schemas.stages import Stage
 from services.common.bus.protocol import ReceivedEvent
 from services.common.domain.kubevirt.capabilities import Capabilities
+from services.common.domain.mac_address import mac_index
 from services.common.domain.operations import vmi_name_of, vmi_uids_of
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.kube.cache.reflector import WATCH_SECONDS, Reflector
@@ -30,6 +31,7 @@ from services.controller.plan.observed_stages import observed_stages
 from services.controller.plan.observing import EntryChanges, plan_entries
 from services.controller.projector import Projector
 from services.controller.resting import RestingKeys
+from services.controller.shared_macs import SharedMacWarner
 from services.controller.starting import Starter
 from services.controller.status_bucket import RELOAD_INTERVAL
 
@@ -92,10 +94,10 @@ class Controller:
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         denials, watch = context.denials, periods.watch
         self.vms: Reflector[VirtualMachine] = Reflector(
-            kube, VMS, on_change=self._on_change, log=log, denials=denials, duration=watch
+            kube, VMS, on_change=self._on_change, log=log, denials=denials, index=mac_index, duration=watch
         )
         self.vmis: Reflector[VirtualMachineInstance] = Reflector(
-            kube, VMIS, on_change=self._on_change, log=log, denials=denials, duration=watch
+            kube, VMIS, on_change=self._on_change, log=log, denials=denials, index=mac_index, duration=watch
         )
         # Launcher pods only: KubeVirt sets this label on them.
         self.pods: Reflector[Pod] = Reflector(
@@ -124,6 +126,7 @@ class Controller:
             resync=periods.resync,
         )
         self._resting = RestingKeys(self.vms, self.vmis, self.pods)
+        self._shared_macs = SharedMacWarner(context, self.vms, self.vmis)
         self.projector = Projector(
             context, self.vms, self.vmis, self.pods, beside=beside, reload=periods.reload, resync=periods.resync
         )
@@ -132,7 +135,7 @@ class Controller:
         """Reconcile and project until cancelled; the controllers that do not lead only run their reflectors."""
         try:
             async with asyncio.TaskGroup() as group:
-                for work in (self.queue.run, self.consume_events, self.projector.run):
+                for work in (self.queue.run, self.consume_events, self.projector.run, self._shared_macs.queue.run):
                     group.create_task(work())
         finally:
             for timer in self._timers.values():
@@ -164,6 +167,7 @@ class Controller:
     def _on_change(self, key: Key, _object: VirtualMachine | VirtualMachineInstance | None) -> None:
         self.queue.add(key, source="watch")
         self.projector.requeue(key)
+        self._shared_macs.on_change(key)
 
     def _on_pod_change(self, key: Key, pod: Pod | None) -> None:
         name = vmi_name_of(pod) if pod is not None else None

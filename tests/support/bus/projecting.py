@@ -43,7 +43,7 @@ class FakeCache(Generic[T]):
         """Return an object; ``None`` when it is missing."""
         return self.objects_by_key.get((namespace, name))
 
-    def indexed(self, _value: str) -> Iterable[T]:
+    def indexed(self, _value: str, _limit: int | None = None) -> Iterable[T]:
         """Return all objects, which are those of one VMI."""
         return list(self.objects_by_key.values())
 

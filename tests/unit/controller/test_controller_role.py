@@ -192,6 +192,26 @@ async def test_a_patch_that_is_forbidden_to_the_controller_is_retried_and_warns_
     assert [event for event in cluster.kube.of(EVENTS) if event["type"] == "Warning"] == []
 
 
+async def test_vms_that_share_a_mac_on_a_network_are_warned_once_each(cluster: Cluster) -> None:
+    def with_mac(name: str, nad: str, **metadata: Any) -> VirtualMachine:
+        item = objects.nic("iface1", nad, macAddress="02-00-00-00-00-01")
+        return objects.vm(item, name=name, uid=f"uid-{name}", **metadata)
+
+    cluster.put(VMS, with_mac("vm1", "net1"))
+    cluster.put(VMS, with_mac("elsewhere", "net2"))
+    cluster.put(VMS, with_mac("vm2", "default/net1"))
+    await cluster.kube.until(lambda: len(cluster.kube.of(EVENTS)) == 2)
+    cluster.put(VMS, with_mac("vm2", "net1", labels={"a": "b"}))
+    # The last VM is warned of, so the change before it was looked at.
+    cluster.put(VMS, with_mac("vm3", "net1"))
+    await cluster.kube.until(lambda: len(cluster.kube.of(EVENTS)) == 3)
+    messages = {event["involvedObject"]["name"]: event["message"] for event in cluster.kube.of(EVENTS)}
+    assert sorted(messages) == ["vm1", "vm2", "vm3"]
+    assert {event["reason"] for event in cluster.kube.of(EVENTS)} == {"SharedMacAddress"}
+    assert cluster.kube.counted("POST", EVENTS) == 3
+    assert "02:00:00:00:00:01 of interface 'iface1' of VM vm1 on the same" in messages["vm2"]
+
+
 async def test_rejected_change_is_recorded_once_on_the_vm(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))

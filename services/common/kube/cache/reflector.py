@@ -10,6 +10,7 @@ Next: :mod:`services.common.reconcile`, whose ``add`` an ``on_change`` usually c
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import islice
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -115,9 +116,12 @@ class Reflector(Generic[T]):
         """Return all objects as last seen."""
         return [stored.value for stored in self._store.values()]
 
-    def indexed(self, value: str) -> list[T]:
-        """Return the objects that have this value of the index, as last seen, without a walk over all others."""
-        return [self._store[key].value for key in self._indexed.get(value, ())]
+    def indexed(self, value: str, limit: int | None = None) -> list[T]:
+        """Return the objects that have this value of the index, as last seen, without a walk over all others.
+
+        :param limit: the maximum number of them.
+        """
+        return [self._store[key].value for key in islice(self._indexed.get(value, ()), limit)]
 
     def keys(self) -> list[Key]:
         """Return the keys of all objects as last seen."""

@@ -6,22 +6,27 @@ unknown whether the VM was changed, or the api dies in between, the controller r
 The answer never waits for the bus. Next: :mod:`services.api.hotplug_status`.
 """
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import msgspec
 
-from schemas.kubernetes.objects import VMIS, VMS, StatusCause, StatusDetails, VirtualMachineInstance
+from schemas.kubernetes.objects import VMIS, VMS, StatusCause, StatusDetails, VirtualMachine, VirtualMachineInstance
 from services.api.permissions import ApiPermissionMissing, own_reads, own_write
 from services.api.plan import ChangeObject, JoinOperation, Observed, RefuseRequest, RequestTarget, plan
 from services.api.plan.answers import conflict
 from services.common.bus.protocol import Bus
+from services.common.domain.mac_address import explain_shared_mac, find_mac_uses, find_shared_macs, mac_index
 from services.common.http.server import StatusError
 from services.common.kube.client import Kube
 from services.common.kube.errors import Conflict, KubeError, NotFound, PatchTestFailed
 
 ATTEMPTS = 5
 """How many times a request is planned before it is answered with 409, and the user has to repeat it."""
+MAC_DEADLINE = 1.0
+"""Seconds for the search for other VMs with the MAC of a new interface: the answer does not wait longer for it."""
 
 
 async def apply_request(
@@ -52,8 +57,10 @@ async def apply_request(
                 if vmi is None:
                     continue
                 observed, entered = msgspec.structs.replace(observed, vmi=vmi), answer
-            if await _apply_change(kube, bus, observed, answer, dry_run=dry_run):
-                return answer
+            patched = await _apply_change(kube, bus, observed, answer, dry_run=dry_run)
+            if patched is not None:
+                warnings = await _find_mac_warnings(kube, observed, patched)
+                return msgspec.structs.replace(answer, warnings=answer.warnings + warnings)
         raise status_error(conflict(observed, "the object keeps changing; please try again").answer)
     except (StatusError, KubeError, ApiPermissionMissing) as error:
         # Without a response the VM may have been changed.
@@ -87,23 +94,54 @@ def _with_operation(observed: Observed, entered: ChangeObject | None) -> Observe
     )
 
 
-async def _apply_change(kube: Kube, bus: Bus, observed: Observed, answer: ChangeObject, *, dry_run: bool) -> bool:
-    """Patch the object and publish the event; return ``False`` when the object has changed since it was observed."""
+async def _apply_change(
+    kube: Kube, bus: Bus, observed: Observed, answer: ChangeObject, *, dry_run: bool
+) -> VirtualMachine | VirtualMachineInstance | None:
+    """Patch the object and publish the event; return ``None`` when the object has changed since it was observed."""
     namespace, name, ops = observed.namespace, observed.name, answer.ops
+    patched: VirtualMachine | VirtualMachineInstance | None = observed.vm
     try:
         with own_write():
             if answer.target is RequestTarget.VMI:
                 vmi: VirtualMachineInstance | None = await kube.json_patch(VMIS, namespace, name, ops, dry_run=dry_run)
+                patched = vmi
             else:
                 if ops:
-                    await kube.json_patch(VMS, namespace, name, ops, subresource=answer.subresource, dry_run=dry_run)
+                    patched = await kube.json_patch(
+                        VMS, namespace, name, ops, subresource=answer.subresource, dry_run=dry_run
+                    )
                 # Otherwise the controller publishes `requested` when it copies the change to the VMI.
                 vmi = observed.vmi if answer.entry is not None and answer.entry.withdrawal else None
     except (PatchTestFailed, Conflict):
-        return False
+        return None
     if vmi is not None and not dry_run:
         await bus.publish(answer.requested_event(vmi))
-    return True
+    return patched
+
+
+async def _find_mac_warnings(
+    kube: Kube, observed: Observed, patched: VirtualMachine | VirtualMachineInstance
+) -> tuple[str, ...]:
+    """Return that other VMs have the MAC of the new interface on the same network, if that is found soon.
+
+    A request names no MAC. Only where a webhook has set one, or the running VM has it, the VMs of the namespace are
+    read. The controller records the Event.
+    """
+    own = [use for use in find_mac_uses(patched) if use.interface == observed.options.name]
+    if not own:
+        return ()
+    try:
+        async with asyncio.timeout(MAC_DEADLINE):
+            vms = (await kube.list(VMS, observed.namespace)).items
+    except (KubeError, TimeoutError):
+        return ()
+    index: defaultdict[str, list[VirtualMachine]] = defaultdict(list)
+    for vm in vms:
+        for value in mac_index(vm):
+            index[value].append(vm)
+    return tuple(
+        explain_shared_mac(one) for one in find_shared_macs([patched], lambda value: index[value]) if one.use in own
+    )
 
 
 async def _write_entry(kube: Kube, observed: Observed, answer: ChangeObject) -> VirtualMachineInstance | None:

@@ -31,6 +31,7 @@ class FakeKube:
 
     :ivar requests: method, resource and name of each request.
     :ivar before: called with method, resource and name before each request; raise :class:`Refused` to refuse it.
+    :ivar mutate: a mutating webhook: called with the resource, the object and what a JSON patch makes of it, to change.
     :ivar reviewed: specs of the received access reviews.
     :ivar may: decides an access review.
     """
@@ -38,6 +39,7 @@ class FakeKube:
     objects: dict[Key, Object] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     before: Callable[[str, str, str], None] = lambda _method, _plural, _name: None
+    mutate: Callable[[str, Object, Object], None] = lambda _plural, _old, _new: None
     reviewed: list[Object] = field(default_factory=list)
     may: Callable[[Object], bool] = lambda _spec: True
     url: str = ""
@@ -207,6 +209,7 @@ class FakeKube:
     def _json_patched(self, key: Key, ops: list[Object], *, dry_run: bool) -> Object:
         old = self._find(key)
         new = _json_patch(copy.deepcopy(old), ops)
+        self.mutate(key[0], old, new)
         if dry_run:
             return new
         if new != old:

@@ -10,6 +10,7 @@ import pytest
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
 from services.common.telemetry.propagation import context_of, span_context
+from tests.support.kube.mac_pool import PREFIX, MacPool
 from tests.support.kube.node_kube import NADS, Refused
 from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
 from tests.support.observed import objects
@@ -166,6 +167,22 @@ async def test_a_dry_run_asks_the_api_server_and_changes_nothing(api: ServedApi,
     code, _, operation = await api.request(resource, "addinterface", PLUG, query={"dryRun": "All"})
     assert (code, operation, api.kube.counted("PATCH", resource)) == (202, "", 1)
     assert (api.kube.objects, api.bus.published) == (before, [])
+
+
+async def test_a_mac_of_a_webhook_that_another_vm_has_is_told_and_costs_nothing_without_one(api: ServedApi) -> None:
+    api.put(VMS, objects.vm())
+    api.put(VMIS, objects.vmi(owned=True))
+    await api.request(VMIS, "addinterface", PLUG)
+    assert (api.warnings, ("GET", VMS, "") in api.kube.requests) == ([], False)
+    mac = f"{PREFIX}01"  # the pool's second one: the first is for the primary interface
+    api.put(VMS, objects.vm(objects.nic("red", "default/net1", macAddress=mac), name="vm2", uid="other"))
+    api.put(VMS, objects.vm(objects.nic("red", "net2", macAddress=mac), name="elsewhere", uid="third"))
+    api.put(VMIS, objects.vmi(owned=True))
+    api.kube.mutate = MacPool()
+    assert (await api.request(VMS, "addinterface", PLUG))[0] == 202
+    (warning,) = api.warnings
+    assert f"interface 'iface1' has the MAC address {mac} of interface 'red' of VM vm2 on the same network" in warning
+    assert api.kube.requests.count(("GET", VMS, "")) == 1
 
 
 async def test_invalid_request_has_its_message_in_a_cause_for_kubectl(api: ServedApi) -> None:

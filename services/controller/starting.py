@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, Tracer, set_span_in_context
 
 from schemas.kubernetes.objects import VMIS, VMS
 from schemas.kubernetes.operations import Operation
+from services.common.domain.spec_patch import template_spec_holder
 from services.common.kube.denials import is_missing_permission
 from services.common.kube.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, PatchTestFailed
 from services.common.reconcile import Attempt, Retry
@@ -115,9 +116,13 @@ class Starter:
     ) -> Observed:
         if observed.vm is not None and (ops := action.vm_ops(observed.vm, operations)):
             meta = observed.vm.metadata
+            expected = action.vm or template_spec_holder(observed.vm).lists
             vm = await self._kube.json_patch(VMS, meta.namespace, meta.name, ops)
             self._readers.vms.record_written(vm)
             observed = with_vm(observed, vm)
+            if template_spec_holder(vm).lists != expected:
+                # Such as a MAC, which the VMI has to get, too; the operations are on the VM now, and go on.
+                raise Retry("VmChanged", "a webhook has changed the interfaces of the VM's template", after=0.0)
         if observed.vmi is not None and (ops := action.vmi_ops(observed.vmi, operations)):
             meta = observed.vmi.metadata
             vmi = await self._kube.json_patch(VMIS, meta.namespace, meta.name, ops)

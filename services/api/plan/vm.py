@@ -28,6 +28,7 @@ from services.api.plan.checks import (
     requested_nad,
     unknown_interface,
 )
+from services.common.domain.mac_address import find_mac
 from services.common.domain.nic import VmiNics, parse_nics
 from services.common.domain.operations import ABSENT, resolve_operation
 from services.common.domain.spec_patch import (
@@ -70,8 +71,10 @@ def add(observed: Observed) -> Answer:
     holder = template_spec_holder(vm)
     # As in KubeVirt: the request has no field for the binding, which is always `bridge`.
     multus = {"networkName": options.network_attachment_definition_name}
+    mac = _running_mac(nics, options.name)
+    item = {"name": options.name, "bridge": {}} | ({"macAddress": mac} if mac is not None else {})
     lists = with_primary_network(observed, vm, nics, holder.lists)
-    lists = lists.with_interface({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
+    lists = lists.with_interface(item, {"name": options.name, "multus": multus})
     ops = build_patch(holder, lists, operation_annotations([operation]))
     return ChangeObject(RequestTarget.VM, operation, ops, requested_nad(observed), warnings=nad_warnings(observed))
 
@@ -169,6 +172,16 @@ def _running_plug(observed: Observed, nics: VmiNics | None) -> Operation | None:
         state = f" in the running VM, where the plug failed ({operation.failed})"
         raise name_taken(observed, interface, network, state)
     return operation
+
+
+def _running_mac(nics: VmiNics | None, name: str) -> str | None:
+    """Return the MAC of an interface that the running VMI has; ``None`` when it has none, or it is not known yet.
+
+    The template names it, so that neither a webhook that gives out MACs (kubemacpool) nor the network's plugin chooses
+    another one for the next start.
+    """
+    nic = nics.nics.get(name) if nics is not None else None
+    return find_mac(nic.interface.mac_address or nic.entry.get("mac")) if nic is not None else None
 
 
 def _running_unplug(nics: VmiNics | None, name: str) -> Operation | None:

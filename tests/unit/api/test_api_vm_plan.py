@@ -195,11 +195,15 @@ def test_add_makes_the_implicit_pod_network_explicit(
     assert values["/spec/template/spec/domain/devices/interfaces"][0] == interface
 
 
-def test_interface_of_the_running_vmi_becomes_permanent_with_its_operation() -> None:
-    vmi = objects.vmi(IFACE, owned=True, annotations=annotations_of(PLUG) | NO_SLOT)
+def test_interface_of_the_running_vmi_becomes_permanent_with_its_operation_and_mac() -> None:
+    status = [{"name": "iface1", "mac": "02:00:00:00:00:07"}]
+    vmi = objects.vmi(IFACE, owned=True, annotations=annotations_of(PLUG) | NO_SLOT, status=status)
     answer = plan(observation(objects.vm(), vmi))
     assert isinstance(answer, ChangeObject)
     assert answer.operation == PLUG
+    # Without it a pool of MACs would give the template another one.
+    added = [item for op in answer.ops if op["op"] != "test" for item in op["value"] if "macAddress" in item]
+    assert added == [IFACE[0] | {"macAddress": "02:00:00:00:00:07"}]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from services.controller.plan.observing import ORPHAN_AGE
 from services.controller.role import Controller
 from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
+from tests.support.kube.mac_pool import MacPool
 from tests.support.kube.node_kube import EVENTS, PODS, FakeKube, Refused, serving_kube, write_kubeconfig
 from tests.support.observed import objects
 from tests.support.observed.kubevirt import capabilities
@@ -158,6 +159,23 @@ async def test_edit_of_the_template_starts_a_trace_on_vm_vmi_and_pod(cluster: Cl
     span = named(cluster.spans.get_finished_spans(), "controller request iface1")
     assert str(written[0].traceparent).startswith(f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-")
     assert span.parent is None
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["in the template", "at the controller's patch of the VM"])
+async def test_the_mac_of_a_webhook_is_the_one_of_template_vmi_and_pod(cluster: Cluster, always: bool) -> None:
+    pool = MacPool(always=always)
+    cluster.kube.mutate = pool
+    mac = {"macAddress": "02:aa:aa:00:00:ff"}
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True))
+    cluster.put(VMS, objects.vm(objects.nic("iface1", **({} if always else mac))))
+    await cluster.kube.until(lambda: len(cluster.links()) == 1)
+    await cluster.idle()
+    (element,) = parse_networks(cluster.kube.annotations(PODS, "default", "virt-launcher-vm1-abcde")[NETWORKS])
+    template = cluster.kube.objects[VMS, "default", "vm1"]["spec"]["template"]["spec"]["domain"]["devices"]
+    macs = [template["interfaces"][1]["macAddress"], cluster.vmi().spec.interface_items()[1].mac_address, element.mac]
+    assert macs == [pool.assigned[-1] if always else mac["macAddress"]] * 3
+    assert cluster.stages() == [(Stage.REQUESTED, "iface1"), (Stage.POD_ANNOTATED, "iface1")]
 
 
 async def test_refused_operation_does_not_block_others(cluster: Cluster) -> None:

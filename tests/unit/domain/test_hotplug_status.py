@@ -151,6 +151,12 @@ def test_template_changes_are_included_before_the_vmi_has_them() -> None:
             "changed",
         ),
         (objects.vm(objects.nic("iface1", state="down")), objects.vmi(objects.nic("iface1"), owned=True), None),
+        # The MAC that the network's plugin chose, made permanent.
+        (
+            objects.vm(objects.nic("iface1", macAddress="02:00:00:00:00:07")),
+            objects.vmi(objects.nic("iface1"), owned=True, status=[{"name": "iface1", "mac": "02:00:00:00:00:07"}]),
+            None,
+        ),
         # A MAC set by a webhook and a model set by a preference are no difference (kubevirt#15881, #18955).
         (
             objects.vm(objects.nic("iface1", macAddress="")),

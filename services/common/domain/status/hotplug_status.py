@@ -19,9 +19,10 @@ from services.common.domain.kubevirt.stages import observe_stage
 from services.common.domain.kubevirt.strays import find_stray_elements
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 from services.common.domain.kubevirt.surroundings.refine import refine
+from services.common.domain.mac_address import find_mac
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
-from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, parse_tokens
+from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, find_entry, parse_tokens
 from services.common.domain.template import (
     TemplateInterfaces,
     find_changed_fields,
@@ -185,8 +186,14 @@ def _at_restart(
     if nic_status.kind is OperationKind.UNPLUG:
         # KubeVirt does not wait for a restart: it plugs the interface again once it is gone.
         return "back" if in_template and situation is None else None
-    changed = "changed" if find_changed_fields(template.vm, vmi, nic_status.interface) else None
-    return changed if in_template else "gone"
+    if desired is None or not in_template:
+        return "gone"
+    fields = find_changed_fields(template.vm, vmi, nic_status.interface)
+    # The VMI's spec may name no MAC, and its interface have the one of the template.
+    entry = find_entry(vmi.status.interfaces, nic_status.interface) or {}
+    mac = find_mac(desired.interface.mac_address)
+    has_mac = mac is not None and mac == find_mac(entry.get("mac"))
+    return None if not fields or (fields == ["macAddress"] and has_mac) else "changed"
 
 
 def _pending_status(

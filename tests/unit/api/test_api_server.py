@@ -10,9 +10,9 @@ import pytest
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
 from services.common.telemetry.propagation import context_of, span_context
-from tests.support.kube.mac_pool import PREFIX, MacPool
 from tests.support.kube.node_kube import NADS, Refused
 from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
+from tests.support.kube.webhooks import PREFIX, MacPool
 from tests.support.observed import objects
 from tests.support.telemetry.spans import named, one_trace, tree
 

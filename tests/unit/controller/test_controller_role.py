@@ -37,8 +37,8 @@ from services.controller.plan.observing import ORPHAN_AGE
 from services.controller.role import Controller
 from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
-from tests.support.kube.mac_pool import MacPool
 from tests.support.kube.node_kube import EVENTS, PODS, FakeKube, Refused, serving_kube, write_kubeconfig
+from tests.support.kube.webhooks import MacPool, claim_addresses
 from tests.support.observed import objects
 from tests.support.observed.kubevirt import capabilities
 from tests.support.telemetry.spans import named, recording_telemetry
@@ -176,6 +176,20 @@ async def test_the_mac_of_a_webhook_is_the_one_of_template_vmi_and_pod(cluster: 
     macs = [template["interfaces"][1]["macAddress"], cluster.vmi().spec.interface_items()[1].mac_address, element.mac]
     assert macs == [pool.assigned[-1] if always else mac["macAddress"]] * 3
     assert cluster.stages() == [(Stage.REQUESTED, "iface1"), (Stage.POD_ANNOTATED, "iface1")]
+
+
+async def test_the_claims_that_a_webhook_names_at_the_patch_of_the_pod_stay_at_the_next_one(cluster: Cluster) -> None:
+    cluster.kube.mutate = claim_addresses
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True))
+    for nics in ((objects.nic("iface1"),), (objects.nic("iface1"), objects.nic("iface2", "net2"))):
+        cluster.put(VMS, objects.vm(*nics))
+        await cluster.kube.until(lambda: len(cluster.links()) == len(nics))  # noqa: B023
+    await cluster.idle()
+    elements = parse_networks(cluster.kube.annotations(PODS, "default", "virt-launcher-vm1-abcde")[NETWORKS])
+    assert [element.ipam_claim_reference for element in elements] == ["vm1.net1", "vm1.net2"]
+    # One patch for each plug: what the webhook adds is no difference to correct.
+    assert cluster.kube.counted("PATCH", PODS) == 2
 
 
 async def test_refused_operation_does_not_block_others(cluster: Cluster) -> None:

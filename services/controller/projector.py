@@ -10,8 +10,8 @@ is read live (:mod:`services.controller.waiting`). Stages are derived in
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
@@ -38,6 +38,7 @@ from services.controller.waiting import Waiting
 
 Key = tuple[str, str]
 T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
+L = TypeVar("L", bound=Hashable)
 
 CONSUMER = "projector"
 DEBOUNCE = 0.05
@@ -83,8 +84,8 @@ class Projector:
         self._vmis = vmis
         self._beside = beside
         self._histories: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
-        self._in_flight: dict[Key, Counter[tuple[str, str]]] = {}
-        self._reasons: dict[Key, Counter[str]] = {}
+        self._in_flight: Tally[tuple[str, str]] = Tally()
+        self._reasons: Tally[str] = Tally()
         self._events = context.events
         self._waiting = Waiting(context.kube, self.requeue)
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
@@ -151,7 +152,7 @@ class Projector:
 
     def _keys(self) -> Iterable[Key]:
         # With the keys of the bucket, so that the entries of deleted VMIs are removed.
-        stored = (_key_of(text) for text in self._bucket.list_keys())
+        stored = (_key_of(f"{vmi}.x") for vmi in self._bucket.list_vmis())
         return {*self._vmis.keys(), *(key for key in stored if key is not None)}
 
     async def _project(self, key: Key, _attempt: Attempt) -> None:
@@ -169,8 +170,7 @@ class Projector:
                 nic_statuses = await self._derive(key, parse_nics(vmi, pod), vm, pods, beside)
             except ValueError as error:
                 raise Reject("MalformedObject", f"{'/'.join(key)}: {error}") from error
-        self._count_in_flight(key, nic_statuses)
-        self._count_reasons(key, nic_statuses if beside is not None else [])
+        self._count(key, nic_statuses, beside is not None)
         warnings = list(plan_warnings(nic_statuses)) if beside is not None else []
         if vm is not None:
             # Before the bucket, because the bus may be down.
@@ -183,10 +183,9 @@ class Projector:
             for text, value in desired.items():
                 if self._bucket.get(text) != value:
                     await self._bucket.put(text, value)
-            # `x` replaces the hash, because a token must not be empty.
-            prefix = str(StatusKey(*key, "x")).removesuffix("x")
-            for text in self._bucket.list_keys():
-                if text not in desired and text.startswith(prefix):
+            # Any hash does: the part before it is that of the VMI.
+            for text in self._bucket.list_keys(str(StatusKey(*key, "x")).rpartition(".")[0]):
+                if text not in desired:
                     await self._bucket.remove(text)
         except BusUnavailable as error:
             raise Retry("BusUnavailable", str(error)) from error
@@ -221,34 +220,45 @@ class Projector:
             entries[text] = encode_entry(build_entry(nic_status, vmi.metadata.uid, pod_uid, stored, history))
         return entries
 
-    def _count_in_flight(self, key: Key, nic_statuses: list[InterfaceHotplugStatus]) -> None:
-        found = Counter(
-            (str(nic_status.kind), str(nic_status.stage)) for nic_status in nic_statuses if not nic_status.complete
-        )
-        if found:
-            self._in_flight[key] = found
-        else:
-            self._in_flight.pop(key, None)
-
-    def _count_reasons(self, key: Key, nic_statuses: list[InterfaceHotplugStatus]) -> None:
+    def _count(self, key: Key, nic_statuses: list[InterfaceHotplugStatus], beside: bool) -> None:
+        self._in_flight.set(key, ((str(found.kind), str(found.stage)) for found in nic_statuses if not found.complete))
         # Codes of the table only, so that the number of series is bounded.
-        found = Counter(nic_status.reason for nic_status in nic_statuses if nic_status.reason in REASONS)
-        if found:
-            self._reasons[key] = found
-        else:
-            self._reasons.pop(key, None)
+        reasons = (found.reason for found in nic_statuses if found.reason in REASONS) if beside else ()
+        self._reasons.set(key, (reason for reason in reasons if reason is not None))
 
     def _observe_reasons(self, _options: CallbackOptions) -> Iterable[Observation]:
-        total: Counter[str] = Counter()
-        for found in self._reasons.values():
-            total.update(found)
-        return [Observation(count, {"reason": reason}) for reason, count in total.items()]
+        return [Observation(count, {"reason": reason}) for reason, count in self._reasons.total.items()]
 
     def _observe_in_flight(self, _options: CallbackOptions) -> Iterable[Observation]:
-        total: Counter[tuple[str, str]] = Counter()
-        for found in self._in_flight.values():
-            total.update(found)
-        return [Observation(count, {"kind": kind, "stage": stage}) for (kind, stage), count in total.items()]
+        found = self._in_flight.total.items()
+        return [Observation(count, {"kind": kind, "stage": stage}) for (kind, stage), count in found]
+
+
+class Tally(Generic[L]):
+    """Counts labels over all VMs, without a walk over them when the sum is read.
+
+    :ivar total: the number of times that each label is set.
+    """
+
+    def __init__(self) -> None:
+        self._labels: dict[Key, Counter[L]] = {}
+        self.total: Counter[L] = Counter()
+
+    def set(self, key: Key, labels: Iterable[L]) -> None:
+        """Set the labels of a VM, in place of its earlier ones."""
+        before, now = self._labels.pop(key, Counter()), Counter(labels)
+        if now:
+            self._labels[key] = now
+        self.total.update(now)
+        self.total.subtract(before)
+        for label in before:
+            if not self.total[label]:
+                del self.total[label]
+
+    def clear(self) -> None:
+        """Remove the labels of all VMs."""
+        self._labels.clear()
+        self.total.clear()
 
 
 def _key_of(text: str) -> Key | None:

@@ -33,20 +33,28 @@ class StatusBucket:
         self._on_change = on_change
         self._log = log
         self._reload = reload
-        self._entries: dict[str, KeyValueEntry] | None = None
+        # By VMI, so that no write of one costs a walk over the entries of all others.
+        self._entries: dict[str, dict[str, KeyValueEntry]] | None = None
 
     @property
     def loaded(self) -> bool:
         """Whether the entries are loaded; they are not while the bus is unavailable."""
         return self._entries is not None
 
-    def list_keys(self) -> list[str]:
-        """Return the keys of the bucket; none while it is not loaded."""
+    def list_vmis(self) -> list[str]:
+        """Return the VMIs that have entries, each as the part of its keys; none while the bucket is not loaded."""
         return list(self._entries or ())
+
+    def list_keys(self, vmi: str) -> list[str]:
+        """Return the keys of one VMI.
+
+        :param vmi: as in :meth:`list_vmis`.
+        """
+        return list((self._entries or {}).get(vmi, ()))
 
     def get(self, key: str) -> bytes | None:
         """Return the value of a key; ``None`` when the bucket has no such key or is not loaded."""
-        entry = (self._entries or {}).get(key)
+        entry = self._find(key)
         return entry.value if entry is not None else None
 
     async def put(self, key: str, value: bytes) -> None:
@@ -55,7 +63,7 @@ class StatusBucket:
         :raises WrongRevision: another writer has changed the key; its entry is read again.
         :raises BusUnavailable: the bus is unavailable; the write may have happened nevertheless.
         """
-        stored = (self._entries or {}).get(key)
+        stored = self._find(key)
         try:
             if stored is None:
                 revision = await self._bucket.create(key, value)
@@ -96,7 +104,7 @@ class StatusBucket:
             async for entry in stream:
                 # `None` follows the last entry that existed when the watch began.
                 if entry is None:
-                    before, self._entries, read = self._entries, read, None
+                    before, self._entries, read = self._entries, _group(read or {}), None
                     try:
                         await self._purge_deleted(deleted)
                     finally:
@@ -109,18 +117,20 @@ class StatusBucket:
                 else:
                     read[entry.key] = entry
 
-    def _report_loaded(self, before: dict[str, KeyValueEntry] | None) -> None:
+    def _report_loaded(self, before: dict[str, dict[str, KeyValueEntry]] | None) -> None:
         """Report the first load as such, and of a later one the keys that the watch has missed."""
         if before is None:
             self._on_change(None)
             return
         now = self._entries or {}
-        for key in {*before, *now}:
-            if key not in before or key not in now or before[key].value != now[key].value:
-                self._on_change(key)
+        for vmi in {*before, *now}:
+            earlier, later = before.get(vmi, {}), now.get(vmi, {})
+            for key in {*earlier, *later}:
+                if key not in earlier or key not in later or earlier[key].value != later[key].value:
+                    self._on_change(key)
 
     def _on_entry(self, entry: KeyValueEntry) -> None:
-        stored = (self._entries or {}).get(entry.key)
+        stored = self._find(entry.key)
         if stored is not None and entry.revision <= stored.revision:
             return  # our own write, or an older one
         self._store(entry.key, entry if entry.value is not None else None)
@@ -130,13 +140,31 @@ class StatusBucket:
     async def _purge_deleted(self, keys: list[str]) -> None:
         """Purge deleted keys: the server keeps a marker for each, and the markers would fill the bucket."""
         for key in keys:
-            if key not in (self._entries or {}):
+            if self._find(key) is None:
                 await self._bucket.purge(key)
+
+    def _find(self, key: str) -> KeyValueEntry | None:
+        return (self._entries or {}).get(_vmi_of(key), {}).get(key)
 
     def _store(self, key: str, entry: KeyValueEntry | None) -> None:
         if self._entries is None:
             return
-        if entry is None:
-            self._entries.pop(key, None)
-        else:
-            self._entries[key] = entry
+        vmi = _vmi_of(key)
+        if entry is not None:
+            self._entries.setdefault(vmi, {})[key] = entry
+            return
+        entries = self._entries.get(vmi, {})
+        entries.pop(key, None)
+        if not entries:
+            self._entries.pop(vmi, None)
+
+
+def _vmi_of(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _group(entries: dict[str, KeyValueEntry]) -> dict[str, dict[str, KeyValueEntry]]:
+    found: dict[str, dict[str, KeyValueEntry]] = {}
+    for key, entry in entries.items():
+        found.setdefault(_vmi_of(key), {})[key] = entry
+    return found

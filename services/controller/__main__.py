@@ -13,7 +13,8 @@ from services.common.runtime.installations import OwnerSettings
 from services.common.runtime.owner import VmOwner
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.runtime.process import main as run
-from services.controller.role import Controller
+from services.controller.resting import LONGEST_REST
+from services.controller.role import PERIODS, Controller
 
 ROLE = "controller"
 LEASE = "hotnic-controller"
@@ -26,6 +27,10 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
     identity: Annotated[
         str | None, msgspec.Meta(description="name of this replica in the leader's Lease; unset: the host's name")
     ] = None
+    rest_seconds: Annotated[
+        float,
+        msgspec.Meta(description="seconds after which a VM is reconciled again although nothing has changed", ge=1),
+    ] = LONGEST_REST
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
@@ -47,6 +52,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         is_owner=owner.is_hotnic,
         is_enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, owner.installations.items()),
         beside=owner.beside,
+        periods=msgspec.structs.replace(PERIODS, rest=settings.rest_seconds),
     )
     runtime.spawn("watch kubevirt", owner.run)
     for name, reflector in (("vms", controller.vms), ("vmis", controller.vmis), ("pods", controller.pods)):

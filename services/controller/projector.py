@@ -32,7 +32,7 @@ from services.common.reconcile import RESYNC_INTERVAL, Attempt, Reconciler, Reje
 from services.common.runtime.context import RoleContext
 from services.controller.apply import record_warning
 from services.controller.plan.warnings import plan_warnings
-from services.controller.resting import IndexedCache, RestingKeys
+from services.controller.resting import LONGEST_REST, IndexedCache, RestingKeys
 from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
 from services.controller.waiting import Waiting
 
@@ -64,7 +64,8 @@ class Projector:
     :param pods: the cache of launcher pods.
     :param beside: returns what the KubeVirt that owns the VMs can do; ``None`` where hotnic owns them.
     :param reload: seconds after which the whole bucket is read again.
-    :param resync: seconds after which each status is derived again that does not rest.
+    :param resync: seconds over which a resync of the statuses that do not rest is spread.
+    :param rest: seconds that a status rests on average.
     :ivar queue: the VMs whose status is to be written.
     """
 
@@ -78,6 +79,7 @@ class Projector:
         beside: Callable[[], Capabilities | None] = lambda: None,
         reload: float = RELOAD_INTERVAL,
         resync: float = RESYNC_INTERVAL,
+        rest: float = LONGEST_REST,
     ) -> None:
         bus, log, meter = context.bus, context.log, context.telemetry.meter
         self._bus = bus
@@ -89,13 +91,14 @@ class Projector:
         self._events = context.events
         self._waiting = Waiting(context.kube, self.requeue)
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
-        self._resting = RestingKeys(vms, vmis, pods)
+        self._resting = RestingKeys(vms, vmis, pods, longest=rest)
         self.queue: Reconciler[Key] = Reconciler(
             CONSUMER,
             self._project,
             log=log,
             meter=meter,
-            keys=lambda: self._resting.awake(self._keys()),
+            keys=self._keys,
+            rests=self._resting.rests,
             resync=resync,
         )
         meter.create_observable_gauge(

@@ -2,10 +2,13 @@
 
 A key rests as long as the caches hold the very objects with which its last run found nothing to do. A resync still
 finds every change that was missed; only the work of finding nothing again is saved. What else a run depends on (events,
-the bucket, timers, settings) adds its keys itself. Next: :mod:`services.controller.projector`.
+the bucket, timers, settings) adds its keys itself. A rest ends by itself in the end, so that a run still finds what was
+overlooked here. Next: :mod:`services.controller.projector`.
 """
 
-from collections.abc import Iterable
+import random
+import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol, TypeVar
 
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
@@ -26,6 +29,10 @@ class IndexedCache(ObjectCache[T_co], Protocol[T_co]):
         ...
 
 
+LONGEST_REST = 600.0
+"""Seconds that a key rests on average: half as many at least, and half as many again at most."""
+
+
 class CachedObjects(NamedTuple):
     """The objects of a key, as the caches have them at one moment.
 
@@ -37,12 +44,19 @@ class CachedObjects(NamedTuple):
     pods: tuple[Pod, ...]
 
 
+class _Rest(NamedTuple):
+    objects: CachedObjects
+    until: float
+
+
 class RestingKeys:
     """Remembers the keys that rest.
 
     :param vms: the cache of VMs.
     :param vmis: the cache of VMIs.
     :param pods: the cache of launcher pods.
+    :param longest: seconds that a key rests on average.
+    :param clock: returns seconds.
     """
 
     def __init__(
@@ -50,11 +64,16 @@ class RestingKeys:
         vms: ObjectCache[VirtualMachine],
         vmis: ObjectCache[VirtualMachineInstance],
         pods: IndexedCache[Pod],
+        *,
+        longest: float = LONGEST_REST,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vms = vms
         self._vmis = vmis
         self._pods = pods
-        self._resting: dict[Key, CachedObjects] = {}
+        self._longest = longest
+        self._clock = clock
+        self._resting: dict[Key, _Rest] = {}
 
     def objects(self, key: Key) -> CachedObjects:
         """Return the cached objects of a key."""
@@ -67,7 +86,8 @@ class RestingKeys:
 
         :param objects: the cached objects from before the run that found nothing to do.
         """
-        self._resting[key] = objects
+        # Jitter, because the keys of a cluster begin to rest together, at the start.
+        self._resting[key] = _Rest(objects, self._clock() + self._longest * random.uniform(0.5, 1.5))
 
     def discard(self, key: Key) -> None:
         """Let a key rest no more."""
@@ -77,15 +97,12 @@ class RestingKeys:
         """Let no key rest any more."""
         self._resting.clear()
 
-    def awake(self, keys: Iterable[Key]) -> list[Key]:
-        """Return the keys that do not rest."""
-        return [key for key in keys if not self._rests(key)]
-
-    def _rests(self, key: Key) -> bool:
-        noted = self._resting.get(key)
-        if noted is None:
+    def rests(self, key: Key) -> bool:
+        """Return whether a key rests."""
+        rest = self._resting.get(key)
+        if rest is None or self._clock() >= rest.until:
             return False
-        now = self.objects(key)
+        noted, now = rest.objects, self.objects(key)
         # A cache keeps the same object until it receives another version.
         return (
             now.vm is noted.vm

@@ -26,11 +26,11 @@ from services.controller.entries import EntryWriter
 from services.controller.observe import Readers, observe
 from services.controller.observed_stages import ObservedStages
 from services.controller.plan import plan
-from services.controller.plan.actions import Observed, StartOperations, WarnUser
+from services.controller.plan.actions import Action, Observed, StartOperations, WarnUser
 from services.controller.plan.observed_stages import observed_stages
 from services.controller.plan.observing import EntryChanges, plan_entries
 from services.controller.projector import Projector
-from services.controller.resting import RestingKeys
+from services.controller.resting import LONGEST_REST, RestingKeys
 from services.controller.shared_macs import SharedMacWarner
 from services.controller.starting import Starter
 from services.controller.status_bucket import RELOAD_INTERVAL
@@ -47,13 +47,14 @@ MAX_ROUNDS = 64
 class Periods(msgspec.Struct, frozen=True):
     """What the controller repeats without a change, in seconds.
 
-    :ivar resync: every key is reconciled, but for those that rest beside KubeVirt; every status is derived again, but
-        for those that rest.
+    :ivar resync: every key is reconciled that does not rest, and every status derived again that does not.
+    :ivar rest: a key that rests is reconciled, and its status derived again; on average.
     :ivar reload: the hot-plug status bucket is read again.
     :ivar watch: the API server ends a watch, at least; the next one continues it.
     """
 
     resync: float = RESYNC_INTERVAL
+    rest: float = LONGEST_REST
     reload: float = RELOAD_INTERVAL
     watch: float = WATCH_SECONDS
 
@@ -117,18 +118,26 @@ class Controller:
         self._starter = Starter(context, self._readers, self._applier)
         self._entries = EntryWriter(context, self._readers.vmis)
         self._stages = ObservedStages(context)
+        self._resting = RestingKeys(self.vms, self.vmis, self.pods, longest=periods.rest)
         self.queue: Reconciler[Key] = Reconciler(
             "controller",
             self._reconcile,
             log=log,
             meter=context.telemetry.meter,
-            keys=self._resync_keys,
+            keys=self._keys,
+            rests=self._resting.rests,
             resync=periods.resync,
         )
-        self._resting = RestingKeys(self.vms, self.vmis, self.pods)
         self._shared_macs = SharedMacWarner(context, self.vms, self.vmis)
         self.projector = Projector(
-            context, self.vms, self.vmis, self.pods, beside=beside, reload=periods.reload, resync=periods.resync
+            context,
+            self.vms,
+            self.vmis,
+            self.pods,
+            beside=beside,
+            reload=periods.reload,
+            resync=periods.resync,
+            rest=periods.rest,
         )
 
     async def lead(self) -> None:
@@ -179,9 +188,6 @@ class Controller:
         # A VM that does not run is a key, too: its template may have absent interfaces to remove.
         return {*self.vms.keys(), *self.vmis.keys()}
 
-    def _resync_keys(self) -> Iterable[Key]:
-        return self._keys() if self._is_owner() else self._resting.awake(self._keys())
-
     def _log_mode(self, mode: str, log: Callable[..., object], **fields: str) -> None:
         """Log the mode when it changes."""
         if mode != self._mode:
@@ -229,17 +235,22 @@ class Controller:
         self.queue.add(key, source="watch")
 
     async def _reconcile_as_owner(self, key: Key, attempt: Attempt) -> None:
+        objects = self._resting.objects(key)
+        self._resting.discard(key)
         observed = await observe(*key, self._readers, self.pods.indexed, self._is_enabled())
         # A round that starts operations changes the objects that the patches of the next round depend on.
-        for _ in range(MAX_ROUNDS):
+        for number in range(MAX_ROUNDS):
             if observed is None:
                 return
-            observed = await self._apply_plan(observed, attempt)
+            actions = plan(observed)
+            if not actions and number == 0:
+                self._resting.add(key, objects)
+            observed = await self._apply_plan(actions, observed, attempt)
 
-    async def _apply_plan(self, observed: Observed, attempt: Attempt) -> Observed | None:
+    async def _apply_plan(self, actions: Iterable[Action], observed: Observed, attempt: Attempt) -> Observed | None:
         """Apply one plan; return the observation to plan with next, ``None`` when the reconcile is done."""
         replan: Observed | None = None
-        for action in plan(observed):
+        for action in actions:
             if isinstance(action, StartOperations):
                 replan = await self._starter.start(action, observed, attempt)
             elif isinstance(action, WarnUser):

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 
 from services.common.kube.errors import Invalid, KubeError, PatchTestFailed, Unavailable
 from services.common.reconcile import Attempt, Cause, Reconciler, Reject, Retry
+from services.common.reconcile.spread import count_steps, due
 from services.common.telemetry.logs import logger
 from services.common.telemetry.propagation import context_of, trace_id_of
 from tests.support.telemetry.spans import recording_telemetry
@@ -62,7 +63,11 @@ class NoJitter(random.Random):
 
 @asynccontextmanager
 async def running(
-    runs: Callable[[str, Attempt], object], *, parallel: int = 16, keys: Callable[[], Iterable[str]] = tuple
+    runs: Callable[[str, Attempt], object],
+    *,
+    parallel: int = 16,
+    keys: Callable[[], Iterable[str]] = tuple,
+    rests: Callable[[str], bool] = lambda _key: False,
 ) -> AsyncIterator[Reconciler[str]]:
     telemetry, _ = recording_telemetry()
     queue: Reconciler[str] = Reconciler(
@@ -72,6 +77,7 @@ async def running(
         meter=telemetry.meter,
         parallel=parallel,
         keys=keys,
+        rests=rests,
         rng=NoJitter(),
     )
     task = asyncio.create_task(queue.run())
@@ -252,12 +258,23 @@ async def test_a_rejection_is_not_retried_until_an_add() -> None:
     assert runs.attempts("a") == [1, 1]
 
 
-async def test_all_keys_run_at_start_and_every_minute() -> None:
+async def test_all_keys_run_at_start_and_each_once_a_minute_but_for_those_that_rest() -> None:
     runs = Runs(takes=0.0)
-    async with running(runs, keys=lambda: ["a", "b"]):
+    async with running(runs, keys=lambda: ["a", "b", "at rest"], rests=lambda key: key == "at rest"):
         await asyncio.sleep(130)
-    assert runs.times("a") == runs.times("b") == [0.0, 60.0, 120.0]
+    assert (runs.times("a"), runs.times("b")) == ([0.0, 20.0, 80.0], [0.0, 40.0, 100.0])
+    assert runs.times("at rest") == []
     assert [cause.source for cause in runs.seen[0][2].causes] == ["resync"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "period", "steps", "most"), [(0, 60.0, 1, 0), (1, 60.0, 1, 1), (90, 60.0, 60, 2), (10_000, 66.0, 66, 152)]
+)
+def test_each_key_is_due_once_in_a_period_and_few_at_a_step(keys: int, period: float, steps: int, most: int) -> None:
+    assert count_steps(keys, period) == steps
+    parts = [due(range(keys), step, steps) for step in range(steps)]
+    assert [key for part in parts for key in part] == list(range(keys))
+    assert max(map(len, parts)) == most
 
 
 async def test_an_unexpected_exception_is_logged_with_its_trace_and_retried_slowly(

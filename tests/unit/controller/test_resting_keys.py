@@ -16,11 +16,12 @@ class Caches:
         self.vms: FakeCache[VirtualMachine] = FakeCache(objects.vm())
         self.vmis: FakeCache[VirtualMachineInstance] = FakeCache(objects.vmi())
         self.pods: FakeCache[Pod] = FakeCache(objects.pod())
-        self.resting = RestingKeys(self.vms, self.vmis, self.pods)
+        self.now = 0.0
+        self.resting = RestingKeys(self.vms, self.vmis, self.pods, longest=600.0, clock=lambda: self.now)
 
     def rests(self) -> bool:
         """Return whether a resync leaves the VM out."""
-        return self.resting.awake([VM1]) == []
+        return self.resting.rests(VM1)
 
 
 @pytest.mark.parametrize("kind", ["vms", "vmis", "pods"])
@@ -52,3 +53,11 @@ def test_a_change_during_the_run_is_not_taken_for_seen() -> None:
     caches.vms.objects_by_key[VM1] = objects.vm(generation=2)
     caches.resting.add(VM1, before)
     assert not caches.rests()
+
+
+@pytest.mark.parametrize(("seconds", "rests"), [(299.0, True), (901.0, False)])
+def test_a_rest_ends_by_itself(seconds: float, rests: bool) -> None:
+    caches = Caches()
+    caches.resting.add(VM1, caches.resting.objects(VM1))
+    caches.now = seconds
+    assert caches.rests() is rests

@@ -2,8 +2,9 @@
 
 Runs of one key never overlap; runs of different keys are parallel up to a limit. Several adds before a run lead to one
 run. An add carries no work: the role reads the actual state, so an add too many is harmless and one too few is not. The
-queue does not survive a restart; the resync at start and every minute makes up for that.
-Next: a role's ``role.py``, which adds keys, and its ``observe``, ``plan`` and ``apply``.
+queue does not survive a restart; the resync makes up for that: of all keys at start, then of each once in a period,
+spread over it.
+Next: :mod:`services.common.reconcile.spread`, when a resync adds which keys; then a role's ``role.py``.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import contextvars
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 from opentelemetry.context import Context
@@ -20,16 +21,13 @@ from opentelemetry.metrics import Meter
 from services.common.backoff import jittered
 from services.common.kube.denials import describe_error
 from services.common.kube.errors import KubeError
+from services.common.reconcile.attempt import FIRST_BACKOFF, Attempt, Cause, Reject, Retry, Source
+from services.common.reconcile.spread import spread
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import span_context, trace_id_of
 
 K = TypeVar("K", bound=Hashable)
-Source: TypeAlias = Literal["bus", "watch", "resync", "retry", "effect"]
-"""What adds a key; ``watch`` also means the guest's events and timers, ``effect`` for a change made by a run."""
-
 RESYNC_INTERVAL = 60.0  # seconds
-FIRST_BACKOFF = 0.1
-"""Seconds before the second attempt; doubled for each further one."""
 MAX_BACKOFF = 30.0
 FIRST_BUG_BACKOFF = 5.0
 """Seconds before the retry after an unexpected exception, which a retry rarely cures."""
@@ -41,65 +39,6 @@ FAILING_INTERVAL = 1.0
 MAX_CAUSES = 64  # of one key, while its attempts fail; then the oldest is dropped
 RUN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a run with nothing to do to one that waits for every deadline."""
-
-
-class Retry(Exception):
-    """Raised by a role whose preconditions are not met yet: requeue the key.
-
-    :ivar reason: CamelCase, for Events and metrics.
-    :ivar message: details for logs and users.
-    :ivar after: seconds until the next attempt; ``None`` for exponential backoff with jitter, 0.1 s to 30 s, without a
-        last attempt. 0.0 means a conflict: another writer changed an object after it was observed.
-    """
-
-    def __init__(self, reason: str, message: str = "", *, after: float | None = None) -> None:
-        super().__init__(f"{reason}: {message}" if message else reason)
-        self.reason = reason
-        self.message = message
-        self.after = after
-
-    @property
-    def conflict(self) -> bool:
-        """Whether to plan again at once, because of a conflict. Its span is then no error."""
-        return self.after == 0.0
-
-
-class Reject(Exception):
-    """Raised by a role that cannot do what is requested. The next add of the key, or the resync, runs it again.
-
-    :ivar reason: CamelCase, for Events and metrics.
-    :ivar message: details for logs and users.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"{reason}: {message}")
-        self.reason = reason
-        self.message = message
-
-
-class Cause(msgspec.Struct, frozen=True):
-    """The reason for a run.
-
-    :ivar source: what added the key.
-    :ivar context: trace context of the message or request; ``None`` if there is none.
-    """
-
-    source: Source
-    context: Context | None = None
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """One run for a key.
-
-    :ivar number: 1 for the first run after a success or a rejection, then counting up.
-    :ivar backoff: seconds until the next run if this one ends by a :class:`Retry` without ``after``. Known in advance,
-        because the event of a failure carries it.
-    :ivar causes: oldest first. Causes of failed attempts are passed again until one succeeds, so a retry has its trace.
-    """
-
-    number: int = 1
-    causes: tuple[Cause, ...] = ()
-    backoff: float = FIRST_BACKOFF
 
 
 class _QueueEntry(msgspec.Struct, eq=False):
@@ -145,8 +84,9 @@ class Reconciler(Generic[K]):
 
     :param name: name of the role, for logs and metrics.
     :param parallel: maximum number of concurrent runs.
-    :param resync: seconds between two resyncs, plus or minus 10 %.
+    :param resync: seconds over which a resync of all keys is spread, plus or minus 10 %.
     :param keys: returns all keys for a resync.
+    :param rests: returns whether a resync leaves a key out.
     """
 
     def __init__(
@@ -159,6 +99,7 @@ class Reconciler(Generic[K]):
         parallel: int = 16,
         resync: float = RESYNC_INTERVAL,
         keys: Callable[[], Iterable[K]] = tuple,
+        rests: Callable[[K], bool] = lambda _key: False,
         rng: random.Random | None = None,
     ) -> None:
         if parallel < 1:
@@ -169,6 +110,7 @@ class Reconciler(Generic[K]):
         self._parallel = parallel
         self._resync = resync
         self._keys = keys
+        self._rests = rests
         self._rng = rng or random.Random()
         self._entries: dict[K, _QueueEntry] = {}
         self._ready: deque[K] = deque()
@@ -218,19 +160,25 @@ class Reconciler(Generic[K]):
         self._context = contextvars.copy_context()
         try:
             self._start_runs()
+            self._add_due(self._list_keys())
             while True:
-                self._resync_keys()
                 # Jitter, so that replicas and roles that started together do not resync together.
-                await asyncio.sleep(self._resync * self._rng.uniform(0.9, 1.1))
+                async for keys in spread(self._list_keys(), self._resync * self._rng.uniform(0.9, 1.1)):
+                    self._add_due(keys)
         finally:
             await self._stop()
 
-    def _resync_keys(self) -> None:
+    def _list_keys(self) -> list[K]:
         try:
-            for key in list(self._keys()):
-                self.add(key, source="resync")
+            return list(self._keys())
         except Exception:
             self._log.exception("resync failed", role=self._name)
+            return []
+
+    def _add_due(self, keys: Iterable[K]) -> None:
+        for key in keys:
+            if not self._rests(key):
+                self.add(key, source="resync")
 
     async def _stop(self) -> None:
         self._loop = None

@@ -14,6 +14,7 @@ from lab.kubevirt.versions import behaviour_of
 from lab.node.objects import now
 from lab.node.resources import PODS, VMIS, VMS
 from schemas.bus.hotplug_status import BUCKET
+from schemas.kubernetes.kubevirt import NODE_LABEL
 from schemas.kubernetes.networks import NETWORK_STATUS
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
 from schemas.stages import OperationKind
@@ -54,18 +55,22 @@ async def create_running_vms(kube: Kube, count: int) -> None:
 
     async def create(number: int) -> None:
         async with allowed:
-            await _create_running_vm(kube, f"vm{number}", plugged=number % 2 == 0)
+            await create_running_vm(kube, f"vm{number}", plugged=number % 2 == 0)
 
     await asyncio.gather(*(create(number) for number in range(count)))
 
 
-async def _create_running_vm(kube: Kube, name: str, *, plugged: bool) -> None:
+async def create_running_vm(kube: Kube, name: str, *, plugged: bool, node: str = NODE) -> None:
+    """Create a VM with its VMI and launcher pod.
+
+    :param plugged: whether it has the entry of a finished plug.
+    """
     behaviour, moment = behaviour_of(VERSION), recorded(MOMENT)
     vm = vm_without(MOMENT)
     vm["metadata"]["name"] = name
     vm = await kube.create(VMS, "default", vm)
     vmi = await kube.create(VMIS, "default", vmi_of(vm, behaviour))
-    pod = launcher_pod(vmi, behaviour, node=NODE)
+    pod = launcher_pod(vmi, behaviour, node=node)
     # Of the address only; the API server chooses another UID.
     pod["metadata"]["uid"] = vmi["metadata"]["uid"]
     pod["metadata"]["annotations"][NETWORK_STATUS] = network_status(pod)
@@ -73,11 +78,12 @@ async def _create_running_vm(kube: Kube, name: str, *, plugged: bool) -> None:
     running = {"status": running_pod_status(pod_address(pod), now())}
     await kube.merge_patch(PODS, "default", pod["metadata"]["name"], running, subresource="status")
     status = copy.deepcopy(moment["vmi"]["status"])
-    status["activePods"] = {pod["metadata"]["uid"]: NODE}
+    status |= {"nodeName": node, "activePods": {pod["metadata"]["uid"]: node}}
     uid = vm["metadata"]["uid"]
     entry = Operation(uid, OperationKind.PLUG, "blue", requested_at=now(), vm=uid, network="default/net1")
     annotations = {operation_key("blue"): encode_annotation(entry)} if plugged else {}
-    await kube.merge_patch(VMIS, "default", name, {"metadata": {"annotations": annotations}, "status": status})
+    metadata = {"annotations": annotations, "labels": {NODE_LABEL: node}}
+    await kube.merge_patch(VMIS, "default", name, {"metadata": metadata, "status": status})
 
 
 async def measure_rest(

@@ -1,0 +1,238 @@
+"""A cluster that grows: an API server, a bus, and the controller and the api as processes. The nodes are played.
+
+The API server is the lab's, or with HOTNIC_TEST_KUBERNETES the real one without a node. Nothing attaches a network
+here: a plug ends with the annotation of its pod. Next: :mod:`tests.bench.test_scale`.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab.apiserver.identity import pki
+from lab.supervisor.bootstrap import api_registration, create_definitions, create_unless_exists, namespaces
+from lab.supervisor.credentials import NAMESPACE
+from schemas.kubernetes.networks import NETWORKS
+from schemas.kubernetes.objects import CREATED_BY_LABEL, NADS, PODS, VMIS, VMS
+from schemas.names import pod_interface
+from services.common.http.client import ConnectFailed, UnixHttpClient
+from services.common.kube.client import Kube
+from services.common.telemetry import configure
+from tests.support.bus.nats import NatsServer, nats_server
+from tests.support.kube.control_plane import control_plane
+from tests.support.lab.kubevirt import api_server
+from tests.support.lab.resting import PARALLEL, create_running_vm
+from tests.support.lab.running import on_kubernetes
+from tests.support.lab.spec_patches import add_interface_patch
+
+READY = 120.0
+"""Seconds until a role is ready; with 10,000 VMs it takes less than 20 s alone."""
+PLUGGED = 60.0
+"""Seconds until a plug is at its pod."""
+
+
+class RunningRole:
+    """A role as a process.
+
+    :ivar pid: its process.
+    :ivar seconds: from its start until it was ready.
+    """
+
+    def __init__(self, pid: int, health: UnixHttpClient, seconds: float) -> None:
+        self.pid, self._health, self.seconds = pid, health, seconds
+
+    async def metric(self, name: str) -> float:
+        """Return the sum of a metric over its labels."""
+        _, body = await self._health.request("GET", "/metrics")
+        lines = (line for line in body.decode().splitlines() if line.startswith((f"{name}{{", f"{name} ")))
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    async def idle(self) -> None:
+        """Wait until no key is queued or runs, twice in a row."""
+        quiet = 0
+        while quiet < 2:
+            await asyncio.sleep(1)
+            waiting = await self.metric("hotnic_queue_depth") + await self.metric("hotnic_in_flight")
+            quiet = quiet + 1 if waiting == 0 else 0
+
+
+class ScaledCluster:
+    """A cluster whose VMs run on played nodes.
+
+    :ivar kube: the administrator's client.
+    :ivar vms: number of VMs.
+    """
+
+    def __init__(self, directory: Path, kubeconfig: Path, kube: Kube, nats: NatsServer) -> None:
+        self.directory, self.kubeconfig, self.kube, self.nats = directory, kubeconfig, kube, nats
+        self.vms = 0
+        self._interfaces = itertools.count()
+        self._pods: dict[str, str] = {}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.api_port: int = probe.getsockname()[1]
+
+    async def prepare(self, ca: bytes, host: str) -> None:
+        """Create the definitions, the network of the plugs and the registration of the api."""
+        for found in namespaces():
+            await create_unless_exists(self.kube, found)
+        await create_definitions(self.kube)
+        nad = {"metadata": {"name": "net1"}, "spec": {"config": '{"cniVersion":"1.0.0","type":"bridge"}'}}
+        await self.kube.create(NADS, "default", nad | {"apiVersion": NADS.api_version, "kind": NADS.kind})
+        for found in api_registration(ca, host, self.api_port):
+            await create_unless_exists(self.kube, found)
+
+    async def grow(self, vms: int) -> None:
+        """Create VMs with their VMIs and launcher pods until there are as many."""
+        allowed = asyncio.Semaphore(PARALLEL)
+
+        async def create(number: int) -> None:
+            async with allowed:
+                await create_running_vm(self.kube, f"vm{number}", plugged=True, node=f"node{number // 25}")
+
+        await asyncio.gather(*(create(number) for number in range(self.vms, vms)))
+        self.vms = vms
+
+    @asynccontextmanager
+    async def role(self, name: str, **settings: str) -> AsyncIterator[RunningRole]:
+        """Run a role while the block runs; it is ready."""
+        path = self.directory / f"{name}.sock"
+        environ = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "KUBECONFIG": str(self.kubeconfig),
+            "NATS_URL": self.nats.url,
+            "HOTNIC_HEALTH_LISTEN": f"unix:{path}",
+            "HOTNIC_VM_OWNER": "hotnic",
+            "HOTNIC_NAMESPACE": NAMESPACE,
+            "HOTNIC_LOG_LEVEL": "warning",
+        }
+        command = [sys.executable, *os.environ.get("HOTNIC_BENCH_PYTHON", "").split(), "-m", f"services.{name}"]
+        began = time.monotonic()
+        with (self.directory / f"{name}.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(*command, env=environ | settings, stderr=log)
+        health = UnixHttpClient(str(path), configure("bench", environ={}))
+        try:
+            async with asyncio.timeout(READY):
+                while not await _is_ready(health):
+                    assert process.returncode is None, (self.directory / f"{name}.log").read_text()[-2000:]
+                    await asyncio.sleep(0.05)
+            yield RunningRole(process.pid, health, time.monotonic() - began)
+        finally:
+            await health.close()
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+    async def plug(self, vm: str, *, request: bool = False) -> tuple[float, float]:
+        """Plug a new interface; return the seconds until the request is answered, and until the pod is annotated.
+
+        :param request: by a PUT to the api; otherwise by an edit of the VM's template.
+        """
+        name = f"n{next(self._interfaces)}"
+        pod = await self._pod(vm)
+        began = time.monotonic()
+        if request:
+            path = f"/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/{vm}/addinterface"
+            await self.kube.request("PUT", path, body={"name": name, "networkAttachmentDefinitionName": "net1"})
+        else:
+            item, network = add_interface_patch("/spec/template/spec", {"name": name, "bridge": {}})
+            network["value"]["multus"]["networkName"] = "net1"
+            await self.kube.json_patch(VMS, "default", vm, [item, network])
+        answered = time.monotonic() - began
+        async with asyncio.timeout(PLUGGED):
+            while pod_interface(name) not in await self._annotation(pod):  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        return answered, time.monotonic() - began
+
+    async def _pod(self, vm: str) -> str:
+        if vm not in self._pods:
+            uid = (await self.kube.get(VMIS, "default", vm)).metadata.uid
+            (pod,) = (await self.kube.list(PODS, "default", labels=f"{CREATED_BY_LABEL}={uid}")).items
+            self._pods[vm] = pod.metadata.name
+        return self._pods[vm]
+
+    async def _annotation(self, pod: str) -> str:
+        return (await self.kube.get(PODS, "default", pod)).metadata.annotations.get(NETWORKS, "")
+
+    @asynccontextmanager
+    async def changing(self, rate: int) -> AsyncIterator[list[int]]:
+        """Change VMs in ways that are no hot-plugs while the block runs; yield a list that holds the number of changes.
+
+        :param rate: changes a second, as far as the API server keeps up: of labels of VMs, and of statuses of VMIs.
+        """
+        made = [0]
+        # Few at a time, so that a slow API server is not measured with a queue in front of it.
+        allowed = asyncio.Semaphore(4)
+
+        async def change(number: int) -> None:
+            vm = f"vm{(number * 7919) % self.vms}"
+            if number % 2:
+                await self.kube.merge_patch(VMS, "default", vm, {"metadata": {"labels": {"changed": f"n{number}"}}})
+            else:
+                status = {"guestOSInfo": {"kernelRelease": f"n{number}"}}
+                await self.kube.merge_patch(VMIS, "default", vm, {"status": status})
+            made[0] += 1
+            allowed.release()
+
+        async def pace() -> None:
+            due = time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                for number in itertools.count():
+                    await allowed.acquire()
+                    due = max(due + 1 / rate, time.monotonic() - 1)
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                    group.create_task(change(number))
+
+        task = asyncio.create_task(pace())
+        try:
+            yield made
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@asynccontextmanager
+async def scaled_cluster(directory: Path) -> AsyncIterator[ScaledCluster]:
+    """Run an API server without VMs, and a bus."""
+    telemetry = configure("bench", environ={})
+    with _server(directory) as (kubeconfig, ca, host):
+        async with (
+            nats_server(directory / "nats") as nats,
+            await Kube.connect(kubeconfig=str(kubeconfig), telemetry=telemetry, user_agent="bench") as kube,
+        ):
+            cluster = ScaledCluster(directory, kubeconfig, kube, nats)
+            await cluster.prepare(ca, host)
+            yield cluster
+
+
+@contextmanager
+def _server(directory: Path) -> Iterator[tuple[Path, bytes, str]]:
+    """Run an API server; yield the administrator's kubeconfig, its CA, and the host at which it reaches the api."""
+    if (version := on_kubernetes()) is not None:
+        with control_plane(directory, version) as running:
+            yield running.kubeconfig, running.ca.read_bytes(), "localhost"
+        return
+    with api_server(directory, "") as (kubeconfig, _):
+        yield kubeconfig, pki.ca_file(directory).read_bytes(), "127.0.0.1"
+
+
+async def _is_ready(health: UnixHttpClient) -> bool:
+    try:
+        status, _ = await health.request("GET", "/readyz")
+    except ConnectFailed:
+        return False
+    return status == 200
+
+
+def api_settings(cluster: ScaledCluster) -> dict[str, Any]:
+    """Return the settings of the api, which makes and registers its own certificate."""
+    return {"HOTNIC_LISTEN": f"127.0.0.1:{cluster.api_port}", "HOTNIC_TLS_SECRET": "hotnic-api-tls"}

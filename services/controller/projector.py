@@ -126,8 +126,13 @@ class Projector:
             self._waiting.close()
             self._resting.clear()
 
+    def on_change(self, key: Key) -> None:
+        """Queue a VM of which an object has changed, unless its status depends on nothing that did."""
+        if not self._resting.rests(key):
+            self.requeue(key)
+
     def requeue(self, key: Key) -> None:
-        """Queue a VM: one of its objects has changed."""
+        """Queue a VM."""
         self.queue.add(key, source="watch")
 
     async def _consume_events(self) -> None:

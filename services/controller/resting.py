@@ -1,20 +1,21 @@
 """The keys that have nothing to do, so that a resync leaves them out: most VMs are at rest at any time.
 
-A key rests as long as the caches hold the very objects with which its last run found nothing to do. A resync still
-finds every change that was missed; only the work of finding nothing again is saved. What else a run depends on (events,
-the bucket, timers, settings) adds its keys itself. A rest ends by itself in the end, so that a run still finds what was
-overlooked here. Next: :mod:`services.controller.projector`.
+A key rests as long as the caches hold what its last run found nothing to do with. A resync still finds every change
+that was missed; only the work of finding nothing again is saved, also for changes of labels and of fields that hotnic
+does not read. What else a run depends on (events, the bucket, timers, settings) adds its keys itself. A rest ends by
+itself in the end, so that a run still finds what was overlooked here. Next: :mod:`services.controller.projector`.
 """
 
 import random
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
 
 Key = tuple[str, str]
+Object: TypeAlias = VirtualMachine | VirtualMachineInstance | Pod
 T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
 
 
@@ -42,6 +43,10 @@ class CachedObjects(NamedTuple):
     vm: VirtualMachine | None
     vmi: VirtualMachineInstance | None
     pods: tuple[Pod, ...]
+
+    def include(self, vm: VirtualMachine | None, vmi: VirtualMachineInstance | None, pod: Pod | None) -> bool:
+        """Return whether these are the cached objects, and none was read from the API server since."""
+        return self.vm is vm and self.vmi is vmi and (pod is None or any(pod is cached for cached in self.pods))
 
 
 class _Rest(NamedTuple):
@@ -103,10 +108,29 @@ class RestingKeys:
         if rest is None or self._clock() >= rest.until:
             return False
         noted, now = rest.objects, self.objects(key)
-        # A cache keeps the same object until it receives another version.
-        return (
-            now.vm is noted.vm
-            and now.vmi is noted.vmi
-            and len(now.pods) == len(noted.pods)
-            and all(one is other for one, other in zip(now.pods, noted.pods, strict=True))
-        )
+        if len(now.pods) != len(noted.pods) or not all(map(_is_same, (*now[:2], *now.pods), (*noted[:2], *noted.pods))):
+            return False
+        # The next comparison then finds the very objects, and none is kept that the caches have dropped.
+        self._resting[key] = _Rest(now, rest.until)
+        return True
+
+
+def _is_same(one: Object | None, other: Object | None) -> bool:
+    """Return whether two versions of an object differ in nothing that a plan or a status depends on.
+
+    The generation is left out: that of a VMI counts every write of its status, and a spec is compared itself. So are
+    the labels: that of a launcher pod with the UID of its VMI is the index.
+    """
+    if one is other:
+        return True
+    if one is None or other is None:
+        return False
+    mine, others = one.metadata, other.metadata
+    return (
+        mine.uid == others.uid
+        and mine.annotations == others.annotations
+        and mine.owner_references == others.owner_references
+        and mine.deletion_timestamp == others.deletion_timestamp
+        and one.spec == other.spec
+        and one.status == other.status
+    )

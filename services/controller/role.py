@@ -174,15 +174,16 @@ class Controller:
         self.queue.add((event.vmi.namespace, event.vmi.name), source="bus", context=received.context)
 
     def _on_change(self, key: Key, _object: VirtualMachine | VirtualMachineInstance | None) -> None:
-        self.queue.add(key, source="watch")
-        self.projector.requeue(key)
+        # Most changes of VMs are no hot-plugs.
+        if not self._resting.rests(key):
+            self.queue.add(key, source="watch")
+        self.projector.on_change(key)
         self._shared_macs.on_change(key)
 
     def _on_pod_change(self, key: Key, pod: Pod | None) -> None:
         name = vmi_name_of(pod) if pod is not None else None
         if name is not None:
-            self.queue.add((key[0], name), source="watch")
-            self.projector.requeue((key[0], name))
+            self._on_change((key[0], name), None)
 
     def _keys(self) -> Iterable[Key]:
         # A VM that does not run is a key, too: its template may have absent interfaces to remove.
@@ -221,7 +222,7 @@ class Controller:
             await self._entries.write(changes, observed, attempt)
         if changes.next_orphan is not None:
             self._requeue_after(key, changes.next_orphan)
-        if changes == EntryChanges():
+        if changes == EntryChanges() and objects.include(observed.vm, observed.vmi, observed.pod):
             self._resting.add(key, objects)
 
     def _requeue_after(self, key: Key, seconds: float) -> None:
@@ -243,7 +244,7 @@ class Controller:
             if observed is None:
                 return
             actions = plan(observed)
-            if not actions and number == 0:
+            if not actions and number == 0 and objects.include(observed.vm, observed.vmi, observed.pod):
                 self._resting.add(key, objects)
             observed = await self._apply_plan(actions, observed, attempt)
 

@@ -26,7 +26,7 @@ from schemas.kubernetes.networks import (
     encode_networks,
     parse_networks,
 )
-from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.objects import CREATED_BY_LABEL, VirtualMachine, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation, unplug_key
 from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind, Stage
@@ -477,6 +477,26 @@ async def test_vms_at_rest_beside_kubevirt_cost_no_write_and_no_warning(cluster:
     assert cluster.bus.published == []
     assert [line for line in logs if line["log_level"] not in ("debug", "info")] == []
     assert [line["event"] for line in logs].count("observing") == 1
+
+
+async def test_a_change_that_is_no_hot_plug_causes_no_run(cluster: Cluster) -> None:
+    def runs() -> list[str]:
+        return [line for line in cluster.metrics_text().decode().splitlines() if "reconcile_seconds_count" in line]
+
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi())
+    await cluster.idle()
+    while cluster.role.projector.queue.in_flight or cluster.role.projector.queue.depth:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    before = runs()
+    cluster.put(PODS, objects.pod(labels={CREATED_BY_LABEL: objects.VMI_UID, "team": "a"}))
+    vmi = msgspec.to_builtins(objects.vmi())
+    cluster.put(VMIS, vmi | {"status": vmi["status"] | {"guestOSInfo": {"id": "debian"}}})
+    await cluster.idle()
+    assert runs() == before
+    cluster.put(VMIS, objects.vmi(annotations={"a": "b"}))
+    await cluster.idle()
+    assert runs() != before
 
 
 async def test_nothing_is_written_while_kubevirts_controllers_run_beside_the_owner(cluster: Cluster) -> None:

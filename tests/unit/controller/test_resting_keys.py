@@ -1,4 +1,4 @@
-"""A resync leaves out the keys whose objects have not changed since a run found nothing to do, and no others."""
+"""A resync leaves out the keys of which nothing that matters has changed since a run with nothing to do, no others."""
 
 import msgspec
 import pytest
@@ -32,7 +32,12 @@ def test_a_key_rests_until_one_of_its_objects_changes(kind: str) -> None:
     assert caches.rests()
     stored = getattr(caches, kind).objects_by_key
     for key, found in stored.items():
-        stored[key] = msgspec.structs.replace(found)
+        meta = msgspec.structs.replace(found.metadata, resource_version="900", generation=9, labels={"a": "b"})
+        stored[key] = msgspec.structs.replace(found, metadata=meta)
+    assert caches.rests()
+    for key, found in stored.items():
+        meta = msgspec.structs.replace(found.metadata, annotations={"a": "b"})
+        stored[key] = msgspec.structs.replace(found, metadata=meta)
     assert not caches.rests()
 
 
@@ -50,7 +55,7 @@ def test_a_new_pod_and_a_deleted_vmi_end_the_rest() -> None:
 def test_a_change_during_the_run_is_not_taken_for_seen() -> None:
     caches = Caches()
     before = caches.resting.objects(VM1)
-    caches.vms.objects_by_key[VM1] = objects.vm(generation=2)
+    caches.vms.objects_by_key[VM1] = objects.vm(objects.nic("iface1"))
     caches.resting.add(VM1, before)
     assert not caches.rests()
 
@@ -61,3 +66,11 @@ def test_a_rest_ends_by_itself(seconds: float, rests: bool) -> None:
     caches.resting.add(VM1, caches.resting.objects(VM1))
     caches.now = seconds
     assert caches.rests() is rests
+
+
+def test_objects_that_were_read_past_the_caches_are_not_the_cached_ones() -> None:
+    cached = Caches().resting.objects(VM1)
+    assert cached.include(cached.vm, cached.vmi, cached.pods[0])
+    assert cached.include(cached.vm, cached.vmi, None)
+    assert not cached.include(objects.vm(), cached.vmi, None)
+    assert not cached.include(cached.vm, cached.vmi, objects.pod())

@@ -2,11 +2,11 @@
 
 Every call has a deadline, a CLIENT span and a classified error (:mod:`services.common.kube.errors`). Nothing is retried
 here: the caller decides. The session is :mod:`services.common.kube.session.transport`.
-Next: :mod:`services.common.kube.cache.reflector`, which keeps a store in sync by :meth:`Kube.list_raw` and
+Next: :mod:`services.common.kube.cache.reflector`, which keeps a store in sync by :meth:`Kube.list_pages` and
 :meth:`Kube.watch`.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
@@ -15,8 +15,8 @@ import msgspec
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.objects import Resource
 from services.common.kube import patch as json_patches
-from services.common.kube.errors import BadApiResponse
-from services.common.kube.listing import Listing, RawListing, decode_page
+from services.common.kube.errors import BadApiResponse, Gone
+from services.common.kube.listing import PAGE_SIZE, Listing, RawPage, decode_page
 from services.common.kube.session.auth import ClusterAccess
 from services.common.kube.session.transport import DEADLINE, JSON, JSON_PATCH, KubeResponse, Transport
 from services.common.telemetry.propagation import HasTracer
@@ -92,17 +92,28 @@ class Kube:
         :param labels: label selector.
         :param fields: field selector.
         """
-        raw = await self.list_raw(resource, namespace, labels=labels, fields=fields)
-        items: list[T] = []
-        for item in raw.items:
-            try:
-                items.append(self.decode(resource, item))
-            except BadApiResponse:
-                # One malformed object must not hide the others.
-                continue
-        return Listing(items, raw.resource_version, skipped=len(raw.items) - len(items))
+        try:
+            return await self._list(resource, namespace, labels, fields)
+        except Gone:
+            # Its version has expired between two pages. A list that starts again shows a later one.
+            return await self._list(resource, namespace, labels, fields)
 
-    async def list_raw(
+    async def _list(
+        self, resource: Resource[T], namespace: str | None, labels: str | None, fields: str | None
+    ) -> Listing[T]:
+        items: list[T] = []
+        version, skipped = "", 0
+        async for page in self.list_pages(resource, namespace, labels=labels, fields=fields):
+            version = page.resource_version
+            for item in page.items:
+                try:
+                    items.append(self.decode(resource, item))
+                except BadApiResponse:
+                    # One malformed object must not hide the others.
+                    skipped += 1
+        return Listing(items, version, skipped)
+
+    async def list_pages(
         self,
         resource: Resource[Any],
         namespace: str | None = None,
@@ -110,17 +121,29 @@ class Kube:
         labels: str | None = None,
         fields: str | None = None,
         timeout: float = 30.0,
-    ) -> RawListing:
-        """Read a collection without decoding its objects, following ``continue`` tokens."""
+    ) -> AsyncGenerator[RawPage, None]:
+        """Read a collection page by page, live, without decoding its objects.
+
+        All pages show the collection at the version of the first one. A page is freed before the next one arrives if
+        the caller has dropped it by then.
+
+        :param timeout: seconds for one page.
+        :raises Gone: the API server has forgotten that version: start again.
+        """
         query = _selectors(labels, fields)
-        items: list[msgspec.Raw] = []
+        if not fields:
+            # A field selector finds few objects; without a limit the API server may read them from its watch cache.
+            query["limit"] = str(PAGE_SIZE)
         while True:
             response = await self._call("list", resource, "GET", namespace, None, query=query, timeout=timeout)
             page = decode_page(resource.plural, response.status, response.body)
-            items += page.items or []
-            if not page.metadata.continue_:
-                return RawListing(items, page.metadata.resource_version)
-            query = {**query, "continue": page.metadata.continue_}
+            found, token = RawPage(page.items or [], page.metadata.resource_version), page.metadata.continue_
+            del response, page
+            yield found
+            del found
+            if not token:
+                return
+            query["continue"] = token
 
     async def create(
         self,

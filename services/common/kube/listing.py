@@ -1,4 +1,4 @@
-"""Lists of Kubernetes objects: the decoded form, the raw form, and one page of a response.
+"""Lists of Kubernetes objects: the decoded form, and one page of a response.
 
 Next: :mod:`services.common.kube.client`, which reads them.
 """
@@ -12,6 +12,9 @@ from services.common.kube.errors import BadApiResponse
 
 T = TypeVar("T")
 
+PAGE_SIZE = 500
+"""Objects in a page, as client-go and kubectl request them: some MiB of VMIs or pods."""
+
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
     """The objects of a collection at one resource version.
@@ -24,8 +27,11 @@ class Listing(msgspec.Struct, Generic[T], frozen=True):
     skipped: int = 0
 
 
-class RawListing(msgspec.Struct, frozen=True):
-    """A :class:`Listing` with undecoded objects."""
+class RawPage(msgspec.Struct, frozen=True):
+    """Undecoded objects of one page. They share the memory of the response.
+
+    :ivar resource_version: version of the collection, the same in all pages of a list.
+    """
 
     items: list[msgspec.Raw]
     resource_version: str

@@ -94,7 +94,7 @@ class Installations:
         """Return whether the API server knows the type, without logging that it does not: many clusters have none."""
         while True:
             try:
-                await self._kube.list_raw(KUBEVIRTS)
+                await self._kube.list(KUBEVIRTS)
             except NotFound:
                 self._denials.set(self, "")
                 return False

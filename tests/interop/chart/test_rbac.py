@@ -14,7 +14,7 @@ from tests.support.kube.requests import CHECKOUT, Permission, modules_of, permis
 KUBEVIRT, NAD, INSTANCETYPE = "kubevirt.io", "k8s.cni.cncf.io", "instancetype.kubevirt.io"
 
 VARIABLE: dict[str, dict[str, set[Permission]]] = {
-    "services/common/kube/cache/reflector.py": {"self._kube.list_raw": set(), "self._kube.watch": set()},
+    "services/common/kube/cache/reflector.py": {"self._kube.list_pages": set(), "self._kube.watch": set()},
     "services/common/kube/cache/cached_reader.py": {"self._kube.get": set()},
     "services/common/kube/cache/vmi_watch.py": {"Reflector": set()},
     "services/controller/apply.py": {

@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 VERBS = {
     "get": ("get",),
     "list": ("list",),
-    "list_raw": ("list",),
+    "list_pages": ("list",),
     "watch": ("watch",),
     "create": ("create",),
     "json_patch": ("patch",),

@@ -109,6 +109,6 @@ async def measure_rest(
 
 async def _state(controller: ObservingController) -> tuple[int, int]:
     """Return the resource version of the API server, which each write of any object moves, and that of the bus."""
-    listing = await controller.kube.list_raw(VMS, "default")
+    listing = await controller.kube.list(VMS, "default")
     values = sum(entry.revision for entry in controller.bus.broker.buckets[BUCKET].entries())
     return int(listing.resource_version), len(controller.bus.published) + values

@@ -41,6 +41,21 @@ async def test_list_counts_undecodable_objects(kube: Kube, script: Any, make_pod
     assert dict(script.requests[0].query) == {"labelSelector": "a=b", "fieldSelector": "metadata.name=x"}
 
 
+async def test_a_list_that_expires_between_two_pages_is_read_again(
+    kube: Kube, script: Any, make_pod: Any, make_failure: Any
+) -> None:
+    first = {"metadata": {"resourceVersion": "9", "continue": "more"}, "items": [make_pod("a", "1")]}
+    script.respond(first)
+    script.respond(make_failure(410, "Expired"), 410)
+    script.listing(make_pod("a", "1"), make_pod("b", "2"))
+    assert [pod.metadata.name for pod in (await kube.list(PODS)).items] == ["a", "b"]
+    for _ in range(2):
+        script.respond(first)
+        script.respond(make_failure(410, "Expired"), 410)
+    with pytest.raises(errors.Gone):
+        await kube.list(PODS)
+
+
 async def test_patches_have_their_content_type(kube: Kube, script: Any, make_pod: Any) -> None:
     script.respond(make_pod("a", "8"))
     script.respond(make_pod("a", "9"))

@@ -16,7 +16,7 @@ from schemas.kubernetes.objects import PODS, Pod
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials
-from services.common.kube.listing import RawListing
+from services.common.kube.listing import RawPage
 from services.common.telemetry.logs import logger
 
 NS = "ns"
@@ -389,15 +389,47 @@ async def test_a_forbidden_list_or_watch_is_reported_until_it_is_allowed(
         assert f"ServiceAccount hotnic/hotnic-networks may not {verb} pods in all namespaces" in reasons[0]
 
 
-async def test_all_pages_of_a_list_are_read(kube: Kube, script: Any, make_pod: Any) -> None:
+def page(token: str, *objects: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"resourceVersion": "9", "continue": token}, "items": list(objects)}
+
+
+async def test_all_pages_of_a_list_are_read_and_the_watch_starts_at_the_first(
+    kube: Kube, script: Any, make_pod: Any
+) -> None:
     seen = Recorder()
-    script.respond({"metadata": {"resourceVersion": "9", "continue": "more/1"}, "items": [make_pod("a", "1")]})
-    script.listing(make_pod("b", "2"))
-    script.watch()
+    script.respond(page("more/1", make_pod("a", "1")))
+    script.listing(make_pod("b", "2"), version="12")
+    stream = script.watch()
     async with reflecting(kube, seen) as reflector:
         await asyncio.wait_for(reflector.synced.wait(), 5)
         assert seen.changes == [("a", "1"), ("b", "2")]
-    assert script.requests[1].query["continue"] == "more/1"
+        await asyncio.wait_for(stream.opened.wait(), 5)
+        # Changed after its page was read.
+        stream.send("MODIFIED", make_pod("a", "11"))
+        await seen.until(lambda: ("a", "11") in seen.changes)
+    assert [dict(request.query) for request in script.requests[:2]] == [
+        {"limit": "500"},
+        {"limit": "500", "continue": "more/1"},
+    ]
+    assert script.requests[2].query["resourceVersion"] == "9"
+
+
+async def test_a_list_that_expires_between_two_pages_starts_again_and_removes_only_what_is_in_no_page(
+    kube: Kube, script: Any, make_pod: Any, make_failure: Any
+) -> None:
+    seen = Recorder()
+    script.listing(make_pod("a", "1"), make_pod("b", "2"), make_pod("gone", "3"))
+    script.refuse_watch(410, "Expired")
+    script.respond(page("more/1", make_pod("a", "11")))
+    script.respond(make_failure(410, "Expired"), 410)
+    script.respond(page("more/2", make_pod("a", "11")))
+    script.listing(make_pod("b", "20"))
+    stream = script.watch()
+    async with reflecting(kube, seen) as reflector:
+        await asyncio.wait_for(stream.opened.wait(), 5)
+        assert seen.changes[3:] == [("a", "11"), ("b", "20"), ("gone", None)]
+        assert sorted(reflector.keys()) == [(NS, "a"), (NS, "b")]
+    assert [request.query.get("continue") for request in script.requests[2:6]] == [None, "more/1", None, "more/2"]
 
 
 @pytest.mark.looptime
@@ -421,8 +453,8 @@ class ShortWatches:
 
     opened = 0
 
-    async def list_raw(self, *_: Any, **__: Any) -> Any:
-        return RawListing([], "10")
+    async def list_pages(self, *_: Any, **__: Any) -> AsyncIterator[RawPage]:
+        yield RawPage([], "10")
 
     @asynccontextmanager
     async def watch(self, *_: Any, **__: Any) -> AsyncIterator[AsyncIterator[bytes]]:

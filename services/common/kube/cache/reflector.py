@@ -1,5 +1,6 @@
 """Reflector: keeps a store in sync with a collection by list and watch with bookmarks.
 
+It decodes a list page by page, so its memory is that of the store and one page.
 The server ends each watch after some minutes, and the next one continues from the last version. A watch without events
 and bookmarks is no failure. After any failure (a version too old, a broken connection, garbage in the stream, an error
 event) it watches or lists again, with jittered backoff. A new list also finds what was deleted meanwhile. An object
@@ -22,6 +23,7 @@ from services.common.kube.cache.object_metadata import ObjectMetadata, decode_me
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials, describe_error
 from services.common.kube.errors import BadApiResponse, Forbidden, Gone, KubeError, of_status
+from services.common.kube.listing import RawPage
 from services.common.telemetry.logs import Log
 
 T = TypeVar("T")
@@ -145,17 +147,28 @@ class Reflector(Generic[T]):
                 await self._pause(error)
 
     async def _list(self) -> None:
-        listing = await self._kube.list_raw(self._resource, self._namespace, labels=self._labels, fields=self._fields)
         seen: set[Key] = set()
-        for raw in listing.items:
+        version = ""
+        async for page in self._kube.list_pages(
+            self._resource, self._namespace, labels=self._labels, fields=self._fields
+        ):
+            # The watch starts where the first page was read: what changed since then may be in none of the others.
+            version = version or page.resource_version
+            self._put_page(page, seen)
+            # Frees the page while the next one is on its way.
+            del page
+        # Only now: an object that is in no page so far may be in the next one.
+        for key in [key for key in self._store if key not in seen]:
+            self._remove(key)
+        self._version = version
+        self.synced.set()
+
+    def _put_page(self, page: RawPage, seen: set[Key]) -> None:
+        for raw in page.items:
             identity = self._identify(raw)
             if identity is not None:
                 seen.add(_key(identity))
                 self._put(identity, raw)
-        for key in [key for key in self._store if key not in seen]:
-            self._remove(key)
-        self._version = listing.resource_version
-        self.synced.set()
 
     async def _watch(self) -> None:
         received = False

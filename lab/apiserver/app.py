@@ -121,6 +121,8 @@ def _assemble(settings: Settings, address: str) -> tuple[ApiServer, Store, Contr
     rest = Rest(store, strategies, settings.admission)
     controllers = Controllers(store, registry, rest, pki.ca_file(directory).read_text())
     system_objects.create_system_objects(store, registry, rest, directory)
+    # As in a cluster that has run for a while: the versions of the server's own objects are too old to be listed.
+    store.forget_past()
     authenticator = Authenticator(read_tokens(settings.tokens))
     forwarder = Forwarder(pki.pair(directory, "front-proxy-client"), settings.request_timeout)
     aggregator = Aggregator(store, registry, forwarder)

@@ -30,21 +30,27 @@ class FieldError:
 
 
 class ApiError(Exception):
-    """An error that the client receives as a `Status` with status `Failure`."""
+    """An error that the client receives as a `Status` with status `Failure`.
 
-    def __init__(self, code: int, reason: str, message: str, details: Object | None = None) -> None:
+    :param metadata: the list metadata of the Status.
+    """
+
+    def __init__(
+        self, code: int, reason: str, message: str, details: Object | None = None, metadata: Object | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
         self.message = message
         self.details = details
+        self.metadata = metadata or {}
 
     def to_status(self) -> Object:
         """Return the Status object."""
         status: Object = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": self.metadata,
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,
@@ -150,8 +156,22 @@ def apply_conflict(conflicts: list[tuple[str, str]]) -> ApiError:
 
 
 def expired(message: str) -> ApiError:
-    """Return the error for a resourceVersion or continue token that is older than the watch cache."""
+    """Return the error for a resourceVersion that the server has forgotten."""
     return ApiError(410, "Expired", message)
+
+
+def expired_token(inconsistent: str) -> ApiError:
+    """Return the error for a continue token whose resourceVersion the server has forgotten.
+
+    :param inconsistent: token with which the client may read the other objects as they are now.
+    """
+    message = (
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list "
+        "without the continue parameter, or use the continue token in this response to retrieve the remainder of the "
+        "results. Continuing with the provided token results in an inconsistent list - objects that were created, "
+        "modified, or deleted between the time the first chunk was returned and now may show up in the list."
+    )
+    return ApiError(410, "Expired", message, metadata={"continue": inconsistent})
 
 
 def too_large(message: str) -> ApiError:

@@ -1,10 +1,12 @@
 """Lists: selectors, pages, tables and partial metadata."""
 
+import base64
+import json
 from urllib.parse import quote
 
 import pytest
 
-from tests.cluster.tools import Api, CustomKind
+from tests.cluster.tools import Api, CustomKind, events
 
 CONFIGMAPS = "/api/v1/namespaces/{ns}/configmaps"
 PODS = "/api/v1/namespaces/{ns}/pods"
@@ -100,6 +102,52 @@ async def test_pages_cover_all_objects_once(api: Api, unique: str) -> None:
     assert names == sorted(names)
     assert {f"{unique}-{n}" for n in range(5)} <= set(names)
     assert len(names) == len(set(names))
+
+
+async def test_pages_show_the_state_of_the_first_one(api: Api, unique: str) -> None:
+    """continue: what changes between two pages is in none of them, and a watch from their version delivers it."""
+    await fill(api, unique, 4)
+    selected = f"{CONFIGMAPS}?labelSelector=case={unique}"
+    first = (await api("GET", f"{selected}&limit=2")).body
+    version = first["metadata"]["resourceVersion"]
+    await api("PATCH", f"{CONFIGMAPS}/{unique}-2", {"data": {"a": "1"}}, content="application/merge-patch+json")
+    await api("DELETE", f"{CONFIGMAPS}/{unique}-3")
+    await api("POST", CONFIGMAPS, {"metadata": {"name": f"{unique}-4", "labels": {"case": unique}}})
+    second = (await api("GET", f"{selected}&limit=2&continue={first['metadata']['continue']}")).body
+    assert [(item["metadata"]["name"], "data" in item) for item in second["items"]] == [
+        (f"{unique}-2", False),
+        (f"{unique}-3", False),
+    ]
+    assert second["metadata"] == {"resourceVersion": version}
+    watched = await events(api.watch(f"{selected}&watch=true&resourceVersion={version}"), 3)
+    assert [event["type"] for event in watched] == ["MODIFIED", "DELETED", "ADDED"]
+    for limit in ("&limit=1000", "&resourceVersionMatch=Exact"):
+        exact = (await api("GET", f"{selected}&resourceVersion={version}{limit}")).body
+        assert [item["metadata"]["name"][-1] for item in exact["items"]] == list("0123")
+
+
+async def test_token_of_a_forgotten_version_gets_410_and_a_token_for_the_rest(api: Api, unique: str) -> None:
+    """continue: with a version that is compacted 410 Expired, and in its metadata a token without that version."""
+    await fill(api, unique, 3)
+    selected = f"{CONFIGMAPS}?labelSelector=case={unique}"
+    token = (await api("GET", f"{selected}&limit=2")).body["metadata"]["continue"]
+    content = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    old = base64.urlsafe_b64encode(json.dumps(content | {"rv": 1}).encode()).decode().rstrip("=")
+    answer = await api("GET", f"{selected}&limit=2&continue={old}")
+    assert (answer.code, answer.body["reason"]) == (410, "Expired")
+    assert answer.body["message"].startswith("The provided continue parameter is too old to display a consistent list")
+    rest = await api("GET", f"{selected}&limit=2&continue={answer.body['metadata']['continue']}")
+    assert [item["metadata"]["name"] for item in rest.body["items"]] == [f"{unique}-2"]
+    both = await api("GET", f"{selected}&limit=2&continue={token}&resourceVersion={content['rv']}")
+    assert (both.code, both.body["reason"]) == (400, "BadRequest")
+
+
+async def test_version_0_ignores_the_limit(api: Api, unique: str) -> None:
+    """resourceVersion=0: from the watch cache, which may be late and has no pages."""
+    await fill(api, unique, 3)
+    selected = f"{CONFIGMAPS}?labelSelector=case={unique}&limit=1"
+    assert "continue" in (await api("GET", selected)).body["metadata"]
+    assert "continue" not in (await api("GET", f"{selected}&resourceVersion=0")).body["metadata"]
 
 
 async def test_invalid_continue_token_is_a_bad_request(api: Api) -> None:

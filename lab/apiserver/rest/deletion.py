@@ -72,7 +72,10 @@ def delete(rest: Rest, call: RestCall, options: DeleteOptions) -> tuple[StoredOb
 def delete_collection(rest: Rest, call: RestCall, options: DeleteOptions) -> Page:
     """Delete every object that a list with these options returns."""
     page = list_objects(rest.store, call)
-    removed = [_delete(rest, call.resource, stored, options)[0] for stored in page.items]
+    storage_key = call.resource.storage_key
+    # A continued list shows objects as they were; some may be gone by now.
+    present = [found for item in page.items if (found := rest.store.get(storage_key, *item.key)) is not None]
+    removed = [_delete(rest, call.resource, stored, options)[0] for stored in present]
     return Page(removed, page.version, page.next_token, page.remaining)
 
 

@@ -17,7 +17,7 @@ import msgspec
 from lab.apiserver.errors import Object
 from lab.apiserver.registry.resources import ServedResource
 from lab.apiserver.storage.persist import Database
-from lab.apiserver.storage.watch import Channel, Event
+from lab.apiserver.storage.watch import Channel, Event, Key
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict).decode
@@ -33,6 +33,12 @@ class StoredObject:
     obj: Object
     tail: bytes
     version: int
+
+    @property
+    def key(self) -> Key:
+        """Return namespace and name."""
+        metadata = self.obj["metadata"]
+        return metadata.get("namespace", ""), metadata["name"]
 
     def render(self, resource: ServedResource) -> bytes:
         """Return the object as JSON in a served version."""
@@ -54,7 +60,7 @@ class ResourceTable:
     """All objects of one resource, and the channel of their changes."""
 
     channel: Channel
-    objects: dict[tuple[str, str], StoredObject] = field(default_factory=dict)
+    objects: dict[Key, StoredObject] = field(default_factory=dict)
 
 
 class Store:
@@ -94,9 +100,25 @@ class Store:
         """Return storage key, namespace and name of the object with this uid, or None."""
         return self._uids.get(uid)
 
-    def list(self, storage_key: str, namespace: str = "") -> list[StoredObject]:
-        """Return objects in the order of their keys; an empty namespace means all namespaces."""
-        objects = self.table(storage_key).objects
+    def forget_past(self) -> None:
+        """Answer no request any more for a version before the current one."""
+        self._start = self.version
+        for table in self._tables.values():
+            table.channel.forget(self.version)
+
+    def list(self, storage_key: str, namespace: str = "", version: int | None = None) -> list[StoredObject]:
+        """Return objects in the order of their keys.
+
+        :param namespace: empty for all namespaces.
+        :param version: of the state to return; the current one by default.
+        :raises ApiError: 410 when the event log starts later than this version.
+        """
+        table = self.table(storage_key)
+        objects = (
+            table.objects
+            if version is None or version == self.version
+            else table.channel.rewind(table.objects, version)
+        )
         return [objects[key] for key in sorted(objects) if not namespace or key[0] == namespace]
 
     def list_all(self) -> Iterator[tuple[str, StoredObject]]:
@@ -110,7 +132,7 @@ class Store:
         self.version += 1
         metadata = obj["metadata"]
         metadata["resourceVersion"] = str(self.version)
-        key = (metadata.get("namespace", ""), metadata["name"])
+        key = metadata.get("namespace", ""), metadata["name"]
         bare = {name: value for name, value in obj.items() if name not in ("kind", "apiVersion")}
         stored = StoredObject(bare, _encode(bare)[1:], self.version)
         table = self.table(storage_key)
@@ -125,8 +147,7 @@ class Store:
     def remove(self, storage_key: str, stored: StoredObject) -> StoredObject:
         """Remove an object; return its last state, with the resourceVersion of the removal."""
         self.version += 1
-        metadata = stored.obj["metadata"]
-        key = (metadata.get("namespace", ""), metadata["name"])
+        metadata, key = stored.obj["metadata"], stored.key
         # A watcher that continues from the removal needs its version.
         last = dict(stored.obj, metadata={**metadata, "resourceVersion": str(self.version)})
         removed = StoredObject(last, _encode(last)[1:], self.version)

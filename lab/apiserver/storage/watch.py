@@ -1,4 +1,4 @@
-"""The watch cache: the event log of one resource, and the queues of its watchers.
+"""The watch cache: the event log of one resource, its past states, and the queues of its watchers.
 
 `Channel.publish` adds an event to every watcher's queue at once, without polling. A `Watcher` filters events by
 namespace and selectors; when an object enters or leaves the selection, it turns the change into ADDED or DELETED, as
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,8 @@ class Event:
 
 
 Selector = Callable[[Object], bool]
+Key = tuple[str, str]
+"""Namespace and name."""
 
 
 class Watcher:
@@ -111,6 +113,32 @@ class Channel:
         for watcher in tuple(self._watchers):
             watcher.enqueue(event)
 
+    def forget(self, version: int) -> None:
+        """Answer no request any more for a version before this one, as after a compaction of etcd."""
+        self._floor = max(self._floor, version)
+
+    def reaches(self, version: int) -> bool:
+        """Return whether the log has all changes since a version."""
+        return version >= self._floor
+
+    def rewind(self, objects: Mapping[Key, StoredObject], version: int) -> Mapping[Key, StoredObject]:
+        """Return the objects as they were at an earlier version.
+
+        :param objects: the current ones.
+        :raises ApiError: 410 when the log starts later.
+        """
+        if not self.reaches(version):
+            raise expired("The resourceVersion for the provided list is too old.")
+        found = dict(objects)
+        for event in reversed(self._log):
+            if event.stored.version <= version:
+                break
+            if event.before is None:
+                del found[event.stored.key]
+            else:
+                found[event.stored.key] = event.before
+        return found
+
     def subscribe(self, since: int, current: int, namespace: str, selects: Selector | None) -> Watcher:
         """Return a watcher of every change after version `since`.
 
@@ -118,7 +146,7 @@ class Channel:
         """
         if since > current:
             raise too_large_resource_version(since, current)
-        if since < self._floor:
+        if not self.reaches(since):
             raise expired(f"too old resource version: {since} ({self._floor})")
         watcher = Watcher(namespace, selects)
         for event in self._log:

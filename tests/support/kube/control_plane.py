@@ -66,12 +66,14 @@ class ControlPlane:
     """A running control plane.
 
     :ivar server: URL of the API server.
+    :ivar etcd: port of etcd.
     :ivar kubeconfig: file with the credentials of an administrator.
     :ivar ca: file of the CA that signed the API server's certificate.
     """
 
-    def __init__(self, directory: Path, server: str) -> None:
+    def __init__(self, directory: Path, server: str, etcd: int) -> None:
         self.server = server
+        self.etcd = etcd
         self.kubeconfig = directory / "admin.kubeconfig"
         self.ca = pki.ca_file(directory)
         self._directory = directory
@@ -161,7 +163,7 @@ def control_plane(directory: Path, version: str = VERSION) -> Iterator[ControlPl
     (directory / "home").mkdir()
     (directory / "admission.yaml").write_text(json.dumps(ADMISSION))
     etcd, etcd_peers, api, controllers = free_ports(4)
-    found = ControlPlane(directory, f"https://127.0.0.1:{api}")
+    found = ControlPlane(directory, f"https://127.0.0.1:{api}", etcd)
     prepare(directory, found.server)
     pki.write_kubeconfig(found.kubeconfig, found.server, directory, pki.pair(directory, "admin"))
     with contextlib.ExitStack() as stack:

@@ -303,7 +303,7 @@ CHANGES = st.lists(
 
 @given(CHANGES, st.integers(0, 25))
 def test_watch_from_any_version_rebuilds_the_selection(changes: list[tuple[str, int, str]], at: int) -> None:
-    """List at some version, then apply the watch's events: the result is the selection at the end."""
+    """List at some version, then or later, and apply the watch's events: the result is the selection at the end."""
     objects = store()
     selection: dict[str, int] = {}
     seen, version = dict[str, int](), objects.version
@@ -327,6 +327,8 @@ def test_watch_from_any_version_rebuilds_the_selection(changes: list[tuple[str, 
             selection.pop(name, None)
     if at >= len(changes):
         seen, version = dict(selection), objects.version
+    past = objects.list("k", "n", version)
+    assert {found.obj["metadata"]["name"]: found.obj["value"] for found in past if selects(found.obj)} == seen
     watcher = objects.table("k").channel.subscribe(version, objects.version, "n", selects)
     for kind, name, value in queued_events(watcher):
         assert (name in seen) is (kind != "ADDED")

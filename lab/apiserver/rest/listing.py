@@ -83,11 +83,11 @@ def list_objects(store: Store, call: RestCall) -> Page:
     elif requested and (match == "Exact" or (limit and not match)):
         version = requested
     found = store.list(call.resource.storage_key, call.target.namespace, version)
+    if after is not None:
+        found = [stored for stored in found if stored.key > after]
     selects = make_selector(call.resource, options.text("labelSelector"), options.text("fieldSelector"))
     if selects is not None:
         found = [stored for stored in found if selects(stored.obj)]
-    if after is not None:
-        found = [stored for stored in found if stored.key > after]
     if limit <= 0 or len(found) <= limit:
         return Page(found, version)
     page = found[:limit]

@@ -11,7 +11,7 @@ from schemas.kubernetes.operations import Operation, encode_annotation, operatio
 from schemas.names import find_colliding_names
 from schemas.stages import OperationKind
 from services.cli.doctor.examine import confirmed, examine
-from services.cli.doctor.snapshot import DoctorReport, NotVisible, PodOnNode, Snapshot, VmSnapshot
+from services.cli.doctor.snapshot import DoctorReport, NotVisible, ObservedLink, PodOnNode, Snapshot, VmSnapshot
 from tests.support.doctor import hotplug_status_changes, snapshot_changes, snapshots
 
 TWO = (("blue", "green"), ("red",))
@@ -31,6 +31,13 @@ def codes(report: DoctorReport) -> set[str]:
 def test_consistent_snapshot_has_no_findings() -> None:
     report = examine(snapshots.build_snapshot(TWO))
     assert report == DoctorReport((), (), (), 3)
+
+
+def test_veth_of_another_name_is_an_uplink_and_no_leftover() -> None:
+    # A node that is a container, or a lab's, reaches its network over a veth.
+    uplink = ObservedLink(index=9000, name="eth1", kind="veth", up=True, master=2, peer=2)
+    change = snapshot_changes.change_node("links", lambda links: [*links, uplink])
+    assert examine(change(snapshots.build_snapshot(TWO))).findings == ()
 
 
 @given(names)

@@ -4,12 +4,15 @@ Anything whose sandbox the container runtime does not know is left over.
 Next: :mod:`services.cli.doctor.examine`, which runs all checks.
 """
 
+import re
 from collections.abc import Iterator
 
 from services.cli.doctor.fix import choose
 from services.cli.doctor.snapshot import Finding, NodeSnapshot, NotVisible
 
 DAEMON_REPAIR = "the multus daemon removes it within a minute; if it remains, check whether the daemon is ready"
+PLUGIN_VETH = re.compile(r"veth[0-9a-f]{8}")
+"""Names of the node's ends of veths that the CNI plugins create."""
 CLEAN_REPAIR = "hotnic's multus daemon is not on this node any more: hotnic node clean removes its records"
 
 
@@ -59,7 +62,7 @@ def check_namespaces(node: NodeSnapshot) -> Iterator[Finding]:
 
 
 def check_veths(node: NodeSnapshot) -> Iterator[Finding]:
-    """Check that the other end of every veth on a bridge of the CNI plugins is in a sandbox's namespace."""
+    """Check that the other end of each plugin's veth on a bridge for pods is in a sandbox's namespace."""
     if (
         isinstance(node.links, NotVisible)
         or isinstance(node.records, NotVisible)
@@ -75,6 +78,9 @@ def check_veths(node: NodeSnapshot) -> Iterator[Finding]:
             return
         ends |= {(link.index, link.peer) for link in namespace.links}
     for link in node.links:
-        if link.kind == "veth" and link.master in bridges and (link.peer, link.index) not in ends:
+        if not (link.kind == "veth" and PLUGIN_VETH.fullmatch(link.name)):
+            # Where the node is a container, the bridge's uplink is a veth, too.
+            continue
+        if link.master in bridges and (link.peer, link.index) not in ends:
             message = f"link {link.name} is a port of a bridge for pods, but its other end is in no sandbox"
             yield Finding("HostVethOrphaned", node.name, message, f"ip link del {link.name}")

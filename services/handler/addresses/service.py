@@ -70,7 +70,7 @@ class AddressServers:
                 network.close()
             raise
         # Only now: when the start fails, the previous server continues.
-        self.stop(served.interface)
+        self._close(served.interface)
         self._servers[served.interface] = (served, netns.identity, server)
 
     def _on_replies(self, interface: str, replies: Replies) -> None:
@@ -81,7 +81,11 @@ class AddressServers:
             self._requeue()
 
     def stop(self, interface: str) -> None:
-        """Stop the server of a NIC if there is one."""
+        """Stop the server of a NIC if there is one: the NIC is not served any more."""
+        self.declined.discard(interface)
+        self._close(interface)
+
+    def _close(self, interface: str) -> None:
         _, _, server = self._servers.pop(interface, (None, None, None))
         if server is not None:
             server.close()

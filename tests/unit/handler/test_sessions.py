@@ -11,6 +11,7 @@ from opentelemetry.context import Context
 from services.common.guest.agent import AgentUnavailable, GuestNic
 from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDeviceSpec
 from services.common.reconcile import Source
+from services.handler.addresses.service import AddressServers
 from services.handler.agent_poller import BURST, DELAYS_AFTER_LEASE, INTERVAL, MAX_UNANSWERED
 from services.handler.sessions import GuestSession, Key, PluggedDevice, UnplugRecord
 from services.handler.unplug import IllegalTransition, UnplugEvent, UnplugState
@@ -197,3 +198,10 @@ async def test_a_guest_that_asks_and_declines_all_the_time_causes_a_bounded_numb
     assert watched.requeues.qsize() <= allowed
     assert watched.agent.queries <= 2 * allowed * len(DELAYS_AFTER_LEASE)
     await watched.session.close()
+
+
+def test_an_interface_that_is_not_served_any_more_has_not_declined() -> None:
+    servers = AddressServers(lambda: None, lambda: None, structlog.get_logger())
+    servers.declined.add("blue")
+    servers.stop("blue")
+    assert not servers.declined

@@ -8,7 +8,6 @@ Not the decision what is reached: :mod:`services.controller.plan.observed_stages
 
 import datetime
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -16,6 +15,7 @@ import msgspec
 from schemas.stages import Stage
 from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import context_of
+from services.common.telemetry.stores import Bounded
 from services.controller.plan.observed_stages import ObservedEvent, ObservedStage
 
 OBSERVED = "hotnic.observed"
@@ -63,7 +63,7 @@ class ObservedStages:
         self._bus = context.bus
         self._tracer = context.telemetry.tracer
         self._clock = clock
-        self._stages: OrderedDict[_StageKey, _Progress] = OrderedDict()
+        self._stages: Bounded[_StageKey, _Progress] = Bounded("observed-stages", MAX_STAGES)
 
     async def follow(self, stages: Iterable[ObservedStage]) -> None:
         """Note stages of operations; publish the event of each that is reached for the first time."""
@@ -82,17 +82,12 @@ class ObservedStages:
         if not stage.reached:
             # A step that the first pod was waiting for may be done by a migration.
             if known is None or not known.due:
-                self._remember(key, _Progress(pod, now, stage.due))
+                self._stages[key] = _Progress(pod, now, stage.due)
             return
         since = known.since if known is not None else self._requested(event, now)
-        self._remember(key, _Progress(pod, since or now, stage.due, reached=True))
+        self._stages[key] = _Progress(pod, since or now, stage.due, reached=True)
         if since is not None:
             await self._publish(event, since)
-
-    def _remember(self, key: _StageKey, progress: _Progress) -> None:
-        self._stages[key] = progress
-        if len(self._stages) > MAX_STAGES:
-            self._stages.popitem(last=False)
 
     @staticmethod
     def _requested(event: ObservedEvent, now: int) -> int | None:

@@ -9,7 +9,7 @@ is read live (:mod:`services.controller.waiting`). Stages are derived in
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 
@@ -30,6 +30,7 @@ from services.common.domain.status.stage_history import build_entry, history_of,
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
 from services.common.reconcile import RESYNC_INTERVAL, Attempt, Reconciler, Reject, Retry
 from services.common.runtime.context import RoleContext
+from services.common.telemetry.stores import Bounded
 from services.controller.apply import record_warning
 from services.controller.plan.warnings import plan_warnings
 from services.controller.resting import LONGEST_REST, IndexedCache, RestingKeys
@@ -85,7 +86,7 @@ class Projector:
         self._bus = bus
         self._vmis = vmis
         self._beside = beside
-        self._histories: OrderedDict[tuple[str, str, str, str], StageHistory] = OrderedDict()
+        self._histories: Bounded[tuple[str, str, str, str], StageHistory] = Bounded("stage-histories", MAX_HISTORIES)
         self._in_flight: Tally[tuple[str, str]] = Tally()
         self._reasons: Tally[str] = Tally()
         self._events = context.events
@@ -144,12 +145,9 @@ class Projector:
             return
         key = (event.vmi.namespace, event.vmi.name)
         history_key = (*key, event.operation.id, event.pod.uid if event.pod is not None else "")
-        # Removed and set again, so that the history without an event for the longest time is dropped first.
         self._histories[history_key] = merge(
-            self._histories.pop(history_key, StageHistory()), history_of(event, received.time)
+            self._histories.get(history_key, StageHistory()), history_of(event, received.time)
         )
-        if len(self._histories) > MAX_HISTORIES:
-            self._histories.popitem(last=False)
         self.queue.add(key, source="bus")
 
     def _on_bucket_change(self, changed: str | None) -> None:

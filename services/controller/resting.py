@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
+from services.common.telemetry.stores import STORES
 
 Key = tuple[str, str]
 Object: TypeAlias = VirtualMachine | VirtualMachineInstance | Pod
@@ -79,6 +80,7 @@ class RestingKeys:
         self._longest = longest
         self._clock = clock
         self._resting: dict[Key, _Rest] = {}
+        STORES.watch("resting-vms", self, lambda keys: len(keys._resting))
 
     def objects(self, key: Key) -> CachedObjects:
         """Return the cached objects of a key."""

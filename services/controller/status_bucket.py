@@ -11,6 +11,7 @@ from contextlib import aclosing
 
 from services.common.bus.protocol import BusUnavailable, KeyValue, KeyValueEntry, WrongRevision
 from services.common.telemetry.logs import Log
+from services.common.telemetry.stores import STORES
 
 RELOAD_INTERVAL = 60.0
 """Seconds after which the whole bucket is loaded again."""
@@ -35,6 +36,7 @@ class StatusBucket:
         self._reload = reload
         # By VMI, so that no write of one costs a walk over the entries of all others.
         self._entries: dict[str, dict[str, KeyValueEntry]] | None = None
+        STORES.watch("status-entries", self, lambda bucket: sum(map(len, (bucket._entries or {}).values())))
 
     @property
     def loaded(self) -> bool:

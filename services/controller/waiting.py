@@ -17,6 +17,7 @@ from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, 
 from services.common.domain.kubevirt.surroundings.refine import find_sources
 from services.common.kube.client import Kube
 from services.common.kube.surroundings import read_surroundings
+from services.common.telemetry.stores import STORES
 
 Key = tuple[str, str]
 
@@ -52,6 +53,7 @@ class Waiting:
         self._requeue = requeue
         self._patience = patience
         self._waits: dict[Key, Wait] = {}
+        STORES.watch("waiting-vms", self, lambda waiting: len(waiting._waits))
 
     async def read(
         self,

@@ -13,6 +13,7 @@ from services.common.kube.errors import Conflict, PatchTestFailed
 from services.common.reconcile import Retry
 from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import links, parent_of
+from services.common.telemetry.stores import Bounded
 from services.handler.apply import Target, nic_attributes
 from services.handler.observe import parse
 from services.handler.plan import messages
@@ -43,7 +44,7 @@ class StatusReporter:
         self._tracer = context.telemetry.tracer
         self._node = context.node
         self._vmis = vmis
-        self._reported: set[tuple[str, str]] = set()
+        self._reported: Bounded[tuple[str, str], None] = Bounded("reported-failures", MAX_REPORTED_FAILURES)
 
     async def report(self, action: ReportStatus, target: Target) -> None:
         """Write to the VMI what is new, and publish the NICs that are confirmed or released now.
@@ -104,9 +105,7 @@ class StatusReporter:
         key = (failure.nic.operation.id, failure.reason)
         if failure.final and key in self._reported:
             return
-        if len(self._reported) >= MAX_REPORTED_FAILURES:
-            self._reported.clear()
-        self._reported.add(key)
+        self._reported[key] = None
         retry_after = None if failure.final else target.attempt.backoff
         await self._publish_failed(
             failure.nic, failure.reason, failure.message, target.attempt.number, retry_after, target

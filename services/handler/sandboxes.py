@@ -13,6 +13,7 @@ from services.common.cri.sandbox import Sandbox
 from services.common.netlink.errors import NetnsGone
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
+from services.common.telemetry.stores import STORES
 from services.handler.addresses.offer import NO_RESOLVER, Resolver
 from services.handler.addresses.resolv import read_resolver
 
@@ -26,6 +27,7 @@ class Sandboxes:
         self._proc = netns.root / "proc"
         self._by_pod: dict[str, Sandbox] = {}
         self._resolvers: dict[str, Resolver] = {}
+        STORES.watch("pod-sandboxes", self, lambda sandboxes: len(sandboxes._by_pod))
 
     async def find(self, pod: Pod) -> Sandbox:
         """Return the ready sandbox of a pod.

@@ -18,6 +18,7 @@ from services.common.guest.drivers import DriverFactory
 from services.common.guest.port import GuestChange, GuestDriver, GuestEvent, GuestNotReachable
 from services.common.reconcile import Source
 from services.common.telemetry.logs import Log
+from services.common.telemetry.stores import STORES
 from services.handler.addresses.service import AddressServers
 from services.handler.agent_poller import DELAYS_AFTER_LEASE, DELAYS_AFTER_PLUG, AgentPoller, Pacer
 from services.handler.unplug import (
@@ -290,6 +291,7 @@ class GuestSessions:
         self._log = log
         self._requeue = requeue
         self._open: dict[str, GuestSession] = {}
+        STORES.watch("guest-sessions", self, lambda sessions: len(sessions._open))
 
     def open(self, uid: str, key: Key, pod_uid: str) -> GuestSession:
         """Return the session of a VMI; a new session starts by polling the guest's agent.

@@ -160,7 +160,7 @@ class Applier:
                     return pod
                 retry = self._report_failure(run.reporter, pod, action, failure, number)
             else:
-                cached.failures.pop(action.link, None)
+                cached.failures.pop(action.link)
                 return pod
         # Outside of the span, which has the failure as its status already.
         raise retry

@@ -7,7 +7,13 @@ Next: :mod:`services.networks.apply`.
 import msgspec
 
 from services.common.cri.sandbox import Sandbox
+from services.common.telemetry.stores import STORES, Bounded
 from services.networks.status import AttachOutcome
+
+MAX_REPORTED = 256
+"""Warnings that are remembered as recorded, of one pod. Beyond that one may be recorded again, which does no harm."""
+MAX_FAILURES = 256
+"""Links of one pod whose failed attempts are counted. The pod's annotation may name others without end."""
 
 
 class CachedPod(msgspec.Struct):
@@ -28,8 +34,8 @@ class CachedPod(msgspec.Struct):
     unwritten_outcomes: dict[tuple[str, str, str], AttachOutcome] = {}
     detached_links: set[str] = set()
     compared: str | None = None
-    failures: dict[str, int] = {}
-    reported: set[bytes] = set()
+    failures: Bounded[str, int] = msgspec.field(default_factory=lambda: Bounded("failures-of-pod", MAX_FAILURES))
+    reported: Bounded[bytes, None] = msgspec.field(default_factory=lambda: Bounded("warnings-of-pod", MAX_REPORTED))
 
     def set_sandbox(self, sandbox_id: str) -> None:
         """Set the pod's sandbox and drop what refers to an earlier one, whose netns and links no longer exist."""
@@ -47,10 +53,14 @@ class PodCache:
 
     def __init__(self) -> None:
         self._pods: dict[str, CachedPod] = {}
+        STORES.watch("pods-changed", self, len)
 
     def of(self, uid: str) -> CachedPod:
         """Return the entry of a pod; it is created if there is none."""
-        return self._pods.setdefault(uid, CachedPod())
+        found = self._pods.get(uid)
+        if found is None:
+            found = self._pods[uid] = CachedPod()
+        return found
 
     def retain_only(self, uids: set[str]) -> None:
         """Remove the entries of all other pods."""

@@ -24,8 +24,6 @@ from services.networks.pod_cache import PodCache
 from services.networks.status import AttachOutcome
 from services.networks.vmi_operations import vmi_of
 
-MAX_REPORTED = 256
-"""Warnings that are remembered as recorded, of one pod. Beyond that one may be recorded again, which does no harm."""
 MAX_MESSAGE = 1024
 """Characters of a warning in the log."""
 
@@ -130,9 +128,7 @@ class Reporter:
         # The message may quote a whole annotation, and a pod's annotations may change without end.
         digest = hashlib.sha256("\0".join(key).encode(errors="replace")).digest()
         if digest not in reported:
-            if len(reported) >= MAX_REPORTED:
-                reported.clear()
-            reported.add(digest)
+            reported[digest] = None
             self._context.log.warning(
                 "annotation not applied",
                 pod=_name(pod),

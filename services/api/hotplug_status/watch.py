@@ -37,6 +37,7 @@ from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.http.server import StatusError
 from services.common.kube.cache.vmi_watch import VmiWatch, watch_vmi
 from services.common.runtime.context import RoleContext
+from services.common.telemetry.stores import STORES
 
 MAX_DURATION = 50.0
 """Seconds after which a stream ends, before the API server ends it after 60 s."""
@@ -94,6 +95,7 @@ class StatusStreams:
         self._limit = limit
         self._closing = asyncio.Event()
         self._users: Counter[str] = Counter()
+        STORES.watch("status-streams", self, lambda streams: streams.open, limit)
 
     @property
     def open(self) -> int:

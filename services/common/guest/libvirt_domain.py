@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import libvirt
 
+from services.common.guest.pending_events import PendingEvents
 from services.common.guest.port import DeviceMissing, GuestChange, GuestEvent, GuestNotReachable, GuestRefused
 
 KEEPALIVE = (2, 3)
@@ -87,7 +88,7 @@ class LibvirtDomain:
         self._querying: asyncio.Future[Any] | None = None
         self._connection: _Connection | None = None
         self._closed = False
-        self._subscribers: set[asyncio.Queue[GuestEvent | None]] = set()
+        self._subscribers: set[PendingEvents[GuestEvent]] = set()
 
     async def call(self, what: str, use: Callable[[Any], _Result]) -> _Result:
         """Run a function on the domain in a thread, and return its result.
@@ -142,13 +143,13 @@ class LibvirtDomain:
     async def events(self) -> AsyncIterator[GuestEvent]:
         """Yield the domain's events from now on, until the connection or the domain ends."""
         await self.call("events", lambda _: None)
-        queue: asyncio.Queue[GuestEvent | None] = asyncio.Queue()
-        self._subscribers.add(queue)
+        pending: PendingEvents[GuestEvent] = PendingEvents()
+        self._subscribers.add(pending)
         try:
-            while (event := await queue.get()) is not None:
+            async for event in pending.read():
                 yield event
         finally:
-            self._subscribers.discard(queue)
+            self._subscribers.discard(pending)
 
     async def close(self) -> None:
         """Disconnect. A connection to a libvirtd that hangs is left to libvirt's keep-alive."""
@@ -190,12 +191,12 @@ class LibvirtDomain:
             self._connection = opened.result()
 
     def _publish(self, event: GuestEvent) -> None:
-        for queue in self._subscribers:
-            queue.put_nowait(event)
+        for pending in self._subscribers:
+            pending.put(event)
 
     def _end_events(self) -> None:
-        for queue in self._subscribers:
-            queue.put_nowait(None)
+        for pending in self._subscribers:
+            pending.end()
 
 
 async def read_description(name: str, socket: _Socket, *, deadline: float) -> str:

@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from schemas.inputs import Edge, RejectedInput, rejecting
+from services.common.guest.pending_events import PendingEvents
 from services.common.guest.port import DeviceMissing, GuestNotReachable, GuestRefused
 from services.common.guest.sockets import connect_below
 
 DEADLINE = 5.0
 """Seconds for one command; connecting takes at most as long."""
-
-MAX_PENDING_EVENTS = 1024
-"""Events that wait for the reader. One that does not fit ends the watch."""
 
 _MISSING = "DeviceNotFound"
 _Event = TypeVar("_Event")
@@ -87,34 +85,23 @@ class QmpClient:
         :raises GuestNotReachable: as :meth:`connect`.
         """
         client = await self._connected()
-        pending: asyncio.Queue[Any] = asyncio.Queue(MAX_PENDING_EVENTS)
-        lost = False
+        pending: PendingEvents[Any] = PendingEvents()
 
         def take(message: Any) -> bool:
-            nonlocal lost
-            lost = lost or pending.full()
-            if not lost:
-                pending.put_nowait(message)
+            pending.put(message)
             return False
 
         with client.listener(event_filter=take):
             ended = asyncio.ensure_future(_ended(client))
+            ended.add_done_callback(lambda _: pending.end())
             try:
-                # After a lost event, as after a lost connection, the caller observes what happened meanwhile.
-                while not ended.done() and not (lost and pending.empty()):
-                    got = asyncio.ensure_future(pending.get())
+                async for message in pending.read():
                     try:
-                        await asyncio.wait({got, ended}, return_when=asyncio.FIRST_COMPLETED)
-                        if not got.done():
-                            return
-                        try:
-                            with rejecting(Edge.DOMAIN):
-                                event = parse(got.result())
-                        except RejectedInput:
-                            continue
-                        yield event
-                    finally:
-                        got.cancel()
+                        with rejecting(Edge.DOMAIN):
+                            event = parse(message)
+                    except RejectedInput:
+                        continue
+                    yield event
             finally:
                 ended.cancel()
 

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from services.common.telemetry.stores import STORES
+
 HEAD_DEADLINE = 10.0
 """Seconds for the head of a request, from the connection or from its first byte on."""
 MAX_WAITING = 256
-"""Connections whose head is awaited. One more ends the one that has waited longest."""
+"""Connections without a request. One more ends the one that has waited longest."""
 
 
 class Connections:
@@ -28,20 +30,26 @@ class Connections:
         self._make = make
         self._deadline = deadline
         self._limit = limit
-        # In the order in which they began to wait.
-        self._waiting: dict[TimedConnection, asyncio.TimerHandle] = {}
+        # In the order in which they began to wait. One that idles after a request has no timer.
+        self._waiting: dict[TimedConnection, asyncio.TimerHandle | None] = {}
+        STORES.watch("idle-connections", self, lambda connections: len(connections._waiting), limit)
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         return TimedConnection(self._make(), self)
 
     def wait(self, connection: "TimedConnection") -> None:
-        """Give a connection time for the head of a request, unless it is waiting."""
-        if connection in self._waiting:
-            return
+        """Give a connection time for the head of a request, unless it has some."""
+        if self._waiting.get(connection) is None:
+            self.idle(connection)
+            self._waiting[connection] = asyncio.get_running_loop().call_later(self._deadline, connection.abort)
+
+    def idle(self, connection: "TimedConnection") -> None:
+        """Let a connection wait for a request without sending any of it."""
+        self._waiting.pop(connection, None)
         if len(self._waiting) >= self._limit:
             next(iter(self._waiting)).abort()
-        self._waiting[connection] = asyncio.get_running_loop().call_later(self._deadline, connection.abort)
+        self._waiting[connection] = None
 
     def end_wait(self, connection: "TimedConnection") -> None:
         """Stop to wait: the head has arrived, or the connection has ended."""
@@ -67,6 +75,8 @@ class TimedConnection(asyncio.Protocol):
     def end_request(self) -> None:
         """Record that the request is handled."""
         self._requests -= 1
+        if not self._requests and self._transport is not None:
+            self._connections.idle(self)
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -83,6 +93,7 @@ class TimedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        self._transport = None
         self._connections.end_wait(self)
         self._http.connection_lost(exc)
 

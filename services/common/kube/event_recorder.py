@@ -7,7 +7,6 @@ second one. Recording is best effort: a failure is logged and never raised. The 
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from schemas.kubernetes.objects import EVENTS
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError
 from services.common.telemetry.logs import Log
+from services.common.telemetry.stores import Bounded
 
 MAX_MESSAGE = 1024
 """Bytes. kube-apiserver refuses longer messages (core validation ``NoteLengthLimit``)."""
@@ -42,7 +42,7 @@ class EventRecorder:
         self._log = log
         self._component = f"hotnic-{role}"
         self._host = "" if node == NO_NODE else node
-        self._recorded: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._recorded: Bounded[tuple[str, str], None] = Bounded("recorded-events", MAX_RECORDED)
 
     async def record(
         self,
@@ -80,8 +80,6 @@ class EventRecorder:
             self._log.warning("event not recorded", name=name, reason=reason, error=str(error) or "no response in time")
             return
         self._recorded[(namespace, name)] = None
-        if len(self._recorded) > MAX_RECORDED:
-            self._recorded.popitem(last=False)
 
     def _body(
         self, about: Mapping[str, str], namespace: str, name: str, type: str, reason: str, message: str

@@ -14,6 +14,7 @@ from services.common.netlink.errors import NetnsGone
 from services.common.netlink.netns import Netns, NodeNetns
 from services.common.netlink.taps import SelinuxLabels
 from services.common.node.paths import resolve_under
+from services.common.telemetry.stores import STORES
 
 
 class NetnsPool:
@@ -35,6 +36,7 @@ class NetnsPool:
         self.labels = labels or SelinuxLabels(self.root)
         self._node = NodeNetns(self.root / "proc" / "sys", self.labels)
         self._open: dict[tuple[int, int], tuple[NetnsAccess, Netns]] = {}
+        STORES.watch("open-netns", self, lambda pool: len(pool._open))
 
     async def open(self, path: str) -> Netns:
         """Return the namespace at a path, connected.

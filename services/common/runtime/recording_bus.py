@@ -17,6 +17,7 @@ from services.common.bus.protocol import Bus, EventHandler, KeyValue
 from services.common.domain.status.kubernetes_events import KubernetesEvent, build_kubernetes_event
 from services.common.kube.event_recorder import EventRecorder
 from services.common.telemetry.propagation import unrecorded
+from services.common.telemetry.stores import STORES
 
 SUCCESS_DELAY = 0.5
 """Seconds until a success is recorded, so that API calls for Events do not compete with the operation."""
@@ -34,6 +35,7 @@ class RecordingBus:
         self._recorder = recorder
         self._success_delay = success_delay
         self._pending: deque[tuple[ObjectRef, KubernetesEvent, str | None]] = deque(maxlen=MAX_PENDING)
+        STORES.watch("events-to-record", self, lambda bus: len(bus._pending), MAX_PENDING)
         self._flush = asyncio.Event()
         self._recorder_task: asyncio.Task[None] | None = None
 

@@ -10,6 +10,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from schemas.bus.events import Event, Failed
 from schemas.inputs import REJECTED
+from services.common.telemetry.stores import STORES
 
 STAGE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Seconds: from a hop of a few milliseconds to a plug that waited for a user."""
@@ -24,6 +25,7 @@ class Metrics:
     * ``hotnic_bus_dropped_total``: events dropped from the full publish buffer.
     * ``hotnic_dead_letters_total{reason}``: dead-lettered messages.
     * ``hotnic_rejected_inputs_total{edge,reason}``: inputs from outside that could not be used.
+    * ``hotnic_store_entries{store}``, ``hotnic_store_limit{store}``: :mod:`services.common.telemetry.stores`.
     * ``hotnic_bus_up``: 1 while the bus is connected. A process without a bus has no value, so that no alert counts it.
     """
 
@@ -46,6 +48,12 @@ class Metrics:
             "hotnic_rejected_inputs",
             callbacks=[_observe_rejected],
             description="Inputs from outside that could not be used",
+        )
+        meter.create_observable_gauge(
+            "hotnic_store_entries", callbacks=[_observe_entries], description="Entries that the process remembers"
+        )
+        meter.create_observable_gauge(
+            "hotnic_store_limit", callbacks=[_observe_limits], description="Entries that a store may have"
         )
         self._bus_up: int | None = None
         meter.create_observable_gauge(
@@ -99,4 +107,14 @@ def _observe_rejected(_options: CallbackOptions) -> Iterable[Observation]:
     return [
         Observation(number, {"edge": str(edge), "reason": str(reason)})
         for (edge, reason), number in REJECTED.counts().items()
+    ]
+
+
+def _observe_entries(_options: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(size.entries, {"store": store}) for store, size in STORES.sizes().items()]
+
+
+def _observe_limits(_options: CallbackOptions) -> Iterable[Observation]:
+    return [
+        Observation(size.limit, {"store": store}) for store, size in STORES.sizes().items() if size.limit is not None
     ]

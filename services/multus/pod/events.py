@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from schemas.kubernetes.objects import Pod
 from services.common.kube.event_recorder import EventRecorder
+from services.common.telemetry.stores import STORES
 from services.multus.cni.call import PodId
 from services.multus.pod.reader import pod_id
 from services.multus.records.sandbox import Attachment
@@ -16,6 +17,8 @@ from services.multus.records.sandbox import Attachment
 ADDED = "AddedInterface"
 NO_NETWORK = "NoNetworkFound"
 CLEANUP_FAILED = "NetworkCleanupFailed"
+MAX_WRITING = 1024
+"""Events that are being written. One more is dropped: the API server does not keep up."""
 
 
 def added_message(attachment: Attachment) -> str:
@@ -33,6 +36,7 @@ class PodEvents:
     def __init__(self, events: EventRecorder) -> None:
         self._events = events
         self._writing: set[asyncio.Task[None]] = set()
+        STORES.watch("events-to-write", self, lambda events: len(events._writing), MAX_WRITING)
 
     def record_added(self, pod: Pod, sandbox_id: str, attachments: Sequence[Attachment]) -> None:
         """Record one Event per attachment. As upstream, an attachment without a link and an address gets none.
@@ -71,6 +75,8 @@ class PodEvents:
             await asyncio.wait(list(self._writing))
 
     def _record(self, pod: PodId, type_: str, reason: str, message: str, key: tuple[str, ...]) -> None:
+        if len(self._writing) >= MAX_WRITING:
+            return
         about = {"kind": "Pod", "api_version": "v1", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
         work = self._events.record(
             about=about,

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from schemas import cni
+from services.common.telemetry.stores import STORES
 from services.multus.cni.errors import CniError
 
 
@@ -21,6 +22,7 @@ class SandboxLocks:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        STORES.watch("sandbox-calls", self, len)
         self._held = 0
         self._exclusive = asyncio.Lock()
         self._idle = asyncio.Event()

@@ -23,6 +23,7 @@ from schemas import cni
 from schemas.inputs import Edge, RejectedInput, rejecting
 from services.common.node.files import replace_file
 from services.common.telemetry.logs import Log
+from services.common.telemetry.stores import STORES
 from services.multus.cni.call import is_valid_sandbox_id
 from services.multus.cni.errors import CniError
 from services.multus.records.locks import SandboxLocks
@@ -66,6 +67,7 @@ class Records:
         self._newest: dict[str, bytes | None] = {}
         self._waiting: set[str] = set()
         self._settling: dict[str, asyncio.Task[None]] = {}
+        STORES.watch("unsettled-records", self, lambda records: len(records._settling))
         self._decoder = msgspec.json.Decoder(SandboxState)
         for folder in (self._folder, self._unsettled):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

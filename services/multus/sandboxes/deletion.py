@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from services.common.telemetry.logs import Log
+from services.common.telemetry.stores import Bounded
 from services.multus.apply import Applier
 from services.multus.cni.call import CniCall
 from services.multus.cni.errors import CniError, as_cni_error, combine_errors
@@ -51,8 +52,8 @@ class UnrecordedSandboxes:
         self._applier = applier
         self._pod_events = pod_events
         self._log = log
-        self._deleted: dict[str, None] = {}
-        self._failed: dict[str, int] = {}
+        self._deleted: Bounded[str, None] = Bounded("deleted-sandboxes", MAX_DELETED_IDS)
+        self._failed: Bounded[str, int] = Bounded("failed-deletions", MAX_DELETED_IDS)
 
     def __contains__(self, sandbox_id: str) -> bool:
         """Return whether the sandbox has been deleted completely."""
@@ -60,13 +61,11 @@ class UnrecordedSandboxes:
 
     def mark_created(self, sandbox_id: str) -> None:
         """Forget the deletion of a sandbox that the runtime creates now."""
-        self._deleted.pop(sandbox_id, None)
+        self._deleted.pop(sandbox_id)
 
     def mark_deleted(self, sandbox_id: str) -> None:
         """Remember that a sandbox has been deleted completely."""
         self._deleted[sandbox_id] = None
-        while len(self._deleted) > MAX_DELETED_IDS:
-            del self._deleted[next(iter(self._deleted))]
 
     async def delete(self, call: CniCall) -> None:
         """Run DEL for every attachment that the sandbox may have, the last one first. The caller holds its lock.
@@ -101,11 +100,9 @@ class UnrecordedSandboxes:
 
         :raises CniError: they are to be tried again.
         """
-        failed = self._failed.pop(call.sandbox_id, 0) + 1
+        failed = (self._failed.pop(call.sandbox_id) or 0) + 1
         if failed < DELETE_TRIES_OF_ADDED:
             self._failed[call.sandbox_id] = failed
-            while len(self._failed) > MAX_DELETED_IDS:
-                del self._failed[next(iter(self._failed))]
             raise combine_errors([error for _, error in failures])
         for one, error in failures:
             self._log.error("failed DEL given up", sandbox=call.sandbox_id, ifname=one.ifname, error=error.msg)

@@ -12,9 +12,9 @@ import pytest
 from lab.guest.double import Monitors, listener, serve_sequentially
 from lab.guest.double_machine import CommandError, DoubleMachine, TapBackend
 from services.common.domain.nic import parse_nics
+from services.common.guest.pending_events import MAX_PENDING_EVENTS
 from services.common.guest.port import GuestNotReachable, GuestRefused, NetDeviceSpec
 from services.common.guest.qmp import QmpGuest
-from services.common.guest.qmp_client import MAX_PENDING_EVENTS
 from services.handler.plan.actions import SetLinkState
 from services.handler.plan.link_state import plan_link_states
 from tests.support.observed.objects import nic, pod, vmi

@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 
 from services.common.bus.envelope import BusMessage
+from services.common.telemetry.stores import STORES
 
 
 class Outbox:
@@ -18,6 +19,7 @@ class Outbox:
         self._not_empty = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        STORES.watch("bus-outbox", self, len, limit)
 
     def __len__(self) -> int:
         return len(self._items)

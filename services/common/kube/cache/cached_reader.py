@@ -11,6 +11,7 @@ from schemas.bus.events import ChangedObject
 from schemas.kubernetes.objects import ObjectMeta, Resource
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
+from services.common.telemetry.stores import Bounded
 
 MAX_EXPECTED = 4096
 """Objects whose version is expected. Without its expectation, an object is read from the cache until the watch delivers
@@ -45,7 +46,7 @@ class CachedReader(Generic[T]):
         self._kube = kube
         self._resource = resource
         self._cache = cache
-        self._expected: dict[tuple[str, str], tuple[str, str]] = {}
+        self._expected: Bounded[tuple[str, str], tuple[str, str]] = Bounded("expected-versions", MAX_EXPECTED)
 
     def expect(self, namespace: str, name: str, changed: ChangedObject | None) -> None:
         """Expect the version that an event names; ``None`` expects nothing."""
@@ -64,13 +65,9 @@ class CachedReader(Generic[T]):
         """
         meta = found.metadata
         if self._expected.get((meta.namespace, meta.name)) == _version(found):
-            del self._expected[meta.namespace, meta.name]
+            self._expected.pop((meta.namespace, meta.name))
 
     def _expect(self, namespace: str, name: str, version: tuple[str, str]) -> None:
-        self._expected.pop((namespace, name), None)
-        if len(self._expected) >= MAX_EXPECTED:
-            # The one that was expected first.
-            del self._expected[next(iter(self._expected))]
         self._expected[namespace, name] = version
 
     async def read(self, namespace: str, name: str) -> T | None:
@@ -83,7 +80,7 @@ class CachedReader(Generic[T]):
         if expected is None:
             return cached
         if cached is not None and _version(cached) == expected:
-            del self._expected[namespace, name]
+            self._expected.pop((namespace, name))
             return cached
         try:
             live = await self._kube.get(self._resource, namespace, name)
@@ -91,7 +88,7 @@ class CachedReader(Generic[T]):
             live = None
         if self._expected.get((namespace, name)) == expected:
             if live is None or (cached is not None and _version(cached) == _version(live)):
-                del self._expected[namespace, name]
+                self._expected.pop((namespace, name))
             else:
                 # The cache is behind or ahead, which versions do not show: use it again once it has this version.
                 self._expected[namespace, name] = _version(live)

@@ -25,6 +25,7 @@ from services.common.kube.denials import Denials, describe_error
 from services.common.kube.errors import BadApiResponse, Forbidden, Gone, KubeError, of_status
 from services.common.kube.listing import RawPage
 from services.common.telemetry.logs import Log
+from services.common.telemetry.stores import STORES
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[str, str]
@@ -108,6 +109,7 @@ class Reflector(Generic[T]):
         self._failures = 0
         self._state: bool | None = None
         self.synced = asyncio.Event()
+        STORES.watch(f"objects-{resource.plural}", self, lambda reflector: len(reflector._store))
 
     def get(self, namespace: str, name: str) -> T | None:
         """Return an object as last seen."""

@@ -7,10 +7,8 @@ is one that cannot be read.
 Next: :mod:`services.multus.call_handler`, which carries out a call.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +19,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from schemas import cni, multus
 from services.common.http.server import Handler, make_app
+from services.common.runtime.fair_queue import FairSlots
 from services.common.runtime.health import METRICS_TYPE
 from services.common.telemetry import Telemetry
 from services.common.telemetry.logs import Log
@@ -49,7 +48,8 @@ def make_application(
     :param telemetry: the tracer and the meter.
     :param log: the daemon's log.
     :param stopping: returns whether the daemon is shutting down; ``/readyz`` fails then.
-    :param limit: how many calls may run at once; further calls wait. ``None``: no limit.
+    :param limit: how many calls may run at once, half of them for the pods of one namespace; further calls wait.
+        ``None``: no limit.
     """
     sandbox_route = f"{multus.SANDBOXES_PATH}/{{id}}"
     app = make_app(
@@ -59,12 +59,12 @@ def make_application(
         internal=(multus.DELEGATE_PATH, sandbox_route),
     )
     # Upstream limits connections (multus-cni#1346). Limiting calls lets health checks pass while calls wait.
-    limiter: AbstractAsyncContextManager[object] = asyncio.Semaphore(limit) if limit else contextlib.nullcontext()
+    slots = FairSlots(limit) if limit else None
     requests = telemetry.meter.create_counter("multus_server_request", description="requests by path and status")
     # Outermost, so that a response made from an error is counted with its status.
     app.middlewares.insert(0, _counting(requests))
-    app.router.add_post(multus.CNI_PATH, _call_route(call_handler.handle_cni, log, limiter))
-    app.router.add_post(multus.DELEGATE_PATH, _call_route(call_handler.handle_delegate, log, limiter))
+    app.router.add_post(multus.CNI_PATH, _call_route(call_handler.handle_cni, log, slots))
+    app.router.add_post(multus.DELEGATE_PATH, _call_route(call_handler.handle_delegate, log, slots))
 
     app.router.add_get(sandbox_route, _sandbox_route(call_handler, log))
 
@@ -110,7 +110,7 @@ def _counting(requests: Counter) -> Any:
 
 
 def _call_route(
-    handle_call: HandleCall, log: Log, limiter: AbstractAsyncContextManager[object]
+    handle_call: HandleCall, log: Log, slots: FairSlots | None
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         body = await request.read()
@@ -122,7 +122,8 @@ def _call_route(
             return _error_response(error, None, log)
         _set_span_attributes(call)
         try:
-            async with limiter:
+            # By namespace: the plugins of one tenant's networks may all wait for their deadline.
+            async with slots.hold(call.pod and call.pod.namespace) if slots else contextlib.nullcontext():
                 result = await handle_call(call)
         except CniError as error:
             return _error_response(error, call, log)

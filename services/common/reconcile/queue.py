@@ -10,7 +10,6 @@ Next: :mod:`services.common.reconcile.spread`, when a resync adds which keys; th
 import asyncio
 import contextvars
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
@@ -23,6 +22,7 @@ from services.common.kube.denials import describe_error
 from services.common.kube.errors import KubeError
 from services.common.reconcile.attempt import FIRST_BACKOFF, Attempt, Cause, Reject, Retry, Source
 from services.common.reconcile.spread import spread
+from services.common.runtime.fair_queue import FairQueue
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import span_context, trace_id_of
 
@@ -83,7 +83,7 @@ class Reconciler(Generic[K]):
     Metrics: ``hotnic_reconcile_seconds{role,outcome}``, ``hotnic_queue_depth{role}``, ``hotnic_in_flight{role}``.
 
     :param name: name of the role, for logs and metrics.
-    :param parallel: maximum number of concurrent runs.
+    :param parallel: maximum number of concurrent runs; those of one namespace get at most half of them.
     :param resync: seconds over which a resync of all keys is spread, plus or minus 10 %.
     :param keys: returns all keys for a resync.
     :param rests: returns whether a resync leaves a key out.
@@ -96,7 +96,7 @@ class Reconciler(Generic[K]):
         *,
         log: Log,
         meter: Meter,
-        parallel: int = 16,
+        parallel: int = 32,
         resync: float = RESYNC_INTERVAL,
         keys: Callable[[], Iterable[K]] = tuple,
         rests: Callable[[K], bool] = lambda _key: False,
@@ -113,7 +113,7 @@ class Reconciler(Generic[K]):
         self._rests = rests
         self._rng = rng or random.Random()
         self._entries: dict[K, _QueueEntry] = {}
-        self._ready: deque[K] = deque()
+        self._ready: FairQueue[K] = FairQueue(parallel)
         self._tasks: dict[asyncio.Task[None], K] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.Context()
@@ -191,7 +191,7 @@ class Reconciler(Generic[K]):
             await asyncio.wait(tasks)
         # Queue all keys again, so that nothing is lost if run() is called again, as by a controller that leads again.
         self._depth.add(len(self._entries) - len(self._ready), self._labels)
-        self._ready = deque(self._entries)
+        self._ready = FairQueue(self._parallel, self._entries)
         for entry in self._entries.values():
             entry.queued, entry.running = True, False
 
@@ -225,8 +225,7 @@ class Reconciler(Generic[K]):
         self._enqueue(key, entry)
 
     def _start_runs(self) -> None:
-        while self._loop is not None and self._ready and len(self._tasks) < self._parallel:
-            key = self._ready.popleft()
+        while self._loop is not None and (key := self._ready.take()) is not None:
             self._depth.add(-1, self._labels)
             # In run()'s context: otherwise the current span of an add() would become the parent of the run's spans.
             task = self._loop.create_task(
@@ -247,6 +246,7 @@ class Reconciler(Generic[K]):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         key = self._tasks.pop(task)
+        self._ready.release(key)
         self._in_flight.add(-1, self._labels)
         entry = self._entries[key]
         entry.running = False

@@ -416,3 +416,25 @@ async def test_metrics_count_outcomes_depth_and_keys_in_flight() -> None:
     assert 'outcome="rejected"' in text
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("hotnic_in_flight{")] == ["1.0"]
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("hotnic_queue_depth{")] == ["0.0"]
+
+
+async def test_a_namespace_whose_runs_take_long_leaves_slots_to_the_others() -> None:
+    started: dict[tuple[str, str], float] = {}
+
+    async def reconcile(key: tuple[str, str], _attempt: Attempt) -> None:
+        started[key] = asyncio.get_running_loop().time()
+        await asyncio.sleep(60.0 if key[0] == "hostile" else 0.1)
+
+    telemetry, _ = recording_telemetry()
+    queue: Reconciler[tuple[str, str]] = Reconciler("test", reconcile, log=logger("test"), meter=telemetry.meter)
+    for number in range(100):
+        queue.add(("hostile", f"pod{number}"), source="watch")
+    task = asyncio.create_task(queue.run())
+    await asyncio.sleep(1)
+    assert queue.in_flight == 16
+    queue.add(("default", "pod"), source="watch")
+    await asyncio.sleep(1)
+    assert started["default", "pod"] == 1.0
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,5 +1,6 @@
 """The daemon's HTTP interface as upstream's clients use it: paths, methods, statuses and bodies. No plugin runs."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
@@ -182,3 +183,20 @@ async def test_the_container_runtimes_sampling_is_linked_and_that_of_networks_is
     assert [name for name, _ in tree(spans)] == ["POST /cni"]
     assert [f"{link.context.trace_id:x}" for link in root.links] == ["1" * 32]
     assert one_trace(spans)
+
+
+async def test_calls_of_one_namespace_that_take_long_leave_slots_to_others(tmp_path: Path) -> None:
+    def call(command: str, sandbox: str, namespace: str) -> dict[str, Any]:
+        environ = cni_environment(command, "/run/netns/none", sandbox) | {
+            "CNI_ARGS": f"K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=p"
+        }
+        return {"env": environ, "config": base64.b64encode(b'{"name":"a","type":"b"}').decode()}
+
+    (tmp_path / "bin").mkdir()
+    async with running_daemon(tmp_path, tmp_path / "bin", connectionLimit=2) as daemon:
+        # Each waits until its pod is found to be missing.
+        slow = [asyncio.create_task(daemon.post("/delegate", call("ADD", f"s{n}", "hostile"))) for n in range(5)]
+        await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
+        await daemon.post("/delegate", call("DEL", "other", "default"))
+        assert sum(task.done() for task in slow) == 1
+        await asyncio.gather(*slow)

@@ -1,0 +1,63 @@
+"""Slots that tenants share: shares, turns, and slots that are given back."""
+
+import asyncio
+
+from services.common.runtime.fair_queue import FairQueue, FairSlots
+
+
+def take_all(queue: FairQueue[tuple[str | None, int]]) -> str:
+    """Take what gets a slot; return the tenants in order."""
+    taken = ""
+    while (item := queue.take()) is not None:
+        taken += item[0] or "-"
+    return taken
+
+
+def test_one_tenant_holds_half_of_the_slots_and_the_next_one_half_of_the_rest() -> None:
+    queue = FairQueue(8, [("a", n) for n in range(9)])
+    assert take_all(queue) == "aaaa"
+    for n in range(9):
+        queue.append(("b", n))
+    queue.append(("c", 0))
+    assert take_all(queue) == "bcb"
+    assert len(queue) == 5 + 7
+
+
+def test_tenants_take_turns() -> None:
+    queue = FairQueue(64, [(tenant, n) for tenant in "abc" for n in range(3)])
+    assert take_all(queue) == "abcabcabc"
+
+
+def test_a_single_slot_is_used() -> None:
+    queue = FairQueue(1, [("a", 0), ("a", 1), ("b", 0)])
+    assert take_all(queue) == "a"
+    queue.release(("a", 0))
+    assert take_all(queue) == "b"
+    queue.release(("b", 0))
+    queue.append((None, 0))
+    assert take_all(queue) == "a"
+    queue.release(("a", 1))
+    assert take_all(queue) == "-"
+    assert len(queue) == 0
+
+
+async def test_slots_are_given_back_however_their_holder_ends() -> None:
+    slots, running = FairSlots(4), asyncio.Event()
+
+    async def hold(tenant: str) -> None:
+        async with slots.hold(tenant):
+            running.set()
+            await asyncio.Event().wait()
+
+    holders = [asyncio.create_task(hold("a")) for _ in range(5)]
+    await running.wait()
+    # The last three wait: one tenant gets two of four.
+    for task in (holders[0], holders[4], holders[3]):
+        task.cancel()
+    await asyncio.wait({holders[0], holders[4], holders[3]})
+    async with asyncio.timeout(30), slots.hold("b"):
+        for task in holders:
+            task.cancel()
+        await asyncio.wait(holders)
+    async with asyncio.timeout(30), slots.hold("a"), slots.hold("a"), slots.hold("b"):
+        pass

@@ -4,8 +4,15 @@ import asyncio
 
 from services.common.runtime.fair_queue import FairQueue, FairSlots
 
+Item = tuple[str | None, int]
 
-def take_all(queue: FairQueue[tuple[str | None, int]]) -> str:
+
+def queue_of(slots: int, items: list[Item]) -> FairQueue[Item]:
+    """Return a queue with these items."""
+    return FairQueue(slots, items)
+
+
+def take_all(queue: FairQueue[Item]) -> str:
     """Take what gets a slot; return the tenants in order."""
     taken = ""
     while (item := queue.take()) is not None:
@@ -14,7 +21,7 @@ def take_all(queue: FairQueue[tuple[str | None, int]]) -> str:
 
 
 def test_one_tenant_holds_half_of_the_slots_and_the_next_one_half_of_the_rest() -> None:
-    queue = FairQueue(8, [("a", n) for n in range(9)])
+    queue = queue_of(8, [("a", n) for n in range(9)])
     assert take_all(queue) == "aaaa"
     for n in range(9):
         queue.append(("b", n))
@@ -24,12 +31,12 @@ def test_one_tenant_holds_half_of_the_slots_and_the_next_one_half_of_the_rest() 
 
 
 def test_tenants_take_turns() -> None:
-    queue = FairQueue(64, [(tenant, n) for tenant in "abc" for n in range(3)])
+    queue = queue_of(64, [(tenant, n) for tenant in "abc" for n in range(3)])
     assert take_all(queue) == "abcabcabc"
 
 
 def test_a_single_slot_is_used() -> None:
-    queue = FairQueue(1, [("a", 0), ("a", 1), ("b", 0)])
+    queue = queue_of(1, [("a", 0), ("a", 1), ("b", 0)])
     assert take_all(queue) == "a"
     queue.release(("a", 0))
     assert take_all(queue) == "b"

@@ -8,28 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.edges import EDGES, FedEdge
-
-_DEEP = 5000
-
-HOSTILE = {
-    "nothing": b"",
-    "null": b"null",
-    "half": b'{"metadata":{"name":"a',
-    "array": b"[]",
-    "no UTF-8": b'{"name":"\xff\xfe"}',
-    "NUL": b'{"name":"a\\u0000b","metadata":{"name":"\\u0000"}}',
-    "surrogate": b'{"name":"\\ud800"}',
-    "huge integer": b'{"pid":%s,"generation":%s}' % (b"9" * 5000, b"9" * 400),
-    "huge exponent": b'{"pid":1e999,"metadata":{"generation":1e400}}',
-    "deep": b'{"name":' + b"[" * _DEEP + b"]" * _DEEP + b"}",
-    "deep unknown": b'{"x":' + b'{"y":' * _DEEP + b"1" + b"}" * _DEEP + b"}",
-    "deep spec": b'{"spec":{"networks":[{"a":' + b"[" * 500 + b"]" * 500 + b"}]}}",
-    "deep and cut": b"[" * _DEEP,
-    "many keys": msgspec.json.encode({str(n): n for n in range(20_000)}),
-    "long": b'{"name":"' + b"x" * 1_000_000 + b'"}',
-    "long and wrong": b'{"metadata":{"name":1,"annotations":{"' + b"x" * 1_000_000 + b'":2}}}',
-    "escape sequences": b'{"kind":"\\u001b[31m","metadata":[],"status":"\\u001b[2J"}',
-}
+from tests.support.hostile.values import DOCUMENTS
 
 
 def feed(edge: FedEdge, data: bytes) -> None:
@@ -41,10 +20,10 @@ def feed(edge: FedEdge, data: bytes) -> None:
         assert len(text) < 2000, f"{len(text)} characters: {text[:100]}"
 
 
-@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("value", DOCUMENTS)
 @pytest.mark.parametrize("name", EDGES)
 def test_a_hostile_value_is_accepted_or_refused(name: str, value: str) -> None:
-    feed(EDGES[name], HOSTILE[value])
+    feed(EDGES[name], DOCUMENTS[value])
 
 
 @pytest.mark.parametrize("name", sorted(EDGES.keys() - {"bus", "cri-sandbox", "packet"}))

@@ -18,6 +18,11 @@ EARLY_VERSIONS = ("0.1.0", "0.2.0")
 SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST_VERSION = SUPPORTED_VERSIONS[-1]
 
+MAX_CONFIG_BYTES: Final = 64 * 1024
+"""Limit of a NAD's configuration. multus keeps its text until DEL, once for each attachment."""
+MAX_PLUGINS: Final = 32
+"""Limit of a network's plugins. Each is a process in every call, one after the other."""
+
 
 class CniCommand(StrEnum):
     """The value of ``CNI_COMMAND``."""

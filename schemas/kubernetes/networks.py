@@ -23,6 +23,8 @@ RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
 
 MAX_ANNOTATION_BYTES = 256 * 1024
 """Kubernetes' limit for all annotations of an object together."""
+MAX_ELEMENTS = 256
+"""Limit of the networks that a pod may request: each is a call of multus."""
 MAX_QUOTE = 100
 """Characters of a name that an error message quotes; a proper one has up to 253."""
 
@@ -125,10 +127,18 @@ def parse_networks(text: str | None) -> list[NetworkSelectionElement]:
     # Multus' own rule: any of these characters makes it JSON.
     if any(mark in text for mark in '[{"'):
         elements = _decode(_elements_decoder, NetworkSelectionElement, text)
+        _check_count(len(elements))
         for element in elements:
             _check_element(element)
         return elements
+    _check_count(text.count(",") + 1)
     return [_parse_short_form(item.strip()) for item in text.split(",")]
+
+
+def _check_count(elements: int) -> None:
+    if elements > MAX_ELEMENTS:
+        text = f"networks annotation has {elements} elements; the limit is {MAX_ELEMENTS}"
+        raise reject(Edge.ANNOTATION, RejectReason.TOO_MANY, text)
 
 
 def _parse_short_form(item: str) -> NetworkSelectionElement:

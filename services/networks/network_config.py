@@ -25,7 +25,9 @@ _AT_CREATION: Final = "takes effect only at pod creation"
 _IN_A_FILE: Final = "the configuration of the network is a file of the node"
 _UNDECLARED: Final = "no plugin of the network declares the capability"
 
-_document = InputDecoder(Edge.NETWORK, dict[str, Any])
+_document = InputDecoder(Edge.NETWORK, dict[str, Any], max_bytes=cni.MAX_CONFIG_BYTES)
+_checked = InputDecoder(Edge.NETWORK, dict[str, Any])
+"""For a configuration that :func:`cni_config` has accepted, perhaps with a name in addition."""
 
 
 def cni_config(nad: NetworkAttachmentDefinition, allowed: AllowedPlugins, *, by_name: bool) -> bytes:
@@ -50,6 +52,9 @@ def cni_config(nad: NetworkAttachmentDefinition, allowed: AllowedPlugins, *, by_
     if not isinstance(plugins, list):
         REJECTED.count(Edge.NETWORK, RejectReason.INVALID)
         raise _invalid(f'spec.config of {where} names no plugin: it has neither "type" nor "plugins"')
+    if len(plugins) > cni.MAX_PLUGINS:
+        REJECTED.count(Edge.NETWORK, RejectReason.TOO_MANY)
+        raise _invalid(f"spec.config of {where} has {len(plugins)} plugins; the limit is {cni.MAX_PLUGINS}")
     # The document itself, too: upstream's daemon takes a list with a "Type" for a single plugin.
     if refused := allowed.find_refused(one for one in (document, *plugins) if isinstance(one, dict)):
         raise _invalid(f"spec.config of {where}: plugin type {printable(refused, MAX_QUOTE)} {cni.NOT_ALLOWED}")
@@ -77,7 +82,7 @@ def with_runtime_config(config: bytes, element: NetworkSelectionElement) -> tupl
         return config, ignored | dict.fromkeys(requested, _IN_A_FILE)
     if not requested:
         return config, ignored
-    document = _document.decode(config)
+    document = _checked.decode(config)
     plugins = [document] if "type" in document else document["plugins"]
     for key, (capability, value) in requested.items():
         declaring = [plugin for plugin in plugins if _declares(plugin, capability)]

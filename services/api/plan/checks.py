@@ -7,7 +7,7 @@ Next: :mod:`services.api.plan.vmi`.
 
 from typing import Any
 
-from schemas.cni import SUPPORTED_VERSIONS
+from schemas.cni import MAX_CONFIG_BYTES, MAX_PLUGINS, SUPPORTED_VERSIONS
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.networks import RESOURCE_NAME
 from schemas.kubernetes.objects import Interface, Network, NetworkAttachmentDefinition, VmiSpec
@@ -20,7 +20,7 @@ from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN
 
-_configuration = InputDecoder(Edge.NETWORK, dict[str, Any])
+_configuration = InputDecoder(Edge.NETWORK, dict[str, Any], max_bytes=MAX_CONFIG_BYTES)
 
 GATE_DISABLED = f'Unable to Add Interface because the "{HOTPLUG_GATE}" feature gate is not enabled.'
 """The refusal while the feature gate is off, in KubeVirt's words, for ``removeinterface`` as well."""
@@ -201,12 +201,14 @@ def find_nad_obstacle(nad: NetworkAttachmentDefinition, *, running: bool) -> str
         return None
     try:
         document = _configuration.decode(nad.spec.config)
-    except RejectedInput:
-        return "has a spec.config that is not a JSON object"
+    except RejectedInput as error:
+        return f"has a spec.config that is not a JSON object: {error}"
     found = document.get("plugins") if "plugins" in document else [document]
     plugins = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     if not any(isinstance(one.get("type"), str) and one["type"] for one in plugins):
         return 'has a spec.config that names no plugin: it has no "type"'
+    if len(plugins) > MAX_PLUGINS:
+        return f"has a spec.config with {len(plugins)} plugins; the limit is {MAX_PLUGINS}"
     offered = document.get("cniVersions")
     versions = [document.get("cniVersion"), *(offered if isinstance(offered, list) else ())]
     # A configuration without a version gets the daemon's default.

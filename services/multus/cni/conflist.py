@@ -26,6 +26,11 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 # A plugin's configuration may still name 0.3.0, whose results have the form of 0.3.1.
 _VERSIONS: Final = (*cni.EARLY_VERSIONS, "0.3.0", *cni.SUPPORTED_VERSIONS)
 _documents: Final = {edge: InputDecoder(edge, dict[str, Any]) for edge in (Edge.MULTUS, Edge.NETWORK, Edge.FILE)}
+# A caller of /delegate adds an attachment's settings to the configuration of its network.
+_networks: Final = _documents | {
+    edge: InputDecoder(edge, dict[str, Any], max_bytes=size)
+    for edge, size in ((Edge.MULTUS, 2 * cni.MAX_CONFIG_BYTES), (Edge.NETWORK, cni.MAX_CONFIG_BYTES))
+}
 _recorded: Final = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -87,7 +92,7 @@ class AttachmentAttributes:
 def parse(
     text: str | bytes, *, name: str | None = None, version: str = "1.0.0", edge: Edge = Edge.NETWORK
 ) -> NetworkConfig:
-    """Parse a CNI configuration: a list, or a single plugin.
+    """Parse a CNI configuration: a list, or a single plugin. Size and number of plugins are bounded but for files.
 
     :param text: the configuration.
     :param name: the network's name where the configuration has none (the NAD's name).
@@ -98,10 +103,14 @@ def parse(
     try:
         with rejecting(edge):
             text = text.decode() if isinstance(text, bytes) else text
-        document = _documents[edge].decode(text)
+        document = _networks[edge].decode(text)
     except RejectedInput as error:
         raise _not_an_object(error) from error
-    return _network(document, text, name, version, edge)
+    network = _network(document, text, name, version, edge)
+    if len(network.plugins) > cni.MAX_PLUGINS and edge is not Edge.FILE:
+        message = f"CNI configuration has {len(network.plugins)} plugins; the limit is {cni.MAX_PLUGINS}"
+        raise CniError(cni.CniErrorCode.INVALID_CONFIG, str(reject(edge, RejectReason.TOO_MANY, message)))
+    return network
 
 
 def parse_recorded(text: str, *, name: str | None = None, version: str = "1.0.0") -> NetworkConfig:

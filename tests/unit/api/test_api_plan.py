@@ -215,6 +215,8 @@ def test_nad_of_another_namespace_keeps_its_namespace() -> None:
         ('{"plugins":["x"]}', "names no plugin"),
         ('{"plugins":{}}', "names no plugin"),
         ('{"cniVersion":"2.0.0","type":"bridge"}', "cniVersion '2.0.0'"),
+        ('{"type":"bridge","x":"%s"}' % ("x" * 65536), "the limit is 65536"),
+        ('{"plugins":[%s{"type":"a"}]}' % ('{"type":"a"},' * 32), "33 plugins; the limit is 32"),
     ],
 )
 def test_nad_that_cannot_be_attached_is_refused(config: str, why: str | None) -> None:

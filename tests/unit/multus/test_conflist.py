@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
+from schemas.inputs import Edge
 from services.multus.cni.conflist import AttachmentAttributes, fingerprint, parse, parse_recorded, plugin_stdin
 from services.multus.cni.errors import CniError
 
@@ -168,3 +169,20 @@ def test_any_document_is_refused_or_can_be_run(document: object) -> None:
 def test_parse_refuses_random_bytes(data: bytes) -> None:
     with pytest.raises(CniError):
         parse(data)
+
+
+@pytest.mark.parametrize("edge", [Edge.NETWORK, Edge.MULTUS])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "a", "type": "bridge", "x": "x" * 200_000}, "bytes; the limit is"),
+        ({"name": "a", "plugins": [{"type": "tuning"}] * 33}, "33 plugins; the limit is 32"),
+    ],
+)
+def test_what_a_network_may_cost_is_bounded_but_for_what_is_recorded(
+    config: dict[str, Any], message: str, edge: Edge
+) -> None:
+    text = json.dumps(config)
+    with pytest.raises(CniError, match=message):
+        parse(text, edge=edge)
+    assert parse_recorded(text).name == parse(text, edge=Edge.FILE).name == "a"

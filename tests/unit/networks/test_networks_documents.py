@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import cni
-from schemas.kubernetes.networks import NETWORK_STATUS, NetworkSelectionElement, parse_network_status
+from schemas.kubernetes.networks import NETWORK_STATUS, Bandwidth, NetworkSelectionElement, parse_network_status
 from schemas.kubernetes.objects import NetworkAttachmentDefinition
 from schemas.kubernetes.operations import (
     hotplug_mark_key,
@@ -23,7 +23,7 @@ from schemas.names import pod_interface
 from services.common.domain.plugin_types import AllowedPlugins, parse_plugin_types
 from services.networks import status
 from services.networks.multus_client import AttachmentFailure, attachment_failure, interface_attributes
-from services.networks.network_config import cni_config
+from services.networks.network_config import cni_config, with_runtime_config
 from services.networks.plan import messages
 from tests.support.observed.objects import pod
 
@@ -44,6 +44,14 @@ def test_named_configuration_is_returned_byte_for_byte() -> None:
     assert cni_config(nad(text), ANY, by_name=False) == text.encode()
 
 
+def test_a_configuration_of_the_largest_size_gets_a_name_and_settings() -> None:
+    plugin: dict[str, Any] = {"type": "bridge", "capabilities": {"bandwidth": True}, "x": ""}
+    plugin["x"] = "x" * (65536 - len(json.dumps(plugin)))
+    config = cni_config(nad(json.dumps(plugin)), ANY, by_name=False)
+    element = NetworkSelectionElement("blue", bandwidth=Bandwidth(ingress_rate=1))
+    assert msgspec.json.decode(with_runtime_config(config, element)[0])["name"] == "blue"
+
+
 @pytest.mark.parametrize("text", ['{"type":"bridge"}', '{"plugins":[{"type":"bridge"}],"name":""}'])
 def test_configuration_without_a_name_gets_the_name_of_the_nad(text: str) -> None:
     assert msgspec.json.decode(cni_config(nad(text), ANY, by_name=False)) == {**json.loads(text), "name": "blue"}
@@ -58,6 +66,8 @@ def test_configuration_without_a_name_gets_the_name_of_the_nad(text: str) -> Non
         ("[]", "not a JSON object"),
         ('{"name":"n"}', "names no plugin"),
         ('{"type":1}', "names no plugin"),
+        (json.dumps({"type": "bridge", "x": "x" * 65536}), "the limit is 65536"),
+        (json.dumps({"plugins": [{"type": "tuning"}] * 33}), "33 plugins; the limit is 32"),
     ],
 )
 def test_invalid_configuration_error_names_the_reason(text: str, reason: str) -> None:

@@ -218,6 +218,8 @@ def test_no_attachment_is_encoded_as_empty_text() -> None:
         '[{"name":"a","interface":"net%d"}]',
         '[{"name":"a","interface":"n\u00e4t"}]',
         " " * (networks.MAX_ANNOTATION_BYTES) + "a",
+        "a" + ",a" * networks.MAX_ELEMENTS,
+        '[{"name":"a"}' + networks.MAX_ELEMENTS * ',{"name":"a"}' + "]",
     ],
 )
 def test_malformed_networks_are_rejected(text: str) -> None:

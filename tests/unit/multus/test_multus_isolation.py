@@ -1,5 +1,6 @@
 """One attachment or sandbox that fails in any way, known or not, stops no other, and what was added is undone."""
 
+import asyncio
 import errno
 from pathlib import Path
 from typing import Any, cast
@@ -144,3 +145,16 @@ async def test_an_interrupted_add_in_use_leaves_no_other_behind(tmp_path: Path, 
     await node.records.flush()
     left = node.records.read("a")
     assert [one.ifname for one in left.attachments] == ["net2"] if left else False
+
+
+async def test_a_sandbox_whose_cleanup_takes_long_delays_no_other(tmp_path: Path, plugin: RecordingPlugin) -> None:
+    node = Node(tmp_path)
+    for name in ("a", "b"):
+        node.records.write(sandbox(name, "gone", added("net1", plugin)))
+    async with asyncio.timeout(45), node.records.lock("a"):
+        sweep = asyncio.create_task(node.sweep.run_once())
+        while node.records.read("b") is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert node.records.read("a") is not None
+    assert await sweep == 2
+    await node.records.flush()

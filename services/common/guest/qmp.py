@@ -28,7 +28,7 @@ from services.common.guest.port import (
 from services.common.guest.qmp_client import DEADLINE, QmpClient
 
 LIST_DEADLINE = 30.0
-"""Seconds for all commands of a list: some hundred devices."""
+"""Seconds for a list of some hundred devices."""
 MAX_DEVICES = 1024
 
 _DEVICES = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -56,6 +56,7 @@ class QmpGuest:
     """The driver of one guest. It connects at the first call, and again after the connection broke.
 
     :ivar client: the client of the guest's QMP socket.
+    :ivar list_deadline: seconds for all commands of a list. A domain with many devices may answer each of them in time.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class QmpGuest:
         :param deadline: seconds for one command, and for connecting.
         """
         self.client = QmpClient(socket_path, trusted=trusted, deadline=deadline, on_connect=self._forget)
+        self.list_deadline = LIST_DEADLINE
         self._tracer = tracer
         # What this connection has found: devices by path in the object tree, link states by alias, the number of CPUs.
         self._known: dict[str, _Device] = {}
@@ -82,10 +84,10 @@ class QmpGuest:
         The first call needs two more, for the number of CPUs and of the buses.
         """
         try:
-            async with asyncio.timeout(LIST_DEADLINE):
+            async with asyncio.timeout(self.list_deadline):
                 return await self._list()
         except TimeoutError as error:
-            raise GuestNotReachable(f"the devices were not listed within {LIST_DEADLINE:g} s") from error
+            raise GuestNotReachable(f"the devices were not listed within {self.list_deadline:g} s") from error
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             text = f"QEMU's list of devices: {type(error).__name__}: {error}"
             raise GuestNotReachable(str(reject(Edge.DOMAIN, RejectReason.INVALID, text))) from error

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab.guest.double import Monitors, listener, serve_sequentially
-from lab.guest.double_machine import CommandError, DoubleMachine, TapBackend
+from lab.guest.double_machine import CommandError, DoubleMachine, Reply, TapBackend
 from services.common.domain.nic import parse_nics
 from services.common.guest.pending_events import MAX_PENDING_EVENTS
 from services.common.guest.port import GuestNotReachable, GuestRefused, NetDeviceSpec
@@ -29,6 +30,7 @@ class ScriptedMachine(DoubleMachine):
 
     :ivar refusals: how many more executions to refuse, by command.
     :ivar nonsense: the response to ``query-rx-filter``; ``None`` for a proper one.
+    :ivar slow_disks: disks of which each takes a moment to be described.
     """
 
     def __init__(self, monitors: Monitors) -> None:
@@ -43,6 +45,7 @@ class ScriptedMachine(DoubleMachine):
         self.monitors = monitors
         self.refusals: dict[str, int] = {}
         self.nonsense: Any = None
+        self.slow_disks = 0
 
     def netdev_add(self, backend: str, kind: str, tap: str, queues: int) -> None:
         if backend in self.backends:
@@ -52,6 +55,16 @@ class ScriptedMachine(DoubleMachine):
     def device_add(self, alias: str, driver: str, backend: str, bus: str, mac: str, mtu: int) -> None:
         self._refuse_if_set("device_add")
         super().device_add(alias, driver, backend, bus, mac, mtu)
+
+    def qom_list(self, path: str) -> list[Reply]:
+        disks = [{"name": f"disk{number}", "type": "child<virtio-blk-pci>"} for number in range(self.slow_disks)]
+        return disks or super().qom_list(path)
+
+    def qom_get(self, path: str, name: str) -> str:
+        if not self.slow_disks:
+            return super().qom_get(path, name)
+        time.sleep(0.02)
+        return "/machine"
 
     def rx_filters(self) -> Any:
         return super().rx_filters() if self.nonsense is None else self.nonsense
@@ -134,6 +147,14 @@ async def test_a_domain_that_answers_nonsense_is_not_reachable(
     with pytest.raises(GuestNotReachable) as caught:
         await guest.list()
     assert len(str(caught.value)) < 400
+
+
+async def test_a_domain_with_many_slow_devices_is_not_reachable(machine: tuple[ScriptedMachine, QmpGuest]) -> None:
+    """It answers each command in time, so only a deadline for all of them ends the list."""
+    qemu, guest = machine
+    qemu.slow_disks, guest.list_deadline = 500, 0.2
+    with pytest.raises(GuestNotReachable, match=r"not listed within 0\.2 s"):
+        await guest.list()
 
 
 async def test_events_that_nobody_reads_are_not_kept(machine: tuple[ScriptedMachine, QmpGuest]) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from schemas.kubernetes.limits import check_count
+
 T = TypeVar("T")
 
 
@@ -114,16 +116,13 @@ class VmiSpec(_KubePart, frozen=True):
     def interface_items(self) -> list[Interface]:
         """Return the interfaces as structs.
 
-        :raises msgspec.ValidationError: an item is malformed.
+        :raises ValueError: an item is malformed, or there are too many.
         """
-        return msgspec.convert(self.domain.devices.interfaces or [], list[Interface])
+        return msgspec.convert(check_count("interfaces", self.domain.devices.interfaces or []), list[Interface])
 
     def network_items(self) -> list[Network]:
-        """Return the networks as structs.
-
-        :raises msgspec.ValidationError: an item is malformed.
-        """
-        return msgspec.convert(self.networks or [], list[Network])
+        """Return the networks as structs; the errors are those of :meth:`interface_items`."""
+        return msgspec.convert(check_count("networks", self.networks or []), list[Network])
 
 
 class MigrationState(_KubePart, frozen=True):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from schemas.kubernetes.limits import MAX_ENTRIES, check_count
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
@@ -164,8 +165,9 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
     If one of the VM's pod interfaces has an ordinal name, all of them have, in the order of the spec's networks
     (KubeVirt's rule). Other links of the pod are foreign, whatever their names are.
 
-    :raises ValueError: an item of the spec or an annotation of the pod is malformed.
+    :raises ValueError: an item of the spec or an annotation of the pod is malformed, or a list is too long.
     """
+    check_count("entries of status.interfaces", vmi.status.interfaces or [], MAX_ENTRIES)
     annotations = pod.metadata.annotations if pod is not None else {}
     elements = parse_networks(annotations.get(NETWORKS))
     statuses = parse_network_status(annotations.get(NETWORK_STATUS))

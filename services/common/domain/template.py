@@ -64,7 +64,7 @@ class TemplateInterfaces(msgspec.Struct, frozen=True):
 def parse_template(vm: VirtualMachine) -> TemplateInterfaces:
     """Parse the template of a VM.
 
-    :raises msgspec.ValidationError: an item of the template is malformed.
+    :raises ValueError: an item of the template is malformed, or there are too many.
     """
     spec = vm.spec.template.spec
     networks = {network.name: network for network in spec.network_items()}

@@ -318,8 +318,9 @@ def test_failed_plug_is_undone(vm: VirtualMachine | None, on_vm: bool) -> None:
     assert (start.vm is not None) == on_vm
 
 
-def test_malformed_template_is_reported_and_the_vmi_is_still_reconciled() -> None:
-    broken = objects.vm(({"bridge": {}}, {"name": "x"}))
+@pytest.mark.parametrize("nics", [[({"bridge": {}}, {"name": "x"})], [objects.nic(f"n{n}") for n in range(200)]])
+def test_malformed_template_is_reported_and_the_vmi_is_still_reconciled(nics: list[Any]) -> None:
+    broken = objects.vm(*nics)
     vmi = objects.vmi(IFACE, owned=True, annotations=annotations_of(PLUG))
     warning, patch = plan(observation(broken, vmi))
     assert isinstance(warning, WarnUser)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.kubernetes.limits import MAX_ENTRIES, MAX_INTERFACES
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
@@ -202,8 +203,11 @@ def test_released_means_this_pod_and_this_unplug(
         (objects.vmi(({"name": "x", "bridge": {}}, {"multus": {}})), None),
         (objects.vmi(), objects.pod({NETWORKS: "[{"})),
         (objects.vmi(), objects.pod({NETWORK_STATUS: "{}"})),
+        # Each is compared with all others: thousands would keep the role from every other VM for seconds.
+        (objects.vmi(*(objects.nic(f"n{n}") for n in range(MAX_INTERFACES))), None),
+        (objects.vmi(status=[{"name": "n"}] * (MAX_ENTRIES + 1)), None),
     ],
-    ids=["interface", "network", "networks annotation", "network-status annotation"],
+    ids=["interface", "network", "networks annotation", "network-status annotation", "interfaces", "entries"],
 )
 def test_malformed_object_is_an_error(vmi: VirtualMachineInstance, pod: Pod | None) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -1,20 +1,26 @@
-"""The store of the hot-plug status bucket: a copy of its entries, loaded by a watch and loaded again every minute.
+"""The store of the hot-plug status bucket: a copy of its entries, loaded by a watch.
 
-Loading again detects whatever happened to the bucket: wiped, rolled back, deleted, or written by another process. Not
-the decision what the entries should be: that is in :mod:`services.controller.projector`.
+Whatever happens to the bucket is found: wiped, rolled back, deleted, or written by another process. Once a minute the
+copy is compared with what the bucket says of itself, which is one answer of any size of a cluster. If that differs, and
+every ten minutes in any case, all entries are loaded again. Not the decision what the entries should be: that is in
+:mod:`services.controller.projector`.
 Next: :mod:`services.common.bus.protocol`, the key-value store underneath.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
-from contextlib import aclosing
 
 from services.common.bus.protocol import BusUnavailable, KeyValue, KeyValueEntry, WrongRevision
 from services.common.telemetry.logs import Log
 from services.common.telemetry.stores import STORES
 
-RELOAD_INTERVAL = 60.0
+RELOAD_INTERVAL = 600.0
 """Seconds after which the whole bucket is loaded again."""
+CHECKS = 10
+"""Number of comparisons in that time."""
+GRACE = 1.0
+"""Seconds in which a change of the bucket arrives by the watch."""
 RETRY_DELAY = 1.0
 """Seconds between two attempts to load the bucket while the bus is unavailable."""
 
@@ -24,7 +30,7 @@ class StatusBucket:
 
     :param bucket: the key-value bucket.
     :param on_change: called with a key that another writer has changed, and with ``None`` when the bucket is loaded.
-    :param reload: seconds after which the whole bucket is loaded again.
+    :param reload: seconds after which the whole bucket is loaded again, unless a comparison shows sooner that it must.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class StatusBucket:
         self._reload = reload
         # By VMI, so that no write of one costs a walk over the entries of all others.
         self._entries: dict[str, dict[str, KeyValueEntry]] | None = None
+        self._revision = 0
         STORES.watch("status-entries", self, lambda bucket: sum(map(len, (bucket._entries or {}).values())))
 
     @property
@@ -74,6 +81,7 @@ class StatusBucket:
         except WrongRevision:
             self._store(key, await self._bucket.get(key))
             raise
+        self._revision = max(self._revision, revision)
         self._store(key, KeyValueEntry(key, value, revision))
 
     async def remove(self, key: str) -> None:
@@ -88,9 +96,13 @@ class StatusBucket:
         """Load and watch the bucket until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(self._reload):
-                    await self._watch()
-            # The interval of the regular reload is over; this is no failure.
+                async with asyncio.timeout(self._reload) as until:
+                    checking = asyncio.create_task(self._check(until))
+                    try:
+                        await self._watch()
+                    finally:
+                        checking.cancel()
+            # It is time to load the bucket again; this is no failure.
             except TimeoutError:
                 continue
             except BusUnavailable as error:
@@ -99,10 +111,29 @@ class StatusBucket:
                 self._entries = None
                 await asyncio.sleep(RETRY_DELAY)
 
+    async def _check(self, until: asyncio.Timeout) -> None:
+        """Compare the entries with the state of the bucket again and again, and end the watch if they differ."""
+        while True:
+            await asyncio.sleep(self._reload / CHECKS)
+            # While the bus is unavailable, the watch ends by itself.
+            with contextlib.suppress(BusUnavailable):
+                if self.loaded and not await self._is_complete():
+                    until.reschedule(asyncio.get_running_loop().time())
+                    return
+
+    async def _is_complete(self) -> bool:
+        """Return whether the bucket has the entries of this copy, as far as its state shows."""
+        seen, entries = self._revision, sum(map(len, (self._entries or {}).values()))
+        state = await self._bucket.state()
+        await asyncio.sleep(GRACE)
+        return seen <= state.revision <= self._revision and state.stored >= entries
+
     async def _watch(self) -> None:
+        # All changes before are in what the watch reads first.
+        self._revision = (await self._bucket.state()).revision
         read: dict[str, KeyValueEntry] | None = {}
         deleted: list[str] = []
-        async with aclosing(self._bucket.watch()) as stream:
+        async with contextlib.aclosing(self._bucket.watch()) as stream:
             async for entry in stream:
                 # `None` follows the last entry that existed when the watch began.
                 if entry is None:
@@ -132,6 +163,7 @@ class StatusBucket:
                     self._on_change(key)
 
     def _on_entry(self, entry: KeyValueEntry) -> None:
+        self._revision = max(self._revision, entry.revision)
         stored = self._find(entry.key)
         if stored is not None and entry.revision <= stored.revision:
             return  # our own write, or an older one

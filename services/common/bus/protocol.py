@@ -50,12 +50,23 @@ class KeyValueEntry(msgspec.Struct, frozen=True):
     """A key of a bucket with its value.
 
     :ivar value: ``None`` for a deleted key (in a watch only).
-    :ivar revision: grows with every change of the bucket; compare for equality only.
+    :ivar revision: grows with every change of the bucket.
     """
 
     key: str
     value: bytes | None
     revision: int
+
+
+class BucketState(msgspec.Struct, frozen=True):
+    """What a bucket says of itself in one answer.
+
+    :ivar revision: that of the last change, 0 before the first.
+    :ivar stored: number of keys, and of markers of deleted ones.
+    """
+
+    revision: int
+    stored: int
 
 
 class KeyValue(Protocol):
@@ -92,6 +103,10 @@ class KeyValue(Protocol):
 
     async def purge(self, key: str) -> None:
         """Remove the delete marker of a key; otherwise markers of deleted keys fill the bucket over time."""
+        ...
+
+    async def state(self) -> BucketState:
+        """Return the state of the bucket."""
         ...
 
     def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:

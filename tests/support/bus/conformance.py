@@ -20,7 +20,7 @@ from services.common.bus.envelope import (
     BusMessage,
     encode_message,
 )
-from services.common.bus.protocol import Bus, ReceivedEvent, WrongRevision
+from services.common.bus.protocol import BucketState, Bus, ReceivedEvent, WrongRevision
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import span_context
 from tests.support.telemetry.spans import named, recording_telemetry, tree
@@ -309,6 +309,7 @@ class BusConformance:
         found = await bucket.get("a.=2Ec")
         assert found is not None
         assert found.value == b"put"
+        assert await bucket.state() == BucketState(found.revision, 2)
 
     async def test_watch_starts_with_the_current_entries(self, harness: Harness) -> None:
         bucket = (await harness.bus("controller", "_")).kv("watched")

@@ -20,6 +20,7 @@ from services.common.bus.delivery import build_delivery_handler
 from services.common.bus.envelope import BusMessage, decode_message, encode_message
 from services.common.bus.middleware import Delivery
 from services.common.bus.protocol import (
+    BucketState,
     BusUnavailable,
     EventHandler,
     KeyValue,
@@ -240,6 +241,11 @@ class MemoryKeyValue:
     async def purge(self, key: str) -> None:
         """Do nothing; deletions leave no markers."""
         self._check(key)
+
+    async def state(self) -> BucketState:
+        """Return the last revision and the number of keys."""
+        self._check("x")
+        return BucketState(self._revision, len(self._entries))
 
     async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
         """Yield the current entries, ``None``, then every change."""

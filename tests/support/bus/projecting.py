@@ -23,6 +23,7 @@ from schemas.names import interface_hash, pod_interface
 from schemas.stages import OperationKind, Stage, stage_path
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.controller.projector import Projector
+from services.controller.status_bucket import RELOAD_INTERVAL
 from tests.support.contexts import role_context
 from tests.support.observed import objects
 from tests.support.telemetry.spans import recording_telemetry
@@ -117,7 +118,7 @@ class RunningProjector:
 
 
 @contextlib.asynccontextmanager
-async def run_projector(bus: Bus, *, reload: float = 60.0) -> AsyncIterator[RunningProjector]:
+async def run_projector(bus: Bus, *, reload: float = RELOAD_INTERVAL) -> AsyncIterator[RunningProjector]:
     """Run a projector while the context is open."""
     running = RunningProjector(bus, reload)
     task = asyncio.create_task(running.projector.run())

@@ -14,7 +14,7 @@ from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.bus.protocol import KeyValueEntry
 from services.controller.projector import CONSUMER
-from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
+from services.controller.status_bucket import CHECKS, RELOAD_INTERVAL, StatusBucket
 from tests.support.bus.memory import Broker, MemoryBus, MemoryKeyValue
 from tests.support.bus.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector
 from tests.support.observed import objects
@@ -148,7 +148,7 @@ async def test_damaged_bucket_is_repaired(how: str) -> None:
             await cluster.bucket.put(KEY, b"not ours")
         else:
             await cluster.bucket.delete(KEY)
-        await asyncio.sleep(RELOAD_INTERVAL + 5)
+        await asyncio.sleep(RELOAD_INTERVAL / CHECKS + 5)
         assert await cluster.stage(Stage.MULTUS_ATTACHED) == wanted
         assert [entry.key for entry in cluster.bucket.entries()] == [KEY]
 
@@ -216,5 +216,39 @@ async def test_a_load_reports_what_has_changed_while_deleted_keys_are_purged() -
         assert await changes.get() is None
         slow.restore({"a": b"2"})
         assert await changes.get() == "a"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class CountedWatches(MemoryKeyValue):
+    """A bucket that counts how often it is read."""
+
+    watches = 0
+
+    async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
+        self.watches += 1
+        async with contextlib.aclosing(super().watch(keys)) as entries:
+            async for entry in entries:
+                yield entry
+
+
+async def test_the_bucket_is_read_again_only_if_its_state_differs() -> None:
+    counted, changes = CountedWatches(Broker()), asyncio.Queue[str | None]()
+    await counted.put("vm1.a", b"1")
+    bucket = StatusBucket(counted, changes.put_nowait, log=structlog.get_logger())
+    task = asyncio.create_task(bucket.run())
+    minute = RELOAD_INTERVAL / CHECKS
+    assert await changes.get() is None
+    await bucket.put("vm1.b", b"2")
+    await counted.put("vm1.a", b"changed by another writer")
+    await asyncio.sleep(5 * minute)
+    await bucket.remove("vm1.b")
+    await asyncio.sleep(minute)
+    assert (counted.watches, changes.get_nowait(), changes.empty()) == (1, "vm1.a", True)
+    counted.restore({})
+    await asyncio.sleep(2 * minute)
+    assert (counted.watches, bucket.list_vmis()) == (2, [])
+    await asyncio.sleep(RELOAD_INTERVAL + 1)
+    assert counted.watches == 3
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

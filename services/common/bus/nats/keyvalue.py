@@ -20,7 +20,7 @@ from nats.js.errors import (
 from nats.js.kv import KeyValue as NatsKeyValue
 
 from services.common.bus.nats.connection import BusConnection
-from services.common.bus.protocol import BusUnavailable, KeyValueEntry, WrongRevision
+from services.common.bus.protocol import BucketState, BusUnavailable, KeyValueEntry, WrongRevision
 from services.common.bus.settings import BusSettings
 
 T = TypeVar("T")
@@ -73,6 +73,11 @@ class JetStreamKeyValue:
             await js.purge_stream(f"KV_{self._bucket}", subject=f"$KV.{self._bucket}.{key}")
 
         await self._call(call)
+
+    async def state(self) -> BucketState:
+        """See :class:`services.common.bus.protocol.KeyValue`."""
+        found = (await self._call(lambda store: store.status())).stream_info.state
+        return BucketState(found.last_seq, found.messages)
 
     async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
         """See :class:`services.common.bus.protocol.KeyValue`."""

@@ -17,6 +17,7 @@ ROLES = {
     "networks": "attaches pods to networks (one per node)",
     "multus": "CNI meta-plugin daemon (one per node)",
     "handler": "plugs NICs into guests (one per node)",
+    "node": "multus, networks and handler in one process",
 }
 """One line about each role, for the help text."""
 

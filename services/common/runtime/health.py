@@ -15,19 +15,22 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Readiness:
-    """Named conditions of a process. It is ready if there is at least one and all are met.
+    """Named conditions of a process. It is ready if there is at least one and all are met, those of its parts too.
 
     :param on_change: called with name, state and reason when a condition changes.
+    :ivar parts: conditions of the roles that run in this process beside its own, by role.
     """
 
     def __init__(self, on_change: Callable[[str, bool, str], None] = lambda _name, _ok, _why: None) -> None:
         self._conditions: dict[str, tuple[bool, str]] = {}
         self._on_change = on_change
+        self.parts: dict[str, Readiness] = {}
 
     @property
     def ready(self) -> bool:
         """Whether every condition is met."""
-        return bool(self._conditions) and all(ok for ok, _ in self._conditions.values())
+        own = bool(self._conditions) and all(ok for ok, _ in self._conditions.values())
+        return own and all(part.ready for part in self.parts.values())
 
     def set(self, name: str, ok: bool, why: str = "") -> None:
         """Set whether a condition is met.
@@ -41,12 +44,18 @@ class Readiness:
 
     def text(self) -> str:
         """Return one line per condition, in the format of kube-apiserver's ``/readyz?verbose``."""
-        lines = [
-            f"[+]{name} ok" if ok else f"[-]{name} failed: {why or 'not yet'}"
-            for name, (ok, why) in self._conditions.items()
-        ]
+        lines = self._lines("")
         lines.append("readyz check passed" if self.ready else "readyz check failed")
         return "\n".join(lines) + "\n"
+
+    def _lines(self, prefix: str) -> list[str]:
+        lines = [
+            f"[+]{prefix}{name} ok" if ok else f"[-]{prefix}{name} failed: {why or 'not yet'}"
+            for name, (ok, why) in self._conditions.items()
+        ]
+        for role, part in self.parts.items():
+            lines += part._lines(f"{prefix}{role}/")
+        return lines
 
 
 def health_app(telemetry: Telemetry, readiness: Readiness) -> web.Application:

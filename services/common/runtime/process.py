@@ -159,11 +159,7 @@ async def _run(
     if instrument is not None:
         telemetry = instrument(telemetry)
 
-    def readiness_changed(name: str, ok: bool, why: str) -> None:
-        log.info("condition met" if ok else "condition not met", condition=name, why=why)
-
-    runtime = RoleRuntime(role, settings, telemetry, log, Readiness(readiness_changed), Tasks(log))
-    runtime.readiness.set(STARTED, False, "starting")
+    runtime = make_runtime(role, settings, telemetry, log)
     # Before the start, so that a signal also ends a start that waits.
     with _signals(runtime.stopping, log):
         health = contextlib.AsyncExitStack()
@@ -174,7 +170,7 @@ async def _run(
                     serve(health_app(telemetry, runtime.readiness), settings.health_listen, shutdown=1.0)
                 )
                 log.info("health endpoints served", address=address)
-            code = await _start(runtime, start)
+            code = await start_role(runtime, start)
             if code == 0:
                 await runtime.stopping.wait()
         except (OSError, ValueError) as error:
@@ -183,7 +179,18 @@ async def _run(
         return await shutdown(runtime, health, code)
 
 
-async def _start(runtime: RoleRuntime[S], start: Callable[[RoleRuntime[S]], Awaitable[None]]) -> int:
+def make_runtime(role: str, settings: S, telemetry: Telemetry, log: Log) -> RoleRuntime[S]:
+    """Return the runtime of a role that has not started."""
+
+    def readiness_changed(name: str, ok: bool, why: str) -> None:
+        log.info("condition met" if ok else "condition not met", condition=name, why=why)
+
+    runtime = RoleRuntime(role, settings, telemetry, log, Readiness(readiness_changed), Tasks(log))
+    runtime.readiness.set(STARTED, False, "starting")
+    return runtime
+
+
+async def start_role(runtime: RoleRuntime[S], start: Callable[[RoleRuntime[S]], Awaitable[None]]) -> int:
     """Run the role's ``start`` until it returns or the process has to end; return the exit code."""
     starting = asyncio.ensure_future(start(runtime))
     stopping = asyncio.create_task(runtime.stopping.wait(), name="stopping")
@@ -216,27 +223,45 @@ async def shutdown(runtime: RoleRuntime[Any], health: contextlib.AsyncExitStack,
     The tasks end first, then the stack closes, then telemetry, which exports their last spans, and the health endpoints
     last.
     """
-    log = runtime.log
-    log.info("stopping")
+    code, hung = await stop_role(runtime, code)
+    code, late = await _close(
+        runtime.log,
+        [
+            ("telemetry", None, lambda: close_telemetry(runtime.telemetry, runtime.log)),
+            ("health", HEALTH_TIMEOUT, health.aclose),
+        ],
+        code,
+    )
+    hung = hung or late
+    runtime.log.info("stopped")
+    return (code or 1 if hung else code), hung
+
+
+async def stop_role(runtime: RoleRuntime[Any], code: int) -> tuple[int, bool]:
+    """Stop the tasks of a role and close its stack; return the exit code and whether something hangs."""
+    runtime.log.info("stopping")
     runtime.readiness.set(STARTED, False, "stopping")
     hung = bool(await runtime.tasks.stop(TASKS_TIMEOUT))
-    closers: list[tuple[str, float | None, Callable[[], Awaitable[None]]]] = [
-        ("connections", runtime.stack_timeout, runtime.stack.aclose),
-        ("telemetry", None, lambda: close_telemetry(runtime.telemetry, log)),
-        ("health", HEALTH_TIMEOUT, health.aclose),
-    ]
-    for name, timeout, close in closers:
+    code, late = await _close(runtime.log, [("connections", runtime.stack_timeout, runtime.stack.aclose)], code)
+    return code, hung or late
+
+
+async def _close(
+    log: Log, steps: list[tuple[str, float | None, Callable[[], Awaitable[None]]]], code: int
+) -> tuple[int, bool]:
+    """Run the steps of a shutdown; return the exit code and whether one of them timed out."""
+    late = False
+    for name, timeout, close in steps:
         try:
             async with asyncio.timeout(timeout):
                 await close()
         except TimeoutError:
             log.error("shutdown step timed out", step=name, waited=timeout)
-            hung = True
+            late = True
         except Exception as error:
             log.error("shutdown step failed", step=name, exc_info=error)
             code = code or 1
-    log.info("stopped")
-    return (code or 1 if hung else code), hung
+    return code, late
 
 
 async def close_telemetry(telemetry: Telemetry, log: Log) -> None:

@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from services.common.telemetry import otlp
 from services.common.telemetry.delivery import DeliverySpanProcessor
 from services.common.telemetry.metrics import Metrics
+from services.common.telemetry.parts import MergedMetrics
 from services.common.telemetry.trace_files import MAX_FILES, MIN_FILES, TraceFile
 from services.common.telemetry.tracer import RoleTracer
 from services.common.telemetry.variables import check_variables, integer
@@ -43,6 +44,7 @@ class Telemetry:
     :ivar tracer: named ``hotnic.<role>``.
     :ivar meter: named ``hotnic.<role>``; for instruments of one role.
     :ivar metrics: instruments that all roles share.
+    :ivar parts: telemetry of the roles that run in this process beside its own, by role.
     """
 
     def __init__(
@@ -61,10 +63,15 @@ class Telemetry:
         self.tracer: Tracer = RoleTracer(tracers.get_tracer(f"hotnic.{role}"))
         self.meter: Meter = meters.get_meter(f"hotnic.{role}")
         self.metrics = Metrics(self.meter)
+        self.parts: dict[str, Telemetry] = {}
 
     def metrics_text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Return all metrics in Prometheus' text format; those of its parts have the label ``role``."""
+        if not self.parts:
+            return generate_latest(self._registry)
+        return generate_latest(
+            MergedMetrics(self._registry, {role: part._registry for role, part in self.parts.items()})
+        )
 
     @property
     def undelivered_spans(self) -> int:

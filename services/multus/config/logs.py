@@ -33,5 +33,10 @@ def configure_logs(config: Config, settings: Settings, log: Log) -> Log:
             config.log_file, maxBytes=options.max_size * MEGABYTE, backupCount=options.max_backups, encoding="utf-8"
         )
         handler.setFormatter(logs.formatter("json", sys.stderr))
-        logging.getLogger().addHandler(handler)
+        root = logging.getLogger()
+        # That of an earlier start in the same process.
+        for old in [one for one in root.handlers if isinstance(one, RotatingFileHandler)]:
+            root.removeHandler(old)
+            old.close()
+        root.addHandler(handler)
     return log

@@ -140,6 +140,17 @@ def rss(pid: int) -> float:
     return 0.0
 
 
+def memory(pid: int) -> dict[str, float]:
+    """Return the memory of a process in MiB: resident, its share of it, and what it alone has."""
+    found = dict.fromkeys(("Rss", "Pss", "Private_Clean", "Private_Dirty"), 0.0)
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value, *_ = line.split()
+        if name.rstrip(":") in found:
+            found[name.rstrip(":")] = int(value) / 1024
+    alone = found["Private_Clean"] + found["Private_Dirty"]
+    return {"rss": round(found["Rss"], 1), "pss": round(found["Pss"], 1), "uss": round(alone, 1)}
+
+
 def import_floor(module: str) -> float:
     """Return the resident memory of an interpreter that has only imported a module, in MiB."""
     code = f"import {module}, re; print(re.search('VmRSS:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])"

@@ -23,6 +23,9 @@
 {{- if and $v.networks.enabled (not $v.multus.enabled) (not $v.networks.upstreamMultus.socketDir) -}}
 {{- fail "networks.enabled is true and multus.enabled is false, so nothing would execute CNI plugins; set multus.enabled to true, or networks.upstreamMultus.socketDir to the socket directory of upstream's thick daemon" -}}
 {{- end -}}
+{{- if and (eq $v.node.process "single") (not $v.multus.enabled) -}}
+{{- fail "node.process is single and multus.enabled is false, but it is the pods of multus that run the other roles; set multus.enabled to true or node.process to separate" -}}
+{{- end -}}
 {{- if and $v.multus.enabled $v.networks.upstreamMultus.socketDir -}}
 {{- fail "multus.enabled is true and networks.upstreamMultus.socketDir names another daemon, but a node has one multus daemon; set multus.enabled to false or networks.upstreamMultus.socketDir to \"\"" -}}
 {{- end -}}

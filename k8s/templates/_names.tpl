@@ -57,6 +57,30 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- join " " $roles -}}
 {{- end -}}
 
+{{/* The roles that the pods of multus run: with node.process single, those of the node that are part of the release. */}}
+{{- define "hotnic.rolesOfMultus" -}}
+{{- $roles := list "multus" -}}
+{{- if eq .Values.node.process "single" -}}
+{{- range without (splitList " " (include "hotnic.roles" .)) "api" "controller" "multus" -}}{{- $roles = append $roles . -}}{{- end -}}
+{{- end -}}
+{{- join " " $roles -}}
+{{- end -}}
+
+{{/* The roles that have pods of their own, space separated. */}}
+{{- define "hotnic.rolesWithPods" -}}
+{{- $inside := without (splitList " " (include "hotnic.rolesOfMultus" .)) "multus" -}}
+{{- $roles := list -}}
+{{- range splitList " " (include "hotnic.roles" .) -}}
+{{- if not (has . $inside) -}}{{- $roles = append $roles . -}}{{- end -}}
+{{- end -}}
+{{- join " " $roles -}}
+{{- end -}}
+
+{{/* The role whose pods run a role: itself, or multus. Arguments: root, role. */}}
+{{- define "hotnic.podOf" -}}
+{{- if has .role (splitList " " (include "hotnic.rolesWithPods" .root)) -}}{{ .role }}{{- else -}}multus{{- end -}}
+{{- end -}}
+
 {{/* The aggregated APIs of this release, as group/version, space separated. */}}
 {{- define "hotnic.apis" -}}
 subresources.hotnic.io/v1{{ if .Values.api.claimKubevirtGroup }} subresources.kubevirt.io/v1 subresources.kubevirt.io/v1alpha3{{ end }}

@@ -58,7 +58,7 @@ affinity:
 name: {{ .role }}
 image: {{ include "hotnic.image" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-args: [run, {{ .role }}]
+args: [run, {{ if eq (include "hotnic.podRoles" .) .role }}{{ .role }}{{ else }}node{{ end }}]
 ports:
   - name: health
     containerPort: {{ include "hotnic.healthPort" . }}
@@ -94,6 +94,35 @@ httpGet:
   {{- end }}
 {{- end -}}
 
+{{/* The roles that a pod of a role runs, space separated. */}}
+{{- define "hotnic.podRoles" -}}
+{{- if eq .role "multus" -}}{{ include "hotnic.rolesOfMultus" .root }}{{- else -}}{{ .role }}{{- end -}}
+{{- end -}}
+
+{{/* Whether a pod connects to NATS, as "true" or "". multus itself does not. */}}
+{{- define "hotnic.usesBus" -}}
+{{- if ne (include "hotnic.podRoles" .) "multus" -}}true{{- end -}}
+{{- end -}}
+
+{{/* Settings of networks and of handler, wherever they run. */}}
+{{- define "hotnic.networksEnv" -}}
+- name: HOTNIC_NAMESPACE_ISOLATION
+  value: {{ .Values.namespaceIsolation.enabled | quote }}
+- name: HOTNIC_GLOBAL_NAMESPACES
+  value: {{ join "," .Values.namespaceIsolation.globalNamespaces | quote }}
+{{- end -}}
+
+{{- define "hotnic.handlerEnv" -}}
+- name: HOTNIC_GUEST_DRIVER
+  value: {{ .Values.handler.guestDriver }}
+- name: HOTNIC_QMP_SOCKET
+  value: {{ printf "/host%s" .Values.handler.qmpSocket | quote }}
+- name: HOTNIC_GUEST_AGENT_SOCKET
+  value: {{ printf "/host%s" .Values.handler.guestAgentSocket | quote }}
+- name: HOTNIC_TAP_OWNER
+  value: {{ int64 .Values.handler.tapOwner | quote }}
+{{- end -}}
+
 {{- define "hotnic.env" -}}
 {{- $root := .root -}}
 {{- $values := index $root.Values .role -}}
@@ -101,6 +130,11 @@ httpGet:
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 - name: HOTNIC_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+{{- $roles := splitList " " (include "hotnic.podRoles" .) -}}
+{{- if gt (len $roles) 1 }}
+- name: HOTNIC_ROLES
+  value: {{ join "," $roles }}
+{{- end }}
 {{- if has .role (list "networks" "multus" "handler") }}
 - name: HOTNIC_NODE_NAME
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
@@ -117,11 +151,11 @@ httpGet:
   value: {{ $root.Values.log.level }}
 - name: HOTNIC_LOG_FORMAT
   value: {{ $root.Values.log.format }}
-{{- if has .role (list "api" "controller" "handler") }}
+{{- if or (has .role (list "api" "controller")) (has "handler" $roles) }}
 - name: HOTNIC_VM_OWNER
   value: {{ $root.Values.vmOwner }}
 {{- end }}
-{{- if and (ne .role "multus") $root.Values.nats.url }}
+{{- if and (include "hotnic.usesBus" .) $root.Values.nats.url }}
 - name: NATS_URL
   value: {{ $root.Values.nats.url | quote }}
 {{- if $root.Values.nats.credentials.secret }}
@@ -161,7 +195,7 @@ httpGet:
 {{- define "hotnic.mounts" -}}
 - name: tmp
   mountPath: /tmp
-{{- if and (ne .role "multus") .root.Values.nats.url }}
+{{- if and (include "hotnic.usesBus" .) .root.Values.nats.url }}
 {{- if .root.Values.nats.credentials.secret }}
 - name: nats-credentials
   mountPath: /etc/hotnic/nats
@@ -178,7 +212,7 @@ httpGet:
 {{- define "hotnic.volumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 64Mi}
-{{- if and (ne .role "multus") .root.Values.nats.url }}
+{{- if and (include "hotnic.usesBus" .) .root.Values.nats.url }}
 {{- with .root.Values.nats.credentials }}
 {{- if .secret }}
 - name: nats-credentials

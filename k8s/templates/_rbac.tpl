@@ -7,8 +7,11 @@
 {{/* The ServiceAccount of a role and the bindings of its ClusterRole and Role. Each role has one file rbac.yaml with
      exactly the rules that its code uses. Arguments: root, role, namespaced (whether there is a Role). */}}
 {{- define "hotnic.account" -}}
-{{- $name := printf "%s-%s" (include "hotnic.fullname" .root) .role -}}
+{{- $pod := .role -}}
+{{- if has .role (list "networks" "handler") -}}{{- $pod = include "hotnic.podOf" . -}}{{- end -}}
+{{- $name := printf "%s-%s" (include "hotnic.fullname" .root) $pod -}}
 {{- $clusterRole := include "hotnic.clusterRole" . -}}
+{{- if eq $pod .role }}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -21,6 +24,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 ---
+{{- end }}
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata:

@@ -48,6 +48,7 @@ RULES: dict[str, dict[str, Any]] = {
     "cniConfDir": PATH,
     "netnsDir": PATH,
     "kubeletDir": PATH,
+    "node.process": {"enum": ["separate", "single"]},
     # No user part: a password in a value would be in plain text in the release and in the pods.
     "nats.url": {"pattern": "^((nats|tls|ws|wss)://[^@,\\s]+(,(nats|tls|ws|wss)://[^@,\\s]+)*)?$"},
     "log.level": {"enum": ["debug", "info", "warning", "error"]},

@@ -104,6 +104,12 @@ def test_beside_kubevirt_the_observers_have_the_same_rules_without_most_changes(
         assert beside == {item for item in full if item[2] != "patch" or item[1] in patched} | more
 
 
+def test_in_one_process_the_account_of_multus_has_the_rules_of_its_roles_and_no_more() -> None:
+    apart = rendered("everything")
+    roles = set[Permission]().union(*(granted(apart, role) for role in ("multus", "networks", "handler")))
+    assert granted(rendered("one-process"), "multus") == roles
+
+
 HOOKS: dict[str, tuple[str, set[Permission]]] = {
     "uninstall": (
         "services/cli/chart/uninstall.py",

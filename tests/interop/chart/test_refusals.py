@@ -38,6 +38,11 @@ def hidden(value: str, path: str, usual: str) -> str:
         ([OWNER, NATS, "multus.enabled=false"], "networks.upstreamMultus.socketDir"),
         ([OWNER, NATS, "networks.upstreamMultus.socketDir=/run/multus"], "a node has one multus daemon"),
         (
+            [OWNER, NATS, "multus.enabled=false,networks.upstreamMultus.socketDir=/run/multus,node.process=single"],
+            "it is the pods of multus that run the other roles",
+        ),
+        ([OWNER, NATS, "node.process=shared"], "node/process"),
+        (
             [OWNER, *(f"{role}.enabled=false" for role in ROLES)],
             "no role is enabled",
         ),

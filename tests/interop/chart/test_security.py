@@ -25,7 +25,12 @@ CAPABILITIES: dict[tuple[str, str], dict[str, str]] = {
         "DAC_OVERRIDE": "monitor and libvirt sockets belong to QEMU's user",
     },
 }
-"""By role and container: each added capability and what it is for. Every other container has none."""
+CAPABILITIES |= {
+    ("node", "multus"): CAPABILITIES["handler", "handler"] | CAPABILITIES["multus", "multus"],
+    ("node", "install-shim"): CAPABILITIES["multus", "install-shim"],
+}
+"""By role and container: each added capability and what it is for. Every other container has none. The role of multus'
+pods that run networks and handler too is `node`."""
 
 HOST_PATHS: dict[str, dict[str, bool]] = {
     "networks": {"runtime": False, "multus": False},
@@ -33,10 +38,11 @@ HOST_PATHS: dict[str, dict[str, bool]] = {
     "handler": {"host": False, "netns": False, "tun": True},
     "uninstall-node": {"host": True},
 }
+HOST_PATHS["node"] = HOST_PATHS["multus"] | {"tun": True}
 """By role: the volumes that are paths of the node, and whether the role may write there."""
 
 HOST_NETWORK = {
-    "multus": "plugins create links in the node's network",
+    **dict.fromkeys(("multus", "node"), "plugins create links in the node's network"),
     "uninstall": "the pod starts where multus does not run any more",
     "uninstall-node": "the pod starts where multus does not run any more",
 }
@@ -44,8 +50,10 @@ UNCONFINED = {
     ("multus", "seccompProfile"): "plugins are programs of the node, with whatever system calls they need",
     ("multus", "appArmorProfile"): "plugins are programs of the node",
     ("handler", "appArmorProfile"): "the default profile refuses /proc/PID/root of other profiles",
+    ("node", "seccompProfile"): "it runs multus",
+    ("node", "appArmorProfile"): "it runs multus",
 }
-ROOT = {"networks", "multus", "handler", "uninstall-node"}
+ROOT = {"networks", "multus", "handler", "node", "uninstall-node"}
 """Roles whose processes are root: the node's sockets and directories belong to root."""
 
 
@@ -56,7 +64,12 @@ def role_of(name: str) -> str:
 @pytest.fixture(params=VALUE_SETS)
 def specs(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """The pods of a set of values, by role."""
-    return {role_of(name): spec for name, spec in pod_specs(rendered(request.param)).items()}
+    found = pod_specs(rendered(request.param)).items()
+    return {"node" if _runs_node(spec) else role_of(name): spec for name, spec in found}
+
+
+def _runs_node(spec: dict[str, Any]) -> bool:
+    return any(container["args"] == ["run", "node"] for container in spec["containers"])
 
 
 def test_capabilities_are_those_of_the_table(specs: dict[str, dict[str, Any]]) -> None:
@@ -73,7 +86,7 @@ def test_nothing_is_privileged(specs: dict[str, dict[str, Any]]) -> None:
     for role, spec in specs.items():
         assert not {"hostIPC", "shareProcessNamespace"} & spec.keys()
         # Its plugins run in the node's root, and find themselves in the node's /proc.
-        assert spec.get("hostPID", False) is (role == "multus")
+        assert spec.get("hostPID", False) is (role in ("multus", "node"))
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in containers(spec):
             security = container["securityContext"]
@@ -152,7 +165,7 @@ def test_networks_finds_its_sockets_in_the_directories_that_it_mounts(values: li
 
 
 def test_network_namespaces_reach_the_containers(specs: dict[str, dict[str, Any]]) -> None:
-    for role in ("multus", "handler"):
+    for role in ("multus", "handler", "node"):
         for container in specs.get(role, {}).get("containers", []):
             mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
             assert mounts["host"]["mountPropagation"] == mounts["netns"]["mountPropagation"] == "HostToContainer"
@@ -188,7 +201,7 @@ def test_resources_are_requested(specs: dict[str, dict[str, Any]]) -> None:
             assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
             # No limit for CPU, which would slow a plug down; values.yaml says why multus has none for memory.
             assert "cpu" not in container["resources"].get("limits", {})
-            assert "memory" in container["resources"].get("limits", {}) or role == "multus"
+            assert "memory" in container["resources"].get("limits", {}) or role in ("multus", "node")
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)

@@ -36,6 +36,7 @@ VALUE_SETS: dict[str, list[str]] = {
     "multus-and-networks": _choice("multus-and-networks"),
     "beside-kubevirt": [*_choice("beside-kubevirt"), "--set", NATS],
     "everything": [*_choice("everything"), "--set", NATS],
+    "one-process": [*_choice("everything"), "--set", NATS, "--set", "node.process=single"],
     "upstream-multus": ["--values", str(TESTS / "values" / "upstream-multus.yaml")],
     "all-options": ["--values", str(TESTS / "values" / "all-options.yaml")],
     **{preset: _preset(preset) for preset in PRESETS},

@@ -1,7 +1,8 @@
 """``hotnic doctor``: checks the network interfaces of VMs for inconsistencies and prints how to repair each finding.
 
 With the API server alone it compares objects. As root on a node it also compares the links, records, leases and guest
-devices there. A finding is reported if two snapshots have it. With ``--fix`` it removes what is left over.
+devices there. With an address of NATS it also checks the streams of the bus. A finding is reported if two snapshots
+have it. With ``--fix`` it removes what is left over.
 The checks: :mod:`services.cli.doctor.checks`; the changes: :mod:`services.cli.doctor.fix`.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from services.cli.bus import bus_option
 from services.cli.cluster import ClusterTarget, cluster_message, cluster_options, run_with_cluster
 from services.cli.output import UNKNOWN, examples, say, say_json
 
@@ -98,6 +100,7 @@ class NodePathsType(click.ParamType[dict[str, str]]):
     default="auto",
     help="Connection to the guests (default: HOTNIC_GUEST_DRIVER, else selected as the handler does).",
 )
+@bus_option
 @cluster_options
 def doctor(
     vm: str | None,
@@ -108,6 +111,7 @@ def doctor(
     node: str | None,
     node_paths: dict[str, str],
     guest_driver: str,
+    nats_url: str | None,
     namespace: str | None,
     context: str | None,
     kubeconfig: str | None,
@@ -115,7 +119,8 @@ def doctor(
     """Check the network interfaces of VMs for inconsistencies and print how to repair each finding.
 
     Checks one running VM, or all VMs of the namespace. Run as root on a node to check its links, records, leases and
-    guest devices, too. The exit code is 1 if there are findings.
+    guest devices, too; set --nats-url or NATS_URL to check the streams of the bus. The exit code is 1 if there are
+    findings.
 
     --fix removes what is left over without asking, with the rights of your kubeconfig: annotations and elements that
     belong to no interface, and as root on a node links, records and leases. It leaves alone what may be in use, what
@@ -129,7 +134,7 @@ def doctor(
     target = ClusterTarget(namespace, context, kubeconfig)
 
     async def work(kube: Kube, default: str) -> DoctorReport:
-        return await _examine(kube, None if all_namespaces else default, vm, paths, node)
+        return await _examine(kube, None if all_namespaces else default, vm, paths, node, nats_url)
 
     async def fix_all(kube: Kube, default: str) -> FixReport:
         say(cluster_message(kube), err=True)
@@ -179,9 +184,11 @@ async def _fix(
 
 
 async def _examine(
-    kube: Kube, namespace: str | None, vm: str | None, paths: NodeSettings, node: str | None
+    kube: Kube, namespace: str | None, vm: str | None, paths: NodeSettings, node: str | None, nats_url: str | None
 ) -> DoctorReport:
     import asyncio
+
+    import msgspec
 
     from services.cli.doctor.collect.objects import snapshot_of_vm, snapshot_of_vms
     from services.cli.doctor.examine import confirmed, examine
@@ -189,7 +196,12 @@ async def _examine(
     async def examine_once() -> DoctorReport:
         if vm is not None and namespace is not None:
             return examine(await snapshot_of_vm(kube, namespace, vm, paths, node, for_fixes=True), node=False)
-        return examine(await snapshot_of_vms(kube, namespace, paths, node, for_fixes=True))
+        found = await snapshot_of_vms(kube, namespace, paths, node, for_fixes=True)
+        if nats_url:
+            from services.cli.doctor.collect.bus import read_bus
+
+            found = msgspec.structs.replace(found, bus=await read_bus(nats_url))
+        return examine(found)
 
     report = await examine_once()
     if report.findings:

@@ -1,4 +1,5 @@
-"""Runs all checks on a snapshot: specs, annotations, status, records, links, leases and guest devices must agree.
+"""Runs all checks on a snapshot: specs, annotations, status, records, links, leases and guest devices must agree, and
+the bus must have room.
 
 Pure. The report has a finding with a repair for each difference. It also lists the operations in progress and the parts
 that could not be checked. Next: :mod:`services.cli.doctor.checks`.
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
-from services.cli.doctor.checks import leftovers, node_state, objects, stored_status
+from services.cli.doctor.checks import bus, leftovers, node_state, objects, stored_status
 from services.cli.doctor.checks.nics import CheckedVmi, build_checked_vmi, operations_in_progress, vm_in_transition
 from services.cli.doctor.snapshot import (
     CheckResult,
@@ -65,6 +66,10 @@ def examine(snapshot: Snapshot, *, node: bool = True) -> DoctorReport:
         results.append(NotChecked("node", "links, records and leases", snapshot.node.message))
     elif node:
         results += _check_node(snapshot.node)
+    if isinstance(snapshot.bus, NotVisible):
+        results.append(NotChecked("bus", "streams and bucket", snapshot.bus.message))
+    else:
+        results += bus.check_bus(snapshot.bus)
     return DoctorReport(
         tuple(one for one in results if isinstance(one, Finding)),
         tuple(one for one in results if isinstance(one, OperationInProgress)),

@@ -11,6 +11,7 @@ import msgspec
 from schemas.bus.hotplug_status import StoredEntry
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.doctor.fix.changes import Fix
+from services.common.bus.settings import StreamUsage
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 
@@ -189,17 +190,21 @@ class VmSnapshot(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The state of some VMs and of the node that the snapshot was taken on."""
+    """The state of some VMs, of the node that the snapshot was taken on, and of the streams of the bus.
+
+    :ivar bus: empty if no address of NATS is set.
+    """
 
     vms: tuple[VmSnapshot, ...]
     node: NodeSnapshot | NotVisible = NotVisible("not read")
+    bus: tuple[StreamUsage, ...] | NotVisible = ()
 
 
 class Finding(msgspec.Struct, frozen=True):
     """A failed consistency check.
 
     :ivar code: CamelCase, stable.
-    :ivar subject: ``namespace/vm``, ``namespace/vm/interface``, or a node.
+    :ivar subject: ``namespace/vm``, ``namespace/vm/interface``, a node, or a stream of the bus.
     :ivar message: what differs, in one sentence.
     :ivar repair: what resolves it, and who does that.
     :ivar fix: the change that ``hotnic doctor --fix`` makes; ``None`` if the subject may be in use, or if it takes more

@@ -1,4 +1,4 @@
-"""All limits of the bus in one struct: streams, consumers, publishing, reconnecting.
+"""All limits of the bus in one struct: streams, consumers, publishing, reconnecting; and the usage of a stream's limit.
 
 Next: :mod:`services.common.bus.nats.streams`, which applies the limits of the streams.
 """
@@ -62,3 +62,21 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_timeout: float = 5.0
     reconnect_delay: float = 2.0
     close_timeout: float = 1.0
+
+    @property
+    def reserved_bytes(self) -> int:
+        """The size that both streams and the bucket reserve in the store of each server that has a replica of them."""
+        return self.max_bytes + self.dead_max_bytes + self.bucket_max_bytes
+
+
+class StreamUsage(msgspec.Struct, frozen=True):
+    """How much of its limit a stream uses.
+
+    :ivar name: a bucket is the stream ``KV_<bucket>``.
+    :ivar limit: in bytes, reserved in the server's store; 0 for none; the intended one while the stream does not exist.
+    :ivar used: in bytes; ``None`` while the stream does not exist.
+    """
+
+    name: str
+    limit: int
+    used: int | None

@@ -12,6 +12,7 @@ from schemas.names import find_colliding_names
 from schemas.stages import OperationKind
 from services.cli.doctor.examine import confirmed, examine
 from services.cli.doctor.snapshot import DoctorReport, NotVisible, ObservedLink, PodOnNode, Snapshot, VmSnapshot
+from services.common.bus.settings import MIB, StreamUsage
 from tests.support.doctor import hotplug_status_changes, snapshot_changes, snapshots
 
 TWO = (("blue", "green"), ("red",))
@@ -38,6 +39,21 @@ def test_veth_of_another_name_is_an_uplink_and_no_leftover() -> None:
     uplink = ObservedLink(index=9000, name="eth1", kind="veth", up=True, master=2, peer=2)
     change = snapshot_changes.change_node("links", lambda links: [*links, uplink])
     assert examine(change(snapshots.build_snapshot(TWO))).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("used", "found"), [(None, {"BusStreamMissing"}), (0, set()), (60 * MIB, set()), (62 * MIB, {"BusBucketFull"})]
+)
+def test_missing_stream_and_full_bucket_are_found(used: int | None, found: set[str]) -> None:
+    # The oldest events make room for new ones, so a full stream is no finding.
+    events = StreamUsage("HOTPLUG", 256 * MIB, 256 * MIB)
+    snapshot = Snapshot((), bus=(events, StreamUsage("KV_hotplug-status", 64 * MIB, used)))
+    assert codes(examine(snapshot)) == found
+
+
+def test_bus_that_does_not_answer_is_not_checked() -> None:
+    report = examine(Snapshot((), bus=NotVisible("no answer")))
+    assert ("bus", "no answer") in {(one.subject, one.message) for one in report.not_checked}
 
 
 @given(names)

@@ -27,6 +27,7 @@ from services.common.bus.nats import streams
 from services.common.bus.nats.connection import BusConnection, Endpoint
 from services.common.bus.nats.consumer import ConsumerLost, PullConsumer
 from services.common.bus.nats.keyvalue import JetStreamKeyValue
+from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.nats.outbox import Outbox
 from services.common.bus.protocol import EventHandler, KeyValue
 from services.common.bus.settings import BusSettings
@@ -88,6 +89,7 @@ class JetStreamBus:
         self._outbox = Outbox(settings.buffer_events)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
+        self._not_ready = ""
         self._buckets: dict[str, JetStreamKeyValue] = {}
 
     def start(self) -> None:
@@ -162,7 +164,8 @@ class JetStreamBus:
                     failures = 0
                     await asyncio.sleep(0)
                     continue
-                self._log.warning("consumer interrupted", consumer=consumer, error=str(error) or repr(error))
+                text = describe_bus_error(error, self._settings.stream, self._settings)
+                self._log.warning("consumer interrupted", consumer=consumer, error=text)
                 await self._restore_streams(connection)
                 await asyncio.sleep(self._backoff(failures))
                 failures += 1
@@ -220,8 +223,13 @@ class JetStreamBus:
         try:
             await streams.ensure_streams(connection.js, self._settings, self._log)
         except _TRANSIENT as error:
-            self._log.warning("JetStream not ready", error=repr(error))
+            # Once: it is tried again every other second, and the cause may last until somebody enlarges the store.
+            text = str(error) or repr(error)
+            log_failure = self._log.debug if text == self._not_ready else self._log.warning
+            log_failure("JetStream not ready", error=text)
+            self._not_ready = text
             return False
+        self._not_ready = ""
         return not connection.lost.is_set()
 
     async def _serve(self, connection: BusConnection) -> None:

@@ -20,6 +20,7 @@ from nats.js.errors import (
 from nats.js.kv import KeyValue as NatsKeyValue
 
 from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.protocol import BucketState, BusUnavailable, KeyValueEntry, WrongRevision
 from services.common.bus.settings import BusSettings
 
@@ -125,7 +126,8 @@ class JetStreamKeyValue:
         except KeyWrongLastSequenceError as error:
             raise WrongRevision(str(error)) from error
         except (NatsError, OSError) as error:
-            raise BusUnavailable(f"bucket {self._bucket}: {error!r}") from error
+            text = describe_bus_error(error, f"KV_{self._bucket}", self._settings)
+            raise BusUnavailable(f"bucket {self._bucket}: {text}") from error
 
     async def _open(self) -> NatsKeyValue:
         connection = self._current_connection()

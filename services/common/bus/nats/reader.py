@@ -1,4 +1,4 @@
-"""The streams as CLI commands read them: dead letters to list and replay, and the events of one VM to list and follow.
+"""The streams as CLI commands read them: dead letters to list and replay, the events of one VM, and what is used.
 
 One command uses one connection; roles do not use this module. An ordered consumer lets the server send all stored
 messages at once: one request per message would cost a round trip each, which is slow over a distant connection.
@@ -22,7 +22,7 @@ from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dea
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection, Endpoint
 from services.common.bus.protocol import BusUnavailable
-from services.common.bus.settings import BusSettings
+from services.common.bus.settings import BusSettings, StreamUsage
 from services.common.telemetry.logs import Log
 
 
@@ -70,6 +70,19 @@ class StreamReader:
                 with contextlib.suppress(NotFoundError):
                     await self._connection.js.delete_msg(self._settings.dead_stream, dead_letter.sequence)
         return message.id
+
+    async def read_usage(self, *buckets: str) -> tuple[StreamUsage, ...]:
+        """Return the usage of both streams and of these buckets."""
+        settings = self._settings
+        limits = {settings.stream: settings.max_bytes, settings.dead_stream: settings.dead_max_bytes}
+        limits |= {f"KV_{bucket}": settings.bucket_max_bytes for bucket in buckets}
+        return tuple([await self._usage(name, limit) for name, limit in limits.items()])
+
+    async def _usage(self, name: str, limit: int) -> StreamUsage:
+        with _translate_errors(), contextlib.suppress(NotFoundError):
+            info = await self._connection.js.stream_info(name)
+            return StreamUsage(name, max(info.config.max_bytes or 0, 0), info.state.bytes)
+        return StreamUsage(name, limit, None)
 
     async def list_messages(self, subjects: str) -> AsyncIterator[StoredMessage]:
         """Yield the stored messages on the subjects, oldest first."""

@@ -10,10 +10,15 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import APIError, NotFoundError
 
 from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT
+from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.settings import BusSettings
 from services.common.telemetry.logs import Log
 
 _CHECKED_SETTINGS = ("subjects", "max_age", "max_bytes", "max_consumers", "duplicate_window", "num_replicas", "discard")
+
+
+class StreamNotCreated(NatsError):
+    """The server does not create a stream; the message says what to do."""
 
 
 def stream_configs(settings: BusSettings) -> tuple[StreamConfig, StreamConfig]:
@@ -54,14 +59,18 @@ async def ensure_streams(js: JetStreamContext, settings: BusSettings, log: Log) 
 
     A setting that the server or the user's permissions do not allow to change is logged and left as it is.
 
-    :raises nats.errors.Error: a missing stream could not be created.
+    :raises StreamNotCreated: a missing stream could not be created.
+    :raises nats.errors.Error: any other failure.
     """
     for config in stream_configs(settings):
         assert config.name is not None
         try:
             present = (await js.stream_info(config.name)).config
         except NotFoundError:
-            await js.add_stream(config)
+            try:
+                await js.add_stream(config)
+            except APIError as error:
+                raise StreamNotCreated(describe_bus_error(error, config.name, settings)) from error
             log.info("stream created", stream=config.name)
             continue
         different = [name for name in _CHECKED_SETTINGS if _differs(getattr(config, name), getattr(present, name))]
@@ -71,7 +80,8 @@ async def ensure_streams(js: JetStreamContext, settings: BusSettings, log: Log) 
             await js.update_stream(config)
             log.info("stream updated", stream=config.name, settings=different)
         except (APIError, NatsError) as error:
-            log.warning("stream update failed", stream=config.name, settings=different, error=str(error))
+            text = describe_bus_error(error, config.name, settings)
+            log.warning("stream update failed", stream=config.name, settings=different, error=text)
 
 
 def _differs(desired: object, actual: object) -> bool:

@@ -1,0 +1,121 @@
+"""What happens at each limit of a real nats-server, and what logs and doctor say: store, stream and bucket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import structlog
+
+from schemas.bus.hotplug_status import BUCKET
+from services.cli.doctor.checks.bus import check_bus
+from services.cli.doctor.collect.bus import read_bus
+from services.cli.doctor.snapshot import NotVisible
+from services.common.bus.nats.connection import BusConnection, Endpoint
+from services.common.bus.nats.jetstream import connect
+from services.common.bus.nats.keyvalue import JetStreamKeyValue
+from services.common.bus.nats.streams import StreamNotCreated, ensure_streams
+from services.common.bus.protocol import BusUnavailable
+from services.common.bus.settings import MIB, BusSettings
+from tests.support.bus.conformance import Inbox, annotated, consuming
+from tests.support.bus.jetstream import QUICK, Buses, jetstream
+from tests.support.bus.nats import NatsServer, nats_server
+from tests.support.telemetry.spans import recording_telemetry
+
+LOG = structlog.get_logger()
+VALUE = b"x" * 1024
+
+
+@asynccontextmanager
+async def connected(server: NatsServer) -> AsyncIterator[BusConnection]:
+    connection = await BusConnection.open(Endpoint((server.url,)), name="test", settings=QUICK, log=LOG)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def bucket(connection: BusConnection, settings: BusSettings) -> JetStreamKeyValue:
+    return JetStreamKeyValue(BUCKET, lambda: connection, settings)
+
+
+async def test_a_store_without_room_says_what_is_reserved_and_what_to_do(tmp_path: Path) -> None:
+    config = tmp_path / "nats.conf"
+    config.write_text(f"jetstream {{ max_file_store: {18 * MIB} }}\n")
+    async with nats_server(tmp_path / "nats", "-c", str(config)) as server, connected(server) as connection:
+        with pytest.raises(StreamNotCreated, match=r"room to reserve stream HOTPLUG_DEAD: .* 21 MiB.*max_file_store"):
+            await ensure_streams(connection.js, QUICK, LOG)
+        assert (await connection.js.stream_info(QUICK.stream)).config.max_bytes == QUICK.max_bytes
+        large = msgspec.structs.replace(QUICK, bucket_max_bytes=4 * MIB)
+        with pytest.raises(BusUnavailable, match=r"room to reserve stream KV_hotplug-status: .* 24 MiB"):
+            await bucket(connection, large).put("a", VALUE)
+        assert await findings(server) == {
+            "NATS stream HOTPLUG_DEAD": "BusStreamMissing",
+            "NATS stream KV_hotplug-status": "BusStreamMissing",
+        }
+
+
+async def test_a_full_stream_drops_its_oldest_events_and_accepts_new_ones(server: NatsServer) -> None:
+    small = msgspec.structs.replace(QUICK, max_bytes=16 * 1024)
+    buses = Buses(server)
+    bus = await buses.start("controller", "_", settings=small)
+    await bus.wait_connected()
+    for number in range(100):
+        await bus.publish(annotated(number))
+    async with jetstream(server) as harness:
+        state = (await harness.js.stream_info(QUICK.stream)).state
+    await buses.close()
+    assert (state.last_seq, state.bytes <= small.max_bytes) == (100, True)
+    assert state.first_seq > 1
+
+
+async def findings(server: NatsServer) -> dict[str, str]:
+    """Return the codes of the doctor's findings by their subjects."""
+    found = await read_bus(server.url)
+    assert not isinstance(found, NotVisible)
+    return {one.subject: one.code for one in check_bus(found)}
+
+
+async def fill(store: JetStreamKeyValue) -> None:
+    for number in range(100):
+        await store.create(str(number), VALUE)
+
+
+async def test_a_full_bucket_refuses_new_keys_until_one_is_deleted(server: NatsServer) -> None:
+    async with connected(server) as connection:
+        store = bucket(connection, msgspec.structs.replace(QUICK, bucket_max_bytes=16 * 1024))
+        with pytest.raises(BusUnavailable, match=r"stream KV_hotplug-status is full.*nats stream edit"):
+            await fill(store)
+        assert (await findings(server))["NATS stream KV_hotplug-status"] == "BusBucketFull"
+        assert await store.put("0", VALUE[1:]) > 0
+        await store.delete("1")
+        await store.delete("2")
+        await store.create("new", VALUE)
+
+
+async def test_a_consumer_beyond_the_limit_is_refused_and_the_others_receive(server: NatsServer) -> None:
+    entries = asyncio.Queue[Mapping[str, Any]]()
+
+    def keep(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        entries.put_nowait(dict(entry))
+        raise structlog.DropEvent
+
+    log = structlog.wrap_logger(None, processors=[keep])
+    one = msgspec.structs.replace(QUICK, max_consumers=1)
+    telemetry = recording_telemetry()[0]
+    bus = await connect(server.url, role="controller", node="_", telemetry=telemetry, log=log, settings=one, environ={})
+    inbox = Inbox()
+    async with jetstream(server) as harness, consuming(harness, bus, inbox), asyncio.timeout(60):
+        refused = asyncio.create_task(bus.consume(consumer="second", filters=["hotplug.>"], handler=Inbox()))
+        while (entry := await entries.get())["event"] != "consumer interrupted":
+            pass
+        refused.cancel()
+        await asyncio.gather(refused, return_exceptions=True)
+        await bus.publish(annotated())
+        assert await inbox.wait(1) == [annotated()]
+    await bus.close()
+    assert entry["consumer"] == "second"
+    assert "stream HOTPLUG has as many consumers as it may have: 1" in entry["error"]

@@ -8,7 +8,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Metric
 
-PROCESS_WIDE: Final = frozenset({"hotnic_rejected_inputs"})
+PROCESS_WIDE: Final = frozenset({"hotnic_rejected_inputs", "hotnic_store_entries", "hotnic_store_limit"})
 """Metrics that each role reports for the whole process. They are kept once, from the process itself."""
 
 

@@ -6,12 +6,12 @@ Next: :mod:`services.cli.doctor.checks.bus`.
 import os
 
 from schemas.bus.hotplug_status import BUCKET
-from services.cli.bus import without_credentials
 from services.cli.doctor.snapshot import NotVisible
 from services.common.bus.nats.reader import open_reader
 from services.common.bus.protocol import BusUnavailable
 from services.common.bus.settings import StreamUsage
 from services.common.telemetry.logs import logger
+from services.common.telemetry.redact import redact_addresses
 
 
 async def read_bus(url: str) -> tuple[StreamUsage, ...] | NotVisible:
@@ -23,4 +23,4 @@ async def read_bus(url: str) -> tuple[StreamUsage, ...] | NotVisible:
         async with open_reader(url, os.environ, log=logger("cli", "critical")) as reader:
             return await reader.read_usage(BUCKET)
     except BusUnavailable as error:
-        return NotVisible(f"NATS at {without_credentials(url)} does not answer: {error}")
+        return NotVisible(f"NATS at {redact_addresses(url)} does not answer: {error}")

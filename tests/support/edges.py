@@ -7,7 +7,7 @@ accepted it; any exception but its own is a defect.
 import base64
 import json
 from collections.abc import Callable
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,8 +35,9 @@ from services.common.guest.qmp import parse_event
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadApiResponse, KubeError, classify
 from services.common.kube.listing import decode_page
+from services.handler.addresses.dhcp import dhcp4
 from services.handler.addresses.offer import Ipv4Offer, Offer
-from services.handler.addresses.packets.frames import MalformedPacket
+from services.handler.addresses.packets.frames import Datagram, MalformedPacket, build_frame
 from services.handler.addresses.resolv import parse_resolv_conf
 from services.handler.addresses.responder import Responder
 from services.multus.cni import conflist, results
@@ -162,6 +163,19 @@ _CALL = msgspec.json.encode(
         "network": "default/net1",
     }
 )
+_DISCOVER = build_frame(
+    Datagram(
+        source_mac=bytes(6),
+        destination_mac=b"\xff" * 6,
+        source=IPv4Address("0.0.0.0"),
+        destination=IPv4Address("255.255.255.255"),
+        source_port=68,
+        destination_port=67,
+        payload=dhcp4.encode(
+            dhcp4.Dhcp4Message(1, 7, bytes(6), options={dhcp4.Dhcp4Option.MESSAGE_TYPE: bytes([1])}),
+        ),
+    )
+)
 _SUBJECT = "hotnic.v1.default.vm1.requested"
 
 EDGES: dict[str, FedEdge] = {
@@ -234,7 +248,7 @@ EDGES: dict[str, FedEdge] = {
     "daemon-config": FedEdge(daemon_config.parse, ValueError, (b'{"chrootDir":"/hostroot","delegates":[{}]}',)),
     "device-info": FedEdge(decode_description, ValueError, (b'{"type":"pci","pci":{"pci-address":"0000:01:00.0"}}',)),
     "front-proxy": FedEdge(_front_proxy, ValueError, (b'["front-proxy-client"]',)),
-    "packet": FedEdge(_RESPONDER.reply_to_guest, MalformedPacket, (bytes(12) + b"\x08\x00\x45" + bytes(300),)),
+    "packet": FedEdge(_RESPONDER.reply_to_guest, MalformedPacket, (_DISCOVER,)),
     "resolv": FedEdge(
         lambda data: parse_resolv_conf(data.decode(errors="replace")), (), (b"nameserver 10.0.0.1\nsearch a b\n",)
     ),

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -31,10 +32,8 @@ try:
 except ImportError:  # no wheel for this platform
     atheris = None
 
-_instrumented = atheris.instrument_imports(include=["schemas", "services"]) if atheris else contextlib.nullcontext()
-# It names each module on standard error.
-with contextlib.redirect_stderr(io.StringIO()), _instrumented:
-    from tests.support.edges import EDGES, FedEdge
+if TYPE_CHECKING:
+    from tests.support.edges import FedEdge
 
 KEPT = ROOT / ".cache" / "fuzz"
 """Seeds that were found, in a folder for each edge."""
@@ -61,7 +60,18 @@ _TOKENS = [
 ]
 
 
-_CORPUS = [seed for edge in EDGES.values() for seed in edge.seeds]
+OTHERS = [b"{}"]
+"""What mutation inserts parts of: the seeds of all edges, once they are loaded."""
+
+
+def load_edges() -> "dict[str, FedEdge]":
+    """Return the edges, instrumented where atheris is installed: that takes seconds."""
+    instrumented = atheris.instrument_imports(include=["schemas", "services"]) if atheris else contextlib.nullcontext()
+    # It names each module on standard error.
+    with contextlib.redirect_stderr(io.StringIO()), instrumented:
+        from tests.support.edges import EDGES
+    OTHERS.extend(seed for edge in EDGES.values() for seed in edge.seeds)
+    return EDGES
 
 
 def mutate(seed: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -94,7 +104,7 @@ class Feeder:
     :ivar over: whether to stop.
     """
 
-    def __init__(self, name: str, edge: FedEdge, seconds: float) -> None:
+    def __init__(self, name: str, edge: "FedEdge", seconds: float) -> None:
         self._name = name
         self._edge = edge
         self._began = time.monotonic()
@@ -128,18 +138,18 @@ class Feeder:
         self.finding, self.over = self.finding or f"{self._name}: {text}", True
 
 
-Engine = Callable[[FedEdge, Callable[[bytes], None], int, Path], None]
+Engine: TypeAlias = Callable[["FedEdge", Callable[[bytes], None], int, Path], None]
 """Feeds inputs for an edge, from a number and a folder of kept seeds, until the process ends."""
 
 
-def feed_random(edge: FedEdge, feed: Callable[[bytes], None], number: int, _kept: Path) -> None:
+def feed_random(edge: "FedEdge", feed: Callable[[bytes], None], number: int, _kept: Path) -> None:
     """Change the edge's seeds at random."""
     rng = random.Random(number)
     while True:
-        feed(mutate(rng.choice(edge.seeds), rng.choice(_CORPUS), rng))
+        feed(mutate(rng.choice(edge.seeds), rng.choice(OTHERS), rng))
 
 
-def feed_guided(edge: FedEdge, feed: Callable[[bytes], None], number: int, kept: Path) -> None:
+def feed_guided(edge: "FedEdge", feed: Callable[[bytes], None], number: int, kept: Path) -> None:
     """Let atheris choose the seed, and change it in its way or ours; what reaches new code becomes a seed."""
     kept.mkdir(parents=True, exist_ok=True)
     for seed in edge.seeds:
@@ -149,7 +159,7 @@ def feed_guided(edge: FedEdge, feed: Callable[[bytes], None], number: int, kept:
         if number % 4:
             return bytes(atheris.Mutate(data, limit))
         rng = random.Random(number)
-        return mutate(data, rng.choice(_CORPUS), rng)[:limit]
+        return mutate(data, rng.choice(OTHERS), rng)[:limit]
 
     # libFuzzer's own words; at the end of a process that dies they say why.
     os.dup2(os.open(f"{kept}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), sys.stderr.fileno())
@@ -162,7 +172,7 @@ def feed_guided(edge: FedEdge, feed: Callable[[bytes], None], number: int, kept:
 ENGINE: Engine = feed_guided if atheris else feed_random
 
 
-def fuzz(name: str, edge: FedEdge, seconds: float, number: int, engine: Engine, kept: Path) -> tuple[int, str]:
+def fuzz(name: str, edge: "FedEdge", seconds: float, number: int, engine: Engine, kept: Path) -> tuple[int, str]:
     """Return how many inputs an edge was fed, and the finding; empty if there is none.
 
     The edge runs in a process of its own, which an input may kill.
@@ -195,17 +205,18 @@ def fuzz(name: str, edge: FedEdge, seconds: float, number: int, engine: Engine, 
 
 def main() -> int:
     """Fuzz the edges in turn; return 1 if there is a finding, otherwise 0."""
-    if len(sys.argv) < 2 or not sys.argv[1].isdigit() or set(sys.argv[2:]) - EDGES.keys():
-        print(f"usage: fuzz.py SECONDS [EDGE...]; edges: {' '.join(EDGES)}", file=sys.stderr)
+    edges = load_edges()
+    if len(sys.argv) < 2 or not sys.argv[1].isdigit() or set(sys.argv[2:]) - edges.keys():
+        print(f"usage: fuzz.py SECONDS [EDGE...]; edges: {' '.join(edges)}", file=sys.stderr)
         return 2
     number = int(os.environ.get("HOTNIC_TEST_SEED") or random.SystemRandom().randrange(1, 2**31))
     print(
         f"atheris chooses the seeds, and keeps new ones in {KEPT}" if atheris else "no atheris here: random changes",
         flush=True,
     )
-    names, total, findings = sys.argv[2:] or list(EDGES), 0, 0
+    names, total, findings = sys.argv[2:] or list(edges), 0, 0
     for name in names:
-        count, finding = fuzz(name, EDGES[name], float(sys.argv[1]), number, ENGINE, KEPT / name)
+        count, finding = fuzz(name, edges[name], float(sys.argv[1]), number, ENGINE, KEPT / name)
         total += count
         findings += bool(finding)
         print(f"{name:15} {count:9} inputs  {finding or 'ok'}", flush=True)

@@ -5,7 +5,7 @@ is done at a resync. Within one VM a second interface of the same MAC is refused
 (:mod:`services.common.domain.eligibility`). Next: :mod:`services.controller.projector`.
 """
 
-from itertools import chain
+from itertools import chain, islice
 
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from services.common.domain.mac_address import SHARED_MAC, SharedMac, explain_shared_mac, find_shared_macs
@@ -17,6 +17,8 @@ from services.controller.resting import IndexedCache
 
 Key = tuple[str, str]
 
+MAX_SHARED = 16
+"""MACs for which one VM is warned; more of them would only make more Events."""
 MAX_OTHERS = 8
 """VMs of one MAC and network that are looked at for one warning, so that many of them cost each of them no more."""
 
@@ -47,7 +49,7 @@ class SharedMacWarner:
             self.queue.add(key, source="watch")
 
     def _find_unwarned(self, key: Key) -> list[SharedMac]:
-        shared = list(find_shared_macs(self._objects(key), self._indexed))
+        shared = list(islice(find_shared_macs(self._objects(key), self._indexed), MAX_SHARED))
         # Forgotten when it is no longer shared, so that the memory does not grow.
         warned = self._warned.get(key, set()) & {_identity(one) for one in shared}
         if warned:
@@ -65,15 +67,15 @@ class SharedMacWarner:
 
     async def _warn(self, key: Key, _attempt: Attempt) -> None:
         for shared in self._find_unwarned(key):
-            self._warned.setdefault(key, set()).add(_identity(shared))
-            # The change of this VM is none of theirs.
-            for name in shared.others:
-                if _identity(shared) not in self._warned.get((key[0], name), ()):
-                    self.queue.add((key[0], name), source="watch")
             for found in self._objects(key)[:1]:
                 target = PatchTarget.VM if isinstance(found, VirtualMachine) else PatchTarget.VMI
                 warning = WarnUser(target, SHARED_MAC, explain_shared_mac(shared), (SHARED_MAC, *_identity(shared)))
                 await record_warning(self._events, warning, found.metadata)
+            self._warned.setdefault(key, set()).add(_identity(shared))
+            # They did not change, so nothing else queues them.
+            for name in shared.others:
+                if _identity(shared) not in self._warned.get((key[0], name), ()):
+                    self.queue.add((key[0], name), source="watch")
 
 
 def _identity(shared: SharedMac) -> tuple[str, str]:

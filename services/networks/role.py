@@ -139,8 +139,10 @@ class Networks:
         settled = await self._applier.apply(pod, actions, attempt, observation.sandbox)
         if observation.record_failure is not None:
             raise observation.record_failure
-        # Only now: an annotation that was not fully applied must be compared with the record again.
-        if settled and is_eligible(pod, observed.node):
+        # Only now: an annotation that was not fully applied must be compared with the record again, and of one that
+        # cannot be read nothing was applied.
+        readable = not isinstance(observed.attachments, MalformedAnnotation)
+        if settled and readable and is_eligible(pod, observed.node):
             self.pod_cache.of(pod.metadata.uid).compared = pod.metadata.annotations.get(NETWORKS) or ""
 
 

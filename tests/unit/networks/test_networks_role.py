@@ -309,6 +309,18 @@ async def test_invalid_add_responses_are_retried(node: Node) -> None:
     assert [getattr(event, "reason", None) for event in published] == ["MultusUnavailable"] * 3 + [None]
 
 
+async def test_an_annotation_that_its_author_corrects_is_applied(node: Node) -> None:
+    node.nad()
+    node.pod()
+    node.set_networks([element("ens58")])
+    await node.until_links("eth0", "ens58")
+    node.set_networks("[{")
+    await node.until_event(2)
+    await node.idle()
+    node.set_networks([element("ens59")])
+    await node.until_links("eth0", "ens59")
+
+
 async def test_attach_waits_for_a_sandbox(node: Node) -> None:
     node.nad()
     node.pod()

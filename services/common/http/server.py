@@ -193,6 +193,9 @@ async def _read_body(request: web.Request, deadline: float) -> None:
             await request.read()
     except TimeoutError:
         raise StatusError(408, None, f"no complete body within {deadline:g} s") from None
+    except ConnectionError:
+        # Nobody gets the response. The client's failure is none of this process.
+        raise StatusError(400, None, "the client has left within the body") from None
 
 
 def _from_http_exception(request: web.Request, error: web.HTTPException, max_body: int) -> StatusError:

@@ -152,6 +152,22 @@ async def test_a_body_that_does_not_end_is_refused() -> None:
         writer.close()
 
 
+async def test_a_client_that_leaves_within_a_body_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    telemetry, spans = recording_telemetry()
+    app = make_app(telemetry=telemetry, max_body=100)
+    app.router.add_put("/apis/{name}/echo", echo)
+    async with serve(app, "127.0.0.1:0") as address:
+        host, _, port = address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"PUT /apis/a/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\nhalf")
+        writer.close()
+        async with asyncio.timeout(5):
+            while not spans.get_finished_spans():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert named(spans.get_finished_spans(), "PUT /apis/{name}/echo").status.status_code is StatusCode.UNSET
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_connections_that_send_nothing_make_room_for_others() -> None:
     loop = asyncio.get_running_loop()
     listening = await loop.create_server(Connections(asyncio.Protocol, limit=2), "127.0.0.1", 0)

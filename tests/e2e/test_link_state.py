@@ -7,6 +7,7 @@ import msgspec
 
 from lab.guest.console import ConsoleFollower, GuestEvent, LinkEvent
 from services.common.domain.status_interfaces import find_entry
+from tests.support.guest import shell as guest_shell
 from tests.support.lab.running import SAMPLE_NAD, Lab, link_events, wait_until
 
 INTERFACES = "/domain/devices/interfaces"
@@ -41,7 +42,7 @@ async def carrier(console: ConsoleFollower, mac: str, on: bool, since: int) -> N
 
 
 async def test_link_is_set_down_and_up_while_the_vm_runs(lab: Lab, vm: str, interface: str) -> None:
-    nic = {"name": interface, "bridge": {}, "state": "down"}
+    nic = {"name": interface, "bridge": {}, "state": "down", "acpiIndex": 101}
     network = {"name": interface, "multus": {"networkName": SAMPLE_NAD}}
     lab.edit_template(vm, ("add", f"{INTERFACES}/-", nic), ("add", "/networks/-", network))
     wait_until(lambda: shown(lab, vm, interface) == "down")
@@ -52,6 +53,10 @@ async def test_link_is_set_down_and_up_while_the_vm_runs(lab: Lab, vm: str, inte
         # may see a carrier for a moment (docs/critiques.md). None remains.
         await carrier(console, mac, on=False, since=0)
         await asyncio.to_thread(wait_until, lambda: link_events(console.events, mac)[-1].carrier is False)
+        # The firmware's index of the device, from which udev makes the link's name: eno101. This guest has no udev.
+        index = f"cat /sys/class/net/{link_events(console.events, mac)[-1].name}/device/../acpi_index"
+        folder = lab.layout.guests / vmi.metadata.uid
+        assert await asyncio.to_thread(guest_shell.run, folder, index) == (0, "101\n")
         status = json.loads(lab.hotnic("status", vm, "-o", "json").stdout)
         (nic_status,) = [nic_status for nic_status in status["interfaces"] if nic_status["interface"] == interface]
         assert (nic_status["stage"], nic_status["linkState"]) == ("guest-attached", "down")

@@ -1,25 +1,27 @@
-"""A cluster that grows: an API server, a bus, and the controller and the api as processes. The nodes are played.
+"""A cluster of many VMs: an API server, a bus, and the controller and the api as processes. The nodes are played.
 
-The API server is the lab's, or with HOTNIC_TEST_KUBERNETES the real one without a node. Nothing attaches a network
-here: a plug ends with the annotation of its pod. Next: :mod:`tests.bench.test_scale`.
+The API server is the lab's, whose file is filled with copies of one VM, or with HOTNIC_TEST_KUBERNETES the real one
+without a node, which takes each VM as five requests. Nothing attaches a network here: a plug ends with the annotation
+of its pod. Next: :mod:`tests.bench.test_scale`.
 """
 
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from lab.apiserver.identity import pki
+from lab.apiserver.storage.persist import Database
 from lab.supervisor.bootstrap import api_registration, create_definitions, create_unless_exists, namespaces
 from lab.supervisor.credentials import NAMESPACE
-from schemas.kubernetes.networks import NETWORKS
 from schemas.kubernetes.objects import CREATED_BY_LABEL, NADS, PODS, VMIS, VMS
 from schemas.names import pod_interface
 from services.common.http.client import ConnectFailed, UnixHttpClient
@@ -34,6 +36,8 @@ from tests.support.lab.spec_patches import add_interface_patch
 
 READY = 120.0
 """Seconds until a role is ready; with 10,000 VMs it takes less than 20 s alone."""
+SEED, SEED_NODE = "seed-vm", "seed-node"
+"""The first VM and its node, where the others are copies."""
 PLUGGED = 60.0
 """Seconds until a plug is at its pod."""
 
@@ -64,20 +68,17 @@ class RunningRole:
 
 
 class ScaledCluster:
-    """A cluster whose VMs run on played nodes.
+    """A cluster whose VMs run on played nodes, 25 on each.
 
     :ivar kube: the administrator's client.
     :ivar vms: number of VMs.
     """
 
-    def __init__(self, directory: Path, kubeconfig: Path, kube: Kube, nats: NatsServer) -> None:
+    def __init__(self, directory: Path, kubeconfig: Path, kube: Kube, nats: NatsServer, api_port: int) -> None:
         self.directory, self.kubeconfig, self.kube, self.nats = directory, kubeconfig, kube, nats
+        self.api_port = api_port
         self.vms = 0
         self._interfaces = itertools.count()
-        self._pods: dict[str, str] = {}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.api_port: int = probe.getsockname()[1]
 
     async def prepare(self, ca: bytes, host: str) -> None:
         """Create the definitions, the network of the plugs and the registration of the api."""
@@ -89,16 +90,21 @@ class ScaledCluster:
         for found in api_registration(ca, host, self.api_port):
             await create_unless_exists(self.kube, found)
 
-    async def grow(self, vms: int) -> None:
-        """Create VMs with their VMIs and launcher pods until there are as many."""
+    async def create(self, vms: int) -> None:
+        """Create VMs with their VMIs and launcher pods by requests."""
         allowed = asyncio.Semaphore(PARALLEL)
 
         async def create(number: int) -> None:
             async with allowed:
                 await create_running_vm(self.kube, f"vm{number}", plugged=True, node=f"node{number // 25}")
 
-        await asyncio.gather(*(create(number) for number in range(self.vms, vms)))
+        await asyncio.gather(*(create(number) for number in range(vms)))
         self.vms = vms
+
+    async def settle(self) -> None:
+        """Run a controller until it has written what new VMs need."""
+        async with self.role("controller") as controller:
+            await controller.idle()
 
     @asynccontextmanager
     async def role(self, name: str, **settings: str) -> AsyncIterator[RunningRole]:
@@ -137,30 +143,29 @@ class ScaledCluster:
         :param request: by a PUT to the api; otherwise by an edit of the VM's template.
         """
         name = f"n{next(self._interfaces)}"
-        pod = await self._pod(vm)
-        began = time.monotonic()
-        if request:
-            path = f"/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/{vm}/addinterface"
-            await self.kube.request("PUT", path, body={"name": name, "networkAttachmentDefinitionName": "net1"})
-        else:
-            item, network = add_interface_patch("/spec/template/spec", {"name": name, "bridge": {}})
-            network["value"]["multus"]["networkName"] = "net1"
-            await self.kube.json_patch(VMS, "default", vm, [item, network])
-        answered = time.monotonic() - began
-        async with asyncio.timeout(PLUGGED):
-            while pod_interface(name) not in await self._annotation(pod):  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-        return answered, time.monotonic() - began
+        uid = (await self.kube.get(VMIS, "default", vm)).metadata.uid
+        found = await self.kube.list(PODS, "default", labels=f"{CREATED_BY_LABEL}={uid}")
+        version, fields = found.resource_version, f"metadata.name={found.items[0].metadata.name}"
+        async with (
+            asyncio.timeout(PLUGGED),
+            self.kube.watch(PODS, "default", resource_version=version, fields=fields, duration=PLUGGED) as chunks,
+        ):
+            began = time.monotonic()
+            await self._request(vm, name) if request else await self._edit(vm, name)
+            answered = time.monotonic() - began
+            async for chunk in chunks:
+                if pod_interface(name).encode() in chunk:
+                    return answered, time.monotonic() - began
+        raise AssertionError(f"the watch of {vm}'s pod ended before the pod was annotated")
 
-    async def _pod(self, vm: str) -> str:
-        if vm not in self._pods:
-            uid = (await self.kube.get(VMIS, "default", vm)).metadata.uid
-            (pod,) = (await self.kube.list(PODS, "default", labels=f"{CREATED_BY_LABEL}={uid}")).items
-            self._pods[vm] = pod.metadata.name
-        return self._pods[vm]
+    async def _request(self, vm: str, interface: str) -> None:
+        path = f"/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/{vm}/addinterface"
+        await self.kube.request("PUT", path, body={"name": interface, "networkAttachmentDefinitionName": "net1"})
 
-    async def _annotation(self, pod: str) -> str:
-        return (await self.kube.get(PODS, "default", pod)).metadata.annotations.get(NETWORKS, "")
+    async def _edit(self, vm: str, interface: str) -> None:
+        item, network = add_interface_patch("/spec/template/spec", {"name": interface, "bridge": {}})
+        network["value"]["multus"]["networkName"] = "net1"
+        await self.kube.json_patch(VMS, "default", vm, [item, network])
 
     @asynccontextmanager
     async def changing(self, rate: int) -> AsyncIterator[list[int]]:
@@ -201,28 +206,59 @@ class ScaledCluster:
 
 
 @asynccontextmanager
-async def scaled_cluster(directory: Path) -> AsyncIterator[ScaledCluster]:
-    """Run an API server without VMs, and a bus."""
-    telemetry = configure("bench", environ={})
-    with _server(directory) as (kubeconfig, ca, host):
-        async with (
-            nats_server(directory / "nats") as nats,
-            await Kube.connect(kubeconfig=str(kubeconfig), telemetry=telemetry, user_agent="bench") as kube,
-        ):
-            cluster = ScaledCluster(directory, kubeconfig, kube, nats)
-            await cluster.prepare(ca, host)
+async def scaled_cluster(directory: Path, vms: int) -> AsyncIterator[ScaledCluster]:
+    """Run an API server with VMs, and a bus."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    if (version := on_kubernetes()) is not None:
+        with control_plane(directory, version) as running:
+            async with _connected(directory, running.kubeconfig, port) as cluster:
+                await cluster.prepare(running.ca.read_bytes(), "localhost")
+                await cluster.create(vms)
+                await cluster.settle()
+                yield cluster
+        return
+    with api_server(directory, "") as (kubeconfig, _):
+        async with _connected(directory, kubeconfig, port) as cluster:
+            await cluster.prepare(pki.ca_file(directory).read_bytes(), "127.0.0.1")
+            await create_running_vm(cluster.kube, SEED, plugged=True, node=SEED_NODE)
+            await cluster.settle()
+    multiply(directory / "objects.sqlite", vms)
+    with api_server(directory, "") as (kubeconfig, _):
+        async with _connected(directory, kubeconfig, port) as cluster:
+            cluster.vms = vms
             yield cluster
 
 
-@contextmanager
-def _server(directory: Path) -> Iterator[tuple[Path, bytes, str]]:
-    """Run an API server; yield the administrator's kubeconfig, its CA, and the host at which it reaches the api."""
-    if (version := on_kubernetes()) is not None:
-        with control_plane(directory, version) as running:
-            yield running.kubeconfig, running.ca.read_bytes(), "localhost"
-        return
-    with api_server(directory, "") as (kubeconfig, _):
-        yield kubeconfig, pki.ca_file(directory).read_bytes(), "127.0.0.1"
+@asynccontextmanager
+async def _connected(directory: Path, kubeconfig: Path, port: int) -> AsyncIterator[ScaledCluster]:
+    telemetry = configure("bench", environ={})
+    async with (
+        nats_server(directory / "nats") as nats,
+        await Kube.connect(kubeconfig=str(kubeconfig), telemetry=telemetry, user_agent="bench") as kube,
+    ):
+        yield ScaledCluster(directory, kubeconfig, kube, nats, port)
+
+
+def multiply(path: Path, vms: int) -> None:
+    """Put copies of the first VM, its VMI and its pod into the file of the lab's API server, in their place."""
+    database = Database(path)
+    rows = [row for row in database.load_objects() if SEED in row[2]]
+    uids = [json.loads(b"{" + body)["metadata"]["uid"] for *_, body in rows]
+    version = database.load_version()
+    for number in range(vms):
+        for resource, namespace, name, old, body in rows:
+            version += 1
+            text = body.decode().replace(SEED_NODE, f"node{number // 25}").replace(SEED, f"vm{number}")
+            text = text.replace(f'"resourceVersion":"{old}"', f'"resourceVersion":"{version}"')
+            for uid in uids:
+                text = text.replace(uid, f"{uid[:-8]}{number:08d}")
+            database.write(resource, namespace, name.replace(SEED, f"vm{number}"), version, text.encode())
+    for resource, namespace, name, *_ in rows:
+        version += 1
+        database.delete(resource, namespace, name, version)
+    database.close()
 
 
 async def _is_ready(health: UnixHttpClient) -> bool:

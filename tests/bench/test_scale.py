@@ -35,10 +35,9 @@ GOALS = {
 
 async def test_scale(record: Callable[[str, dict[str, Any]], None]) -> None:
     rows = []
-    with tempfile.TemporaryDirectory(prefix="hotnic-bench-") as directory:
-        async with scaled_cluster(Path(directory)) as cluster:
-            for size in SIZES:
-                await cluster.grow(size)
+    for size in SIZES:
+        with tempfile.TemporaryDirectory(prefix="hotnic-bench-") as directory:
+            async with scaled_cluster(Path(directory), size) as cluster:
                 rows.append(await measure(cluster))
     print(f"\n{'':<24}" + "".join(f"{row['vms']:>10}" for row in rows) + "  goal")
     for name in rows[0]:
@@ -48,9 +47,6 @@ async def test_scale(record: Callable[[str, dict[str, Any]], None]) -> None:
 
 async def measure(cluster: ScaledCluster) -> dict[str, float]:
     """Return the figures of a cluster of this size."""
-    # The first start adopts the interfaces of new VMs, with writes; the second finds what a running cluster has.
-    async with cluster.role("controller") as controller:
-        await controller.idle()
     async with cluster.role("controller") as controller, cluster.role("api", **api_settings(cluster)) as api:
         ready = controller.seconds
         await controller.idle()

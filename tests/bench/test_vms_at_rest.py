@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from services.common.kube.client import Kube
@@ -27,7 +28,7 @@ SECONDS = 60.0
 async def test_vms_at_rest(record: Callable[[str, dict[str, Any]], None]) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     telemetry = configure("bench", environ={})
-    periods = Periods(PERIODS.resync / FASTER, PERIODS.reload / FASTER, PERIODS.watch / FASTER)
+    periods = Periods(**{name: seconds / FASTER for name, seconds in msgspec.structs.asdict(PERIODS).items()})
     with (
         tempfile.TemporaryDirectory(prefix="hotnic-bench-") as directory,
         api_server(Path(directory), VERSION) as (kubeconfig, account),

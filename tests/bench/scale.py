@@ -16,21 +16,23 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from lab.apiserver.identity import pki
 from lab.apiserver.storage.persist import Database
+from lab.kubevirt.installation import install
+from lab.kubevirt.versions import behaviour_of
 from lab.supervisor.bootstrap import api_registration, create_definitions, create_unless_exists, namespaces
 from lab.supervisor.credentials import NAMESPACE
 from schemas.kubernetes.objects import CREATED_BY_LABEL, NADS, PODS, VMIS, VMS
 from schemas.names import pod_interface
-from services.common.http.client import ConnectFailed, UnixHttpClient
+from services.common.http.client import HttpFailure, UnixHttpClient
 from services.common.kube.client import Kube
 from services.common.telemetry import configure
 from tests.support.bus.nats import NatsServer, nats_server
 from tests.support.kube.control_plane import control_plane
 from tests.support.lab.kubevirt import api_server
-from tests.support.lab.resting import PARALLEL, create_running_vm
+from tests.support.lab.resting import PARALLEL, VERSION, create_running_vm
 from tests.support.lab.running import on_kubernetes
 from tests.support.lab.spec_patches import add_interface_patch
 
@@ -67,6 +69,16 @@ class RunningRole:
             quiet = quiet + 1 if waiting == 0 else 0
 
 
+class Place(NamedTuple):
+    """Where the api listens, and who owns the VMs.
+
+    :ivar beside: whether KubeVirt does; then its objects are there, and its controllers are not played.
+    """
+
+    api_port: int
+    beside: bool
+
+
 class ScaledCluster:
     """A cluster whose VMs run on played nodes, 25 on each.
 
@@ -74,9 +86,9 @@ class ScaledCluster:
     :ivar vms: number of VMs.
     """
 
-    def __init__(self, directory: Path, kubeconfig: Path, kube: Kube, nats: NatsServer, api_port: int) -> None:
+    def __init__(self, directory: Path, kubeconfig: Path, kube: Kube, nats: NatsServer, place: Place) -> None:
         self.directory, self.kubeconfig, self.kube, self.nats = directory, kubeconfig, kube, nats
-        self.api_port = api_port
+        self.place = place
         self.vms = 0
         self._interfaces = itertools.count()
 
@@ -84,10 +96,12 @@ class ScaledCluster:
         """Create the definitions, the network of the plugs and the registration of the api."""
         for found in namespaces():
             await create_unless_exists(self.kube, found)
+        if self.place.beside:
+            await install(self.kube, behaviour_of(VERSION))
         await create_definitions(self.kube)
         nad = {"metadata": {"name": "net1"}, "spec": {"config": '{"cniVersion":"1.0.0","type":"bridge"}'}}
         await self.kube.create(NADS, "default", nad | {"apiVersion": NADS.api_version, "kind": NADS.kind})
-        for found in api_registration(ca, host, self.api_port):
+        for found in api_registration(ca, host, self.place.api_port):
             await create_unless_exists(self.kube, found)
 
     async def create(self, vms: int) -> None:
@@ -116,7 +130,7 @@ class ScaledCluster:
             "KUBECONFIG": str(self.kubeconfig),
             "NATS_URL": self.nats.url,
             "HOTNIC_HEALTH_LISTEN": f"unix:{path}",
-            "HOTNIC_VM_OWNER": "hotnic",
+            "HOTNIC_VM_OWNER": "kubevirt" if self.place.beside else "hotnic",
             "HOTNIC_NAMESPACE": NAMESPACE,
             "HOTNIC_LOG_LEVEL": "warning",
         }
@@ -206,39 +220,42 @@ class ScaledCluster:
 
 
 @asynccontextmanager
-async def scaled_cluster(directory: Path, vms: int) -> AsyncIterator[ScaledCluster]:
-    """Run an API server with VMs, and a bus."""
+async def scaled_cluster(directory: Path, vms: int, *, beside: bool = False) -> AsyncIterator[ScaledCluster]:
+    """Run an API server with VMs, and a bus.
+
+    :param beside: whether KubeVirt owns the VMs.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+        place = Place(probe.getsockname()[1], beside)
     if (version := on_kubernetes()) is not None:
         with control_plane(directory, version) as running:
-            async with _connected(directory, running.kubeconfig, port) as cluster:
+            async with _connected(directory, running.kubeconfig, place) as cluster:
                 await cluster.prepare(running.ca.read_bytes(), "localhost")
                 await cluster.create(vms)
                 await cluster.settle()
                 yield cluster
         return
     with api_server(directory, "") as (kubeconfig, _):
-        async with _connected(directory, kubeconfig, port) as cluster:
+        async with _connected(directory, kubeconfig, place) as cluster:
             await cluster.prepare(pki.ca_file(directory).read_bytes(), "127.0.0.1")
             await create_running_vm(cluster.kube, SEED, plugged=True, node=SEED_NODE)
             await cluster.settle()
     multiply(directory / "objects.sqlite", vms)
     with api_server(directory, "") as (kubeconfig, _):
-        async with _connected(directory, kubeconfig, port) as cluster:
+        async with _connected(directory, kubeconfig, place) as cluster:
             cluster.vms = vms
             yield cluster
 
 
 @asynccontextmanager
-async def _connected(directory: Path, kubeconfig: Path, port: int) -> AsyncIterator[ScaledCluster]:
+async def _connected(directory: Path, kubeconfig: Path, place: Place) -> AsyncIterator[ScaledCluster]:
     telemetry = configure("bench", environ={})
     async with (
         nats_server(directory / "nats") as nats,
         await Kube.connect(kubeconfig=str(kubeconfig), telemetry=telemetry, user_agent="bench") as kube,
     ):
-        yield ScaledCluster(directory, kubeconfig, kube, nats, port)
+        yield ScaledCluster(directory, kubeconfig, kube, nats, place)
 
 
 def multiply(path: Path, vms: int) -> None:
@@ -264,11 +281,18 @@ def multiply(path: Path, vms: int) -> None:
 async def _is_ready(health: UnixHttpClient) -> bool:
     try:
         status, _ = await health.request("GET", "/readyz")
-    except ConnectFailed:
+    except HttpFailure:
         return False
     return status == 200
 
 
-def api_settings(cluster: ScaledCluster) -> dict[str, Any]:
+def handler_settings(cluster: ScaledCluster) -> dict[str, str]:
+    """Return the settings of the handler of a node with 25 VMs, which reaches neither its guests nor its runtime."""
+    guest = str(cluster.directory / "{uid}")
+    sockets = dict.fromkeys(("HOTNIC_QMP_SOCKET", "HOTNIC_GUEST_AGENT_SOCKET", "HOTNIC_CRI_SOCKET"), guest)
+    return {"HOTNIC_NODE_NAME": "node0", "HOTNIC_GUEST_DRIVER": "qmp", "HOTNIC_LOG_LEVEL": "error", **sockets}
+
+
+def api_settings(cluster: ScaledCluster) -> dict[str, str]:
     """Return the settings of the api, which makes and registers its own certificate."""
-    return {"HOTNIC_LISTEN": f"127.0.0.1:{cluster.api_port}", "HOTNIC_TLS_SECRET": "hotnic-api-tls"}
+    return {"HOTNIC_LISTEN": f"127.0.0.1:{cluster.place.api_port}", "HOTNIC_TLS_SECRET": "hotnic-api-tls"}

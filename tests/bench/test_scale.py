@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import CpuIdle, cpu_time, percentile, rss
-from tests.bench.scale import RunningRole, ScaledCluster, api_settings, scaled_cluster
+from tests.bench.scale import RunningRole, ScaledCluster, api_settings, handler_settings, scaled_cluster
 
 SIZES = tuple(int(size) for size in os.environ.get("HOTNIC_BENCH_VMS", "100,1000,10000").split(","))
 REST = float(os.environ.get("HOTNIC_BENCH_REST", "30"))
@@ -22,11 +22,16 @@ RATE = 200
 """Changes a second that are no hot-plugs. If the API server makes fewer, the controller's share is scaled to it."""
 BUSY = 20.0
 """Seconds of these changes."""
+SETTLE = 5.0
+"""Seconds from a handler's start until its memory is measured."""
 GOALS = {
     "annotated_p50_ms": "<= 1.3 x smallest",
     "rest_core_percent": "<= 5",
     "controller_rss_mib": "<= 350",
     "api_rss_mib": "<= 80",
+    "handler_rss_mib": "smallest +- 5",
+    "beside_rest_core_percent": "<= 5",
+    "beside_controller_rss_mib": "<= 350",
     "ready_s": "<= 20",
     "busy_core_percent": "<= 30",
     "busy_annotated_p50_ms": "<= 1.3 x without",
@@ -38,7 +43,10 @@ async def test_scale(record: Callable[[str, dict[str, Any]], None]) -> None:
     for size in SIZES:
         with tempfile.TemporaryDirectory(prefix="hotnic-bench-") as directory:
             async with scaled_cluster(Path(directory), size) as cluster:
-                rows.append(await measure(cluster))
+                row = await measure(cluster)
+        with tempfile.TemporaryDirectory(prefix="hotnic-bench-") as directory:
+            async with scaled_cluster(Path(directory), size, beside=True) as cluster:
+                rows.append(row | await measure_beside(cluster))
     print(f"\n{'':<24}" + "".join(f"{row['vms']:>10}" for row in rows) + "  goal")
     for name in rows[0]:
         print(f"{name:<24}" + "".join(f"{row[name]:>10}" for row in rows) + f"  {GOALS.get(name, '')}")
@@ -70,10 +78,21 @@ async def measure(cluster: ScaledCluster) -> dict[str, float]:
         result |= {"busy_core_percent": round(taken * RATE / rate, 2), "busy_changes_per_s": round(rate)}
         result |= times("busy_edited", [answered for answered, _ in busy])
         result |= times("busy_annotated", [annotated for _, annotated in busy])
+        async with cluster.role("handler", **handler_settings(cluster)) as handler:
+            await asyncio.sleep(SETTLE)
+            result["handler_rss_mib"] = round(rss(handler.pid), 1)
         result["controller_rss_mib"] = round(rss(controller.pid), 1)
         result["api_rss_mib"] = round(rss(api.pid), 1)
         result["cpu_idle"] = round(idle.share(), 2)
     return result
+
+
+async def measure_beside(cluster: ScaledCluster) -> dict[str, float]:
+    """Return the figures of a controller at rest beside KubeVirt."""
+    async with cluster.role("controller") as controller:
+        await controller.idle()
+        rest = await core_percent(controller, REST)
+        return {"beside_rest_core_percent": rest, "beside_controller_rss_mib": round(rss(controller.pid), 1)}
 
 
 async def core_percent(role: RunningRole, seconds: float) -> float:

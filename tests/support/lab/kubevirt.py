@@ -86,7 +86,7 @@ def api_server(directory: Path, version: str) -> Iterator[tuple[Path, Path]]:
             yield Path(ready["kubeconfig"]), own
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(10)
+            process.wait(100)
 
 
 class PlayedCluster:

@@ -33,7 +33,6 @@ from tests.cluster.tools import (
     definition,
 )
 from tests.support.kube.control_plane import control_plane
-from tests.support.kube.etcd import compact
 from tests.support.lab.running import on_kubernetes
 
 CLUSTER = pytest.StashKey[Cluster]()
@@ -83,8 +82,6 @@ def cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         return
     if (version := on_kubernetes()) is not None:
         with control_plane(tmp_path_factory.mktemp("kubernetes"), version) as running:
-            # As in a cluster that has run for a while: the first versions are too old to be listed.
-            compact(running.etcd)
             found = Cluster(running.kubeconfig, f"Kubernetes {version}")
             pytestconfig.stash[CLUSTER] = found
             yield found

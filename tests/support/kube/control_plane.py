@@ -66,14 +66,12 @@ class ControlPlane:
     """A running control plane.
 
     :ivar server: URL of the API server.
-    :ivar etcd: port of etcd.
     :ivar kubeconfig: file with the credentials of an administrator.
     :ivar ca: file of the CA that signed the API server's certificate.
     """
 
-    def __init__(self, directory: Path, server: str, etcd: int) -> None:
+    def __init__(self, directory: Path, server: str) -> None:
         self.server = server
-        self.etcd = etcd
         self.kubeconfig = directory / "admin.kubeconfig"
         self.ca = pki.ca_file(directory)
         self._directory = directory
@@ -163,7 +161,7 @@ def control_plane(directory: Path, version: str = VERSION) -> Iterator[ControlPl
     (directory / "home").mkdir()
     (directory / "admission.yaml").write_text(json.dumps(ADMISSION))
     etcd, etcd_peers, api, controllers = free_ports(4)
-    found = ControlPlane(directory, f"https://127.0.0.1:{api}", etcd)
+    found = ControlPlane(directory, f"https://127.0.0.1:{api}")
     prepare(directory, found.server)
     pki.write_kubeconfig(found.kubeconfig, found.server, directory, pki.pair(directory, "admin"))
     with contextlib.ExitStack() as stack:
@@ -188,6 +186,8 @@ def _api_server(directory: Path, port: int, etcd: int) -> list[str]:
         f"--admission-control-config-file={directory / 'admission.yaml'}",
         # There is no kube-proxy: aggregated APIs are called at the addresses of EndpointSlices.
         "--enable-aggregator-routing=true",
+        # By default every 5 minutes: no test would see that a version is forgotten.
+        "--etcd-compaction-interval=5s",
     ]
 
 

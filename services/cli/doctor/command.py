@@ -33,6 +33,7 @@ _SETTINGS = {
     "socket_dir": "HOTNIC_SOCKET_DIR",
     "qmp_socket": "HOTNIC_QMP_SOCKET",
     "host_root": "HOTNIC_HOST_ROOT",
+    "host_process": "HOTNIC_HOST_PROCESS",
 }
 
 
@@ -90,7 +91,8 @@ class NodePathsType(click.ParamType[dict[str, str]]):
     metavar="NAME=PATH,…",
     default={},
     help=(
-        "Paths of cri-socket, cni-state-dir, socket-dir, qmp-socket and host-root (default: as in the roles' settings)."
+        "Paths of cri-socket, cni-state-dir, socket-dir, qmp-socket, host-root and host-process (default: as in the "
+        "roles' settings)."
     ),
 )
 @click.option(

@@ -56,7 +56,7 @@ async def _list_by_qmp(paths: NodeSettings, socket: str) -> GuestView:
             raise GuestNotReachable(
                 f"there is no QMP socket at {socket}; set its path with --node-paths qmp-socket=PATH"
             )
-        connected = has_client(paths.host("/proc/1/net/unix").read_text(), socket)
+        connected = has_client(paths.host(f"{paths.host_process}/net/unix").read_text(), socket)
     except OSError as error:
         raise GuestNotReachable(f"cannot check whether the QMP socket {socket} has a client: {error}") from error
     if connected:

@@ -34,9 +34,6 @@ from services.common.netlink.pool import NetnsPool
 from services.common.node.daemon_socket import DaemonKind, probe_daemon
 from services.common.runtime.settings import SettingsError
 
-HOST_NETNS = "/proc/1/ns/net"
-"""The node's own network namespace: that of process 1."""
-
 
 async def add_node_state(
     vms: list[VmSnapshot], paths: NodeSettings, node: str | None, *, for_fixes: bool = False
@@ -114,7 +111,7 @@ class _NodeReader:
             sandboxes=sandboxes,
             ready=frozenset(one.id for one in self._known if one.ready),
             records=tuple(one.record for one in readable) if not isinstance(records, NotVisible) else records,
-            links=await self._links(HOST_NETNS),
+            links=await self._links(f"{self._paths.host_process}/ns/net"),
             leases=leases,
             namespaces=await self._namespaces([(one.record.sandbox, one.record.netns) for one in readable]),
             has_multus=not orphaned or await asyncio.to_thread(has_multus, self._paths),

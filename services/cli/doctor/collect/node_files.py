@@ -29,13 +29,17 @@ _MADE_BY_A_RUNTIME = "cni-"
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Paths on the node and the guest driver, with the names of the roles' settings."""
+    """Paths on the node and the guest driver, with the names of the roles' settings.
+
+    :ivar host_process: a process in the node's own network namespace; process 1, unless nodes share its PID namespace.
+    """
 
     cri_socket: str | None = None
     cni_state_dir: str = "/var/lib/cni/multus"
     socket_dir: str = "/run/multus"
     qmp_socket: str = "/run/hotnic/guests/{uid}/qmp.sock"
     host_root: str = "/"
+    host_process: str = "/proc/1"
     guest_driver: DriverSetting = "auto"
 
     def host(self, path: str) -> Path:

@@ -27,6 +27,11 @@ GuestKind = Literal["qemu", "double"]
 """The kind of a VM's guest: a QEMU guest, or a small process that answers QMP as QEMU does."""
 
 NODE_NAME: Final = "lab"
+"""The name of the first node."""
+
+ON_EVERY_NODE: Final = ("containerd", "networks", "multus", "handler", "node")
+"""The processes that every node has, in the order they are shown."""
+
 INSIDE_RUN: Final = Path("/run/hotnic")
 CONTAINERD_SOCKET: Final = Path("/run/containerd/containerd.sock")
 NATS_PORT: Final = 4222
@@ -38,6 +43,37 @@ WEBHOOK_PORT: Final = 8444
 
 HEALTH_PORTS: Final = {name: 9090 + number for number, name in enumerate((*ROLES, "node"))}
 """Ports in the lab's network namespace on which each role and the node serve /healthz, /readyz and /metrics."""
+
+
+def node_name(node: int) -> str:
+    """Return the name of the Node with a number, counted from 1."""
+    return NODE_NAME if node == 1 else f"{NODE_NAME}-{node}"
+
+
+def on_node(process: str, node: int) -> str:
+    """Return the name of a process on a node: the first node's have no suffix."""
+    return process if node == 1 else f"{process}-{node}"
+
+
+def split_name(component: str) -> tuple[str, int]:
+    """Return what runs in a process with this name, and the number of its node."""
+    process, _, number = component.rpartition("-")
+    return (process, int(number)) if number.isdigit() else (component, 1)
+
+
+def role_processes(nodes: int, *, beside: bool = False) -> tuple[str, ...]:
+    """Return the names of all processes of hotnic's roles, by node.
+
+    With several nodes there are two controllers, one of which leads.
+
+    :param beside: whether hotnic runs beside KubeVirt.
+    """
+    roles = BESIDE_KUBEVIRT if beside else ROLES
+    names = list(roles)
+    for node in range(2, nodes + 1):
+        there = [role for role in roles if role in ON_EVERY_NODE or (role == "controller" and node == 2)]
+        names += [on_node(role, node) for role in there]
+    return tuple(names)
 
 
 def lab_dir(chosen: str | os.PathLike[str] | None = None) -> Path:
@@ -70,9 +106,14 @@ class LabIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths of the lab in `dir`."""
+    """Paths of the lab in `dir`.
+
+    :ivar node: the number of the node whose folders are meant; only `run`, `guests`, `node_state` and `binds` depend
+        on it.
+    """
 
     dir: Path
+    node: int = 1
 
     @property
     def lock(self) -> Path:
@@ -86,8 +127,8 @@ class Layout:
 
     @property
     def run(self) -> Path:
-        """Return the folder of sockets and guests, `/run/hotnic` inside."""
-        return self.dir / "run"
+        """Return the folder of the node's sockets and guests, `/run/hotnic` inside."""
+        return self.dir / on_node("run", self.node)
 
     @property
     def guests(self) -> Path:
@@ -97,12 +138,17 @@ class Layout:
     @property
     def control_socket(self) -> Path:
         """Return the supervisor's socket as seen from outside; its path may exceed 108 bytes."""
-        return self.run / "control.sock"
+        return self.dir / "run" / "control.sock"
 
     @property
     def state(self) -> Path:
         """Return the folder of state that is deleted before each start."""
         return self.dir / "state"
+
+    @property
+    def node_state(self) -> Path:
+        """Return the folder of what containerd and CNI keep on the node."""
+        return self.state if self.node == 1 else self.state / node_name(self.node)
 
     @property
     def apiserver(self) -> Path:
@@ -156,29 +202,36 @@ class Layout:
         """Return the bind mounts inside, by fixed path: the folder of the lab that is mounted there."""
         return {
             INSIDE_RUN: self.run,
-            Path("/var/lib/cni"): self.state / "cni",
-            Path("/var/lib/containerd"): self.state / "containerd",
-            Path("/var/lib/kubelet"): self.state / "kubelet",
-            Path("/etc/cni/net.d"): self.state / "cni-conf",
-            Path("/opt/cni/bin"): self.state / "cni-bin",
+            Path("/var/lib/cni"): self.node_state / "cni",
+            Path("/var/lib/containerd"): self.node_state / "containerd",
+            Path("/var/lib/kubelet"): self.node_state / "kubelet",
+            Path("/etc/cni/net.d"): self.node_state / "cni-conf",
+            Path("/opt/cni/bin"): self.node_state / "cni-bin",
         }
 
     def prepare(self) -> None:
         """Remove everything of an earlier run except traces, and create every folder."""
         self.remove_state()
         self.dir.mkdir(parents=True, exist_ok=True)
-        folders = (self.guests, self.apiserver, self.overlay, self.config, self.logs)
-        for folder in (*folders, self.traces, *self.binds().values()):
+        for folder in (self.apiserver, self.overlay, self.config, self.logs, self.traces):
             folder.mkdir(parents=True, exist_ok=True)
-        # They contain keys, sockets and kubeconfigs.
-        for secret in (self.state, self.run, self.config):
+        # They contain keys and kubeconfigs.
+        for secret in (self.state, self.config):
             secret.chmod(0o700)
+        self.prepare_node()
         for log in self.logs.glob("*.log"):
             log.unlink()
 
+    def prepare_node(self) -> None:
+        """Create the folders of the node."""
+        for folder in (self.guests, *self.binds().values()):
+            folder.mkdir(parents=True, exist_ok=True)
+        # It contains sockets.
+        self.run.chmod(0o700)
+
     def remove_state(self) -> None:
         """Remove everything of a stopped lab except lock, logs and traces."""
-        for folder in (self.run, self.state, self.config):
+        for folder in (self.dir / "run", *self.dir.glob("run-[2-9]"), self.state, self.config):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.kubeconfig, self.identity_file):
             file.unlink(missing_ok=True)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.layout import BESIDE_KUBEVIRT, INSIDE_RUN, NATS_PORT, ROLES, GuestKind, Layout, lab_dir
+from lab.cli.show import status_lines
+from lab.layout import INSIDE_RUN, NATS_PORT, NODE_NAME, GuestKind, Layout, lab_dir, role_processes
 from lab.namespaces import control, holder
 from lab.supervisor.collector import Collector
 
@@ -61,6 +62,8 @@ class UpOptions:
     """Version of KubeVirt to play, such as ``1.9``; hotnic then runs beside it."""
     otlp: str | None = None
     """URL of the collector to which the lab exports its traces."""
+    nodes: int = 1
+    """The number of nodes."""
 
 
 def up(options: UpOptions, output: Output = print_line) -> int:
@@ -68,7 +71,7 @@ def up(options: UpOptions, output: Output = print_line) -> int:
     layout = Layout(options.dir)
     if not is_root("up", print_error):
         return 2
-    roles = BESIDE_KUBEVIRT if options.kubevirt else ROLES
+    roles = role_processes(options.nodes, beside=options.kubevirt is not None)
     if unknown := [role for role in options.without if role not in roles]:
         print_error(f"no such role: {', '.join(unknown)} (there are {', '.join(roles)})")
         return 2
@@ -98,6 +101,7 @@ def up(options: UpOptions, output: Output = print_line) -> int:
             kubelet=options.kubelet,
             kubevirt=options.kubevirt,
             otlp=options.otlp,
+            nodes=options.nodes,
         )
         return _follow_start(progress, layout, options, output)
     except ToolsMissingError as error:
@@ -211,31 +215,9 @@ def status(directory: Path, *, as_json: bool = False, output: Output = print_lin
     if as_json:
         output(json.dumps(answer, indent=2))
         return 0 if healthy else 1
-    output(f"lab {layout.dir}, up {time.time() - answer['since']:.0f} s" + ("" if answer["up"] else ", starting"))
-    output(f"KUBECONFIG={answer['kubeconfig']}  ({answer['apiserver']})")
-    output(f"NATS_URL={answer['nats']}")
-    for component in answer["components"]:
-        for line in component_lines(component):
-            output(line)
-    for guest in answer["guests"]:
-        output(f"guest {guest['namespace']}/{guest['name']}  pod {guest['pod']}  pid {guest['pid']}")
+    for line in status_lines(answer, time.time()):
+        output(line)
     return 0 if healthy else 1
-
-
-def component_lines(component: dict[str, Any]) -> list[str]:
-    """Return the lines that show the status of one process."""
-    state = component["state"]
-    if state == "running":
-        ready = {True: "ready", False: "NOT READY", None: ""}[component.get("ready")]
-        text = f"running  pid {component['pid']}  {component['seconds']:.0f} s  {ready}".rstrip()
-        reason = str(component.get("reason", "")).strip()
-        return [f"  {component['name']:<11} {text}", *(f"    {line}" for line in reason.splitlines())]
-    if state == "by-hand":
-        return [f"  {component['name']:<11} by hand  {'ready' if component['ready'] else component['reason']}"]
-    if state == "exited":
-        tail = [f"    {line}" for line in component.get("lastLines", [])]
-        return [f"  {component['name']:<11} EXITED with {component['code']}  {component['log']}", *tail]
-    return [f"  {component['name']:<11} {state}"]
 
 
 def change(directory: Path, verb: str, component: str, output: Output = print_line) -> int:
@@ -271,24 +253,35 @@ def kubeconfig(directory: Path, output: Output = print_line) -> int:
     return 0
 
 
-def exec_(directory: Path, command: Sequence[str]) -> int:
-    """Run a command inside the lab's namespaces, in the same working directory; return only when it cannot start."""
+def exec_(directory: Path, command: Sequence[str], *, node: str = NODE_NAME) -> int:
+    """Run a command inside a node's namespaces, in the same working directory; return only when it cannot start."""
     layout = Layout(directory)
     if not is_root("exec", print_error):
         return 2
+    enter: list[str] | None = []
     try:
         pid = control.peer_pid(layout.control_socket)
+        if node != NODE_NAME:
+            nodes = {one["name"]: one["enter"] for one in _request(layout, {"verb": "status"})["nodes"]}
+            enter = nodes.get(node)
     except control.UnreachableError:
         print_error(f"no lab runs in {layout.dir}")
+        return 1
+    if enter is None:
+        print_error(f"no node {node} in {layout.dir} (there are {', '.join(nodes)})")
         return 1
     environment = {
         **os.environ,
         "KUBECONFIG": str(layout.kubeconfig),
         "NATS_URL": f"nats://127.0.0.1:{NATS_PORT}",
         "HOTNIC_LAB_RUN": str(INSIDE_RUN),
+        "HOTNIC_NODE_NAME": node,
+        # Process 1 is in the first node's namespaces.
+        "HOTNIC_HOST_PROCESS": "/proc/self",
     }
     # nsenter changes the working directory to the root of the mount namespace; `env -C` changes it back.
-    argv = ["nsenter", "--target", str(pid), "--mount", "--net", "--pid", "--", "env", "-C", os.getcwd(), *command]
+    into_lab = ["nsenter", "--target", str(pid), "--mount", "--net", "--pid", "--"]
+    argv = [*into_lab, *enter, "env", "-C", os.getcwd(), *command]
     try:
         os.execvpe(argv[0], argv, environment)
     except OSError as error:
@@ -327,7 +320,7 @@ def console(directory: Path, vm: str, *, namespace: str = "default") -> int:
         return 1
     for guest in answer["guests"]:
         if (guest["namespace"], guest["name"]) == (namespace, vm):
-            return terminal.attach(layout.guests / guest["uid"], print_error)
+            return terminal.attach(Path(guest["folder"]), print_error)
     running = ", ".join(f"{g['namespace']}/{g['name']}" for g in answer["guests"]) or "none"
     print_error(f"no guest {namespace}/{vm} runs in {layout.dir} (running: {running})")
     return 1

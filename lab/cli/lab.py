@@ -16,6 +16,8 @@ from services.cli.output import Duration, examples
 if TYPE_CHECKING:
     from lab.layout import GuestKind
 
+MAX_NODES = 9
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -68,6 +70,8 @@ def lab() -> None:
         "hotnic lab up --kubevirt 1.9",
         "# The same on Kubernetes itself, with webhooks that play KubeVirt's admission",
         "hotnic lab up --kubevirt 1.9 --kubernetes 1.36",
+        "# Run three nodes, whose networks are joined",
+        "hotnic lab up --nodes 3",
         "# Send all traces to a collector, such as Jaeger, on this machine",
         "hotnic lab up --otlp http://127.0.0.1:4318",
     )
@@ -99,6 +103,13 @@ def lab() -> None:
     "guests are only objects, without QEMU.",
 )
 @click.option(
+    "--nodes",
+    type=click.IntRange(1, MAX_NODES),
+    default=1,
+    show_default=True,
+    help="Number of nodes, each with namespaces, a containerd and node roles of its own; there are two controllers.",
+)
+@click.option(
     "--otlp",
     metavar="URL",
     help="Export traces to this collector too: http://HOST:4318 or grpc://HOST:4317.",
@@ -114,6 +125,7 @@ def up(
     kubernetes: str | None,
     kubelet: bool,
     kubevirt: str | None,
+    nodes: int,
     otlp: str | None,
     timeout: float,
     directory: Path,
@@ -126,7 +138,10 @@ def up(
         raise click.UsageError("--kubelet needs --kubernetes 1.36")
     if kubevirt and guests != "qemu":
         raise click.UsageError("--guests has no effect with --kubevirt, which plays the guests: leave it out")
-    options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, kubelet, kubevirt, otlp)
+    for option, chosen in (("--kubelet", kubelet), ("--kubevirt", kubevirt)):
+        if chosen and nodes > 1:
+            raise click.UsageError(f"{option} works with one node only: leave out --nodes")
+    options = commands.UpOptions(directory, bare, without, timeout, guests, kubernetes, kubelet, kubevirt, otlp, nodes)
     return commands.up(options)
 
 
@@ -172,18 +187,19 @@ def kubeconfig(directory: Path) -> int:
 @lab.command(
     "exec",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    epilog=examples("hotnic lab exec ip -brief link", "hotnic lab exec hotnic doctor"),
+    epilog=examples("hotnic lab exec ip -brief link", "hotnic lab exec --node lab-2 hotnic doctor"),
 )
+@click.option("--node", default="lab", show_default=True, help="Run it on this node.")
 @dir_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(directory: Path, command: tuple[str, ...]) -> int:
-    """Run a command inside the lab's namespaces."""
+def exec_(node: str, directory: Path, command: tuple[str, ...]) -> int:
+    """Run a command inside a node's namespaces, by default the first one's."""
     from lab.cli import commands
 
-    return commands.exec_(directory, command)
+    return commands.exec_(directory, command, node=node)
 
 
-@lab.command(epilog=examples("hotnic lab logs handler -f"))
+@lab.command(epilog=examples("hotnic lab logs handler -f", "hotnic lab logs handler-2"))
 @click.argument("component")
 @click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written, until interrupted.")
 @dir_option

@@ -16,6 +16,7 @@ from typing import Final
 from lab.container.process import OUTPUT
 from lab.layout import CONTAINERD_SOCKET, INSIDE_RUN, NODE_NAME
 from lab.namespaces import cgroups, isolation
+from lab.node import configuration
 from lab.supervisor import components, readiness
 from lab.supervisor.processes import Processes, ProcessSpec
 from lab.tools import LabTools
@@ -47,11 +48,11 @@ async def start(processes: Processes, options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     # Sandboxes' mounts must reach containerd's shims.
     isolation.mount("none", "/", None, isolation.MS_REC | isolation.MS_SHARED)
-    components.install_cni(tools, conf_dir=CNI_CONF_DIR, bin_dir=CNI_BIN_DIR)
-    configuration = INSIDE_RUN / "containerd.toml"
-    configuration.write_text(components.containerd_config(tools, components.snapshotter(CONTAINERD_STATE)))
+    configuration.install_cni(tools, conf_dir=CNI_CONF_DIR, bin_dir=CNI_BIN_DIR)
+    containerd_toml = INSIDE_RUN / "containerd.toml"
+    containerd_toml.write_text(configuration.containerd_config(tools, configuration.snapshotter(CONTAINERD_STATE)))
     environment = components.base_environment(tools, os.environ)
-    argv: tuple[str, ...] = (str(tools.containerd), "--config", str(configuration))
+    argv: tuple[str, ...] = (str(tools.containerd), "--config", str(containerd_toml))
     child = processes.start(ProcessSpec("containerd", argv, OUTPUT, environment))
     await readiness.wait_unless_exited(child, readiness.wait_for_socket(CONTAINERD_SOCKET))
     await processes.run(components.import_pause_image(tools, tools.ctr, OUTPUT, os.environ), timeout=60)

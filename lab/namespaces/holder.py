@@ -62,6 +62,8 @@ class SupervisorOptions:
     """Version of the played KubeVirt that owns the VMs; None if hotnic does."""
     otlp: str | None
     """URL of the collector to which the lab exports its traces."""
+    nodes: int
+    """The number of nodes."""
     outside_fd: int
     """The machine's network namespace, in which connections to the collector are created; -1 without a collector."""
     started_at: float
@@ -112,6 +114,7 @@ def launch(
     kubelet: bool = False,
     kubevirt: str | None = None,
     otlp: str | None = None,
+    nodes: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Start a lab and yield the supervisor's progress messages until it is ready or has failed.
 
@@ -152,6 +155,7 @@ def launch(
                 kubelet,
                 kubevirt,
                 otlp,
+                nodes,
                 outside,
                 started_at,
             )

@@ -119,13 +119,25 @@ def isolate(layout: Layout) -> None:
     # containerd's shims see the sandboxes' netns mounts by mount propagation, so the tree must be shared.
     mount("none", "/", None, MS_REC | MS_SHARED)
     set_loopback_up()
-    with preserve_submounts(Path("/sys")):
-        # /sys shows the links of the network namespace in which it was mounted, so it is mounted again here.
-        mount("sysfs", "/sys", "sysfs")
+    mount_sysfs()
     # In memory: the lab's directory may be on an overlay, which cannot hold another overlay's upper layer (ADR 19).
     mount("tmpfs", str(layout.overlay), "tmpfs", 0, "mode=0700")
     for top in OVERLAID:
         mount_overlay(top, layout.overlay, keep=[layout.dir])
+    mount_fixed_paths(layout)
+
+
+def mount_sysfs() -> None:
+    """Mount a `/sys` that shows the links of the current network namespace, as each one shows those of its own."""
+    with preserve_submounts(Path("/sys")):
+        mount("sysfs", "/sys", "sysfs")
+
+
+def mount_fixed_paths(layout: Layout) -> None:
+    """Mount the folders of a node at its fixed paths.
+
+    :raises OSError: the kernel rejected a mount.
+    """
     for path in (*SCRATCH, *layout.binds()):
         path.mkdir(parents=True, exist_ok=True)
     for inside, outside in layout.binds().items():

@@ -1,4 +1,4 @@
-"""The lab's node as a process: settings, caches and four control loops.
+"""The lab's node as a process: settings, caches and control loops.
 
 The lab's supervisor starts `python -m lab.node` inside the namespaces. The process is ready once the Node
 object is registered, the guests of an earlier run are adopted and containerd's network is ready, that is: multus has
@@ -20,12 +20,13 @@ from lab.node.cri import PodRuntime, RuntimeCallError
 from lab.node.kubelet import Kubelet
 from lab.node.launcher import Launcher
 from lab.node.launcher_containers import LauncherContainers
-from lab.node.registration import Registration, node_labels
+from lab.node.registration import Registration
 from lab.node.resources import Key
 from lab.node.scheduler import Scheduler
+from lab.node.uplinks import Uplinks
 from lab.node.virt import VmiLoop, VmLoop
 from lab.tools import LabTools
-from schemas.kubernetes.objects import PODS, VMIS, VMS, Pod, Resource, VirtualMachineInstance
+from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS, Pod, Resource, VirtualMachineInstance
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.reconcile import Reconciler
@@ -56,6 +57,13 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     vms: Annotated[
         bool, msgspec.Meta(description="whether this process starts VMs, or a KubeVirt creates their pods")
     ] = True
+    cluster: Annotated[
+        bool,
+        msgspec.Meta(description="whether this process also schedules the pods of all nodes and creates VMIs and pods"),
+    ] = True
+    uplink: Annotated[
+        str | None, msgspec.Meta(description="network namespace of the node whose bridges this node's join")
+    ] = None
     tools: Annotated[str | None, msgspec.Meta(description="folder of kernel, image and binaries")] = None
 
 
@@ -94,12 +102,13 @@ class Loops:
         self._pods = self._reflector(PODS, self._pod_changed)
         self._vmis = self._reflector(VMIS, self._vmi_changed)
         self._vms = self._reflector(VMS, lambda key, _vm: self._vm_loop.add(key, source="watch"))
-        vms, vmis = VmLoop(kube, log), VmiLoop(kube, self.launcher, node, log)
+        vms = VmLoop(kube, log)
+        vmis = VmiLoop(kube, self.launcher, node, log, creates_pods=runtime.settings.cluster)
         self._kubelet: Kubelet | None = None
         self._scheduler: Reconciler[Key] | None = None
         if runtime.settings.kubelet:
-            scheduler = Scheduler(kube, node, node_labels(node))
-            self._scheduler = self._reconciler("scheduler", scheduler.reconcile, self._pods.keys)
+            if runtime.settings.cluster:
+                self._scheduler = self._reconciler("scheduler", Scheduler(kube).reconcile, self._pods.keys)
             self._kubelet = Kubelet(kube, cri, self.launcher, node, self._pods.items, log)
             self._containers = self._reconciler("kubelet", self._kubelet.reconcile, self._pods.keys)
         else:
@@ -107,14 +116,20 @@ class Loops:
             self._containers = self._reconciler("launcher containers", containers.reconcile, self.launcher.pods)
         self._vm_loop = self._reconciler("vm", vms.reconcile, self._vms.keys)
         self._vmi_loop = self._reconciler("vmi", vmis.reconcile, self._vmis.keys)
+        self._nads = self._reflector(NADS, lambda key, _nad: self._uplinks.add(key, source="watch"))
+        uplinks = Uplinks(self._nads.get, node, runtime.settings.uplink or "", log)
+        self._uplinks = self._reconciler("uplinks", uplinks.reconcile, self._nads.keys)
 
     async def run(self) -> None:
         """Start every loop but that of containers, which waits for the runtime's network."""
         watches: dict[str, Reflector[Any]] = {"pods": self._pods}
         loops = {"scheduler": self._scheduler}
+        if self._runtime.settings.uplink:
+            watches["nads"], loops["uplinks"] = self._nads, self._uplinks
         if self._runtime.settings.vms:
-            watches |= {"vmis": self._vmis, "vms": self._vms}
-            loops |= {"vm": self._vm_loop, "vmi": self._vmi_loop}
+            watches["vmis"], loops["vmi"] = self._vmis, self._vmi_loop
+            if self._runtime.settings.cluster:
+                watches["vms"], loops["vm"] = self._vms, self._vm_loop
         for name, reflector in watches.items():
             self._runtime.spawn(f"watch {name}", reflector.run)
         for reflector in watches.values():

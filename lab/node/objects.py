@@ -138,6 +138,7 @@ def launcher_pod(vmi: Object) -> Object:
             "ownerReferences": [owner_reference(vmi, "kubevirt.io/v1", "VirtualMachineInstance")],
         },
         "spec": {
+            **({"nodeSelector": selector} if (selector := vmi.get("spec", {}).get("nodeSelector")) else {}),
             "restartPolicy": "Never",
             # A DNS label has at most 63 characters.
             "hostname": meta["name"][:63],

@@ -1,29 +1,42 @@
-"""The scheduler: bind each pod without a node to this node, if its node selector matches.
+"""The scheduler: bind each pod without a node to the node with the fewest pods among those that it fits.
 
-There is one node without taints and limits, so nothing is scored. A pod that must not be on a node with certain other
-pods waits while they are there, as the target pod of a migration does. Next: `kubelet.py`.
+Nodes have no taints and no limits; one that is cordoned gets no pods. A pod that must not be on a node with certain
+other pods waits while every node has some, as the target pod of a migration does where there is one node.
+Next: `kubelet.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from lab.node.objects import FINAL_PHASES, Object
-from lab.node.resources import PODS, Key, find
+from lab.node.resources import NODES, PODS, Key, find
 from services.common.kube.client import Kube
 from services.common.kube.errors import Conflict, NotFound
 from services.common.reconcile import Attempt
 
 
-def is_schedulable(pod: Object, node_labels: Mapping[str, str]) -> bool:
-    """Return whether the default scheduler would bind `pod` to a node with these labels."""
+def is_unscheduled(pod: Object) -> bool:
+    """Return whether `pod` waits for the default scheduler."""
     spec = pod.get("spec", {})
     if spec.get("nodeName") or pod["metadata"].get("deletionTimestamp"):
         return False
-    if spec.get("schedulerName", "default-scheduler") != "default-scheduler":
-        return False
-    selector: Mapping[str, str] = spec.get("nodeSelector") or {}
-    return all(node_labels.get(key) == value for key, value in selector.items())
+    return bool(spec.get("schedulerName", "default-scheduler") == "default-scheduler")
+
+
+def fits(pod: Object, node: Object) -> bool:
+    """Return whether the default scheduler would bind `pod` to `node`."""
+    labels: Mapping[str, str] = node["metadata"].get("labels") or {}
+    selector: Mapping[str, str] = pod.get("spec", {}).get("nodeSelector") or {}
+    cordoned = node.get("spec", {}).get("unschedulable", False)
+    return not cordoned and all(labels.get(key) == value for key, value in selector.items())
+
+
+def emptiest(nodes: Iterable[str], pods: Iterable[Object]) -> str:
+    """Return the node with the fewest of these pods, of several such nodes the first by name."""
+    count = Counter(pod.get("spec", {}).get("nodeName") for pod in pods if not _has_ended(pod))
+    return min(nodes, key=lambda node: (count[node], node))
 
 
 def avoided_pods(pod: Object) -> list[str]:
@@ -39,27 +52,29 @@ def _has_ended(pod: Object) -> bool:
 
 
 class Scheduler:
-    """Binds pods to `node`."""
+    """Binds pods to nodes."""
 
-    def __init__(self, kube: Kube, node: str, node_labels: Mapping[str, str]) -> None:
+    def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._node = node
-        self._labels = node_labels
 
     async def reconcile(self, key: Key, _attempt: Attempt) -> None:
-        """Bind the pod of `key` if it is unscheduled and fits."""
+        """Bind the pod of `key` if it is unscheduled and fits a node."""
         pod = await find(self._kube, PODS, key)
-        if pod is None or not is_schedulable(pod, self._labels):
+        if pod is None or not is_unscheduled(pod):
             return
+        nodes = {node["metadata"]["name"] for node in (await self._kube.list(NODES)).items if fits(pod, node)}
         for labels in avoided_pods(pod):
             found = await self._kube.list(PODS, key[0], labels=labels)
-            if any(other["spec"].get("nodeName") and not _has_ended(other) for other in found.items):
-                return
+            nodes -= {other["spec"].get("nodeName") for other in found.items if not _has_ended(other)}
+        if not nodes:
+            return
+        # The other pods do not matter where there is no choice.
+        pods = (await self._kube.list(PODS)).items if len(nodes) > 1 else []
         binding = {
             "apiVersion": "v1",
             "kind": "Binding",
             "metadata": {"name": key[1], "namespace": key[0]},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": self._node},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": emptiest(nodes, pods)},
         }
         try:
             await self._kube.request("POST", PODS.path(*key, "binding"), body=binding)

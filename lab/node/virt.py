@@ -101,13 +101,20 @@ class VmLoop:
 
 
 class VmiLoop:
-    """Reconciles VMIs with their launcher pods and guests on `node`."""
+    """Reconciles VMIs with their launcher pods, and with the guests on `node`.
 
-    def __init__(self, kube: Kube, guests: Guests, node: str, log: Log) -> None:
+    Of several nodes, one creates and deletes launcher pods; then each starts the guests of the pods that are bound to
+    it, and writes the status of their VMIs.
+
+    :param creates_pods: whether this node is that one.
+    """
+
+    def __init__(self, kube: Kube, guests: Guests, node: str, log: Log, *, creates_pods: bool = True) -> None:
         self._kube = kube
         self._guests = guests
         self._node = node
         self._log = log
+        self._creates_pods = creates_pods
 
     async def reconcile(self, key: Key, _attempt: Attempt) -> None:
         """Advance the VMI of `key` by one phase.
@@ -120,9 +127,11 @@ class VmiLoop:
         pods = await self._pods(vmi)
         try:
             if vmi["metadata"].get("deletionTimestamp"):
-                await self._delete_guest(key, vmi, pods)
+                # Guests on other nodes end with their pods.
+                if self._creates_pods:
+                    await self._delete_guest(key, vmi, pods)
                 return
-            if FINALIZER not in (vmi["metadata"].get("finalizers") or []):
+            if self._creates_pods and FINALIZER not in (vmi["metadata"].get("finalizers") or []):
                 vmi = await self._add_finalizer(key, vmi)
             if vmi.get("status", {}).get("phase") not in FINAL_PHASES:
                 await self._start_guest(key, vmi, pods)
@@ -143,6 +152,8 @@ class VmiLoop:
     async def _start_guest(self, key: Key, vmi: Object, pods: list[Object]) -> None:
         status = vmi.get("status", {})
         pod = next((p for p in pods if not p["metadata"].get("deletionTimestamp")), None)
+        if not self._is_responsible(pod):
+            return
         if pod is None:
             # As in KubeVirt, a VMI that loses its launcher pod fails and gets no second one.
             if status.get("phase") in ("Scheduled", "Running"):
@@ -171,6 +182,13 @@ class VmiLoop:
         # Unlike in KubeVirt, where Ready means that QEMU runs (docs/lab.md).
         ready = {"Ready": (booted, "" if booted else "GuestBooting")}
         await self._update_status(key, vmi, {"phase": "Running", **placed}, ready, labels)
+
+    def _is_responsible(self, pod: Object | None) -> bool:
+        """Return whether this node advances the VMI with this launcher pod, or with none."""
+        if pod is None or pod.get("status", {}).get("phase") in FINAL_PHASES:
+            return self._creates_pods
+        place = pod.get("spec", {}).get("nodeName")
+        return bool(place == self._node if place else self._creates_pods)
 
     async def _delete_guest(self, key: Key, vmi: Object, pods: list[Object]) -> None:
         for pod in pods:

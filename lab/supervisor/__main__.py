@@ -14,7 +14,8 @@ from pathlib import Path
 from lab.layout import Layout
 from lab.namespaces import isolation
 from lab.namespaces.holder import SupervisorOptions
-from lab.supervisor.lifecycle import StartError, StartProgress, supervise
+from lab.supervisor.lifecycle import supervise
+from lab.supervisor.progress import StartError, StartProgress
 from lab.tools import ToolsMissingError
 
 

@@ -13,28 +13,29 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from lab.failpoints.points import FAILPOINTS_VARIABLE
 from lab.layout import (
     API_PORT,
-    BESIDE_KUBEVIRT,
     CONTAINERD_SOCKET,
     HEALTH_PORTS,
     INSIDE_RUN,
     NATS_PORT,
-    NODE_NAME,
-    ROLES,
     WEBHOOK_PORT,
     GuestKind,
     LabIdentity,
     Layout,
+    node_name,
+    on_node,
+    role_processes,
+    split_name,
 )
-from lab.namespaces.isolation import supports_overlay
+from lab.node import configuration
 from lab.supervisor.cluster import Cluster, LabCluster
 from lab.supervisor.collector import Collector
 from lab.supervisor.processes import ProcessSpec
-from lab.tools import PAUSE_IMAGE, LabTools
+from lab.tools import LabTools
 
 if TYPE_CHECKING:
     from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms
@@ -71,6 +72,8 @@ class LabParameters:
     """The programs of a node with a kubelet; None if `lab/node` plays the kubelet."""
     kubevirt: str | None = None
     """Version of the played KubeVirt, beside which hotnic runs; None if `lab/node` starts the VMs."""
+    nodes: int = 1
+    """The number of nodes."""
 
     @property
     def cluster(self) -> Cluster:
@@ -85,8 +88,18 @@ class LabParameters:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Return the roles of hotnic that this lab has."""
-        return BESIDE_KUBEVIRT if self.kubevirt else ROLES
+        """Return the names of the processes of hotnic's roles that this lab has, on all nodes."""
+        return role_processes(self.nodes, beside=self.kubevirt is not None)
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Return the names of the containerd processes, one for each node."""
+        return tuple(on_node("containerd", node) for node in range(1, self.nodes + 1))
+
+    @property
+    def node_processes(self) -> tuple[str, ...]:
+        """Return the names of the processes of `lab.node`, one for each node."""
+        return tuple(on_node("node", node) for node in range(1, self.nodes + 1))
 
     @property
     def played(self) -> tuple[str, ...]:
@@ -102,12 +115,15 @@ class LabParameters:
     def stop_groups(self) -> tuple[tuple[str, ...], ...]:
         """Return groups of processes that stop at the same time, one group after another."""
         cluster = tuple((component,) for component in reversed(self.cluster.components))
-        return ((*self.roles, *self.played, "node"), self.kubelet, ("nats", "containerd"), *cluster)
+        first = (*self.roles, *self.played, *self.node_processes)
+        return (first, self.kubelet, ("nats", *self.runtimes), *cluster)
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Return every process, in the order in which `hotnic lab status` shows them."""
-        return (*self.cluster.components, "nats", "containerd", *self.kubelet, *self.played, *self.roles, "node")
+        """Return every process, in the order in which `hotnic lab status` shows them: those of further nodes last."""
+        names = (*self.runtimes, *self.kubelet, *self.played, *self.roles, *self.node_processes)
+        by_node = sorted(names, key=lambda name: split_name(name)[1])
+        return (*self.cluster.components, "nats", *by_node)
 
 
 def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, str]:
@@ -119,13 +135,14 @@ def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, s
     return {**inherited, "PATH": path, "PYTHONPATH": str(packages), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
-    """Return the settings of `role` (a role's name or `node`), without the base environment."""
+def role_environment(parameters: LabParameters, component: str) -> dict[str, str]:
+    """Return the settings of a role or of `node`, by the name of its process, without the base environment."""
     layout = parameters.layout
+    role, node = split_name(component)
     common = {
         "KUBECONFIG": str(layout.role_kubeconfig(role)),
         "NATS_URL": f"nats://127.0.0.1:{NATS_PORT}",
-        "HOTNIC_NODE_NAME": NODE_NAME,
+        "HOTNIC_NODE_NAME": node_name(node),
         "HOTNIC_TRACE_DIR": str(layout.traces),
         "HOTNIC_HEALTH_LISTEN": f"127.0.0.1:{HEALTH_PORTS[role]}",
         "HOTNIC_VM_OWNER": "kubevirt" if parameters.kubevirt else "hotnic",
@@ -139,6 +156,8 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
             "HOTNIC_TLS_CERT": str(layout.serving_certificate.with_suffix(".crt")),
             "HOTNIC_TLS_KEY": str(layout.serving_certificate.with_suffix(".key")),
         },
+        # The name of the host, which is the default, is the same on all nodes.
+        "controller": {"HOTNIC_IDENTITY": component} if parameters.nodes > 1 else {},
         "networks": {"HOTNIC_CRI_SOCKET": str(CONTAINERD_SOCKET)},
         "multus": {"HOTNIC_MULTUS_CONFIG": str(layout.config / "daemon-config.json")},
         "handler": {
@@ -155,6 +174,8 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
             "HOTNIC_GUESTS_DIR": str(INSIDE_RUN / "guests"),
             **({"HOTNIC_KUBELET": "false"} if parameters.node else {}),
             **({"HOTNIC_VMS": "false"} if parameters.kubevirt else {}),
+            # Process 1 is in the first node's namespaces.
+            **({"HOTNIC_CLUSTER": "false", "HOTNIC_UPLINK": "/proc/1/ns/net"} if node > 1 else {}),
         },
     }
     return common | special.get(role, {})
@@ -163,11 +184,12 @@ def role_environment(parameters: LabParameters, role: str) -> dict[str, str]:
 def process_spec(parameters: LabParameters, component: str, environ: Mapping[str, str]) -> ProcessSpec:
     """Return how to run the process of `component`."""
     layout, tools = parameters.layout, parameters.tools
+    process, _ = split_name(component)
     env = base_environment(tools, environ)
     python = sys.executable
     fds: tuple[int, ...] = ()
     argv: tuple[str, ...]
-    match component:
+    match process:
         case _ if component in parameters.cluster.components:
             argv, fds = parameters.cluster.command(component), parameters.cluster.inherited_fds(component)
         case "nats":
@@ -187,7 +209,7 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
             argv = (python, "-m", "lab.node")
             env |= role_environment(parameters, component)
         case _:
-            module = ("lab.failpoints", component) if FAILPOINTS_VARIABLE in env else (f"services.{component}",)
+            module = ("lab.failpoints", process) if FAILPOINTS_VARIABLE in env else (f"services.{process}",)
             argv = (python, "-m", *module)
             env |= role_environment(parameters, component)
     return ProcessSpec(name=component, argv=argv, log=layout.log(component), env=env, pass_fds=fds)
@@ -211,49 +233,41 @@ def kubevirt_arguments(parameters: LabParameters, version: str) -> tuple[str, ..
     return ("--kubeconfig", account, "--version", version, "--real-pods", *gate, *webhooks)
 
 
-def import_pause_image(tools: LabTools, ctr: Path, log: Path, environ: Mapping[str, str]) -> ProcessSpec:
+def import_pause_image(
+    tools: LabTools, ctr: Path, log: Path, environ: Mapping[str, str], *, node: int = 1
+) -> ProcessSpec:
     """Return how to import the pause image into containerd, which has no registry to pull it from.
 
     :param ctr: containerd's command-line client, of containerd's version.
+    :param node: the number of the node.
     """
     client = (str(ctr), "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io")
     argv = (*client, "images", "import", str(tools.pause_tar))
-    return ProcessSpec("pause-image", argv, log, base_environment(tools, environ))
+    return ProcessSpec(on_node("pause-image", node), argv, log, base_environment(tools, environ))
 
 
 def manual_command(parameters: LabParameters, role: str) -> str:
     """Return the shell command that runs `role` inside the lab in the foreground."""
     settings = " ".join(f"{k}={shlex.quote(v)}" for k, v in role_environment(parameters, role).items())
-    lab = shlex.quote(str(parameters.layout.dir))
-    return f"hotnic lab exec --dir {lab} -- env {settings} {shlex.quote(sys.executable)} -m services.{role}"
+    process, node = split_name(role)
+    where = f"--dir {shlex.quote(str(parameters.layout.dir))}" + (f" --node {node_name(node)}" if node > 1 else "")
+    return f"hotnic lab exec {where} -- env {settings} {shlex.quote(sys.executable)} -m services.{process}"
 
 
 def write_configuration(parameters: LabParameters) -> None:
     """Write the configuration files of nats-server, containerd and the CNI plugins, and link the plugins."""
     layout, tools = parameters.layout, parameters.tools
     (layout.config / "nats.conf").write_text(nats_config(layout))
-    config = containerd_config
+    config = configuration.containerd_config
     if parameters.node is not None:
         from lab.supervisor.kubernetes import kubelet
 
         config = kubelet.containerd_config
-    (layout.config / "containerd.toml").write_text(config(tools, snapshotter(layout.state)))
-    (layout.config / "daemon-config.json").write_text(json.dumps(MULTUS_CONFIG, indent=2) + "\n")
-    install_cni(tools, conf_dir=layout.state / "cni-conf", bin_dir=layout.state / "cni-bin")
-
-
-def install_cni(tools: LabTools, *, conf_dir: Path, bin_dir: Path) -> None:
-    """Write the primary CNI configuration, and link the plugins into `bin_dir`, where multus installs its shim."""
-    (conf_dir / "10-lab.conflist").write_text(json.dumps(CLUSTER_NETWORK, indent=2) + "\n")
-    for plugin in sorted(tools.cni_dir.iterdir()):
-        link = bin_dir / plugin.name
-        if not link.is_symlink():
-            link.symlink_to(plugin.resolve())
-
-
-def snapshotter(state: Path) -> str:
-    """Return the name of the snapshotter that works on the file system of `state`."""
-    return "overlayfs" if supports_overlay(state) else "native"
+    (layout.config / "containerd.toml").write_text(config(tools, configuration.snapshotter(layout.state)))
+    (layout.config / "daemon-config.json").write_text(json.dumps(configuration.MULTUS_CONFIG, indent=2) + "\n")
+    for node in range(1, parameters.nodes + 1):
+        state = Layout(layout.dir, node).node_state
+        configuration.install_cni(tools, conf_dir=state / "cni-conf", bin_dir=state / "cni-bin", node=node)
 
 
 def nats_config(layout: Layout) -> str:
@@ -263,77 +277,3 @@ def nats_config(layout: Layout) -> str:
         f'server_name: "hotnic-lab"\nlisten: "127.0.0.1:{NATS_PORT}"\n'
         f"jetstream {{ store_dir: {store}, max_memory_store: 64MB, max_file_store: 1GB }}\n"
     )
-
-
-def containerd_config(tools: LabTools, snapshotter: str) -> str:
-    """Return containerd's configuration in version 2 of its format, which 1.6 and 1.7 read.
-
-    :param tools: paths of runc and the other tools.
-    :param snapshotter: name of the snapshotter plugin.
-    """
-    return f"""\
-version = 2
-root = "/var/lib/containerd"
-state = "/run/containerd"
-disabled_plugins = [
-  "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-]
-
-[grpc]
-  address = "{CONTAINERD_SOCKET}"
-
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE_IMAGE}"
-  # A process without CAP_SYS_RESOURCE (in containers, on restricted machines) cannot lower its oom_score_adj.
-  restrict_oom_score_adj = true
-  disable_apparmor = true
-  stream_server_port = "0"
-
-[plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/opt/cni/bin"
-  conf_dir = "/etc/cni/net.d"
-  max_conf_num = 1
-
-[plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "{snapshotter}"
-
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-  runtime_type = "io.containerd.runc.v2"
-
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-  BinaryName = "{tools.runc}"
-  SystemdCgroup = false
-"""
-
-
-CLUSTER_NETWORK: Final[dict[str, Any]] = {
-    "cniVersion": "1.0.0",
-    "name": "lab",
-    "plugins": [
-        {
-            "type": "bridge",
-            "bridge": "cni0",
-            "isGateway": True,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": "10.88.0.0/16"}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-            },
-        }
-    ],
-}
-"""The pods' primary network: a bridge in the lab's network namespace."""
-
-MULTUS_CONFIG: Final[dict[str, Any]] = {
-    # From 1.1.0 on, containerd 2 sends STATUS through the shim every 5 s.
-    "cniVersion": "1.0.0",
-    "logLevel": "verbose",
-    "logToStderr": True,
-    "socketDir": "/run/multus",
-    "cniConfigDir": "/etc/cni/net.d",
-    "multusAutoconfigDir": "/etc/cni/net.d",
-    "multusConfigFile": "auto",
-}
-"""The configuration of hotnic's multus daemon, with upstream's keys."""

@@ -10,67 +10,26 @@ every process in it.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.layout import CONTAINERD_SOCKET, HEALTH_PORTS, INSIDE_RUN, NATS_PORT, Layout
+from lab.layout import CONTAINERD_SOCKET, HEALTH_PORTS, INSIDE_RUN, NATS_PORT, Layout, split_name
+from lab.namespaces import nodes
 from lab.namespaces.holder import SupervisorOptions
 from lab.supervisor import components, readiness, relay, requests
-from lab.supervisor.collector import Collector
-from lab.supervisor.processes import Processes
+from lab.supervisor.collector import COLLECTOR_PORT, Collector
+from lab.supervisor.processes import Processes, ProcessSpec
+from lab.supervisor.progress import StartError, StartProgress
 from lab.tools import LabTools
 
 if TYPE_CHECKING:
     from lab.supervisor.kubernetes.control_plane import ControlPlanePrograms
     from lab.supervisor.kubernetes.kubelet import NodePrograms
-
-
-class StartError(Exception):
-    """The lab cannot be started; the message names what failed."""
-
-
-class StartProgress:
-    """Reports progress to the process that called `lab up`; discards it once that process has ended.
-
-    :param fd: write end of the pipe.
-    :param started_at: CLOCK_MONOTONIC at the start of `lab up`.
-    """
-
-    def __init__(self, fd: int, started_at: float) -> None:
-        self._fd = fd
-        self._started_at = started_at
-
-    @property
-    def elapsed(self) -> float:
-        """Return the seconds since the start of `lab up`."""
-        return time.monotonic() - self._started_at
-
-    def report(self, **message: object) -> None:
-        """Write one message: a JSON object on a line of its own."""
-        if self._fd < 0:
-            return
-        try:
-            os.write(self._fd, json.dumps({"at": round(self.elapsed, 3), **message}).encode() + b"\n")
-        except OSError:
-            self.close()
-
-    def close(self) -> None:
-        """Close the pipe."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    async def run_step(self, name: str, work: Awaitable[object]) -> None:
-        """Await `work` and report how long it took, under `name`."""
-        before = time.monotonic()
-        await work
-        self.report(step=name, ms=round((time.monotonic() - before) * 1000))
 
 
 class Supervisor:
@@ -91,7 +50,10 @@ class Supervisor:
             Collector.parse(options.otlp) if options.otlp else None,
             *kubernetes_programs(options),
             options.kubevirt,
+            options.nodes,
         )
+        self.nodes: dict[int, nodes.NodeNamespaces] = {}
+        """The namespaces of the further nodes, by number."""
         self.processes = Processes()
         self.stopping = asyncio.Event()
         self.up = False
@@ -167,13 +129,16 @@ class Supervisor:
 
     async def _start_in_order(self) -> None:
         progress = self._progress
+        if self.parameters.nodes > 1:
+            await progress.run_step("further nodes", self._create_nodes())
         components.write_configuration(self.parameters)
         # These need no certificates, so they start while `_cluster` issues them.
-        for component in ("nats", "containerd"):
+        for component in ("nats", *self.parameters.runtimes):
             self.launch(component)
         async with asyncio.TaskGroup() as group:
             group.create_task(progress.run_step("nats-server", self.wait_ready("nats")))
-            group.create_task(progress.run_step("containerd and pause image", self._containerd()))
+            for component in self.parameters.runtimes:
+                group.create_task(progress.run_step(f"{component} and pause image", self._containerd(component)))
             group.create_task(self._cluster())
         if not self.options.bare:
             # Imported here because the import takes longer than containerd's start, which can go on meanwhile.
@@ -181,12 +146,22 @@ class Supervisor:
 
             await progress.run_step("sample network and VM", bootstrap.create_samples(self.layout.kubeconfig))
 
-    async def _containerd(self) -> None:
-        await self.wait_ready("containerd")
+    async def _create_nodes(self) -> None:
+        """Create the namespaces of the further nodes, whose processes reach API server and NATS as the first's do."""
+        ports = [self.parameters.identity.apiserver_port, NATS_PORT]
+        if self.parameters.collector is not None:
+            ports.append(COLLECTOR_PORT)
+        for node in range(2, self.parameters.nodes + 1):
+            created = self.nodes[node] = await nodes.create(Layout(self.layout.dir, node), ports)
+            for port, listener in zip(ports, created.listeners, strict=True):
+                self._relays.append(await relay.serve_inwards(listener, port))
+
+    async def _containerd(self, component: str) -> None:
+        await self.wait_ready(component)
         tools, node = self.parameters.tools, self.parameters.node
-        ctr, log = node.ctr if node else tools.ctr, self.layout.log("containerd")
-        spec = components.import_pause_image(tools, ctr, log, os.environ)
-        await self.processes.run(spec, timeout=60)
+        ctr, log = node.ctr if node else tools.ctr, self.layout.log(component)
+        spec = components.import_pause_image(tools, ctr, log, os.environ, node=split_name(component)[1])
+        await self.processes.run(self._placed(spec), timeout=60)
 
     async def _cluster(self) -> None:
         from lab.supervisor import credentials
@@ -221,7 +196,7 @@ class Supervisor:
             await progress.run_step("namespaces, CRDs, API registration", created)
         if self.parameters.kubernetes is not None and roles:
             await progress.run_step("rights and tokens of the roles", self._grant(self.parameters.kubernetes.helm))
-        selected = [*self.parameters.kubelet, *roles, "node"]
+        selected = [*self.parameters.kubelet, *roles, *self.parameters.node_processes]
         for component in selected:
             self.launch(component)
         async with asyncio.TaskGroup() as group:
@@ -259,14 +234,26 @@ class Supervisor:
 
     def launch(self, component: str) -> None:
         """Start the process of `component`."""
-        self.processes.start(components.process_spec(self.parameters, component, os.environ))
+        self.processes.start(self._placed(components.process_spec(self.parameters, component, os.environ)))
+
+    def _placed(self, spec: ProcessSpec) -> ProcessSpec:
+        """Return how to run a process in the namespaces of its node."""
+        node = self.nodes.get(split_name(spec.name)[1])
+        return spec if node is None else replace(spec, argv=(*node.enter, *spec.argv))
+
+    def health(self, component: str) -> int | readiness.NodeServer:
+        """Return where the process of a role, or of `node`, serves /readyz."""
+        process, number = split_name(component)
+        node, port = self.nodes.get(number), HEALTH_PORTS[process]
+        return port if node is None else readiness.NodeServer(port, node.network)
 
     async def wait_ready(self, component: str) -> None:
         """Return once `component` is ready.
 
         :raises EarlyExitError: its process ended first.
         """
-        match component:
+        process, number = split_name(component)
+        match process:
             case _ if component in self.parameters.cluster.components:
                 probe = self.parameters.cluster.wait_ready(component)
             case "nats":
@@ -278,9 +265,10 @@ class Supervisor:
             case "kubelet":
                 probe = self._kubelet_ready()
             case "containerd":
-                probe = readiness.wait_for_socket(CONTAINERD_SOCKET)
+                node = self.nodes.get(number)
+                probe = readiness.wait_for_socket(node.path(CONTAINERD_SOCKET) if node else CONTAINERD_SOCKET)
             case _:
-                probe = readiness.wait_for_readyz(HEALTH_PORTS[component])
+                probe = readiness.wait_for_readyz(self.health(component))
         await readiness.wait_unless_exited(self.processes.children[component], probe)
 
     async def _kubelet_ready(self) -> None:
@@ -302,9 +290,9 @@ class Supervisor:
 
     async def _not_ready(self) -> list[str]:
         answers = []
-        for component in (*self.parameters.roles, "node"):
+        for component in (*self.parameters.roles, *self.parameters.node_processes):
             if component in self.processes.children:
-                status, reason = await readiness.http_get(HEALTH_PORTS[component], "/readyz")
+                status, reason = await readiness.http_get(self.health(component), "/readyz")
                 if status != 200:
                     answers.append(f"{component} ({reason or status})")
         return answers

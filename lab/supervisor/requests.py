@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.layout import HEALTH_PORTS, ROLES
+from lab.layout import HEALTH_PORTS, ON_EVERY_NODE, Layout, node_name, split_name
 from lab.namespaces.control import Message
 from lab.supervisor import readiness
 from lab.supervisor.processes import EarlyExitError, last_lines
@@ -61,24 +61,36 @@ class Requests:
             "apiserver": lab.parameters.cluster.endpoint,
             "nats": f"nats://127.0.0.1:{identity.nats_port}",
             "kubeconfig": str(lab.layout.kubeconfig),
+            "nodes": self._nodes(),
             "components": [await self._component(name) for name in lab.parameters.components],
             "guests": self._guests(),
         }
 
+    def _nodes(self) -> list[Message]:
+        """Return each node with the command prefix that runs a program there, from the lab's own namespaces."""
+        nodes = self._lab.nodes
+        names = [{"name": node_name(1), "enter": []}]
+        return names + [{"name": node_name(number), "enter": list(node.enter)} for number, node in nodes.items()]
+
     async def _component(self, name: str) -> Message:
+        process, node = split_name(name)
+        placed = {"node": node_name(node)} if process in ON_EVERY_NODE or node > 1 else {}
+        return {**await self._state(name), **placed}
+
+    async def _state(self, name: str) -> Message:
         lab = self._lab
         child = lab.processes.children.get(name)
         log = lab.layout.log(name)
         if child is None:
             if name not in lab.options.without:
                 return {"name": name, "state": "not-started", "log": str(log)}
-            code, text = await readiness.http_get(HEALTH_PORTS[name], "/readyz")
+            code, text = await readiness.http_get(lab.health(name), "/readyz")
             return {"name": name, "state": "by-hand", "ready": code == 200, "reason": text if code != 200 else ""}
         entry: Message = {"name": name, "state": child.state, "pid": child.pid, "log": str(log)}
         entry["seconds"] = round(time.time() - child.started, 1)
         if child.state == "running":
-            if name in (*ROLES, "node"):
-                code, text = await readiness.http_get(HEALTH_PORTS[name], "/readyz")
+            if split_name(name)[0] in HEALTH_PORTS:
+                code, text = await readiness.http_get(lab.health(name), "/readyz")
                 entry |= {"ready": code == 200} | ({} if code == 200 else {"reason": text})
         else:
             entry["code"] = child.code
@@ -88,12 +100,15 @@ class Requests:
 
     def _guests(self) -> list[Message]:
         found = []
-        for file in sorted(self._lab.layout.guests.glob("*/guest.json")):
-            try:
-                found.append(json.loads(file.read_text()))
-            except (OSError, ValueError):
-                # The node process is writing or removing this file.
-                continue
+        for node in range(1, self._lab.parameters.nodes + 1):
+            layout = Layout(self._lab.layout.dir, node)
+            for file in sorted(layout.guests.glob("*/guest.json")):
+                try:
+                    record = json.loads(file.read_text())
+                except (OSError, ValueError):
+                    # The node process is writing or removing this file.
+                    continue
+                found.append({**record, "node": node_name(node), "folder": str(file.parent)})
         return found
 
     async def _down(self) -> AsyncIterator[Message]:

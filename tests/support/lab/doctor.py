@@ -13,9 +13,9 @@ MONITOR = INSIDE_RUN / "guests" / "{uid}" / LAB_QMP_SOCKET
 """A second QMP socket of the guest, which only the lab's guests have: the handler is connected to the first one."""
 
 
-def run_doctor(lab: Lab, *arguments: str) -> dict[str, Any]:
-    """Run the doctor on the lab's node, where all parts are visible, and return its report."""
-    code, report = _run(lab, *arguments)
+def run_doctor(lab: Lab, *arguments: str, node: str = NODE_NAME) -> dict[str, Any]:
+    """Run the doctor on a node of the lab, where all its parts are visible, and return its report."""
+    code, report = _run(lab, *arguments, node=node)
     assert code == (1 if report["findings"] else 0)
     return report
 
@@ -26,9 +26,9 @@ def run_fix(lab: Lab, *arguments: str) -> tuple[int, list[tuple[str, str]]]:
     return code, [(made["outcome"], f"{made['description']}: {made['message']}") for made in document["changes"]]
 
 
-def _run(lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "services.cli", "doctor", "--node", NODE_NAME, "-o", "json", *arguments]
-    done = lab.hotnic("lab", "exec", "--", *command, "--node-paths", f"qmp-socket={MONITOR}")
+def _run(lab: Lab, *arguments: str, node: str = NODE_NAME) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "services.cli", "doctor", "--node", node, "-o", "json", *arguments]
+    done = lab.hotnic("lab", "exec", "--node", node, "--", *command, "--node-paths", f"qmp-socket={MONITOR}")
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
 

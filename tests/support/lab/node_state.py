@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+from lab.layout import NODE_NAME
 from schemas.names import bridge, bridged_nic, pod_interface, tap
 from tests.support.lab.running import Lab
 
@@ -44,11 +45,11 @@ class NodeState:
         return found + (["record of multus"] if f'"{pod_interface(interface)}"' in self.records else [])
 
 
-def node_state(lab: Lab) -> NodeState:
-    """Read the state of the node."""
+def node_state(lab: Lab, node: str = NODE_NAME) -> NodeState:
+    """Read the state of a node."""
     links: dict[str, frozenset[str]] = {}
     veths, files, records = frozenset[str](), frozenset[str](), ""
-    for line in lab.run_inside("sh", "-c", _SCRIPT).splitlines():
+    for line in lab.run_inside("sh", "-c", _SCRIPT, node=node).splitlines():
         key, _, text = line.partition(" ")
         if key == "files":
             files = frozenset(text.split())

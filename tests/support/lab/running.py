@@ -20,7 +20,7 @@ import msgspec
 from lab.cli import commands
 from lab.failpoints.points import FAILPOINTS_VARIABLE
 from lab.guest.console import ConsoleFollower, LinkEvent
-from lab.layout import GuestKind, Layout
+from lab.layout import NODE_NAME, GuestKind, Layout, split_name
 from lab.node.launcher import GUEST_ANNOTATION
 from schemas.kubernetes.objects import PODS, VMIS, Pod, VirtualMachineInstance
 from services.common.domain.operations import belongs_to
@@ -67,9 +67,9 @@ class Lab:
             command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
-    def run_inside(self, *command: str) -> str:
-        """Run a command in the lab's namespaces, which must succeed, and return its standard output."""
-        done = self.hotnic("lab", "exec", "--", *command)
+    def run_inside(self, *command: str, node: str = NODE_NAME) -> str:
+        """Run a command in a node's namespaces, which must succeed, and return its standard output."""
+        done = self.hotnic("lab", "exec", "--node", node, "--", *command)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
@@ -119,7 +119,12 @@ class Lab:
 
     def console(self, vmi: VirtualMachineInstance) -> ConsoleFollower:
         """Return a follower of a guest's serial console, from its beginning."""
-        return ConsoleFollower(self.layout.guests / vmi.metadata.uid / "console.log")
+        return ConsoleFollower(self.guest_folder(vmi) / "console.log")
+
+    def guest_folder(self, vmi: VirtualMachineInstance) -> Path:
+        """Return the folder of a guest's sockets and console."""
+        _, node = split_name(vmi.status.node_name or NODE_NAME)
+        return Layout(self.layout.dir, node).guests / vmi.metadata.uid
 
     def take_slot(self, *, empty: bool = False) -> str:
         """Return a running VM with a free slot and reserve the slot. Boots another VM when all are full.
@@ -281,12 +286,14 @@ def running_lab(
     kubelet: bool = False,
     kubevirt: str | None = None,
     without: tuple[str, ...] = (),
+    nodes: int = 1,
 ) -> Iterator[Lab]:
     """Start a lab, and stop it at the end of the block.
 
     :param kubelet: whether a kubelet on containerd 2 runs the pods; it needs the variable with a version of Kubernetes.
     :param kubevirt: version of the played KubeVirt beside which hotnic runs.
     :param without: roles that are not started.
+    :param nodes: the number of nodes.
     :param otlp: URL of the collector to which it exports its traces.
     :param failpoints: whether the roles have failpoints, which cost some microseconds in each span.
     """
@@ -304,6 +311,7 @@ def running_lab(
             kubelet=kubelet,
             kubevirt=kubevirt,
             otlp=otlp,
+            nodes=nodes,
         )
         code = commands.up(options, output.append)
     assert code == 0, "the lab did not start:\n" + "\n".join(output)

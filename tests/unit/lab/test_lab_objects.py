@@ -175,9 +175,18 @@ def test_vmi_without_interfaces_gets_default_nic_unless_disabled() -> None:
 )
 def test_scheduler_selects_unbound_matching_pods(spec: dict[str, Any], expected: bool) -> None:
     pod = {"metadata": {"name": "p"}, "spec": spec}
-    assert scheduler.is_schedulable(pod, {"kubernetes.io/os": "linux"}) is expected
+    node = {"metadata": {"name": "n", "labels": {"kubernetes.io/os": "linux"}}, "spec": {}}
+    assert (scheduler.is_unscheduled(pod) and scheduler.fits(pod, node)) is expected
+    assert not scheduler.fits(pod, {**node, "spec": {"unschedulable": True}})
     pod["metadata"]["deletionTimestamp"] = NOW
-    assert scheduler.is_schedulable(pod, {"kubernetes.io/os": "linux"}) is False
+    assert not scheduler.is_unscheduled(pod)
+
+
+def test_scheduler_spreads_pods_that_run() -> None:
+    places = [("lab", "Running"), ("lab-2", "Running"), ("lab", "Failed"), ("lab-2", "Failed"), (None, "Pending")]
+    pods = [{"spec": {"nodeName": node} if node else {}, "status": {"phase": phase}} for node, phase in places]
+    assert scheduler.emptiest({"lab-2", "lab"}, pods) == "lab"
+    assert scheduler.emptiest({"lab-3", "lab-2", "lab"}, pods) == "lab-3"
 
 
 def test_target_pod_of_a_migration_waits_for_a_node_without_pods_of_its_vm() -> None:

@@ -9,13 +9,14 @@ import pytest
 
 from lab.layout import ROLES, LabIdentity, Layout
 from lab.namespaces import cgroups, isolation
+from lab.node import configuration
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
 from lab.supervisor.collector import Collector
 from lab.supervisor.kubernetes import kubelet
 from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS, ControlPlanePrograms, prepare
 from lab.supervisor.kubernetes.kubelet import NodePrograms
-from lab.tools import LabTools, ToolsMissingError
+from lab.tools import ToolsMissingError
 from schemas.cri import runtime_pb2 as pb
 
 MOUNTINFO = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -53,31 +54,8 @@ def test_cgroup_hierarchies_of_both_versions() -> None:
     assert found == [Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/unified")]
 
 
-@pytest.fixture
-def parameters(tmp_path: Path) -> components.LabParameters:
-    """The parameters of a lab below a folder with a space in its name."""
-    root = Path("/tools")
-    tools = LabTools(
-        root=root,
-        containerd=root / "containerd",
-        containerd_shim=root / "shim",
-        ctr=root / "ctr",
-        runc=root / "runc",
-        kubectl=root / "kubectl",
-        nats_server=root / "nats-server",
-        qemu=root / "qemu",
-        cni_dir=root / "cni",
-        kernel=root / "vmlinuz",
-        initrd=root / "initrd",
-        pause_tar=root / "pause.tar",
-        accel="tcg",
-    )
-    layout = Layout(tmp_path / "a lab")
-    return components.LabParameters(layout, LabIdentity("0a1b2c3d", 1111, 2222, 0, 0.0), tools, apiserver_fd=9)
-
-
 def test_containerd_config_is_valid_toml_with_lab_settings(parameters: components.LabParameters) -> None:
-    config = tomllib.loads(components.containerd_config(parameters.tools, "overlayfs"))
+    config = tomllib.loads(configuration.containerd_config(parameters.tools, "overlayfs"))
     cri = config["plugins"]["io.containerd.grpc.v1.cri"]
     assert cri["restrict_oom_score_adj"] is True
     assert cri["sandbox_image"] == "hotnic.local/pause:1"

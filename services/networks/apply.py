@@ -90,7 +90,6 @@ class Applier:
         if actions:
             cached = self._cache.of(pod.metadata.uid)
             cached.sandbox = cached.sandbox or sandbox
-            cached.retain_failures({action.link for action in actions if not isinstance(action, RecordEvent)})
         run = _Run(attempt, Reporter(self._context, self._cache))
         try:
             await self._apply_in_order(run, pod, actions)

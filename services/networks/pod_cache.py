@@ -47,10 +47,6 @@ class CachedPod(msgspec.Struct):
             self.compared = None
         self.sandbox_id = sandbox_id
 
-    def retain_failures(self, links: set[str]) -> None:
-        """Drop the failures of all other links: an annotation may name new links without end."""
-        self.failures = {link: number for link, number in self.failures.items() if link in links}
-
 
 class PodCache:
     """The cache entries of the node's pods, by pod UID."""

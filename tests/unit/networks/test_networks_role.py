@@ -216,15 +216,6 @@ async def test_repeated_failures_with_one_reason_record_one_event(node: Node) ->
     assert [event["reason"] for event in events] == ["FailedAddingInterface", "AddedInterface"]
 
 
-async def test_failures_of_links_that_nobody_requests_any_more_are_forgotten(node: Node) -> None:
-    node.pod()
-    for number in range(3):
-        node.set_networks([element(f"n{number}")])
-        await node.until_event(number + 1)
-    await node.idle()
-    assert list(node.role.pod_cache.of("uid-p1").failures) == ["n2"]
-
-
 async def test_failing_element_does_not_block_the_others(node: Node) -> None:
     node.nad()
     node.pod()

@@ -15,7 +15,7 @@ from services.common.runtime import settings as settings_module
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.runtime.process import main as run
 from services.common.runtime.settings import CommonSettings, SettingsError
-from services.node.supervisor import STOP_TIMEOUT, RoleEntry, Supervisor
+from services.node.supervisor import STOP_TIMEOUT, RoleEntry, RoleSupervisor
 
 ROLE = "node"
 
@@ -46,7 +46,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     for name in names:
         module = importlib.import_module(f"services.{name}.__main__")
         entries.append(RoleEntry(name, settings_module.load(module.Settings), module.start))
-    supervisor = Supervisor(runtime, entries)
+    supervisor = RoleSupervisor(runtime, entries)
     runtime.stack_timeout = STOP_TIMEOUT
     runtime.stack.push_async_callback(supervisor.stop)
     supervisor.start()

@@ -41,7 +41,7 @@ class RoleEntry(NamedTuple):
     start: Callable[[RoleRuntime[Any]], Awaitable[None]]
 
 
-class Supervisor:
+class RoleSupervisor:
     """Runs roles in the process of ``runtime``.
 
     :param runtime: the process; its readiness and its metrics contain those of the roles.

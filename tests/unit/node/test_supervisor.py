@@ -11,7 +11,7 @@ from services.common.runtime.process import STARTED, RoleRuntime, make_runtime, 
 from services.common.runtime.settings import CommonSettings
 from services.common.telemetry import configure
 from services.common.telemetry.logs import logger
-from services.node.supervisor import RoleEntry, Supervisor
+from services.node.supervisor import RoleEntry, RoleSupervisor
 
 DEADLINE = 20.0
 
@@ -21,7 +21,7 @@ async def process(**starts: Callable[[RoleRuntime[Any]], Awaitable[None]]) -> As
     """Run roles in one process, and stop them at the end."""
     runtime = make_runtime("node", CommonSettings(), configure("node", environ={}), logger("node"))
     entries = [RoleEntry(name, CommonSettings(), start) for name, start in starts.items()]
-    supervisor = Supervisor(runtime, entries, first_backoff=0.01)
+    supervisor = RoleSupervisor(runtime, entries, first_backoff=0.01)
     runtime.readiness.set(STARTED, True)
     runtime.stack.push_async_callback(supervisor.stop)
     supervisor.start()
@@ -97,7 +97,7 @@ async def test_a_role_that_hangs_when_it_stops_ends_the_process(monkeypatch: pyt
         started.set()
 
     runtime = make_runtime("node", CommonSettings(), configure("node", environ={}), logger("node"))
-    supervisor = Supervisor(runtime, [RoleEntry("stubborn", CommonSettings(), start)])
+    supervisor = RoleSupervisor(runtime, [RoleEntry("stubborn", CommonSettings(), start)])
     supervisor.start()
     async with asyncio.timeout(DEADLINE):
         await started.wait()

@@ -4,12 +4,14 @@
 Next: :mod:`services.common.telemetry.delivery`, which exports every span through it in batches.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from services.common.telemetry.redact import redact_addresses
 
@@ -17,6 +19,12 @@ _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 _TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+_CREDENTIALS = [
+    f"OTEL_EXPORTER_OTLP_{signal}{name}"
+    for signal in ("", "TRACES_")
+    for name in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+]
+"""The variables that name files."""
 
 OtlpProtocol = Literal["grpc", "http/protobuf"]
 
@@ -114,13 +122,48 @@ def _protocol_of(environ: Mapping[str, str]) -> OtlpProtocol:
     return "http/protobuf"
 
 
+class FollowedExporter(SpanExporter):
+    """An exporter that is replaced when one of its files changes: gRPC's reads the CA and the certificate only once.
+
+    :param make: returns a new exporter, which reads the files.
+    """
+
+    def __init__(self, make: Callable[[], SpanExporter], files: Sequence[str]) -> None:
+        self._make = make
+        self._files = files
+        # Before the exporter reads them.
+        self._seen = self._stamps()
+        self._exporter = make()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send a batch with what the files hold now."""
+        found = self._stamps()
+        # A file that is being replaced reappears in a moment.
+        if found is not None and found != self._seen:
+            before, self._exporter, self._seen = self._exporter, self._make(), found
+            before.shutdown()
+        return self._exporter.export(spans)
+
+    def shutdown(self) -> None:
+        """Close the exporter."""
+        self._exporter.shutdown()
+
+    def _stamps(self) -> list[tuple[int, int]] | None:
+        try:
+            return [(found.st_ino, found.st_mtime_ns) for found in map(os.stat, self._files)]
+        except OSError:
+            return None
+
+
 def span_exporter(target: OtlpTarget) -> SpanExporter:
     """Return the exporter to a collector. It reads headers, certificates, compression and timeout from ``OTEL_*``."""
     # Imported here because each costs tens of milliseconds and several MiB, and most processes need at most one.
     if target.protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
-        return GrpcExporter(endpoint=target.endpoint)
+        files = [os.environ[name] for name in _CREDENTIALS if os.environ.get(name)]
+        return FollowedExporter(lambda: GrpcExporter(endpoint=target.endpoint), files)
+    # It reads the files for each connection.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
     return HttpExporter(endpoint=target.endpoint)

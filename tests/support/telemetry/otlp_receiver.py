@@ -14,6 +14,8 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as rpc
 
+from tests.support.kube.certs import Pair
+
 
 class Received:
     """The spans that a receiver got.
@@ -104,12 +106,19 @@ class _Servicer(rpc.TraceServiceServicer):
 
 
 @contextlib.contextmanager
-def grpc_receiver() -> Iterator[tuple[int, Received]]:
-    """Provide a receiver of OTLP over gRPC: its port and what it received."""
+def grpc_receiver(pair: Pair | None = None) -> Iterator[tuple[int, Received]]:
+    """Provide a receiver of OTLP over gRPC: its port and what it received.
+
+    :param pair: its certificate and key; ``None`` for a receiver without TLS.
+    """
     received = Received()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     rpc.add_TraceServiceServicer_to_server(_Servicer(received), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if pair is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        credentials = grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.cert.read_bytes())])
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
         yield port, received

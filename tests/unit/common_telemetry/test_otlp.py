@@ -1,20 +1,28 @@
 """The export of spans by OTLP: which collector, by which protocol, and that the spans arrive there."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Final
 
 import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from services.common.telemetry import configure
-from services.common.telemetry.otlp import InvalidOtelVariable, target_of
+from services.common.telemetry.otlp import InvalidOtelVariable, OtlpProtocol, OtlpTarget, span_exporter, target_of
+from services.common.telemetry.setup import build
+from tests.support.kube.certs import Authority
 from tests.support.telemetry.otlp_receiver import grpc_receiver, http_receiver
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 PROTOCOL, TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 BASE, EXACT = "http://collector:4318", "http://traces:9/mine"
-HTTP, GRPC = "http/protobuf", "grpc"
+HTTP: Final[OtlpProtocol] = "http/protobuf"
+GRPC: Final[OtlpProtocol] = "grpc"
 
 
 @pytest.mark.parametrize(
@@ -239,3 +247,21 @@ def test_only_the_exporter_in_use_is_imported(environ: dict[str, str], imported:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(imported)
+
+
+def test_a_replaced_ca_of_a_collector_is_used_over_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authorities = [Authority(tmp_path, name) for name in ("one", "two")]
+    ca = tmp_path / "ca.pem"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(ca))
+    ca.write_bytes(authorities[0].ca.read_bytes())
+    with grpc_receiver(authorities[1].server()) as (port, received):
+        exporter = span_exporter(OtlpTarget(GRPC, f"https://127.0.0.1:{port}"))
+        ca.write_bytes(authorities[1].ca.read_bytes())
+        # The file system's clock is too coarse for a test.
+        os.utime(ca, (0, 0))
+        telemetry = build("api", Resource({}), [SimpleSpanProcessor(exporter)])
+        telemetry.tracer.start_span("exported").end()
+        ca.unlink()
+        telemetry.tracer.start_span("meanwhile").end()
+        telemetry.shutdown()
+    assert list(received.spans().values()) == ["exported", "meanwhile"]

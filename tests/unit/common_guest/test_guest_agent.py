@@ -14,6 +14,7 @@ from services.common.guest.agent import (
     MAX_ADDRESSES,
     MAX_NAME_BYTES,
     MAX_NICS,
+    MAX_RESPONSE_BYTES,
     AgentUnavailable,
     GuestNic,
     QemuGuestAgent,
@@ -128,6 +129,14 @@ async def test_hostile_responses_make_the_agent_unavailable(
         await agent.interfaces(timeout=1)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
+
+
+async def test_a_response_is_not_read_beyond_its_limit(fake: tuple[FakeAgent, QemuGuestAgent]) -> None:
+    scripted, agent = fake
+    scripted.raw = b"x" * (2 * MAX_RESPONSE_BYTES)
+    with pytest.raises(AgentUnavailable) as caught:
+        await agent.interfaces(timeout=10)
+    assert isinstance(caught.value.__cause__, asyncio.LimitOverrunError)
 
 
 class PolledAgent:

@@ -19,6 +19,8 @@ from schemas.kubernetes.objects import StatusCause, StatusDetails
 from services.common.http.deadlines import Connections
 from services.common.http.listen import bind
 from services.common.http.server import StatusError, make_app, serve
+from services.common.http.tls import ServerTls
+from tests.support.kube.certs import Authority
 from tests.support.telemetry.spans import named, recording_telemetry
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -149,6 +151,20 @@ async def test_a_body_that_does_not_end_is_refused() -> None:
         writer.write(b"PUT /apis/a/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\nhalf")
         async with asyncio.timeout(5):
             assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+            # What follows would be parsed as the next request.
+            assert b"Connection: close\r\n" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+
+async def test_a_connection_without_a_tls_handshake_is_closed(tmp_path: Path) -> None:
+    pair, tls = Authority(tmp_path).server(), ServerTls()
+    tls.use(pair.cert.read_bytes(), pair.key.read_bytes())
+    async with serve(plain_app(), "127.0.0.1:0", ssl=tls.context, head=0.1) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
         writer.close()
 
 

@@ -216,3 +216,11 @@ async def test_the_expected_nics_are_kept_of_a_guest_with_many() -> None:
     await asyncio.sleep(1)
     assert polled.poller.nics == (*many[: MAX_NICS - 1], ETH1)
     await polled.poller.close()
+
+
+async def test_a_bounded_number_of_new_devices_is_remembered_of_a_guest_without_an_agent() -> None:
+    polled = PolledAgent(ScriptedAgent(silent=True))
+    for number in range(3 * MAX_NICS):
+        polled.poller.forget(f"02:00:00:00:01:{number:02x}")
+    assert len(polled.poller._new) <= MAX_NICS
+    await polled.poller.close()

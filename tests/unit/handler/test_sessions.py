@@ -205,3 +205,14 @@ def test_an_interface_that_is_not_served_any_more_has_not_declined() -> None:
     servers.declined.add("blue")
     servers.stop("blue")
     assert not servers.declined
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("change", [GuestChange.AGENT_CONNECTED, GuestChange.DEVICE_IN_USE])
+async def test_an_event_that_a_guest_repeats_causes_a_bounded_number_of_queries(change: GuestChange) -> None:
+    watched = WatchedSession()
+    for _ in range(600):
+        watched.guest.event_queue.put_nowait(GuestEvent(change))
+        await asyncio.sleep(0.1)
+    assert watched.agent.queries <= BURST + 1 + 60 / INTERVAL
+    await watched.session.close()

@@ -10,7 +10,7 @@ import structlog
 
 from schemas.kubernetes.operations import PodNic, RecordedRoute
 from services.common.netlink.netns import Netns
-from services.handler.addresses.offer import MAX_ENTRIES, MAX_ROUTES, Offer, build_offer
+from services.handler.addresses.offer import MAX_DOMAIN, MAX_ENTRIES, MAX_ROUTES, Offer, build_offer
 from services.handler.addresses.packets.frames import Datagram, build_frame
 from services.handler.addresses.responder import Responder
 from services.handler.addresses.served import ServedAddresses
@@ -46,7 +46,9 @@ def test_every_message_of_the_offer_can_be_built(changed: dict[str, Any]) -> Non
     found = offer(msgspec.structs.replace(RECORD, **changed))
     assert found is not None
     assert found.ipv4 is not None
+    assert found.ipv6 is None or len(found.ipv6.addresses) <= MAX_ENTRIES
     assert len(found.search) <= MAX_ENTRIES
+    assert all(len(domain) <= MAX_DOMAIN and domain.isprintable() for domain in (found.domain, *found.search))
     assert len(found.ipv4.nameservers) <= MAX_ENTRIES
     assert len(found.ipv4.routes) <= 2 * MAX_ROUTES + 1
     responder = Responder(found)
@@ -72,10 +74,13 @@ class _Sockets:
 
     identity = (1, 2)
 
-    def __init__(self) -> None:
+    def __init__(self, *links: str) -> None:
+        self._links = links
         self.opened: list[socket.socket] = []
 
     async def open_packet_socket(self, link: str, program: Sequence[object]) -> socket.socket:
+        if link not in self._links:
+            raise OSError(f"{link} is gone")
         self.opened.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         return self.opened[-1]
 
@@ -84,7 +89,7 @@ async def test_a_server_that_cannot_be_started_leaves_no_socket_open() -> None:
     """Whatever the reason: here, an MTU that no offer of a record has."""
     good = offer(msgspec.structs.replace(RECORD, routes=(RecordedRoute("::/0", "2001:db8::1"),)))
     assert good is not None
-    sockets = _Sockets()
+    sockets = _Sockets("tap", "bridge")
     servers = AddressServers(lambda: None, lambda: None, structlog.get_logger())
     for _ in range(3):
         with pytest.raises(Exception, match="format"):
@@ -95,3 +100,12 @@ async def test_a_server_that_cannot_be_started_leaves_no_socket_open() -> None:
     assert len(sockets.opened) == 6
     assert all(opened.fileno() < 0 for opened in sockets.opened)
     assert servers.serving(_Sockets.identity) == {}
+
+
+async def test_a_tap_that_is_gone_leaves_no_socket_open() -> None:
+    found = offer(msgspec.structs.replace(RECORD, routes=(RecordedRoute("::/0", "2001:db8::1"),)))
+    assert found is not None
+    sockets, servers = _Sockets("bridge"), AddressServers(lambda: None, lambda: None, structlog.get_logger())
+    with pytest.raises(OSError, match="tap is gone"):
+        await servers.serve(ServedAddresses("blue", "tap", "bridge", found), cast("Netns", sockets))
+    assert [opened.fileno() for opened in sockets.opened] == [-1]

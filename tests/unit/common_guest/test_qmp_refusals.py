@@ -15,7 +15,7 @@ from lab.guest.double_machine import CommandError, DoubleMachine, Reply, TapBack
 from services.common.domain.nic import parse_nics
 from services.common.guest.pending_events import MAX_PENDING_EVENTS
 from services.common.guest.port import GuestNotReachable, GuestRefused, NetDeviceSpec
-from services.common.guest.qmp import QmpGuest
+from services.common.guest.qmp import MAX_DEVICES, QmpGuest
 from services.handler.plan.actions import SetLinkState
 from services.handler.plan.link_state import plan_link_states
 from tests.support.observed.objects import nic, pod, vmi
@@ -149,11 +149,16 @@ async def test_a_domain_that_answers_nonsense_is_not_reachable(
     assert len(str(caught.value)) < 400
 
 
-async def test_a_domain_with_many_slow_devices_is_not_reachable(machine: tuple[ScriptedMachine, QmpGuest]) -> None:
+@pytest.mark.parametrize(
+    ("disks", "why"), [(500, r"not listed within 0\.2 s"), (MAX_DEVICES, "more than 1024 devices")]
+)
+async def test_a_domain_with_many_slow_devices_is_not_reachable(
+    machine: tuple[ScriptedMachine, QmpGuest], disks: int, why: str
+) -> None:
     """It answers each command in time, so only a deadline for all of them ends the list."""
     qemu, guest = machine
-    qemu.slow_disks, guest.list_deadline = 500, 0.2
-    with pytest.raises(GuestNotReachable, match=r"not listed within 0\.2 s"):
+    qemu.slow_disks, guest.list_deadline = disks, 0.2
+    with pytest.raises(GuestNotReachable, match=why):
         await guest.list()
 
 

@@ -6,6 +6,7 @@ Next: :mod:`schemas.kubernetes.operations`, hotnic's own annotations on these ob
 """
 
 from typing import Any, Generic, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -324,9 +325,10 @@ class Resource(msgspec.Struct, Generic[T], frozen=True):
         """Return the URL path of the collection, of an object, or of a subresource of an object."""
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
         if self.namespaced and namespace:
-            parts += ["namespaces", namespace]
+            parts += ["namespaces", quote(namespace, safe="")]
         parts.append(self.plural)
-        parts += [part for part in (name, subresource) if part]
+        # A name may come from outside, such as in an event, and must stay one part of the path.
+        parts += [quote(part, safe="") for part in (name, subresource) if part]
         return "/".join(parts)
 
 

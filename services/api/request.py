@@ -78,14 +78,15 @@ def _decode(body: bytes, kind: type[T]) -> T:
 
 def _check_nad_reference(reference: str) -> None:
     parts = reference.split("/")
-    if len(parts) > 2 or not all(_is_object_name(part) for part in parts):
+    if len(parts) > 2 or not all(is_object_name(part) for part in parts):
         raise BadBody(
             f"networkAttachmentDefinitionName {reference!r} is malformed: use `name` or `namespace/name`, "
             "each a Kubernetes object name"
         )
 
 
-def _is_object_name(text: str) -> bool:
+def is_object_name(text: str) -> bool:
+    """Return whether an object can have a name; any other text could change the meaning of a path that it is put in."""
     allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-.")
     return 0 < len(text) <= 253 and set(text) <= allowed and text[0] not in "-." and text[-1] not in "-."
 

@@ -13,7 +13,8 @@ from weakref import WeakValueDictionary
 from aiohttp import web
 
 from schemas.bus.hotplug_status import encode_json
-from schemas.inputs import Edge, InputDecoder, RejectedInput
+from schemas.inputs import Edge, InputDecoder, RejectedInput, printable
+from schemas.kubernetes.networks import MAX_QUOTE
 from schemas.kubernetes.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import apply_request
 from services.api.discovery import GROUPS, HOTNIC_GROUP, accepts_documents, discovery_document, discovery_paths
@@ -24,7 +25,7 @@ from services.api.observe import ClusterSettings, observe
 from services.api.permissions import own_reads, wait_permitted
 from services.api.plan import ChangeObject, JoinOperation, RequestTarget
 from services.api.plan.checks import find_mode_obstacle
-from services.api.request import BadBody, decode_add, decode_remove, parse_dry_run
+from services.api.request import BadBody, decode_add, decode_remove, is_object_name, parse_dry_run
 from services.common.http.server import StatusError, make_app
 from services.common.http.tls import peer_common_name
 from services.common.kube.errors import KubeError
@@ -129,7 +130,7 @@ class Api:
 
     async def _serve_status(self, request: web.Request) -> web.StreamResponse:
         caller = self._identify(request)
-        namespace, name = request.match_info["namespace"], request.match_info["name"]
+        namespace, name = _named_object(request, RequestTarget.VMI)
         duration, stored = parse_duration(request.query), parse_flag(request.query, "stored")
 
         async def answer() -> web.StreamResponse:
@@ -148,7 +149,7 @@ class Api:
 
     async def _serve_change(self, target: RequestTarget, verb: str, request: web.Request) -> web.Response:
         caller = self._identify(request)
-        namespace, name = request.match_info["namespace"], request.match_info["name"]
+        namespace, name = _named_object(request, target)
         decode, log_event = VERBS[verb]
         cluster = self._cluster()
         # As virt-api: the feature gate is checked before the body.
@@ -189,6 +190,17 @@ class Api:
         )
         response.headers[OPERATION_HEADER] = answer.operation.id
         return response
+
+
+def _named_object(request: web.Request, target: RequestTarget) -> tuple[str, str]:
+    """Return the namespace and the name in the path of a request.
+
+    :raises StatusError: no object can have them. They become a path of the Kubernetes API with the api's own rights.
+    """
+    namespace, name = request.match_info["namespace"], request.match_info["name"]
+    if not (is_object_name(namespace) and is_object_name(name)):
+        raise StatusError(404, "NotFound", f'{target}.kubevirt.io "{printable(name, MAX_QUOTE)}" not found')
+    return namespace, name
 
 
 def _warning_header(sentence: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from yarl import URL
 
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
@@ -40,6 +41,22 @@ async def test_every_verb_is_served_in_every_group_and_version(
     async with api.session.get(f"/apis/{version}") as answer:
         served = {(found["name"], found["kind"]) for found in (await answer.json())["resources"]}
     assert (f"{resource}/{verb}", f"{verb[0].upper()}{verb[1:-9]}InterfaceOptions") in served
+
+
+@pytest.mark.parametrize(
+    "name", ["a%00b", "a%0Ab", "vm1%3FdryRun=All", "vm1%2Fstatus", "%2e%2e%2fnodes", "VM1", "a" * 254]
+)
+async def test_a_name_that_no_object_can_have_is_not_found(api: ServedApi, name: str) -> None:
+    """The api would put it into a path of the Kubernetes API, with its own rights."""
+    api.put(VMIS, objects.vmi())
+    asked: list[str] = []
+    api.kube.before = lambda _method, _plural, name: asked.append(name)
+    base = f"/apis/{HOTNIC}/namespaces/default/{VMIS}"
+    other = f"/apis/{HOTNIC}/namespaces/{name}/{VMS}/vm1/addinterface"
+    for method, path in (("PUT", f"{base}/{name}/addinterface"), ("GET", f"{base}/{name}/interfaces"), ("PUT", other)):
+        async with api.session.request(method, URL(path, encoded=True), json=PLUG) as answer:
+            assert (answer.status, (await answer.json())["reason"]) == (404, "NotFound")
+    assert not asked
 
 
 async def test_virtctl_1_0_is_served_as_by_virt_api(api: ServedApi) -> None:

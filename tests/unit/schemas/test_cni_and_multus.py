@@ -140,6 +140,7 @@ def test_resource_paths() -> None:
     assert kube.PODS.path() == "/api/v1/pods"
     assert kube.PODS.path("ns", "p", "status") == "/api/v1/namespaces/ns/pods/p/status"
     assert kube.VMIS.path("ns") == "/apis/kubevirt.io/v1/namespaces/ns/virtualmachineinstances"
+    assert kube.PODS.path("..", "a/b?c\0", "status") == "/api/v1/namespaces/../pods/a%2Fb%3Fc%00/status"
     assert kube.NADS.api_version == "k8s.cni.cncf.io/v1"
     assert kube.PODS.api_version == "v1"
 

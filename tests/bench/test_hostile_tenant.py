@@ -3,12 +3,13 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench.measure import CpuIdle, percentile
+from tests.bench.measure import CpuIdle, cpu_time, percentile, pids
 from tests.support.hostile.beside import hostile_tenant
 from tests.support.hostile.remains import nothing_left, take
 from tests.support.lab.running import SAMPLE_VM, running_lab
@@ -33,14 +34,16 @@ async def test_hostile_tenant(record: Callable[[str, dict[str, Any]], None]) -> 
         async with timed_plugs(lab.layout.kubeconfig, SAMPLE_VM) as plugs:
             await alone(plugs, WARM_UP)
             before = await take(lab)
-            turns = {"quiet": await turn(alone(plugs, ALONE))}
+            # The runtime's plugins and shims are short-lived; their time is that of the process that has reaped them.
+            running = pids(str(lab.layout.dir))
+            turns = {"quiet": await turn(alone(plugs, ALONE), running)}
             async with hostile_tenant(lab, SECONDS, seed=seed) as tenant:
                 attack = asyncio.create_task(tenant.attack())
-                turns["hostile"] = await turn(beside(plugs, attack))
+                turns["hostile"] = await turn(beside(plugs, attack), running)
                 attacked = await attack
                 await tenant.leave()
             after = await nothing_left(lab, before)
-            turns["quiet again"] = await turn(alone(plugs, ALONE))
+            turns["quiet again"] = await turn(alone(plugs, ALONE), running)
     result: dict[str, Any] = {"seed": seed, "turns": turns}
     for kind in ("plug", "unplug"):
         quiet = min(turns[name][kind]["p50_ms"] for name in ("quiet", "quiet again"))
@@ -77,10 +80,15 @@ async def both(plugs: TimedPlugs, times: Times) -> None:
     await asyncio.sleep(PAUSE)
 
 
-async def turn(measured: Any) -> dict[str, Any]:
-    """Return the figures of one turn."""
-    idle = CpuIdle()
+async def turn(measured: Awaitable[Times], running: dict[str, int]) -> dict[str, Any]:
+    """Return the figures of one turn: times, and CPU time by process.
+
+    :param running: ids of processes.
+    """
+    idle, before, began = CpuIdle(), {name: cpu_time(pid) for name, pid in running.items()}, time.monotonic()
     times = await measured
+    seconds = time.monotonic() - began
+    used = {name: round((cpu_time(pid) - before[name]) / seconds / 10, 1) for name, pid in running.items()}
     result: dict[str, Any] = {
         kind: {
             "count": len(values),
@@ -90,7 +98,7 @@ async def turn(measured: Any) -> dict[str, Any]:
         }
         for kind, values in times.items()
     }
-    return result | {"cpu_idle": round(idle.share(), 2)}
+    return result | {"cpu_idle": round(idle.share(), 2), "core_percent": used, "seconds": round(seconds, 1)}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -103,6 +111,10 @@ def show(result: dict[str, Any]) -> None:
                 f"  {name:<12} {kind:<7} p50 {one['p50_ms']:7.1f} ms  p95 {one['p95_ms']:7.1f} ms  "
                 f"max {one['max_ms']:8.1f} ms  ({one['count']}, CPU idle {figures['cpu_idle']:.0%})"
             )
+        used = ", ".join(
+            f"{name.rpartition('.')[2]} {share}" for name, share in figures["core_percent"].items() if share
+        )
+        print(f"  {name:<12} percent of a core: {used}")
     print(f"ratio of the p50: plug {result['plug_p50_ratio']}, unplug {result['unplug_p50_ratio']}")
     print(f"sent {result['sent']}\nanswers {result['answers']}")
     for name, role in result["roles"].items():

@@ -20,11 +20,18 @@ BRIDGE = "hotnic-br1"
 SILENT_SOCKET = "/run/hotnic/silent.sock"
 """A socket on which nobody answers, as seen by plugins: the DHCP client waits for it."""
 INTERFACES = 500
+LARGE = 100_000
 _NEST = '"@nest@"'
 _BINDINGS = ("bridge", "masquerade", "sriov", "binding", "passt", "exploding")
 
 SMALL, HALF, SLOW = "small", "half", "slow"
 """NADs that are proper, and whose addresses are exhausted; whose second plugin fails; whose plugin never ends."""
+
+
+def document(rng: random.Random) -> bytes:
+    """Return a hostile document; a large one is rare, because it costs the lab's API server most."""
+    found = rng.choice(list(DOCUMENTS.values()))
+    return found if len(found) < LARGE or rng.random() < 0.1 else b"{}"
 
 
 def text_of(document: Any, rng: random.Random) -> bytes:
@@ -83,7 +90,7 @@ def nad(name: str, config: str, namespace: str) -> dict[str, Any]:
 def mutated_config(rng: random.Random) -> str:
     """Return a configuration that is none."""
     if rng.random() < 0.5:
-        return rng.choice(list(DOCUMENTS.values())).decode(errors="replace")
+        return document(rng).decode(errors="replace")
     config = rng.choice(list(nads().values()))
     at = rng.randrange(len(config))
     return config[:at] + rng.choice(("\x1b[2J", "9" * 400, "{", "", "null", "\x7f")) + config[at + rng.randrange(9) :]
@@ -164,7 +171,7 @@ def vmi_change(rng: random.Random, node: str) -> bytes:
 
 def annotations(rng: random.Random) -> dict[str, str]:
     """Return annotations that hotnic reads, of which most are none of its own."""
-    value = rng.choice(list(DOCUMENTS.values()))[:100_000].decode(errors="replace")
+    value = document(rng)[:100_000].decode(errors="replace")
     record = {"podUID": "u", "sandboxID": "../..", "interface": "blue", "mac": rng.choice(MACS), "mtu": -1}
     operation = {"id": "i" * rng.choice((1, 900)), "kind": "unplug", "interface": rng.choice(NAMES), "traceparent": 7}
     keys = ("hotnic.io/operation.a", "hotnic.io/pod-nic.a", "hotnic.io/nic-slots", "hotnic.io/unplug.a")
@@ -191,7 +198,7 @@ def networks_annotation(rng: random.Random, namespace: str) -> str:
 
     match rng.randrange(6):
         case 0:
-            return rng.choice(list(DOCUMENTS.values()))[:200_000].decode(errors="replace")
+            return document(rng)[:200_000].decode(errors="replace")
         case 1:
             return ",".join(f"{namespace}/{name}@h{n}" for n, name in enumerate((SMALL, HALF, "path", "nul", "scope")))
         case 2:
@@ -221,6 +228,12 @@ def request_body(rng: random.Random) -> tuple[bytes, str]:
         b"%c: &%c [*%c,*%c,*%c,*%c,*%c,*%c,*%c,*%c]\n" % (c + 1, c + 1, *([c] * 8)) for c in range(ord("a"), ord("y"))
     )
     proper = json.dumps({"name": rng.choice(NAMES), "networkAttachmentDefinitionName": rng.choice(list(nads()))})
-    bodies = (*DOCUMENTS.values(), bomb, b"#" * 70_000, b"!!python/object/apply:os.system [id]", proper.encode())
+    bodies = (
+        *(document(rng) for _ in range(9)),
+        bomb,
+        b"#" * 70_000,
+        b"!!python/object/apply:os.system [id]",
+        proper.encode(),
+    )
     kinds = ("application/json", "application/yaml", "text/html", "application/x-protobuf", "a/b; charset=utf-7")
     return rng.choice(bodies), rng.choice(kinds)

@@ -35,7 +35,6 @@ from services.common.bus.envelope import encode_message
 from services.common.kube.client import MERGE_PATCH, Kube
 from services.common.kube.errors import KubeError, NotFound
 from tests.support.hostile import objects
-from tests.support.hostile.values import DOCUMENTS
 
 NAMESPACE = "hostile"
 MAX_OBJECTS = 40
@@ -224,7 +223,9 @@ class HostileTenant:
         await self._annotate(number, objects.annotations(self._rng), {CREATED_BY_LABEL: vmi.metadata.uid})
 
     async def _forge_event(self) -> None:
-        namespace, name = self._options.victim if self._rng.random() < 0.5 else (NAMESPACE, self._name("nobody"))
+        namespace, name = NAMESPACE, self._rng.choice((self._name("nobody"), "a\0b", "../..", "x?y=z", "ä" * 80))
+        if self._rng.random() < 0.5:
+            namespace, name = self._options.victim
         reference = ObjectRef(namespace, name, "u")
         operation = Operation(f"forged{self._number}", OperationKind.PLUG, "blue")
         changed = ChangedObject("VirtualMachineInstance", "u", f"{self._rng.random()}")
@@ -235,13 +236,13 @@ class HostileTenant:
             pod = ObjectRef(namespace, "pod1", "u")
             event = MultusAttached(operation, reference, pod, "s", self._options.node, changed, pod_interface="a\x1b")
         message = encode_message(event, role=role, node=self._options.node, start_id=str(self._rng.random()))
-        payload = self._rng.choice((message.payload, message.payload, *list(DOCUMENTS.values())))[:900_000]
+        payload = self._rng.choice((message.payload, message.payload, objects.document(self._rng)))[:900_000]
         subject = self._rng.choice((message.subject, message.subject, f"{SUBJECT_ROOT}.x", f"{SUBJECT_ROOT}.a.b.c.d.e"))
         await self._bus.publish(subject, payload, headers=message.headers)
 
     async def _forge_value(self) -> None:
         key = self._rng.choice((f"{NAMESPACE}.nobody{self._rng.randrange(9)}.abc", "x", "=ZZ.a.b", "default.vm1.a"))
-        await self._bus.publish(f"$KV.{BUCKET}.{key}", self._rng.choice(list(DOCUMENTS.values()))[:100_000])
+        await self._bus.publish(f"$KV.{BUCKET}.{key}", objects.document(self._rng)[:100_000])
 
     async def _send_request(self) -> None:
         body, kind = objects.request_body(self._rng)

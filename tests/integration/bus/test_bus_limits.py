@@ -15,11 +15,12 @@ from services.cli.doctor.checks.bus import check_bus
 from services.cli.doctor.collect.bus import read_bus
 from services.cli.doctor.snapshot import NotVisible
 from services.common.bus.nats.connection import BusConnection, Endpoint
-from services.common.bus.nats.jetstream import connect
+from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.keyvalue import JetStreamKeyValue
 from services.common.bus.nats.streams import StreamNotCreated, ensure_streams
 from services.common.bus.protocol import BusUnavailable
 from services.common.bus.settings import MIB, BusSettings
+from services.common.telemetry.logs import Log
 from tests.support.bus.conformance import Inbox, annotated, consuming
 from tests.support.bus.jetstream import QUICK, Buses, jetstream
 from tests.support.bus.nats import NatsServer, nats_server
@@ -38,14 +39,42 @@ async def connected(server: NatsServer) -> AsyncIterator[BusConnection]:
         await connection.close()
 
 
+class LogEntries:
+    """The log of a bus, entry by entry, each with its level."""
+
+    def __init__(self) -> None:
+        self._entries = asyncio.Queue[Mapping[str, Any]]()
+        self.log: Log = structlog.wrap_logger(None, processors=[self._keep])
+
+    def _keep(self, _logger: object, level: str, entry: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        self._entries.put_nowait({**entry, "level": level})
+        raise structlog.DropEvent
+
+    async def next(self, event: str) -> Mapping[str, Any]:
+        """Return the next entry of an event."""
+        async with asyncio.timeout(60):
+            while (entry := await self._entries.get())["event"] != event:
+                pass
+        return entry
+
+
+async def start(server: NatsServer, entries: LogEntries, settings: BusSettings) -> JetStreamBus:
+    telemetry = recording_telemetry()[0]
+    log = entries.log
+    return await connect(
+        server.url, role="controller", node="_", telemetry=telemetry, log=log, settings=settings, environ={}
+    )
+
+
 def bucket(connection: BusConnection, settings: BusSettings) -> JetStreamKeyValue:
     return JetStreamKeyValue(BUCKET, lambda: connection, settings)
 
 
 async def test_a_store_without_room_says_what_is_reserved_and_what_to_do(tmp_path: Path) -> None:
     config = tmp_path / "nats.conf"
-    config.write_text(f"jetstream {{ max_file_store: {18 * MIB} }}\n")
+    config.write_text(f"jetstream {{ max_file_store: {22 * MIB} }}\n")
     async with nats_server(tmp_path / "nats", "-c", str(config)) as server, connected(server) as connection:
+        await connection.js.add_stream(name="OTHER", subjects=["other"], max_bytes=4 * MIB)
         with pytest.raises(StreamNotCreated, match=r"room to reserve stream HOTPLUG_DEAD: .* 21 MiB.*max_file_store"):
             await ensure_streams(connection.js, QUICK, LOG)
         assert (await connection.js.stream_info(QUICK.stream)).config.max_bytes == QUICK.max_bytes
@@ -56,6 +85,15 @@ async def test_a_store_without_room_says_what_is_reserved_and_what_to_do(tmp_pat
             "NATS stream HOTPLUG_DEAD": "BusStreamMissing",
             "NATS stream KV_hotplug-status": "BusStreamMissing",
         }
+        entries = LogEntries()
+        bus = await start(server, entries, QUICK)
+        failed, again = [await entries.next("JetStream not ready") for _ in range(2)]
+        await connection.js.delete_stream("OTHER")
+        async with asyncio.timeout(60):
+            await bus.wait_connected()
+        await bus.close()
+    assert "no room to reserve stream HOTPLUG_DEAD" in failed["error"]
+    assert (failed["level"], again["level"]) == ("warning", "debug")
 
 
 async def test_a_full_stream_drops_its_oldest_events_and_accepts_new_ones(server: NatsServer) -> None:
@@ -97,21 +135,13 @@ async def test_a_full_bucket_refuses_new_keys_until_one_is_deleted(server: NatsS
 
 
 async def test_a_consumer_beyond_the_limit_is_refused_and_the_others_receive(server: NatsServer) -> None:
-    entries = asyncio.Queue[Mapping[str, Any]]()
-
-    def keep(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        entries.put_nowait(dict(entry))
-        raise structlog.DropEvent
-
-    log = structlog.wrap_logger(None, processors=[keep])
+    entries = LogEntries()
     one = msgspec.structs.replace(QUICK, max_consumers=1)
-    telemetry = recording_telemetry()[0]
-    bus = await connect(server.url, role="controller", node="_", telemetry=telemetry, log=log, settings=one, environ={})
+    bus = await start(server, entries, one)
     inbox = Inbox()
     async with jetstream(server) as harness, consuming(harness, bus, inbox), asyncio.timeout(60):
         refused = asyncio.create_task(bus.consume(consumer="second", filters=["hotplug.>"], handler=Inbox()))
-        while (entry := await entries.get())["event"] != "consumer interrupted":
-            pass
+        entry = await entries.next("consumer interrupted")
         refused.cancel()
         await asyncio.gather(refused, return_exceptions=True)
         await bus.publish(annotated())

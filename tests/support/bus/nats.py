@@ -34,6 +34,12 @@ class NatsServer:
         self._drain: asyncio.Task[None] | None = None
         self.log: list[str] = []
 
+    @property
+    def pid(self) -> int:
+        """The process of the running server."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the server and wait until it is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ import pytest
 from lab.cli import commands
 from lab.guest.console import AddressEvent, GuestEvent
 from lab.layout import GuestKind
+from lab.namespaces import control
 from lab.node.launcher import GUEST_ANNOTATION
 from lab.node.uplinks import uplink
 from lab.supervisor.bootstrap import load_samples
@@ -116,7 +117,7 @@ def pod_nic(lab: Lab, name: str) -> PodNic:
 
 def status(lab: Lab) -> dict[str, dict[str, Any]]:
     """Return the state of each process."""
-    answer = json.loads(lab.hotnic("lab", "status", "-o", "json").stdout)
+    (answer,) = control.request(lab.layout.control_socket, {"verb": "status"})
     return {one["name"]: one for one in answer["components"]}
 
 

@@ -118,7 +118,11 @@ def test_a_guest_lists_a_bounded_number_of_nics() -> None:
 
 
 @pytest.mark.parametrize(
-    "response", ["[" * 5000, '{"return":' + "[" * 5000, "\xff\xff", "1" * 5000, '{"error":"' + "\x1b" * 5000]
+    "response",
+    [
+        *("[" * 5000, '{"return":' + "[" * 5000, "\xff\xff", "1" * 5000, '{"error":"' + "\x1b" * 5000),
+        '{"error":"' + "\\u009b" * 5000 + '"}',
+    ],
 )
 async def test_hostile_responses_make_the_agent_unavailable(
     fake: tuple[FakeAgent, QemuGuestAgent], response: str

@@ -30,11 +30,12 @@ async def test_no_client_connects_to_a_neighbours_socket(node: Path, how: str) -
         neighbour.bind(str(node / "neighbour" / "a.sock"))
         neighbour.listen()
         neighbour.setblocking(False)
-        if how == "socket":
-            (node / "mine").mkdir()
-            (node / "mine" / "a.sock").symlink_to("../neighbour/a.sock")
-        elif how == "folder":
+        if how == "folder":
             (node / "mine").symlink_to("neighbour")
+        else:
+            (node / "mine").mkdir()
+        if how == "socket":
+            (node / "mine" / "a.sock").symlink_to("../neighbour/a.sock")
         path = str(node / ("mine/../neighbour" if how == "above" else "mine") / "a.sock")
         guest = QmpGuest(path, recording_telemetry()[0].tracer, trusted=str(node), deadline=0.2)
         with pytest.raises(GuestNotReachable):

@@ -1,5 +1,6 @@
 """A pod NIC record that a user has written: an offer is made of what messages can carry, and nothing is left open."""
 
+import asyncio
 import socket
 from collections.abc import Sequence
 from typing import Any, cast
@@ -77,11 +78,13 @@ class _Sockets:
     def __init__(self, *links: str) -> None:
         self._links = links
         self.opened: list[socket.socket] = []
+        self.descriptors: set[int] = set()
 
     async def open_packet_socket(self, link: str, program: Sequence[object]) -> socket.socket:
         if link not in self._links:
             raise OSError(f"{link} is gone")
         self.opened.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        self.descriptors.add(self.opened[-1].fileno())
         return self.opened[-1]
 
 
@@ -99,6 +102,8 @@ async def test_a_server_that_cannot_be_started_leaves_no_socket_open() -> None:
             )
     assert len(sockets.opened) == 6
     assert all(opened.fileno() < 0 for opened in sockets.opened)
+    # Nor does the loop wait for one.
+    assert not any(asyncio.get_running_loop().remove_reader(descriptor) for descriptor in sockets.descriptors)
     assert servers.serving(_Sockets.identity) == {}
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable
 from typing import Final, NamedTuple, Protocol
 
+from services.common.runtime.fair_queue import FairSlots
 from services.common.telemetry.logs import Log
 from services.multus import plan
 from services.multus.apply import Applier
@@ -22,6 +23,8 @@ from services.multus.sandboxes.deletion import delete_sandbox
 
 SWEEP_INTERVAL: Final = 60.0
 """Seconds between sweeps."""
+AT_ONCE: Final = 8
+"""Sandboxes that are checked at the same time. One whose plugins take their whole deadline delays no other."""
 LOST_AFTER: Final = 120.0
 """Seconds after the last change of a record until a sandbox missing from the runtime's list counts as lost. The runtime
 calls ADD before it lists a new sandbox."""
@@ -89,20 +92,27 @@ class Sweep:
 
     async def run_once(self) -> int:
         """Check every record once and return how many sandboxes were deleted as a whole."""
-        deleted = 0
         ids = self._records.ids()
         # Listed before the records are read: a record that is written meanwhile is newer than the list.
         listing = await self._list_runtime() if ids else None
-        for sandbox_id in ids:
-            try:
-                async with self._records.lock(sandbox_id):
-                    self._records.settle(sandbox_id)
-                    deleted += await self._sweep_sandbox(sandbox_id, listing)
-            except CniError as error:
-                self._log.warning("sandbox cleanup failed", sandbox=sandbox_id, error=error.msg)
-            except Exception as error:
-                self._log.error("unexpected cleanup error", sandbox=sandbox_id, exc_info=error)
-        return deleted
+        slots = FairSlots(AT_ONCE)
+        return sum(await asyncio.gather(*(self._check(sandbox_id, listing, slots) for sandbox_id in ids)))
+
+    async def _check(self, sandbox_id: str, listing: RuntimeListing | None, slots: FairSlots) -> int:
+        """Check one record; return 1 if its sandbox was deleted as a whole, otherwise 0."""
+        try:
+            sandbox = self._records.read(sandbox_id)
+            async with (
+                slots.hold(sandbox.pod_id.namespace if sandbox is not None else None),
+                self._records.lock(sandbox_id),
+            ):
+                self._records.settle(sandbox_id)
+                return await self._sweep_sandbox(sandbox_id, listing)
+        except CniError as error:
+            self._log.warning("sandbox cleanup failed", sandbox=sandbox_id, error=error.msg)
+        except Exception as error:
+            self._log.error("unexpected cleanup error", sandbox=sandbox_id, exc_info=error)
+        return 0
 
     async def _list_runtime(self) -> RuntimeListing | None:
         at = time.time()

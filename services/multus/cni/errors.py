@@ -5,10 +5,14 @@ fail a CNI call. Next: :mod:`services.multus.cni.call`.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from schemas import cni
+
+MAX_TEXT: Final = 4096
+"""Characters of what a plugin says."""
 
 
 class CniError(Exception):
@@ -49,6 +53,13 @@ class NotStartedError(CniError):
 
 
 def decode_error(raw: bytes) -> CniError | None:
-    """Decode a plugin's error document; return ``None`` when the bytes are not one."""
+    """Decode a plugin's error document, with its texts cut; return ``None`` when the bytes are not one."""
     error = cni.decode_error(raw)
-    return CniError(error.code, error.msg, error.details) if error is not None else None
+    if error is None:
+        return None
+    return CniError(error.code, cut(error.msg), cut(error.details) if error.details is not None else None)
+
+
+def cut(text: str) -> str:
+    """Return what a plugin says, no longer than a log and an Event can show it: it may quote a whole configuration."""
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"

@@ -25,7 +25,7 @@ from services.common.domain.plugin_types import SHIMS
 from services.common.node.paths import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
-from services.multus.cni.errors import CniError, NotStartedError, decode_error
+from services.multus.cni.errors import CniError, NotStartedError, cut, decode_error
 
 BUSY_PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between attempts to start a plugin whose file is being written. Upstream makes six attempts and then reports
@@ -186,7 +186,7 @@ class Executor:
         )
         if text:
             self._log.info(
-                "plugin output on standard error", plugin=plugin, command=invocation.command.value, stderr=text
+                "plugin output on standard error", plugin=plugin, command=invocation.command.value, stderr=cut(text)
             )
         if code:
             raise _plugin_error(plugin, invocation, code, out, text)

@@ -121,6 +121,16 @@ async def test_failures_are_classified(tmp_path: Path, text: str, code: int, mes
     assert 'plugin type="plugin"' in caught.value.msg
 
 
+async def test_what_a_plugin_says_is_cut(tmp_path: Path) -> None:
+    """It may quote its configuration, which a tenant has written, in every log line and Event of every attempt."""
+    said = '{"code":7,"msg":"%100000s","details":"%100000s"}'
+    script(tmp_path / "plugin", f"printf '%100000s' x >&2; printf '{said}' x y; exit 1")
+    with structlog.testing.capture_logs() as logs, pytest.raises(CniError) as caught:
+        await executor(tmp_path).run("plugin", CALL, b"")
+    assert len(caught.value.msg) + len(caught.value.details or "") < 10_000
+    assert max(len(str(entry)) for entry in logs) < 10_000
+
+
 async def test_a_loop_of_links_below_the_nodes_root_is_no_plugin(tmp_path: Path) -> None:
     (tmp_path / "opt").mkdir()
     (tmp_path / "opt" / "loop").symlink_to("/opt/loop")

@@ -133,7 +133,7 @@ async def test_at_rest_nothing_is_written(tmp_path: Path) -> None:
         async with await Kube.connect(kubeconfig=str(account), telemetry=telemetry, user_agent="test") as kube:
             await create_running_vms(kube, 20)
         spans.clear()
-        rest = await measure_rest(kubeconfig, 20, 3.0, telemetry, Periods(resync=0.5, reload=0.5, watch=1.0))
+        rest = await measure_rest(kubeconfig, 20, 3.0, telemetry, Periods(resync=0.5, rest=1.0, reload=0.5, watch=1.0))
     assert (rest.writes, rest.messages) == (0, 0)
     # Nor anything that the API server refused.
     requests = {span.name.split()[1] for span in spans.get_finished_spans() if span.name.startswith("kube ")}

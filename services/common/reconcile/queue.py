@@ -2,8 +2,8 @@
 
 Runs of one key never overlap; runs of different keys are parallel up to a limit. Several adds before a run lead to one
 run. An add carries no work: the role reads the actual state, so an add too many is harmless and one too few is not. The
-queue does not survive a restart; the resync makes up for that: of all keys at start, then of each once in a period,
-spread over it.
+queue does not survive a restart; the resync makes up for that: of all keys at start, and of each once in every later
+period, spread over it.
 Next: :mod:`services.common.reconcile.spread`, when a resync adds which keys; then a role's ``role.py``.
 """
 
@@ -86,7 +86,7 @@ class Reconciler(Generic[K]):
     :param parallel: maximum number of concurrent runs; those of one namespace get at most half of them.
     :param resync: seconds over which a resync of all keys is spread, plus or minus 10 %.
     :param keys: returns all keys for a resync.
-    :param rests: returns whether a resync leaves a key out.
+    :param rests: returns whether a resync leaves a key out; it must not raise.
     """
 
     def __init__(
@@ -161,12 +161,16 @@ class Reconciler(Generic[K]):
         try:
             self._start_runs()
             self._add_due(self._list_keys())
+            await asyncio.sleep(self._period())
             while True:
-                # Jitter, so that replicas and roles that started together do not resync together.
-                async for keys in spread(self._list_keys(), self._resync * self._rng.uniform(0.9, 1.1)):
+                async for keys in spread(self._list_keys(), self._period()):
                     self._add_due(keys)
         finally:
             await self._stop()
+
+    def _period(self) -> float:
+        # Jitter, so that replicas and roles that started together do not resync together.
+        return self._resync * self._rng.uniform(0.9, 1.1)
 
     def _list_keys(self) -> list[K]:
         try:

@@ -42,7 +42,7 @@ WEBHOOK_PORT: Final = 8444
 """Port of the played KubeVirt's webhooks in the lab's network namespace, on Kubernetes itself."""
 
 HEALTH_PORTS: Final = {name: 9090 + number for number, name in enumerate((*ROLES, "node"))}
-"""Ports in the lab's network namespace on which each role and the node serve /healthz, /readyz and /metrics."""
+"""Ports in a node's network namespace on which its roles and `lab.node` serve /healthz, /readyz and /metrics."""
 
 
 def node_name(node: int) -> str:

@@ -95,7 +95,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
 def _container_runtime(runtime: RoleRuntime[Settings], log: Log) -> "CriRuntime | None":
     if not runtime.settings.cri_socket:
         return None
-    # Imported here because gRPC takes memory that daemons without a CRI socket do not need.
+    # Imported here because protobuf takes memory that daemons without a CRI socket do not need.
     from services.multus.container_runtime.sandbox_list import CriRuntime
 
     client = CriRuntime(runtime.settings.cri_socket, runtime.telemetry, log)

@@ -1,21 +1,19 @@
 """Client of the container runtime: calls on its unix socket, each with a deadline and a span.
 
-The first call opens the channel, which reconnects when the runtime restarts. Nothing is cached here.
+Each call has a connection of its own (:mod:`services.common.cri.grpc_call`). Nothing is cached here.
 Next: :mod:`services.common.cri.sandbox` and :mod:`services.common.cri.container`, which parse the responses.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-import grpc
-import grpc.aio
+from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import SpanKind
 
 from schemas.cri import runtime_pb2 as pb
-from schemas.cri import runtime_pb2_grpc as stubs
 from services.common.cri.container import CONTAINER_LABEL, choose_container, parse_pid
 from services.common.cri.errors import ContainerMissing, CriError, CriUnavailable, SandboxMissing
+from services.common.cri.grpc_call import NOT_FOUND, UNIMPLEMENTED, GrpcError, call
 from services.common.cri.sandbox import (
     NAME_LABEL,
     NAMESPACE_LABEL,
@@ -30,19 +28,9 @@ from services.common.telemetry.propagation import HasTracer
 DEADLINE: Final = 5.0
 """Seconds one call may take."""
 
-_OPTIONS: Final = (
-    # The default authority is the escaped socket path, which Go's gRPC server refuses.
-    ("grpc.default_authority", "localhost"),
-    # The same limit as the kubelet's. A verbose response contains a whole runtime spec.
-    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
-    # gRPC's default backoff grows to two minutes, so pods would wait long after the runtime is back.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+_SERVICE: Final = "runtime.v1.RuntimeService"
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
+_Response = TypeVar("_Response", bound=Message)
 
 
 class CriClient:
@@ -55,8 +43,6 @@ class CriClient:
         self._socket_path = socket_path
         self._tracer = telemetry.tracer
         self._deadline = deadline
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: stubs.RuntimeServiceAsyncStub | None = None
 
     async def find_sandbox(
         self, pod_uid: str, *, static: tuple[str, str] | None = None, earlier: Sandbox | None = None
@@ -84,7 +70,7 @@ class CriClient:
         :raises CriUnavailable: the runtime sent no usable response.
         """
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=sandbox_id, verbose=True)
-        return parse_sandbox(await self._call(self._open().PodSandboxStatus, request, "PodSandboxStatus"))
+        return parse_sandbox(await self._call("PodSandboxStatus", request, pb.PodSandboxStatusResponse))
 
     async def find_container_pid(self, pod_uid: str, name: str) -> int:
         """Return the process id of a running container's first process, in the node's PID namespace.
@@ -95,11 +81,11 @@ class CriClient:
         """
         labels = {UID_LABEL: pod_uid, CONTAINER_LABEL: name}
         selector = pb.ContainerFilter(state=pb.ContainerStateValue(state=pb.CONTAINER_RUNNING), label_selector=labels)
-        stub = self._open()
-        found = await self._call(stub.ListContainers, pb.ListContainersRequest(filter=selector), "ListContainers")
+        wanted = pb.ListContainersRequest(filter=selector)
+        found = await self._call("ListContainers", wanted, pb.ListContainersResponse)
         container = choose_container(found.containers, f"container {name} for pod {pod_uid}")
         request = pb.ContainerStatusRequest(container_id=container, verbose=True)
-        return parse_pid(await self._call(stub.ContainerStatus, request, "ContainerStatus"))
+        return parse_pid(await self._call("ContainerStatus", request, pb.ContainerStatusResponse))
 
     async def list_sandboxes(self) -> list[ListedSandbox]:
         """Return every sandbox of the runtime, ready or not.
@@ -115,53 +101,44 @@ class CriClient:
 
         :raises CriUnavailable: the runtime sent no response.
         """
-        response = await self._send(self._open().Version, pb.VersionRequest(), "Version")
+        response = await self._send("Version", pb.VersionRequest(), pb.VersionResponse)
         return f"{response.runtime_name} {response.runtime_version}"
 
     async def close(self) -> None:
-        """Close the channel. A later call opens a new one."""
-        channel, self._channel, self._stub = self._channel, None, None
-        if channel is not None:
-            await channel.close()
+        """Do nothing: no connection outlives its call."""
 
     async def _list(self, labels: dict[str, str]) -> list[pb.PodSandbox]:
         request = pb.ListPodSandboxRequest(filter=pb.PodSandboxFilter(label_selector=labels))
-        return list((await self._call(self._open().ListPodSandbox, request, "ListPodSandbox")).items)
+        return list((await self._call("ListPodSandbox", request, pb.ListPodSandboxResponse)).items)
 
-    def _open(self) -> "stubs.RuntimeServiceAsyncStub":
-        if self._stub is None:
-            self._channel = grpc.aio.insecure_channel(f"unix://{self._socket_path}", options=_OPTIONS)
-            self._stub = stubs.RuntimeServiceStub(self._channel)
-        return self._stub
-
-    async def _call(self, method: Callable[..., Awaitable[_Response]], request: _Request, name: str) -> _Response:
-        attributes = {"rpc.system": "grpc", "rpc.service": "runtime.v1.RuntimeService", "rpc.method": name}
+    async def _call(self, name: str, request: Message, response: type[_Response]) -> _Response:
+        attributes = {"rpc.system": "grpc", "rpc.service": _SERVICE, "rpc.method": name}
         with self._tracer.start_as_current_span(f"cri {name}", kind=SpanKind.CLIENT, attributes=attributes):
-            return await self._send(method, request, name)
+            return await self._send(name, request, response)
 
-    async def _send(self, method: Callable[..., Awaitable[_Response]], request: _Request, name: str) -> _Response:
+    async def _send(self, name: str, request: Message, response: type[_Response]) -> _Response:
+        method = f"/{_SERVICE}/{name}"
         try:
-            # gRPC's own deadline does not run while the channel connects; this one does.
-            async with asyncio.timeout(self._deadline + 0.5):
-                return await method(request, timeout=self._deadline)
+            async with asyncio.timeout(self._deadline):
+                raw = await call(self._socket_path, method, request.SerializeToString(), deadline=self._deadline)
+            return response.FromString(raw)
         except TimeoutError as error:
             raise CriUnavailable(self._message(name, f"no response within {self._deadline:g} s")) from error
-        except grpc.aio.AioRpcError as error:
+        except DecodeError as error:
+            raise CriUnavailable(self._message(name, f"malformed response: {error}")) from error
+        except GrpcError as error:
             raise self._classify(name, error) from error
 
-    def _classify(self, name: str, error: grpc.aio.AioRpcError) -> CriError:
-        code, details = error.code(), error.details() or "no details"
-        if code == grpc.StatusCode.NOT_FOUND and name == "ContainerStatus":
-            return ContainerMissing(f"the container runtime no longer knows the container: {details}")
-        if code == grpc.StatusCode.NOT_FOUND:
-            return SandboxMissing(f"the container runtime no longer knows the sandbox: {details}")
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return CriUnavailable(self._message(name, f"no response within {self._deadline:g} s"))
-        if code == grpc.StatusCode.UNIMPLEMENTED:
+    def _classify(self, name: str, error: GrpcError) -> CriError:
+        if error.code == NOT_FOUND and name == "ContainerStatus":
+            return ContainerMissing(f"the container runtime no longer knows the container: {error.details}")
+        if error.code == NOT_FOUND:
+            return SandboxMissing(f"the container runtime no longer knows the sandbox: {error.details}")
+        if error.code == UNIMPLEMENTED:
             return CriUnavailable(
                 self._message(name, "it does not support CRI v1; use containerd 1.6 or CRI-O 1.23 or later")
             )
-        return CriUnavailable(self._message(name, f"{code.name}: {details}"))
+        return CriUnavailable(self._message(name, str(error)))
 
     def _message(self, name: str, reason: str) -> str:
         return f"container runtime at {self._socket_path}, {name}: {reason}"

@@ -6,18 +6,16 @@ Few pods need it, so each call opens a connection of its own. API: k8s.io/kubele
 import asyncio
 from typing import Final
 
-import grpc
-import grpc.aio
+from google.protobuf.message import DecodeError
 
 from schemas.podresources import podresources_pb2 as pb
-from schemas.podresources import podresources_pb2_grpc as stubs
 from services.common.cri.errors import CriUnavailable
+from services.common.cri.grpc_call import GrpcError, call
 
 DEADLINE: Final = 10.0
 """Seconds for the call."""
 
-_OPTIONS: Final = (("grpc.default_authority", "localhost"), ("grpc.max_receive_message_length", 16 * 1024 * 1024))
-"""For the same reasons as in :mod:`services.common.cri.client`."""
+_METHOD: Final = "/v1.PodResourcesLister/List"
 
 
 async def devices_of(
@@ -28,17 +26,16 @@ async def devices_of(
     :param deadline: seconds.
     :raises CriUnavailable: the kubelet sent no response.
     """
-    channel = grpc.aio.insecure_channel(f"unix://{socket_path}", options=_OPTIONS)
+    request = pb.ListPodResourcesRequest().SerializeToString()
     try:
-        # gRPC's own deadline does not run while the channel connects; this one does.
-        async with asyncio.timeout(deadline + 0.5):
-            response = await stubs.PodResourcesListerStub(channel).List(pb.ListPodResourcesRequest(), timeout=deadline)
+        async with asyncio.timeout(deadline):
+            response = pb.ListPodResourcesResponse.FromString(
+                await call(socket_path, _METHOD, request, deadline=deadline)
+            )
     except TimeoutError as error:
         raise CriUnavailable(f"kubelet at {socket_path}: no response within {deadline:g} s") from error
-    except grpc.aio.AioRpcError as error:
-        raise CriUnavailable(f"kubelet at {socket_path}: {error.code().name}: {error.details()}") from error
-    finally:
-        await channel.close()
+    except (GrpcError, DecodeError) as error:
+        raise CriUnavailable(f"kubelet at {socket_path}: {error}") from error
     found: dict[str, set[str]] = {}
     for pod in response.pod_resources:
         if (pod.namespace, pod.name) == (namespace, name):

@@ -1,6 +1,7 @@
 """The container runtime's list of sandboxes, read over CRI for the sweep.
 
-Imported only where ``HOTNIC_CRI_SOCKET`` is set, because it imports gRPC. Next: :mod:`services.multus.sandboxes.sweep`.
+Imported only where ``HOTNIC_CRI_SOCKET`` is set, because it imports protobuf.
+Next: :mod:`services.multus.sandboxes.sweep`.
 """
 
 from services.common.cri.client import CriClient

@@ -53,6 +53,9 @@ INHERITED_ENVIRONMENT: Final = (
 )
 """Variables that every process inherits from the caller of `lab up`; no other variable is passed on."""
 
+ALLOCATOR: Final = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+"""The C library's allocator as in the image; the Dockerfile has the reason."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabParameters:
@@ -132,7 +135,8 @@ def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, s
     inherited = {name: environ[name] for name in INHERITED_ENVIRONMENT if name in environ}
     path = f"{tools.bin_dir}{os.pathsep}{environ.get('PATH', os.defpath)}"
     # PYTHONSAFEPATH: modules in the working directory must not replace those of the packages.
-    return {**inherited, "PATH": path, "PYTHONPATH": str(packages), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    python = {"PYTHONPATH": str(packages), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    return {**inherited, **ALLOCATOR, **python, "PATH": path}
 
 
 def role_environment(parameters: LabParameters, component: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from lab.supervisor.components import ALLOCATOR
 from schemas.multus import build_delegate_request
 from services.common.http.client import UnixHttpClient
 from tests.bench.measure import import_floor, percentile, rss
@@ -31,7 +32,9 @@ CONFIG = json.dumps({"cniVersion": "1.0.0", "name": "x", "type": "noop"}).encode
 
 
 @asynccontextmanager
-async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, UnixHttpClient]]:
+async def daemon(
+    folder: Path, *, traces: bool = True
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, UnixHttpClient]]:
     """Run the daemon as a process; yield it and a client of it."""
     for name in ("bin", "conf"):
         (folder / name).mkdir()
@@ -41,12 +44,13 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process
             kube.put(PODS, "default", f"pod{number}", metadata={"uid": f"uid{number}"}, spec={}, status={})
         environ = {
             **os.environ,
+            **ALLOCATOR,
             "KUBECONFIG": write_kubeconfig(folder / "kubeconfig", kube.url),
             "HOTNIC_SOCKET_DIR": str(folder / "run"),
             "HOTNIC_CNI_CONF_DIR": str(folder / "conf"),
             "HOTNIC_CNI_BIN_DIR": str(folder / "bin"),
             "HOTNIC_CNI_STATE_DIR": str(folder / "state"),
-            "HOTNIC_TRACE_DIR": str(folder / "traces"),
+            **({"HOTNIC_TRACE_DIR": str(folder / "traces")} if traces else {}),
         }
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(

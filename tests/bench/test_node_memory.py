@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lab.supervisor.components import ALLOCATOR
 from tests.bench.measure import import_floor, memory
 from tests.support.bus.nats import NatsServer
 from tests.support.kube.node_kube import FakeKube, serving_kube, write_kubeconfig
@@ -39,6 +40,7 @@ async def node() -> AsyncIterator[dict[str, str]]:
         try:
             async with serving_kube(FakeKube()) as kube, serving_cri(str(folder / "cri.sock"), FakeCri([])):
                 yield {
+                    **ALLOCATOR,
                     "PATH": os.environ["PATH"],
                     "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
                     "KUBECONFIG": write_kubeconfig(folder / "kubeconfig", kube.url),

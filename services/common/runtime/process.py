@@ -200,7 +200,8 @@ async def start_role(runtime: RoleRuntime[S], start: Callable[[RoleRuntime[S]], 
         starting.cancel()
         await asyncio.wait({starting}, timeout=TASKS_TIMEOUT)
         return 0
-    error = starting.exception()
+    # A start that cancels itself has failed too.
+    error = asyncio.CancelledError("start cancelled") if starting.cancelled() else starting.exception()
     if error is None:
         runtime.readiness.set(STARTED, True)
         return 0

@@ -9,7 +9,7 @@ The answer never waits for the bus. Next: :mod:`services.api.hotplug_status`.
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import msgspec
 
@@ -21,7 +21,7 @@ from services.common.bus.protocol import Bus
 from services.common.domain.mac_address import explain_shared_mac, find_mac_uses, find_shared_macs, mac_index
 from services.common.http.server import StatusError
 from services.common.kube.client import Kube
-from services.common.kube.errors import Conflict, KubeError, NotFound, PatchTestFailed
+from services.common.kube.errors import BadApiResponse, Conflict, KubeError, NotFound, PatchTestFailed
 
 ATTEMPTS = 5
 """How many times a request is planned before it is answered with 409, and the user has to repeat it."""
@@ -125,20 +125,23 @@ async def _find_mac_warnings(
     """Return that other VMs have the MAC of the new interface on the same network, if that is found soon.
 
     A request names no MAC. Only where a webhook has set one, or the running VM has it, the VMs of the namespace are
-    read. The controller records the Event.
+    read, the first page of them. The controller, which has an index of all, records the Event.
     """
     own = [use for use in find_mac_uses(patched) if use.interface == observed.options.name]
     if not own:
         return ()
     try:
-        async with asyncio.timeout(MAC_DEADLINE):
-            vms = (await kube.list(VMS, observed.namespace)).items
+        async with asyncio.timeout(MAC_DEADLINE), aclosing(kube.list_pages(VMS, observed.namespace)) as pages:
+            # One page, so that a request costs no more in a large namespace.
+            page = await anext(pages)
     except (KubeError, TimeoutError):
         return ()
     index: defaultdict[str, list[VirtualMachine]] = defaultdict(list)
-    for vm in vms:
-        for value in mac_index(vm):
-            index[value].append(vm)
+    for item in page.items:
+        with suppress(BadApiResponse):
+            vm = kube.decode(VMS, item)
+            for value in mac_index(vm):
+                index[value].append(vm)
     return tuple(
         explain_shared_mac(one) for one in find_shared_macs([patched], lambda value: index[value]) if one.use in own
     )

@@ -95,10 +95,11 @@ class Applier:
             await record_warning(self._events, action, target.metadata)
 
 
-async def record_warning(events: EventRecorder, action: WarnUser, meta: ObjectMeta) -> None:
+async def record_warning(events: EventRecorder, action: WarnUser, meta: ObjectMeta) -> bool:
     """Record a Warning Event, once for each key; never raises.
 
     :param meta: metadata of the object that it is about.
+    :return: whether the Event exists now.
     """
     resource = RESOURCES[action.target]
     about = {
@@ -108,7 +109,7 @@ async def record_warning(events: EventRecorder, action: WarnUser, meta: ObjectMe
         "name": meta.name,
         "uid": meta.uid,
     }
-    await events.record(
+    return await events.record(
         about=about, type="Warning", reason=action.reason, message=action.message, key=(meta.uid, *action.key)
     )
 

@@ -118,6 +118,8 @@ class Controller:
         self._starter = Starter(context, self._readers, self._applier)
         self._entries = EntryWriter(context, self._readers.vmis)
         self._stages = ObservedStages(context)
+        # Of a deleted pod only the key is known.
+        self._vmi_names: dict[Key, str] = {}
         self._resting = RestingKeys(self.vms, self.vmis, self.pods, longest=periods.rest)
         self.queue: Reconciler[Key] = Reconciler(
             "controller",
@@ -181,7 +183,10 @@ class Controller:
         self._shared_macs.on_change(key)
 
     def _on_pod_change(self, key: Key, pod: Pod | None) -> None:
-        name = vmi_name_of(pod) if pod is not None else None
+        if pod is None:
+            name = self._vmi_names.pop(key, None)
+        elif (name := vmi_name_of(pod)) is not None:
+            self._vmi_names[key] = name
         if name is not None:
             self._on_change((key[0], name), None)
 

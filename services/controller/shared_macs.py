@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from services.common.domain.mac_address import SHARED_MAC, SharedMac, explain_shared_mac, find_shared_macs
-from services.common.reconcile import Attempt, Reconciler
+from services.common.reconcile import Attempt, Reconciler, Retry
 from services.common.runtime.context import RoleContext
 from services.controller.apply import record_warning
 from services.controller.plan.actions import PatchTarget, WarnUser
@@ -70,8 +70,12 @@ class SharedMacWarner:
             for found in self._objects(key)[:1]:
                 target = PatchTarget.VM if isinstance(found, VirtualMachine) else PatchTarget.VMI
                 warning = WarnUser(target, SHARED_MAC, explain_shared_mac(shared), (SHARED_MAC, *_identity(shared)))
-                await record_warning(self._events, warning, found.metadata)
-            self._warned.setdefault(key, set()).add(_identity(shared))
+                # Nothing else would queue the key again: it has no resync.
+                if not await record_warning(self._events, warning, found.metadata):
+                    raise Retry("EventNotRecorded", explain_shared_mac(shared))
+            # Unless the VM was deleted meanwhile: what is remembered of it has been forgotten.
+            if self._objects(key):
+                self._warned.setdefault(key, set()).add(_identity(shared))
             # They did not change, so nothing else queues them.
             for name in shared.others:
                 if _identity(shared) not in self._warned.get((key[0], name), ()):

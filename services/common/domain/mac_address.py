@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from schemas.kubernetes.limits import MAX_ENTRIES, MAX_INTERFACES
 from schemas.kubernetes.networks import canonical_mac
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from services.common.domain.nic import qualified_nad
@@ -87,14 +88,18 @@ def find_mac_uses(found: VirtualMachine | VirtualMachineInstance) -> Iterator[Ma
 
     The primary network is left out: a masquerade interface is alone on its network, and the same MAC is then no fault.
     A VMI's interface without a MAC in the spec has the one of its status. What is being deleted or unplugged is not
-    counted.
+    counted, and neither is an object with lists so long that it is refused everywhere: an index calls this for every
+    change of every VM.
     """
     spec, entries = (
         (found.spec.template.spec, None) if isinstance(found, VirtualMachine) else (found.spec, found.status.interfaces)
     )
+    interfaces = spec.domain.devices.interfaces or ()
+    if max(len(interfaces), len(spec.networks or ())) > MAX_INTERFACES or len(entries or ()) > MAX_ENTRIES:
+        return
     nads = dict(_find_nads(spec.networks or (), found.metadata.namespace))
     macs = {str(entry.get("name")): entry.get("mac") for entry in entries or ()}
-    for item in spec.domain.devices.interfaces or () if found.metadata.deletion_timestamp is None else ():
+    for item in interfaces if found.metadata.deletion_timestamp is None else ():
         name = str(item.get("name"))
         mac = find_mac(item.get("macAddress") or macs.get(name))
         if mac is not None and name in nads and item.get("state") != ABSENT:

@@ -24,7 +24,8 @@ class PendingEvents(Generic[T]):
         STORES.watch("guest-events", self, len, MAX_PENDING_EVENTS)
 
     def __len__(self) -> int:
-        return self._queue.qsize() - self._ended
+        # The end of the queue is no event; once the reader has taken it, the queue is empty.
+        return max(0, self._queue.qsize() - self._ended)
 
     def put(self, event: T) -> None:
         """Append an event; end the queue if it is full."""

@@ -131,7 +131,8 @@ class Kube:
         :raises Gone: the API server has forgotten that version: start again.
         """
         query = _selectors(labels, fields)
-        if not fields and "=" not in (labels or ""):
+        by_value = fields or any(sign in (labels or "") for sign in ("=", " in ("))
+        if not by_value:
             # A selector by value finds few objects. Without a limit, Kubernetes since 1.31 reads them from its watch
             # cache; with one, before 1.34, it reads the whole collection from etcd to find a page of them.
             query["limit"] = str(PAGE_SIZE)

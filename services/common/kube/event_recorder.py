@@ -53,7 +53,7 @@ class EventRecorder:
         message: str,
         key: tuple[str, ...],
         annotations: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> bool:
         """Create an Event unless it exists; never raise.
 
         :param about: ``kind``, ``api_version``, ``namespace``, ``name``, ``uid`` of the object.
@@ -62,11 +62,12 @@ class EventRecorder:
         :param key: identity of the Event, such as operation, stage and reason. The Event's name is made of it and the
             object's name.
         :param annotations: annotations of the Event.
+        :return: whether the Event exists now.
         """
         namespace = about.get("namespace") or "default"
         name = event_name(about["name"], key)
         if (namespace, name) in self._recorded:
-            return
+            return True
         body = self._body(about, namespace, name, type, reason, message)
         if annotations:
             body["metadata"]["annotations"] = dict(annotations)
@@ -78,8 +79,9 @@ class EventRecorder:
             pass
         except (KubeError, TimeoutError) as error:
             self._log.warning("event not recorded", name=name, reason=reason, error=str(error) or "no response in time")
-            return
+            return False
         self._recorded[(namespace, name)] = None
+        return True
 
     def _body(
         self, about: Mapping[str, str], namespace: str, name: str, type: str, reason: str, message: str

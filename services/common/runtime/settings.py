@@ -172,7 +172,9 @@ def _convert(variable: Variable, text: str) -> Any:
         return msgspec.convert(value, variable.full_type, strict=False)
     except msgspec.ValidationError as error:
         # The error may quote the value.
-        problem = "the value is invalid" if variable.secret else f"{error}, got {_redact(variable, text)!r}"
+        problem = (
+            "the value is invalid" if variable.secret else redact_text(f"{error}, got {_redact(variable, text)!r}")
+        )
         raise SettingsError(variable.name, problem) from None
 
 

@@ -6,6 +6,7 @@ error, so that the trace of a successful plug contains no failed span.
 Next: :mod:`services.common.telemetry.setup`, which creates the tracer.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode, Tracer
 from opentelemetry.util._decorator import _agnosticcontextmanager
+
+from services.common.telemetry.redact import redact_text
 
 CONFLICT = "hotnic.conflict"
 """Attribute of a span whose write failed because another writer was first."""
@@ -38,10 +41,16 @@ def use_span(span: Span, *, record_exception: bool = True, set_status_on_excepti
                 span.set_attribute(CONFLICT, True)
                 raise
             if record_exception:
-                span.record_exception(error)
+                _record_exception(span, error)
             if set_status_on_exception:
-                span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+                span.set_status(StatusCode.ERROR, redact_text(f"{type(error).__name__}: {error}"))
             raise
+
+
+def _record_exception(span: Span, error: Exception) -> None:
+    """Record an exception without the passwords that addresses in its text, or in that of its causes, may have."""
+    texts = {"message": str(error), "stacktrace": "".join(traceback.format_exception(error))}
+    span.record_exception(error, {f"exception.{name}": redact_text(text) for name, text in texts.items()})
 
 
 class RoleTracer(Tracer):

@@ -35,7 +35,7 @@ class PodEvents:
 
     def __init__(self, events: EventRecorder) -> None:
         self._events = events
-        self._writing: set[asyncio.Task[None]] = set()
+        self._writing: set[asyncio.Task[bool]] = set()
         STORES.watch("events-to-write", self, lambda events: len(events._writing), MAX_WRITING)
 
     def record_added(self, pod: Pod, sandbox_id: str, attachments: Sequence[Attachment]) -> None:

@@ -168,6 +168,27 @@ async def test_a_refused_connection_is_unavailable(
     assert caught.value.reason == "Unreachable"
 
 
+async def test_an_error_does_not_show_the_password_of_a_proxy(
+    tmp_path: Path, recorded: Any, make_kubeconfig: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    path = tmp_path / "config"
+    path.write_bytes(make_kubeconfig("https://198.51.100.1:6443"))
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{port}")
+        async with await Kube.connect(kubeconfig=str(path), telemetry=recorded[0], user_agent="t") as kube:
+            with pytest.raises(errors.Unavailable) as caught:
+                await kube.get(PODS, "ns", "a")
+    assert "407" in caught.value.message
+    assert "secret" not in caught.value.message
+
+
 async def test_a_timeout_is_unavailable(kube: Kube) -> None:
     with pytest.raises(errors.Unavailable) as caught:
         await kube.request("GET", "/api/v1/pods", timeout=0.1)

@@ -73,6 +73,12 @@ def test_a_bad_value_names_its_variable(name: str, text: str, message: str) -> N
     assert str(caught.value).startswith(f"{name}: ")
 
 
+def test_a_bad_value_is_shown_without_its_password() -> None:
+    with pytest.raises(SettingsError, match="nats://") as caught:
+        load(Settings, {"HOTNIC_LISTEN": "x", "HOTNIC_LOG_LEVEL": "nats://user:secret@bus:4222"})
+    assert "secret" not in str(caught.value)
+
+
 def test_a_missing_variable_is_named_with_its_description() -> None:
     with pytest.raises(SettingsError, match="HOTNIC_LISTEN: must be set \\(where to listen\\)"):
         load(Settings, {})

@@ -47,6 +47,16 @@ def test_only_a_conflict_is_no_error(error: Exception, conflict: bool, current: 
         assert finished.status.description == f"{type(error).__name__}: {error}"
 
 
+def test_no_password_of_an_address_is_recorded() -> None:
+    telemetry, exporter = recording_telemetry()
+    error = ValueError("cannot reach http://user:secret@proxy:3128/")
+    with pytest.raises(ValueError, match="cannot"), telemetry.tracer.start_as_current_span("work"):
+        raise error from OSError("407 of http://user:secret@proxy:3128")
+    (span,) = exporter.get_finished_spans()
+    assert "secret" not in f"{span.status.description} {[event.attributes for event in span.events]}"
+    assert "proxy:3128" in str(span.status.description)
+
+
 def test_caller_can_record_exceptions_itself() -> None:
     telemetry, exporter = recording_telemetry()
     options = {"record_exception": False, "set_status_on_exception": False}

@@ -51,6 +51,13 @@ def test_missing_stream_and_full_bucket_are_found(used: int | None, found: set[s
     assert codes(examine(snapshot)) == found
 
 
+def test_bucket_that_fills_while_the_doctor_looks_twice_is_found() -> None:
+    first, second = (
+        examine(Snapshot((), bus=(StreamUsage("KV_hotplug-status", 64 * MIB, used * MIB),))) for used in (62, 63)
+    )
+    assert codes(confirmed(first, second)) == {"BusBucketFull"}
+
+
 def test_bus_that_does_not_answer_is_not_checked() -> None:
     report = examine(Snapshot((), bus=NotVisible("no answer")))
     assert ("bus", "no answer") in {(one.subject, one.message) for one in report.not_checked}

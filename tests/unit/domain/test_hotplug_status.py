@@ -41,6 +41,8 @@ def test_stages_of_a_plug(
     (nic_status,) = derive_statuses(parse_nics(vmi, objects.pod(annotations)))
     assert (nic_status.stage, nic_status.waiting_for) == (stage, waiting_for)
     assert nic_status.complete == (waiting_for is None)
+    # An id without an annotation is derived from the generation, which does not last.
+    assert bool(nic_status.operation) == (waiting_for is not None)
     assert has_reached(nic_status, stage)
 
 

@@ -33,6 +33,8 @@ def other(*nics: Any, **metadata: Any) -> VirtualMachine:
         (other(objects.nic("red", macAddress="02:00:00:00:00:02")), ()),
         (other(objects.nic("red", macAddress=MAC, state="absent")), ()),
         (other(objects.nic("red", macAddress=MAC), deletionTimestamp="2027-01-01T00:00:00Z"), ()),
+        # So many that no role looks at the VM.
+        (other(*(objects.nic(f"red{i}", macAddress=MAC) for i in range(129))), ()),
         # The VM's own VMI, and a namespace of somebody else.
         (objects.vmi(objects.nic("blue", macAddress=MAC)), ()),
         (other(objects.nic("red", "default/net1", macAddress=MAC), namespace="theirs"), ()),

@@ -35,7 +35,8 @@ def check_bus(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
             yield Finding(
                 "BusBucketFull",
                 subject,
-                f"the bucket has {_mib(one.used)} of {_mib(one.limit)}; NATS refuses what exceeds that",
+                # Without its size, which changes while the doctor looks twice.
+                f"the bucket has nearly {_mib(one.limit)}; NATS refuses what exceeds that",
                 f"enlarge it: nats stream edit {one.name} --max-bytes SIZE",
             )
 

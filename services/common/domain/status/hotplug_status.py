@@ -78,8 +78,9 @@ def _nic_status(nics: VmiNics, nic: Nic, situation: Situation | None) -> Interfa
         network=nic.network.multus.network_name if nic.network.multus else "",
         kind=operation.kind,
         stage=stage,
-        # KubeVirt changes the generation at every write, so an id that is derived from it would not last.
-        operation=operation.id if situation is None or nic.has_operation else "",
+        # The generation changes at every write of the VMI, its status included: an id that is derived from it does not
+        # last. Where hotnic owns the VMs, it stands for a plug that goes on until the annotation is written.
+        operation=operation.id if nic.has_operation or (situation is None and waiting_for is not None) else "",
         waiting_for=waiting_for,
         requested_at=operation.requested_at,
         reason=_reason(nics, nic, waiting_for),

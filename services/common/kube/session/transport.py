@@ -22,6 +22,7 @@ from yarl import URL
 from services.common.kube.errors import Conflict, KubeError, PatchTestFailed, Unavailable, classify
 from services.common.kube.session.auth import ClusterAccess
 from services.common.telemetry.propagation import HasTracer, inject
+from services.common.telemetry.redact import redact_text
 from services.common.telemetry.tracer import CONFLICT
 
 DEADLINE = 10.0
@@ -225,7 +226,8 @@ def _warnings(headers: Iterable[str]) -> tuple[str, ...]:
 def _unavailable(error: BaseException, request: str) -> Unavailable:
     if isinstance(error, TimeoutError):
         return Unavailable(f"{request}: no response in time", reason="Timeout")
-    return Unavailable(f"{request}: {error or type(error).__name__}", reason="Unreachable")
+    # The text may have the address of a proxy, with its password; others show it to users.
+    return Unavailable(f"{request}: {redact_text(str(error)) or type(error).__name__}", reason="Unreachable")
 
 
 def _create_socket(address: tuple[Any, ...], *, peer_deadline: float) -> socket.socket:

@@ -21,6 +21,8 @@ SILENT_SOCKET = "/run/hotnic/silent.sock"
 """A socket on which nobody answers, as seen by plugins: the DHCP client waits for it."""
 INTERFACES = 500
 LARGE = 100_000
+TYPED = 0.75
+"""Share of the specs that the API server accepts."""
 _NEST = '"@nest@"'
 _BINDINGS = ("bridge", "masquerade", "sriov", "binding", "passt", "exploding")
 
@@ -36,7 +38,7 @@ def document(rng: random.Random) -> bytes:
 
 def text_of(document: Any, rng: random.Random) -> bytes:
     """Return a document as JSON; what :func:`nested` returned in it becomes a value of many levels."""
-    depth = rng.choice((65, 500, 5000))
+    depth = rng.choice((65, 100, 100, 5000))
     return json.dumps(document).replace(_NEST, "[" * depth + "]" * depth).encode()
 
 
@@ -96,23 +98,42 @@ def mutated_config(rng: random.Random) -> str:
     return config[:at] + rng.choice(("\x1b[2J", "9" * 400, "{", "", "null", "\x7f")) + config[at + rng.randrange(9) :]
 
 
-def interface(rng: random.Random, name: Any) -> dict[str, Any]:
-    """Return an interface of a VM with impossible values."""
-    made: dict[str, Any] = {"name": name, "macAddress": rng.choice(MACS)}
+def interface(rng: random.Random, name: Any, *, typed: bool) -> dict[str, Any]:
+    """Return an interface of a VM with impossible values.
+
+    :param typed: whether each has the type that the schema of KubeVirt wants, so that the API server accepts it.
+    """
+
+    def one_of(*values: Any, kind: type) -> Any:
+        return rng.choice([value for value in values if isinstance(value, kind) or not typed])
+
+    made: dict[str, Any] = {
+        "name": str(name) if typed else name,
+        "macAddress": one_of(*MACS, kind=str),
+        "state": one_of(*STATES, kind=str),
+        "acpiIndex": one_of(*NUMBERS, kind=int),
+        "pciAddress": one_of("0000:01:00.0", "", "zz", *STATES, kind=str),
+    }
     for binding in rng.sample(_BINDINGS, rng.choice((0, 1, 1, 2))):
-        made[binding] = rng.choice(({}, {}, {"name": "x"}, [], 7))
-    for key in rng.sample(("state", "model", "acpiIndex", "pciAddress", "bootOrder", "dhcpOptions", "tag", "ports"), 3):
-        made[key] = rng.choice((*NUMBERS, *STATES, nested()))
+        made[binding] = one_of({"name": "x"}, [], 7, kind=dict)
+    if not typed:
+        made[rng.choice(("model", "bootOrder", "dhcpOptions", "tag", "ports"))] = rng.choice((*NUMBERS, nested()))
     return made
 
 
 def _spec(rng: random.Random, names: list[Any], networks: list[str]) -> dict[str, Any]:
+    typed = rng.random() < TYPED
+    items = [interface(rng, name, typed=typed) for name in names]
+
     def network(name: Any) -> dict[str, Any]:
-        return {"name": name, "multus": {"networkName": rng.choice((*networks, "default/bridge-net", "no/where", ""))}}
+        return {
+            "name": str(name) if typed else name,
+            "multus": {"networkName": rng.choice((*networks, "default/bridge-net", "no/where", ""))},
+        }
 
     return {
         # The lab starts no guest for it.
-        "domain": {"memory": {"guest": "lots"}, "devices": {"interfaces": [interface(rng, name) for name in names]}},
+        "domain": {"memory": {"guest": "lots"}, "devices": {"interfaces": items}},
         "networks": [network(name) for name in names],
     }
 
@@ -120,16 +141,16 @@ def _spec(rng: random.Random, names: list[Any], networks: list[str]) -> dict[str
 def vm_spec(rng: random.Random) -> dict[str, Any]:
     """Return the spec of a VMI, or of a VM's template."""
     networks = list(nads())
-    match rng.randrange(5):
+    match rng.randrange(8):
         case 0:
-            made = _spec(rng, [f"nic{n}" for n in range(INTERFACES)], networks)
+            made = _spec(rng, [f"nic{n}" for n in range(rng.choice((20, 100, INTERFACES)))], networks)
             for one in made["domain"]["devices"]["interfaces"]:
                 one |= {"bridge": {}, "state": rng.choice(("up", "absent"))}
         case 1:
             made = _spec(rng, ["blue"] * 3, networks)
         case 2:
             made = _spec(rng, ["blue"], networks) | {"x": nested()}
-        case 3:
+        case 3 if rng.random() > TYPED:
             made = {"domain": {"devices": rng.choice((None, [], 7, {"interfaces": {}})), "memory": {"guest": "lots"}}}
         case _:
             made = _spec(rng, rng.sample(NAMES, 5), networks)
@@ -158,12 +179,13 @@ def vmi(rng: random.Random, name: str, namespace: str) -> bytes:
 
 def vmi_change(rng: random.Random, node: str) -> bytes:
     """Return a merge patch of a VMI that makes it look as if it ran on the node."""
-    entries = [{"name": rng.choice(NAMES), "mac": rng.choice(MACS), "infoSource": "domain"} for _ in range(3)]
+    names, macs = ([str(one) for one in values] for values in (NAMES, MACS))
+    entries = [{"name": rng.choice(names), "mac": rng.choice(macs), "infoSource": "domain"} for _ in range(3)]
     status = {
         "phase": "Running",
         "nodeName": node,
-        "interfaces": rng.choice((entries, [nested()], None, {}, entries * 200)),
-        "migrationState": rng.choice((None, {}, {"targetNode": node}, 7)),
+        "interfaces": rng.choice((entries, entries * 20, entries * 200, None, [nested()])),
+        "migrationState": rng.choice((None, None, {}, {"targetNode": node})),
     }
     meta = {"labels": {NODE_LABEL: node}, "annotations": annotations(rng)}
     return text_of({"metadata": meta, "spec": vm_spec(rng), "status": status}, rng)

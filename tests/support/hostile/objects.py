@@ -23,6 +23,8 @@ INTERFACES = 500
 LARGE = 100_000
 TYPED = 0.75
 """Share of the specs that the API server accepts."""
+VMI_DEPTHS = (50, 5000)
+"""Levels that the lab's node can read, or that the API server refuses: otherwise nobody would remove the finalizer."""
 _NEST = '"@nest@"'
 _BINDINGS = ("bridge", "masquerade", "sriov", "binding", "passt", "exploding")
 
@@ -36,9 +38,9 @@ def document(rng: random.Random) -> bytes:
     return found if len(found) < LARGE or rng.random() < 0.1 else b"{}"
 
 
-def text_of(document: Any, rng: random.Random) -> bytes:
-    """Return a document as JSON; what :func:`nested` returned in it becomes a value of many levels."""
-    depth = rng.choice((65, 100, 100, 5000))
+def text_of(document: Any, rng: random.Random, depths: tuple[int, ...] = (65, 100, 5000)) -> bytes:
+    """Return a document as JSON; what :func:`nested` returned in it becomes a value of so many levels."""
+    depth = rng.choice(depths)
     return json.dumps(document).replace(_NEST, "[" * depth + "]" * depth).encode()
 
 
@@ -174,7 +176,7 @@ def vmi(rng: random.Random, name: str, namespace: str) -> bytes:
     """Return a VMI without a VM."""
     meta = {"name": name, "namespace": namespace, "annotations": annotations(rng)}
     document = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": meta}
-    return text_of({**document, "spec": vm_spec(rng)}, rng)
+    return text_of({**document, "spec": vm_spec(rng)}, rng, VMI_DEPTHS)
 
 
 def vmi_change(rng: random.Random, node: str) -> bytes:
@@ -188,7 +190,7 @@ def vmi_change(rng: random.Random, node: str) -> bytes:
         "migrationState": rng.choice((None, None, {}, {"targetNode": node})),
     }
     meta = {"labels": {NODE_LABEL: node}, "annotations": annotations(rng)}
-    return text_of({"metadata": meta, "spec": vm_spec(rng), "status": status}, rng)
+    return text_of({"metadata": meta, "spec": vm_spec(rng), "status": status}, rng, VMI_DEPTHS)
 
 
 def annotations(rng: random.Random) -> dict[str, str]:

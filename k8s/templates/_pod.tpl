@@ -10,6 +10,10 @@ labels:
   {{- /* Without the chart's version: a release that changes nothing of a pod must not replace it. */}}
   {{- include "hotnic.selector" . | nindent 2 }}
   app.kubernetes.io/part-of: hotnic
+  {{- if and (eq .role "multus") (has "networks" (splitList " " (include "hotnic.podRoles" .))) }}
+  # The component is multus, as the selector is immutable. The api looks for the pod that attaches networks.
+  hotnic.io/networks: "true"
+  {{- end }}
   {{- with .root.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

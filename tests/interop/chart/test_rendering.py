@@ -9,8 +9,11 @@ import re
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from schemas.kubernetes.objects import Pod
+from services.common.domain.kubevirt.surroundings.judge import find_attacher_problem
 from tests.support.interop.chart import (
     CHART,
     GOLDEN,
@@ -125,6 +128,18 @@ def test_beside_kubevirt_nothing_of_kubevirt_is_claimed_or_installed() -> None:
     changed = [rule for rule in controller["rules"] if "kubevirt.io" in rule["apiGroups"] and "patch" in rule["verbs"]]
     assert [rule["resources"] for rule in changed] == [["virtualmachineinstances"]], "only its own annotations"
     assert not [rule for rule in rules if "subresources.kubevirt.io" in rule["apiGroups"]]
+
+
+@pytest.mark.parametrize("process", ["separate", "single"])
+def test_the_role_that_attaches_networks_is_found_beside_kubevirt(process: str) -> None:
+    found = objects(render(*VALUE_SETS["beside-kubevirt"], "--set", f"node.process={process}"))
+    status = {"conditions": [{"type": "Ready", "status": "True"}]}
+    pods = [
+        msgspec.convert({"metadata": {**item["spec"]["template"]["metadata"], "name": "one"}, "status": status}, Pod)
+        for item in found
+        if item["kind"] == "DaemonSet"
+    ]
+    assert find_attacher_problem(pods) is None
 
 
 def test_crds_are_those_of_the_lab_and_stay_at_an_uninstall() -> None:

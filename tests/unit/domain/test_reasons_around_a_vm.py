@@ -77,6 +77,10 @@ def pod(name: str, *conditions: Condition, uid: str = "", **labels: str) -> Pod:
 READY, NOT_READY = Condition("Ready", "True"), Condition("Ready", "False")
 NETWORKS_READY = pod("networks-1", READY, app_kubernetes_io__component="networks")
 NETWORKS_DOWN = pod("networks-1", NOT_READY, app_kubernetes_io__component="networks")
+ONE_PROCESS_READY, ONE_PROCESS_DOWN = (
+    pod("multus-1", one, app_kubernetes_io__component="multus", hotnic_io__networks="true")
+    for one in (READY, NOT_READY)
+)
 UPSTREAM_READY = pod("dnc-1", READY, app="dynamic-networks-controller")
 MULTUS_READY, MULTUS_DOWN = (pod("multus-1", one, app="multus") for one in (READY, NOT_READY))
 CONTROLLER, HANDLER = pod("virt-controller-1", READY), pod("virt-handler-1", NOT_READY)
@@ -128,6 +132,8 @@ TABLE = [
     (WAITS_FOR_MULTUS, around(attachers=(NETWORKS_DOWN,)), "NetworksControllerNotReady", "networks-1"),
     (WAITS_FOR_MULTUS, around(attachers=(UPSTREAM_READY, MULTUS_DOWN)), "MultusNotReady", "multus-1"),
     (WAITS_FOR_MULTUS, around(attachers=(NETWORKS_READY,)), "WaitingForMultusAttached", ""),
+    (WAITS_FOR_MULTUS, around(attachers=(ONE_PROCESS_READY,)), "WaitingForMultusAttached", ""),
+    (WAITS_FOR_MULTUS, around(attachers=(ONE_PROCESS_DOWN,)), "NetworksControllerNotReady", "multus-1"),
     (WAITS_FOR_MULTUS, around(events=(OF_ANOTHER, EARLIER)), "WaitingForMultusAttached", ""),
     (WAITS_FOR_MULTUS, around(events=(ADD_FAILED, OF_ANOTHER)), "AttachFailed", "FailedAddingInterface: pod [default"),
     (WAITS_FOR_MULTUS, around(migrations=(migration("Scheduling"),)), "MigrationPending", "Scheduling"),

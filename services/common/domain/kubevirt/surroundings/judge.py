@@ -17,6 +17,8 @@ from services.common.domain.status.kubernetes_events import is_about_interface
 COMPONENT = "app.kubernetes.io/component"
 NETWORKS, MULTUS = "networks", "multus"
 """Values of :data:`COMPONENT` of hotnic's roles."""
+RUNS_NETWORKS = "hotnic.io/networks"
+"""Label, ``true`` on a pod of multus that runs networks in the same process."""
 APP = "app"
 UPSTREAM_NETWORKS, UPSTREAM_MULTUS = "dynamic-networks-controller", "multus"
 """Values of :data:`APP` of upstream's pods, as its manifests set them."""
@@ -56,10 +58,12 @@ def find_attacher_problem(pods: Iterable[Pod]) -> tuple[str, str] | None:
     """
     controllers, daemons = [], []
     for pod in pods:
-        component, app = pod.metadata.labels.get(COMPONENT), pod.metadata.labels.get(APP)
-        if component == NETWORKS or app == UPSTREAM_NETWORKS:
+        labels = pod.metadata.labels
+        component, app = labels.get(COMPONENT), labels.get(APP)
+        # A pod may be both, where one process runs the roles of a node.
+        if component == NETWORKS or labels.get(RUNS_NETWORKS) == "true" or app == UPSTREAM_NETWORKS:
             controllers.append(pod)
-        elif component == MULTUS or app == UPSTREAM_MULTUS:
+        if component == MULTUS or app == UPSTREAM_MULTUS:
             daemons.append(pod)
     for code, found in (("NetworksControllerNotReady", controllers), ("MultusNotReady", daemons)):
         if found and not any(map(is_ready, found)):

@@ -41,7 +41,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     """Open all connections and serve; return when the socket accepts requests."""
     settings, log, telemetry = runtime.settings, runtime.log, runtime.telemetry
     config, warnings = read_config(settings)
-    log = logs.configure_logs(config, settings, log)
+    log = logs.configure_logs(config, log)
     for warning in warnings:
         log.warning("daemon-config.json key without effect", warning=warning)
     # Before anything is written: the other multus would write it again, or call this daemon for its own pods.

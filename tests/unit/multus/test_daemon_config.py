@@ -11,7 +11,7 @@ import structlog
 
 from schemas.multus import CONF_NAME
 from services.common.runtime.settings import SettingsError
-from services.common.telemetry.logs import logger
+from services.common.telemetry.logs import configure, logger
 from services.multus.config import logs
 from services.multus.config.daemon_config import DaemonConfig, parse
 from services.multus.config.settings import Config, Settings, read_config
@@ -154,21 +154,32 @@ def test_no_configuration_is_written_before_the_readiness_file_exists(tmp_path: 
     assert (config.conf_dir / CONF_NAME).exists()
 
 
-def test_log_file_gets_the_log_at_the_configured_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_keys_are_about_the_daemon_and_no_other_role_of_the_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "multus.log"
     config, _ = configured(tmp_path, logFile=str(path), logLevel="debug", logOptions={"maxSize": 1, "maxBackups": 2})
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    plain, _ = configured(tmp_path)
+    root, namespace = logging.getLogger(), logging.getLogger("hotnic")
+    before, levels = root.handlers[:], (root.level, namespace.level)
     try:
-        log = logs.configure_logs(config, Settings(), logger("multus"))
+        process = configure("node", form="json")
+        # The role starts twice.
+        for _ in range(2):
+            log = logs.configure_logs(config, logger("multus"))
         log.debug("reply", answer=42)
+        logger("networks").warning("from another role")
+        logger("networks", "debug").debug("below the level of the process")
         [line] = [json.loads(text) for text in path.read_text().splitlines()]
         assert (line["event"], line["answer"], line["level"]) == ("reply", 42, "debug")
-        assert "reply" in capsys.readouterr().err
+        shown = [json.loads(text)["event"] for text in capsys.readouterr().err.splitlines()]
+        assert shown == ["reply", "from another role"]
+        logs.configure_logs(plain, process).info("after a start without the keys")
+        logger("multus", "debug").debug("below the level of the process")
+        assert len(path.read_text().splitlines()) == 1
     finally:
-        for handler in root.handlers:
-            if handler not in before:
-                handler.close()
+        logs.configure_logs(plain, logger("multus"))
         root.handlers[:] = before
-        root.setLevel(level)
+        root.setLevel(levels[0])
+        namespace.setLevel(levels[1])
         logging.captureWarnings(False)

@@ -191,7 +191,11 @@ class Lab:
         """Return all spans of all processes; ``service`` is added to each."""
         found: list[Span] = []
         for file in self.layout.traces.glob("*.jsonl"):
-            for line in file.read_text().splitlines():
+            text = ""
+            # A process may give a full file another name meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                text = file.read_text()
+            for line in text.splitlines():
                 with contextlib.suppress(ValueError):
                     found += _spans_of(json.loads(line))
         return found

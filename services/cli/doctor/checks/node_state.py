@@ -253,11 +253,11 @@ def _check_devices(checked: CheckedVmi, devices: tuple[GuestDevice, ...]) -> Ite
         device, mac = by_interface.get(nic.name), str(nic.entry.get("mac") or "").lower()
         if device is None:
             message = "the VMI's status has the NIC in the domain, but the domain has no such device"
-            repair = "the handler plugs it again within a minute"
+            repair = "the handler plugs it again within two minutes"
             yield Finding("GuestDeviceMissing", checked.subject_of(nic.name), message, repair)
         elif device.mac != mac:
             message = f"the guest NIC has MAC {device.mac}, the VMI's status has {mac or 'none'}"
-            repair = "the handler corrects the status within a minute"
+            repair = "the handler corrects the status within two minutes"
             yield Finding("GuestDeviceDiffers", checked.subject_of(nic.name), message, repair)
     known = {interface.name for interface in checked.vmi.spec.interface_items()}
     for name in sorted(by_interface.keys() - known):

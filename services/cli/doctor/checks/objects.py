@@ -26,14 +26,16 @@ from services.cli.doctor.snapshot import Finding, NotVisible
 from services.common.domain.operations import ABSENT
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, parse_tokens
 
-CONTROLLER_REPAIR = "the controller corrects this within a minute; if it remains, check whether the controller is ready"
+CONTROLLER_REPAIR = (
+    "the controller corrects this within two minutes; if it remains, check whether the controller is ready"
+)
 NETWORKS_REPAIR = (
-    "the networks role of the node corrects this within a minute; if it remains, check whether that role is ready"
+    "the networks role of the node corrects this within two minutes; if it remains, check whether that role is ready"
 )
 KUBEVIRT_REPAIR = (
     "KubeVirt writes the annotation only when an interface is plugged or unplugged; migrate the VM, or restart it"
 )
-HANDLER_REPAIR = "the handler of the node corrects this within a minute; if it remains, check whether it is ready"
+HANDLER_REPAIR = "the handler of the node corrects this within two minutes; if it remains, check whether it is ready"
 
 _POD_NIC = f"{PREFIX}pod-nic."
 _ATTACHED = f"{PREFIX}attached."

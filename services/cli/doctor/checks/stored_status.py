@@ -18,7 +18,7 @@ from services.common.domain.status.stage_history import with_history
 
 PROJECTOR_REPAIR = (
     "the leading controller rewrites the stored hot-plug status at each change of the objects or of the bucket, and "
-    "within a minute; if the difference remains, check whether a controller leads and is connected to NATS"
+    "within two minutes; if the difference remains, check whether a controller leads and is connected to NATS"
 )
 
 

@@ -107,7 +107,8 @@ def lab() -> None:
     type=click.IntRange(1, MAX_NODES),
     default=1,
     show_default=True,
-    help="Number of nodes, each with namespaces, a containerd and node roles of its own; there are two controllers.",
+    help="Number of nodes, each with namespaces, a containerd and node roles of its own; from two on there are two "
+    "controllers.",
 )
 @click.option(
     "--otlp",

@@ -13,7 +13,7 @@ from services.common.runtime.installations import OwnerSettings
 from services.common.runtime.owner import VmOwner
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.runtime.process import main as run
-from services.controller.resting import LONGEST_REST
+from services.controller.resting import MEAN_REST
 from services.controller.role import PERIODS, Controller
 
 ROLE = "controller"
@@ -29,8 +29,12 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
     ] = None
     rest_seconds: Annotated[
         float,
-        msgspec.Meta(description="seconds after which a VM is reconciled again although nothing has changed", ge=1),
-    ] = LONGEST_REST
+        msgspec.Meta(
+            description="seconds, on average, after which a VM that is at rest is reconciled although nothing has "
+            "changed: half as many at least, and half as many again at most",
+            ge=1,
+        ),
+    ] = MEAN_REST
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:

@@ -33,7 +33,7 @@ from services.common.runtime.context import RoleContext
 from services.common.telemetry.stores import Bounded
 from services.controller.apply import record_warning
 from services.controller.plan.warnings import plan_warnings
-from services.controller.resting import LONGEST_REST, IndexedCache, RestingKeys
+from services.controller.resting import MEAN_REST, IndexedCache, RestingKeys
 from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
 from services.controller.waiting import Waiting
 
@@ -80,7 +80,7 @@ class Projector:
         beside: Callable[[], Capabilities | None] = lambda: None,
         reload: float = RELOAD_INTERVAL,
         resync: float = RESYNC_INTERVAL,
-        rest: float = LONGEST_REST,
+        rest: float = MEAN_REST,
     ) -> None:
         bus, log, meter = context.bus, context.log, context.telemetry.meter
         self._bus = bus
@@ -92,7 +92,7 @@ class Projector:
         self._events = context.events
         self._waiting = Waiting(context.kube, self.requeue)
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
-        self._resting = RestingKeys(vms, vmis, pods, longest=rest)
+        self._resting = RestingKeys(vms, vmis, pods, mean=rest)
         self.queue: Reconciler[Key] = Reconciler(
             CONSUMER,
             self._project,

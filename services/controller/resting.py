@@ -31,7 +31,7 @@ class IndexedCache(ObjectCache[T_co], Protocol[T_co]):
         ...
 
 
-LONGEST_REST = 600.0
+MEAN_REST = 600.0
 """Seconds that a key rests on average: half as many at least, and half as many again at most."""
 
 
@@ -61,7 +61,7 @@ class RestingKeys:
     :param vms: the cache of VMs.
     :param vmis: the cache of VMIs.
     :param pods: the cache of launcher pods.
-    :param longest: seconds that a key rests on average.
+    :param mean: seconds that a key rests on average.
     :param clock: returns seconds.
     """
 
@@ -71,13 +71,13 @@ class RestingKeys:
         vmis: ObjectCache[VirtualMachineInstance],
         pods: IndexedCache[Pod],
         *,
-        longest: float = LONGEST_REST,
+        mean: float = MEAN_REST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vms = vms
         self._vmis = vmis
         self._pods = pods
-        self._longest = longest
+        self._mean = mean
         self._clock = clock
         self._resting: dict[Key, _Rest] = {}
         STORES.watch("resting-vms", self, lambda keys: len(keys._resting))
@@ -94,7 +94,7 @@ class RestingKeys:
         :param objects: the cached objects from before the run that found nothing to do.
         """
         # Jitter, because the keys of a cluster begin to rest together, at the start.
-        self._resting[key] = _Rest(objects, self._clock() + self._longest * random.uniform(0.5, 1.5))
+        self._resting[key] = _Rest(objects, self._clock() + self._mean * random.uniform(0.5, 1.5))
 
     def discard(self, key: Key) -> None:
         """Let a key rest no more."""

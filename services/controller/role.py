@@ -30,7 +30,7 @@ from services.controller.plan.actions import Action, Observed, StartOperations, 
 from services.controller.plan.observed_stages import observed_stages
 from services.controller.plan.observing import EntryChanges, plan_entries
 from services.controller.projector import Projector
-from services.controller.resting import LONGEST_REST, RestingKeys
+from services.controller.resting import MEAN_REST, RestingKeys
 from services.controller.shared_macs import SharedMacWarner
 from services.controller.starting import Starter
 from services.controller.status_bucket import RELOAD_INTERVAL
@@ -54,7 +54,7 @@ class Periods(msgspec.Struct, frozen=True):
     """
 
     resync: float = RESYNC_INTERVAL
-    rest: float = LONGEST_REST
+    rest: float = MEAN_REST
     reload: float = RELOAD_INTERVAL
     watch: float = WATCH_SECONDS
 
@@ -120,7 +120,7 @@ class Controller:
         self._stages = ObservedStages(context)
         # Of a deleted pod only the key is known.
         self._vmi_names: dict[Key, str] = {}
-        self._resting = RestingKeys(self.vms, self.vmis, self.pods, longest=periods.rest)
+        self._resting = RestingKeys(self.vms, self.vmis, self.pods, mean=periods.rest)
         self.queue: Reconciler[Key] = Reconciler(
             "controller",
             self._reconcile,

@@ -1,6 +1,6 @@
 """Warns of VMs of one namespace that have the same MAC on the same network: a Warning Event on each of them, once.
 
-A change costs one look into the index of the caches for each MAC of the changed VM, however many VMs there are; nothing
+A change costs one lookup in the index of the caches for each MAC of the changed VM, however many VMs there are; nothing
 is done at a resync. Within one VM a second interface of the same MAC is refused
 (:mod:`services.common.domain.eligibility`). Next: :mod:`services.controller.projector`.
 """

@@ -134,7 +134,7 @@ async def publish_to_each_node(bus: JetStreamBus, receipts: Receipts, server: Na
 
 
 async def fill_bucket(bus: JetStreamBus, server: NatsServer) -> dict[str, Any]:
-    """Write as many entries as the projector does at its start, as many at once as it does."""
+    """Write as many entries as the projector does at its start, 16 at once, as it does for one namespace."""
     store, limit = bus.kv(BUCKET), asyncio.Semaphore(16)
 
     async def write(number: int) -> None:

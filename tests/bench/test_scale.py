@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.reconcile import RESYNC_INTERVAL
-from services.controller.resting import LONGEST_REST
+from services.controller.resting import MEAN_REST
 from tests.bench.measure import CpuIdle, cpu_time, percentile, rss
 from tests.bench.scale import RunningRole, ScaledCluster, api_settings, handler_settings, scaled_cluster
 
@@ -105,7 +105,7 @@ async def measure_beside(cluster: ScaledCluster) -> dict[str, float]:
         await controller.idle()
         await asyncio.sleep(FIRST_RESYNC)
         taken = await core_percent(controller, RESYNC_INTERVAL)
-    return result | {"beside_resync_core_percent": round(taken * RESYNC_INTERVAL / LONGEST_REST, 2)}
+    return result | {"beside_resync_core_percent": round(taken * RESYNC_INTERVAL / MEAN_REST, 2)}
 
 
 async def core_percent(role: RunningRole, seconds: float) -> float:

@@ -2,7 +2,8 @@
 
 What a tenant has may take long: a plugin that waits for its deadline, a guest that does not answer. If it held all
 slots, the others would wait as long. A tenant therefore gets a slot only while it holds fewer than are free: one tenant
-holds at most half of them, a second one a quarter, and a tenant that holds none finds a free one at once.
+holds at most half of them (rounded up), a second one a quarter. Of 32 slots, all are held only when six tenants hold as
+many as they may; until then a tenant that holds none gets one at once.
 Next: :mod:`services.common.reconcile.queue`, whose keys wait here, and :mod:`services.multus.server`, whose calls do.
 """
 

@@ -33,7 +33,7 @@ Instrument: TypeAlias = Callable[[Telemetry], Telemetry]
 """A function that returns the telemetry to use instead of a role's own, for example with another tracer."""
 
 TASKS_TIMEOUT = 3.0
-"""Seconds for the tasks to end after the signal. The sum of all timeouts is below 10 s."""
+"""Seconds for the tasks to end after the signal. With the default of the stack, all timeouts are below 10 s in all."""
 STACK_TIMEOUT = 5.0
 """Seconds for closing servers and connections; of these, a server gives running requests 4 s."""
 HEALTH_TIMEOUT = 0.9

@@ -95,7 +95,7 @@ async def test_a_response_is_read(tmp_path: Path, response: bytes) -> None:
         (frame(1, 0, bytes(16384)) + frame(9, 0, bytes(16384)) * 70, "INTERNAL: malformed response"),
     ],
 )
-async def test_anything_else_is_an_error(tmp_path: Path, response: bytes, error: str) -> None:
+async def test_a_refused_malformed_or_interrupted_call_is_an_error(tmp_path: Path, response: bytes, error: str) -> None:
     async with server(tmp_path / "s", SETTINGS + response):
         with pytest.raises(GrpcError) as caught:
             await call(str(tmp_path / "s"), "/s/M", b"r", deadline=5)

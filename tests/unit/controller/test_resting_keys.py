@@ -17,7 +17,7 @@ class Caches:
         self.vmis: FakeCache[VirtualMachineInstance] = FakeCache(objects.vmi())
         self.pods: FakeCache[Pod] = FakeCache(objects.pod())
         self.now = 0.0
-        self.resting = RestingKeys(self.vms, self.vmis, self.pods, longest=600.0, clock=lambda: self.now)
+        self.resting = RestingKeys(self.vms, self.vmis, self.pods, mean=600.0, clock=lambda: self.now)
 
     def rests(self) -> bool:
         """Return whether a resync leaves the VM out."""

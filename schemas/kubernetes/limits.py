@@ -10,8 +10,6 @@ from schemas.inputs import Edge, RejectReason, reject
 
 MAX_INTERFACES: Final = 128
 """Interfaces and networks of a VM. A domain has fewer slots."""
-MAX_ENTRIES: Final = 1024
-"""Entries of ``status.interfaces``, which also lists the links that a guest has made."""
 
 
 def check_count(what: str, items: list[dict[str, Any]], limit: int = MAX_INTERFACES) -> list[dict[str, Any]]:

@@ -63,13 +63,12 @@ async def call(socket_path: str, method: str, request: bytes, *, deadline: float
     :param deadline: seconds that the server is told; the caller bounds the time of the call.
     :raises GrpcError: the server refused the request, or did not send a response.
     """
+    connection, response = _start(method, request, deadline), _Response()
     try:
         reader, writer = await asyncio.open_unix_connection(socket_path)
     except OSError as error:
         raise GrpcError(UNAVAILABLE, error.strerror or str(error)) from error
     try:
-        connection = _start(method, request, deadline)
-        response = _Response()
         while not response.ended:
             writer.write(connection.data_to_send())
             received = await reader.read(_READ_SIZE)
@@ -77,13 +76,19 @@ async def call(socket_path: str, method: str, request: bytes, *, deadline: float
                 raise GrpcError(UNAVAILABLE, "connection closed")
             for event in connection.receive_data(received):
                 response.take(event)
+                if response.ended:
+                    # Whatever follows, such as that the server goes away, does not concern this call.
+                    break
                 if isinstance(event, DataReceived):
                     connection.acknowledge_received_data(event.flow_controlled_length, _STREAM)
         return response.message()
     except OSError as error:
         raise GrpcError(UNAVAILABLE, f"connection closed: {error}") from error
-    except (ProtocolError, ValueError) as error:
-        raise GrpcError(INTERNAL, f"malformed response: {error or type(error).__name__}") from error
+    except ProtocolError as error:
+        # Also the end of a call to a server that goes away: after GOAWAY, h2 accepts no further frame.
+        raise GrpcError(UNAVAILABLE, f"connection ended: {error or type(error).__name__}") from error
+    except ValueError as error:
+        raise GrpcError(INTERNAL, f"malformed response: {error}") from error
     finally:
         writer.close()
 

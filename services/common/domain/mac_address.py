@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from schemas.kubernetes.limits import MAX_ENTRIES, MAX_INTERFACES
+from schemas.kubernetes.limits import MAX_INTERFACES
 from schemas.kubernetes.networks import canonical_mac
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from services.common.domain.nic import qualified_nad
@@ -88,14 +88,14 @@ def find_mac_uses(found: VirtualMachine | VirtualMachineInstance) -> Iterator[Ma
 
     The primary network is left out: a masquerade interface is alone on its network, and the same MAC is then no fault.
     A VMI's interface without a MAC in the spec has the one of its status. What is being deleted or unplugged is not
-    counted, and neither is an object with lists so long that it is refused everywhere: an index calls this for every
-    change of every VM.
+    counted, and neither is an object with so many interfaces that it is refused everywhere: an index calls this for
+    every change of every VM.
     """
     spec, entries = (
         (found.spec.template.spec, None) if isinstance(found, VirtualMachine) else (found.spec, found.status.interfaces)
     )
     interfaces = spec.domain.devices.interfaces or ()
-    if max(len(interfaces), len(spec.networks or ())) > MAX_INTERFACES or len(entries or ()) > MAX_ENTRIES:
+    if max(len(interfaces), len(spec.networks or ())) > MAX_INTERFACES:
         return
     nads = dict(_find_nads(spec.networks or (), found.metadata.namespace))
     macs = {str(entry.get("name")): entry.get("mac") for entry in entries or ()}

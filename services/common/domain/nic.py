@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from schemas.kubernetes.limits import MAX_ENTRIES, check_count
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
@@ -167,7 +166,6 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
 
     :raises ValueError: an item of the spec or an annotation of the pod is malformed, or a list is too long.
     """
-    check_count("entries of status.interfaces", vmi.status.interfaces or [], MAX_ENTRIES)
     annotations = pod.metadata.annotations if pod is not None else {}
     elements = parse_networks(annotations.get(NETWORKS))
     statuses = parse_network_status(annotations.get(NETWORK_STATUS))

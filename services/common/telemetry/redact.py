@@ -15,7 +15,7 @@ _QUERY = re.compile(r"\?.+", re.DOTALL)
 _IN_TEXT = re.compile(rf"{_SCHEMES}\S+", re.IGNORECASE)
 _PUNCTUATION = "'\")]}>,.;:"
 """What may follow an address in a text."""
-_PATH_QUERY = re.compile(r"(?<=[\s'\"(=])(/[^\s?]*\?)[^\s'\")]+")
+_PATH_QUERY = re.compile(r"(?<=[\s'\"(=])(/[^\s?'\"(=]*\?)[^\s'\")]+")
 """The query of a path without a server, as requests quotes it."""
 
 

@@ -40,7 +40,7 @@ def use_span(span: Span, *, record_exception: bool = True, set_status_on_excepti
             if is_conflict(error):
                 span.set_attribute(CONFLICT, True)
                 raise
-            if record_exception:
+            if record_exception and span.is_recording():
                 _record_exception(span, error)
             if set_status_on_exception:
                 span.set_status(StatusCode.ERROR, redact_text(f"{type(error).__name__}: {error}"))

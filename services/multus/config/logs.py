@@ -1,7 +1,7 @@
 """The daemon's log as ``daemon-config.json`` configures it: the level, and a copy in ``logFile`` rotated by size.
 
-Both are about the daemon's own lines. Those of libraries, and of other roles in the same process, stay as they are. The
-shim has its own log; the daemon writes the same keys to a file beside it.
+Both are about the lines of the daemon and of its HTTP server. Those of other libraries, and of other roles in the same
+process, stay as they are. The shim has its own log; the daemon writes the same keys to a file beside it.
 Next: :mod:`services.multus.server`.
 """
 
@@ -13,6 +13,8 @@ from services.common.telemetry import logs
 from services.common.telemetry.logs import Log
 from services.multus.config.settings import Config
 
+LOGGERS = ("hotnic.multus", "hotnic.http")
+"""The daemon's own one, and that of its HTTP server, which logs what fails before a call is handled."""
 MEGABYTE = 1024 * 1024
 """Bytes of a megabyte in ``logOptions.maxSize``."""
 
@@ -25,12 +27,13 @@ def configure_logs(config: Config, log: Log) -> Log:
     :returns: the log to use from now on.
     :raises OSError: ``logFile`` cannot be written.
     """
-    own = logging.getLogger("hotnic.multus")
-    # Those of an earlier start in the same process.
-    for old in own.handlers[:]:
-        own.removeHandler(old)
-        old.close()
-    own.setLevel(config.log_level.upper() if config.log_level else logging.NOTSET)
+    for name in LOGGERS:
+        own = logging.getLogger(name)
+        # Those of an earlier start in the same process.
+        for old in own.handlers[:]:
+            own.removeHandler(old)
+            old.close()
+        own.setLevel(config.log_level.upper() if config.log_level else logging.NOTSET)
     if config.log_level:
         log = logs.logger("multus", config.log_level, role="multus")
     if config.log_file:
@@ -39,5 +42,6 @@ def configure_logs(config: Config, log: Log) -> Log:
             config.log_file, maxBytes=options.max_size * MEGABYTE, backupCount=options.max_backups, encoding="utf-8"
         )
         handler.setFormatter(logs.formatter("json", sys.stderr))
-        own.addHandler(handler)
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(handler)
     return log

@@ -101,11 +101,7 @@ class Sweep:
     async def _check(self, sandbox_id: str, listing: RuntimeListing | None, slots: FairSlots) -> int:
         """Check one record; return 1 if its sandbox was deleted as a whole, otherwise 0."""
         try:
-            sandbox = self._records.read(sandbox_id)
-            async with (
-                slots.hold(sandbox.pod_id.namespace if sandbox is not None else None),
-                self._records.lock(sandbox_id),
-            ):
+            async with slots.hold(self._namespace(sandbox_id)), self._records.lock(sandbox_id):
                 self._records.settle(sandbox_id)
                 return await self._sweep_sandbox(sandbox_id, listing)
         except CniError as error:
@@ -113,6 +109,11 @@ class Sweep:
         except Exception as error:
             self._log.error("unexpected cleanup error", sandbox=sandbox_id, exc_info=error)
         return 0
+
+    def _namespace(self, sandbox_id: str) -> str | None:
+        # Not the whole record: all of a node's sandboxes wait for a slot at once.
+        sandbox = self._records.read(sandbox_id)
+        return sandbox.pod_id.namespace if sandbox is not None else None
 
     async def _list_runtime(self) -> RuntimeListing | None:
         at = time.time()

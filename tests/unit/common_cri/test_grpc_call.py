@@ -59,6 +59,7 @@ async def server(path: Path, response: bytes) -> AsyncIterator[list[bytes]]:
     "response",
     [
         OK + MESSAGE + TRAILERS,
+        OK + MESSAGE + TRAILERS + frame(7, 0, struct.pack(">II", 0, 0) + b"bye", 0),
         # Padding, priority, a block in two frames, a message in two frames, frames of unknown kinds.
         frame(1, 0x8 | 0x20, b"\2" + bytes(5) + BLOCK[:3] + bytes(2))
         + frame(9, 0x4, BLOCK[3:])
@@ -88,11 +89,12 @@ async def test_a_response_is_read(tmp_path: Path, response: bytes) -> None:
         (OK + frame(0, 0, struct.pack(">BI", 0, 9) + b"abc") + TRAILERS, "message of 9 bytes in 3"),
         (OK + frame(3, 0, struct.pack(">I", 7)), "UNAVAILABLE: the server reset the call, HTTP/2 error 7"),
         (frame(7, 0, struct.pack(">II", 0, 0) + b"bye", 0), "UNAVAILABLE: the server goes away: bye"),
+        (frame(7, 0, struct.pack(">II", 0, 0), 0) + PING, "UNAVAILABLE: connection ended: Invalid input"),
         (OK, "UNAVAILABLE: connection closed"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "UNAVAILABLE: connection closed"),
-        (frame(1, 0x4, b"\xff"), "INTERNAL: malformed response"),
-        (frame(0, 0x8, b"\5"), "INTERNAL: malformed response"),
-        (frame(1, 0, bytes(16384)) + frame(9, 0, bytes(16384)) * 70, "INTERNAL: malformed response"),
+        (frame(1, 0x4, b"\xff"), "UNAVAILABLE: connection ended"),
+        (frame(0, 0x8, b"\5"), "UNAVAILABLE: connection ended"),
+        (frame(1, 0, bytes(16384)) + frame(9, 0, bytes(16384)) * 70, "UNAVAILABLE: connection ended"),
     ],
 )
 async def test_a_refused_malformed_or_interrupted_call_is_an_error(tmp_path: Path, response: bytes, error: str) -> None:

@@ -168,15 +168,17 @@ def test_log_keys_are_about_the_daemon_and_no_other_role_of_the_process(
         for _ in range(2):
             log = logs.configure_logs(config, logger("multus"))
         log.debug("reply", answer=42)
+        logging.getLogger("hotnic.http").error("unexpected error in a request handler")
         logger("networks").warning("from another role")
         logger("networks", "debug").debug("below the level of the process")
-        [line] = [json.loads(text) for text in path.read_text().splitlines()]
+        line, failure = [json.loads(text) for text in path.read_text().splitlines()]
         assert (line["event"], line["answer"], line["level"]) == ("reply", 42, "debug")
+        assert failure["event"] == "unexpected error in a request handler"
         shown = [json.loads(text)["event"] for text in capsys.readouterr().err.splitlines()]
-        assert shown == ["reply", "from another role"]
+        assert shown == ["reply", "unexpected error in a request handler", "from another role"]
         logs.configure_logs(plain, process).info("after a start without the keys")
         logger("multus", "debug").debug("below the level of the process")
-        assert len(path.read_text().splitlines()) == 1
+        assert len(path.read_text().splitlines()) == 2
     finally:
         logs.configure_logs(plain, logger("multus"))
         root.handlers[:] = before

@@ -32,7 +32,7 @@ from services.common.telemetry import configure
 from tests.support.bus.nats import NatsServer, nats_server
 from tests.support.kube.control_plane import control_plane
 from tests.support.lab.kubevirt import api_server
-from tests.support.lab.resting import PARALLEL, VERSION, create_running_vm
+from tests.support.lab.resting import PARALLEL, VERSION, create_running_vm, mac_of
 from tests.support.lab.running import on_kubernetes
 from tests.support.lab.spec_patches import add_interface_patch
 
@@ -271,6 +271,7 @@ def multiply(path: Path, vms: int) -> None:
             text = text.replace(f'"resourceVersion":"{old}"', f'"resourceVersion":"{version}"')
             for uid in uids:
                 text = text.replace(uid, f"{uid[:-8]}{number:08d}")
+            text = text.replace(mac_of(f"{SEED}/blue"), mac_of(f"vm{number}/blue"))
             database.write(resource, namespace, name.replace(SEED, f"vm{number}"), version, text.encode())
     for resource, namespace, name, *_ in rows:
         version += 1

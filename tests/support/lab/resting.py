@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,19 @@ async def create_running_vm(kube: Kube, name: str, *, plugged: bool, node: str =
     await kube.merge_patch(PODS, "default", pod["metadata"]["name"], running, subresource="status")
     status = copy.deepcopy(moment["vmi"]["status"])
     status |= {"nodeName": node, "activePods": {pod["metadata"]["uid"]: node}}
+    for interface in status["interfaces"]:
+        # Its own, as that of every VM of a network.
+        interface["mac"] = mac_of(f"{name}/{interface['name']}")
     uid = vm["metadata"]["uid"]
     entry = Operation(uid, OperationKind.PLUG, "blue", requested_at=now(), vm=uid, network="default/net1")
     annotations = {operation_key("blue"): encode_annotation(entry)} if plugged else {}
     metadata = {"annotations": annotations, "labels": {NODE_LABEL: node}}
     await kube.merge_patch(VMIS, "default", name, {"metadata": metadata, "status": status})
+
+
+def mac_of(text: str) -> str:
+    """Return a MAC that is always the same for a text."""
+    return ":".join(["02", *(f"{byte:02x}" for byte in hashlib.sha256(text.encode()).digest()[:5])])
 
 
 async def measure_rest(

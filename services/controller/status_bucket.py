@@ -19,6 +19,8 @@ RELOAD_INTERVAL = 600.0
 """Seconds after which the whole bucket is loaded again."""
 CHECKS = 10
 """Number of comparisons in that time."""
+MAX_MARKERS = 1000
+"""Markers of deleted keys in the bucket beyond which it is loaded again, because that removes them."""
 GRACE = 1.0
 """Seconds in which a change of the bucket arrives by the watch."""
 RETRY_DELAY = 1.0
@@ -126,7 +128,7 @@ class StatusBucket:
         seen, entries = self._revision, sum(map(len, (self._entries or {}).values()))
         state = await self._bucket.state()
         await asyncio.sleep(GRACE)
-        return seen <= state.revision <= self._revision and state.stored >= entries
+        return seen <= state.revision <= self._revision and entries <= state.stored <= entries + MAX_MARKERS
 
     async def _watch(self) -> None:
         # All changes before are in what the watch reads first.

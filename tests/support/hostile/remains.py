@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import nats
+from nats.js.errors import NoKeysError
 
 from lab.layout import ROLES
 from lab.namespaces import control
@@ -114,9 +115,11 @@ def _files(node: NodeState) -> set[str]:
 async def _values(lab: Lab) -> frozenset[str]:
     client = await nats.connect(lab.nats_url, allow_reconnect=False)
     try:
-        stream = await client.jetstream().stream_info(f"KV_{BUCKET}", subjects_filter=f"$KV.{BUCKET}.>")
-        keys = (stream.state.subjects or {}).keys()
-        return frozenset(key for key in keys if f".{NAMESPACE}." in key)
+        # Without the markers of deleted keys, which the controller removes from time to time.
+        keys = await (await client.jetstream().key_value(BUCKET)).keys()
+        return frozenset(key for key in keys if key.startswith(f"{NAMESPACE}."))
+    except NoKeysError:
+        return frozenset()
     finally:
         await client.close()
 

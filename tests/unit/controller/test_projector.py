@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
+import msgspec
 import pytest
 import structlog
 
@@ -12,9 +13,9 @@ from schemas.bus.events import Failed, GuestAttached, MultusAttached, ObjectRef,
 from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus
 from schemas.names import interface_hash
 from schemas.stages import Stage
-from services.common.bus.protocol import KeyValueEntry
+from services.common.bus.protocol import BucketState, KeyValueEntry
 from services.controller.projector import CONSUMER
-from services.controller.status_bucket import CHECKS, RELOAD_INTERVAL, StatusBucket
+from services.controller.status_bucket import CHECKS, MAX_MARKERS, RELOAD_INTERVAL, StatusBucket
 from tests.support.bus.memory import Broker, MemoryBus, MemoryKeyValue
 from tests.support.bus.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector
 from tests.support.observed import objects
@@ -224,12 +225,32 @@ class CountedWatches(MemoryKeyValue):
     """A bucket that counts how often it is read."""
 
     watches = 0
+    markers = 0
+
+    async def state(self) -> BucketState:
+        state = await super().state()
+        return msgspec.structs.replace(state, stored=state.stored + self.markers)
 
     async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
         self.watches += 1
         async with contextlib.aclosing(super().watch(keys)) as entries:
             async for entry in entries:
                 yield entry
+
+
+async def test_a_bucket_with_many_markers_of_deleted_keys_is_read_again_which_removes_them() -> None:
+    counted, changes = CountedWatches(Broker()), asyncio.Queue[str | None]()
+    bucket = StatusBucket(counted, changes.put_nowait, log=structlog.get_logger())
+    task = asyncio.create_task(bucket.run())
+    assert await changes.get() is None
+    counted.markers = MAX_MARKERS
+    await asyncio.sleep(3 * RELOAD_INTERVAL / CHECKS)
+    assert counted.watches == 1
+    counted.markers += 1
+    while counted.watches == 1:  # noqa: ASYNC110
+        await asyncio.sleep(1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_the_bucket_is_read_again_only_if_its_state_differs() -> None:

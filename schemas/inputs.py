@@ -119,6 +119,16 @@ def reject(edge: Edge, reason: RejectReason, text: str) -> RejectedInput:
     return RejectedInput(edge, reason, printable(text))
 
 
+def check_count(edge: Edge, count: int, limit: int, text: str) -> None:
+    """Refuse an input that has too many of something.
+
+    :param text: what has how many; the error adds the limit.
+    :raises RejectedInput: there are more than the limit.
+    """
+    if count > limit:
+        raise reject(edge, RejectReason.TOO_MANY, f"{text}; the limit is {limit}")
+
+
 @contextmanager
 def rejecting(edge: Edge) -> Iterator[None]:
     """Turn any exception of a parser into a :class:`RejectedInput`, for edges that are not decoded here."""

@@ -6,18 +6,17 @@ Next: :mod:`schemas.kubernetes.objects`, whose lists these are.
 
 from typing import Any, Final
 
-from schemas.inputs import Edge, RejectReason, reject
+from schemas import inputs
 
 MAX_INTERFACES: Final = 128
 """Interfaces and networks of a VM. A domain has fewer slots."""
 
 
-def check_count(what: str, items: list[dict[str, Any]], limit: int = MAX_INTERFACES) -> list[dict[str, Any]]:
-    """Return a list unless it is too long.
+def check_count(what: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a list unless it is longer than :data:`MAX_INTERFACES`.
 
     :param what: what the list has.
-    :raises ValueError: it is longer than the limit.
+    :raises ValueError: it is longer.
     """
-    if len(items) > limit:
-        raise reject(Edge.KUBE, RejectReason.TOO_MANY, f"{len(items)} {what}; the limit is {limit}")
+    inputs.check_count(inputs.Edge.KUBE, len(items), MAX_INTERFACES, f"{len(items)} {what}")
     return items

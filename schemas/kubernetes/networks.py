@@ -12,7 +12,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.inputs import MAX_DEPTH, Edge, InputDecoder, RejectedInput, RejectReason, is_deep, reject, rejecting
+from schemas.inputs import (
+    MAX_DEPTH,
+    Edge,
+    InputDecoder,
+    RejectedInput,
+    RejectReason,
+    check_count,
+    is_deep,
+    reject,
+    rejecting,
+)
 
 T = TypeVar("T")
 
@@ -127,18 +137,16 @@ def parse_networks(text: str | None) -> list[NetworkSelectionElement]:
     # Multus' own rule: any of these characters makes it JSON.
     if any(mark in text for mark in '[{"'):
         elements = _decode(_elements_decoder, NetworkSelectionElement, text)
-        _check_count(len(elements))
+        _check_elements(len(elements))
         for element in elements:
             _check_element(element)
         return elements
-    _check_count(text.count(",") + 1)
+    _check_elements(text.count(",") + 1)
     return [_parse_short_form(item.strip()) for item in text.split(",")]
 
 
-def _check_count(elements: int) -> None:
-    if elements > MAX_ELEMENTS:
-        text = f"networks annotation has {elements} elements; the limit is {MAX_ELEMENTS}"
-        raise reject(Edge.ANNOTATION, RejectReason.TOO_MANY, text)
+def _check_elements(count: int) -> None:
+    check_count(Edge.ANNOTATION, count, MAX_ELEMENTS, f"networks annotation has {count} elements")
 
 
 def _parse_short_form(item: str) -> NetworkSelectionElement:

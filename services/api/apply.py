@@ -21,7 +21,7 @@ from services.common.bus.protocol import Bus
 from services.common.domain.mac_address import explain_shared_mac, find_mac_uses, find_shared_macs, mac_index
 from services.common.http.server import StatusError
 from services.common.kube.client import Kube
-from services.common.kube.errors import BadApiResponse, Conflict, KubeError, NotFound, PatchTestFailed
+from services.common.kube.errors import Conflict, KubeError, NotFound, PatchTestFailed
 
 ATTEMPTS = 5
 """How many times a request is planned before it is answered with 409, and the user has to repeat it."""
@@ -137,11 +137,9 @@ async def _find_mac_warnings(
     except (KubeError, TimeoutError):
         return ()
     index: defaultdict[str, list[VirtualMachine]] = defaultdict(list)
-    for item in page.items:
-        with suppress(BadApiResponse):
-            vm = kube.decode(VMS, item)
-            for value in mac_index(vm):
-                index[value].append(vm)
+    for vm in kube.decode_page(VMS, page):
+        for value in mac_index(vm):
+            index[value].append(vm)
     return tuple(
         explain_shared_mac(one) for one in find_shared_macs([patched], lambda value: index[value]) if one.use in own
     )

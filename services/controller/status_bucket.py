@@ -45,7 +45,10 @@ class StatusBucket:
         # By VMI, so that no write of one costs a walk over the entries of all others.
         self._entries: dict[str, dict[str, KeyValueEntry]] | None = None
         self._revision = 0
-        STORES.watch("status-entries", self, lambda bucket: sum(map(len, (bucket._entries or {}).values())))
+        STORES.watch("status-entries", self, len)
+
+    def __len__(self) -> int:
+        return sum(map(len, (self._entries or {}).values()))
 
     @property
     def loaded(self) -> bool:
@@ -125,7 +128,7 @@ class StatusBucket:
 
     async def _is_complete(self) -> bool:
         """Return whether the bucket has the entries of this copy, as far as its state shows."""
-        seen, entries = self._revision, sum(map(len, (self._entries or {}).values()))
+        seen, entries = self._revision, len(self)
         state = await self._bucket.state()
         await asyncio.sleep(GRACE)
         return seen <= state.revision <= self._revision and entries <= state.stored <= entries + MAX_MARKERS

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
-from schemas.inputs import REJECTED, Edge, InputDecoder, RejectedInput, RejectReason, printable
+from schemas.inputs import REJECTED, Edge, InputDecoder, RejectedInput, RejectReason, check_count, printable
 from schemas.kubernetes.networks import MAX_QUOTE, NetworkSelectionElement
 from schemas.kubernetes.objects import NetworkAttachmentDefinition
 from services.common.domain.plugin_types import AllowedPlugins
@@ -52,9 +52,10 @@ def cni_config(nad: NetworkAttachmentDefinition, allowed: AllowedPlugins, *, by_
     if not isinstance(plugins, list):
         REJECTED.count(Edge.NETWORK, RejectReason.INVALID)
         raise _invalid(f'spec.config of {where} names no plugin: it has neither "type" nor "plugins"')
-    if len(plugins) > cni.MAX_PLUGINS:
-        REJECTED.count(Edge.NETWORK, RejectReason.TOO_MANY)
-        raise _invalid(f"spec.config of {where} has {len(plugins)} plugins; the limit is {cni.MAX_PLUGINS}")
+    try:
+        check_count(Edge.NETWORK, len(plugins), cni.MAX_PLUGINS, f"spec.config of {where} has {len(plugins)} plugins")
+    except RejectedInput as error:
+        raise _invalid(str(error)) from error
     # The document itself, too: upstream's daemon takes a list with a "Type" for a single plugin.
     if refused := allowed.find_refused(one for one in (document, *plugins) if isinstance(one, dict)):
         raise _invalid(f"spec.config of {where}: plugin type {printable(refused, MAX_QUOTE)} {cni.NOT_ALLOWED}")

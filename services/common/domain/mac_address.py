@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from schemas.kubernetes.limits import MAX_INTERFACES
-from schemas.kubernetes.networks import canonical_mac
+from schemas.kubernetes.networks import MAX_QUOTE, canonical_mac
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from services.common.domain.nic import qualified_nad
 from services.common.domain.operations import ABSENT
 
 SHARED_MAC = "SharedMacAddress"
 """Reason of the Event about a MAC that another VM has on the same network."""
-MAX_QUOTE = 100
-"""Characters of a NAD that a message quotes: nothing limits what a VM names as its network."""
 
 _FORMS = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}|[0-9a-f]{2}(?:-[0-9a-f]{2}){5}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}")
 """The forms that Go's ``net.ParseMAC`` reads, as far as they have the 6 bytes of an Ethernet address."""

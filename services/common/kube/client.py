@@ -6,8 +6,8 @@ Next: :mod:`services.common.kube.cache.reflector`, which keeps a store in sync b
 :meth:`Kube.watch`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -102,16 +102,18 @@ class Kube:
         self, resource: Resource[T], namespace: str | None, labels: str | None, fields: str | None
     ) -> Listing[T]:
         items: list[T] = []
-        version, skipped = "", 0
+        version, count = "", 0
         async for page in self.list_pages(resource, namespace, labels=labels, fields=fields):
             version = page.resource_version
-            for item in page.items:
-                try:
-                    items.append(self.decode(resource, item))
-                except BadApiResponse:
-                    # One malformed object must not hide the others.
-                    skipped += 1
-        return Listing(items, version, skipped)
+            count += len(page.items)
+            items += self.decode_page(resource, page)
+        return Listing(items, version, skipped=count - len(items))
+
+    def decode_page(self, resource: Resource[T], page: RawPage) -> Iterator[T]:
+        """Yield the objects of a page but for those that cannot be decoded: one must not hide the others."""
+        for item in page.items:
+            with suppress(BadApiResponse):
+                yield self.decode(resource, item)
 
     async def list_pages(
         self,

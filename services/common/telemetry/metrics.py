@@ -115,6 +115,4 @@ def _observe_entries(_options: CallbackOptions) -> Iterable[Observation]:
 
 
 def _observe_limits(_options: CallbackOptions) -> Iterable[Observation]:
-    return [
-        Observation(size.limit, {"store": store}) for store, size in STORES.sizes().items() if size.limit is not None
-    ]
+    return [Observation(limit, {"store": store}) for store, limit in STORES.limits().items()]

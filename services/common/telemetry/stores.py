@@ -30,7 +30,7 @@ class Stores:
     """The stores of a process. Their owners are not kept alive."""
 
     def __init__(self) -> None:
-        self._watched: dict[tuple[str, int], Callable[[], StoreSize | None]] = {}
+        self._watched: dict[tuple[str, int], tuple[Callable[[], int | None], int | None]] = {}
 
     def watch(self, store: str, owner: T, entries: Callable[[T], int], limit: int | None = None) -> None:
         """Report the size of a store from now on, as long as its owner lives.
@@ -40,22 +40,25 @@ class Stores:
         key = (store, id(owner))
         found = weakref.ref(owner, lambda _: self._watched.pop(key, None))
 
-        def size() -> StoreSize | None:
+        def count() -> int | None:
             alive = found()
-            return StoreSize(entries(alive), limit) if alive is not None else None
+            return entries(alive) if alive is not None else None
 
-        self._watched[key] = size
+        self._watched[key] = count, limit
+
+    def limits(self) -> dict[str, int]:
+        """Return the limit of each store that has one, without counting entries."""
+        return {store: limit for (store, _), (_, limit) in list(self._watched.items()) if limit is not None}
 
     def sizes(self) -> dict[str, StoreSize]:
         """Return the size of each store. Of several with a limit it is the fullest, otherwise the sum of all."""
         sizes: dict[str, StoreSize] = {}
-        for (store, _), size_of in list(self._watched.items()):
-            size, other = size_of(), sizes.get(store)
-            if size is None:
+        for (store, _), (count, limit) in list(self._watched.items()):
+            entries = count()
+            if entries is None:
                 continue
-            if other is not None and size.limit is None:
-                size = StoreSize(other.entries + size.entries, None)
-            sizes[store] = max(size, other, key=lambda one: one.entries) if other is not None else size
+            others = sizes[store].entries if store in sizes else 0
+            sizes[store] = StoreSize(others + entries if limit is None else max(others, entries), limit)
         return sizes
 
 

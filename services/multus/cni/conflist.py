@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas import cni
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, reject, rejecting
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, check_count, reject, rejecting
 from schemas.kubernetes.networks import canonical_address, canonical_mac, keeps_args
 from services.multus.cni import results
 from services.multus.cni.errors import CniError
@@ -107,9 +107,12 @@ def parse(
     except RejectedInput as error:
         raise _not_an_object(error) from error
     network = _network(document, text, name, version, edge)
-    if len(network.plugins) > cni.MAX_PLUGINS and edge is not Edge.FILE:
-        message = f"CNI configuration has {len(network.plugins)} plugins; the limit is {cni.MAX_PLUGINS}"
-        raise CniError(cni.CniErrorCode.INVALID_CONFIG, str(reject(edge, RejectReason.TOO_MANY, message)))
+    if edge is not Edge.FILE:
+        count = len(network.plugins)
+        try:
+            check_count(edge, count, cni.MAX_PLUGINS, f"CNI configuration has {count} plugins")
+        except RejectedInput as error:
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, str(error)) from error
     return network
 
 

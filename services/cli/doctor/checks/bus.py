@@ -8,11 +8,10 @@ Next: :mod:`services.common.bus.nats.limits`, the same limits in the log of a ro
 from collections.abc import Iterator
 
 from services.cli.doctor.snapshot import Finding
-from services.common.bus.settings import MIB, StreamUsage
+from services.common.bus.settings import BUCKET_STREAM, MIB, StreamUsage
 
 NEARLY_FULL = 0.95
 """Share of its limit from which on a bucket counts as full. NATS then also refuses larger values of present keys."""
-BUCKET_PREFIX = "KV_"
 STORE_REPAIR = (
     "the roles create it when they connect; if it remains missing, the JetStream store has no room for it (log of a "
     "role: JetStream not ready): enlarge the store of the NATS server (max_file_store), or the account's share of it"
@@ -31,7 +30,7 @@ def check_bus(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
                 f"the stream does not exist; it reserves {_mib(one.limit)}, all streams of hotnic {_mib(reserved)}",
                 STORE_REPAIR,
             )
-        elif one.name.startswith(BUCKET_PREFIX) and one.limit and one.used >= NEARLY_FULL * one.limit:
+        elif one.name.startswith(BUCKET_STREAM) and one.limit and one.used >= NEARLY_FULL * one.limit:
             yield Finding(
                 "BusBucketFull",
                 subject,

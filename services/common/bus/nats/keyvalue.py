@@ -22,7 +22,7 @@ from nats.js.kv import KeyValue as NatsKeyValue
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.protocol import BucketState, BusUnavailable, KeyValueEntry, WrongRevision
-from services.common.bus.settings import BusSettings
+from services.common.bus.settings import BUCKET_STREAM, BusSettings
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class JetStreamKeyValue:
             assert self._opened is not None
             js = self._opened[0].js
             # Not the client's purge, which leaves a marker itself.
-            await js.purge_stream(f"KV_{self._bucket}", subject=f"$KV.{self._bucket}.{key}")
+            await js.purge_stream(f"{BUCKET_STREAM}{self._bucket}", subject=f"$KV.{self._bucket}.{key}")
 
         await self._call(call)
 
@@ -126,7 +126,7 @@ class JetStreamKeyValue:
         except KeyWrongLastSequenceError as error:
             raise WrongRevision(str(error)) from error
         except (NatsError, OSError) as error:
-            text = describe_bus_error(error, f"KV_{self._bucket}", self._settings)
+            text = describe_bus_error(error, f"{BUCKET_STREAM}{self._bucket}", self._settings)
             raise BusUnavailable(f"bucket {self._bucket}: {text}") from error
 
     async def _open(self) -> NatsKeyValue:

@@ -22,7 +22,7 @@ from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dea
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection, Endpoint
 from services.common.bus.protocol import BusUnavailable
-from services.common.bus.settings import BusSettings, StreamUsage
+from services.common.bus.settings import BUCKET_STREAM, BusSettings, StreamUsage
 from services.common.telemetry.logs import Log
 
 
@@ -75,7 +75,7 @@ class StreamReader:
         """Return the usage of both streams and of these buckets."""
         settings = self._settings
         limits = {settings.stream: settings.max_bytes, settings.dead_stream: settings.dead_max_bytes}
-        limits |= {f"KV_{bucket}": settings.bucket_max_bytes for bucket in buckets}
+        limits |= {f"{BUCKET_STREAM}{bucket}": settings.bucket_max_bytes for bucket in buckets}
         return tuple([await self._usage(name, limit) for name, limit in limits.items()])
 
     async def _usage(self, name: str, limit: int) -> StreamUsage:

@@ -26,9 +26,8 @@ from tests.support.bus.nats import NatsServer
 from tests.support.kube.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
 from tests.support.node.fake_cri import FakeCri, FakeSandbox, serving_cri
 from tests.support.node.fake_multus import FakeMultus, serving_multus
+from tests.support.observed.networks_pods import put_running_pod
 from tests.support.telemetry.spans import recording_telemetry
-
-ETH0 = {"name": "cluster", "interface": "eth0", "default": True, "dns": {}}
 
 
 @dataclass
@@ -120,14 +119,7 @@ async def process(tmp_path: Path) -> AsyncIterator[Process]:
         )
         stack.push_async_callback(bus.close)
         kube.put(NADS, "default", "blue", spec={"config": '{"cniVersion":"1.0.0","name":"b","type":"bridge"}'})
-        kube.put(
-            PODS,
-            "default",
-            "p1",
-            metadata={"annotations": {NETWORK_STATUS: json.dumps([ETH0])}},
-            spec={"nodeName": "node1"},
-            status={"phase": "Running"},
-        )
+        put_running_pod(kube)
         running = Process(tmp_path, kube, multus, bus, nats, health)
         consuming = asyncio.create_task(
             bus.consume(consumer="test", filters=[stage_filter(Stage.MULTUS_ATTACHED)], handler=running.record_event)

@@ -18,9 +18,9 @@ from tests.support.kube.node_kube import NADS, PODS, FakeKube, serving_kube, wri
 from tests.support.node import netns as namespaces
 from tests.support.node.cni import bridge_config, real_plugins
 from tests.support.node.fake_cri import FakeCri, FakeSandbox, containerd_info, serving_cri
+from tests.support.observed.networks_pods import put_running_pod
 
 HOST = Path("/proc/self/ns/net")
-ETH0 = {"name": "cluster", "interface": "eth0", "default": True, "dns": {}}
 DEADLINE = 60.0
 
 
@@ -36,14 +36,7 @@ def pod_netns(tmp_path: Path) -> Iterator[Path]:
 async def kube(tmp_path: Path) -> AsyncIterator[FakeKube]:
     async with serving_kube(FakeKube()) as kube:
         kube.put(NADS, "default", "blue", spec={"config": json.dumps(bridge_config(tmp_path))})
-        kube.put(
-            PODS,
-            "default",
-            "p1",
-            metadata={"annotations": {NETWORK_STATUS: json.dumps([ETH0])}},
-            spec={"nodeName": "node1"},
-            status={"phase": "Running"},
-        )
+        put_running_pod(kube)
         yield kube
 
 

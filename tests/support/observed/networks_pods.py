@@ -14,6 +14,7 @@ from schemas.names import pod_interface
 from services.networks.plan import plan
 from services.networks.plan.actions import Attach, Detach, NamespaceIsolation, Observed, RecordEvent
 from services.networks.plan.attachments import parse_attachments
+from tests.support.kube.node_kube import PODS, FakeKube
 
 NODE, UID = "node1", "22222222-2222-4222-8222-222222222222"
 BLUE = pod_interface("blue")
@@ -42,6 +43,18 @@ def nic_record(vmi_interface: str, uid: str = UID) -> dict[str, str]:
         pod_uid=uid, sandbox_id="s1", interface=pod_interface(vmi_interface), mac="02:00:00:00:00:01", mtu=1500
     )
     return {pod_nic_key(vmi_interface): encode_annotation(nic)}
+
+
+def put_running_pod(kube: FakeKube) -> None:
+    """Put a pod ``default/p1`` that runs on the node, with its primary network alone, into a cluster."""
+    kube.put(
+        PODS,
+        "default",
+        "p1",
+        metadata={"annotations": {NETWORK_STATUS: json.dumps([ETH0])}},
+        spec={"nodeName": NODE},
+        status={"phase": "Running"},
+    )
 
 
 def pod(

@@ -1,12 +1,14 @@
 """Atomic replacement of files: a reader sees either the old content or the new one, and so does a power failure.
 
-Synchronous. A caller that must not wait for the disk uses a thread. Next: :mod:`services.common.node.cni_conf`.
+:func:`stamps` tells a reader that a file was replaced. Synchronous: a caller that must not wait for the disk uses a
+thread. Next: :mod:`services.common.node.cni_conf`.
 """
 
 import contextlib
 import os
 import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +75,14 @@ def install_executable(source: Path, target: Path) -> bool:
         pass
     replace_file(target, data, mode=0o755, synced=True)
     return True
+
+
+def stamps(paths: Iterable[str]) -> tuple[tuple[int, int], ...]:
+    """Return what changes when one of these files is replaced or written: its inode and the time of its last change.
+
+    :raises OSError: there is no such file; one that is being replaced reappears in a moment.
+    """
+    return tuple((found.st_ino, found.st_mtime_ns) for found in map(os.stat, paths))
 
 
 def temporary_files(path: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import msgspec
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from services.common.node.files import stamps
 from services.common.telemetry.redact import redact_addresses
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -148,9 +149,9 @@ class FollowedExporter(SpanExporter):
         """Close the exporter."""
         self._exporter.shutdown()
 
-    def _stamps(self) -> list[tuple[int, int]] | None:
+    def _stamps(self) -> tuple[tuple[int, int], ...] | None:
         try:
-            return [(found.st_ino, found.st_mtime_ns) for found in map(os.stat, self._files)]
+            return stamps(self._files)
         except OSError:
             return None
 

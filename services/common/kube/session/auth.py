@@ -20,6 +20,7 @@ import msgspec
 
 from services.common.kube.errors import KubeconfigError
 from services.common.kube.session.lean import KubernetesAsyncio, load
+from services.common.node.files import stamps
 
 REFRESH_INTERVAL = 5.0
 """Minimum seconds between two reads of the configuration, so that a burst of 401 runs an exec plugin once."""
@@ -203,8 +204,7 @@ class ClusterAccess:
 def _tls_files(configuration: Any) -> tuple[Any, ...]:
     """Return the files of a configuration, and what changes with their content."""
     paths = [path for path in (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file) if path]
-    found = [os.stat(path) for path in paths]
-    return (*paths, *((one.st_ino, one.st_mtime_ns) for one in found))
+    return (*paths, *stamps(paths))
 
 
 def _existing_files(paths: str) -> list[Path]:

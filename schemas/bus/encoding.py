@@ -21,6 +21,10 @@ NO_NODE = "_"
 """Node token of an event while its node is unknown."""
 NO_VMI = "_"
 """VMI token of an event about an ordinary pod."""
+CONTROLLER_CONSUMER = "controller"
+"""The consumer by which the leading controller reconciles."""
+PROJECTOR_CONSUMER = "projector"
+"""The consumer by which it projects the hot-plug status; it gets every event."""
 
 _PLAIN_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_-]+")
@@ -75,9 +79,17 @@ def parse_subject(subject: str) -> Subject:
     return Subject(*(_unescape(token, "%", _SUBJECT_TOKEN) for token in tokens))
 
 
+def node_token(node: str) -> str:
+    """Return a node's name as the token of a subject.
+
+    :raises ValueError: the name is empty.
+    """
+    return _escape(node, "%")
+
+
 def node_filter(node: str) -> str:
     """Return the subject filter of a node role's consumer: all events of its node."""
-    return f"{SUBJECT_ROOT}.*.{_escape(node, '%')}.>"
+    return f"{SUBJECT_ROOT}.*.{node_token(node)}.>"
 
 
 def stage_filter(stage: str) -> str:

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from schemas.bus.encoding import SUBJECT_ROOT, StatusKey, parse_status_key
+from schemas.bus.encoding import PROJECTOR_CONSUMER, SUBJECT_ROOT, StatusKey, parse_status_key
 from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHistory, decode_entry, encode_entry
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import interface_hash
@@ -41,7 +41,6 @@ Key = tuple[str, str]
 T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
 L = TypeVar("L", bound=Hashable)
 
-CONSUMER = "projector"
 DEBOUNCE = 0.05
 """Seconds to collect changes before a write: the stages of a plug follow each other faster than writes would."""
 MAX_HISTORIES = 8192
@@ -94,7 +93,7 @@ class Projector:
         self._bucket = StatusBucket(bus.kv(BUCKET), self._on_bucket_change, log=log, reload=reload)
         self._resting = RestingKeys(vms, vmis, pods, mean=rest)
         self.queue: Reconciler[Key] = Reconciler(
-            CONSUMER,
+            PROJECTOR_CONSUMER,
             self._project,
             log=log,
             meter=meter,
@@ -137,7 +136,7 @@ class Projector:
         self.queue.add(key, source="watch")
 
     async def _consume_events(self) -> None:
-        await self._bus.consume(consumer=CONSUMER, filters=[f"{SUBJECT_ROOT}.>"], handler=self._on_event)
+        await self._bus.consume(consumer=PROJECTOR_CONSUMER, filters=[f"{SUBJECT_ROOT}.>"], handler=self._on_event)
 
     def _on_event(self, received: ReceivedEvent) -> None:
         event = received.event

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from schemas.bus.encoding import stage_filter
+from schemas.bus.encoding import CONTROLLER_CONSUMER, stage_filter
 from schemas.bus.events import Event
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.stages import Stage
@@ -157,7 +157,7 @@ class Controller:
     async def consume_events(self) -> None:
         """Consume bus events until cancelled."""
         filters = [stage_filter(stage) for stage in CONSUMED_STAGES]
-        await self._bus.consume(consumer="controller", filters=filters, handler=self._on_event)
+        await self._bus.consume(consumer=CONTROLLER_CONSUMER, filters=filters, handler=self._on_event)
 
     def requeue_all(self) -> None:
         """Queue every key: a setting of the whole cluster has changed."""

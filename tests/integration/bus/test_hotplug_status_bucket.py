@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from schemas.bus.encoding import PROJECTOR_CONSUMER as CONSUMER
 from schemas.bus.events import MultusAttached, ObjectRef, PodAnnotated
 from schemas.stages import Stage
-from services.controller.projector import CONSUMER
 from tests.support.bus.jetstream import JetStreamHarness, jetstream
 from tests.support.bus.nats import NatsServer
 from tests.support.bus.projecting import PLUG, RunningProjector, run_projector

@@ -14,7 +14,7 @@ from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus
 from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.bus.protocol import BucketState, KeyValueEntry
-from services.controller.projector import CONSUMER
+from schemas.bus.encoding import PROJECTOR_CONSUMER as CONSUMER
 from services.controller.status_bucket import CHECKS, MAX_MARKERS, RELOAD_INTERVAL, StatusBucket
 from tests.support.bus.memory import Broker, MemoryBus, MemoryKeyValue
 from tests.support.bus.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector

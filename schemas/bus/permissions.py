@@ -1,0 +1,255 @@
+"""What each identity may publish and subscribe to on NATS: one pure table, from which every configuration is made.
+
+A role publishes the stages that it may publish, a role of a node only those of its own node. It reads by its own
+consumer. The controller alone creates streams and writes the hot-plug status bucket. The static configuration of a
+server, the auth callout and the documentation are made of this table. multus never uses the bus.
+
+There are two accounts (docs/adr/0037). The server checks the subject of a request, and not the subject of its answer:
+with one account, a node could have the answer to its own pull delete a stream, or write to the bucket. So the streams
+and the controller are in one account, and everybody else in another one, which imports exactly :func:`client_imports`.
+The answer to an imported request stays in the account of the client, where nothing is stored.
+Next: :mod:`schemas.stages`, who publishes which stage.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+from schemas.bus.encoding import (
+    CONTROLLER_CONSUMER,
+    DEAD_ROOT,
+    DEAD_STREAM,
+    NO_NODE,
+    PROJECTOR_CONSUMER,
+    STREAM,
+    SUBJECT_ROOT,
+    node_consumer,
+    node_filter,
+    node_token,
+    stage_filter,
+)
+from schemas.bus.hotplug_status import BUCKET
+from schemas.stages import TABLE, Stage
+
+BUCKET_STREAM = f"KV_{BUCKET}"
+"""The stream of the bucket; NATS puts ``KV_`` before the name of a bucket."""
+STREAMS = (STREAM, DEAD_STREAM, BUCKET_STREAM)
+STREAM_ACCOUNT = "HOTNIC"
+"""The account of the streams and of the controller."""
+CLIENT_ACCOUNT = "HOTNIC_CLIENTS"
+"""The account of every other identity."""
+API = "$JS.API"
+"""Prefix of JetStream's requests in the account of the streams."""
+CLIENT_API = "$JS.hotnic.API"
+"""Their prefix in the account of the clients. There ``$JS.API`` is that account's own JetStream, which is off."""
+INBOX_ROOT = "_INBOX_hotnic"
+"""First token of every inbox. Not ``_INBOX``, which other users of the account may subscribe to."""
+
+
+class BusRole(StrEnum):
+    """The roles of identities. ``node`` is the process that runs networks and handler of a node.
+
+    ``reader`` reads events and dead letters; ``administrator`` also replays dead letters. Both are for people.
+    """
+
+    API = "api"
+    CONTROLLER = "controller"
+    NETWORKS = "networks"
+    HANDLER = "handler"
+    NODE = "node"
+    READER = "reader"
+    ADMINISTRATOR = "administrator"
+
+
+PEOPLE = frozenset({BusRole.READER, BusRole.ADMINISTRATOR})
+"""The identities that are no process of hotnic."""
+NODE_ROLES = frozenset({BusRole.NETWORKS, BusRole.HANDLER, BusRole.NODE})
+"""The roles whose identities are bound to a node."""
+
+
+class Permissions(NamedTuple):
+    """The subjects that an identity may use, with NATS' wildcards. Everything else is denied.
+
+    :ivar publish: subjects that it may publish to, requests included.
+    :ivar subscribe: subjects that it may subscribe to.
+    """
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+class Import(NamedTuple):
+    """A subject of the streams' account that the clients' account imports.
+
+    :ivar subject: the subject in the streams' account.
+    :ivar local: the same in the clients' account.
+    :ivar answers: whether a request has several answers.
+    :ivar delivery: whether messages flow from the streams' account to the clients, as those of a push consumer do.
+    """
+
+    subject: str
+    local: str
+    answers: bool = False
+    delivery: bool = False
+
+
+def account_of(role: str) -> str:
+    """Return the account of a role's identities."""
+    return STREAM_ACCOUNT if role == BusRole.CONTROLLER else CLIENT_ACCOUNT
+
+
+def role_permissions(role: str, node: str | None = None) -> Permissions:
+    """Return the permissions of an identity.
+
+    :param role: one of :class:`BusRole`.
+    :param node: the Kubernetes node of a role of a node; ``None`` for every other role.
+    :raises ValueError: the role is unknown, or has a node although it is none of a node, or the other way round.
+    """
+    found = check_identity(role, node)
+    match found:
+        case BusRole.API:
+            publish = (*_publish_stages(found), *_look(CLIENT_API, STREAM), *_read_bucket(CLIENT_API))
+        case BusRole.CONTROLLER:
+            publish = tuple(_controller())
+        case BusRole.NETWORKS | BusRole.HANDLER:
+            assert node is not None
+            publish = tuple(_node_role(found, node))
+        case BusRole.NODE:
+            parts = [role_permissions(part, node) for part in (BusRole.NETWORKS, BusRole.HANDLER)]
+            return Permissions(
+                tuple(dict.fromkeys(subject for part in parts for subject in part.publish)),
+                tuple(subject for part in parts for subject in part.subscribe),
+            )
+        case BusRole.READER:
+            publish = tuple(_reader())
+        case BusRole.ADMINISTRATOR:
+            # A replayed message is that of any role, and its dead letter is deleted.
+            replay = (f"{SUBJECT_ROOT}.>", f"{CLIENT_API}.STREAM.MSG.DELETE.{DEAD_STREAM}")
+            publish = (*replay, *_reader())
+    return Permissions(publish, (f"{inbox_prefix(found, node)}.>",))
+
+
+def check_identity(role: str, node: str | None) -> BusRole:
+    """Return the role of an identity.
+
+    :raises ValueError: as :func:`role_permissions`.
+    """
+    try:
+        found = BusRole(role)
+    except ValueError:
+        known = ", ".join(BusRole)
+        raise ValueError(f"role {role!r} has no identity on the bus; these have one: {known}") from None
+    if found in NODE_ROLES and (not node or node == NO_NODE):
+        raise ValueError(f"an identity of role {role} needs the name of a node")
+    if found not in NODE_ROLES and node is not None:
+        raise ValueError(f"an identity of role {role} is bound to no node, not to {node!r}")
+    return found
+
+
+def inbox_prefix(role: str, node: str | None = None) -> str:
+    """Return the prefix of the inboxes of an identity, which nobody else may subscribe to.
+
+    :raises ValueError: as :func:`role_permissions`.
+    """
+    found = check_identity(role, node)
+    return f"{INBOX_ROOT}.{found}" if node is None else f"{INBOX_ROOT}.{found}.{node_token(node)}"
+
+
+def identity_name(role: str, node: str | None = None) -> str:
+    """Return the name of an identity for users: ``controller``, or ``handler@node1``."""
+    return str(role) if node is None else f"{role}@{node}"
+
+
+def published_stages(role: str) -> tuple[Stage, ...]:
+    """Return the stages that a role may publish, for whichever reason."""
+    return tuple(row.stage for row in TABLE if role in row.sources)
+
+
+def _publish_stages(role: BusRole) -> tuple[str, ...]:
+    return tuple(stage_filter(stage) for stage in published_stages(role))
+
+
+def _look(api: str, *streams: str) -> tuple[str, ...]:
+    return tuple(f"{api}.STREAM.INFO.{stream}" for stream in streams)
+
+
+def _consumer(api: str, name: str, *filters: str) -> Iterable[str]:
+    """Yield the requests for one named consumer of the events.
+
+    :param filters: its filter, which the server compares with that of the request; none for a consumer with several.
+    """
+    yield ".".join((f"{api}.CONSUMER.CREATE.{STREAM}.{name}", *filters))
+    for request in ("INFO", "DELETE", "MSG.NEXT"):
+        yield f"{api}.CONSUMER.{request}.{STREAM}.{name}"
+    yield f"$JS.ACK.{STREAM}.{name}.>"
+
+
+def _watch(api: str, stream: str) -> Iterable[str]:
+    """Yield the requests of an ordered consumer, which has a name of the server's choice."""
+    yield f"{api}.CONSUMER.CREATE.{stream}"
+    yield f"{api}.CONSUMER.INFO.{stream}.*"
+    yield f"$JS.FC.{stream}.>"
+
+
+def _read_bucket(api: str) -> Iterable[str]:
+    yield from _look(api, BUCKET_STREAM)
+    yield f"{api}.DIRECT.GET.{BUCKET_STREAM}.$KV.{BUCKET}.>"
+    yield from _watch(api, BUCKET_STREAM)
+
+
+def _controller() -> Iterable[str]:
+    yield from _publish_stages(BusRole.CONTROLLER)
+    yield f"{DEAD_ROOT}.>"
+    for stream in STREAMS:
+        yield from (f"{API}.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "UPDATE"))
+    # It has several filters, which NATS does not put into the subject of the request.
+    yield from _consumer(API, CONTROLLER_CONSUMER)
+    yield from _consumer(API, PROJECTOR_CONSUMER, f"{SUBJECT_ROOT}.>")
+    yield from _read_bucket(API)
+    yield f"$KV.{BUCKET}.>"
+    yield f"{API}.STREAM.PURGE.{BUCKET_STREAM}"
+
+
+def _node_role(role: BusRole, node: str) -> Iterable[str]:
+    token = node_token(node)
+    for stage in published_stages(role):
+        yield f"{SUBJECT_ROOT}.{stage}.{token}.>"
+    # Nothing but what its own consumer delivers.
+    yield f"{DEAD_ROOT}.*.{token}.>"
+    # No STREAM.INFO, which lists the subjects, and with them the VMs, of all nodes.
+    yield from _consumer(CLIENT_API, node_consumer(role, node), node_filter(node))
+
+
+def _reader() -> Iterable[str]:
+    yield from _look(CLIENT_API, *STREAMS)
+    for stream in (STREAM, DEAD_STREAM):
+        yield from _watch(CLIENT_API, stream)
+    yield f"{CLIENT_API}.STREAM.MSG.GET.{DEAD_STREAM}"
+
+
+def client_imports() -> tuple[Import, ...]:
+    """Return what the clients' account imports: the requests of its identities, and nothing that administers."""
+    requests = (
+        f"CONSUMER.CREATE.{STREAM}.>",
+        f"CONSUMER.DELETE.{STREAM}.*",
+        *(f"STREAM.INFO.{stream}" for stream in STREAMS),
+        *(f"CONSUMER.CREATE.{stream}" for stream in STREAMS),
+        *(f"CONSUMER.INFO.{stream}.*" for stream in STREAMS),
+        f"DIRECT.GET.{BUCKET_STREAM}.$KV.{BUCKET}.>",
+        f"STREAM.MSG.GET.{DEAD_STREAM}",
+        f"STREAM.MSG.DELETE.{DEAD_STREAM}",
+    )
+    same = (
+        f"{SUBJECT_ROOT}.>",
+        f"{DEAD_ROOT}.>",
+        f"$JS.ACK.{STREAM}.>",
+        *(f"$JS.FC.{stream}.>" for stream in STREAMS),
+    )
+    # The ordered consumers of these push; every other answer follows its request.
+    pushed = (f"{inbox_prefix(role)}.>" for role in (BusRole.API, BusRole.READER, BusRole.ADMINISTRATOR))
+    return (
+        *(Import(subject, subject) for subject in same),
+        *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}") for request in requests),
+        Import(f"{API}.CONSUMER.MSG.NEXT.{STREAM}.*", f"{CLIENT_API}.CONSUMER.MSG.NEXT.{STREAM}.*", answers=True),
+        *(Import(subject, subject, delivery=True) for subject in pushed),
+    )

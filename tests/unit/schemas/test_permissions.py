@@ -1,0 +1,144 @@
+"""The permissions of the bus: no identity may use what belongs to another role or node."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, Subject, node_consumer
+from schemas.bus.permissions import (
+    API,
+    BUCKET_STREAM,
+    CLIENT_API,
+    NODE_ROLES,
+    PEOPLE,
+    BusRole,
+    Permissions,
+    client_imports,
+    inbox_prefix,
+    published_stages,
+    role_permissions,
+)
+from schemas.stages import Stage
+
+NODES = st.one_of(
+    st.sampled_from(
+        ["node1", "node1.example.com", "*", ">", "a.*", "a.>", "node1.>", "%2A", "..", "_x", " ", "$JS", "é"]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=63),
+).filter(lambda name: name != "_")
+
+
+def permissions_of(role: BusRole, node: str = "node1") -> Permissions:
+    return role_permissions(role, node if role in NODE_ROLES else None)
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Return whether NATS' pattern covers a literal subject, as the server compares them."""
+    wanted, found = pattern.split("."), subject.split(".")
+    for i, token in enumerate(wanted):
+        if token == ">":
+            return len(found) > i
+        if i >= len(found) or (token != "*" and token != found[i]):
+            return False
+    return len(wanted) == len(found)
+
+
+def allows(permissions: Permissions, subject: str) -> bool:
+    return any(matches(pattern, subject) for pattern in permissions.publish)
+
+
+@pytest.mark.parametrize("role", [role for role in BusRole if role not in PEOPLE])
+@pytest.mark.parametrize("stage", list(Stage))
+def test_role_publishes_its_own_stages_only(role: BusRole, stage: Stage) -> None:
+    own = {
+        *published_stages(role),
+        *(published_stages("networks") + published_stages("handler") if role is BusRole.NODE else ()),
+    }
+    subject = str(Subject(stage, "node1", "default", "vm1"))
+    assert allows(permissions_of(role), subject) is (stage in own)
+
+
+@given(own=NODES, other=NODES, role=st.sampled_from(sorted(NODE_ROLES)), stage=st.sampled_from(list(Stage)))
+def test_identity_of_a_node_covers_no_other_node(own: str, other: str, role: BusRole, stage: Stage) -> None:
+    assume(own != other)
+    permissions = role_permissions(role, own)
+    assert not allows(permissions, str(Subject(stage, other, "default", "vm1")))
+    assert not allows(permissions, DEAD_ROOT + str(Subject(stage, other, "default", "vm1")).removeprefix(SUBJECT_ROOT))
+    for consumer in (node_consumer("handler", other), node_consumer("networks", other)):
+        for request in ("CREATE", "INFO", "DELETE", "MSG.NEXT"):
+            assert not allows(permissions, f"{CLIENT_API}.CONSUMER.{request}.HOTPLUG.{consumer}")
+    inboxes = {inbox_prefix(part, other) for part in NODE_ROLES}
+    for pattern in permissions.subscribe:
+        assert not any(matches(pattern, f"{inbox}.x.y") for inbox in inboxes)
+
+
+@given(node=NODES, role=st.sampled_from(sorted(NODE_ROLES)))
+def test_wildcards_of_a_node_stand_where_the_table_has_them(node: str, role: BusRole) -> None:
+    """A node's name brings in no wildcard and no token: every pattern has the form that a plain name gives it."""
+
+    def form(subject: str) -> list[str]:
+        return [token if token in ("*", ">") else "" for token in subject.split(".")]
+
+    hostile, plain = role_permissions(role, node), role_permissions(role, "plain")
+    for found, expected in zip(hostile, plain, strict=True):
+        assert list(map(form, found)) == list(map(form, expected))
+
+
+@pytest.mark.parametrize("role", list(BusRole))
+def test_controller_alone_administers_and_writes_the_bucket(role: BusRole) -> None:
+    permissions = permissions_of(role)
+    requests = [f"$JS.API.STREAM.{verb}.{BUCKET_STREAM}" for verb in ("CREATE", "UPDATE", "PURGE")]
+    for subject in (*requests, "$JS.API.STREAM.CREATE.HOTPLUG", "$KV.hotplug-status.default.vm1.7e0055a6880"):
+        assert allows(permissions, subject) is (role is BusRole.CONTROLLER)
+    for subject in (
+        "STREAM.DELETE.HOTPLUG",
+        "STREAM.PURGE.HOTPLUG",
+        "STREAM.PURGE.HOTPLUG_DEAD",
+        "ACCOUNT.PURGE.X",
+    ):
+        assert not allows(permissions, f"{API}.{subject}")
+        assert not allows(permissions, f"{CLIENT_API}.{subject}")
+
+
+@pytest.mark.parametrize("role", [role for role in BusRole if role is not BusRole.ADMINISTRATOR])
+def test_dead_letters_are_append_only(role: BusRole) -> None:
+    permissions = permissions_of(role)
+    for request in ("MSG.DELETE", "PURGE", "DELETE"):
+        assert not allows(permissions, f"{CLIENT_API}.STREAM.{request}.HOTPLUG_DEAD")
+
+
+@pytest.mark.parametrize("role", list(BusRole))
+def test_every_identity_reads_its_own_inbox_only(role: BusRole) -> None:
+    for pattern in permissions_of(role).subscribe:
+        assert pattern.startswith("_INBOX_hotnic.")
+        assert pattern.endswith(".>")
+    others = [
+        permissions_of(other).subscribe for other in BusRole if BusRole.NODE not in (role, other) and other != role
+    ]
+    assert not set(permissions_of(role).subscribe) & {pattern for other in others for pattern in other}
+
+
+@pytest.mark.parametrize(
+    ("role", "node"),
+    [("multus", None), ("", None), ("handler", None), ("handler", ""), ("networks", "_"), ("api", "node1")],
+)
+def test_no_permissions_without_a_proper_identity(role: str, node: str | None) -> None:
+    with pytest.raises(ValueError, match="identity"):
+        role_permissions(role, node)
+
+
+@pytest.mark.parametrize("role", [role for role in BusRole if role is not BusRole.CONTROLLER])
+def test_clients_import_what_they_may_use(role: BusRole) -> None:
+    imports = client_imports()
+    for subject in permissions_of(role).publish:
+        assert any(matches(found.local, subject) for found in imports if not found.delivery), subject
+    delivered = [found.local for found in imports if found.delivery]
+    assert (permissions_of(role).subscribe[0] in delivered) is (role not in NODE_ROLES)
+
+
+def test_clients_import_nothing_that_administers() -> None:
+    for found in client_imports():
+        assert found.subject.removeprefix(API) == found.local.removeprefix(CLIENT_API)
+        for request in ("CREATE", "UPDATE", "DELETE", "PURGE", "SNAPSHOT", "RESTORE"):
+            assert not matches(found.subject, f"{API}.STREAM.{request}.HOTPLUG")
+        assert not matches(found.subject, "$KV.hotplug-status.default.vm1.7e0055a6880")

@@ -35,6 +35,17 @@ def source(role: str, node: str) -> str:
     return f"/hotnic/{role}/{node}"
 
 
+def parse_source(ce_source: str) -> tuple[str, str]:
+    """Return role and node of a ``ce-source``.
+
+    :raises ValueError: it is not that of a publisher of hotnic.
+    """
+    root, prefix, role, node, *rest = (*ce_source.split("/", 3), "", "", "", "")
+    if root or prefix != "hotnic" or not role or not node or any(rest):
+        raise ValueError(f"not a publisher of hotnic: {ce_source!r}")
+    return role, node
+
+
 def build_headers(*, event_id: str, stage: Stage, role: str, node: str, time: str) -> dict[str, str]:
     """Return the headers of one event.
 

@@ -126,7 +126,7 @@ def role_permissions(role: str, node: str | None = None) -> Permissions:
             # A replayed message is that of any role, and its dead letter is deleted.
             replay = (f"{SUBJECT_ROOT}.>", f"{CLIENT_API}.STREAM.MSG.DELETE.{DEAD_STREAM}")
             publish = (*replay, *_reader())
-    return Permissions(publish, (f"{inbox_prefix(found, node)}.>",))
+    return Permissions(tuple(dict.fromkeys(publish)), (f"{inbox_prefix(found, node)}.>",))
 
 
 def check_identity(role: str, node: str | None) -> BusRole:
@@ -149,9 +149,13 @@ def check_identity(role: str, node: str | None) -> BusRole:
 def inbox_prefix(role: str, node: str | None = None) -> str:
     """Return the prefix of the inboxes of an identity, which nobody else may subscribe to.
 
+    Both identities of people have one, because the command line cannot see which of them it has.
+
     :raises ValueError: as :func:`role_permissions`.
     """
     found = check_identity(role, node)
+    if found in PEOPLE:
+        return f"{INBOX_ROOT}.cli"
     return f"{INBOX_ROOT}.{found}" if node is None else f"{INBOX_ROOT}.{found}.{node_token(node)}"
 
 
@@ -246,7 +250,7 @@ def client_imports() -> tuple[Import, ...]:
         *(f"$JS.FC.{stream}.>" for stream in STREAMS),
     )
     # The ordered consumers of these push; every other answer follows its request.
-    pushed = (f"{inbox_prefix(role)}.>" for role in (BusRole.API, BusRole.READER, BusRole.ADMINISTRATOR))
+    pushed = (f"{inbox_prefix(role)}.>" for role in (BusRole.API, BusRole.READER))
     return (
         *(Import(subject, subject) for subject in same),
         *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}") for request in requests),

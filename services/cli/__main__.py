@@ -34,6 +34,9 @@ COMMANDS = {
     "node": CommandEntry(
         "services.cli.commands.node:node", "Install the CNI shim on a node, or remove hotnic's files from it."
     ),
+    "nats": CommandEntry(
+        "services.cli.commands.nats:nats", "Make keys and the configuration of a NATS server for hotnic's identities."
+    ),
     "healthcheck": CommandEntry("services.cli.commands.healthcheck:healthcheck", "Check that a role is ready."),
     "chart": CommandEntry("services.cli.chart.command:chart", "Run a hook of the Helm chart, inside the cluster."),
 }

@@ -22,7 +22,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 NATS_HINT = (
-    "Set --nats-url URL or NATS_URL; NATS_CREDS, NATS_CA, NATS_CERT and NATS_KEY name files.\n"
+    "Set --nats-url URL or NATS_URL; NATS_NKEY (or NATS_CREDS), NATS_CA, NATS_CERT and NATS_KEY name files.\n"
     "The address of the lab's NATS server: hotnic lab status"
 )
 

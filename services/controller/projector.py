@@ -15,10 +15,13 @@ from typing import Generic, Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from schemas.bus.encoding import PROJECTOR_CONSUMER, SUBJECT_ROOT, StatusKey, parse_status_key
+from schemas.bus.encoding import NO_NODE, PROJECTOR_CONSUMER, SUBJECT_ROOT, StatusKey, parse_status_key
+from schemas.bus.events import Event
 from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus, StageHistory, decode_entry, encode_entry
+from schemas.bus.permissions import NODE_ROLES
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from schemas.names import interface_hash
+from schemas.stages import ROWS
 from services.common.bus.protocol import BusUnavailable, ReceivedEvent, WrongRevision
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.reasons import REASONS
@@ -38,6 +41,8 @@ from services.controller.status_bucket import RELOAD_INTERVAL, StatusBucket
 from services.controller.waiting import Waiting
 
 Key = tuple[str, str]
+HistoryKey = tuple[str, str, str, str, str]
+"""Namespace, VMI, operation, UID of the pod, and the node whose roles alone may publish the events; ``_`` for any."""
 T_co = TypeVar("T_co", bound=HasMetadata, covariant=True)
 L = TypeVar("L", bound=Hashable)
 
@@ -85,7 +90,9 @@ class Projector:
         self._bus = bus
         self._vmis = vmis
         self._beside = beside
-        self._histories: Bounded[tuple[str, str, str, str], StageHistory] = Bounded("stage-histories", MAX_HISTORIES)
+        self._histories: Bounded[tuple[str, str, str, str, str], StageHistory] = Bounded(
+            "stage-histories", MAX_HISTORIES
+        )
         self._in_flight: Tally[tuple[str, str]] = Tally()
         self._reasons: Tally[str] = Tally()
         self._events = context.events
@@ -143,7 +150,7 @@ class Projector:
         if event.vmi is None:
             return
         key = (event.vmi.namespace, event.vmi.name)
-        history_key = (*key, event.operation.id, event.pod.uid if event.pod is not None else "")
+        history_key = (*key, event.operation.id, event.pod.uid if event.pod is not None else "", _node_of(event))
         self._histories[history_key] = merge(
             self._histories.get(history_key, StageHistory()), history_of(event, received.time)
         )
@@ -216,14 +223,19 @@ class Projector:
         entries = {}
         for nic_status in nic_statuses:
             text = str(StatusKey(*key, interface_hash(nic_status.interface)))
-            history = self._histories.get((*key, nic_status.operation, ""), StageHistory())
             # Events without a pod, such as `requested`, belong to the operation on whichever pod it acts.
-            if pod_uid:
-                history = merge(history, self._histories.get((*key, nic_status.operation, pod_uid), StageHistory()))
+            history = self._history(*key, nic_status.operation, "", NO_NODE)
+            if pod is not None:
+                # What another node says about this pod was made up there: NATS binds a node's identity to its node.
+                for node in dict.fromkeys((NO_NODE, pod.spec.node_name)):
+                    history = merge(history, self._history(*key, nic_status.operation, pod_uid, node))
             # Stage times from before this process started are in the stored entry only.
             stored = decode_entry(self._bucket.get(text))
             entries[text] = encode_entry(build_entry(nic_status, vmi.metadata.uid, pod_uid, stored, history))
         return entries
+
+    def _history(self, *key: *HistoryKey) -> StageHistory:
+        return self._histories.get(key, StageHistory())
 
     def _count(self, key: Key, nic_statuses: list[InterfaceHotplugStatus], beside: bool) -> None:
         self._in_flight.set(key, ((str(found.kind), str(found.stage)) for found in nic_statuses if not found.complete))
@@ -264,6 +276,12 @@ class Tally(Generic[L]):
         """Remove the labels of all VMs."""
         self._labels.clear()
         self.total.clear()
+
+
+def _node_of(event: Event) -> str:
+    """Return the node whose roles alone may publish the event, ``_`` for an event of a role of the cluster."""
+    of_node = any(publisher in NODE_ROLES for publisher in ROWS[event.stage].publishers)
+    return event.node or NO_NODE if of_node else NO_NODE
 
 
 def _key_of(text: str) -> Key | None:

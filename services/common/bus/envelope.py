@@ -12,6 +12,7 @@ import msgspec
 from schemas.bus import cloudevents
 from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, Subject, parse_subject
 from schemas.bus.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, Requested, decode, encode, is_observed
+from schemas.bus.permissions import NODE_ROLES
 from schemas.stages import ROWS
 from services.common.domain.status.stage_history import normalize_time
 
@@ -139,10 +140,28 @@ def decode_message(subject: str, headers: Mapping[str, str] | None, payload: byt
         cloudevents.check_headers(found, event.stage)
     except ValueError as error:
         raise UnusableMessage("BadHeaders", str(error)) from None
-    publisher = found["ce-source"].removeprefix("/hotnic/").partition("/")[0]
-    if not ROWS[event.stage].may_publish(publisher, observed=is_observed(event, publisher)):
-        raise UnusableMessage("ForbiddenPublisher", f"{found['ce-source']} may not publish {event.stage}")
+    if problem := _wrong_publisher(event, expected, found["ce-source"]):
+        raise UnusableMessage("ForbiddenPublisher", f"{found['ce-source']} {problem}")
     return event, expected
+
+
+def _wrong_publisher(event: Event, subject: Subject, ce_source: str) -> str:
+    """Return why the message cannot be from the publisher that it names; empty if it can.
+
+    NATS has permitted the subject, and the identities of a node publish on subjects of their node alone. So whoever
+    names another publisher than one with this stage and node has made its name up.
+    """
+    try:
+        role, node = cloudevents.parse_source(ce_source)
+    except ValueError:
+        return "is no publisher of hotnic"
+    if not ROWS[event.stage].may_publish(role, observed=is_observed(event, role)):
+        return f"may not publish {event.stage}"
+    if role in NODE_ROLES and node != subject.node:
+        return f"may not publish events of node {subject.node}"
+    if isinstance(event, Failed) and role in NODE_ROLES and role not in ROWS[event.at].publishers:
+        return f"may not fail at {event.at}"
+    return ""
 
 
 def _wrong_subject(subject: str, expected: Subject) -> UnusableMessage:

@@ -30,6 +30,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar pull_heartbeat: interval of the server's heartbeats for a pull request; after two missing ones it is renewed.
     :ivar api_timeout: how long a request to the JetStream API may take.
     :ivar reconnect_delay: longest pause between two attempts to connect.
+    :ivar files_interval: interval of the checks whether a file with credentials was replaced.
     :ivar close_timeout: how long the outbox may take at shutdown, and then each close of a connection.
     """
 
@@ -61,6 +62,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout: float = 2.0
     api_timeout: float = 5.0
     reconnect_delay: float = 2.0
+    files_interval: float = 5.0
     close_timeout: float = 1.0
 
     @property

@@ -22,6 +22,8 @@ from services.common.telemetry.logs import Log
 
 PERMISSIONS = "permissions"
 """The condition of ``/readyz``: not met while the API server forbids what the role reads."""
+BUS = "bus"
+"""The note of ``/readyz``: why NATS cannot be used. It is no condition, because a role works without NATS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,14 @@ async def open_context(
     kube = await Kube.connect(kubeconfig=settings.kubeconfig, telemetry=telemetry, user_agent=f"hotnic-{role}")
     runtime.stack.push_async_callback(kube.close)
     events = EventRecorder(kube, role, log=log, node=node)
-    connection = await connect(settings.nats_url, role=role, node=node, telemetry=telemetry, log=log)
+    connection = await connect(
+        settings.nats_url,
+        role=role,
+        node=node,
+        telemetry=telemetry,
+        log=log,
+        on_state=lambda why: runtime.readiness.note(BUS, why),
+    )
     bus = RecordingBus(connection, events)
     runtime.stack.push_async_callback(bus.close)
     denials = Denials(on_denied or (lambda ok, why: runtime.readiness.set(PERMISSIONS, ok, why)))

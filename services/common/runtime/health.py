@@ -1,6 +1,6 @@
 """Health endpoints of a process: ``/healthz``, ``/readyz`` with each named condition, ``/metrics``.
 
-Ready means that the role can do its work from Kubernetes. A disconnected bus is a metric and no condition.
+Ready means that the role can do its work from Kubernetes. A disconnected bus is a metric and a note, and no condition.
 Next: :mod:`services.common.runtime.process`, which serves the endpoints while the process lives.
 """
 
@@ -18,12 +18,14 @@ class Readiness:
     """Named conditions of a process. It is ready if there is at least one and all are met, those of its parts too.
 
     :param on_change: called with name, state and reason when a condition changes.
+    :ivar notes: what does not work although the process is ready, by name.
     :ivar parts: conditions of the roles that run in this process beside its own, by role.
     """
 
     def __init__(self, on_change: Callable[[str, bool, str], None] = lambda _name, _ok, _why: None) -> None:
         self._conditions: dict[str, tuple[bool, str]] = {}
         self._on_change = on_change
+        self.notes: dict[str, str] = {}
         self.parts: dict[str, Readiness] = {}
 
     @property
@@ -42,6 +44,10 @@ class Readiness:
         if before is None or before[0] != ok:
             self._on_change(name, ok, why)
 
+    def note(self, name: str, why: str) -> None:
+        """Show what does not work, without effect on the readiness; an empty text when it works."""
+        self.notes[name] = why
+
     def text(self) -> str:
         """Return one line per condition, in the format of kube-apiserver's ``/readyz?verbose``."""
         lines = self._lines("")
@@ -53,6 +59,7 @@ class Readiness:
             f"[+]{prefix}{name} ok" if ok else f"[-]{prefix}{name} failed: {why or 'not yet'}"
             for name, (ok, why) in self._conditions.items()
         ]
+        lines += [f"[!]{prefix}{name} unavailable: {why}" for name, why in self.notes.items() if why]
         for role, part in self.parts.items():
             lines += part._lines(f"{prefix}{role}/")
         return lines

@@ -23,6 +23,7 @@ class Metrics:
     * ``hotnic_failures_total{stage,reason}``: failed attempts, by the stage that was not reached.
     * ``hotnic_bus_redeliveries_total{consumer}``: messages that the bus delivered again.
     * ``hotnic_bus_dropped_total``: events dropped from the full publish buffer.
+    * ``hotnic_bus_denials_total{operation}``: what NATS did not permit: ``publish`` or ``subscribe``.
     * ``hotnic_dead_letters_total{reason}``: dead-lettered messages.
     * ``hotnic_rejected_inputs_total{edge,reason}``: inputs from outside that could not be used.
     * ``hotnic_store_entries{store}``, ``hotnic_store_limit{store}``: :mod:`services.common.telemetry.stores`.
@@ -41,6 +42,7 @@ class Metrics:
             "hotnic_bus_redeliveries", description="Messages the bus delivered more than once"
         )
         self._dead_letters = meter.create_counter("hotnic_dead_letters", description="Messages that were dead-lettered")
+        self._denials = meter.create_counter("hotnic_bus_denials", description="Requests that NATS did not permit")
         self._dropped = meter.create_counter(
             "hotnic_bus_dropped", description="Events dropped because the bus was disconnected for too long"
         )
@@ -97,6 +99,13 @@ class Metrics:
     def record_dropped(self) -> None:
         """Count an event that was dropped from the full publish buffer."""
         self._dropped.add(1)
+
+    def record_bus_denial(self, operation: str) -> None:
+        """Count what NATS did not permit.
+
+        :param operation: ``publish`` or ``subscribe``.
+        """
+        self._denials.add(1, {"operation": operation})
 
     def set_bus_up(self, up: bool) -> None:
         """Set whether the bus is connected; a process that uses the bus does so from its start."""

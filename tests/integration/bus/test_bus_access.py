@@ -12,7 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.common.bus.nats.connection import BusConnection, Endpoint
+from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.credentials import Endpoint
 from tests.support.bus.jetstream import QUICK, Buses
 from tests.support.bus.nats import nats_server
 

@@ -13,7 +13,8 @@ from nats.js.api import StreamConfig
 
 from schemas.bus.events import Failed
 from services.common.bus import spans
-from services.common.bus.nats.connection import BusConnection, Endpoint
+from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus
 from services.common.bus.protocol import BusUnavailable
 from tests.support.bus.conformance import CONSUMER, Inbox, annotated, consuming, operation
@@ -157,6 +158,7 @@ async def test_deleted_consumer_is_created_again(harness: JetStreamHarness) -> N
 
 
 async def test_settings_of_existing_streams_are_updated(harness: JetStreamHarness) -> None:
+    await harness.js.delete_stream("HOTPLUG")
     await harness.js.add_stream(StreamConfig(name="HOTPLUG", subjects=["hotplug.>"], max_age=60, max_bytes=1024))
     bus = await harness.bus("controller", "_")
     found = (await harness.js.stream_info("HOTPLUG")).config

@@ -14,7 +14,8 @@ from schemas.bus.hotplug_status import BUCKET
 from services.cli.doctor.checks.bus import check_bus
 from services.cli.doctor.collect.bus import read_bus
 from services.cli.doctor.snapshot import NotVisible
-from services.common.bus.nats.connection import BusConnection, Endpoint
+from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.keyvalue import JetStreamKeyValue
 from services.common.bus.nats.streams import StreamNotCreated, ensure_streams

@@ -12,6 +12,7 @@ from nats.js.errors import NotFoundError
 
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.jetstream import JetStreamBus, connect
+from services.common.bus.nats.streams import ensure_streams
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
 from tests.support.bus.nats import NatsServer
@@ -111,6 +112,8 @@ class JetStreamHarness(Buses):
 async def jetstream(server: NatsServer) -> AsyncIterator[JetStreamHarness]:
     """Provide a harness on a running server."""
     client = await nats.connect(server.url, reconnect_time_wait=0)
+    # As a controller does: no other role creates them.
+    await ensure_streams(client.jetstream(), QUICK, structlog.get_logger())
     harness = JetStreamHarness(server, client)
     try:
         yield harness

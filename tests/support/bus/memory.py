@@ -148,8 +148,10 @@ class MemoryBus:
 
     async def publish(self, event: Event) -> None:
         """Publish at once, or after the broker has started."""
-        role = ROWS[event.stage].publishers[0] if self._role == PUBLISHER_OF_STAGE else self._role
-        message = encode_message(event, role=role, node=self._node, start_id=self._start_id)
+        role, node = self._role, self._node
+        if role == PUBLISHER_OF_STAGE:
+            role, node = ROWS[event.stage].publishers[0], event.node
+        message = encode_message(event, role=role, node=node, start_id=self._start_id)
         self._telemetry.metrics.record_published(event)
         with spans.send_span(
             self._telemetry.tracer, message, stage=str(event.stage), operation=event.operation.id

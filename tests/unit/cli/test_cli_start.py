@@ -34,6 +34,7 @@ COMMANDS = [
     ["node"],
     ["node", "install-shim"],
     ["node", "clean"],
+    *(["nats", *verb] for verb in ([], ["keys"], ["config"])),
     ["healthcheck"],
     ["chart"],
     ["chart", "uninstall"],
@@ -66,6 +67,11 @@ WRONG = [
     ["run", "nobody"],
     ["node", "clean", "--timeout", "soon"],
     ["node", "clean", "-o", "yaml"],
+    ["nats", "keys"],
+    ["nats", "keys", "--dir", "/nowhere", "--node", "No/Node"],
+    ["nats", "keys", "--dir", "/nowhere", "--role", "multus"],
+    ["nats", "keys", "--dir", "/nowhere", "--role", "handler"],
+    ["nats", "config", "--tls-cert", "x"],
     ["healthcheck", "--timeout", "soon"],
 ]
 PROBE = """

@@ -67,6 +67,14 @@ def test_a_requested_event_has_the_time_of_the_request(requested_at: str | None,
     assert message.headers["ce-time"] == time
 
 
+def attached_on(node: str) -> Event:
+    return MultusAttached(operation=Operation("1", OperationKind.PLUG, "a"), vmi=ObjectRef("ns", "v", "u"), node=node)
+
+
+def failed_at(stage: Stage) -> Event:
+    return Failed(Operation("1", OperationKind.PLUG, "a"), ObjectRef("ns", "v", "u"), node="n1", at=stage, reason="X")
+
+
 @given(
     st.binary(max_size=200),
     st.dictionaries(st.text(max_size=10), st.text(max_size=10)) | st.none(),
@@ -116,12 +124,31 @@ def test_message_id_is_equal_for_retries_only() -> None:
 
 
 def test_long_failure_message_is_truncated() -> None:
-    failed = Failed(operation=Operation("1", OperationKind.PLUG, "a"), reason="X", message="é" * 100_000)
+    operation = Operation("1", OperationKind.PLUG, "a")
+    failed = Failed(operation=operation, node="n", at=Stage.GUEST_ATTACHED, reason="X", message="é" * 100_000)
     message = encode_message(failed, role="handler", node="n", start_id="s")
     event, _ = decode_message(message.subject, message.headers, message.payload)
     assert isinstance(event, Failed)
     assert event.message.endswith("é…")
     assert len(message.payload) < MAX_EVENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("event", "ce_source", "problem"),
+    [
+        (attached_on("n1"), "/hotnic/networks/n2", "may not publish events of node n1"),
+        (attached_on("n1"), "/hotnic/handler/n1", "may not publish multus-attached"),
+        (attached_on("n1"), "/hotnic/networks", "is no publisher of hotnic"),
+        (attached_on("n1"), "/other/networks/n1", "is no publisher of hotnic"),
+        (failed_at(Stage.GUEST_ATTACHED), "/hotnic/networks/n1", "may not fail at guest-attached"),
+        (failed_at(Stage.REQUESTED), "/hotnic/handler/n1", "may not fail at requested"),
+    ],
+)
+def test_a_publisher_that_the_subject_contradicts_is_forbidden(event: Event, ce_source: str, problem: str) -> None:
+    message = encode_message(event, role="networks", node="n1", start_id="s")
+    with pytest.raises(UnusableMessage, match=problem) as caught:
+        decode_message(message.subject, message.headers | {"ce-source": ce_source}, message.payload)
+    assert caught.value.reason == "ForbiddenPublisher"
 
 
 def test_oversized_event_is_not_encoded() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from services.common.bus.envelope import BusMessage
-from services.common.bus.nats.connection import Endpoint
+from services.common.bus.nats.credentials import FILE_VARIABLES, Endpoint
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.nats.outbox import Outbox
 from services.common.bus.nats.streams import stream_configs
@@ -71,9 +71,10 @@ async def test_wait_head_waits_and_does_not_remove() -> None:
 
 
 def test_endpoint_reads_the_variables_of_the_nats_tools() -> None:
-    environ = {"NATS_CREDS": "/c", "NATS_CA": "/ca", "NATS_CERT": "/crt", "NATS_KEY": "/key"}
+    environ = {"NATS_CREDS": "/c", "NATS_NKEY": "/n", "NATS_TOKEN_FILE": "/t"}
+    environ |= {"NATS_CA": "/ca", "NATS_CERT": "/crt", "NATS_KEY": "/key"}
     assert Endpoint.from_url("nats://a:4222, tls://b:4222,", environ) == Endpoint(
-        ("nats://a:4222", "tls://b:4222"), "/c", "/ca", "/crt", "/key"
+        ("nats://a:4222", "tls://b:4222"), "/c", "/n", "/t", "/ca", "/crt", "/key"
     )
     assert Endpoint.from_url("nats://a", {}).tls() is None
 
@@ -85,6 +86,32 @@ async def test_only_a_process_with_a_bus_reports_whether_it_is_up(url: str | Non
     lines = telemetry.metrics_text().decode().splitlines()
     assert [line for line in lines if line.startswith("hotnic_bus_up")] == gauge
     await bus.close()
+
+
+def test_digest_changes_with_each_file(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in FILE_VARIABLES}
+    endpoint = Endpoint(("nats://a",), **{name: str(path) for name, path in files.items()})
+    seen = {endpoint.digest()}
+    for path in files.values():
+        path.write_text("one")
+        seen.add(endpoint.digest())
+        path.write_text("two")
+        seen.add(endpoint.digest())
+    assert len(seen) == 1 + 2 * len(files)
+    assert endpoint.digest() in seen
+    # The same content in another file is another credential.
+    files["cert"].write_text("one")
+    other = Endpoint(("nats://a",), cert=str(files["cert"]))
+    assert other.digest() != Endpoint(("nats://a",), key=str(files["cert"])).digest()
+
+
+def test_token_is_read_anew(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    endpoint = Endpoint(("nats://a",), token=str(token))
+    for content in ("first", "second"):
+        token.write_text(f"{content}\n")
+        assert endpoint.read_token() == content
+    assert Endpoint(("nats://a",)).read_token() is None
 
 
 def test_missing_certificate_raises_os_error(tmp_path: Path) -> None:

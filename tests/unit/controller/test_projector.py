@@ -8,13 +8,13 @@ import msgspec
 import pytest
 import structlog
 
+from schemas.bus.encoding import PROJECTOR_CONSUMER as CONSUMER
 from schemas.bus.encoding import StatusKey
 from schemas.bus.events import Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
 from schemas.bus.hotplug_status import BUCKET, InterfaceHotplugStatus
 from schemas.names import interface_hash
 from schemas.stages import Stage
 from services.common.bus.protocol import BucketState, KeyValueEntry
-from schemas.bus.encoding import PROJECTOR_CONSUMER as CONSUMER
 from services.controller.status_bucket import CHECKS, MAX_MARKERS, RELOAD_INTERVAL, StatusBucket
 from tests.support.bus.memory import Broker, MemoryBus, MemoryKeyValue
 from tests.support.bus.projecting import PLUG, VM1, RunningProjector, other_operation, run_projector
@@ -102,6 +102,25 @@ async def test_failure_is_stored_with_its_attempts() -> None:
             Stage.POD_ANNOTATED,
         )
         assert nic_status.last_attempt
+
+
+async def test_what_another_node_says_about_a_pod_is_not_stored() -> None:
+    """Finding 11 of the security audit: a forged event put its text into `hotnic status`."""
+    async with run_cluster() as cluster:
+        cluster.running.reach_stage(Stage.POD_ANNOTATED)
+        elsewhere, here = MemoryBus(cluster.broker, role="networks", node="node2"), "node1"
+        for node, message in (("node2", "the forger's text"), (here, "no lease")):
+            failed = Failed(PLUG, VMI, POD, node=node, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message=message)
+            bus = elsewhere if node == "node2" else MemoryBus(cluster.broker, role="networks", node=here)
+            await bus.publish(failed)
+        await elsewhere.publish(MultusAttached(PLUG, VMI, POD, node="node2"))
+        nic_status = await cluster.running.wait_status(
+            lambda nic_status: nic_status is not None and nic_status.reason is not None
+        )
+        assert nic_status is not None
+        assert (nic_status.message, nic_status.attempts) == ("no lease", 1)
+        cluster.running.reach_stage(Stage.MULTUS_ATTACHED)
+        await cluster.stage(Stage.MULTUS_ATTACHED, timed=False)
 
 
 async def test_new_operation_replaces_the_entry() -> None:

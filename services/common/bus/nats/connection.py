@@ -7,93 +7,122 @@ connections.
 
 import asyncio
 import contextlib
-import ssl
-from collections.abc import Mapping
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
 
-import msgspec
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_INBOX_PREFIX, Client
+from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 
+from schemas.bus.encoding import STREAM, node_consumer
+from schemas.bus.permissions import API, CLIENT_API, NODE_ROLES, BusRole, inbox_prefix
+from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.settings import BusSettings
 from services.common.telemetry.logs import Log
 
+OnDenied = Callable[[str, str], None]
+"""Callback for what the server denies: ``publish`` or ``subscribe``, and the subject, in lower case."""
+
 POLL_INTERVAL = 0.25
 """Seconds between two checks whether the client has closed without calling back."""
+MAX_DENIED = 64
+"""Number of denied subjects that a connection remembers."""
+_DENIED = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
 
 
-class Endpoint(msgspec.Struct, frozen=True):
-    """Address of NATS and the credentials to connect.
+class Caller:
+    """The role of the process that connects.
 
-    :ivar servers: URLs, ``nats://`` or ``tls://``.
-    :ivar creds: path of a credentials file in NATS' own format.
-    :ivar ca: path of the CA certificates, PEM.
-    :ivar cert: path of the client certificate, PEM.
-    :ivar key: path of the client key, PEM.
+    :param node: the node of a role of a node; ignored for any other role.
     """
 
-    servers: tuple[str, ...]
-    creds: str | None = None
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
+    def __init__(self, role: str, node: str) -> None:
+        self.role = role
+        self.node = node if role in NODE_ROLES else None
 
-    @classmethod
-    def from_url(cls, url: str, environ: Mapping[str, str]) -> "Endpoint":
-        """Return the endpoint of a URL and of the environment variables that NATS' own tools read.
+    @property
+    def inbox(self) -> str:
+        """Prefix of its inboxes; the client's own one for a process that has no identity on the bus."""
+        try:
+            return inbox_prefix(self.role, self.node)
+        except ValueError:
+            return DEFAULT_INBOX_PREFIX.decode()
 
-        :param url: ``NATS_URL``; several URLs are separated by commas.
-        :param environ: ``NATS_CREDS``, ``NATS_CA``, ``NATS_CERT`` and ``NATS_KEY`` are read.
-        """
-        return cls(
-            tuple(part.strip() for part in url.split(",") if part.strip()),
-            creds=environ.get("NATS_CREDS"),
-            ca=environ.get("NATS_CA"),
-            cert=environ.get("NATS_CERT"),
-            key=environ.get("NATS_KEY"),
-        )
+    @property
+    def consumer(self) -> str | None:
+        """Name of the consumer of a role of a node."""
+        return None if self.node is None else node_consumer(self.role, self.node)
 
-    def tls(self) -> ssl.SSLContext | None:
-        """Return the TLS context, or ``None`` when neither a CA nor a certificate is configured.
 
-        Without a context a ``tls://`` URL uses the trust store of the machine.
-
-        :raises OSError: a file is missing or not PEM (``ssl.SSLError`` is an ``OSError``).
-        """
-        if not (self.ca or self.cert):
-            return None
-        context = ssl.create_default_context(cafile=self.ca)
-        if self.cert:
-            context.load_cert_chain(self.cert, self.key)
-        return context
+NOBODY = Caller("", "")
 
 
 class BusConnection:
     """An open or lost connection to NATS.
 
     :ivar lost: set once, when the connection is lost or closed.
+    :ivar retired: set once, when another connection replaces this one; it is closed when nobody uses it any more.
+    :ivar unused: set while no consumer uses the connection.
+    :ivar api: prefix of JetStream's requests in the account of this user.
+    :ivar digest: of the files with which the connection was opened.
     """
 
-    def __init__(self, client: Client, js: JetStreamContext, lost: asyncio.Event, close_timeout: float) -> None:
+    def __init__(
+        self,
+        client: Client,
+        js: JetStreamContext,
+        lost: asyncio.Event,
+        close_timeout: float,
+        *,
+        api: str = API,
+        digest: str = "",
+        denied: deque[str] | None = None,
+    ) -> None:
         self.client = client
         self.js = js
         self.lost = lost
+        self.retired = asyncio.Event()
+        self.unused = asyncio.Event()
+        self.unused.set()
+        self.api = api
+        self.digest = digest
+        self._denied: deque[str] = deque(maxlen=MAX_DENIED) if denied is None else denied
+        self._users = 0
         self._close_timeout = close_timeout
         self._poll_task = asyncio.create_task(self._poll_client(), name="bus-poll-client")
 
     @classmethod
-    async def open(cls, endpoint: Endpoint, *, name: str, settings: BusSettings, log: Log) -> "BusConnection":
+    async def open(
+        cls,
+        endpoint: Endpoint,
+        *,
+        name: str,
+        settings: BusSettings,
+        log: Log,
+        caller: Caller = NOBODY,
+        on_denied: OnDenied = lambda _operation, _subject: None,
+    ) -> "BusConnection":
         """Connect to NATS.
 
-        :raises OSError: no server answers (``TimeoutError`` included), or a TLS file is wrong.
+        :param caller: the role that connects.
+        :raises OSError: no server answers (``TimeoutError`` included), or a file of the endpoint is wrong.
         :raises nats.errors.Error: the peer is not a NATS server, or rejects the credentials.
         """
         client, lost = Client(), asyncio.Event()
+        denied: deque[str] = deque(maxlen=MAX_DENIED)
+        # Before the files are used: a change in the meantime is found by the next comparison.
+        digest = endpoint.digest()
 
         async def on_closed() -> None:
             lost.set()
 
         async def on_error(error: Exception) -> None:
             log.debug("NATS client error", error=repr(error))
+            if found := _DENIED.search(str(error)):
+                operation, subject = "publish" if found[1].lower() == "publish" else "subscribe", found[2].lower()
+                denied.append(subject)
+                on_denied(operation, subject)
 
         try:
             async with asyncio.timeout(settings.connect_timeout):
@@ -109,15 +138,41 @@ class BusConnection:
                     ping_interval=10,
                     max_outstanding_pings=2,
                     user_credentials=endpoint.creds,
+                    nkeys_seed=endpoint.nkey,
+                    token=endpoint.read_token(),
+                    inbox_prefix=caller.inbox,
                     tls=endpoint.tls(),
                     error_cb=on_error,
                     closed_cb=on_closed,
                     disconnected_cb=on_closed,
                 )
+                api = await _find_api(client, caller, settings.api_timeout)
         except BaseException:
             await _close(client, settings.close_timeout)
             raise
-        return cls(client, client.jetstream(timeout=settings.api_timeout), lost, settings.close_timeout)
+        js = client.jetstream(prefix=api, timeout=settings.api_timeout)
+        return cls(client, js, lost, settings.close_timeout, api=api, digest=digest, denied=denied)
+
+    @property
+    def error(self) -> str:
+        """The server's or the client's reason for the loss of the connection; empty if there is none."""
+        return str(self.client.last_error or "")
+
+    def is_denied(self, subject: str) -> bool:
+        """Return whether the server has denied this subject on this connection."""
+        return subject.lower() in self._denied
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """Keep a retired connection open in this block."""
+        self._users += 1
+        self.unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self.unused.set()
 
     async def close(self) -> None:
         """Close the connection; flush pending writes first, within the close timeout."""
@@ -141,3 +196,18 @@ async def _close(client: Client, timeout: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout):
             await client.close()
+
+
+async def _find_api(client: Client, caller: Caller, timeout: float) -> str:
+    """Return the prefix of JetStream's requests: of the clients' account if this user is in it.
+
+    A server without identities has one account for all, in which nobody answers to that prefix.
+    """
+    if caller.role == BusRole.CONTROLLER:
+        return API
+    request = f"STREAM.INFO.{STREAM}" if caller.consumer is None else f"CONSUMER.INFO.{STREAM}.{caller.consumer}"
+    try:
+        await client.request(f"{CLIENT_API}.{request}", timeout=timeout)
+    except NoRespondersError:
+        return API
+    return CLIENT_API

@@ -81,6 +81,8 @@ class PullConsumer:
     async def run(self, connection: BusConnection) -> None:
         """Pull on a connection until cancelled.
 
+        On a connection that is retired it ends with the outstanding pull request, so that no message is on its way.
+
         :raises ConsumerLost: the caller runs it again, on this or the next connection.
         :raises nats.errors.Error: the server rejected a request; the caller runs it again later.
         """
@@ -92,19 +94,23 @@ class PullConsumer:
             await self._receive(msg)
 
         subscription = await connection.client.subscribe(f"{inbox}.*", cb=on_received)
-        lost = asyncio.ensure_future(connection.lost.wait())
-        lost.add_done_callback(lambda _: self._wake.set())
+        ends = [asyncio.ensure_future(event.wait()) for event in (connection.lost, connection.retired)]
+        for end in ends:
+            end.add_done_callback(lambda _: self._wake.set())
         self._last_seen = asyncio.get_running_loop().time()
         try:
             while not connection.lost.is_set():
                 if self._lost_reason is not None:
                     raise ConsumerLost(self._lost_reason)
                 if self._outstanding <= 0:
+                    if connection.retired.is_set():
+                        raise ConsumerLost("connection replaced")
                     await self._request(connection, inbox)
                 await self._wait_change()
             raise ConsumerLost("connection lost")
         finally:
-            lost.cancel()
+            for end in ends:
+                end.cancel()
             if not connection.client.is_closed:
                 await subscription.unsubscribe()
 
@@ -135,7 +141,7 @@ class PullConsumer:
             "expires": int(self._settings.pull_expires * 1e9),
             "idle_heartbeat": int(self._settings.pull_heartbeat * 1e9),
         }
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.stream}.{self._consumer}"
+        subject = f"{connection.api}.CONSUMER.MSG.NEXT.{self._settings.stream}.{self._consumer}"
         # One reply subject per request: `_handle_status` ignores the status of an earlier one.
         await connection.client.publish(subject, _encode(body), reply=f"{inbox}.{self._pull_number}")
 

@@ -1,43 +1,36 @@
 """The bus on NATS JetStream: stays connected, publishes within a budget, consumes across lost connections.
 
 Nothing here blocks a role: :func:`connect` returns at once, and a publish returns to its caller within the budget.
-The parts: :mod:`services.common.bus.nats.connection` (one connection),
+The parts: :mod:`services.common.bus.nats.session` (the connection and its successors),
 :mod:`services.common.bus.nats.consumer` (one consumer), :mod:`services.common.bus.nats.outbox` (messages to publish
 later), :mod:`services.common.bus.delivery` (one message).
 """
 
 import asyncio
 import os
-import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js.errors import BadRequestError, NoStreamResponseError
 
 from schemas.bus.events import Event
-from services.common.backoff import jittered
 from services.common.bus import spans
 from services.common.bus.delivery import build_delivery_handler
 from services.common.bus.envelope import BusMessage, encode_message
 from services.common.bus.middleware import Delivery
-from services.common.bus.nats import streams
-from services.common.bus.nats.connection import BusConnection, Endpoint
+from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.consumer import ConsumerLost, PullConsumer
+from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.keyvalue import JetStreamKeyValue
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.nats.outbox import Outbox
+from services.common.bus.nats.session import TRANSIENT, OnState, Session
 from services.common.bus.protocol import EventHandler, KeyValue
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
 from services.common.telemetry.logs import Log
-
-FIRST_BACKOFF = 0.05
-"""Seconds after the first failure; the limit is ``reconnect_delay``."""
-_TRANSIENT = (NatsError, OSError)
-"""Errors of a call to NATS that may succeed later; ``TimeoutError`` is an ``OSError``."""
 
 
 async def connect(
@@ -49,14 +42,25 @@ async def connect(
     log: Log,
     settings: BusSettings | None = None,
     environ: Mapping[str, str] = os.environ,
+    on_state: OnState = lambda _state: None,
 ) -> "JetStreamBus":
     """Return the bus of this process at once and connect in the background.
 
     :param url: ``NATS_URL``; several URLs are separated by commas. ``None`` returns a bus that never connects.
-    :param environ: ``NATS_CREDS``, ``NATS_CA``, ``NATS_CERT`` and ``NATS_KEY`` (file paths) are read.
+    :param environ: the variables of :data:`services.common.bus.nats.credentials.FILE_VARIABLES` name files, which are
+        read at each connect.
+    :param on_state: called when the state of the bus changes.
     """
     endpoint = Endpoint.from_url(url, environ) if url else None
-    bus = JetStreamBus(endpoint, role=role, node=node, telemetry=telemetry, log=log, settings=settings or BusSettings())
+    bus = JetStreamBus(
+        endpoint,
+        role=role,
+        node=node,
+        telemetry=telemetry,
+        log=log,
+        settings=settings or BusSettings(),
+        on_state=on_state,
+    )
     bus.start()
     return bus
 
@@ -73,6 +77,7 @@ class JetStreamBus:
         telemetry: Telemetry,
         log: Log,
         settings: BusSettings,
+        on_state: OnState,
     ) -> None:
         self._endpoint = endpoint
         self._role = role
@@ -80,16 +85,10 @@ class JetStreamBus:
         self._telemetry = telemetry
         self._log = log
         self._settings = settings
-        self._rng = random.Random()
         self._start_id = uuid4().hex
-        self._connection: BusConnection | None = None
-        self._up = asyncio.Event()
-        self._down = asyncio.Event()
-        self._down.set()
+        self._session = Session(role, node, settings=settings, metrics=telemetry.metrics, log=log, on_state=on_state)
         self._outbox = Outbox(settings.buffer_events)
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing = False
-        self._not_ready = ""
         self._buckets: dict[str, JetStreamKeyValue] = {}
 
     def start(self) -> None:
@@ -99,22 +98,22 @@ class JetStreamBus:
             return
         self._telemetry.metrics.set_bus_up(False)
         self._tasks = [
-            asyncio.create_task(self._keep_connected(self._endpoint), name="bus-connection"),
+            asyncio.create_task(self._session.run(self._endpoint), name="bus-connection"),
             asyncio.create_task(self._drain_outbox(), name="bus-outbox"),
         ]
 
     @property
     def connected(self) -> bool:
         """See :attr:`services.common.bus.protocol.Bus.connected`."""
-        return self._connection is not None
+        return self._session.connection is not None
 
     async def wait_connected(self) -> None:
         """Wait until the bus is connected. For tests and tools; roles must not wait for the bus."""
-        await self._up.wait()
+        await self._session.up.wait()
 
     async def wait_disconnected(self) -> None:
         """Wait until the loss of the connection is noticed."""
-        await self._down.wait()
+        await self._session.down.wait()
 
     async def publish(self, event: Event) -> None:
         """See :meth:`services.common.bus.protocol.Bus.publish`.
@@ -126,7 +125,8 @@ class JetStreamBus:
             self._telemetry.tracer, message, stage=str(event.stage), operation=event.operation.id
         ) as span:
             # While older events are in the outbox, a new one goes there too: order is preserved.
-            if self._connection is None or self._outbox or not await self._publish_now(self._connection, message):
+            connection = self._session.connection
+            if connection is None or self._outbox or not await self._publish_now(connection, message):
                 span.set_attribute(spans.BUFFERED, True)
                 self._enqueue(message)
         # ADR 2: counted whether or not the bus is available.
@@ -147,114 +147,55 @@ class JetStreamBus:
             handle(Delivery(message, consumer, self._settings.stream, sequence, deliveries))
 
         pull_consumer = PullConsumer(consumer, filters, settings=self._settings, log=self._log, on_message=on_message)
-        if self._connection is None:
+        if not self.connected:
             # Other processes may reconnect and publish first; this includes their events (docs/adr/0003).
             pull_consumer.resume = datetime.now(UTC)
-        failures = 0
+        failures, seen = 0, ""
         while True:
-            await self._up.wait()
-            connection = self._connection
+            await self._session.up.wait()
+            connection = self._session.connection
             if connection is None:
                 continue
             try:
-                await pull_consumer.run(connection)
-            except (ConsumerLost, *_TRANSIENT) as error:
-                if connection.lost.is_set():
-                    # The connection task clears ``_up`` and reconnects with a backoff of its own.
-                    failures = 0
+                with connection.use():
+                    await pull_consumer.run(connection)
+            except (ConsumerLost, *TRANSIENT) as error:
+                if connection.lost.is_set() or connection.retired.is_set():
+                    # The session reconnects with a backoff of its own, or has another connection already.
+                    failures, seen = 0, ""
                     await asyncio.sleep(0)
                     continue
                 text = describe_bus_error(error, self._settings.stream, self._settings)
-                self._log.warning("consumer interrupted", consumer=consumer, error=text)
-                await self._restore_streams(connection)
-                await asyncio.sleep(self._backoff(failures))
+                # Once, if it does not change: the cause may last until somebody removes it.
+                log_failure = self._log.debug if failures and text == seen else self._log.warning
+                log_failure("consumer interrupted", consumer=consumer, error=text)
+                seen = text
+                await self._session.restore_streams(connection)
+                await asyncio.sleep(self._session.backoff(failures))
                 failures += 1
 
     def kv(self, bucket: str) -> KeyValue:
         """See :meth:`services.common.bus.protocol.Bus.kv`."""
         if bucket not in self._buckets:
-            self._buckets[bucket] = JetStreamKeyValue(bucket, lambda: self._connection, self._settings)
+            self._buckets[bucket] = JetStreamKeyValue(
+                bucket, lambda: self._session.connection, self._settings, create=self._session.creates
+            )
         return self._buckets[bucket]
 
     async def close(self) -> None:
         """See :meth:`services.common.bus.protocol.Bus.close`."""
-        if self._connection is not None:
+        if self.connected:
             try:
                 async with asyncio.timeout(self._settings.close_timeout):
                     # The outbox is in memory only. The resync of the next process makes up for what is lost here.
                     await self._outbox.wait_empty()
             except TimeoutError:
                 self._log.warning("events not published at shutdown", events=len(self._outbox))
-        self._closing = True
+        self._session.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-
-    async def _keep_connected(self, endpoint: Endpoint) -> None:
-        failures = 0
-        while True:
-            try:
-                connection = await BusConnection.open(
-                    endpoint, name=f"hotnic-{self._role}-{self._node}", settings=self._settings, log=self._log
-                )
-            except Exception as error:
-                # Any error, for example a malformed credentials file, leaves the role running without the bus.
-                log_failure = self._log.warning if failures == 0 else self._log.debug
-                log_failure("NATS connection failed", error=repr(error), failures=failures + 1)
-            else:
-                try:
-                    if await self._ensure_ready(connection):
-                        failures = 0
-                        await self._serve(connection)
-                finally:
-                    await connection.close()
-            if self._closing:
-                # nats-py swallows a cancellation that arrives while it closes a connection.
-                return
-            await asyncio.sleep(self._backoff(failures))
-            failures += 1
-
-    async def _ensure_ready(self, connection: BusConnection) -> bool:
-        """Return whether the streams exist.
-
-        They do not, for example, before JetStream is up; the caller then closes the connection and tries again.
-        """
-        try:
-            await streams.ensure_streams(connection.js, self._settings, self._log)
-        except _TRANSIENT as error:
-            # Once: it is tried again every other second, and the cause may last until somebody enlarges the store.
-            text = str(error) or repr(error)
-            log_failure = self._log.debug if text == self._not_ready else self._log.warning
-            log_failure("JetStream not ready", error=text)
-            self._not_ready = text
-            return False
-        self._not_ready = ""
-        return not connection.lost.is_set()
-
-    async def _serve(self, connection: BusConnection) -> None:
-        """Offer the connection to publishers and consumers until it is lost."""
-        self._connection = connection
-        self._up.set()
-        self._down.clear()
-        self._telemetry.metrics.set_bus_up(True)
-        self._log.info(
-            "NATS connected", server=str(connection.client.connected_url and connection.client.connected_url.hostname)
-        )
-        try:
-            await connection.lost.wait()
-            self._log.warning("NATS connection lost, work continues by watch and resync")
-        finally:
-            self._connection = None
-            self._up.clear()
-            self._down.set()
-            self._telemetry.metrics.set_bus_up(False)
-
-    async def _restore_streams(self, connection: BusConnection) -> None:
-        try:
-            await streams.ensure_streams(connection.js, self._settings, self._log)
-        except _TRANSIENT as error:
-            self._log.debug("stream check failed", error=repr(error))
 
     async def _publish_now(self, connection: BusConnection, message: BusMessage) -> bool:
         """Publish within the budget; return ``False`` if the outbox has to publish the message.
@@ -264,7 +205,7 @@ class JetStreamBus:
         try:
             async with asyncio.timeout(self._settings.publish_budget):
                 await connection.js.publish(message.subject, message.payload, headers=message.headers)
-        except _TRANSIENT as error:
+        except TRANSIENT as error:
             self._log.debug("publish deferred to outbox", subject=message.subject, error=repr(error))
             return False
         return True
@@ -279,9 +220,14 @@ class JetStreamBus:
         failures = 0
         while True:
             message = await self._outbox.wait_head()
-            await self._up.wait()
-            connection = self._connection
+            await self._session.up.wait()
+            connection = self._session.connection
             if connection is None:
+                continue
+            if connection.is_denied(message.subject):
+                # The session has logged the missing permission. Events behind this one may be permitted.
+                self._telemetry.metrics.record_dropped()
+                self._outbox.remove(message)
                 continue
             try:
                 await connection.js.publish(
@@ -293,18 +239,15 @@ class JetStreamBus:
             except (BadRequestError, MaxPayloadError) as error:
                 # The server will never accept it; the next reconcile makes up for it.
                 self._log.error("event rejected by NATS", subject=message.subject, error=repr(error))
-            except _TRANSIENT as error:
+            except TRANSIENT as error:
+                if connection.is_denied(message.subject):
+                    continue
                 self._log.debug("publish failed, will retry", subject=message.subject, error=repr(error))
                 # No stream on the subject: the server lost its data, or a user deleted the stream.
                 if isinstance(error, NoStreamResponseError):
-                    await self._restore_streams(connection)
-                await asyncio.sleep(self._backoff(failures))
+                    await self._session.restore_streams(connection)
+                await asyncio.sleep(self._session.backoff(failures))
                 failures += 1
                 continue
             failures = 0
             self._outbox.remove(message)
-
-    def _backoff(self, failures: int) -> float:
-        """Return the seconds until the next attempt, with ``failures`` earlier failures in a row."""
-        limit = self._settings.reconnect_delay
-        return jittered(failures + 1, min(FIRST_BACKOFF, limit), limit, self._rng)

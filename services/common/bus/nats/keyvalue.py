@@ -28,10 +28,21 @@ T = TypeVar("T")
 
 
 class JetStreamKeyValue:
-    """A bucket by name, on the connection that is open at the time of a call."""
+    """A bucket by name, on the connection that is open at the time of a call.
 
-    def __init__(self, bucket: str, connection: Callable[[], BusConnection | None], settings: BusSettings) -> None:
+    :param create: whether this process creates the bucket when it is missing, which only the controller may.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        connection: Callable[[], BusConnection | None],
+        settings: BusSettings,
+        *,
+        create: bool = True,
+    ) -> None:
         self._bucket = bucket
+        self._create = create
         self._current_connection = connection
         self._settings = settings
         self._opened: tuple[BusConnection, NatsKeyValue] | None = None
@@ -141,6 +152,10 @@ class JetStreamKeyValue:
         try:
             return await connection.js.key_value(self._bucket)
         except (BucketNotFoundError, NotFoundError):
+            if not self._create:
+                raise BusUnavailable(
+                    f"bucket {self._bucket} does not exist; the controller creates it when it leads"
+                ) from None
             return await connection.js.create_key_value(
                 KeyValueConfig(
                     bucket=self._bucket,

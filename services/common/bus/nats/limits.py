@@ -1,4 +1,4 @@
-"""The limits of a NATS server as the errors of its clients say them: what is full, how large it is, what to do.
+"""What a NATS server refuses, as text for users: what is full or not permitted, and what to do.
 
 It knows the server's error codes; it does not know what a caller does after an error.
 Next: :mod:`services.common.bus.nats.streams`, which reserves the sizes.
@@ -6,6 +6,7 @@ Next: :mod:`services.common.bus.nats.streams`, which reserves the sizes.
 
 from nats.js.errors import APIError
 
+from schemas.bus.permissions import identity_name
 from services.common.bus.settings import MIB, BusSettings
 
 _NO_ROOM = frozenset({10023, 10047})
@@ -36,3 +37,16 @@ def describe_bus_error(error: BaseException, stream: str, settings: BusSettings)
                 f"account has a limit ({error.description})"
             )
     return str(error) or repr(error)
+
+
+def describe_denial(role: str, node: str | None, operation: str, subject: str) -> str:
+    """Return the text of a missing permission.
+
+    :param role: the role of the process, and its node.
+    :param operation: ``publish`` or ``subscribe``.
+    :param subject: in lower case, as the client has it.
+    """
+    return (
+        f"NATS denies identity {identity_name(role, node)} to {operation} to {subject}; check that its credentials "
+        "are those of this role and node, and make the configuration of the server again: hotnic nats config"
+    )

@@ -17,10 +17,12 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
-from schemas.bus.encoding import DEAD_ROOT
+from schemas.bus.encoding import DEAD_ROOT, NO_NODE
+from schemas.bus.permissions import BusRole
 from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dead_letter
 from services.common.bus.envelope import BusMessage
-from services.common.bus.nats.connection import BusConnection, Endpoint
+from services.common.bus.nats.connection import BusConnection, Caller
+from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.protocol import BusUnavailable
 from services.common.bus.settings import BUCKET_STREAM, BusSettings, StreamUsage
 from services.common.telemetry.logs import Log
@@ -180,7 +182,11 @@ async def open_reader(
     limits = settings or BusSettings()
     with _translate_errors():
         connection = await BusConnection.open(
-            Endpoint.from_url(url, environ), name="hotnic-cli", settings=limits, log=log
+            Endpoint.from_url(url, environ),
+            name="hotnic-cli",
+            settings=limits,
+            log=log,
+            caller=Caller(BusRole.READER, NO_NODE),
         )
     try:
         yield StreamReader(connection, limits)

@@ -1,7 +1,7 @@
 """The desired configuration of the two streams, and its application on the server.
 
-Every process applies it when it connects. A stream may vanish at any time and be created again empty, which costs
-latency only. Next: :mod:`services.common.bus.settings`, the limits.
+The controller applies it when it connects, and no other role (docs/adr/0037). A stream may vanish at any time and be
+created again empty, which costs latency only. Next: :mod:`services.common.bus.settings`, the limits.
 """
 
 from nats.errors import Error as NatsError
@@ -10,15 +10,22 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.errors import APIError, NotFoundError
 
 from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT
+from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.settings import BusSettings
 from services.common.telemetry.logs import Log
 
+_CONSUMER_NOT_FOUND = 10014
+"""Error code for a consumer that does not exist in a stream that does."""
 _CHECKED_SETTINGS = ("subjects", "max_age", "max_bytes", "max_consumers", "duplicate_window", "num_replicas", "discard")
 
 
 class StreamNotCreated(NatsError):
     """The server does not create a stream; the message says what to do."""
+
+
+class StreamMissing(NatsError):
+    """A stream does not exist; the message says who creates it."""
 
 
 def stream_configs(settings: BusSettings) -> tuple[StreamConfig, StreamConfig]:
@@ -82,6 +89,26 @@ async def ensure_streams(js: JetStreamContext, settings: BusSettings, log: Log) 
         except (APIError, NatsError) as error:
             text = describe_bus_error(error, config.name, settings)
             log.warning("stream update failed", stream=config.name, settings=different, error=text)
+
+
+async def check_stream(connection: BusConnection, consumer: str | None, settings: BusSettings) -> None:
+    """Check that the stream of the events exists, for a role that does not create it.
+
+    :param consumer: the consumer of a role of a node, which may only ask for that: the stream's own state names the
+        VMs of all nodes.
+    :raises StreamMissing: it does not exist yet.
+    :raises nats.errors.Error: any other failure.
+    """
+    try:
+        if consumer is None:
+            await connection.js.stream_info(settings.stream)
+        else:
+            await connection.js.consumer_info(settings.stream, consumer)
+    except NotFoundError as error:
+        if error.err_code != _CONSUMER_NOT_FOUND:
+            raise StreamMissing(
+                f"stream {settings.stream} does not exist; the controller creates it when it connects"
+            ) from error
 
 
 def _differs(desired: object, actual: object) -> bool:

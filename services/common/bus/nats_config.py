@@ -1,0 +1,126 @@
+"""The configuration of a NATS server for hotnic's identities, as text. Pure.
+
+It has the two accounts of :mod:`schemas.bus.permissions` and a user for each public key. A server includes it, or has
+all of it from here. Next: :mod:`services.common.bus.nats.credentials`, which makes and reads the keys.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from schemas.bus.permissions import (
+    CLIENT_ACCOUNT,
+    STREAM_ACCOUNT,
+    Import,
+    account_of,
+    client_imports,
+    identity_name,
+    role_permissions,
+)
+
+
+class NatsUser(NamedTuple):
+    """A user of the server.
+
+    :ivar role: one of :class:`schemas.bus.permissions.BusRole`.
+    :ivar node: the node of a role of a node.
+    :ivar key: public nkey, ``U…``. An identity may have several users, for example while its key is replaced.
+    """
+
+    role: str
+    node: str | None
+    key: str
+
+
+class NatsTls(NamedTuple):
+    """The TLS files of a server, by their paths on it.
+
+    :ivar ca: CA of the clients' certificates. It is used only if clients have to show one, and not for identities.
+    """
+
+    cert: str
+    key: str
+    ca: str | None = None
+
+
+def render_accounts(users: Sequence[NatsUser]) -> str:
+    """Return the accounts with their users. Without users the text is that for an auth callout.
+
+    :raises ValueError: a user has no identity on the bus.
+    """
+    imports = client_imports()
+    exports = [line for one in imports for line in _export(one)]
+    stream_users = [line for user in users if account_of(user.role) == STREAM_ACCOUNT for line in _user(user)]
+    client_users = [line for user in users if account_of(user.role) == CLIENT_ACCOUNT for line in _user(user)]
+    lines = [
+        "accounts {",
+        f"  # The streams, and the controller, which creates them. Everybody else is in {CLIENT_ACCOUNT}: the server",
+        "  # does not check where a client has the answer to a request sent, so it must not reach a stream.",
+        f"  {STREAM_ACCOUNT} {{",
+        "    jetstream: enabled",
+        *_block("exports", exports),
+        *_block("users", stream_users),
+        "  }",
+        f"  {CLIENT_ACCOUNT} {{",
+        *_block("imports", [_import(one) for one in imports]),
+        *_block("users", client_users),
+        "  }",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_server(
+    users: Sequence[NatsUser], *, listen: str, store_dir: str, tls: NatsTls | None = None, name: str = "hotnic"
+) -> str:
+    """Return the whole configuration of one server with JetStream.
+
+    :param listen: ``HOST:PORT``.
+    :raises ValueError: a user has no identity on the bus.
+    """
+    lines = [
+        f"server_name: {_quote(name)}",
+        f"listen: {_quote(listen)}",
+        f"jetstream {{ store_dir: {_quote(store_dir)} }}",
+    ]
+    if tls is not None:
+        lines += ["tls {", f"  cert_file: {_quote(tls.cert)}", f"  key_file: {_quote(tls.key)}"]
+        lines += [f"  ca_file: {_quote(tls.ca)}", "  verify: true"] if tls.ca is not None else []
+        lines += ["}"]
+    return "\n".join(lines) + "\n" + render_accounts(users)
+
+
+def _user(user: NatsUser) -> Iterable[str]:
+    permissions = role_permissions(user.role, user.node)
+    yield f"# {_one_line(identity_name(user.role, user.node))}"
+    yield f"{{ nkey: {_quote(user.key)}, permissions: {{"
+    for name, subjects in zip(permissions._fields, permissions, strict=True):
+        yield f"  {name}: {{ allow: ["
+        yield from (f"    {_quote(subject)}" for subject in subjects)
+        yield "  ] }"
+    yield "} }"
+
+
+def _export(one: Import) -> Iterable[str]:
+    kind = "stream" if one.delivery else "service"
+    answers = ", response_type: Stream" if one.answers else ""
+    yield f"{{ {kind}: {_quote(one.subject)}, accounts: [{CLIENT_ACCOUNT}]{answers} }}"
+
+
+def _import(one: Import) -> str:
+    kind = "stream" if one.delivery else "service"
+    local = f", to: {_quote(one.local)}" if one.local != one.subject else ""
+    return f"{{ {kind}: {{ account: {STREAM_ACCOUNT}, subject: {_quote(one.subject)} }}{local} }}"
+
+
+def _block(name: str, lines: Iterable[str]) -> list[str]:
+    return [f"    {name}: [", *(f"      {line}" for line in lines), "    ]"]
+
+
+def _quote(text: str) -> str:
+    # NATS knows no \u; in quotes it replaces no variable, so `$JS` is what it is.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 import shlex
+import signal
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -77,15 +79,23 @@ class Uplinks:
 
     :param cached: returns a NAD as last seen.
     :param first: path of the first node's network namespace.
+    :param deadline: :data:`DEADLINE`.
     """
 
     def __init__(
-        self, cached: Callable[[str, str], NetworkAttachmentDefinition | None], node: str, first: str, log: Log
+        self,
+        cached: Callable[[str, str], NetworkAttachmentDefinition | None],
+        node: str,
+        first: str,
+        log: Log,
+        *,
+        deadline: float = DEADLINE,
     ) -> None:
         self._cached = cached
         self._node = node
         self._first = first
         self._log = log
+        self._deadline = deadline
         self._joined: set[str] = set()
         # Several NADs may name one bridge.
         self._joining = asyncio.Lock()
@@ -93,7 +103,7 @@ class Uplinks:
     async def reconcile(self, key: Key, _attempt: Attempt) -> None:
         """Join the bridges that the NAD of `key` names, unless this was done before.
 
-        :raises Retry: a command failed.
+        :raises Retry: a command failed, or did not end in time and was killed.
         """
         nad = self._cached(*key)
         async with self._joining:
@@ -102,9 +112,19 @@ class Uplinks:
 
     async def _join(self, bridge: str) -> None:
         script = commands(bridge, self._node, self._first)
-        process = await asyncio.create_subprocess_exec("sh", "-c", script, stderr=asyncio.subprocess.PIPE)
-        async with asyncio.timeout(DEADLINE):
-            _, errors = await process.communicate()
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", script, stderr=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        try:
+            async with asyncio.timeout(self._deadline):
+                _, errors = await process.communicate()
+        except TimeoutError:
+            raise Retry("BridgeNotJoined", f"{bridge}: the commands did not end within {self._deadline:g} s") from None
+        finally:
+            if process.returncode is None:
+                # The whole group: the shell waits for a command that hangs.
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
         if process.returncode != 0:
             raise Retry("BridgeNotJoined", f"{bridge}: {errors.decode(errors='replace').strip()}")
         self._joined.add(bridge)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.multus import SHIM_NAME, SOCKET_NAME
+from services.common.http.peers import AllowedPeers
 from services.common.http.server import serve
 from services.common.kube.client import Kube
 from services.common.netlink.pool import NetnsPool
@@ -78,7 +79,9 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     # The stack closes the socket, which waits for running calls; the margin covers the rest of the stack.
     runtime.stack_timeout = DRAIN + 0.5
     listen = f"unix:{config.socket_dir / SOCKET_NAME}"
-    await runtime.stack.enter_async_context(serve(parts.app, listen, shutdown=DRAIN))
+    await runtime.stack.enter_async_context(
+        serve(parts.app, listen, shutdown=DRAIN, peers=AllowedPeers(settings.socket_users))
+    )
     log.info("serving", socket=str(config.socket_dir / SOCKET_NAME))
 
     runtime.spawn("sweep", parts.sweep.run)

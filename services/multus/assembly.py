@@ -97,7 +97,7 @@ def assemble(
     )
     upstream = UpstreamCache(config.cni_dir)
     devices = DeviceInfoFiles(config.device_info_dir)
-    pod_events = PodEvents(EventRecorder(kube, "multus", log=log, node=settings.node_name))
+    pod_events = PodEvents(EventRecorder(kube, "multus", log=log, node=settings.node_name, meter=telemetry.meter))
     applier = Applier(
         executor=executor,
         records=records,

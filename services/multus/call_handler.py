@@ -196,20 +196,24 @@ class CallHandler:
 
     async def _cni_del(self, call: CniCall) -> None:
         async with self._records.lock(call.sandbox_id):
-            sandbox = await self._adoption.read_or_adopt(call)
-            if sandbox is None:
-                await self._unrecorded.delete(call)
-                return
-            # Recorded before anything is deleted: a DEL that fails here is finished by the sweep.
-            if not sandbox.deletion_requested:
-                sandbox = msgspec.structs.replace(sandbox, deletion_requested=True)
-                self._records.write(sandbox)
-            await delete_sandbox(self._applier, sandbox, call.netns)
-            if any(attachment.origin is not AttachmentOrigin.DELEGATE for attachment in sandbox.attachments):
-                self._unrecorded.mark_deleted(call.sandbox_id)
-            else:
-                # The record holds hot-plugged attachments only, so the sandbox's own networks are unrecorded.
-                await self._unrecorded.delete(call)
+            await self._delete_sandbox(call)
+            self._records.forget_damaged(call.sandbox_id)
+
+    async def _delete_sandbox(self, call: CniCall) -> None:
+        sandbox = await self._adoption.read_or_adopt(call)
+        if sandbox is None:
+            await self._unrecorded.delete(call)
+            return
+        # Recorded before anything is deleted: a DEL that fails here is finished by the sweep.
+        if not sandbox.deletion_requested:
+            sandbox = msgspec.structs.replace(sandbox, deletion_requested=True)
+            self._records.write(sandbox)
+        await delete_sandbox(self._applier, sandbox, call.netns)
+        if any(attachment.origin is not AttachmentOrigin.DELEGATE for attachment in sandbox.attachments):
+            self._unrecorded.mark_deleted(call.sandbox_id)
+        else:
+            # The record holds hot-plugged attachments only, so the sandbox's own networks are unrecorded.
+            await self._unrecorded.delete(call)
 
     async def _delegate_del(self, call: CniCall) -> None:
         async with self._records.lock(call.sandbox_id):
@@ -284,6 +288,9 @@ class CallHandler:
                     kept.append(sandbox)
                 elif sandbox is not None:
                     await _collect_failure(failures, delete_sandbox(self._applier, sandbox, sandbox.netns))
+            damaged = self._records.keep_damaged(sandboxes)
+            unread |= damaged.keys()
+            failures += damaged.values()
             if unread & sandboxes:
                 # No list of attachments would be complete: plugins would free addresses that these sandboxes use.
                 raise failures[0]

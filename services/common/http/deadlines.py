@@ -2,6 +2,7 @@
 
 aiohttp itself limits only how long a connection may idle between two requests. A client that sends half a head would
 keep its connection, and its file descriptor, for an hour.
+Connections of users that a unix socket does not admit are ended before anything of them is read.
 Next: :mod:`services.common.http.server`, which also limits the time for a body.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from services.common.http.peers import AllowedPeers
 from services.common.telemetry.stores import STORES
 
 HEAD_DEADLINE = 10.0
@@ -22,12 +24,19 @@ class Connections:
     """Makes the protocols of a server's connections, and ends those that wait too long for a head.
 
     :param make: returns the HTTP protocol of a new connection.
+    :param peers: who may use a unix socket.
     """
 
     def __init__(
-        self, make: Callable[[], asyncio.Protocol], *, deadline: float = HEAD_DEADLINE, limit: int = MAX_WAITING
+        self,
+        make: Callable[[], asyncio.Protocol],
+        *,
+        deadline: float = HEAD_DEADLINE,
+        limit: int = MAX_WAITING,
+        peers: AllowedPeers | None = None,
     ) -> None:
         self._make = make
+        self._peers = peers or AllowedPeers()
         self._deadline = deadline
         self._limit = limit
         # In the order in which they began to wait. One that idles after a request has no timer.
@@ -37,6 +46,10 @@ class Connections:
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         return TimedConnection(self._make(), self)
+
+    def admit(self, transport: asyncio.BaseTransport) -> bool:
+        """Return whether a new connection may be served."""
+        return self._peers.admit(transport)
 
     def wait(self, connection: "TimedConnection") -> None:
         """Give a connection time for the head of a request, unless it has some."""
@@ -85,20 +98,28 @@ class TimedConnection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for the first head."""
+        """Begin to wait for the first head, or end the connection of a user that is not admitted."""
         assert isinstance(transport, asyncio.Transport)
+        if not self._connections.admit(transport):
+            transport.abort()
+            return
         self._transport = transport
         self._connections.wait(self)
         self._http.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        if self._transport is None:
+            # It was not admitted, and HTTP does not know it.
+            return
         self._transport = None
         self._connections.end_wait(self)
         self._http.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Pass on data; outside of a request it is the beginning of a head."""
+        if self._transport is None:
+            return
         if not self._requests:
             self._connections.wait(self)
         self._http.data_received(data)

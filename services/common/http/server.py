@@ -20,6 +20,7 @@ from schemas.kubernetes.objects import Status, StatusDetails
 from schemas.kubernetes.status_reasons import STATUS_REASONS
 from services.common.http.deadlines import HEAD_DEADLINE, Connections, connection_of
 from services.common.http.listen import BACKLOG, Listener, bind
+from services.common.http.peers import AllowedPeers
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, TraceEntry, context_of, trace_entry
 
@@ -109,12 +110,14 @@ async def serve(
     ssl: SSLContext | None = None,
     shutdown: float = SHUTDOWN_DEADLINE,
     head: float = HEAD_DEADLINE,
+    peers: AllowedPeers | None = None,
 ) -> AsyncIterator[str]:
     """Serve while the context is open; yield the bound address (``host:port``, ``unix:/path``).
 
     :param listen: ``host:port`` (port 0: any free one), ``unix:/path`` (mode 0600) or ``fd:N`` (inherited).
     :param shutdown: seconds for running requests to finish when the context ends.
     :param head: seconds for the head of a request.
+    :param peers: who may use a unix socket; by default root and the process' own user.
     :raises OSError: the server cannot listen on the address.
     :raises ValueError: the address is malformed.
     """
@@ -129,7 +132,7 @@ async def serve(
         assert runner.server is not None
         listener = bind(listen)
         server = await asyncio.get_running_loop().create_server(
-            Connections(runner.server, deadline=head),
+            Connections(runner.server, deadline=head, peers=peers),
             sock=listener.socket,
             ssl=ssl,
             backlog=BACKLOG,

@@ -1,8 +1,8 @@
 """Recorder of Kubernetes Events, which ``kubectl describe`` shows below an object.
 
 Event names are deterministic, so a role that records the same Event again (after a restart, at a resync) creates no
-second one. Recording is best effort: a failure is logged and never raised. The events of the bus are
-:mod:`schemas.bus.events`.
+second one. Recording is best effort: a failure is logged and never raised, and an Event beyond the rate of its object
+or namespace is dropped (:mod:`services.common.kube.event_budget`). The events of the bus are :mod:`schemas.bus.events`.
 """
 
 import asyncio
@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from opentelemetry.metrics import Meter, NoOpMeter
+
 from schemas.bus.encoding import NO_NODE
 from schemas.kubernetes.objects import EVENTS
 from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError
+from services.common.kube.event_budget import EventBudget
 from services.common.telemetry.logs import Log
 from services.common.telemetry.stores import Bounded
 
@@ -35,13 +38,29 @@ class EventRecorder:
 
     :param role: name of the role; the Events' component is ``hotnic-<role>``.
     :param node: node of the role; ``_`` for none.
+    :param meter: of the counter ``hotnic_kubernetes_events_dropped_total{limit}``; ``None``: nothing is counted.
+    :param budget: the rate of Events.
     """
 
-    def __init__(self, kube: Kube, role: str, *, log: Log, node: str = NO_NODE) -> None:
+    def __init__(
+        self,
+        kube: Kube,
+        role: str,
+        *,
+        log: Log,
+        node: str = NO_NODE,
+        meter: Meter | None = None,
+        budget: EventBudget | None = None,
+    ) -> None:
         self._kube = kube
         self._log = log
         self._component = f"hotnic-{role}"
         self._host = "" if node == NO_NODE else node
+        self._budget = budget or EventBudget()
+        self._dropped = (meter or NoOpMeter("events")).create_counter(
+            "hotnic_kubernetes_events_dropped",
+            description="Events beyond the rate of an object or namespace",
+        )
         self._recorded: Bounded[tuple[str, str], None] = Bounded("recorded-events", MAX_RECORDED)
 
     async def record(
@@ -68,6 +87,11 @@ class EventRecorder:
         name = event_name(about["name"], key)
         if (namespace, name) in self._recorded:
             return True
+        limit = self._budget.exceeded(about, namespace, reason)
+        if limit is not None:
+            self._dropped.add(1, {"limit": str(limit)})
+            self._log.debug("event dropped", name=name, reason=reason, limit=str(limit))
+            return False
         body = self._body(about, namespace, name, type, reason, message)
         if annotations:
             body["metadata"]["annotations"] = dict(annotations)

@@ -60,7 +60,7 @@ async def open_context(
     role, settings, telemetry, log = runtime.role, runtime.settings, runtime.telemetry, runtime.log
     kube = await Kube.connect(kubeconfig=settings.kubeconfig, telemetry=telemetry, user_agent=f"hotnic-{role}")
     runtime.stack.push_async_callback(kube.close)
-    events = EventRecorder(kube, role, log=log, node=node)
+    events = EventRecorder(kube, role, log=log, node=node, meter=telemetry.meter)
     connection = await connect(
         settings.nats_url,
         role=role,

@@ -30,6 +30,13 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     socket_dir: Annotated[str, msgspec.Meta(description="directory (mode 0700) of the daemon's socket multus.sock")] = (
         "/run/multus"
     )
+    socket_users: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0)], ...],
+        msgspec.Meta(
+            description="comma-separated user ids besides 0 whose processes may call the socket, such as the one that "
+            "a rootless container runtime has outside of its user namespace"
+        ),
+    ] = ()
     cni_conf_dir: Annotated[
         str, msgspec.Meta(description="the runtime's CNI configuration directory; 00-multus.conf is written there")
     ] = "/etc/cni/net.d"

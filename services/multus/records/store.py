@@ -12,7 +12,7 @@ When an attachment may be deleted is decided in :mod:`services.multus.plan`. Nex
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Final, Literal
 
@@ -33,6 +33,11 @@ SETTLED: Final = ".json"
 """Suffix of a record that is synced to disk."""
 UNSETTLED: Final = ".unsettled"
 """Suffix of a newer record that is not synced yet."""
+DAMAGED: Final = ".damaged"
+"""Suffix of a file that held a record and cannot be decoded."""
+MAX_DAMAGED: Final = 256
+"""Damaged files that are kept, beyond which the oldest is removed. One goes with its sandbox, so only a node that
+never gets a DEL, and does not know its runtime's sandboxes either, has many."""
 SETTLE_AFTER: Final = 0.02
 """Seconds between a record and its copy on disk: the call is answered first, and several writes are synced as one."""
 
@@ -112,9 +117,11 @@ class Records:
                         raise CniError(
                             cni.CniErrorCode.IO_FAILURE, f"the record of sandbox {sandbox_id} is damaged: {error}"
                         ) from error
-                    damaged = path.with_name(f"{path.name}.damaged")
+                    damaged = path.with_name(f"{path.name}{DAMAGED}")
                     self._log.error("damaged sandbox record renamed", path=str(damaged), error=str(error))
                     path.replace(damaged)
+                    for _, oldest in self._damaged()[:-MAX_DAMAGED]:
+                        oldest.unlink(missing_ok=True)
         return None
 
     def write(self, sandbox: SandboxState, *, change: RecordChange = "updated") -> None:
@@ -161,6 +168,32 @@ class Records:
         names = (Path(name) for folder in (self._folder, self._unsettled) for name in os.listdir(folder))
         stems = {name.stem for name in names if name.suffix in (SETTLED, UNSETTLED)}
         return sorted(stem for stem in stems if is_valid_sandbox_id(stem))
+
+    def keep_damaged(self, existing: Set[str]) -> dict[str, CniError]:
+        """Remove the damaged records of sandboxes that are gone; return the others' errors.
+
+        The other sandboxes may have attachments that no record names.
+
+        :param existing: the container ids of all sandboxes that are not gone.
+        """
+        damaged = {path.name.partition(".")[0] for _, path in self._damaged()}
+        for sandbox_id in damaged - existing:
+            self.forget_damaged(sandbox_id)
+        message = "the record of sandbox {} is damaged, so its attachments are not known: delete its pod"
+        return {one: CniError(cni.CniErrorCode.IO_FAILURE, message.format(one)) for one in sorted(damaged & existing)}
+
+    def forget_damaged(self, sandbox_id: str) -> None:
+        """Remove the damaged records of a sandbox that is gone."""
+        for suffix in (UNSETTLED, SETTLED):
+            path = self._path(sandbox_id, suffix)
+            path.with_name(f"{path.name}{DAMAGED}").unlink(missing_ok=True)
+
+    def _damaged(self) -> list[tuple[float, Path]]:
+        """Return the damaged files with the times of their last change, the oldest first."""
+        found = {path for folder in (self._folder, self._unsettled) for path in folder.glob(f"*{DAMAGED}")}
+        return sorted(
+            (path.stat().st_mtime, path) for path in found if is_valid_sandbox_id(path.name.partition(".")[0])
+        )
 
     def changed_at(self, sandbox_id: str) -> float | None:
         """Return when a record was last written, in seconds since the epoch; ``None`` when there is none."""

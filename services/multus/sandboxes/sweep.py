@@ -95,6 +95,8 @@ class Sweep:
         ids = self._records.ids()
         # Listed before the records are read: a record that is written meanwhile is newer than the list.
         listing = await self._list_runtime() if ids else None
+        if listing is not None:
+            self._records.keep_damaged(listing.ready.keys())
         slots = FairSlots(AT_ONCE)
         return sum(await asyncio.gather(*(self._check(sandbox_id, listing, slots) for sandbox_id in ids)))
 

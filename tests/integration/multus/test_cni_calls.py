@@ -288,6 +288,38 @@ async def test_gc_deletes_sandboxes_that_the_runtime_does_not_list(daemon: Daemo
     assert link_names(sandbox_netns) == ["lo"]
 
 
+async def test_gc_frees_nothing_while_a_sandbox_has_a_damaged_record(
+    daemon: Daemon, sandbox_netns: Path, recording: RecordingPlugin
+) -> None:
+    """The sandbox may have attachments that nothing else names: their plugins would free addresses that are in use."""
+    daemon.pod({NETWORKS: "red"})
+    daemon.nad("red", {"cniVersion": "1.1.0", "name": "red", "type": recording.type})
+    assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
+    await daemon.records.flush()
+    path = daemon.config.cni_dir / "sandboxes" / f"{SANDBOX}.json"
+    torn = path.read_bytes()[:-1]
+    path.write_bytes(torn)
+    listed = {**daemon.conf, "cni.dev/valid-attachments": [{"containerID": SANDBOX, "ifname": "eth0"}]}
+    # The second time, the file is renamed already.
+    for _ in range(2):
+        status, error = await daemon.cni("GC", "", listed)
+        assert (status, error["code"]) == (400, 5)
+        assert f"the record of sandbox {SANDBOX} is damaged" in error["msg"]
+    assert "GC" not in recording.commands
+    assert len(leases(daemon.folder)) == 1
+    # With the sandbox, the record goes too.
+    assert await daemon.cni("DEL", sandbox_netns) == (200, None)
+    assert list(path.parent.iterdir()) == []
+    assert await daemon.cni("GC", "", {**daemon.conf, "cni.dev/valid-attachments": []}) == (200, None)
+
+
+async def test_gc_removes_damaged_records_of_sandboxes_that_the_runtime_does_not_list(daemon: Daemon) -> None:
+    path = daemon.config.cni_dir / "sandboxes" / "gone.json"
+    path.write_bytes(b"torn")
+    assert await daemon.cni("GC", "", {**daemon.conf, "cni.dev/valid-attachments": []}) == (200, None)
+    assert list(path.parent.iterdir()) == []
+
+
 async def test_check_runs_every_plugin_of_the_sandbox(daemon: Daemon, sandbox_netns: Path) -> None:
     daemon.pod()
     assert await daemon.cni("CHECK", sandbox_netns) == (200, None)

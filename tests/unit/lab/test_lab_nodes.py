@@ -1,15 +1,22 @@
 """A lab with several nodes: names, settings of each node's processes, joined bridges, refused options."""
 
+import asyncio
 import dataclasses
 import json
+import os
+from pathlib import Path
 
+import msgspec
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from lab.cli.lab import up
 from lab.layout import node_name, role_processes, split_name
-from lab.node.uplinks import bridges_of, uplink
+from lab.node.uplinks import Uplinks, bridges_of, uplink
 from lab.supervisor import components
+from schemas.kubernetes.objects import NetworkAttachmentDefinition
+from services.common.reconcile import Attempt, Retry
 
 
 def test_every_node_has_its_own_node_processes_and_two_nodes_have_a_controller(
@@ -76,3 +83,24 @@ def test_options_that_work_with_one_node_only_are_refused(option: tuple[str, ...
     done = CliRunner().invoke(up, ["--nodes", "2", *option])
     assert done.exit_code == 2
     assert " works with one node only: leave out --nodes" in done.output
+
+
+async def test_commands_that_do_not_end_are_killed_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what the shell waits for."""
+    fake = tmp_path / "ip"
+    fake.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    nad = msgspec.convert(
+        {"metadata": {"name": "blue"}, "spec": {"config": json.dumps({"type": "bridge", "bridge": "blue"})}},
+        NetworkAttachmentDefinition,
+    )
+    uplinks = Uplinks(lambda *_: nad, "lab-2", "/proc/1/ns/net", structlog.get_logger(), deadline=0.5)
+    with pytest.raises(Retry, match="blue: the commands did not end within 0.5 s"):
+        await uplinks.reconcile(("default", "blue"), Attempt())
+    process = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+    async with asyncio.timeout(45):
+        while process.exists():  # noqa: ASYNC110, ASYNC240 (it is the shell's child)
+            await asyncio.sleep(0.01)

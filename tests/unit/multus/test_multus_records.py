@@ -1,6 +1,7 @@
 """Records of sandboxes: their files, and the lock per sandbox."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from opentelemetry.trace import NoOpTracer
 from services.multus.cni.device_info import DeviceInfoFiles
 from services.multus.cni.errors import CniError
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
-from services.multus.records.store import Records
+from services.multus.records.store import MAX_DAMAGED, Records
 from services.multus.records.upstream import UpstreamCache
 
 LOG = structlog.get_logger()
@@ -239,3 +240,30 @@ async def test_one_call_at_a_time_holds_a_sandboxs_lock(tmp_path: Path) -> None:
     await holder
     async with records.lock("abc"):
         pass
+
+
+def test_damaged_records_go_with_their_sandbox(tmp_path: Path) -> None:
+    records = Records(tmp_path, tracer=NoOpTracer(), log=LOG)
+    folder = tmp_path / "sandboxes"
+    for name in ("gone", "alive", "deleted"):
+        (folder / f"{name}.json").write_bytes(b"{")
+        (folder / f"{name}.unsettled").write_bytes(b"{")
+        assert records.read(name) is None
+    errors = records.keep_damaged({"alive", "deleted"})
+    assert {name: error.code for name, error in errors.items()} == {"alive": 5, "deleted": 5}
+    assert "the record of sandbox alive is damaged, so its attachments are not known" in errors["alive"].msg
+    records.forget_damaged("deleted")
+    records.forget_damaged("never-there")
+    assert files(tmp_path) == ["alive.json.damaged", "alive.unsettled.damaged"]
+
+
+def test_damaged_records_are_bounded(tmp_path: Path) -> None:
+    records = Records(tmp_path, tracer=NoOpTracer(), log=LOG)
+    folder = tmp_path / "sandboxes"
+    for number in range(MAX_DAMAGED + 3):
+        path = folder / f"s{number}.json"
+        path.write_bytes(b"{")
+        os.utime(path, (number, number))
+        records.read(f"s{number}")
+    assert len(files(tmp_path)) == MAX_DAMAGED
+    assert not {"s0.json.damaged", "s1.json.damaged", "s2.json.damaged"} & set(files(tmp_path))

@@ -163,7 +163,11 @@ def role_environment(parameters: LabParameters, component: str) -> dict[str, str
         # The name of the host, which is the default, is the same on all nodes.
         "controller": {"HOTNIC_IDENTITY": component} if parameters.nodes > 1 else {},
         "networks": {"HOTNIC_CRI_SOCKET": str(CONTAINERD_SOCKET)},
-        "multus": {"HOTNIC_MULTUS_CONFIG": str(layout.config / "daemon-config.json")},
+        "multus": {
+            "HOTNIC_MULTUS_CONFIG": str(layout.config / "daemon-config.json"),
+            # Removed with the lab, however it ends.
+            "HOTNIC_PLUGIN_CGROUP": f"/{parameters.identity.cgroup}",
+        },
         "handler": {
             "HOTNIC_CRI_SOCKET": str(CONTAINERD_SOCKET),
             "HOTNIC_GUEST_DRIVER": "qmp",

@@ -21,6 +21,7 @@ from services.common.runtime import process as role
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.telemetry.logs import Log
 from services.multus.assembly import assemble
+from services.multus.cni.plugin_cgroups import CgroupLimits, open_cgroups
 from services.multus.config import logs
 from services.multus.config.settings import Settings, read_config
 from services.multus.container_runtime import shim
@@ -54,6 +55,10 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     netns = NetnsPool(config.host_root, timeout=NETLINK_TIMEOUT)
     runtime.stack.callback(netns.close)
 
+    limits = CgroupLimits(settings.plugin_memory << 20, settings.plugin_pids)
+    cgroups = open_cgroups(settings.plugin_cgroup, limits, config.host_root, log)
+    if cgroups is not None:
+        runtime.stack.callback(cgroups.close)
     parts = assemble(
         settings,
         config,
@@ -63,6 +68,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         log=log,
         stopping=runtime.stopping.is_set,
         runtime=_container_runtime(runtime, log),
+        cgroups=cgroups,
     )
     # Pushed before the socket, so these run after it has closed: calls that are drained still write records and Events.
     runtime.stack.push_async_callback(parts.records.flush)

@@ -17,6 +17,7 @@ from services.multus.apply import Applier
 from services.multus.call_handler import CallHandler
 from services.multus.cni.device_info import DeviceInfoFiles
 from services.multus.cni.executor import Executor
+from services.multus.cni.plugin_cgroups import PluginCgroups
 from services.multus.config.settings import Config, Settings
 from services.multus.observe import READINESS_TIMEOUT, CallObserver
 from services.multus.pod.events import PodEvents
@@ -60,6 +61,7 @@ def assemble(
     log: Log,
     stopping: Callable[[], bool],
     runtime: SandboxLister | None = None,
+    cgroups: PluginCgroups | None = None,
     pod_timeout: float = POD_TIMEOUT,
     readiness_timeout: float = READINESS_TIMEOUT,
     lock_timeout: float = 90.0,
@@ -74,6 +76,7 @@ def assemble(
     :param log: the daemon's log.
     :param stopping: returns whether the daemon is shutting down.
     :param runtime: lists the container runtime's sandboxes; ``None`` where no CRI socket is set.
+    :param cgroups: makes the cgroups of plugins; ``None``: they stay in the daemon's own.
     :param pod_timeout: seconds to wait for a pod that the API server does not know yet.
     :param readiness_timeout: seconds to wait for the readiness indicator file.
     :param lock_timeout: seconds that a call waits for another call on its sandbox.
@@ -86,6 +89,7 @@ def assemble(
         log=log,
         timeout=settings.plugin_timeout,
         chroot=config.chroot_dir,
+        cgroups=cgroups,
     )
     records = Records(
         config.cni_dir,

@@ -1,16 +1,12 @@
 """Execution of CNI plugins: one process each, with a deadline, captured output and classified errors.
 
-Standard input, output and error are memory files rather than pipes, for two reasons: no data has to be pumped, and a
-grandchild that keeps its standard output open (a DHCP client) delays nothing. The end of the process is awaited on its
-pidfd, without a thread or a child watcher. For the same reason this module does not use ``asyncio.subprocess``, which
-costs 1 ms more per execution. Chains of plugins are the subject of :mod:`services.multus.cni.network`.
+What a process inherits, and how it is killed, is the subject of :mod:`services.multus.cni.plugin_process`. Chains of
+plugins are the subject of :mod:`services.multus.cni.network`.
 """
 
 import asyncio
-import contextlib
 import errno
 import os
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +22,8 @@ from services.common.node.paths import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
 from services.multus.cni.errors import CniError, NotStartedError, cut, decode_error
+from services.multus.cni.plugin_cgroups import PluginCgroups
+from services.multus.cni.plugin_process import KILL_TIMEOUT, MAX_OUTPUT, Finished, FloodError, PluginProcesses
 
 BUSY_PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between attempts to start a plugin whose file is being written. Upstream makes six attempts and then reports
@@ -33,15 +31,6 @@ success."""
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """``PATH`` of plugins where the daemon has none."""
-_CHROOT: Final = shutil.which("chroot", path=f"{os.defpath}:/usr/sbin:/sbin") or "/usr/sbin/chroot"
-_CHROOT_FAILED: Final = 126
-"""Exit code of ``chroot`` when it cannot execute the program."""
-
-KILL_TIMEOUT: Final = 2.0
-"""Seconds to wait for a killed plugin. A process in an uninterruptible system call ends only when the call returns."""
-
-MAX_OUTPUT: Final = 4 * 1024 * 1024
-"""The maximum number of bytes read from a plugin's output."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +65,13 @@ class Executor:
     :param search: the directories.
     :param tracer: the tracer.
     :param log: the daemon's log.
-    :param timeout: seconds that one plugin may take; after that its process group is killed.
+    :param timeout: seconds that one plugin may take; after that it is killed with everything that it has started.
     :param environ: the daemon's environment, of which plugins get ``PATH`` alone: it may hold passwords and tokens.
     :param chroot: path of the node's root when the daemon runs in a container. Plugins are found and executed inside
         it, so that paths in their configurations are the node's.
     :param busy_pauses: seconds between attempts to start a plugin whose file is being written.
     :param kill_timeout: seconds to wait for a killed plugin.
+    :param cgroups: makes a cgroup for each execution; ``None``: plugins stay in the daemon's own.
     """
 
     def __init__(
@@ -95,14 +85,17 @@ class Executor:
         chroot: Path | None = None,
         busy_pauses: Sequence[float] = BUSY_PAUSES,
         kill_timeout: float = KILL_TIMEOUT,
+        cgroups: PluginCgroups | None = None,
     ) -> None:
-        self._search = [*search, *filter(None, environ.get("CNI_PATH", "").split(":"))]
+        # Absolute, because plugins do not start in this process' working directory.
+        folders = [*search, *environ.get("CNI_PATH", "").split(":")]
+        self._search = [os.path.abspath(folder) for folder in folders if folder]
         self._chroot = chroot
+        self._processes = PluginProcesses(root=chroot, cgroups=cgroups, kill_timeout=kill_timeout)
         self._tracer = tracer
         self._log = log
         self._timeout = timeout
         self._busy_pauses = busy_pauses
-        self._kill_timeout = kill_timeout
         self._environ = {"PATH": environ.get("PATH") or DEFAULT_PATH, multus.PLUGIN_MARK: "1"}
 
     def find(self, plugin: str) -> str:
@@ -156,8 +149,6 @@ class Executor:
 
     async def _run(self, plugin: str, invocation: Invocation, stdin: bytes) -> bytes:
         path = self.find(plugin)
-        # posix_spawn cannot change the root. The program does, and its working directory, too (multus-cni#1308).
-        argv = [_CHROOT, str(self._chroot), path] if self._chroot else [path]
         environ = self._environ | invocation.environ() | {"CNI_PATH": ":".join(self._search)}
         traceparent = traceparent_of()
         if traceparent:
@@ -166,7 +157,10 @@ class Executor:
         try:
             # Upstream waits for a plugin without a limit.
             async with asyncio.timeout(self._timeout):
-                code, out, err = await self._run_with_retries(argv, environ, stdin)
+                finished = await self._run_with_retries(path, environ, stdin)
+        except FloodError:
+            message = f"{_failure_prefix(plugin, invocation)}: it wrote more than {MAX_OUTPUT} bytes and was killed"
+            raise CniError(cni.CniErrorCode.INTERNAL, message) from None
         except TimeoutError:
             message = f"{_failure_prefix(plugin, invocation)}: it did not end within {self._timeout:g} s and was killed"
             raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from None
@@ -174,39 +168,34 @@ class Executor:
         except (OSError, ValueError) as error:
             message = f"{_failure_prefix(plugin, invocation)}: {error}"
             raise NotStartedError(cni.CniErrorCode.IO_FAILURE, message) from error
-        text = err.decode(errors="replace").strip()
+        text = finished.err.decode(errors="replace").strip()
         self._log.debug(
             "plugin exited",
             plugin=plugin,
             command=invocation.command.value,
             container=invocation.container_id,
             ifname=invocation.ifname,
-            exit=code,
+            exit=finished.code,
             ms=round((time.monotonic() - started) * 1000, 1),
         )
         if text:
             self._log.info(
                 "plugin output on standard error", plugin=plugin, command=invocation.command.value, stderr=cut(text)
             )
-        if code:
-            raise _plugin_error(plugin, invocation, code, out, text)
-        return out
+        if finished.code:
+            raise _plugin_error(plugin, invocation, finished, text)
+        return finished.out
 
-    async def _run_with_retries(
-        self, argv: list[str], environ: Mapping[str, str], stdin: bytes
-    ) -> tuple[int, bytes, bytes]:
+    async def _run_with_retries(self, path: str, environ: Mapping[str, str], stdin: bytes) -> Finished:
         """Run a plugin; if its file is still open for writing (ETXTBSY), try again after a pause."""
         for pause in self._busy_pauses:
             try:
-                code, out, err = await _run_once(argv, environ, stdin, self._kill_timeout)
-                # `chroot` reports ETXTBSY in its message only.
-                if not (code == _CHROOT_FAILED and self._chroot and b"Text file busy" in err):
-                    return code, out, err
+                return await self._processes.run(path, environ, stdin)
             except OSError as error:
                 if error.errno != errno.ETXTBSY:
                     raise
             await asyncio.sleep(pause)
-        return await _run_once(argv, environ, stdin, self._kill_timeout)
+        return await self._processes.run(path, environ, stdin)
 
 
 def _failure_prefix(plugin: str, invocation: Invocation) -> str:
@@ -214,85 +203,15 @@ def _failure_prefix(plugin: str, invocation: Invocation) -> str:
     return f'plugin type="{plugin}" failed ({invocation.command.value.lower()})'
 
 
-def _plugin_error(plugin: str, invocation: Invocation, code: int, out: bytes, err: str) -> CniError:
-    error = decode_error(out)
+def _plugin_error(plugin: str, invocation: Invocation, finished: Finished, err: str) -> CniError:
+    error = decode_error(finished.out)
     if error is not None:
         return error.with_prefix(_failure_prefix(plugin, invocation))
+    code = finished.code
     how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
-    output = out[:500].decode(errors="replace").strip() or err[:500]
+    if finished.out_of_memory:
+        how += ", because it needed more memory than HOTNIC_PLUGIN_MEMORY allows"
+    output = finished.out[:500].decode(errors="replace").strip() or err[:500]
     return CniError(
         cni.CniErrorCode.INTERNAL, f"{_failure_prefix(plugin, invocation)}: {how}" + (f": {output}" if output else "")
     )
-
-
-async def _run_once(
-    argv: list[str], environ: Mapping[str, str], stdin: bytes, kill_timeout: float
-) -> tuple[int, bytes, bytes]:
-    """Run a plugin in a process group of its own.
-
-    The spawn (vfork and exec) blocks the event loop, but only briefly.
-    """
-    with contextlib.ExitStack() as stack:
-        files = [_memory_file(stack, name, data) for name, data in (("stdin", stdin), ("stdout", b""), ("stderr", b""))]
-        pid = os.posix_spawn(  # noqa: ASYNC221
-            argv[0],
-            argv,
-            environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)],
-            setpgroup=0,
-            # Python ignores these signals, and a child would inherit that.
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
-        )
-        code = await _wait_for_exit(pid, kill_timeout)
-        return code, _content(files[1]), _content(files[2])
-
-
-async def _wait_for_exit(pid: int, kill_timeout: float) -> int:
-    """Wait until the process ends and return its exit code (negative: the signal).
-
-    A cancelled wait (deadline, shutdown) kills the whole process group. The child is reaped in any case. If it does not
-    end in time, the event loop reaps it later: a blocking wait would stop the daemon for as long as the kernel holds
-    the process.
-    """
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    descriptor = os.pidfd_open(pid)
-    loop.add_reader(descriptor, ended.set)
-    status = 0
-    try:
-        await ended.wait()
-    except asyncio.CancelledError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(kill_timeout):
-                await ended.wait()
-        raise
-    finally:
-        if ended.is_set():
-            status = _reap(pid, descriptor)
-        else:
-            loop.add_reader(descriptor, _reap, pid, descriptor)
-    return os.waitstatus_to_exitcode(status)
-
-
-def _reap(pid: int, descriptor: int) -> int:
-    """Reap a process that has ended and return its wait status."""
-    asyncio.get_running_loop().remove_reader(descriptor)
-    os.close(descriptor)
-    return os.waitpid(pid, 0)[1]
-
-
-def _memory_file(stack: contextlib.ExitStack, name: str, data: bytes) -> int:
-    descriptor = os.memfd_create(f"cni-{name}", os.MFD_CLOEXEC)
-    stack.callback(os.close, descriptor)
-    if data:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-
-def _content(descriptor: int) -> bytes:
-    return os.pread(descriptor, MAX_OUTPUT, 0)

@@ -58,6 +58,19 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     plugin_timeout: Annotated[
         float, msgspec.Meta(description="seconds that one execution of a CNI plugin may take", gt=0, le=600)
     ] = 60.0
+    plugin_memory: Annotated[
+        int, msgspec.Meta(description="MiB of memory that one execution of a CNI plugin may use", ge=16)
+    ] = 1024
+    plugin_pids: Annotated[
+        int, msgspec.Meta(description="processes and threads that one execution of a CNI plugin may have", ge=8)
+    ] = 1024
+    plugin_cgroup: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="cgroup (version 2), as in /proc/self/cgroup, below which each execution of a CNI plugin has "
+            "its own; none: no such cgroups; unset: the daemon's own cgroup"
+        ),
+    ] = None
     cri_socket: Annotated[
         str | None,
         msgspec.Meta(

@@ -305,8 +305,7 @@ async def test_gc_frees_nothing_while_a_sandbox_has_a_damaged_record(
         status, error = await daemon.cni("GC", "", listed)
         assert (status, error["code"]) == (400, 5)
         assert f"the record of sandbox {SANDBOX} is damaged" in error["msg"]
-    assert "GC" not in recording.commands
-    assert len(leases(daemon.folder)) == 1
+    assert recording.commands == ["ADD net1"]
     # With the sandbox, the record goes too.
     assert await daemon.cni("DEL", sandbox_netns) == (200, None)
     assert list(path.parent.iterdir()) == []

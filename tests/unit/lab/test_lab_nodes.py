@@ -98,7 +98,7 @@ async def test_commands_that_do_not_end_are_killed_and_tried_again(
         NetworkAttachmentDefinition,
     )
     uplinks = Uplinks(lambda *_: nad, "lab-2", "/proc/1/ns/net", structlog.get_logger(), deadline=0.5)
-    with pytest.raises(Retry, match="blue: the commands did not end within 0.5 s"):
+    with pytest.raises(Retry, match=r"blue: the commands did not end within 0\.5 s"):
         await uplinks.reconcile(("default", "blue"), Attempt())
     process = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
     async with asyncio.timeout(45):

@@ -15,8 +15,8 @@ from schemas.kubernetes.limits import check_count
 T = TypeVar("T")
 
 
-class _KubePart(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    pass
+class _KubePart(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    """A part of decoded JSON, which has no cycles: garbage collection looks at no struct of it (ADR 42)."""
 
 
 class OwnerReference(_KubePart, frozen=True):

@@ -9,6 +9,7 @@ import msgspec
 from services.common.domain.kubevirt.owner import is_hotplug_enabled
 from services.common.kube.leader import Leader
 from services.common.runtime.context import open_context
+from services.common.runtime.garbage import collect_garbage
 from services.common.runtime.installations import OwnerSettings
 from services.common.runtime.owner import VmOwner
 from services.common.runtime.process import Instrument, RoleRuntime
@@ -58,6 +59,8 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         beside=owner.beside,
         periods=msgspec.structs.replace(PERIODS, rest=settings.rest_seconds),
     )
+    # Before the lists, whose objects no pass then looks at again.
+    runtime.spawn("collect garbage", collect_garbage)
     runtime.spawn("watch kubevirt", owner.run)
     for name, reflector in (("vms", controller.vms), ("vmis", controller.vmis), ("pods", controller.pods)):
         runtime.spawn(f"watch {name}", reflector.run)

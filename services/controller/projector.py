@@ -133,14 +133,17 @@ class Projector:
             self._waiting.close()
             self._resting.clear()
 
-    def on_change(self, key: Key) -> None:
-        """Queue a VM of which an object has changed, unless its status depends on nothing that did."""
-        if not self._resting.rests(key):
-            self.requeue(key)
+    def on_change(self, key: Key, *, urgent: bool = True) -> None:
+        """Queue a VM of which an object has changed, unless its status depends on nothing that did.
 
-    def requeue(self, key: Key) -> None:
-        """Queue a VM."""
-        self.queue.add(key, source="watch")
+        :param urgent: whether it goes before those that are not.
+        """
+        if not self._resting.rests(key):
+            self.requeue(key, urgent=urgent)
+
+    def requeue(self, key: Key, *, urgent: bool = True) -> None:
+        """Queue a VM; the parameter is that of :meth:`on_change`."""
+        self.queue.add(key, source="watch", urgent=urgent)
 
     async def _consume_events(self) -> None:
         await self._bus.consume(consumer=PROJECTOR_CONSUMER, filters=[f"{SUBJECT_ROOT}.>"], handler=self._on_event)
@@ -160,7 +163,7 @@ class Projector:
         keys = self._keys() if changed is None else [_key_of(changed)]
         for key in keys:
             if key is not None:
-                self.queue.add(key, source="bus")
+                self.queue.add(key, source="bus", urgent=changed is not None)
 
     def _keys(self) -> Iterable[Key]:
         # With the keys of the bucket, so that the entries of deleted VMIs are removed.

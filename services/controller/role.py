@@ -162,8 +162,8 @@ class Controller:
     def requeue_all(self) -> None:
         """Queue every key: a setting of the whole cluster has changed."""
         for key in self._keys():
-            self.queue.add(key, source="watch")
-            self.projector.requeue(key)
+            self.queue.add(key, source="watch", urgent=False)
+            self.projector.requeue(key, urgent=False)
 
     def _on_event(self, received: ReceivedEvent) -> None:
         event: Event = received.event
@@ -176,10 +176,12 @@ class Controller:
         self.queue.add((event.vmi.namespace, event.vmi.name), source="bus", context=received.context)
 
     def _on_change(self, key: Key, _object: VirtualMachine | VirtualMachineInstance | None) -> None:
+        # The first lists contain every VM of the cluster. A change must not wait behind all of them.
+        changed = all(cache.synced.is_set() for cache in (self.vms, self.vmis, self.pods))
         # Most changes of VMs are no hot-plugs.
         if not self._resting.rests(key):
-            self.queue.add(key, source="watch")
-        self.projector.on_change(key)
+            self.queue.add(key, source="watch", urgent=changed)
+        self.projector.on_change(key, urgent=changed)
         self._shared_macs.on_change(key)
 
     def _on_pod_change(self, key: Key, pod: Pod | None) -> None:

@@ -24,8 +24,9 @@ from lab.kubevirt.installation import install
 from lab.kubevirt.versions import behaviour_of
 from lab.supervisor.bootstrap import api_registration, create_definitions, create_unless_exists, namespaces
 from lab.supervisor.credentials import NAMESPACE
-from schemas.kubernetes.objects import CREATED_BY_LABEL, NADS, PODS, VMIS, VMS
+from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS
 from schemas.names import pod_interface
+from services.common.domain.operations import vmi_name_of
 from services.common.http.client import HttpFailure, UnixHttpClient
 from services.common.kube.client import Kube
 from services.common.telemetry import configure
@@ -91,6 +92,7 @@ class ScaledCluster:
         self.place = place
         self.vms = 0
         self._interfaces = itertools.count()
+        self._pods: dict[str, str] = {}
 
     async def prepare(self, ca: bytes, host: str) -> None:
         """Create the definitions, the network of the plugs and the registration of the api."""
@@ -157,9 +159,8 @@ class ScaledCluster:
         :param request: by a PUT to the api; otherwise by an edit of the VM's template.
         """
         name = f"n{next(self._interfaces)}"
-        uid = (await self.kube.get(VMIS, "default", vm)).metadata.uid
-        found = await self.kube.list(PODS, "default", labels=f"{CREATED_BY_LABEL}={uid}")
-        version, fields = found.resource_version, f"metadata.name={found.items[0].metadata.name}"
+        pod = await self.kube.get(PODS, "default", await self._pod_of(vm))
+        version, fields = pod.metadata.resource_version, f"metadata.name={pod.metadata.name}"
         async with (
             asyncio.timeout(PLUGGED),
             self.kube.watch(PODS, "default", resource_version=version, fields=fields, duration=PLUGGED) as chunks,
@@ -171,6 +172,13 @@ class ScaledCluster:
                 if pod_interface(name).encode() in chunk:
                     return answered, time.monotonic() - began
         raise AssertionError(f"the watch of {vm}'s pod ended before the pod was annotated")
+
+    async def _pod_of(self, vm: str) -> str:
+        if not self._pods:
+            # Once: a list takes the API server as long as there are pods, and what follows it would wait.
+            pods = (await self.kube.list(PODS, "default")).items
+            self._pods = {name: pod.metadata.name for pod in pods if (name := vmi_name_of(pod)) is not None}
+        return self._pods[vm]
 
     async def _request(self, vm: str, interface: str) -> None:
         path = f"/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/{vm}/addinterface"

@@ -3,7 +3,7 @@
 Runs of one key never overlap; runs of different keys are parallel up to a limit. Several adds before a run lead to one
 run. An add carries no work: the role reads the actual state, so an add too many is harmless and one too few is not. The
 queue does not survive a restart; the resync makes up for that: of all keys at start, and of each once in every later
-period, spread over it.
+period, spread over it. What has changed goes before what a resync or a start looks at.
 Next: :mod:`services.common.reconcile.spread`, when a resync adds which keys; then a role's ``role.py``.
 """
 
@@ -46,6 +46,8 @@ class _QueueEntry(msgspec.Struct, eq=False):
 
     :ivar queued: whether the key waits for a free slot; a key in backoff has a timer instead.
     :ivar requeue: whether the key was added during the run.
+    :ivar urgent: whether the key was added since the current run began, and is urgent.
+    :ivar runs_urgent: whether the current run, or the failed one before, was urgent.
     :ivar effect: whether an effect is to be observed, which ends the pause between failing runs.
     """
 
@@ -54,6 +56,8 @@ class _QueueEntry(msgspec.Struct, eq=False):
     running: bool = False
     queued: bool = False
     requeue: bool = False
+    urgent: bool = False
+    runs_urgent: bool = False
     effect: bool = False
     attempt: Attempt = Attempt()
     started: float = 0.0
@@ -137,18 +141,27 @@ class Reconciler(Generic[K]):
         """Number of keys that run now."""
         return len(self._tasks)
 
-    def add(self, key: K, *, source: Source, context: Context | None = None) -> None:
+    def add(self, key: K, *, source: Source, context: Context | None = None, urgent: bool = True) -> None:
         """Queue a key for a run, or for one more run after the current one; cheap, and allowed before :meth:`run`.
 
         An add ends a backoff early, without resetting the attempt count. A resync does not end a backoff.
+
+        :param urgent: whether the key goes before those that are not: one of many that are added at once is not. Nor is
+            one that a resync adds.
         """
         entry = self._entries.setdefault(key, _QueueEntry())
         entry.add_cause(Cause(source, context))
+        hastened = urgent and source != "resync" and not entry.urgent
+        entry.urgent = entry.urgent or hastened
         entry.effect = entry.effect or source == "effect"
         if entry.running:
             entry.requeue = entry.requeue or source != "resync"
             return
-        if entry.queued or (entry.timer is not None and source == "resync"):
+        if entry.queued:
+            if hastened:
+                self._ready.hasten(key)
+            return
+        if entry.timer is not None and source == "resync":
             return
         self._queue_paced(key, entry)
 
@@ -195,9 +208,10 @@ class Reconciler(Generic[K]):
             await asyncio.wait(tasks)
         # Queue all keys again, so that nothing is lost if run() is called again, as by a controller that leads again.
         self._depth.add(len(self._entries) - len(self._ready), self._labels)
-        self._ready = FairQueue(self._parallel, self._entries)
-        for entry in self._entries.values():
-            entry.queued, entry.running = True, False
+        self._ready = FairQueue(self._parallel)
+        for key, entry in self._entries.items():
+            entry.queued, entry.running, entry.urgent = True, False, entry.urgent or entry.runs_urgent
+            self._ready.append(key, urgent=entry.urgent)
 
     def _queue_paced(self, key: K, entry: _QueueEntry) -> None:
         wait = 0.0
@@ -213,7 +227,7 @@ class Reconciler(Generic[K]):
     def _enqueue(self, key: K, entry: _QueueEntry) -> None:
         entry.cancel_timer()
         entry.queued = True
-        self._ready.append(key)
+        self._ready.append(key, urgent=entry.urgent)
         self._depth.add(1, self._labels)
         self._start_runs()
 
@@ -242,6 +256,7 @@ class Reconciler(Generic[K]):
     async def _run_key(self, key: K, entry: _QueueEntry) -> None:
         # An add before this line belongs to the same burst. From here on it leads to another run.
         entry.queued, entry.running, entry.requeue, entry.effect = False, True, False, False
+        entry.urgent, entry.runs_urgent = False, entry.urgent
         number = entry.failures + 1
         backoff = round(jittered(number, FIRST_BACKOFF, MAX_BACKOFF, self._rng), 3)
         entry.attempt = Attempt(number, tuple(entry.causes.values()), backoff)
@@ -279,6 +294,8 @@ class Reconciler(Generic[K]):
         """Return the outcome and the seconds until the retry (``None``: no retry), and count the failure."""
         error = asyncio.CancelledError("the run cancelled itself") if task.cancelled() else task.exception()
         entry.failures = 0 if error is None or isinstance(error, Reject) else entry.failures + 1
+        # A retry is as urgent as what failed.
+        entry.urgent = entry.urgent or (entry.failures > 0 and entry.runs_urgent)
         if error is None:
             return "done", None
         fields = {"key": str(key), "attempt": entry.attempt.number, "trace_id": _trace_id(entry.attempt)}

@@ -4,16 +4,21 @@ What a tenant has may take long: a plugin that waits for its deadline, a guest t
 slots, the others would wait as long. A tenant therefore gets a slot only while it holds fewer than are free: one tenant
 holds at most half of them (rounded up), a second one a quarter. Of 32 slots, all are held only when six tenants hold as
 many as they may; until then a tenant that holds none gets one at once.
+
+What is urgent goes first, that of all tenants. One item in some is another one, so that none waits for ever.
 Next: :mod:`services.common.reconcile.queue`, whose keys wait here, and :mod:`services.multus.server`, whose calls do.
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
+
+MAX_URGENT = 8
+"""Urgent items in a row while others wait."""
 
 
 def namespace_of(key: Hashable) -> Hashable:
@@ -21,41 +26,78 @@ def namespace_of(key: Hashable) -> Hashable:
     return key[0] if isinstance(key, tuple) else key
 
 
-class FairQueue(Generic[T]):
-    """The waiting items, first in, first out for each tenant; the tenants take turns.
+class _Lane(Generic[T]):
+    """The waiting items of one urgency, first in, first out for each tenant; the tenants take turns."""
 
-    :param slots: number of items that may be taken and not released.
-    :param items: the first items.
-    :param tenant_of: returns the tenant of an item.
-    """
-
-    def __init__(
-        self, slots: int, items: Iterable[T] = (), *, tenant_of: Callable[[T], Hashable] = namespace_of
-    ) -> None:
-        self._free = slots
-        self._tenant_of = tenant_of
-        self._waiting: dict[Hashable, deque[T]] = {}
-        self._held: Counter[Hashable] = Counter()
-        for item in items:
-            self.append(item)
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[Hashable, OrderedDict[T, None]] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def append(self, item: T) -> None:
+    def append(self, tenant: Hashable, item: T) -> None:
         """Add an item."""
-        self._waiting.setdefault(self._tenant_of(item), deque()).append(item)
+        self._waiting.setdefault(tenant, OrderedDict())[item] = None
+
+    def remove(self, tenant: Hashable, item: T) -> bool:
+        """Remove an item; return whether it was there."""
+        items = self._waiting.get(tenant)
+        if items is None or item not in items:
+            return False
+        del items[item]
+        if not items:
+            del self._waiting[tenant]
+        return True
+
+    def take(self, may_take: Callable[[Hashable], bool]) -> tuple[Hashable, T] | None:
+        """Remove and return the next item of a tenant that may take one, with its tenant; ``None`` if there is none."""
+        for tenant, items in self._waiting.items():
+            if may_take(tenant):
+                item, _ = items.popitem(last=False)
+                # Behind the other tenants.
+                self._waiting.move_to_end(tenant)
+                if not items:
+                    del self._waiting[tenant]
+                return tenant, item
+        return None
+
+
+class FairQueue(Generic[T]):
+    """The waiting items.
+
+    :param slots: number of items that may be taken and not released.
+    :param tenant_of: returns the tenant of an item.
+    """
+
+    def __init__(self, slots: int, *, tenant_of: Callable[[T], Hashable] = namespace_of) -> None:
+        self._free = slots
+        self._tenant_of = tenant_of
+        self._urgent: _Lane[T] = _Lane()
+        self._others: _Lane[T] = _Lane()
+        self._held: Counter[Hashable] = Counter()
+        self._urgent_in_a_row = 0
+
+    def __len__(self) -> int:
+        return len(self._urgent) + len(self._others)
+
+    def append(self, item: T, *, urgent: bool = True) -> None:
+        """Add an item that does not wait yet."""
+        (self._urgent if urgent else self._others).append(self._tenant_of(item), item)
+
+    def hasten(self, item: T) -> None:
+        """Make a waiting item urgent, behind those of its tenant that are."""
+        tenant = self._tenant_of(item)
+        if self._others.remove(tenant, item):
+            self._urgent.append(tenant, item)
 
     def take(self) -> T | None:
         """Return the next item that gets a slot, and remove it from the queue; ``None`` if none gets one now."""
-        # Those that are passed over hold a slot each, so their number does not grow with that of the tenants.
-        for tenant, items in self._waiting.items() if self._free else ():
-            if self._held[tenant] < self._free:
-                del self._waiting[tenant]
-                item = items.popleft()
-                if items:
-                    # Behind the other tenants.
-                    self._waiting[tenant] = items
+        lanes = (self._urgent, self._others)
+        # Tenants that are passed over hold a slot each, so their number does not grow with that of the tenants.
+        for lane in (lanes if self._urgent_in_a_row < MAX_URGENT else reversed(lanes)) if self._free else ():
+            if (found := lane.take(self._may_take)) is not None:
+                tenant, item = found
+                self._urgent_in_a_row = self._urgent_in_a_row + 1 if lane is self._urgent else 0
                 self._held[tenant] += 1
                 self._free -= 1
                 return item
@@ -68,6 +110,9 @@ class FairQueue(Generic[T]):
         self._held[tenant] -= 1
         if not self._held[tenant]:
             del self._held[tenant]
+
+    def _may_take(self, tenant: Hashable) -> bool:
+        return self._held[tenant] < self._free
 
 
 class FairSlots:

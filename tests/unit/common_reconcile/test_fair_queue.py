@@ -2,14 +2,19 @@
 
 import asyncio
 
-from services.common.runtime.fair_queue import FairQueue, FairSlots
+import pytest
+
+from services.common.runtime.fair_queue import MAX_URGENT, FairQueue, FairSlots
 
 Item = tuple[str | None, int]
 
 
 def queue_of(slots: int, items: list[Item]) -> FairQueue[Item]:
     """Return a queue with these items."""
-    return FairQueue(slots, items)
+    queue: FairQueue[Item] = FairQueue(slots)
+    for item in items:
+        queue.append(item)
+    return queue
 
 
 def take_all(queue: FairQueue[Item]) -> str:
@@ -45,6 +50,35 @@ def test_a_single_slot_is_used() -> None:
     assert take_all(queue) == "a"
     queue.release(("a", 1))
     assert take_all(queue) == "-"
+    assert len(queue) == 0
+
+
+def test_what_is_urgent_goes_first_also_that_of_another_tenant() -> None:
+    queue: FairQueue[Item] = FairQueue(64)
+    for item in [("a", 0), ("b", 0), ("b", 1)]:
+        queue.append(item, urgent=False)
+    queue.append(("c", 0))
+    queue.hasten(("b", 1))
+    queue.hasten(("c", 0))
+    assert [queue.take() for _ in range(5)] == [("c", 0), ("b", 1), ("a", 0), ("b", 0), None]
+
+
+def test_what_is_not_urgent_waits_for_some_turns_at_most() -> None:
+    queue = queue_of(1, [("a", n) for n in range(3 * MAX_URGENT)])
+    queue.append(("b", 0), urgent=False)
+    for _ in range(MAX_URGENT):
+        item = queue.take()
+        assert item is not None
+        queue.release(item)
+    assert queue.take() == ("b", 0)
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+def test_an_item_that_does_not_wait_is_not_hastened(urgent: bool) -> None:
+    queue = queue_of(2, [])
+    queue.append(("a", 0), urgent=urgent)
+    assert queue.take() == ("a", 0)
+    queue.hasten(("a", 0))
     assert len(queue) == 0
 
 

@@ -438,3 +438,40 @@ async def test_a_namespace_whose_runs_take_long_leaves_slots_to_the_others() -> 
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def test_a_change_goes_before_the_keys_of_a_start() -> None:
+    runs, keys = Runs(), [f"k{number}" for number in range(40)]
+    async with running(runs, parallel=1, keys=lambda: keys) as queue:
+        queue.add("k20", source="resync")
+        queue.add("k38", source="watch", urgent=False)
+        await asyncio.sleep(0.5)
+        queue.add("k39", source="watch")
+        queue.add("k37", source="bus")
+        queue.add("k37", source="watch")
+        await asyncio.sleep(45)
+    assert [key for key, _, _ in runs.seen] == ["k0", "k39", "k37", *keys[1:37], "k38"]
+
+
+async def test_a_retry_is_as_urgent_as_what_failed() -> None:
+    runs = Runs(lambda key, attempt: failing(Retry("NotYet"), times=1)(key, attempt) if key == "change" else None)
+    async with running(runs, parallel=1, keys=lambda: [f"k{number}" for number in range(100)]) as queue:
+        queue.add("change", source="watch")
+        await asyncio.sleep(100)
+    assert [key for key, _, _ in runs.seen][:5] == ["k0", "change", "k1", "change", "k2"]
+
+
+async def test_keys_of_a_queue_that_runs_again_are_as_urgent_as_before() -> None:
+    runs = Runs()
+    telemetry, _ = recording_telemetry()
+    queue: Reconciler[str] = Reconciler("test", runs, log=logger("test"), meter=telemetry.meter, parallel=1)
+    for number in range(3):
+        queue.add(f"k{number}", source="watch", urgent=False)
+    queue.add("change", source="bus")
+    for seconds in (0.5, 10.0):
+        task = asyncio.create_task(queue.run())
+        await asyncio.sleep(seconds)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert [key for key, _, _ in runs.seen] == ["change", "change", "k0", "k1", "k2"]

@@ -32,7 +32,7 @@ CANNOT_GROW = {
     "common.reconcile.queue:Reconciler._entries": "hotnic_queue_depth and hotnic_in_flight",
     "common.reconcile.queue:Reconciler._tasks": "hotnic_in_flight",
     "common.runtime.fair_queue:FairQueue._held": "one entry for each slot at most",
-    "common.runtime.fair_queue:FairQueue._waiting": "hotnic_queue_depth, or the store of what waits",
+    "common.runtime.fair_queue:_Lane._waiting": "hotnic_queue_depth, or the store of what waits",
     "common.runtime.health:Readiness._conditions": BY_CODE,
     "common.runtime.health:Readiness.notes": BY_CODE,
     "common.runtime.health:Readiness.parts": "one entry for each role of the process",

@@ -46,7 +46,7 @@ class _WatchEvent(msgspec.Struct, frozen=True):
     object: msgspec.Raw
 
 
-class _Stored(msgspec.Struct, Generic[T], frozen=True):
+class _Stored(msgspec.Struct, Generic[T], frozen=True, gc=False):
     uid: str
     version: str
     value: T

@@ -159,8 +159,9 @@ class ScaledCluster:
         :param request: by a PUT to the api; otherwise by an edit of the VM's template.
         """
         name = f"n{next(self._interfaces)}"
-        pod = await self.kube.get(PODS, "default", await self._pod_of(vm))
-        version, fields = pod.metadata.resource_version, f"metadata.name={pod.metadata.name}"
+        fields = f"metadata.name={await self._pod_of(vm)}"
+        # The current version of all objects, from the shortest list.
+        version = (await self.kube.list(NADS, "default")).resource_version
         async with (
             asyncio.timeout(PLUGGED),
             self.kube.watch(PODS, "default", resource_version=version, fields=fields, duration=PLUGGED) as chunks,

@@ -242,6 +242,29 @@ def test_a_plug_completes_when_the_leader_changes_in_the_middle(lab: Lab) -> Non
     change(lab, "start", first)
 
 
+def test_plugs_complete_when_the_leader_is_killed_in_the_middle(lab: Lab) -> None:
+    first = leader(lab)
+    assert first in CONTROLLERS
+    with lab.stopped("networks-3"):
+        waiting = start_plug(lab, "third", "killed")
+        wait_until(lambda: pod_interface("killed") in annotation(lab, "third", NETWORKS))
+        lab.run_inside("kill", f"-{signal.SIGKILL:d}", str(status(lab)[first]["pid"]))
+        wait_until(lambda: status(lab)[first]["state"] == "exited")
+        # It has not released its Lease: until that ends, nobody annotates the pod of this plug.
+        next_one = start_plug(lab, "left", "killed")
+    for plug_process in (waiting, next_one):
+        with plug_process:
+            assert_plugged(plug_process)
+    assert leader(lab) in CONTROLLERS - {first}
+    change(lab, "start", first)
+    wait_until(lambda: unready(lab) == set())
+    # The one that comes back does not lead, and the other one takes both elements out.
+    assert leader(lab) in CONTROLLERS - {first}
+    for name in ("third", "left"):
+        done = lab.hotnic("removeinterface", name, "--name", "killed", "--wait")
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("node", NODES[1:])
 def test_doctor_of_a_further_node_has_no_findings(lab: Lab, node: str) -> None:
     assert run_doctor(lab, "-A", node=node)["findings"] == []

@@ -48,8 +48,8 @@ def make_application(
     :param telemetry: the tracer and the meter.
     :param log: the daemon's log.
     :param stopping: returns whether the daemon is shutting down; ``/readyz`` fails then.
-    :param limit: how many calls may run at once, half of them for the pods of one namespace; further calls wait.
-        ``None``: no limit.
+    :param limit: how many calls may run at once, half of them for the pods of one namespace while others wait, too;
+        further calls wait. ``None``: no limit.
     """
     sandbox_route = f"{multus.SANDBOXES_PATH}/{{id}}"
     app = make_app(

@@ -87,7 +87,7 @@ class Reconciler(Generic[K]):
     Metrics: ``hotnic_reconcile_seconds{role,outcome}``, ``hotnic_queue_depth{role}``, ``hotnic_in_flight{role}``.
 
     :param name: name of the role, for logs and metrics.
-    :param parallel: maximum number of concurrent runs; those of one namespace get at most half of them.
+    :param parallel: maximum number of concurrent runs; while others wait, those of one namespace get half of them.
     :param resync: seconds over which a resync of all keys is spread, plus or minus 10 %.
     :param keys: returns all keys for a resync.
     :param rests: returns whether a resync leaves a key out; it must not raise.

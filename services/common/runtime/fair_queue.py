@@ -1,9 +1,11 @@
 """Slots of which there is a limited number, shared fairly by tenants: a queue of what waits for one.
 
 What a tenant has may take long: a plugin that waits for its deadline, a guest that does not answer. If it held all
-slots, the others would wait as long. A tenant therefore gets a slot only while it holds fewer than are free: one tenant
-holds at most half of them (rounded up), a second one a quarter. Of 32 slots, all are held only when six tenants hold as
-many as they may; until then a tenant that holds none gets one at once.
+slots, the others would wait as long. While several tenants wait, each therefore gets a slot only while it holds fewer
+than are free: the first one holds at most half of them (rounded up), a second one a quarter. A tenant that waits alone
+gets all but a reserve of a quarter (rounded down, at least one of several), from which the next ones get a slot at
+once: of 32 slots it holds 24, and the next four tenants 4, 2, 1 and 1. As it gives slots back, the others get them
+until the shares are as if all had waited from the start.
 
 What is urgent goes first, that of all tenants. One item in some is another one, so that none waits for ever.
 Next: :mod:`services.common.reconcile.queue`, whose keys wait here, and :mod:`services.multus.server`, whose calls do.
@@ -17,6 +19,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
+RESERVE = 4
+"""One slot in as many is kept from a tenant that waits alone."""
 MAX_URGENT = 8
 """Urgent items in a row while others wait."""
 
@@ -38,6 +42,10 @@ class _Lane(Generic[T]):
     def append(self, tenant: Hashable, item: T) -> None:
         """Add an item."""
         self._waiting.setdefault(tenant, OrderedDict())[item] = None
+
+    def has_others(self, tenant: Hashable) -> bool:
+        """Return whether an item of another tenant waits."""
+        return len(self._waiting) > (tenant in self._waiting)
 
     def remove(self, tenant: Hashable, item: T) -> bool:
         """Remove an item; return whether it was there."""
@@ -71,6 +79,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self, slots: int, *, tenant_of: Callable[[T], Hashable] = namespace_of) -> None:
         self._free = slots
+        self._reserve = max(slots // RESERVE, 1) if slots > 1 else 0
         self._tenant_of = tenant_of
         self._urgent: _Lane[T] = _Lane()
         self._others: _Lane[T] = _Lane()
@@ -112,7 +121,9 @@ class FairQueue(Generic[T]):
             del self._held[tenant]
 
     def _may_take(self, tenant: Hashable) -> bool:
-        return self._held[tenant] < self._free
+        if self._held[tenant] < self._free:
+            return True
+        return self._free > self._reserve and not any(lane.has_others(tenant) for lane in (self._urgent, self._others))
 
 
 class FairSlots:

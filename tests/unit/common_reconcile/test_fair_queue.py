@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.common.runtime.fair_queue import MAX_URGENT, FairQueue, FairSlots
 
@@ -25,14 +27,47 @@ def take_all(queue: FairQueue[Item]) -> str:
     return taken
 
 
-def test_one_tenant_holds_half_of_the_slots_and_the_next_one_half_of_the_rest() -> None:
-    queue = queue_of(8, [("a", n) for n in range(9)])
-    assert take_all(queue) == "aaaa"
-    for n in range(9):
+@pytest.mark.parametrize(
+    ("slots", "alone", "then"),
+    [
+        (1, "a", ""),
+        (2, "a", "b"),
+        (4, "aaa", "b"),
+        (8, "a" * 6, "bc"),
+        (16, "a" * 12, "bcd"),
+        (32, "a" * 24, "bcdbcd"),
+    ],
+)
+def test_a_tenant_that_waits_alone_gets_all_but_a_reserve(slots: int, alone: str, then: str) -> None:
+    queue = queue_of(slots, [("a", n) for n in range(slots)])
+    assert take_all(queue) == alone
+    for n in range(slots):
+        for tenant in "bcd":
+            queue.append((tenant, n))
+    assert take_all(queue) == then
+
+
+def test_shares_are_equal_again_as_the_first_tenant_gives_slots_back() -> None:
+    queue = queue_of(32, [("a", n) for n in range(64)])
+    taken = [item for _ in range(24) if (item := queue.take()) is not None]
+    for n in range(64):
         queue.append(("b", n))
+    of_others = take_all(queue)
+    for item in taken[:13]:
+        queue.release(item)
+        of_others += take_all(queue)
+    # As if both had waited from the start: 11 each.
+    assert of_others == 11 * "b"
+    queue.release(taken[13])
+    assert take_all(queue) == "a"
+
+
+def test_of_tenants_that_wait_together_each_holds_fewer_than_are_free() -> None:
+    queue = queue_of(32, [(tenant, n) for n in range(32) for tenant in "ab"])
+    taken = take_all(queue)
+    assert (taken.count("a"), taken.count("b")) == (11, 11)
     queue.append(("c", 0))
-    assert take_all(queue) == "bcb"
-    assert len(queue) == 5 + 7
+    assert take_all(queue) == "c"
 
 
 def test_tenants_take_turns() -> None:
@@ -92,13 +127,52 @@ async def test_slots_are_given_back_however_their_holder_ends() -> None:
 
     holders = [asyncio.create_task(hold("a")) for _ in range(5)]
     await running.wait()
-    # The last three wait: one tenant gets two of four.
-    for task in (holders[0], holders[4], holders[3]):
+    # The last two wait: one tenant gets three of four.
+    for task in (holders[0], holders[1], holders[4], holders[3]):
         task.cancel()
-    await asyncio.wait({holders[0], holders[4], holders[3]})
+    await asyncio.wait({holders[0], holders[1], holders[4], holders[3]})
     async with asyncio.timeout(30), slots.hold("b"):
         for task in holders:
             task.cancel()
         await asyncio.wait(holders)
     async with asyncio.timeout(30), slots.hold("a"), slots.hold("a"), slots.hold("b"):
         pass
+
+
+Step = tuple[str, str, bool]
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["add", "add", "release", "hasten"]), st.sampled_from("abcd"), st.booleans()),
+    max_size=120,
+)
+
+
+@given(st.integers(1, 40), STEPS)
+def test_slots_are_shared_whatever_happens(slots: int, steps: list[Step]) -> None:
+    queue: FairQueue[Item] = FairQueue(slots)
+    waiting: list[Item] = []
+    held: list[Item] = []
+    reserve = max(slots // 4, 1) if slots > 1 else 0
+    for number, (kind, tenant, urgent) in enumerate(steps):
+        if kind == "add":
+            waiting.append((tenant, number))
+            queue.append(waiting[-1], urgent=urgent)
+        elif kind == "hasten" and waiting:
+            queue.hasten(waiting[number % len(waiting)])
+        elif kind == "release" and held:
+            queue.release(held.pop(number % len(held)))
+        while (item := queue.take()) is not None:
+            others = {one for one, _ in waiting} - {item[0]}
+            before = sum(one == item[0] for one, _ in held)
+            free = slots - len(held)
+            assert free > 0
+            # A tenant gets more than its share only while it waits alone, and not from the reserve.
+            assert before < free or (not others and free > reserve)
+            waiting.remove(item)
+            held.append(item)
+        assert len(queue) == len(waiting)
+        free = slots - len(held)
+        # No slot is free that a tenant may have: one that holds none is never passed over.
+        for name in {one for one, _ in waiting}:
+            share = sum(one == name for one, _ in held)
+            assert share >= free
+            assert len({one for one, _ in waiting}) > 1 or free <= reserve

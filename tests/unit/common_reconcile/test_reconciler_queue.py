@@ -431,7 +431,7 @@ async def test_a_namespace_whose_runs_take_long_leaves_slots_to_the_others() -> 
         queue.add(("hostile", f"pod{number}"), source="watch")
     task = asyncio.create_task(queue.run())
     await asyncio.sleep(1)
-    assert queue.in_flight == 16
+    assert queue.in_flight == 24
     queue.add(("default", "pod"), source="watch")
     await asyncio.sleep(1)
     assert started["default", "pod"] == 1.0

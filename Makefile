@@ -136,7 +136,7 @@ fmt: setup ## Format the code and sort its imports
 	@$(BIN)/ruff format .
 
 .PHONY: lint
-lint: setup ## Check style, types, layers, spelling, generated files and the wheels
+lint: setup ## Check style, types, layers, spelling, locks, known vulnerabilities, generated files and the wheels
 	@scripts/lint
 
 .PHONY: schemas

@@ -15,7 +15,6 @@ import msgspec
 from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.metrics import Counter
-from opentelemetry.trace import Status, StatusCode
 
 from schemas import cni, multus
 from services.common.http.server import Handler, make_app
@@ -23,6 +22,7 @@ from services.common.runtime.fair_queue import FairSlots
 from services.common.runtime.health import METRICS_TYPE
 from services.common.telemetry import Telemetry
 from services.common.telemetry.logs import Log
+from services.common.telemetry.tracer import fail_span
 from services.multus.call_handler import CallHandler
 from services.multus.cni.call import CniCall, MalformedError, decode
 from services.multus.cni.errors import CniError
@@ -169,7 +169,7 @@ def _set_span_attributes(call: CniCall) -> None:
 def _error_response(error: CniError, call: CniCall | None, log: Log) -> web.Response:
     span = trace.get_current_span()
     span.set_attribute("cni.error.code", error.code)
-    span.set_status(Status(StatusCode.ERROR, error.msg))
+    fail_span(span, error.msg)
     log.warning(
         "call failed",
         command=call.command.value if call else None,

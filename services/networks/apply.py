@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import msgspec
-from opentelemetry.trace import StatusCode
 
 from schemas.kubernetes.networks import NetworkSelectionElement, check_settings
 from schemas.kubernetes.objects import Pod
@@ -23,6 +22,7 @@ from services.common.kube.cache.cached_reader import CachedReader
 from services.common.reconcile import FIRST_BACKOFF, MAX_BACKOFF, Attempt, Retry
 from services.common.runtime.context import RoleContext
 from services.common.telemetry.propagation import parent_of
+from services.common.telemetry.tracer import fail_span
 from services.networks import status
 from services.networks.multus_client import STILL_IN_USE, AttachmentFailure, MultusClient
 from services.networks.network_config import with_runtime_config
@@ -151,7 +151,7 @@ class Applier:
                 return pod
             except AttachmentFailure as failure:
                 cached.failures[action.link] = number
-                span.set_status(StatusCode.ERROR, f"{failure.reason}: {failure.message}")
+                fail_span(span, f"{failure.reason}: {failure.message}")
                 span.set_attribute("error.type", failure.reason)
                 if failure.final and isinstance(action, Attach):
                     # No backoff: a change of the pod or a resync tries again.

@@ -26,6 +26,7 @@ from schemas.multus import (
 )
 from services.common.cri.sandbox import Sandbox
 from services.common.http.client import HttpFailure, UnixHttpClient
+from services.common.telemetry.redact import redact_configuration
 
 DEADLINE: Final = 60.0
 """Seconds for one ADD or DEL: a plugin may wait for its own controller (kube-ovn's waits for up to 15 s)."""
@@ -224,7 +225,7 @@ class MultusClient:
             raise AttachmentFailure(UNAVAILABLE, f"multus daemon: {error}") from error
         if status == 200:
             return response
-        raise attachment_failure(command, status, response)
+        raise attachment_failure(command, status, response, config)
 
 
 def _daemon_id(socket_path: str) -> DaemonId | None:
@@ -279,15 +280,17 @@ def decode_record(response: bytes) -> SandboxRecord:
         ) from error
 
 
-def attachment_failure(command: cni.CniCommand, status: int, response: bytes) -> AttachmentFailure:
+def attachment_failure(command: cni.CniCommand, status: int, response: bytes, config: bytes = b"") -> AttachmentFailure:
     """Return the failure of a response whose status is not 200.
 
     :param response: a CNI error document of hotnic's daemon, or plain text of upstream's.
+    :param config: the CNI configuration, whose secrets are not quoted: upstream's daemon passes on whatever a plugin
+        says.
     """
     plugin_failed = command is cni.CniCommand.ADD and _PLUGIN_FAILED.search(response) is not None
     error = cni.decode_error(response)
     if error is None:
-        text = _text(response) or "no text"
+        text = _text(response, config) or "no text"
         return AttachmentFailure(FAILED, f"CNI {command} (status {status}): {text}", plugin_failed=plugin_failed)
     details = f" ({error.details})" if error.details else ""
     reason = BUSY if error.code == cni.CniErrorCode.TRY_AGAIN_LATER else FAILED
@@ -295,7 +298,7 @@ def attachment_failure(command: cni.CniCommand, status: int, response: bytes) ->
         reason = STILL_IN_USE
     return AttachmentFailure(
         reason,
-        f"CNI {command} (code {error.code}): {error.msg}{details}",
+        redact_configuration(f"CNI {command} (code {error.code}): {error.msg}{details}", config),
         plugin_failed=plugin_failed,
         final=not plugin_failed and _is_refused(error),
     )
@@ -308,9 +311,10 @@ def _is_refused(error: cni.CniErrorDocument) -> bool:
     return error.code == cni.CniErrorCode.INVALID_CONFIG and any(text in error.msg for text in _REFUSALS)
 
 
-def _text(response: bytes) -> str:
-    """Return a response body as one line of limited length."""
-    return " ".join(response[:MAX_TEXT].decode(errors="replace").split())
+def _text(response: bytes, config: bytes = b"") -> str:
+    """Return a response body as one line of limited length, without the secrets of a configuration."""
+    text = redact_configuration(response[: 16 * MAX_TEXT].decode(errors="replace"), config)
+    return " ".join(text[:MAX_TEXT].split())
 
 
 def _reason(error: OSError) -> str:

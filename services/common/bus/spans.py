@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, SpanKind, Tracer
 
 from schemas.bus.encoding import SUBJECT_ROOT
 from services.common.bus.envelope import BusMessage
 from services.common.telemetry.propagation import TRACEPARENT, context_of, inject, links
+from services.common.telemetry.tracer import fail_span
 
 BUFFERED = "hotnic.bus.buffered"
 REDELIVERED = "hotnic.bus.redelivered"
@@ -75,7 +76,7 @@ def process_span(
 def mark_dead_lettered(span: Span, reason: str, detail: str) -> None:
     """Set the status of a ``process`` span whose message is dead-lettered."""
     span.set_attribute("error.type", reason)
-    span.set_status(Status(StatusCode.ERROR, detail))
+    fail_span(span, detail)
 
 
 def _sampling_attributes(name: str, message: BusMessage) -> dict[str, str | int | bool]:

@@ -12,6 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import inject
+from services.common.telemetry.tracer import fail_span
 
 DEADLINE = 30.0
 MAX_RESPONSE = 16 * 1024 * 1024
@@ -73,7 +74,7 @@ class UnixHttpClient:
                 status, content = await self._exchange(method, path, body, headers, timeout)
             except HttpFailure as error:
                 span.set_attribute("error.type", type(error).__name__)
-                span.set_status(StatusCode.ERROR, str(error))
+                fail_span(span, str(error))
                 raise
             span.set_attribute("http.response.status_code", status)
             if status >= 400:

@@ -19,6 +19,7 @@ from services.common.kube.client import Kube
 from services.common.kube.errors import AlreadyExists, KubeError
 from services.common.kube.event_budget import EventBudget
 from services.common.telemetry.logs import Log
+from services.common.telemetry.redact import redact_text
 from services.common.telemetry.stores import Bounded
 
 MAX_MESSAGE = 1024
@@ -125,7 +126,7 @@ class EventRecorder:
             },
             "type": type,
             "reason": reason,
-            "message": _truncate(message, MAX_MESSAGE),
+            "message": _truncate(redact_text(message), MAX_MESSAGE),
             "source": source,
             "reportingComponent": self._component,
             "reportingInstance": self._host or self._component,

@@ -85,7 +85,9 @@ class SelinuxLabels:
         # -I and -S: a quick start, independent of environment and site-packages. The standard library is enough.
         command = [sys.executable, "-I", "-S", __file__, name, str(owner), str(int(multi_queue))]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_LABELLED_TIMEOUT, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_LABELLED_TIMEOUT, check=False, env={}
+            )
         except subprocess.TimeoutExpired as exc:
             raise OSError(
                 errno.ETIMEDOUT, f"the program that creates tap {name} with label {label} did not end in time"

@@ -9,14 +9,16 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
 from opentelemetry import context as otel
 
-from schemas.bus.events import Event, ObjectRef
+from schemas.bus.events import Event, Failed, ObjectRef
 from schemas.kubernetes.objects import VMIS
 from services.common.bus.protocol import Bus, EventHandler, KeyValue
 from services.common.domain.status.kubernetes_events import KubernetesEvent, build_kubernetes_event
 from services.common.kube.event_recorder import EventRecorder
 from services.common.telemetry.propagation import unrecorded
+from services.common.telemetry.redact import redact_text
 from services.common.telemetry.stores import STORES
 
 SUCCESS_DELAY = 0.5
@@ -46,6 +48,9 @@ class RecordingBus:
 
     async def publish(self, event: Event) -> None:
         """See :meth:`services.common.bus.protocol.Bus.publish`; record an Event in the background."""
+        if isinstance(event, Failed):
+            # The text may quote what a library says of an address.
+            event = msgspec.structs.replace(event, message=redact_text(event.message))
         await self._bus.publish(event)
         kubernetes_event = build_kubernetes_event(event)
         if kubernetes_event is None or event.vmi is None:

@@ -1,10 +1,17 @@
-"""Replace secrets in text that a person reads: users, passwords, tokens and queries of addresses.
+"""Replace secrets in text that a person reads: users, passwords, tokens and queries of addresses, and the secrets of a
+network's configuration.
 
-Pure. Output, logs and errors that show an address of NATS, a collector or the API server use it. A value that is secret
-as a whole, such as a header, is not shown at all. Next: :mod:`services.common.telemetry.logs`.
+Pure. Output, logs and errors that show an address of NATS, a collector or the API server use it, and so does whoever
+passes on what a CNI plugin says. A value that is secret as a whole, such as a header, is not shown at all.
+Next: :mod:`services.common.telemetry.logs`.
 """
 
+import json
 import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
 
 REDACTED = "***"
 
@@ -33,6 +40,48 @@ def redact_text(text: str) -> str:
     if "://" in text:
         text = _IN_TEXT.sub(_redact_word, text)
     return _PATH_QUERY.sub(rf"\1{REDACTED}", text) if "?" in text else text
+
+
+_SECRET_KEY = re.compile(
+    r"passw|passphrase|secret|token|credential|private|psk|api[_-]?key|key[_-]?data|(?:^|[_-])(?:pass|auth)(?:$|[_-])",
+    re.IGNORECASE,
+)
+"""A key whose value is a secret, as plugins name them: ``etcdPassword``, ``client_secret``, ``dbPass``."""
+_SECRET_WORD = re.compile(r"[a-z](?:Pass|Auth)(?:$|[A-Z])")
+MIN_SECRET = 4
+"""Characters of a secret that is replaced in texts: a shorter one would be found in most of them."""
+
+
+def redact_configuration(text: str, configuration: bytes) -> str:
+    """Return what a program says, without the secrets of the configuration that it was given and may quote.
+
+    A secret is a text whose key says so, or that of a list or object around it. It is found however it is quoted, but
+    not in another encoding such as Base64.
+
+    :param configuration: JSON; anything else has no secrets.
+    """
+    try:
+        document = msgspec.json.decode(configuration)
+    except (msgspec.DecodeError, RecursionError):
+        return redact_text(text)
+    # The longest first: a secret may be a part of another one.
+    for secret in sorted(set(_secrets(document, secret=False)), key=len, reverse=True):
+        for quoted in (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), f"'{secret}'"):
+            text = text.replace(quoted[1:-1], REDACTED)
+    return redact_text(text)
+
+
+def _secrets(value: Any, *, secret: bool) -> Iterator[str]:
+    if isinstance(value, str):
+        if secret and len(value) >= MIN_SECRET:
+            yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _secrets(item, secret=secret)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            named = _SECRET_KEY.search(key) is not None or _SECRET_WORD.search(key) is not None
+            yield from _secrets(item, secret=secret or named)
 
 
 def _redact_word(found: re.Match[str]) -> str:

@@ -43,8 +43,13 @@ def use_span(span: Span, *, record_exception: bool = True, set_status_on_excepti
             if record_exception and span.is_recording():
                 _record_exception(span, error)
             if set_status_on_exception:
-                span.set_status(StatusCode.ERROR, redact_text(f"{type(error).__name__}: {error}"))
+                fail_span(span, f"{type(error).__name__}: {error}")
             raise
+
+
+def fail_span(span: Span, text: str) -> None:
+    """Mark a span as failed; its text loses the passwords of addresses in it."""
+    span.set_status(StatusCode.ERROR, redact_text(text))
 
 
 def _record_exception(span: Span, error: Exception) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from schemas import cni
+from services.common.telemetry.redact import redact_configuration
 
 MAX_TEXT: Final = 4096
 """Characters of what a plugin says."""
@@ -52,12 +53,17 @@ class NotStartedError(CniError):
     """No plugin ran, so nothing was created and nothing needs to be deleted."""
 
 
-def decode_error(raw: bytes) -> CniError | None:
-    """Decode a plugin's error document, with its texts cut; return ``None`` when the bytes are not one."""
+def decode_error(raw: bytes, configuration: bytes) -> CniError | None:
+    """Decode a plugin's error document, with its texts cut and without the secrets of the plugin's configuration.
+
+    :param configuration: what the plugin got on standard input.
+    :returns: the error; ``None`` when the bytes are not one.
+    """
     error = cni.decode_error(raw)
     if error is None:
         return None
-    return CniError(error.code, cut(error.msg), cut(error.details) if error.details is not None else None)
+    message, details = (redact_configuration(text, configuration) for text in (error.msg, error.details or ""))
+    return CniError(error.code, cut(message), cut(details))
 
 
 def cut(text: str) -> str:

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import SpanKind, Tracer
 
 from schemas import cni, multus
 from services.common.domain.plugin_types import SHIMS
 from services.common.node.paths import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
+from services.common.telemetry.redact import redact_configuration
+from services.common.telemetry.tracer import fail_span
 from services.multus.cni.errors import CniError, NotStartedError, cut, decode_error
 from services.multus.cni.plugin_cgroups import PluginCgroups
 from services.multus.cni.plugin_process import KILL_TIMEOUT, MAX_OUTPUT, Finished, FloodError, PluginProcesses
@@ -31,6 +33,8 @@ success."""
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """``PATH`` of plugins where the daemon has none."""
+_QUOTED: Final = 65536
+"""Bytes of a failed plugin's output in which secrets are replaced before less is quoted."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Executor:
                 return await self._run(plugin, invocation, stdin)
             except CniError as error:
                 span.set_attribute("cni.error.code", error.code)
-                span.set_status(Status(StatusCode.ERROR, error.msg))
+                fail_span(span, error.msg)
                 raise
 
     async def _run(self, plugin: str, invocation: Invocation, stdin: bytes) -> bytes:
@@ -168,7 +172,8 @@ class Executor:
         except (OSError, ValueError) as error:
             message = f"{_failure_prefix(plugin, invocation)}: {error}"
             raise NotStartedError(cni.CniErrorCode.IO_FAILURE, message) from error
-        text = finished.err.decode(errors="replace").strip()
+        # A plugin may quote its configuration, which may contain a password.
+        text = redact_configuration(finished.err.decode(errors="replace").strip(), stdin) if finished.err else ""
         self._log.debug(
             "plugin exited",
             plugin=plugin,
@@ -183,7 +188,7 @@ class Executor:
                 "plugin output on standard error", plugin=plugin, command=invocation.command.value, stderr=cut(text)
             )
         if finished.code:
-            raise _plugin_error(plugin, invocation, finished, text)
+            raise _plugin_error(plugin, invocation, finished, text, stdin)
         return finished.out
 
     async def _run_with_retries(self, path: str, environ: Mapping[str, str], stdin: bytes) -> Finished:
@@ -203,15 +208,15 @@ def _failure_prefix(plugin: str, invocation: Invocation) -> str:
     return f'plugin type="{plugin}" failed ({invocation.command.value.lower()})'
 
 
-def _plugin_error(plugin: str, invocation: Invocation, finished: Finished, err: str) -> CniError:
-    error = decode_error(finished.out)
+def _plugin_error(plugin: str, invocation: Invocation, finished: Finished, err: str, stdin: bytes) -> CniError:
+    error = decode_error(finished.out, stdin)
     if error is not None:
         return error.with_prefix(_failure_prefix(plugin, invocation))
     code = finished.code
     how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
     if finished.out_of_memory:
         how += ", because it needed more memory than HOTNIC_PLUGIN_MEMORY allows"
-    output = finished.out[:500].decode(errors="replace").strip() or err[:500]
+    output = redact_configuration(finished.out[:_QUOTED].decode(errors="replace").strip(), stdin)[:500] or err[:500]
     return CniError(
         cni.CniErrorCode.INTERNAL, f"{_failure_prefix(plugin, invocation)}: {how}" + (f": {output}" if output else "")
     )

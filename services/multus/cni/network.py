@@ -97,16 +97,15 @@ async def add(
     empty = cni.CniResult(cni_version=cni.NEWEST_VERSION)
     result = empty if network.types[0] == PASSTHRU else None
     for number, (index, plugin) in enumerate(_plugins_to_run(network)):
+        document = plugin_stdin(network, index, attributes, previous=result)
         try:
-            printed = await _run(
-                executor, plugin, invocation, plugin_stdin(network, index, attributes, previous=result)
-            )
+            printed = await _run(executor, plugin, invocation, document)
         except NotStartedError as error:
             # NotStartedError means that nothing was created, which is true of the first plugin only.
             if number:
                 raise CniError(error.code, error.msg, error.details) from error
             raise
-        result = results.decode(printed, plugin, network.version)
+        result = results.decode(printed, plugin, network.version, document)
     return result if result is not None else empty
 
 

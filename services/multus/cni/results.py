@@ -11,25 +11,27 @@ import msgspec
 from schemas import cni
 from schemas.inputs import RejectedInput
 from services.common.domain.pod_nic import find_sandbox_interface
+from services.common.telemetry.redact import redact_configuration
 from services.multus.cni.errors import CniError, decode_error
 
 
-def decode(raw: bytes, plugin: str, version: str) -> cni.CniResult:
+def decode(raw: bytes, plugin: str, version: str, configuration: bytes = b"") -> cni.CniResult:
     """Decode the result that a plugin printed; empty output or ``null`` is an empty result.
 
     :param raw: the output.
     :param plugin: the plugin's type, for the message.
     :param version: the CNI version of its configuration.
+    :param configuration: what the plugin got on standard input; its secrets are not quoted.
     :raises CniError: code 6, the output is not a result that can be read; the plugin's own, it is an error document.
     """
-    failure = decode_error(raw)
+    failure = decode_error(raw, configuration)
     if failure is not None and failure.code:
         # Some plugins exit with 0 all the same.
         raise failure.with_prefix(f'plugin type="{plugin}" failed (add)')
     try:
         return cni.up_convert(raw.strip(), version=version)
     except RejectedInput as error:
-        text = raw[:200].decode(errors="replace")
+        text = redact_configuration(raw.decode(errors="replace"), configuration)[:200]
         raise CniError(
             cni.CniErrorCode.DECODE_FAILURE,
             f'plugin type="{plugin}" printed something that is not a result: {error}',

@@ -16,14 +16,14 @@ from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 import msgspec
-from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace import Span, SpanKind
 from yarl import URL
 
 from services.common.kube.errors import Conflict, KubeError, PatchTestFailed, Unavailable, classify
 from services.common.kube.session.auth import ClusterAccess
 from services.common.telemetry.propagation import HasTracer, inject
 from services.common.telemetry.redact import redact_text
-from services.common.telemetry.tracer import CONFLICT
+from services.common.telemetry.tracer import CONFLICT, fail_span
 
 DEADLINE = 10.0
 """Seconds for a whole request, including the connection."""
@@ -127,7 +127,7 @@ class Transport:
                     current.set_attribute(CONFLICT, True)
                 else:
                     current.set_attribute("error.type", error.reason)
-                    current.set_status(StatusCode.ERROR, error.message)
+                    fail_span(current, error.message)
                 raise
 
     @asynccontextmanager

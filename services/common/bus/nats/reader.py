@@ -180,7 +180,7 @@ async def open_reader(
     :raises BusUnavailable: no server answers, or it rejects the credentials.
     """
     limits = settings or BusSettings()
-    with _translate_errors():
+    with _translate_errors(), _unusable_credentials():
         connection = await BusConnection.open(
             Endpoint.from_url(url, environ),
             name="hotnic-cli",
@@ -192,6 +192,17 @@ async def open_reader(
         yield StreamReader(connection, limits)
     finally:
         await connection.close()
+
+
+@contextlib.contextmanager
+def _unusable_credentials() -> Iterator[None]:
+    """Raise :class:`BusUnavailable` for whatever nats-py raises for a file that contains no credentials."""
+    try:
+        yield
+    except (NatsError, OSError):
+        raise
+    except Exception as error:
+        raise BusUnavailable(f"the credentials cannot be used ({type(error).__name__})") from error
 
 
 @contextlib.contextmanager

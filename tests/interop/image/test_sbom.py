@@ -1,84 +1,76 @@
-"""The bill of materials: its pure function, and the document that `make image` has written."""
+"""The bills of materials that `make image` has written list what is in the images; tests/unit/supply has the rest."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from scripts.image.sbom import bill_of_materials
-from tests.support.interop.docker_images import HOTNIC, run_in
+import pytest
+
+from scripts.check.locks import read_lock
+from tests.support.interop.docker_images import HOTNIC, LAB, run_in
 
 CHECKOUT = Path(__file__).parents[3]
-
-STATUS = """Package: libc6
-Status: install ok installed
-Architecture: amd64
-Version: 2.36-9+deb12u10
-Description: GNU C Library
- shared libraries
-
-Package: gone
-Status: deinstall ok config-files
-Architecture: all
-Version: 1
-"""
-
-LISTED: dict[str, Any] = {
-    "python": "3.13.14",
-    "release": {"ID": "debian", "VERSION_ID": "12"},
-    "dpkg": STATUS,
-    "distributions": [
-        {"name": "Zope.Interface", "version": "1.0+x", "license": "ZPL-2.1"},
-        {"name": "hotnic", "version": "0.1.0", "license": None},
-    ],
-}
-LABELS = {"org.opencontainers.image.version": "0.1.0", "a": "b"}
+BUILT_HERE = {"hotnic", "hotnic-lab", "nkeys"}
+"""Packages whose wheels no index has."""
+VERSION = "import importlib.metadata as m; print(m.version('hotnic'))"
 
 
-def test_components_are_named_by_package_urls() -> None:
-    document = bill_of_materials(LISTED, name="hotnic", labels=LABELS)
-    assert [one["purl"] for one in document["components"]] == [
-        "pkg:deb/debian/libc6@2.36-9%2Bdeb12u10?arch=amd64&distro=debian-12",
-        "pkg:generic/python@3.13.14",
-        "pkg:pypi/hotnic@0.1.0",
-        "pkg:pypi/zope-interface@1.0%2Bx",
-    ]
-    assert document["components"][3]["licenses"] == [{"expression": "ZPL-2.1"}]
-    assert "licenses" not in document["components"][2]
-    assert document["metadata"]["component"] == {
-        "type": "container",
-        "bom-ref": "hotnic",
-        "name": "hotnic",
-        "version": "0.1.0",
-        "properties": [
-            {"name": "a", "value": "b"},
-            {"name": "org.opencontainers.image.version", "value": "0.1.0"},
-        ],
-    }
+def document(name: str) -> dict[str, Any]:
+    found = json.loads((CHECKOUT / "build" / "image" / f"{name}.cdx.json").read_text())
+    assert isinstance(found, dict)
+    return found
 
 
-def test_same_contents_have_the_same_serial_number() -> None:
-    first, same = (bill_of_materials(LISTED, name="hotnic", labels=LABELS) for _ in range(2))
-    other = bill_of_materials({**LISTED, "python": "3.13.15"}, name="hotnic", labels=LABELS)
-    assert first == same
-    assert re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", first["serialNumber"])
-    assert first["serialNumber"] != other["serialNumber"]
+def of_kind(name: str, kind: str) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in document(name)["components"] if one.get("purl", "").startswith(f"pkg:{kind}/")}
 
 
-def test_base_without_dpkg() -> None:
-    document = bill_of_materials({**LISTED, "dpkg": ""}, name="hotnic", labels={})
-    assert len(document["components"]) == 3
-    assert "version" not in document["metadata"]["component"]
+def locked(*locks: str) -> dict[str, tuple[str, frozenset[str]]]:
+    pins = [pin for lock in locks for pin in read_lock(lock, (CHECKOUT / lock).read_text())[0]]
+    return {pin.name: (pin.version, pin.hashes) for pin in pins}
 
 
-def test_written_document_has_what_the_lock_file_pins() -> None:
-    document = json.loads((CHECKOUT / "build" / "image" / "sbom.cdx.json").read_text())
-    found = {one["name"]: one["version"] for one in document["components"] if one["purl"].startswith("pkg:pypi/")}
-    text = (CHECKOUT / "requirements.lock").read_text()
-    locked = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", text, re.MULTILINE))
-    version = run_in(HOTNIC, "python3", "-c", "import importlib.metadata as m; print(m.version('hotnic'))").stdout
-    assert found.pop("hotnic") == version.strip()
-    assert found.items() <= locked.items()
+@pytest.mark.parametrize(
+    ("name", "locks"),
+    [("hotnic", ["requirements.lock"]), ("hotnic-lab", ["requirements.lock", "requirements-lab.lock"])],
+)
+def test_python_packages_are_those_of_the_lock_files(name: str, locks: list[str]) -> None:
+    found, pins = of_kind(name, "pypi"), locked(*locks)
+    for package, one in found.items():
+        assert one.get("licenses"), f"{package} has no licence"
+        (sha256,) = [found["content"] for found in one["hashes"]]
+        if package not in BUILT_HERE:
+            assert one["version"] == pins[package][0]
+            assert sha256 in pins[package][1], package
     # A lock file has packages of other platforms, too.
-    assert set(locked) - set(found) == {"win-inet-pton"}
-    assert {"libc6", "python"} <= {one["name"] for one in document["components"]}
+    assert set(pins) - set(found) == {"win-inet-pton"}
+    assert found["hotnic"]["version"] == run_in(HOTNIC, "python3", "-c", VERSION).stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["hotnic", "hotnic-lab"])
+def test_every_installed_debian_package_is_listed(name: str) -> None:
+    image = {"hotnic": HOTNIC, "hotnic-lab": LAB}[name]
+    listed = run_in(image, "dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n").stdout
+    installed = {line.split()[0] for line in listed.splitlines() if line.endswith(" installed")}
+    found = of_kind(name, "deb")
+    unpacked = {one for one, component in found.items() if component.get("properties")}
+    assert installed
+    assert set(found) - unpacked == installed - unpacked
+    assert ("containerd" in unpacked) is (name == "hotnic-lab")
+    licensed = [one for one in found.values() if one.get("licenses")]
+    assert len(licensed) > len(found) / 2
+
+
+def test_the_labs_programs_have_their_modules() -> None:
+    programs = {one["name"]: one for one in document("hotnic-lab")["components"] if "components" in one}
+    assert {"nats-server", "kubectl"} <= set(programs)
+    modules = {one["name"]: one["version"] for one in programs["nats-server"]["components"]}
+    assert re.match(r"v2\.", modules["github.com/nats-io/nats-server/v2"])
+    assert re.match(r"1\.", modules["stdlib"])
+
+
+def test_files_that_no_package_has_brought_are_listed_by_hash() -> None:
+    files = {one["name"]: one for one in document("hotnic")["components"] if one["bom-ref"].startswith("file:")}
+    sha256 = run_in(HOTNIC, "sha256sum", "/opt/hotnic/share/hotnic-multus").stdout.split()[0]
+    assert files["hotnic-multus"]["hashes"][0]["content"] == sha256

@@ -18,7 +18,7 @@ from services.common.domain.kubevirt import reasons
 from services.common.runtime.settings import variables
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md")))
 FOLDERS = ("schemas", "services", "lab", "tests", "scripts", "k8s", "docs", ".ci")
 
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)

@@ -16,8 +16,8 @@ import msgspec
 from schemas import multus
 from schemas.bus import hotplug_status
 from schemas.bus.events import Event
+from schemas.describe import describe
 from schemas.generate import asyncapi
-from schemas.generate.describe import describe
 from schemas.kubernetes import networks, operations, options
 
 GENERATED = Path(__file__).parents[1] / "generated"

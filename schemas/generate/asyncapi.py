@@ -11,7 +11,7 @@ import msgspec
 from schemas.bus import cloudevents
 from schemas.bus.encoding import DEAD_ROOT, DEAD_STREAM, NO_NODE, NO_VMI, STREAM, SUBJECT_ROOT
 from schemas.bus.events import MAX_EVENT_BYTES, Event
-from schemas.generate.describe import describe
+from schemas.describe import describe
 from schemas.stages import TABLE, StageRow
 
 VERSION = "1.0.0"

@@ -28,6 +28,9 @@ class AddInterfaceOptions(msgspec.Struct, frozen=True):
 
 
 class RemoveInterfaceOptions(msgspec.Struct, frozen=True):
-    """Body of ``PUT …/removeinterface``."""
+    """Body of ``PUT …/removeinterface``.
+
+    :ivar name: name of the interface to unplug.
+    """
 
     name: str = ""

@@ -50,7 +50,10 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
     ] = "hotnic-api"
     api_services: Annotated[
         tuple[str, ...],
-        msgspec.Meta(description="names of the APIServices; one that names another Service is left alone"),
+        msgspec.Meta(
+            description="names of the APIServices of this api: their groups are described; one that names another "
+            "Service is left alone"
+        ),
     ] = API_SERVICES
 
 
@@ -93,6 +96,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
             beside=owner.beside(),
         ),
         enabled=lambda: is_hotplug_enabled(settings.hotplug_gate, owner.installations.items()),
+        api_services=settings.api_services,
     )
     runtime.spawn("watch front proxy", proxy.run)
     await _start_certificate(runtime, context.kube, tls)

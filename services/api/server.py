@@ -17,11 +17,22 @@ from schemas.inputs import Edge, InputDecoder, RejectedInput, printable
 from schemas.kubernetes.networks import MAX_QUOTE
 from schemas.kubernetes.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
 from services.api.apply import apply_request
-from services.api.discovery import GROUPS, HOTNIC_GROUP, accepts_documents, discovery_document, discovery_paths
+from services.api.discovery import (
+    API_SERVICES,
+    GROUPS,
+    HOTNIC_GROUP,
+    KIND_RESOURCES,
+    aggregated_document,
+    claimed_groups,
+    discovery_document,
+    discovery_paths,
+    negotiate,
+)
 from services.api.front_proxy import FrontProxy, UserIdentity
 from services.api.hotplug_status.read import read_hotplug_status
 from services.api.hotplug_status.watch import MAX_WATCHERS, StatusStreams, parse_duration, parse_flag
 from services.api.observe import ClusterSettings, observe
+from services.api.openapi.documents import openapi_documents, openapi_paths
 from services.api.permissions import own_reads, wait_permitted
 from services.api.plan import ChangeObject, JoinOperation, RequestTarget
 from services.api.plan.checks import find_mode_obstacle
@@ -31,7 +42,6 @@ from services.common.http.tls import peer_common_name
 from services.common.kube.errors import KubeError
 from services.common.runtime.context import RoleContext
 
-OPENAPI = "/openapi/v2"
 MAX_HEALTH_AGE = 5.0
 """Seconds for which the answer about the Kubernetes API server is repeated."""
 HEALTH_DEADLINE = 5.0
@@ -54,6 +64,7 @@ class Api:
     :param cluster: returns the current settings of the cluster.
     :param enabled: returns whether NICs may be hot-plugged.
     :param watchers: the maximum number of open watches of hot-plug statuses.
+    :param api_services: names of the APIServices that register this server.
     :ivar app: the aiohttp application.
     """
 
@@ -65,6 +76,7 @@ class Api:
         cluster: Callable[[], ClusterSettings],
         enabled: Callable[[], bool],
         watchers: int = MAX_WATCHERS,
+        api_services: tuple[str, ...] = API_SERVICES,
     ) -> None:
         self._kube = context.kube
         self._bus = context.bus
@@ -72,17 +84,23 @@ class Api:
         self._proxy = proxy
         self._cluster = cluster
         self._enabled = enabled
+        self._api_services = api_services
         # A lock exists as long as a request uses it, so the dictionary does not grow with the objects.
         self._locks: WeakValueDictionary[tuple[RequestTarget, str, str], asyncio.Lock] = WeakValueDictionary()
         self.app = make_app(telemetry=context.telemetry, max_body=MAX_BODY_BYTES)
         # Without authentication: the aggregator checks the availability without a client certificate.
-        for path in [*discovery_paths(), OPENAPI]:
+        for path in discovery_paths():
             self.app.router.add_get(path, self._serve_discovery)
+        for path in openapi_paths():
+            self.app.router.add_get(path, self._serve_openapi)
         for path in ("/healthz", "/livez", "/readyz"):
             self.app.router.add_get(path, self._serve_health)
         for group, versions in GROUPS.items():
             for version in versions:
                 self.app.router.add_get(f"/apis/{group}/{version}/healthz", self._check_apiserver)
+                for resource, kind in KIND_RESOURCES[group].items():
+                    path = f"/apis/{group}/{version}/namespaces/{{namespace}}/{resource}"
+                    self.app.router.add_get(path, partial(self._refuse_kind, kind))
                 for target in RequestTarget:
                     base = f"/apis/{group}/{version}/namespaces/{{namespace}}/{target}s/{{name}}"
                     for verb in VERBS:
@@ -96,11 +114,29 @@ class Api:
         hotplug_status = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{RequestTarget.VMI}s/{{name}}/interfaces"
         self.app.router.add_get(hotplug_status, self._serve_status)
 
+    def _groups(self) -> tuple[str, ...]:
+        return claimed_groups(self._api_services, owned_by_hotnic=self._cluster().owned_by_hotnic)
+
     async def _serve_discovery(self, request: web.Request) -> web.Response:
-        accept = ",".join(request.headers.getall("Accept", []))
-        if request.path != OPENAPI and not accepts_documents(accept):
-            raise StatusError(406, None, f"{request.path} is served as application/json only, not as {accept}")
-        return web.json_response(discovery_document(request.path))
+        aggregated = negotiate(_accepted(request), aggregated=request.path == "/apis")
+        if aggregated is None:
+            raise _not_acceptable(request)
+        if aggregated:
+            return aggregated_document(self._groups(), aggregated).respond(request)
+        return web.json_response(discovery_document(request.path, self._groups()), headers={"Vary": "Accept"})
+
+    async def _serve_openapi(self, request: web.Request) -> web.Response:
+        document = openapi_documents(self._groups()).get(request.path)
+        if document is None:
+            raise StatusError(404, None, f"no such path: {request.path}")
+        if negotiate(_accepted(request), aggregated=False) is None:
+            raise _not_acceptable(request)
+        return document.respond(request)
+
+    async def _refuse_kind(self, kind: str, request: web.Request) -> web.Response:
+        self._identify(request)
+        message = f"there are no objects of the kind {kind}, only the content of a subresource; see kubectl explain"
+        raise StatusError(405, None, message, headers={"Allow": ""})
 
     async def _serve_health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -201,6 +237,14 @@ def _named_object(request: web.Request, target: RequestTarget) -> tuple[str, str
     if not (is_object_name(namespace) and is_object_name(name)):
         raise StatusError(404, "NotFound", f'{target}.kubevirt.io "{printable(name, MAX_QUOTE)}" not found')
     return namespace, name
+
+
+def _accepted(request: web.Request) -> str:
+    return ",".join(request.headers.getall("Accept", []))
+
+
+def _not_acceptable(request: web.Request) -> StatusError:
+    return StatusError(406, None, f"{request.path} is served as application/json only, not as {_accepted(request)}")
 
 
 def _warning_header(sentence: str) -> str:

@@ -39,6 +39,7 @@ class ServedApi:
     """The server, its client, the Kubernetes API and the bus.
 
     :ivar warnings: the ``Warning`` headers of the last response.
+    :ivar cache: directory for what a client keeps.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class ServedApi:
         session: aiohttp.ClientSession,
         address: str,
         spans: InMemorySpanExporter,
+        cache: Path,
     ) -> None:
         self.kube, self.bus, self.session, self.address, self.spans = kube, bus, session, address, spans
+        self.cache = cache
         self.warnings: list[str] = []
         self.enabled, self.cluster = True, ClusterSettings(owned_by_hotnic=True, default_binding="masquerade")
 
@@ -102,7 +105,7 @@ async def serve_api(tmp_path: Path, *, watchers: int = MAX_WATCHERS) -> AsyncIte
                 serve(server.app, "127.0.0.1:0") as address,
                 aiohttp.ClientSession(f"http://{address}") as session,
             ):
-                served = ServedApi(kube, bus, session, address, spans)
+                served = ServedApi(kube, bus, session, address, spans, tmp_path / "cache")
                 served.put(NADS, objects.nad())
                 served.put(PODS, objects.pod())
                 yield served

@@ -321,8 +321,6 @@ AGGREGATED_BETA = "application/json;as=APIGroupDiscoveryList;v=v2beta1;g=apidisc
         ("application/vnd.kubernetes.protobuf,application/json", 200),
         (f"{AGGREGATED},{AGGREGATED_BETA},application/json", 200),
         ("application/json;q=0.9", 200),
-        (AGGREGATED, 406),
-        (f"{AGGREGATED}, {AGGREGATED_BETA}", 406),
         ("application/json;q=0", 406),
         ("application/vnd.kubernetes.protobuf", 406),
     ],
@@ -336,6 +334,12 @@ async def test_discovery_is_plain_json_or_not_acceptable(
         assert (answer.status, answer.content_type) == (code, "application/json")
         kind = (await answer.json())["kind"]
     assert (kind == "Status") is (code == 406)
+
+
+@pytest.mark.parametrize("path", ["/apis/subresources.hotnic.io", f"/apis/{HOTNIC}"])
+async def test_only_the_list_of_groups_has_an_aggregated_form(api: ServedApi, path: str) -> None:
+    async with api.session.get(path, headers={"Accept": f"{AGGREGATED}, {AGGREGATED_BETA}"}) as answer:
+        assert (answer.status, (await answer.json())["reason"]) == (406, "NotAcceptable")
 
 
 async def test_discovery_needs_neither_the_api_server_nor_the_bus(api: ServedApi) -> None:

@@ -65,7 +65,8 @@ def parse_duration(query: Mapping[str, str]) -> float | None:
         raise StatusError(400, "BadRequest", "timeoutSeconds must be a whole number of seconds") from None
     if not watch:
         return None
-    return min(float(requested), MAX_DURATION) if requested > 0 else MAX_DURATION
+    # A whole number may be larger than any float.
+    return float(min(requested, MAX_DURATION)) if requested > 0 else MAX_DURATION
 
 
 def parse_flag(query: Mapping[str, str], name: str) -> bool:

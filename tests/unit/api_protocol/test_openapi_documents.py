@@ -16,6 +16,7 @@ from services.api.discovery import API_SERVICES, GROUPS, HOTNIC_GROUP, KUBEVIRT_
 from services.api.observe import ClusterSettings
 from services.api.openapi.documents import openapi_documents
 from tests.support.kube.served_api import ServedApi, serve_api
+from tests.support.observed import objects
 
 GROUP_VERSIONS = [(group, version) for group, versions in GROUPS.items() for version in versions]
 BOTH = tuple(GROUPS)
@@ -263,3 +264,13 @@ async def test_kubectl_lists_no_resource_that_has_no_object(api: ServedApi) -> N
 def test_documents_are_built_once() -> None:
     assert openapi_documents(BOTH) is openapi_documents(BOTH)
     assert msgspec.json.decode(openapi_documents(BOTH)["/openapi/v2"].body)
+
+
+@pytest.mark.parametrize(("seconds", "code"), [("9" * 400, 200), ("9" * 5000, 400), ("-" + "9" * 400, 200), ("x", 400)])
+async def test_any_number_of_seconds_is_a_duration(api: ServedApi, seconds: str, code: int) -> None:
+    api.put("virtualmachineinstances", objects.vmi())
+    path = "/apis/subresources.hotnic.io/v1/namespaces/default/virtualmachineinstances/vm1/interfaces"
+    async with api.session.get(path, params={"watch": "true", "timeoutSeconds": seconds}) as answer:
+        assert answer.status == code
+        if code == 200:
+            assert b'"ADDED"' in await answer.content.readline()

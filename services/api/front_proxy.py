@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 import msgspec
+from multidict import MultiMapping
 
 from schemas.inputs import Edge, InputDecoder
 from schemas.kubernetes.objects import CONFIG_MAPS, ConfigMap
@@ -44,7 +45,7 @@ class FrontProxy(msgspec.Struct, frozen=True):
 
     :ivar ca: PEM bundle of the CA that signs its client certificate.
     :ivar names: the allowed common names of the certificate; empty allows all.
-    :ivar user_headers: the headers that may name the user, in order of preference.
+    :ivar user_headers: the headers that may name the user.
     :ivar group_headers: the headers that name the user's groups.
     :ivar extra_prefixes: the prefixes of the headers with the extra fields.
     :ivar uid_headers: the headers that may hold the user's unique id, in order of preference. There is no default: an
@@ -58,13 +59,13 @@ class FrontProxy(msgspec.Struct, frozen=True):
     extra_prefixes: tuple[str, ...] = ("X-Remote-Extra-",)
     uid_headers: tuple[str, ...] = ()
 
-    def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> UserIdentity:
+    def identify(self, peer_name: str | None, headers: MultiMapping[str], groups: Sequence[str]) -> UserIdentity:
         """Return the user of a request.
 
         :param peer_name: common name of the verified client certificate; ``None`` without a certificate.
         :param headers: the headers of the request.
         :param groups: the values of the group headers, in order.
-        :raises StatusError: 401; the caller is not the aggregation layer, or it names no user or group.
+        :raises StatusError: 401; the caller is not the aggregation layer, or it names no user, several, or no group.
         """
         if peer_name is None:
             raise StatusError(
@@ -75,10 +76,15 @@ class FrontProxy(msgspec.Struct, frozen=True):
             raise StatusError(
                 401, "Unauthorized", f"the client certificate of {peer_name!r} is not the aggregation layer's"
             )
-        user = next((headers[name] for name in self.user_headers if headers.get(name)), None)
+        users = {value for name in self.user_headers for value in headers.getall(name, []) if value}
+        groups = [group for group in groups if group]
         # As virt-api: a user without a group is not authenticated.
-        if user is None or not groups:
+        if not users or not groups:
             raise StatusError(401, "Unauthorized", "the aggregation layer named no user or no group")
+        # One of them may be a header of the client that the aggregation layer has passed on.
+        if len(users) > 1:
+            raise StatusError(401, "Unauthorized", "the aggregation layer named several users")
+        [user] = users
         uid = next((headers[name] for name in self.uid_headers if headers.get(name)), "")
         return UserIdentity(user, tuple(groups), self._extra(headers), uid)
 

@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -39,13 +40,15 @@ from services.api.plan.checks import find_mode_obstacle
 from services.api.request import BadBody, decode_add, decode_remove, is_object_name, parse_dry_run
 from services.common.http.server import StatusError, make_app
 from services.common.http.tls import peer_common_name
-from services.common.kube.errors import KubeError
+from services.common.kube.errors import BadApiResponse, KubeError, Unauthorized
 from services.common.runtime.context import RoleContext
 
 MAX_HEALTH_AGE = 5.0
 """Seconds for which the answer about the Kubernetes API server is repeated."""
 HEALTH_DEADLINE = 5.0
 """Seconds for that answer."""
+STATUS_CODES = frozenset(code.value for code in HTTPStatus if code >= 400)
+"""The codes of errors that are passed on to the user."""
 
 _version = InputDecoder(Edge.KUBE, dict[str, Any])
 Decode = Callable[[bytes], AddInterfaceOptions | RemoveInterfaceOptions]
@@ -255,5 +258,11 @@ def _warning_header(sentence: str) -> str:
 
 def _forwarded_error(error: KubeError) -> StatusError:
     """Return an error of the Kubernetes API server, such as a webhook's refusal, as the user's own answer."""
-    details = error.status_body.details if error.status_body is not None else None
-    return StatusError(error.status or 500, error.reason or "InternalError", error.message, details)
+    if isinstance(error, Unauthorized):
+        # The user is authenticated: the API server does not accept the api's own credentials.
+        return StatusError(500, None, f"hotnic's api is not authenticated: {error.message}")
+    if error.status in STATUS_CODES:
+        status = error.status_body
+        details = status.details if status is not None else None
+        return StatusError(error.status, status.reason if status is not None else None, error.message, details)
+    return StatusError(500 if isinstance(error, BadApiResponse) else 503, None, error.message)

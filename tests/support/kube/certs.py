@@ -70,9 +70,13 @@ class Authority:
         names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
         return self._pair(name, names, ExtendedKeyUsageOID.SERVER_AUTH)
 
-    def client(self, name: str) -> Pair:
-        """Create a certificate for a client of this common name."""
-        return self._pair(name, None, ExtendedKeyUsageOID.CLIENT_AUTH)
+    def client(self, name: str, *, file: str | None = None, end: timedelta = timedelta(hours=1)) -> Pair:
+        """Create a certificate for a client of this common name.
+
+        :param file: name of the files, if not the common name.
+        :param end: from now until it expires; negative: it has expired.
+        """
+        return self._pair(name, None, ExtendedKeyUsageOID.CLIENT_AUTH, file=file, end=end)
 
     def certify(self, name: str, public_key: rsa.RSAPublicKey) -> bytes:
         """Return a certificate for a server with another key, as PEM text."""
@@ -82,9 +86,17 @@ class Authority:
         certificate = builder.add_extension(issuer, critical=False).sign(self._key, hashes.SHA256())
         return certificate.public_bytes(serialization.Encoding.PEM)
 
-    def _pair(self, name: str, names: x509.SubjectAlternativeName | None, usage: x509.ObjectIdentifier) -> Pair:
+    def _pair(
+        self,
+        name: str,
+        names: x509.SubjectAlternativeName | None,
+        usage: x509.ObjectIdentifier,
+        *,
+        file: str | None = None,
+        end: timedelta = timedelta(hours=1),
+    ) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(name), self._name, key.public_key())
+        builder = _builder(_name(name), self._name, key.public_key(), end)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         if names is not None:
             builder = builder.add_extension(names, critical=False)
@@ -92,7 +104,8 @@ class Authority:
             issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
             builder = builder.add_extension(issuer, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
-        pair = Pair(self._directory / f"{name}.crt", self._directory / f"{name}.key")
+        file = file or name
+        pair = Pair(self._directory / f"{file}.crt", self._directory / f"{file}.key")
         pair.cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         pair.key.write_bytes(
             key.private_bytes(
@@ -106,7 +119,9 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, end: timedelta = timedelta(hours=1)
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -115,5 +130,5 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_after(now + end)
     )

@@ -9,7 +9,7 @@ import copy
 import functools
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ class FakeKube:
     :ivar mutate: a mutating webhook: called with the resource, the object and what a JSON patch makes of it, to change.
     :ivar reviewed: specs of the received access reviews.
     :ivar may: decides an access review.
+    :ivar review: answers an access review in another way.
     """
 
     objects: dict[Key, Object] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class FakeKube:
     mutate: Callable[[str, Object, Object], None] = lambda _plural, _old, _new: None
     reviewed: list[Object] = field(default_factory=list)
     may: Callable[[Object], bool] = lambda _spec: True
+    review: Callable[[Object], Awaitable[web.Response]] | None = None
     url: str = ""
     _version: int = 100
     _closed: bool = False
@@ -134,6 +136,8 @@ class FakeKube:
         body = await request.json()
         self.before("POST", "subjectaccessreviews", "")
         self.reviewed.append(body["spec"])
+        if self.review is not None:
+            return await self.review(body)
         return web.json_response({**body, "status": {"allowed": self.may(body["spec"])}}, status=201)
 
     async def _get(self, request: web.Request) -> web.Response:

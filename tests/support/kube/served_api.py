@@ -1,13 +1,14 @@
 """The api served on a loopback port, over a scripted Kubernetes API and a bus in memory."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
 import structlog
+from multidict import MultiMapping
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from schemas.kubernetes.options import OPERATION_HEADER
@@ -16,6 +17,7 @@ from services.api.hotplug_status.watch import MAX_WATCHERS
 from services.api.observe import ClusterSettings
 from services.api.server import Api
 from services.common.http.server import serve
+from services.common.http.tls import ServerTls
 from services.common.kube.client import Kube
 from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
@@ -29,10 +31,13 @@ HOTNIC = "subresources.hotnic.io/v1"
 class AcceptAnyCaller(FrontProxy, frozen=True):
     """Accept every caller as the aggregation layer; certificates are tested elsewhere."""
 
-    def identify(self, peer_name: str | None, headers: Mapping[str, str], groups: Sequence[str]) -> UserIdentity:
+    def identify(self, peer_name: str | None, headers: MultiMapping[str], groups: Sequence[str]) -> UserIdentity:
         """Return the user that the request names, or else the same one for every request."""
         user = headers.get("X-Remote-User", "someone")
         return UserIdentity(user, ("system:authenticated",), {"scopes": ("a",)}, "u-1")
+
+
+ANY_CALLER = AcceptAnyCaller(ca="", names=(), user_headers=(), group_headers=())
 
 
 class ServedApi:
@@ -85,25 +90,38 @@ class ServedApi:
 
 
 @contextlib.asynccontextmanager
-async def serve_api(tmp_path: Path, *, watchers: int = MAX_WATCHERS) -> AsyncIterator[ServedApi]:
-    """Serve the api with the NAD and the launcher pod of :mod:`tests.support.observed.objects`."""
+async def serve_api(
+    tmp_path: Path,
+    *,
+    watchers: int = MAX_WATCHERS,
+    proxy: Callable[[], FrontProxy] = lambda: ANY_CALLER,
+    tls: ServerTls | None = None,
+    kube: FakeKube | None = None,
+) -> AsyncIterator[ServedApi]:
+    """Serve the api with the NAD and the launcher pod of :mod:`tests.support.observed.objects`.
+
+    :param proxy: as for :class:`services.api.server.Api`; by default every caller is the aggregation layer.
+    :param tls: serve with TLS; the session of the result has no certificate.
+    :param kube: an API that is served already, as for a second replica.
+    """
     telemetry, spans = recording_telemetry("api")
     log = structlog.get_logger()
-    async with serving_kube(FakeKube()) as kube:
+    async with contextlib.AsyncExitStack() as stack:
+        if kube is None:
+            kube = await stack.enter_async_context(serving_kube(FakeKube()))
         config = write_kubeconfig(tmp_path / "kubeconfig", kube.url)
         async with await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test") as client:
             bus = MemoryBus(role="api", telemetry=telemetry, log=log)
-            proxy = AcceptAnyCaller(ca="", names=(), user_headers=(), group_headers=())
             server = Api(
                 role_context("api", client, bus, telemetry),
-                lambda: proxy,
+                proxy,
                 cluster=lambda: served.cluster,
                 enabled=lambda: served.enabled,
                 watchers=watchers,
             )
             async with (
-                serve(server.app, "127.0.0.1:0") as address,
-                aiohttp.ClientSession(f"http://{address}") as session,
+                serve(server.app, "127.0.0.1:0", ssl=tls.context if tls else None) as address,
+                aiohttp.ClientSession(f"{'https' if tls else 'http'}://{address}") as session,
             ):
                 served = ServedApi(kube, bus, session, address, spans, tmp_path / "cache")
                 served.put(NADS, objects.nad())

@@ -19,7 +19,7 @@ from services.api.server import Api
 from services.common.http.server import serve
 from services.common.http.tls import ServerTls
 from services.common.kube.client import Kube
-from tests.support.bus.memory import MemoryBus
+from tests.support.bus.memory import Broker, MemoryBus
 from tests.support.contexts import role_context
 from tests.support.kube.node_kube import NADS, PODS, FakeKube, serving_kube, write_kubeconfig
 from tests.support.observed import objects
@@ -97,12 +97,14 @@ async def serve_api(
     proxy: Callable[[], FrontProxy] = lambda: ANY_CALLER,
     tls: ServerTls | None = None,
     kube: FakeKube | None = None,
+    broker: Broker | None = None,
 ) -> AsyncIterator[ServedApi]:
     """Serve the api with the NAD and the launcher pod of :mod:`tests.support.observed.objects`.
 
     :param proxy: as for :class:`services.api.server.Api`; by default every caller is the aggregation layer.
     :param tls: serve with TLS; the session of the result has no certificate.
     :param kube: an API that is served already, as for a second replica.
+    :param broker: what the replicas' buses share.
     """
     telemetry, spans = recording_telemetry("api")
     log = structlog.get_logger()
@@ -111,7 +113,7 @@ async def serve_api(
             kube = await stack.enter_async_context(serving_kube(FakeKube()))
         config = write_kubeconfig(tmp_path / "kubeconfig", kube.url)
         async with await Kube.connect(kubeconfig=config, telemetry=telemetry, user_agent="test") as client:
-            bus = MemoryBus(role="api", telemetry=telemetry, log=log)
+            bus = MemoryBus(broker, role="api", telemetry=telemetry, log=log)
             server = Api(
                 role_context("api", client, bus, telemetry),
                 proxy,

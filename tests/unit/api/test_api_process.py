@@ -3,83 +3,22 @@
 import asyncio
 import base64
 import contextlib
-import os
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from services.common.http.client import ConnectFailed, UnixHttpClient
+from tests.support.kube.api_process import FRONT_PROXY, HOST, SERVICES, ApiProcess, api_process
 from tests.support.kube.certs import Authority, tls_get
-from tests.support.kube.node_kube import FakeKube, Refused, forbid, serving_kube, write_kubeconfig
-from tests.support.telemetry.spans import recording_telemetry
-
-HOST = "hotnic-api.hotnic.svc"
-FRONT_PROXY = ("configmaps", "kube-system", "extension-apiserver-authentication")
-SERVICES = ("v1.subresources.hotnic.io", "v1.subresources.kubevirt.io", "v1alpha3.subresources.kubevirt.io")
-
-
-class ApiProcess:
-    """The cluster and the environment of an api.
-
-    :ivar port: port of the aggregated API.
-    """
-
-    def __init__(self, folder: Path, kube: FakeKube, port: int) -> None:
-        self.folder, self.kube, self.port = folder, kube, port
-        self.health = UnixHttpClient(str(folder / "health.sock"), recording_telemetry("client")[0])
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "KUBECONFIG": write_kubeconfig(folder / "kubeconfig", kube.url),
-            "NATS_URL": "nats://127.0.0.1:1",
-            "HOTNIC_HEALTH_LISTEN": f"unix:{folder}/health.sock",
-            "HOTNIC_LISTEN": f"127.0.0.1:{port}",
-            "HOTNIC_VM_OWNER": "hotnic",
-            "HOTNIC_NAMESPACE": "hotnic",
-        }
-
-    async def start(self, **settings: str) -> asyncio.subprocess.Process:
-        """Start the process."""
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.api", env=self.environ | settings, stderr=asyncio.subprocess.PIPE
-        )
-
-    @contextlib.asynccontextmanager
-    async def running(self, **settings: str) -> AsyncIterator[None]:
-        """Run the process while the context is open."""
-        process = await self.start(**settings)
-        reading = asyncio.create_task(process.communicate())
-        try:
-            yield
-        finally:
-            process.terminate()
-            await asyncio.wait_for(reading, 50)
-        assert process.returncode == 0
-
-    async def until_ready(self, status: int, part: str) -> None:
-        """Wait until ``/readyz`` has this status and this text."""
-        async with asyncio.timeout(50):
-            while True:
-                with contextlib.suppress(ConnectFailed):
-                    code, body = await self.health.request("GET", "/readyz")
-                    if (code, part in body.decode()) == (status, True):
-                        return
-                await asyncio.sleep(0.02)
+from tests.support.kube.node_kube import Refused, forbid
 
 
 @pytest.fixture
 async def api(tmp_path: Path, unused_tcp_port: int) -> AsyncIterator[ApiProcess]:
-    authority = Authority(tmp_path, "front-proxy-ca")
-    async with serving_kube(FakeKube()) as kube:
-        kube.put(*FRONT_PROXY, data={"requestheader-client-ca-file": authority.ca.read_text()})
-        for name in SERVICES:
-            kube.put("apiservices", "", name, spec={"service": {"namespace": "hotnic", "name": "hotnic-api"}})
-        found = ApiProcess(tmp_path, kube, unused_tcp_port)
+    async with api_process(tmp_path, unused_tcp_port) as found:
         yield found
-        await found.health.close()
 
 
 async def test_the_api_makes_its_certificate_and_registers_it(api: ApiProcess) -> None:

@@ -52,6 +52,9 @@ class Operation(_Annotation, frozen=True):
         operation that names another VM is a copy (clone, restore, export) and is ignored.
     :ivar network: the NAD of a plug as ``namespace/name``; only beside KubeVirt, where a change of the NAD is a plug of
         its own. ``None`` of an unplug, and if unknown.
+    :ivar holder: UID of the object that has the annotation. One that names another object is a copy (restore, clone,
+        template metadata) and is ignored. ``None`` beside KubeVirt, of earlier versions, and everywhere but in an
+        annotation: :func:`held_by` sets it, and the readers remove it.
     """
 
     id: str
@@ -63,6 +66,7 @@ class Operation(_Annotation, frozen=True):
     failed: str | None = None
     vm: str | None = None
     network: str | None = None
+    holder: str | None = None
 
 
 class RecordedRoute(_Annotation, frozen=True):
@@ -246,7 +250,25 @@ def read_operation(annotations: Mapping[str, str], interface: str) -> Operation 
     A malformed annotation, for example after an edit by hand, counts as absent: callers then use the derived id.
     """
     operation = read_operation_at(annotations, operation_key(interface))
-    return operation if operation is not None and operation.interface == interface else None
+    if operation is None or operation.interface != interface:
+        return None
+    return msgspec.structs.replace(operation, holder=None)
+
+
+def held_by(operation: Operation, uid: str) -> Operation:
+    """Return an operation as the annotation of the object with this UID has it."""
+    return msgspec.structs.replace(operation, holder=uid)
+
+
+def read_held(annotations: Mapping[str, str], key: str, uid: str) -> Operation | None:
+    """Return the operation in the annotation with this key, as :func:`read_operation_at`; ``None`` also for a copy.
+
+    :param uid: UID of the object that has the annotation.
+    """
+    operation = read_operation_at(annotations, key)
+    if operation is None or operation.holder not in (None, uid):
+        return None
+    return msgspec.structs.replace(operation, holder=None)
 
 
 def read_operation_of_link(annotations: Mapping[str, str], pod_interface: str) -> Operation | None:

@@ -75,7 +75,7 @@ def add(observed: Observed) -> Answer:
     item = {"name": options.name, "bridge": {}} | ({"macAddress": mac} if mac is not None else {})
     lists = with_primary_network(observed, vm, nics, holder.lists)
     lists = lists.with_interface(item, {"name": options.name, "multus": multus})
-    ops = build_patch(holder, lists, operation_annotations([operation]))
+    ops = build_patch(holder, lists, operation_annotations([operation], holder.metadata.uid))
     return ChangeObject(RequestTarget.VM, operation, ops, requested_nad(observed), warnings=nad_warnings(observed))
 
 
@@ -98,7 +98,7 @@ def remove(observed: Observed) -> Answer:
     if desired.kind is OperationKind.UNPLUG:
         return JoinOperation(_requested_unplug(template, nics, name, running))
     operation, holder = running or observed.new_operation(OperationKind.UNPLUG), template_spec_holder(vm)
-    ops = build_patch(holder, holder.lists.with_absent([name]), operation_annotations([operation]))
+    ops = build_patch(holder, holder.lists.with_absent([name]), operation_annotations([operation], holder.metadata.uid))
     return ChangeObject(RequestTarget.VM, operation, ops)
 
 

@@ -64,7 +64,7 @@ def add(observed: Observed) -> Answer:
     # As in KubeVirt: the request has no field for the binding, which is always `bridge`.
     multus = {"networkName": options.network_attachment_definition_name}
     lists = holder.lists.with_interface({"name": options.name, "bridge": {}}, {"name": options.name, "multus": multus})
-    ops = build_patch(holder, lists, operation_annotations([operation]))
+    ops = build_patch(holder, lists, operation_annotations([operation], holder.metadata.uid))
     if (slots := nics.vmi.metadata.annotations.get(NIC_SLOTS)) is not None:
         # The slot check used this count. If it has changed, the patch fails and the request is planned again.
         ops = [{"op": "test", "path": annotation_path(NIC_SLOTS), "value": slots}, *ops]
@@ -86,7 +86,7 @@ def remove(observed: Observed) -> Answer:
     if interface.state == ABSENT:
         return JoinOperation(resolve_operation(nics.vmi, interface, nics.operations.get(name)))
     operation, holder = observed.new_operation(OperationKind.UNPLUG), vmi_spec_holder(nics.vmi)
-    ops = build_patch(holder, holder.lists.with_absent([name]), operation_annotations([operation]))
+    ops = build_patch(holder, holder.lists.with_absent([name]), operation_annotations([operation], holder.metadata.uid))
     return ChangeObject(RequestTarget.VMI, operation, ops)
 
 

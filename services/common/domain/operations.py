@@ -7,7 +7,7 @@ Next: :mod:`services.common.domain.nic`.
 from collections.abc import Iterable, Mapping
 
 from schemas.kubernetes.objects import CREATED_BY_LABEL, VMS, Interface, Pod, VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, derive_operation_id, read_operation_at, read_unplug_at
+from schemas.kubernetes.operations import Operation, derive_operation_id, read_held, read_unplug_at
 from schemas.stages import OperationKind
 
 ABSENT = "absent"
@@ -20,13 +20,14 @@ def operation_kind(interface: Interface) -> OperationKind:
     return OperationKind.UNPLUG if interface.state == ABSENT else OperationKind.PLUG
 
 
-def read_operations(annotations: Mapping[str, str], vm: str | None = None) -> dict[str, Operation]:
+def read_operations(annotations: Mapping[str, str], vm: str | None = None, *, holder: str = "") -> dict[str, Operation]:
     """Return the operations in an object's annotations by interface, without malformed ones and without copies.
 
     :param vm: UID of the VM that owns a VMI. An operation that names another VM is a copy that came with a clone or a
         restore; every operation that names one is a copy on an object other than a VMI.
+    :param holder: UID of the object. An operation that names another one is a copy, too.
     """
-    found = (read_operation_at(annotations, key) for key in annotations)
+    found = (read_held(annotations, key, holder) for key in annotations)
     return {
         operation.interface: operation
         for operation in found

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from schemas.kubernetes.objects import ObjectMeta, VirtualMachine, VirtualMachineInstance, VmiSpec
-from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.operations import Operation, encode_annotation, held_by, operation_key
 from services.common.domain.operations import ABSENT
 
 ANNOTATIONS_PATH = "/metadata/annotations"
@@ -124,9 +124,9 @@ def build_annotation_ops(
     return ops
 
 
-def operation_annotations(operations: Iterable[Operation]) -> dict[str, str | None]:
-    """Return the annotations for these operations."""
-    return {operation_key(operation.interface): encode_annotation(operation) for operation in operations}
+def operation_annotations(operations: Iterable[Operation], uid: str) -> dict[str, str | None]:
+    """Return the annotations for these operations of the object with this UID."""
+    return {operation_key(one.interface): encode_annotation(held_by(one, uid)) for one in operations}
 
 
 def build_patch(holder: SpecHolder, lists: InterfaceLists, annotations: Mapping[str, str | None]) -> list[PatchOp]:

@@ -153,7 +153,7 @@ Action = PatchObject | StartOperations | WarnUser
 
 
 def _patch_ops(holder: SpecHolder, lists: InterfaceLists | None, operations: list[Operation]) -> list[PatchOp]:
-    changes = operation_annotations(operations)
+    changes = operation_annotations(operations, holder.metadata.uid)
     return build_patch(holder, lists or holder.lists, changes) if lists is not None or operations else []
 
 

@@ -7,12 +7,12 @@ was planned on. Pure: no I/O. Next: :mod:`services.controller.plan.removal`.
 from collections.abc import Iterator
 
 from schemas.kubernetes.networks import NETWORKS, encode_networks
-from schemas.kubernetes.operations import Operation, encode_annotation, is_hashed, operation_key, stale_operation_keys
+from schemas.kubernetes.operations import Operation, is_hashed, stale_operation_keys
 from schemas.names import interface_hash
 from services.common.domain.attachments import desired_elements
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import is_migrating
-from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops
+from services.common.domain.spec_patch import PatchOp, annotation_path, build_annotation_ops, operation_annotations
 from services.common.domain.status_interfaces import MULTUS_STATUS, Entry, with_token, without_token
 from services.controller.plan.actions import AddedAttachment, PatchObject, PatchTarget
 
@@ -58,7 +58,7 @@ def annotate_pod(nics: VmiNics) -> Iterator[PatchObject]:
     if desired != before:
         changes[NETWORKS] = encode_networks(desired, annotations.get(NETWORKS))
     # networks reads the operation from the pod, so it joins the trace without an event as well.
-    changes |= {operation_key(nic.name): encode_annotation(nic.operation) for nic in changed}
+    changes |= operation_annotations((nic.operation for nic in changed), nics.pod.metadata.uid)
     changes |= dict.fromkeys(stale)
     # A pod without annotations needs no guard here: build_annotation_ops then tests the resource version.
     guard: list[PatchOp] = []

@@ -19,6 +19,7 @@ from schemas.kubernetes.operations import (
     NicSlots,
     Operation,
     encode_annotation,
+    held_by,
     operation_key,
     read_nic_slots,
 )
@@ -125,7 +126,7 @@ def _annotations(vmi: VirtualMachineInstance, slots: NicSlots, operations: list[
         changes[NIC_SLOTS] = encode_annotation(slots)
     for operation in operations:
         key = operation_key(operation.interface)
-        changes[key] = encode_annotation(operation)
+        changes[key] = encode_annotation(held_by(operation, vmi.metadata.uid))
         # A missing annotation cannot be tested for, so then the whole object has to be unchanged.
         guards.append(
             {"op": "test", "path": annotation_path(key), "value": annotations[key]}

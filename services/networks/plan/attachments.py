@@ -30,8 +30,8 @@ from schemas.kubernetes.operations import (
     is_hashed,
     is_operation_key,
     pod_nic_key_of_link,
+    read_held,
     read_hotplug_mark,
-    read_operation_at,
     read_pod_nic,
 )
 from schemas.multus import RecordedAttachment, SandboxRecord
@@ -177,8 +177,8 @@ def parse_attachments(
     except ValueError as error:
         return MalformedAnnotation(key, str(error))
     marks = {link: _find_mark(annotations, link, uid) for link in (status.interface for status in statuses) if link}
-    found = (read_operation_at(annotations, name) for name in annotations if is_operation_key(name))
-    # An operation that names a VM is a frozen copy: KubeVirt copies a VMI's annotations to the pods it makes later.
+    found = (read_held(annotations, name, uid) for name in annotations if is_operation_key(name))
+    # One that names a VM is a copy, too: KubeVirt copies a VMI's annotations to the pods it makes later.
     operations = {
         pod_interface(operation.interface): operation
         for operation in found

@@ -12,6 +12,7 @@ from schemas.kubernetes.operations import (
     Operation,
     derive_operation_id,
     encode_annotation,
+    held_by,
     operation_key,
 )
 from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
@@ -165,7 +166,7 @@ def test_add_changes_the_template_and_the_annotation(vmi: VirtualMachineInstance
     assert values["/spec/template/spec/networks"] == [objects.PRIMARY_NETWORK, IFACE[1]]
     assert values["/spec/template/spec/domain/devices/interfaces"] == [objects.PRIMARY, IFACE[0]]
     assert values[f"/metadata/annotations/{operation_key('iface1').replace('/', '~1')}"] == encode_annotation(
-        answer.operation
+        held_by(answer.operation, objects.VM_UID)
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.kubernetes.networks import NETWORKS, NetworkSelectionElement, encode_networks
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance, VmiSpec
-from schemas.kubernetes.operations import Operation, derive_operation_id, encode_annotation, operation_key
+from schemas.kubernetes.operations import Operation, derive_operation_id, encode_annotation, held_by, operation_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.controller.plan import Observed, PatchObject, PatchTarget, StartOperations, WarnUser, plan
@@ -57,7 +57,7 @@ def test_template_interface_is_copied_as_written_with_the_vms_operation() -> Non
     values = {op["path"]: op["value"] for op in start.vmi_ops(vmi, [PLUG]) if op["op"] == "add"}
     assert values["/spec/networks"] == [objects.PRIMARY_NETWORK, written[1]]
     assert values["/spec/domain/devices/interfaces"] == [objects.PRIMARY, written[0]]
-    assert values["/metadata/annotations"] == annotations_of(PLUG)
+    assert values["/metadata/annotations"] == annotations_of(held_by(PLUG, objects.VMI_UID))
     assert str(requested_event(started, PLUG, vmi).subject) == "hotplug.requested.node1.default.vm1"
 
 
@@ -71,7 +71,8 @@ def test_edit_of_the_template_gets_an_operation_on_the_vm(stale: dict[str, str])
         derive_operation_id(EDIT, "iface1", OperationKind.PLUG, 7), OperationKind.PLUG, "iface1", requested_at=NOW
     )
     traced = Operation("x", OperationKind.PLUG, "iface1", traceparent="00-1-2-01")
-    assert start.vm_ops(vm, [traced])[-1]["value"] in (encode_annotation(traced), annotations_of(traced))
+    held = held_by(traced, objects.VM_UID)
+    assert start.vm_ops(vm, [traced])[-1]["value"] in (encode_annotation(held), annotations_of(held))
 
 
 def test_absent_state_of_the_template_is_copied_to_the_vmi() -> None:
@@ -388,3 +389,22 @@ def test_interface_present_at_start_is_adopted_before_the_vmi_runs(phase: str) -
     assert {op["path"] for op in start.vmi_ops(vmi, [started.operation]) if op["op"] == "add"} == {
         f"/metadata/annotations/{operation_key('other').replace('/', '~1')}"
     }
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        Operation("x", OperationKind.PLUG, "iface1", failed="NoFreeSlot"),
+        Operation("x", OperationKind.UNPLUG, "iface1", released="another pod"),
+    ],
+    ids=["failed plug", "unplug"],
+)
+def test_a_created_vmi_with_operations_of_another_one_keeps_its_interfaces(copied: Operation) -> None:
+    """A restored VMI must not lose an interface to an operation that ended on the VMI of the backup."""
+    annotations = annotations_of(held_by(copied, "uid of the VMI of the backup"))
+    vmi = objects.vmi(IFACE, owned=True, annotations=annotations)
+    (started,) = start_of(observation(objects.vm(IFACE), vmi, annotated())).started
+    assert (started.operation.kind, started.operation.id == "x") == (OperationKind.PLUG, False)
+    own = objects.vmi(IFACE, owned=True, annotations=annotations_of(held_by(copied, objects.VMI_UID)))
+    (started,) = start_of(observation(objects.vm(IFACE), own, annotated())).started
+    assert started.operation.kind is OperationKind.UNPLUG

@@ -13,7 +13,7 @@ from schemas.kubernetes.networks import (
     parse_networks,
 )
 from schemas.kubernetes.objects import Condition
-from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.operations import Operation, encode_annotation, held_by, operation_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.reconcile import Reject
@@ -47,7 +47,8 @@ def test_interface_is_annotated_with_its_operation_and_published() -> None:
     assert values["/metadata/annotations/k8s.v1.cni.cncf.io~1networks"] == (
         '[{"name":"net1","namespace":"default","interface":"' + LINK + '"}]'
     )
-    assert values[f"/metadata/annotations/hotnic.io~1operation.{LINK[3:]}"] == encode_annotation(OPERATION)
+    written = encode_annotation(held_by(OPERATION, objects.POD_UID))
+    assert values[f"/metadata/annotations/hotnic.io~1operation.{LINK[3:]}"] == written
     event = pod_annotated_event(action.added_attachments[0], vmi, pod, 1)
     assert event.operation == OPERATION
     assert str(event.subject) == "hotplug.pod-annotated.node1.default.vm1"

@@ -1,6 +1,7 @@
 """Operations, acting pods and status tokens."""
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,17 @@ from services.common.domain.operations import find_acting_pod, read_operations, 
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, parse_tokens, with_token, without_token
 from tests.support.observed import objects
 from tests.support.recorded_kubevirt import recorded_pods, recorded_vmi
+
+
+@pytest.mark.parametrize(
+    ("holder", "found"), [(objects.VMI_UID, True), (None, True), ("of another object", False), ("", False)]
+)
+def test_an_operation_that_names_another_object_is_a_copy(holder: str | None, found: bool) -> None:
+    """A restore, a clone and the metadata of a template bring operations of other objects along."""
+    written = Operation("id", OperationKind.UNPLUG, "iface1")
+    annotations = {operation_key("iface1"): encode_annotation(msgspec.structs.replace(written, holder=holder))}
+    read = read_operations(annotations, holder=objects.VMI_UID)
+    assert read == ({"iface1": written} if found else {})
 
 
 def test_annotated_operation_of_the_same_kind_is_used_and_otherwise_derived() -> None:

@@ -33,7 +33,7 @@ PLUG = Operation("plug", OperationKind.PLUG, "iface1")
 def test_patch_applies_only_to_the_observed_state() -> None:
     vm = objects.vm(objects.nic("a"), annotations={"some": "thing"})
     holder = template_spec_holder(vm)
-    ops = build_patch(holder, holder.lists.with_absent(["a"]), operation_annotations([PLUG]))
+    ops = build_patch(holder, holder.lists.with_absent(["a"]), operation_annotations([PLUG], vm.metadata.uid))
     document = msgspec.to_builtins(vm)
     patched = apply_json_patch(document, ops)
     assert patched["spec"]["template"]["spec"]["domain"]["devices"]["interfaces"][1]["state"] == "absent"

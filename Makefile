@@ -97,6 +97,12 @@ cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36
 	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(RERUNS) $(ARGS)
 
+.PHONY: admission-test
+admission-test: setup ## Send the changes of every identity to Kubernetes 1.30 and 1.36 with the admission policies (root, Go)
+	@scripts/as-root-tier admission-test
+	@scripts/tools/interop-tools helm etcd kubernetes-1.30 kubernetes-1.36
+	@scripts/as-root-tier admission-test $(PYTEST) tests/interop/admission --timeout 600 $(RERUNS) $(ARGS)
+
 .PHONY: kubernetes-test
 kubernetes-test: setup ## Run conformance and end-to-end tests on Kubernetes itself, 1.30 and 1.36, with RBAC (root, Go)
 	@scripts/as-root-tier kubernetes-test

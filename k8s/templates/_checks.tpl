@@ -37,6 +37,9 @@
 {{- if and $handler (eq $v.vmOwner "hotnic") (not $v.controller.enabled) -}}
 {{- fail "handler.enabled is true and controller.enabled is false, so no pod would get the attachments of its VM; set controller.enabled to true or handler.enabled to false" -}}
 {{- end -}}
+{{- if and (include "hotnic.admission.enabled" .) $v.networks.upstreamMultus.socketDir (not $v.admission.trusted.users) (not $v.admission.trusted.groups) -}}
+{{- fail "networks.upstreamMultus.socketDir names upstream's multus daemon, and the admission policies would refuse its network-status; name its account in admission.trusted.users, such as system:serviceaccount:kube-system:multus, or set admission.enabled to false" -}}
+{{- end -}}
 {{- range $key, $_ := $v.multus.config -}}
 {{- if has $key (list "chrootDir" "socketDir" "daemonSocketDir" "cniConfigDir" "binDir" "cniDir" "kubeconfig" "connectionLimit") -}}
 {{- fail (printf "multus.config.%s is set, but the chart derives this key from other values; remove it and set cniBinDir, cniConfDir, multus.socketDir, multus.stateDir or multus.connectionLimit instead" $key) -}}

@@ -27,6 +27,8 @@ ENVIRONMENT: dict[str, Any] = {
     "type": "array",
     "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1}}},
 }
+# The admission policies write them into single quotes.
+IDENTITIES: dict[str, Any] = {"type": "array", "items": {"type": "string", "pattern": "^[^'\\\\\\s]+$"}}
 OBJECTS: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
 
 RULES: dict[str, dict[str, Any]] = {
@@ -67,6 +69,11 @@ RULES: dict[str, dict[str, Any]] = {
     },
     # Not the separator of the list, and no path.
     "networkPluginTypes": {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9._-]+$"}},
+    "admission.enabled": {"type": ["boolean", "null"]},
+    "admission.trusted.users": IDENTITIES,
+    "admission.trusted.groups": IDENTITIES,
+    "admission.kubevirtNamespace": {"pattern": "^[a-z0-9-]*$"},
+    "admission.foreignAnnotations": {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9./_-]+[./]$"}},
     "networks.upstreamMultus.socketDir": OPTIONAL_PATH,
     "multus.socketDir": PATH,
     "multus.stateDir": PATH,

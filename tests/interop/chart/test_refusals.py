@@ -41,6 +41,11 @@ def hidden(value: str, path: str, usual: str) -> str:
             [OWNER, NATS, "multus.enabled=false,networks.upstreamMultus.socketDir=/run/multus,node.process=single"],
             "it is the pods of multus that run the other roles",
         ),
+        (
+            [OWNER, NATS, "multus.enabled=false,networks.upstreamMultus.socketDir=/run/multus"],
+            "name its account in admission.trusted.users",
+        ),
+        ([OWNER, NATS, "admission.trusted.users={it's}"], "admission/trusted/users"),
         ([OWNER, NATS, "node.process=shared"], "node/process"),
         (
             [OWNER, *(f"{role}.enabled=false" for role in ROLES)],

@@ -88,7 +88,7 @@ def _by_name(name: str) -> list[dict[str, object]]:
         ("api", []),
         ("controller", ["api.enabled=false", "handler.enabled=false"]),
         ("networks", []),
-        ("multus", ["networks.upstreamMultus.socketDir=/run/multus"]),
+        ("multus", ["networks.upstreamMultus.socketDir=/run/multus", "admission.trusted.users={upstream}"]),
         ("handler", []),
     ],
 )

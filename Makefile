@@ -94,7 +94,7 @@ chart-test: setup ## Render the Helm chart with the real helm and check it again
 .PHONY: cluster-chart-test
 cluster-chart-test: setup ## Install the Helm chart on a real Kubernetes control plane, and run api and controller there (root, Go)
 	@scripts/as-root-tier cluster-chart-test
-	@scripts/tools/interop-tools helm etcd kubernetes-1.36
+	@scripts/tools/interop-tools helm etcd kubernetes-1.30 kubernetes-1.36
 	@scripts/as-root-tier cluster-chart-test $(PYTEST) tests/interop/cluster --timeout 600 $(RERUNS) $(ARGS)
 
 .PHONY: admission-test

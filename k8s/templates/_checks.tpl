@@ -59,6 +59,15 @@
 {{- if hasKey (fromJson $v.test.network) "Error" -}}
 {{- fail "test.network is not a JSON object; set it to a CNI configuration" -}}
 {{- end -}}
+{{- if and $v.nats.authCallout.secret (not $v.nats.url) -}}
+{{- fail "nats.authCallout.secret is set and nats.url is not; set nats.url, or nats.authCallout.secret to \"\"" -}}
+{{- end -}}
+{{- if and $v.nats.authCallout.secret (not $v.api.enabled) -}}
+{{- fail "nats.authCallout.secret is set and api.enabled is false, but it is the api that answers the auth callout; set api.enabled to true, or nats.authCallout.secret to \"\"" -}}
+{{- end -}}
+{{- if and $v.nats.authCallout.secret $v.nats.credentials.secret -}}
+{{- fail "nats.authCallout.secret and nats.credentials.secret are set, but a role connects in one way; set one of them to \"\"" -}}
+{{- end -}}
 {{- if and $v.nats.credentials.secret (not $v.nats.url) -}}
 {{- fail "nats.credentials.secret is set and nats.url is not; set nats.url, or nats.credentials.secret to \"\"" -}}
 {{- end -}}

@@ -81,6 +81,21 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if has .role (splitList " " (include "hotnic.rolesWithPods" .root)) -}}{{ .role }}{{- else -}}multus{{- end -}}
 {{- end -}}
 
+{{/* The ServiceAccounts of the roles that use NATS, each with its role there, comma separated. The process of multus that
+     runs both roles of the node has the role node. */}}
+{{- define "hotnic.busAccounts" -}}
+{{- $accounts := list -}}
+{{- $inside := without (splitList " " (include "hotnic.rolesOfMultus" .)) "multus" -}}
+{{- range without (splitList " " (include "hotnic.rolesWithPods" .)) "multus" -}}
+{{- $accounts = append $accounts (printf "%s-%s=%s" (include "hotnic.fullname" $) . .) -}}
+{{- end -}}
+{{- if $inside -}}
+{{- $role := ternary (first $inside) "node" (eq (len $inside) 1) -}}
+{{- $accounts = append $accounts (printf "%s-multus=%s" (include "hotnic.fullname" .) $role) -}}
+{{- end -}}
+{{- join "," $accounts -}}
+{{- end -}}
+
 {{/* The aggregated APIs of this release, as group/version, space separated. */}}
 {{- define "hotnic.apis" -}}
 subresources.hotnic.io/v1{{ if .Values.api.claimKubevirtGroup }} subresources.kubevirt.io/v1 subresources.kubevirt.io/v1alpha3{{ end }}

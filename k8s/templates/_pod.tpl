@@ -166,6 +166,10 @@ httpGet:
 - name: NATS_CREDS
   value: {{ printf "/etc/hotnic/nats/%s" $root.Values.nats.credentials.key | quote }}
 {{- end }}
+{{- if $root.Values.nats.authCallout.secret }}
+- name: NATS_TOKEN_FILE
+  value: /etc/hotnic/nats-token/token
+{{- end }}
 {{- with $root.Values.nats.tls }}
 {{- if .secret }}
 - name: NATS_CA
@@ -205,6 +209,11 @@ httpGet:
   mountPath: /etc/hotnic/nats
   readOnly: true
 {{- end }}
+{{- if .root.Values.nats.authCallout.secret }}
+- name: nats-token
+  mountPath: /etc/hotnic/nats-token
+  readOnly: true
+{{- end }}
 {{- if .root.Values.nats.tls.secret }}
 - name: nats-tls
   mountPath: /etc/hotnic/nats-tls
@@ -221,6 +230,15 @@ httpGet:
 {{- if .secret }}
 - name: nats-credentials
   secret: {secretName: {{ .secret | quote }}, defaultMode: 0440, items: [{key: {{ .key | quote }}, path: {{ .key | quote }}}]}
+{{- end }}
+{{- end }}
+{{- with .root.Values.nats.authCallout }}
+{{- if .secret }}
+# A token for NATS alone, which no API server accepts. The kubelet replaces it.
+- name: nats-token
+  projected:
+    sources:
+      - serviceAccountToken: {path: token, audience: {{ .audience | quote }}, expirationSeconds: {{ int64 .tokenSeconds }}}
 {{- end }}
 {{- end }}
 {{- with .root.Values.nats.tls }}

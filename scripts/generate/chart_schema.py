@@ -52,6 +52,9 @@ RULES: dict[str, dict[str, Any]] = {
     "kubeletDir": PATH,
     "node.process": {"enum": ["separate", "single"]},
     # No user part: a password in a value would be in plain text in the release and in the pods.
+    "nats.authCallout.audience": {"pattern": "^[A-Za-z0-9][A-Za-z0-9._:/-]*$"},
+    # Kubernetes makes no token for less than ten minutes.
+    "nats.authCallout.tokenSeconds": {"minimum": 600, "maximum": 86400},
     "nats.url": {"pattern": "^((nats|tls|ws|wss)://[^@,\\s]+(,(nats|tls|ws|wss)://[^@,\\s]+)*)?$"},
     "log.level": {"enum": ["debug", "info", "warning", "error"]},
     "log.format": {"enum": ["json", "console"]},

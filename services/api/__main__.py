@@ -1,7 +1,9 @@
 """``hotnic run api``: settings and assembly of the api role. Next: :mod:`services.api.server`."""
 
+import os
 import ssl
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -10,6 +12,7 @@ from services.api import front_proxy
 from services.api.discovery import API_SERVICES
 from services.api.observe import ClusterSettings
 from services.api.server import Api
+from services.common.bus.nats.credentials import Endpoint
 from services.common.domain.kubevirt.owner import default_binding, is_hotplug_enabled
 from services.common.http.server import serve
 from services.common.http.tls import ServerTls
@@ -23,6 +26,7 @@ from services.common.runtime.process import main as run
 from services.common.runtime.settings import SettingsError
 
 ROLE = "api"
+AUDIENCE = "hotnic-nats"
 CONDITION = "serving-certificate"
 """The condition of ``/readyz``: met once the api has a certificate to serve."""
 
@@ -55,6 +59,21 @@ class Settings(OwnerSettings, frozen=True, kw_only=True):
             "Service is left alone"
         ),
     ] = API_SERVICES
+    bus_auth_keys: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="directory with issuer*.nk and user.nk: the api answers the auth callout of NATS with them; "
+            "unset: it does not"
+        ),
+    ] = None
+    bus_auth_accounts: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(
+            description="ServiceAccounts of HOTNIC_NAMESPACE that the callout lets in, each as NAME=ROLE; the role of "
+            "the process with a node's roles is node"
+        ),
+    ] = ()
+    bus_auth_audience: Annotated[str, msgspec.Meta(description="audience of their tokens", min_length=1)] = AUDIENCE
 
 
 async def start(runtime: RoleRuntime[Settings]) -> None:
@@ -99,6 +118,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         api_services=settings.api_services,
     )
     runtime.spawn("watch front proxy", proxy.run)
+    _start_bus_auth(runtime, context.kube)
     await _start_certificate(runtime, context.kube, tls)
     try:
         await runtime.stack.enter_async_context(serve(api.app, settings.listen, ssl=tls.context))
@@ -106,6 +126,37 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         raise SettingsError("HOTNIC_LISTEN", f"{settings.listen}: {error}") from error
     serving = True
     runtime.readiness.set("serving", True)
+
+
+def _start_bus_auth(runtime: RoleRuntime[Settings], kube: Kube) -> None:
+    """Answer the auth callout of NATS in the background, if that is configured.
+
+    :raises SettingsError: the settings do not fit each other.
+    """
+    settings = runtime.settings
+    if settings.bus_auth_keys is None:
+        return
+    if not settings.nats_url:
+        raise SettingsError("NATS_URL", "must be set, because HOTNIC_BUS_AUTH_KEYS is")
+    # Imported here because no other api needs nacl.
+    from services.api.bus_auth.plan import parse_accounts
+    from services.api.bus_auth.serving import serve_callout
+
+    namespace = settings.namespace or kube.access.namespace
+    try:
+        accounts = parse_accounts(settings.bus_auth_audience, namespace, settings.bus_auth_accounts)
+    except ValueError as error:
+        raise SettingsError("HOTNIC_BUS_AUTH_ACCOUNTS", str(error)) from error
+    callout = serve_callout(
+        kube,
+        Endpoint.from_url(settings.nats_url, os.environ),
+        accounts,
+        keys=Path(settings.bus_auth_keys),
+        namespace=namespace,
+        log=runtime.log,
+        meter=runtime.telemetry.meter,
+    )
+    runtime.spawn("auth callout", callout.run)
 
 
 async def _start_certificate(runtime: RoleRuntime[Settings], kube: Kube, tls: ServerTls) -> None:

@@ -15,10 +15,12 @@ import msgspec
 from schemas import cni
 from schemas.bus.hotplug_status import decode_entry
 from schemas.cri import runtime_pb2 as pb
-from schemas.inputs import Edge, find_member, rejecting, split_elements
+from schemas.inputs import Edge, RejectedInput, find_member, rejecting, split_elements
 from schemas.kubernetes.networks import Bandwidth, NetworkSelectionElement, parse_network_status, parse_networks
 from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS, NadSpec, NetworkAttachmentDefinition, ObjectMeta, Resource
 from schemas.kubernetes.operations import read_nic_slots, read_operation, read_pod_nic
+from services.api.bus_auth.review import decode_review
+from services.api.bus_auth.tokens import decode_request, read_token
 from services.api.front_proxy import parse as parse_front_proxy
 from services.api.plan.checks import find_nad_obstacle
 from services.api.request import BadBody, decode_add, decode_remove
@@ -47,7 +49,9 @@ from services.multus.cni.errors import CniError, decode_error
 from services.multus.config import daemon_config
 from services.networks.multus_client import AttachmentFailure, attachment_failure, decode_record, decode_result
 from services.networks.network_config import cni_config, with_runtime_config
+from tests.support.bus.auth_tokens import RequestingServer, make_token
 
+_AUTH_REQUEST = RequestingServer().request(make_token())
 _KUBE = Kube(None)  # type: ignore[arg-type]  # decodes without a connection
 _RESPONDER = Responder(
     Offer(bytes(6), bytes(6), 1500, ipv4=Ipv4Offer(IPv4Interface("10.0.0.1/32").ip, IPv4Interface("10.0.0.2/24")))
@@ -216,6 +220,15 @@ EDGES: dict[str, FedEdge] = {
         (b'[{"name":"net1","ips":["10.0.0.1"],"device-info":{}}]',),
     ),
     "bus": FedEdge(lambda data: decode_message(_SUBJECT, {}, data), UnusableMessage, (b'{"stage":"requested"}',)),
+    "bus-auth-request": FedEdge(decode_request, RejectedInput, (_AUTH_REQUEST,)),
+    "service-account-token": FedEdge(
+        lambda data: read_token(data.decode(errors="replace")), RejectedInput, (make_token().encode(),)
+    ),
+    "token-review": FedEdge(
+        decode_review,
+        RejectedInput,
+        (b'{"status":{"authenticated":true,"user":{"username":"u","extra":{"a":["b"]}},"audiences":["hotnic-nats"]}}',),
+    ),
     "kv": FedEdge(decode_entry, (), (b'{"vmi_uid":"u"}',)),
     "cri-sandbox": FedEdge(_sandbox, CriError, (b'{"pid":7,"runtimeSpec":{"linux":{"namespaces":[]}}}',)),
     "cri-container": FedEdge(_container, CriError, (b'{"pid":7}',)),

@@ -41,6 +41,7 @@ VARIABLE: dict[str, dict[str, set[Permission]]] = {
 RAW: dict[str, set[Permission]] = {
     "services/api/observe.py": {("authorization.k8s.io", "subjectaccessreviews", "create")},
     "services/api/apply.py": {(KUBEVIRT, "virtualmachines/status", "patch")},
+    "services/api/bus_auth/review.py": {("authentication.k8s.io", "tokenreviews", "create")},
 }
 """By module: requests without a resource, or to a subresource that is named elsewhere.
 
@@ -84,6 +85,8 @@ def test_rules_are_the_requests_of_the_code(role: str) -> None:
     # api and controller have rules of their own in either mode.
     beside = objects(render("--set", "vmOwner=kubevirt,controller.enabled=true", "--set", NATS))
     allowed = granted(rendered("everything"), role) | granted(beside, role)
+    if role == "api":
+        allowed |= granted(rendered("auth-callout"), role)
     wanted = needed(role)
     assert sorted(wanted - allowed) == [], "the code can send requests that the chart does not allow"
     assert sorted(allowed - wanted) == [], "the chart allows requests that the code cannot send"
@@ -102,6 +105,14 @@ def test_beside_kubevirt_the_observers_have_the_same_rules_without_most_changes(
         patched = {"leases", "virtualmachineinstances"} if role == "controller" else set()
         more = explains if role == "controller" else set()
         assert beside == {item for item in full if item[2] != "patch" or item[1] in patched} | more
+
+
+def test_tokens_are_reviewed_only_where_the_auth_callout_is_answered() -> None:
+    with_callout = objects(render(*VALUE_SETS["everything"], "--set", "nats.authCallout.secret=keys"))
+    more = granted(with_callout, "api") - granted(rendered("everything"), "api")
+    assert more == {("authentication.k8s.io", "tokenreviews", "create"), ("", "pods", "get")}
+    for role in ROLES[1:]:
+        assert granted(with_callout, role) == granted(rendered("everything"), role)
 
 
 def test_in_one_process_the_account_of_multus_has_the_rules_of_its_roles_and_no_more() -> None:

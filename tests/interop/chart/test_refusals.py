@@ -56,6 +56,16 @@ def hidden(value: str, path: str, usual: str) -> str:
             ["vmOwner=kubevirt", "api.enabled=false,controller.enabled=false", "nats.credentials.secret=creds"],
             "nats.credentials.secret is set and nats.url is not",
         ),
+        (
+            ["vmOwner=kubevirt", "api.enabled=false,controller.enabled=false", "nats.authCallout.secret=keys"],
+            "nats.authCallout.secret is set and nats.url is not",
+        ),
+        (
+            ["vmOwner=kubevirt", NATS, "api.enabled=false,controller.enabled=false", "nats.authCallout.secret=keys"],
+            "it is the api that answers the auth callout",
+        ),
+        ([OWNER, NATS, "nats.authCallout.secret=a,nats.credentials.secret=b"], "a role connects in one way"),
+        ([OWNER, NATS, "nats.authCallout.tokenSeconds=60"], "nats/authCallout/tokenSeconds"),
         ([OWNER, NATS, "cniConfDir=/etc"], hidden("cniConfDir", "/etc", "/etc/cni/net.d")),
         ([OWNER, NATS, "cniConfDir=/etc/cni/.."], hidden("cniConfDir", "/etc/cni/..", "/etc/cni/net.d")),
         ([OWNER, NATS, "cniConfDir=/opt/hotnic/etc"], hidden("cniConfDir", "/opt/hotnic/etc", "/etc/cni/net.d")),

@@ -242,3 +242,32 @@ def test_the_uninstall_hook_reports_before_its_job_ends_and_its_job_ends_before_
         assert own is not None
         # A minute for the pod's start, and another one until Helm sees the Job's end.
         assert int(own[1]) + 60 <= job["spec"]["activeDeadlineSeconds"] <= int(given[1]) * 60 - 60
+
+
+def test_every_role_that_uses_nats_connects_with_a_token_and_the_api_knows_its_account() -> None:
+    for process in ("separate", "single"):
+        found = objects(render(*VALUE_SETS["auth-callout"], "--set", f"node.process={process}"))
+        workloads = [item for item in found if item["kind"] in ("Deployment", "DaemonSet")]
+        accounts = set()
+        for item in workloads:
+            spec = item["spec"]["template"]["spec"]
+            [container] = spec["containers"]
+            variables = {entry["name"]: entry.get("value") for entry in container["env"]}
+            sources = [volume["projected"]["sources"] for volume in spec["volumes"] if volume["name"] == "nats-token"]
+            if "NATS_URL" not in variables:
+                assert (sources, "NATS_TOKEN_FILE" in variables) == ([], False)
+                continue
+            token = {"path": "token", "audience": "hotnic-nats", "expirationSeconds": 3600}
+            assert sources == [[{"serviceAccountToken": token}]]
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert variables["NATS_TOKEN_FILE"] == f"{mounts['nats-token']}/token"
+            accounts.add(spec["serviceAccountName"])
+            if item["metadata"]["name"] == "hotnic-api":
+                known = dict(entry.split("=") for entry in variables["HOTNIC_BUS_AUTH_ACCOUNTS"].split(","))
+                assert variables["HOTNIC_BUS_AUTH_KEYS"] == mounts["nats-auth"]
+            else:
+                # The keys that sign are with the api alone.
+                assert "nats-auth" not in mounts
+        assert known.keys() == accounts
+        roles = {"api", "controller", *(("networks", "handler") if process == "separate" else ("node",))}
+        assert set(known.values()) == roles

@@ -24,6 +24,17 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "image.tag": {"image.tag": "changed", "image.digest": ""},
     "nats.url": {"nats.url": "nats://changed:4222"},
+    "nats.authCallout.secret": {"nats.authCallout.secret": "changed", "nats.credentials.secret": ""},
+    "nats.authCallout.audience": {
+        "nats.authCallout.audience": "changed",
+        "nats.authCallout.secret": "changed",
+        "nats.credentials.secret": "",
+    },
+    "nats.authCallout.tokenSeconds": {
+        "nats.authCallout.tokenSeconds": 700,
+        "nats.authCallout.secret": "changed",
+        "nats.credentials.secret": "",
+    },
     "tracing.endpoint": {"tracing.endpoint": "http://changed:4318"},
     "metrics.serviceMonitor.interval": {"metrics.serviceMonitor.interval": "5s"},
     "image.digest": {"image.digest": f"sha256:{'f' * 64}"},

@@ -37,6 +37,7 @@ VALUE_SETS: dict[str, list[str]] = {
     "beside-kubevirt": [*_choice("beside-kubevirt"), "--set", NATS],
     "everything": [*_choice("everything"), "--set", NATS],
     "one-process": [*_choice("everything"), "--set", NATS, "--set", "node.process=single"],
+    "auth-callout": ["--values", str(TESTS / "values" / "auth-callout.yaml")],
     "upstream-multus": ["--values", str(TESTS / "values" / "upstream-multus.yaml")],
     "all-options": ["--values", str(TESTS / "values" / "all-options.yaml")],
     **{preset: _preset(preset) for preset in PRESETS},

@@ -35,6 +35,7 @@ class FakeKube:
     :ivar reviewed: specs of the received access reviews.
     :ivar may: decides an access review.
     :ivar review: answers an access review in another way.
+    :ivar reviewer: answers token reviews; by default nothing does.
     """
 
     objects: dict[Key, Object] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class FakeKube:
     reviewed: list[Object] = field(default_factory=list)
     may: Callable[[Object], bool] = lambda _spec: True
     review: Callable[[Object], Awaitable[web.Response]] | None = None
+    reviewer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
     url: str = ""
     _version: int = 100
     _closed: bool = False
@@ -111,6 +113,8 @@ class FakeKube:
         app = web.Application(middlewares=[_statuses])
         app.router.add_get("/version", self._about)
         app.router.add_post("/apis/authorization.k8s.io/v1/subjectaccessreviews", self._review)
+        if self.reviewer is not None:
+            app.router.add_post("/apis/authentication.k8s.io/v1/tokenreviews", self.reviewer)
         for prefix in ("/api/v1", "/apis/{group}/{version}"):
             for scope in ("", "/namespaces/{namespace}"):
                 app.router.add_get(f"{prefix}{scope}/{{plural}}", self._list)

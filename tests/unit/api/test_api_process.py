@@ -90,6 +90,15 @@ async def test_the_api_follows_a_rotation_of_the_front_proxy_ca(api: ApiProcess)
         ({"HOTNIC_TLS_SECRET": "a", "HOTNIC_TLS_CERT": "/b"}, "is set together with HOTNIC_TLS_CERT"),
         ({"HOTNIC_TLS_CERT": "/no/cert", "HOTNIC_TLS_KEY": "/no/key"}, "cannot read the serving certificate"),
         ({"HOTNIC_TLS_SECRET": "a", "HOTNIC_VM_OWNER": "kubevirt"}, "the cluster has no KubeVirt object"),
+        ({"HOTNIC_TLS_SECRET": "a", "HOTNIC_BUS_AUTH_KEYS": "/keys"}, "names no ServiceAccount"),
+        (
+            {"HOTNIC_TLS_SECRET": "a", "HOTNIC_BUS_AUTH_KEYS": "/keys", "HOTNIC_BUS_AUTH_ACCOUNTS": "a=root"},
+            "'a=root' is not SERVICEACCOUNT=ROLE",
+        ),
+        (
+            {"HOTNIC_TLS_SECRET": "a", "HOTNIC_BUS_AUTH_KEYS": "/keys", "NATS_URL": ""},
+            "because HOTNIC_BUS_AUTH_KEYS is",
+        ),
     ],
 )
 async def test_unclear_settings_are_refused(api: ApiProcess, settings: dict[str, str], message: str) -> None:

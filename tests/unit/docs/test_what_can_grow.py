@@ -19,6 +19,7 @@ CANNOT_GROW = {
     "common.bus.nats.consumer:PullConsumer._filters": BY_CODE,
     "common.bus.nats.jetstream:JetStreamBus._buckets": BY_CODE,
     "common.bus.nats.jetstream:JetStreamBus._tasks": BY_CODE,
+    "common.bus.nats.request_server:RequestServer._running": "further requests are dropped at MAX_RUNNING",
     "common.cri.grpc_call:_Response._headers": BY_RUN,
     "common.guest.libvirt_domain:LibvirtDomain._subscribers": BY_CODE,
     "common.guest.libvirt_domain:_Connection.callbacks": BY_CODE,

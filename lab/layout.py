@@ -23,6 +23,9 @@ ROLES: Final = ("api", "controller", "networks", "multus", "handler")
 BESIDE_KUBEVIRT: Final = ("api", "controller", "networks", "multus")
 """The roles that run beside KubeVirt, whose virt-handler does what hotnic's handler does elsewhere."""
 
+BUS_ROLES: Final = ("api", "controller", "networks", "handler")
+"""The roles that use the bus."""
+
 GuestKind = Literal["qemu", "double"]
 """The kind of a VM's guest: a QEMU guest, or a small process that answers QMP as QEMU does."""
 
@@ -189,6 +192,28 @@ class Layout:
     def webhook_certificate(self) -> Path:
         """Return the path of the played KubeVirt's serving certificate and key, without the suffixes."""
         return self.apiserver / "pki" / "virt-api"
+
+    @property
+    def nats_ca(self) -> Path:
+        """Return the CA certificate with which clients verify nats-server."""
+        return self.apiserver / "pki" / "ca.crt"
+
+    @property
+    def nats_certificate(self) -> Path:
+        """Return the path of nats-server's certificate and key, without the suffixes."""
+        return self.apiserver / "pki" / "nats"
+
+    @property
+    def nats_config(self) -> Path:
+        """Return the configuration file of nats-server."""
+        return self.config / "nats.conf"
+
+    def nats_environment(self, port: int) -> dict[str, str]:
+        """Return the variables with which a process of this machine connects to NATS.
+
+        :param port: of 127.0.0.1; it differs inside and outside.
+        """
+        return {"NATS_URL": f"tls://127.0.0.1:{port}", "NATS_CA": str(self.nats_ca)}
 
     def role_kubeconfig(self, role: str) -> Path:
         """Return the kubeconfig of `role` (a role's name, or `node`)."""

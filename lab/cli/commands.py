@@ -156,7 +156,8 @@ def _follow_start(progress: Any, layout: Layout, options: UpOptions, output: Out
     identity = layout.identity()
     output(f"export KUBECONFIG={shlex.quote(str(layout.kubeconfig))}")
     if identity is not None:
-        output(f"export NATS_URL=nats://127.0.0.1:{identity.nats_port}")
+        variables = layout.nats_environment(identity.nats_port).items()
+        output("export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in variables))
     return 0
 
 
@@ -273,7 +274,7 @@ def exec_(directory: Path, command: Sequence[str], *, node: str = NODE_NAME) -> 
     environment = {
         **os.environ,
         "KUBECONFIG": str(layout.kubeconfig),
-        "NATS_URL": f"nats://127.0.0.1:{NATS_PORT}",
+        **layout.nats_environment(NATS_PORT),
         "HOTNIC_LAB_RUN": str(INSIDE_RUN),
         "HOTNIC_NODE_NAME": node,
         # Process 1 is in the first node's namespaces.

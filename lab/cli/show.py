@@ -13,7 +13,7 @@ def status_lines(answer: dict[str, Any], now: float) -> Iterator[str]:
     """
     yield f"lab {answer['dir']}, up {now - answer['since']:.0f} s" + ("" if answer["up"] else ", starting")
     yield f"KUBECONFIG={answer['kubeconfig']}  ({answer['apiserver']})"
-    yield f"NATS_URL={answer['nats']}"
+    yield " ".join(f"{name}={value}" for name, value in answer["nats"].items())
     if len(answer["nodes"]) > 1:
         yield "nodes: " + ", ".join(node["name"] for node in answer["nodes"])
     for component in answer["components"]:

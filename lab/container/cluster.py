@@ -14,8 +14,9 @@ from typing import Final
 
 from lab.apiserver.identity import pki
 from lab.container.process import OUTPUT
-from lab.layout import ROLES, Layout
-from lab.supervisor import bootstrap, credentials, readiness
+from lab.layout import BUS_ROLES, ROLES, Layout
+from lab.supervisor import bootstrap, readiness
+from lab.supervisor.credentials import bus, certificates
 from lab.supervisor.processes import Processes, ProcessSpec
 
 SUMMARY: Final = "The API server of the cluster."
@@ -25,6 +26,9 @@ UNPRIVILEGED: Final = 65532
 OWNERS: Final = {"api": UNPRIVILEGED, "controller": UNPRIVILEGED, "cli": UNPRIVILEGED}
 """User id of the credentials' reader; root reads all others."""
 
+NATS: Final = bus.NatsPlace("0.0.0.0", Path("/data"), Path("/credentials/tls"), monitoring="127.0.0.1:8222")
+"""nats-server in the container `nats`."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the part's options."""
@@ -33,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=6443, help="port of the API server, inside and on the machine")
     parser.add_argument("--name", default="cluster", help="name of this container in its network")
     parser.add_argument("--api", default="api", help="name of the api role's container")
+    parser.add_argument("--nats", default="nats", help="name of nats-server's container")
 
 
 async def start(processes: Processes, options: argparse.Namespace) -> None:
@@ -41,7 +46,7 @@ async def start(processes: Processes, options: argparse.Namespace) -> None:
     for folder in (layout.apiserver, layout.config):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pki.ensure_pki(layout.apiserver, [options.name])
-    write_credentials(layout, options.credentials, f"https://{options.name}:{options.port}")
+    write_credentials(layout, options.credentials, f"https://{options.name}:{options.port}", nats=options.nats)
     # For kubectl on the machine, and for this container: the port is published under the same number.
     admin = pki.pair(layout.apiserver, "admin")
     pki.write_kubeconfig(layout.kubeconfig, f"https://127.0.0.1:{options.port}", layout.apiserver, admin)
@@ -52,18 +57,15 @@ async def start(processes: Processes, options: argparse.Namespace) -> None:
     await bootstrap.create_objects(layout, api_host=options.api)
 
 
-def write_credentials(layout: Layout, folder: Path, server: str) -> None:
-    """Write each container's kubeconfig, and the api role's serving certificate, into its folder below `folder`.
+def write_credentials(layout: Layout, folder: Path, server: str, *, nats: str) -> None:
+    """Write the files of each container into its folder below `folder`.
 
     :param server: URL of the API server, as the containers reach it.
+    :param nats: name of nats-server, as the containers reach it.
     """
-    credentials.issue(layout, server)
-    kubeconfigs = {role: layout.role_kubeconfig(role) for role in (*ROLES, "node")}
-    kubeconfigs["cli"] = layout.kubeconfig
-    for reader, kubeconfig in kubeconfigs.items():
-        files = {"kubeconfig": kubeconfig}
-        if reader == "api":
-            files |= {f"tls{suffix}": layout.serving_certificate.with_suffix(suffix) for suffix in (".crt", ".key")}
+    certificates.issue(layout, server)
+    bus.issue(layout, NATS, names=[nats])
+    for reader, files in files_of_readers(layout).items():
         target = folder / reader
         target.mkdir(parents=True, exist_ok=True)
         owner = OWNERS.get(reader, 0)
@@ -71,6 +73,25 @@ def write_credentials(layout: Layout, folder: Path, server: str) -> None:
             replace_owned(source, target / name, owner)
         os.chown(target, owner, owner)
         target.chmod(0o500)
+
+
+def files_of_readers(layout: Layout) -> dict[str, dict[str, Path]]:
+    """Return for each container the source of each of its files: its identities, and what it verifies others with."""
+    found = {role: {"kubeconfig": layout.role_kubeconfig(role)} for role in (*ROLES, "node")}
+    found["cli"] = {"kubeconfig": layout.kubeconfig}
+    found["nats"] = {"nats.conf": layout.nats_config, **key_pair(layout.nats_certificate)}
+    found["api"] |= key_pair(layout.serving_certificate)
+    for client in (*BUS_ROLES, "cli"):
+        found[client]["nats-ca.crt"] = layout.nats_ca
+    return found
+
+
+def key_pair(certificate: Path) -> dict[str, Path]:
+    """Return the files of a server's certificate.
+
+    :param certificate: its path without the suffixes.
+    """
+    return {f"tls{suffix}": certificate.with_suffix(suffix) for suffix in (".crt", ".key")}
 
 
 def replace_owned(source: Path, target: Path, owner: int) -> None:

@@ -2,8 +2,8 @@
 
 On a real cluster an installer does this. `create_objects` creates namespaces and CRDs first, then the Service and
 Endpoints of the aggregated APIs, then the APIServices that refer to them, so that no object refers to a missing one.
-`create_samples` adds the sample network and VM and waits for the guest. `credentials.py` issues the certificates
-before any of this runs.
+`create_samples` adds the sample network and VM and waits for the guest. `lab.supervisor.credentials` issues all
+credentials before any of this runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 
 from lab.apiserver.identity import pki
 from lab.layout import API_PORT, ROLES, Layout
-from lab.supervisor.credentials import NAMESPACE
+from lab.supervisor.credentials.certificates import NAMESPACE
 from lab.tools import PAUSE_IMAGE
 from schemas.kubernetes.kubevirt import KUBEVIRTS
 from schemas.kubernetes.objects import VMIS

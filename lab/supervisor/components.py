@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from lab.failpoints.points import FAILPOINTS_VARIABLE
 from lab.layout import (
     API_PORT,
+    BUS_ROLES,
     CONTAINERD_SOCKET,
     HEALTH_PORTS,
     INSIDE_RUN,
@@ -145,11 +146,11 @@ def role_environment(parameters: LabParameters, component: str) -> dict[str, str
     role, node = split_name(component)
     common = {
         "KUBECONFIG": str(layout.role_kubeconfig(role)),
-        "NATS_URL": f"nats://127.0.0.1:{NATS_PORT}",
         "HOTNIC_NODE_NAME": node_name(node),
         "HOTNIC_TRACE_DIR": str(layout.traces),
         "HOTNIC_HEALTH_LISTEN": f"127.0.0.1:{HEALTH_PORTS[role]}",
         "HOTNIC_VM_OWNER": "kubevirt" if parameters.kubevirt else "hotnic",
+        **(layout.nats_environment(NATS_PORT) if role in BUS_ROLES else {}),
         **(parameters.collector.environment if parameters.collector else {}),
     }
     guests = INSIDE_RUN / "guests" / "{uid}"
@@ -201,7 +202,7 @@ def process_spec(parameters: LabParameters, component: str, environ: Mapping[str
         case _ if component in parameters.cluster.components:
             argv, fds = parameters.cluster.command(component), parameters.cluster.inherited_fds(component)
         case "nats":
-            argv = (str(tools.nats_server), "--config", str(layout.config / "nats.conf"))
+            argv = (str(tools.nats_server), "--config", str(layout.nats_config))
         case "containerd":
             program = parameters.node.containerd if parameters.node else tools.containerd
             argv = (str(program), "--config", str(layout.config / "containerd.toml"))
@@ -263,9 +264,8 @@ def manual_command(parameters: LabParameters, role: str) -> str:
 
 
 def write_configuration(parameters: LabParameters) -> None:
-    """Write the configuration files of nats-server, containerd and the CNI plugins, and link the plugins."""
+    """Write the configuration files of containerd and the CNI plugins, and link the plugins."""
     layout, tools = parameters.layout, parameters.tools
-    (layout.config / "nats.conf").write_text(nats_config(layout))
     config = configuration.containerd_config
     if parameters.node is not None:
         from lab.supervisor.kubernetes import kubelet
@@ -276,12 +276,3 @@ def write_configuration(parameters: LabParameters) -> None:
     for node in range(1, parameters.nodes + 1):
         state = Layout(layout.dir, node).node_state
         configuration.install_cni(tools, conf_dir=state / "cni-conf", bin_dir=state / "cni-bin", node=node)
-
-
-def nats_config(layout: Layout) -> str:
-    """Return nats-server's configuration: a loopback listener, and JetStream in the lab's directory."""
-    store = json.dumps(str(layout.state / "nats"))
-    return (
-        f'server_name: "hotnic-lab"\nlisten: "127.0.0.1:{NATS_PORT}"\n'
-        f"jetstream {{ store_dir: {store}, max_memory_store: 64MB, max_file_store: 1GB }}\n"
-    )

@@ -132,13 +132,15 @@ class Supervisor:
         if self.parameters.nodes > 1:
             await progress.run_step("further nodes", self._create_nodes())
         components.write_configuration(self.parameters)
-        # These need no certificates, so they start while `_cluster` issues them.
-        for component in ("nats", *self.parameters.runtimes):
+        # These need no credentials, so they start while those are issued.
+        for component in self.parameters.runtimes:
             self.launch(component)
         async with asyncio.TaskGroup() as group:
-            group.create_task(progress.run_step("nats-server", self.wait_ready("nats")))
             for component in self.parameters.runtimes:
                 group.create_task(progress.run_step(f"{component} and pause image", self._containerd(component)))
+            await self._issue_credentials()
+            self.launch("nats")
+            group.create_task(progress.run_step("nats-server", self.wait_ready("nats")))
             group.create_task(self._cluster())
         if not self.options.bare:
             # Imported here because the import takes longer than containerd's start, which can go on meanwhile.
@@ -163,22 +165,28 @@ class Supervisor:
         spec = components.import_pause_image(tools, ctr, log, os.environ, node=split_name(component)[1])
         await self.processes.run(self._placed(spec), timeout=60)
 
-    async def _cluster(self) -> None:
-        from lab.supervisor import credentials
+    async def _issue_credentials(self) -> None:
+        # Imported here because cryptography would delay the start of containerd.
+        from lab.supervisor.credentials import bus, certificates
 
-        progress = self._progress
-        before = progress.elapsed
-        cluster, identity = self.parameters.cluster, self.parameters.identity
-        credentials.issue(self.layout, cluster.endpoint)
+        before = self._progress.elapsed
+        cluster, endpoint = self.parameters.cluster, self.parameters.cluster.endpoint
+        certificates.issue(self.layout, endpoint)
+        # Pods of a kubelet reach NATS at the address of the node.
+        addresses = [cluster.api_host] if self.parameters.node else []
+        bus.issue(self.layout, bus.in_namespaces(self.layout), addresses=addresses)
         if self.parameters.kubevirt:
-            credentials.issue_for_kubevirt(self.layout, cluster.endpoint)
+            certificates.issue_for_kubevirt(self.layout, endpoint)
         if self.parameters.kubernetes is not None:
             from lab.supervisor.kubernetes import control_plane
 
-            control_plane.prepare(self.layout.apiserver, cluster.endpoint)
+            control_plane.prepare(self.layout.apiserver, endpoint)
             if self.parameters.node is not None:
                 await self._prepare_node()
-        progress.report(step="certificates", ms=round((progress.elapsed - before) * 1000))
+        self._progress.report(step="credentials", ms=round((self._progress.elapsed - before) * 1000))
+
+    async def _cluster(self) -> None:
+        progress, cluster = self._progress, self.parameters.cluster
         # The played KubeVirt is next to the API server, because the CRDs are those of its version.
         for component in (*cluster.components, *self.parameters.played):
             self.launch(component)
@@ -204,7 +212,10 @@ class Supervisor:
                 group.create_task(progress.run_step(component, self.wait_ready(component)))
         if self.parameters.kubernetes is not None and "api" in selected:
             # kube-apiserver answers 503 for it until its own check of the api role has succeeded.
-            reached = control_plane.wait_for_aggregated_api(self.layout.apiserver, identity.apiserver_port)
+            from lab.supervisor.kubernetes import control_plane
+
+            port = self.parameters.identity.apiserver_port
+            reached = control_plane.wait_for_aggregated_api(self.layout.apiserver, port)
             await progress.run_step("aggregated API", reached)
         for role in self.options.without:
             progress.report(by_hand=role, command=components.manual_command(self.parameters, role))

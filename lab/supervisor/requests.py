@@ -59,7 +59,7 @@ class Requests:
             "dir": str(lab.layout.dir),
             "since": identity.started,
             "apiserver": lab.parameters.cluster.endpoint,
-            "nats": f"nats://127.0.0.1:{identity.nats_port}",
+            "nats": lab.layout.nats_environment(identity.nats_port),
             "kubeconfig": str(lab.layout.kubeconfig),
             "nodes": self._nodes(),
             "components": [await self._component(name) for name in lab.parameters.components],

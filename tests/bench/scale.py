@@ -23,7 +23,7 @@ from lab.apiserver.storage.persist import Database
 from lab.kubevirt.installation import install
 from lab.kubevirt.versions import behaviour_of
 from lab.supervisor.bootstrap import api_registration, create_definitions, create_unless_exists, namespaces
-from lab.supervisor.credentials import NAMESPACE
+from lab.supervisor.credentials.certificates import NAMESPACE
 from schemas.kubernetes.objects import NADS, PODS, VMIS, VMS
 from schemas.names import pod_interface
 from services.common.domain.operations import vmi_name_of

@@ -173,12 +173,8 @@ def test_manual_damage_has_a_finding_until_it_is_repaired(
 @contextlib.asynccontextmanager
 async def status_bucket(lab: Lab) -> AsyncIterator[KeyValue]:
     """A connection to the key-value bucket of the hot-plug status."""
-    identity = lab.layout.identity()
-    assert identity is not None
-    url = f"nats://127.0.0.1:{identity.nats_port}"
-    bus = await connect(
-        url, role="test", node="_", telemetry=recording_telemetry()[0], log=structlog.get_logger(), environ={}
-    )
+    telemetry, url = recording_telemetry()[0], lab.nats["NATS_URL"]
+    bus = await connect(url, role="test", node="_", telemetry=telemetry, log=structlog.get_logger(), environ=lab.nats)
     try:
         async with asyncio.timeout(45):
             await bus.wait_connected()

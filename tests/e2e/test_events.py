@@ -15,9 +15,7 @@ STAGES = [(str(kind), str(stage)) for kind in OperationKind for stage in stage_p
 
 def nats(lab: Lab) -> str:
     """Return the address of the lab's NATS server."""
-    identity = lab.layout.identity()
-    assert identity is not None
-    return f"nats://127.0.0.1:{identity.nats_port}"
+    return lab.nats["NATS_URL"]
 
 
 def list_events(lab: Lab, vm: str, interface: str, *options: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Gives the roles in a lab on Kubernetes the rights that the chart gives them, and a token of their service account.
 
 The rights are rendered from the chart with helm, so that a right that is missing in the chart is missing in the lab.
-`credentials.py` gives the roles of other labs client certificates instead.
+`lab.supervisor.credentials` gives the roles of other labs client certificates instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from lab.apiserver.identity import pki
 from lab.layout import NATS_PORT, ROLES, Layout
 from lab.supervisor import bootstrap
-from lab.supervisor.credentials import NAMESPACE
+from lab.supervisor.credentials.certificates import NAMESPACE
 from lab.supervisor.processes import ProcessSpec
 from services.common.kube.client import Kube
 

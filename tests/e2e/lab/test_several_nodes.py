@@ -16,7 +16,6 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 
 from lab.cli import commands
@@ -30,6 +29,7 @@ from schemas.bus.encoding import node_consumer, node_filter
 from schemas.kubernetes.networks import NETWORKS
 from schemas.kubernetes.operations import PodNic, pod_nic_key, read_operation, read_pod_nic
 from schemas.names import pod_interface
+from tests.support.bus.client import nats_client
 from tests.support.guest import shell as guest_shell
 from tests.support.lab.doctor import run_doctor
 from tests.support.lab.node_state import node_state
@@ -186,11 +186,8 @@ def test_links_and_leases_are_those_of_the_node(plugged: Lab, name: str) -> None
 
 async def test_every_node_role_consumes_and_handles_the_events_of_its_node_alone(plugged: Lab) -> None:
     lab = plugged
-    client = await nats.connect(lab.nats_url)
-    try:
+    async with nats_client(lab.nats) as client:
         found = {one.name: one.config.filter_subject for one in await client.jetstream().consumers_info("HOTPLUG")}
-    finally:
-        await client.close()
     own = {node_consumer(role, node): node_filter(node) for role in ("networks", "handler") for node in NODES}
     assert {name: subject for name, subject in found.items() if name.startswith(("networks_", "handler_"))} == own
     worked: dict[str, set[str]] = {node: set() for node in NODES}

@@ -25,7 +25,8 @@ VALUES = {
     # The lab has both kinds of CRDs.
     "crds.nad": "false",
     "crds.kubevirt": "false",
-    "nats.url": f"nats://{NODE_ADDRESS}:{NATS_PORT}",
+    "nats.url": f"tls://{NODE_ADDRESS}:{NATS_PORT}",
+    "nats.tls.secret": "lab-nats",
     "image.pullPolicy": "Never",
 }
 HELM_DEADLINE = 600.0
@@ -42,9 +43,16 @@ def cluster() -> Iterator[Lab]:
         ctr = (str(tool("containerd/ctr")), "--address", str(CONTAINERD_SOCKET), "--namespace", "k8s.io")
         running.run_inside(*ctr, "images", "import", str(IMAGE))
         running.kubectl("create", "namespace", NAMESPACE)
+        create_nats_secret(running)
         running.kubectl("apply", "-f", "k8s/examples/nad-bridge.yaml")
         yield running
     shutil.rmtree(directory)
+
+
+def create_nats_secret(lab: Lab) -> None:
+    """Create the Secret with which the roles connect to the lab's NATS server; it is not the release's."""
+    files = f"--from-file=ca.crt={lab.layout.nats_ca}"
+    lab.kubectl("create", "secret", "generic", VALUES["nats.tls.secret"], "-n", NAMESPACE, files)
 
 
 def helm(lab: Lab, *arguments: str) -> str:
@@ -89,6 +97,7 @@ async def test_install_test_upgrade_and_uninstall(cluster: Lab) -> None:
         # uninstall would forget it.
         wait_until(lambda: set(leases(cluster)) <= addresses(cluster), timeout=600)
         helm(cluster, "uninstall", "hotnic", "--timeout", "5m")
+        cluster.kubectl("delete", "secret", "-n", NAMESPACE, VALUES["nats.tls.secret"])
         kinds = "pods,deployments,daemonsets,jobs,services,secrets,roles,rolebindings"
         wait_until(lambda: not cluster.kubectl("get", kinds, "-n", NAMESPACE, "-o", "name"), timeout=100)
         # The runtime deletes a sandbox that multus has set up without it, and makes new ones.

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import nats
 import pytest
 import yaml
 
 from lab.layout import HEALTH_PORTS, ROLES
 from lab.namespaces import control
+from tests.support.bus.client import nats_client
 from tests.support.interop.chart import CHART, CHECKOUT, VALUE_SETS, find, objects, render
 from tests.support.interop.prometheus import Prometheus, compose_configuration, prometheus
 from tests.support.kube.control_plane import until
@@ -74,9 +74,8 @@ def dead_letter(lab: Lab, scraped: Prometheus) -> None:
     until(lambda: all_up(scraped), lambda: str(scraped.targets()))
 
     async def publish() -> None:
-        client = await nats.connect(lab.nats_url)
-        await client.publish("hotplug.requested.lab.default.vm", b"no event")
-        await client.close()
+        async with nats_client(lab.nats) as client:
+            await client.publish("hotplug.requested.lab.default.vm", b"no event")
 
     asyncio.run(publish())
 

@@ -4,23 +4,23 @@ Next: :mod:`tests.support.lab.rig`, which uses it.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
-import nats
 from nats.aio.msg import Msg
 
 from schemas.bus.encoding import SUBJECT_ROOT
 from services.common.bus.envelope import MSG_ID
+from tests.support.bus.client import nats_client
 
 COPY = "Hotnic-Test-Copy"
 """Header of a copy, which is not copied again."""
 
 
 @contextlib.asynccontextmanager
-async def copied_events(url: str) -> AsyncIterator[list[str]]:
+async def copied_events(environment: Mapping[str, str]) -> AsyncIterator[list[str]]:
     """Publish a copy of each event for the duration of the block; yield the growing list of the copies' message ids.
 
-    :param url: address of the NATS server.
+    :param environment: the variables with which to connect.
     """
     copies: list[str] = []
 
@@ -33,10 +33,7 @@ async def copied_events(url: str) -> AsyncIterator[list[str]]:
         await client.publish(message.subject, message.data, headers=headers)
         copies.append(headers[MSG_ID])
 
-    client = await nats.connect(url, allow_reconnect=False)
-    try:
+    async with nats_client(environment) as client:
         await client.subscribe(f"{SUBJECT_ROOT}.>", cb=publish_copy)
         await client.flush()
         yield copies
-    finally:
-        await client.close()

@@ -8,12 +8,12 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-import nats
 from nats.js.errors import NoKeysError
 
 from lab.layout import ROLES
 from lab.namespaces import control
 from schemas.bus.hotplug_status import BUCKET
+from tests.support.bus.client import nats_client
 from tests.support.hostile.tenant import NAMESPACE
 from tests.support.lab.node_state import NodeState, node_state
 from tests.support.lab.running import Lab
@@ -113,15 +113,13 @@ def _files(node: NodeState) -> set[str]:
 
 
 async def _values(lab: Lab) -> frozenset[str]:
-    client = await nats.connect(lab.nats_url, allow_reconnect=False)
-    try:
-        # Without the markers of deleted keys, which the controller removes from time to time.
-        keys = await (await client.jetstream().key_value(BUCKET)).keys()
-        return frozenset(key for key in keys if key.startswith(f"{NAMESPACE}."))
-    except NoKeysError:
-        return frozenset()
-    finally:
-        await client.close()
+    async with nats_client(lab.nats) as client:
+        try:
+            # Without the markers of deleted keys, which the controller removes from time to time.
+            keys = await (await client.jetstream().key_value(BUCKET)).keys()
+        except NoKeysError:
+            return frozenset()
+    return frozenset(key for key in keys if key.startswith(f"{NAMESPACE}."))
 
 
 def _roles(lab: Lab) -> dict[str, RoleProcess]:

@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from urllib.parse import urlsplit
 
 import msgspec
-import nats
 from nats.aio.client import Client
 
 from schemas.bus.encoding import SUBJECT_ROOT
@@ -34,6 +33,7 @@ from services.cli.tracing.tracer import NoTraces
 from services.common.bus.envelope import encode_message
 from services.common.kube.client import MERGE_PATCH, Kube
 from services.common.kube.errors import KubeError, NotFound
+from tests.support.bus.client import nats_client
 from tests.support.hostile import objects
 
 NAMESPACE = "hostile"
@@ -51,7 +51,7 @@ class Options(msgspec.Struct, frozen=True):
     """What the tenant does.
 
     :ivar kubeconfig: of the lab.
-    :ivar nats_url: of the lab's bus.
+    :ivar nats: variables with which to connect to the lab's bus, whose administrator it plays.
     :ivar socket: path of the silent socket outside of the lab.
     :ivar node: name of the node.
     :ivar victim: namespace and name of another tenant's VM, about which it forges events.
@@ -62,7 +62,7 @@ class Options(msgspec.Struct, frozen=True):
     """
 
     kubeconfig: str
-    nats_url: str
+    nats: dict[str, str]
     socket: str
     node: str
     victim: tuple[str, str]
@@ -279,14 +279,9 @@ def silent_socket(path: str) -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def connected(options: Options) -> AsyncIterator[HostileTenant]:
     """Connect to the lab as a hostile tenant."""
-    bus = await nats.connect(options.nats_url, allow_reconnect=False)
-    try:
-        async with await Kube.connect(
-            kubeconfig=options.kubeconfig, telemetry=NoTraces(), user_agent="hotnic-test-hostile"
-        ) as kube:
-            yield HostileTenant(options, kube, bus)
-    finally:
-        await bus.close()
+    kube = await Kube.connect(kubeconfig=options.kubeconfig, telemetry=NoTraces(), user_agent="hotnic-test-hostile")
+    async with nats_client(options.nats) as bus, kube:
+        yield HostileTenant(options, kube, bus)
 
 
 def say(line: bytes) -> None:

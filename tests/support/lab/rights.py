@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from lab.layout import ROLES
 from lab.supervisor.bootstrap import load
-from lab.supervisor.credentials import NAMESPACE
+from lab.supervisor.credentials.certificates import NAMESPACE
 from lab.supervisor.kubernetes.control_plane import audit_log
 from tests.support.kube.audit_log import forbidden_requests, granted_rights, never_allowed, read_audit_log, used_rights
 from tests.support.lab.running import Lab

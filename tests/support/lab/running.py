@@ -49,16 +49,18 @@ class Lab:
         return self.layout.dir / "failpoints"
 
     @property
-    def nats_url(self) -> str:
-        """The address of the lab's NATS server."""
+    def nats(self) -> dict[str, str]:
+        """The variables with which the administrator connects to the lab's NATS server."""
         identity = self.layout.identity()
         assert identity is not None
-        return f"nats://127.0.0.1:{identity.nats_port}"
+        return self.layout.nats_environment(identity.nats_port)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables of a user of this lab."""
-        return {**os.environ, "KUBECONFIG": str(self.layout.kubeconfig), "HOTNIC_LAB_DIR": str(self.layout.dir)}
+        """The environment variables of a user of this lab, who names the address of NATS where it is needed."""
+        credentials = {name: value for name, value in self.nats.items() if name != "NATS_URL"}
+        own = {"KUBECONFIG": str(self.layout.kubeconfig), "HOTNIC_LAB_DIR": str(self.layout.dir)}
+        return {**os.environ, **own, **credentials}
 
     def hotnic(self, *arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run a ``hotnic`` command."""

@@ -1,4 +1,4 @@
-"""Process 1 of a container of the lab: what a signal does in the middle of a start."""
+"""The lab in containers: what a signal does in the middle of a start, and who gets which credentials."""
 
 import asyncio
 import os
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lab.container import process
+from lab.container import cluster, process
+from lab.layout import BUS_ROLES, Layout
 from lab.supervisor.processes import Child, Processes, ProcessSpec
 
 
@@ -33,3 +35,19 @@ async def test_a_signal_in_the_middle_of_a_start_ends_every_process(
     assert await process.run(start) == 0
     assert [child.code for child in started] == [-signal.SIGTERM, -signal.SIGKILL]
     assert not (tmp_path / "ready").exists()
+
+
+def test_every_container_has_the_credentials_of_its_own_alone(tmp_path: Path) -> None:
+    files = cluster.files_of_readers(Layout(tmp_path))
+    services = yaml.safe_load((Path(__file__).parents[3] / "docker-compose.yml").read_text())["services"]
+    mounted: dict[str, list[str]] = {}
+    for name, service in services.items():
+        found = [volume for volume in service.get("volumes", []) if volume.startswith("credentials-")]
+        if found:
+            mounted[name] = found
+    assert mounted.pop("cluster") == [f"credentials-{reader}:/credentials/{reader}" for reader in files]
+    assert mounted == {reader: [f"credentials-{reader}:/credentials:ro"] for reader in files}
+    for name, service in services.items():
+        bus = {key: value for key, value in service.get("environment", {}).items() if key.startswith("NATS_")}
+        assert bool(bus) == (name in (*BUS_ROLES, "cli"))
+        assert {Path(value).name for value in bus.values() if value.startswith("/")} <= set(files.get(name, {}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.layout import ROLES, LabIdentity, Layout
+from lab.layout import BUS_ROLES, ROLES, LabIdentity, Layout
 from lab.namespaces import cgroups, isolation
 from lab.node import configuration
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
@@ -67,7 +67,8 @@ def test_each_role_has_own_credentials_and_shared_settings(parameters: component
         spec = components.process_spec(parameters, role, {"PATH": "/bin", "HOME": "/root", "SECRET": "x"})
         assert spec.argv[1:] == ("-m", "lab.node" if role == "node" else f"services.{role}")
         assert spec.env["KUBECONFIG"] == str(parameters.layout.config / f"{role}.kubeconfig")
-        assert spec.env["NATS_URL"] == "nats://127.0.0.1:4222"
+        # multus and the node do not use the bus.
+        assert spec.env.get("NATS_URL") == ("tls://127.0.0.1:4222" if role in BUS_ROLES else None)
         assert spec.env["HOTNIC_HEALTH_LISTEN"] == f"127.0.0.1:{port}"
         assert spec.env["PATH"] == "/tools/bin:/bin"
         assert "SECRET" not in spec.env

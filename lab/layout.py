@@ -32,7 +32,10 @@ GuestKind = Literal["qemu", "double"]
 NODE_NAME: Final = "lab"
 """The name of the first node."""
 
-ON_EVERY_NODE: Final = ("containerd", "networks", "multus", "handler", "node")
+NODE_ROLES: Final = ("networks", "multus", "handler")
+"""The roles of a node, in the order they are started."""
+
+ON_EVERY_NODE: Final = ("containerd", *NODE_ROLES, "node")
 """The processes that every node has, in the order they are shown."""
 
 INSIDE_RUN: Final = Path("/run/hotnic")
@@ -62,6 +65,12 @@ def split_name(component: str) -> tuple[str, int]:
     """Return what runs in a process with this name, and the number of its node."""
     process, _, number = component.rpartition("-")
     return (process, int(number)) if number.isdigit() else (component, 1)
+
+
+def credentials_of(process: str) -> str:
+    """Return the name of the credentials of a process: those of a role of a node are the node's own."""
+    role, _ = split_name(process)
+    return process if role in NODE_ROLES else role
 
 
 def role_processes(nodes: int, *, beside: bool = False) -> tuple[str, ...]:
@@ -208,16 +217,27 @@ class Layout:
         """Return the configuration file of nats-server."""
         return self.config / "nats.conf"
 
-    def nats_environment(self, port: int) -> dict[str, str]:
+    @property
+    def unrestricted_nats_seed(self) -> Path:
+        """Return the seed of an identity that may do everything on NATS, for tests and for an examination by hand."""
+        return self.config / "unrestricted.nk"
+
+    def nats_seed(self, process: str = "") -> Path:
+        """Return the seed of the identity on NATS of a process; without a name, of the administrator."""
+        return self.config / f"{credentials_of(process)}.nk" if process else self.dir / "nats.nk"
+
+    def nats_environment(self, port: int, seed: Path | None = None) -> dict[str, str]:
         """Return the variables with which a process of this machine connects to NATS.
 
         :param port: of 127.0.0.1; it differs inside and outside.
+        :param seed: file of the seed of its identity; None for the administrator's.
         """
-        return {"NATS_URL": f"tls://127.0.0.1:{port}", "NATS_CA": str(self.nats_ca)}
+        files = {"NATS_CA": self.nats_ca, "NATS_NKEY": seed or self.nats_seed()}
+        return {"NATS_URL": f"tls://127.0.0.1:{port}", **{name: str(path) for name, path in files.items()}}
 
-    def role_kubeconfig(self, role: str) -> Path:
-        """Return the kubeconfig of `role` (a role's name, or `node`)."""
-        return self.config / f"{role}.kubeconfig"
+    def role_kubeconfig(self, process: str) -> Path:
+        """Return the kubeconfig of a process: of a role, of `node`, or of what plays a part of the cluster."""
+        return self.config / f"{credentials_of(process)}.kubeconfig"
 
     def log(self, component: str) -> Path:
         """Return the log file of `component`."""
@@ -258,7 +278,7 @@ class Layout:
         """Remove everything of a stopped lab except lock, logs and traces."""
         for folder in (self.dir / "run", *self.dir.glob("run-[2-9]"), self.state, self.config):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.kubeconfig, self.identity_file):
+        for file in (self.kubeconfig, self.nats_seed(), self.identity_file):
             file.unlink(missing_ok=True)
 
     def identity(self) -> LabIdentity | None:

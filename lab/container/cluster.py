@@ -64,7 +64,7 @@ def write_credentials(layout: Layout, folder: Path, server: str, *, nats: str) -
     :param nats: name of nats-server, as the containers reach it.
     """
     certificates.issue(layout, server)
-    bus.issue(layout, NATS, names=[nats])
+    bus.issue(layout, NATS, BUS_ROLES, names=[nats])
     for reader, files in files_of_readers(layout).items():
         target = folder / reader
         target.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,9 @@ def files_of_readers(layout: Layout) -> dict[str, dict[str, Path]]:
     found["cli"] = {"kubeconfig": layout.kubeconfig}
     found["nats"] = {"nats.conf": layout.nats_config, **key_pair(layout.nats_certificate)}
     found["api"] |= key_pair(layout.serving_certificate)
-    for client in (*BUS_ROLES, "cli"):
-        found[client]["nats-ca.crt"] = layout.nats_ca
+    for client in BUS_ROLES:
+        found[client] |= {"nats-ca.crt": layout.nats_ca, "nats.nk": layout.nats_seed(client)}
+    found["cli"] |= {"nats-ca.crt": layout.nats_ca, "nats.nk": layout.nats_seed()}
     return found
 
 

@@ -31,6 +31,12 @@ def node_labels(name: str) -> dict[str, str]:
     }
 
 
+def node_object(name: str) -> Object:
+    """Return the Node object of a node, without its status."""
+    metadata = {"name": name, "labels": node_labels(name)}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {}}
+
+
 def node_status(name: str, runtime_version: str, present: Object, time: str) -> Object:
     """Return the node's status.
 
@@ -96,14 +102,8 @@ class Registration:
 
         :raises KubeError: the API server rejected a request or did not answer.
         """
-        node = {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": self._name, "labels": node_labels(self._name)},
-            "spec": {},
-        }
         try:
-            await self._kube.create(NODES, None, node)
+            await self._kube.create(NODES, None, node_object(self._name))
         except AlreadyExists:
             self._log.info("node already registered", node=self._name)
         await self.update_status()

@@ -38,6 +38,7 @@ AGGREGATED: Final = (
 )
 COLLECTIONS: Final = {
     "Namespace": "/api/v1/namespaces",
+    "Node": "/api/v1/nodes",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "Endpoints": "/api/v1/namespaces/{namespace}/endpoints",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",

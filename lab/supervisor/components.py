@@ -145,12 +145,12 @@ def role_environment(parameters: LabParameters, component: str) -> dict[str, str
     layout = parameters.layout
     role, node = split_name(component)
     common = {
-        "KUBECONFIG": str(layout.role_kubeconfig(role)),
+        "KUBECONFIG": str(layout.role_kubeconfig(component)),
         "HOTNIC_NODE_NAME": node_name(node),
         "HOTNIC_TRACE_DIR": str(layout.traces),
         "HOTNIC_HEALTH_LISTEN": f"127.0.0.1:{HEALTH_PORTS[role]}",
         "HOTNIC_VM_OWNER": "kubevirt" if parameters.kubevirt else "hotnic",
-        **(layout.nats_environment(NATS_PORT) if role in BUS_ROLES else {}),
+        **(layout.nats_environment(NATS_PORT, layout.nats_seed(component)) if role in BUS_ROLES else {}),
         **(parameters.collector.environment if parameters.collector else {}),
     }
     guests = INSIDE_RUN / "guests" / "{uid}"

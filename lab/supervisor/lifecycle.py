@@ -171,10 +171,11 @@ class Supervisor:
 
         before = self._progress.elapsed
         cluster, endpoint = self.parameters.cluster, self.parameters.cluster.endpoint
-        certificates.issue(self.layout, endpoint)
+        certificates.issue(self.layout, endpoint, self.parameters.roles)
         # Pods of a kubelet reach NATS at the address of the node.
         addresses = [cluster.api_host] if self.parameters.node else []
-        bus.issue(self.layout, bus.in_namespaces(self.layout), addresses=addresses)
+        place = bus.in_namespaces(self.layout)
+        bus.issue(self.layout, place, self.parameters.roles, addresses=addresses, unrestricted=True)
         if self.parameters.kubevirt:
             certificates.issue_for_kubevirt(self.layout, endpoint)
         if self.parameters.kubernetes is not None:
@@ -241,7 +242,7 @@ class Supervisor:
         environ = components.base_environment(self.parameters.tools, os.environ)
         choice = "beside-kubevirt" if self.parameters.kubevirt else "everything"
         await self.processes.run(access.rendering(helm, access.CHART, rendered, environ, choice=choice), timeout=60)
-        await access.grant(self.layout, rendered, self.parameters.cluster.endpoint)
+        await access.grant(self.layout, rendered, self.parameters.cluster.endpoint, self.parameters.roles)
 
     def launch(self, component: str) -> None:
         """Start the process of `component`."""

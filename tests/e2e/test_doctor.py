@@ -172,9 +172,16 @@ def test_manual_damage_has_a_finding_until_it_is_repaired(
 
 @contextlib.asynccontextmanager
 async def status_bucket(lab: Lab) -> AsyncIterator[KeyValue]:
-    """A connection to the key-value bucket of the hot-plug status."""
-    telemetry, url = recording_telemetry()[0], lab.nats["NATS_URL"]
-    bus = await connect(url, role="test", node="_", telemetry=telemetry, log=structlog.get_logger(), environ=lab.nats)
+    """A connection to the key-value bucket of the hot-plug status, with the identity of the controller."""
+    environment, telemetry = lab.nats_of("controller"), recording_telemetry()[0]
+    bus = await connect(
+        environment["NATS_URL"],
+        role="controller",
+        node="_",
+        telemetry=telemetry,
+        log=structlog.get_logger(),
+        environ=environment,
+    )
     try:
         async with asyncio.timeout(45):
             await bus.wait_connected()

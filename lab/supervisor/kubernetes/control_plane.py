@@ -51,6 +51,12 @@ class ControlPlanePrograms:
     helm: Path
     """Renders the roles' RBAC from the chart."""
 
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Return the option for what later versions do without it: tokens that are bound to a Node (on since 1.31)."""
+        version = [int(number) for number in re.findall(r"\d+", self.apiserver.parent.name)]
+        return ("--feature-gates=ServiceAccountTokenNodeBinding=true",) if version < [1, 31] else ()
+
     @classmethod
     def find(cls, version: str) -> ControlPlanePrograms:
         """Return the programs that `scripts/tools/interop-tools` has built.
@@ -133,7 +139,7 @@ class KubernetesCluster:
                 arguments = apiserver_arguments(folder, self.identity.apiserver_port, ETCD_PORT)
                 # Without a kube-proxy, only Endpoints lead to the pods of a Service.
                 routing = ("--enable-aggregator-routing",) if self.scheduler else ()
-                return (str(self.programs.apiserver), *arguments, *routing)
+                return (str(self.programs.apiserver), *arguments, *routing, *self.programs.gates)
             case "scheduler":
                 return (str(self.scheduler), *scheduler_arguments(folder, SCHEDULER_PORT))
             case _:

@@ -43,14 +43,16 @@ class NatsTls(NamedTuple):
     ca: str | None = None
 
 
-def render_accounts(users: Sequence[NatsUser]) -> str:
+def render_accounts(users: Sequence[NatsUser], *, unrestricted: Sequence[str] = ()) -> str:
     """Return the accounts with their users. Without users the text is that for an auth callout.
 
+    :param unrestricted: public nkeys of users in the account of the streams who may use every subject.
     :raises ValueError: a user has no identity on the bus.
     """
     imports = client_imports()
     exports = [line for one in imports for line in _export(one)]
     stream_users = [line for user in users if account_of(user.role) == STREAM_ACCOUNT for line in _user(user)]
+    stream_users += [f"{{ nkey: {_quote(key)} }}" for key in unrestricted]
     client_users = [line for user in users if account_of(user.role) == CLIENT_ACCOUNT for line in _user(user)]
     lines = [
         "accounts {",

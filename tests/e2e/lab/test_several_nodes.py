@@ -186,7 +186,7 @@ def test_links_and_leases_are_those_of_the_node(plugged: Lab, name: str) -> None
 
 async def test_every_node_role_consumes_and_handles_the_events_of_its_node_alone(plugged: Lab) -> None:
     lab = plugged
-    async with nats_client(lab.nats) as client:
+    async with nats_client(lab.unrestricted_nats) as client:
         found = {one.name: one.config.filter_subject for one in await client.jetstream().consumers_info("HOTPLUG")}
     own = {node_consumer(role, node): node_filter(node) for role in ("networks", "handler") for node in NODES}
     assert {name: subject for name, subject in found.items() if name.startswith(("networks_", "handler_"))} == own

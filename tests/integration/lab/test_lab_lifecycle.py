@@ -30,6 +30,8 @@ def test_lab_starts_serves_and_stops(labs: list[LabProcess]) -> None:
     code, output = lab.up()
     assert code == 0, output
     assert f"export KUBECONFIG={lab.layout.kubeconfig}" in output
+    assert f"export NATS_URL=tls://127.0.0.1:{lab.identity.nats_port} NATS_CA=" in output
+    assert f" NATS_NKEY={lab.layout.nats_seed()}" in output
 
     again, message = lab.up()
     assert again == 1

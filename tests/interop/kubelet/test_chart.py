@@ -27,6 +27,9 @@ VALUES = {
     "crds.kubevirt": "false",
     "nats.url": f"tls://{NODE_ADDRESS}:{NATS_PORT}",
     "nats.tls.secret": "lab-nats",
+    # The lab knows the identities of its own processes. The pods of the chart share one that may do everything.
+    "extraEnv[0].name": "NATS_NKEY",
+    "extraEnv[0].value": "/etc/hotnic/nats-tls/nats.nk",
     "image.pullPolicy": "Never",
 }
 HELM_DEADLINE = 600.0
@@ -51,8 +54,9 @@ def cluster() -> Iterator[Lab]:
 
 def create_nats_secret(lab: Lab) -> None:
     """Create the Secret with which the roles connect to the lab's NATS server; it is not the release's."""
-    files = f"--from-file=ca.crt={lab.layout.nats_ca}"
-    lab.kubectl("create", "secret", "generic", VALUES["nats.tls.secret"], "-n", NAMESPACE, files)
+    files = {"ca.crt": lab.layout.nats_ca, "nats.nk": lab.layout.unrestricted_nats_seed}
+    options = (f"--from-file={name}={path}" for name, path in files.items())
+    lab.kubectl("create", "secret", "generic", VALUES["nats.tls.secret"], "-n", NAMESPACE, *options)
 
 
 def helm(lab: Lab, *arguments: str) -> str:

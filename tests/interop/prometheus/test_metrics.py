@@ -74,7 +74,7 @@ def dead_letter(lab: Lab, scraped: Prometheus) -> None:
     until(lambda: all_up(scraped), lambda: str(scraped.targets()))
 
     async def publish() -> None:
-        async with nats_client(lab.nats) as client:
+        async with nats_client(lab.unrestricted_nats) as client:
             await client.publish("hotplug.requested.lab.default.vm", b"no event")
 
     asyncio.run(publish())

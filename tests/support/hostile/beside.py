@@ -48,7 +48,7 @@ async def hostile_tenant(lab: Lab, seconds: float, *, seed: str) -> AsyncIterato
     """Start a tenant that attacks for some seconds, and wait until it has settled; it ends with the block."""
     options = Options(
         kubeconfig=str(lab.layout.kubeconfig),
-        nats=lab.nats,
+        nats=lab.unrestricted_nats,
         socket=str(lab.layout.run / "silent.sock"),
         node=NODE_NAME,
         victim=("default", SAMPLE_VM),

@@ -113,7 +113,7 @@ def _files(node: NodeState) -> set[str]:
 
 
 async def _values(lab: Lab) -> frozenset[str]:
-    async with nats_client(lab.nats) as client:
+    async with nats_client(lab.unrestricted_nats) as client:
         try:
             # Without the markers of deleted keys, which the controller removes from time to time.
             keys = await (await client.jetstream().key_value(BUCKET)).keys()

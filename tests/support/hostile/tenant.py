@@ -51,7 +51,7 @@ class Options(msgspec.Struct, frozen=True):
     """What the tenant does.
 
     :ivar kubeconfig: of the lab.
-    :ivar nats: variables with which to connect to the lab's bus, whose administrator it plays.
+    :ivar nats: variables with which to connect to the lab's bus, with an identity that may do everything.
     :ivar socket: path of the silent socket outside of the lab.
     :ivar node: name of the node.
     :ivar victim: namespace and name of another tenant's VM, about which it forges events.

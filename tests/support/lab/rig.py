@@ -229,7 +229,7 @@ class Rig(LabProcesses):
     async def delivering(self, times: int) -> AsyncIterator[None]:
         """Have every event delivered twice during the block, or never: NATS is then stopped until the end of it."""
         if times:
-            async with copied_events(self.lab.nats) as copies:
+            async with copied_events(self.lab.unrestricted_nats) as copies:
                 yield
             assert copies
             return

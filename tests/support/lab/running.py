@@ -56,6 +56,15 @@ class Lab:
         return self.layout.nats_environment(identity.nats_port)
 
     @property
+    def unrestricted_nats(self) -> dict[str, str]:
+        """The variables of an identity that may do everything on the lab's NATS server."""
+        return {**self.nats, "NATS_NKEY": str(self.layout.unrestricted_nats_seed)}
+
+    def nats_of(self, process: str) -> dict[str, str]:
+        """Return the variables with which a test connects to NATS as a process of the lab."""
+        return {**self.nats, "NATS_NKEY": str(self.layout.nats_seed(process))}
+
+    @property
     def environment(self) -> dict[str, str]:
         """The environment variables of a user of this lab, who names the address of NATS where it is needed."""
         credentials = {name: value for name, value in self.nats.items() if name != "NATS_URL"}

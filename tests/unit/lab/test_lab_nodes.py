@@ -12,7 +12,7 @@ import structlog
 from click.testing import CliRunner
 
 from lab.cli.lab import up
-from lab.layout import node_name, role_processes, split_name
+from lab.layout import BUS_ROLES, node_name, role_processes, split_name
 from lab.node.uplinks import Uplinks, bridges_of, uplink
 from lab.supervisor import components
 from schemas.kubernetes.objects import NetworkAttachmentDefinition
@@ -34,7 +34,7 @@ def test_every_node_has_its_own_node_processes_and_two_nodes_have_a_controller(
     assert split_name("controller-manager") == ("controller-manager", 1)
 
 
-def test_processes_of_a_node_have_its_name_and_the_credentials_of_their_role(
+def test_processes_of_a_node_have_its_name_and_credentials_of_their_own(
     parameters: components.LabParameters,
 ) -> None:
     lab = dataclasses.replace(parameters, nodes=3)
@@ -45,8 +45,9 @@ def test_processes_of_a_node_have_its_name_and_the_credentials_of_their_role(
         assert three.env["HOTNIC_NODE_NAME"] == node_name(3) == "lab-3"
         changed = {key for key in three.env if one.env.get(key) != three.env[key]}
         # One node's process is the scheduler and the virt-controller of all.
-        of_the_node = {"HOTNIC_CLUSTER", "HOTNIC_UPLINK"} if name == "node" else set()
-        assert changed == {"HOTNIC_NODE_NAME", *of_the_node}
+        of_the_node = {"HOTNIC_CLUSTER", "HOTNIC_UPLINK"} if name == "node" else {"KUBECONFIG"}
+        of_the_bus = {"NATS_NKEY"} if name in BUS_ROLES else set()
+        assert changed == {"HOTNIC_NODE_NAME", *of_the_node, *of_the_bus}
     identities = [
         components.process_spec(lab, name, {}).env["HOTNIC_IDENTITY"] for name in ("controller", "controller-2")
     ]

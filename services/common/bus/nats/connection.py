@@ -7,6 +7,7 @@ connections.
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +30,16 @@ POLL_INTERVAL = 0.25
 MAX_DENIED = 64
 """Number of denied subjects that a connection remembers."""
 _DENIED = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
+_EOF_WARNING = "returning true from eof_received() has no effect when using ssl"
+
+
+def _is_no_eof_warning(record: logging.LogRecord) -> bool:
+    """Return whether a line of asyncio is to be logged."""
+    return record.msg != _EOF_WARNING
+
+
+# nats-py (2.16) begins TLS on a stream that began without; asyncio warns about such a stream whenever it ends.
+logging.getLogger("asyncio").addFilter(_is_no_eof_warning)
 
 
 class Caller:

@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 from lab.apiserver.identity import pki
 from lab.layout import BUS_ROLES, NATS_PORT, NODE_ROLES, Layout, node_name, split_name
 from schemas.bus.permissions import BusRole
-from services.common.bus.nats.credentials import create_seed, read_public_key
 from services.common.bus.nats_config import NatsUser, render_accounts
+from services.common.bus.nkeys import create_seed, read_public_key
 
 COMMON_NAME: Final = "nats"
 """Common name of nats-server's certificate."""

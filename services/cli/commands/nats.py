@@ -69,7 +69,7 @@ def keys(directory: Path, nodes: tuple[str, ...], roles: tuple[str, ...]) -> Non
     if not nodes and any(role in ROLES_OF_NODES for role in roles):
         raise click.UsageError(f"the roles {', '.join(ROLES_OF_NODES)} need --node")
 
-    from services.common.bus.nats.credentials import create_seed, read_public_key
+    from services.common.bus.nkeys import create_seed, read_public_key
 
     rows = []
     try:
@@ -144,8 +144,8 @@ def _read_users(directory: Path) -> Iterator[NatsUser]:
 
     :raises ValueError: there are none, or a file holds no seed of a user.
     """
-    from services.common.bus.nats.credentials import read_public_key
     from services.common.bus.nats_config import NatsUser
+    from services.common.bus.nkeys import read_public_key
 
     paths = sorted(directory.glob(f"*{SUFFIX}"))
     if not paths:

@@ -56,6 +56,22 @@ def make_seed(kind: KeyKind) -> str:
     return bytes(nkeys.encode_seed(os.urandom(_RAW), kind)).decode()
 
 
+def create_seed() -> bytes:
+    """Return the seed of a new key of a user."""
+    return make_seed(KeyKind.USER).encode()
+
+
+def read_public_key(seed: bytes) -> str:
+    """Return the public key of a user's seed.
+
+    :raises ValueError: it is not the seed of a user's key.
+    """
+    key = SigningKey(seed.decode(errors="replace"))
+    if key.kind is not KeyKind.USER:
+        raise ValueError("the nkey is not that of a user")
+    return key.public
+
+
 def decode_public(text: str, kind: KeyKind) -> bytes:
     """Return the bytes of a public key.
 

@@ -11,10 +11,10 @@ import structlog
 from nats.aio.client import Client
 
 from schemas.bus.permissions import NODE_ROLES, BusRole, inbox_prefix
-from services.common.bus.nats.credentials import create_seed, read_public_key
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.session import OnState
 from services.common.bus.nats_config import NatsUser, render_accounts
+from services.common.bus.nkeys import create_seed, read_public_key
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
 from tests.support.bus.jetstream import QUICK

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from schemas.bus.permissions import NODE_ROLES, BusRole, role_permissions
 from services.cli.commands.nats import ROLES, ROLES_OF_NODES, nats
-from services.common.bus.nats.credentials import read_public_key
+from services.common.bus.nkeys import read_public_key
 
 
 def run(*arguments: str) -> Result:

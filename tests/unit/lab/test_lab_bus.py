@@ -7,7 +7,7 @@ import pytest
 from lab.layout import BUS_ROLES, Layout, role_processes
 from lab.supervisor.credentials import bus, certificates
 from schemas.bus.permissions import CLIENT_ACCOUNT, STREAM_ACCOUNT, BusRole, identity_name
-from services.common.bus.nats.credentials import read_public_key
+from services.common.bus.nkeys import read_public_key
 
 
 @pytest.fixture

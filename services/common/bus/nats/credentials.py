@@ -1,16 +1,14 @@
-"""What a process shows to NATS to be let in: files, which others may replace while it runs, and keys of NATS' own kind.
+"""What a process shows to NATS to be let in: files, which others may replace while it runs.
 
 Every file is read when the process connects. Next: :mod:`services.common.bus.nats.connection`.
 """
 
 import hashlib
-import os
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-import nkeys
 
 FILE_VARIABLES = {
     "creds": "NATS_CREDS",
@@ -85,24 +83,3 @@ class Endpoint(msgspec.Struct, frozen=True):
                 content = str(error).encode()
             found.update(hashlib.sha256(content).digest())
         return found.hexdigest()
-
-
-def create_seed() -> bytes:
-    """Return the seed of a new key of a user."""
-    seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-    return seed
-
-
-def read_public_key(seed: bytes) -> str:
-    """Return the public key of a seed.
-
-    :raises ValueError: it is not the seed of a user's key.
-    """
-    try:
-        pair = nkeys.from_seed(bytearray(seed.strip()))
-        key: str = pair.public_key.decode()
-    except (nkeys.NkeysError, ValueError) as error:
-        raise ValueError("not the seed of an nkey") from error
-    if not key.startswith("U"):
-        raise ValueError("the nkey is not that of a user")
-    return key

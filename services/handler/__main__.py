@@ -10,6 +10,7 @@ from services.common.cri.discovery import find_socket
 from services.common.domain.kubevirt.owner import OwnerSetting
 from services.common.guest.drivers import DriverSetting, driver_factory
 from services.common.netlink.pool import NetnsPool
+from services.common.node.capabilities import lacked_by
 from services.common.node.mounts import find_netns_problem
 from services.common.runtime.context import open_context
 from services.common.runtime.owner import VmOwner
@@ -53,6 +54,8 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     """Assemble the role and start its tasks."""
     settings = runtime.settings
     context = await open_context(runtime, node=settings.node_name)
+    for capability, reason in lacked_by(ROLE).items():
+        context.log.warning("capability missing", capability=capability, used_for=reason)
     if problem := find_netns_problem(settings.host_root):
         context.log.warning("network namespaces not visible", error=problem)
     cri_socket = await find_socket(settings.cri_socket, context.telemetry, host_root=settings.host_root)

@@ -4,13 +4,12 @@ Next: :mod:`services.handler.observe`, which reads the links in a sandbox.
 """
 
 import asyncio
-import errno
 from collections.abc import Iterable
 
 from schemas.kubernetes.objects import Pod
 from services.common.cri.client import CriClient
 from services.common.cri.sandbox import Sandbox
-from services.common.netlink.errors import NetnsGone
+from services.common.netlink.errors import classify_path_error
 from services.common.netlink.netns import Netns
 from services.common.netlink.pool import NetnsPool
 from services.common.telemetry.stores import STORES
@@ -80,7 +79,7 @@ class Sandboxes:
         try:
             return self._netns.labels.label_of(sandbox.pid)
         except OSError as exc:
-            raise NetnsGone(exc.errno or errno.ESRCH, f"process {sandbox.pid} of the sandbox is gone: {exc}") from exc
+            raise classify_path_error(exc, f"no SELinux label of process {sandbox.pid} of the sandbox") from exc
 
     async def resolver(self, sandbox: Sandbox) -> Resolver:
         """Return the DNS resolver of the pod in a sandbox."""

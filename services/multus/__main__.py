@@ -15,6 +15,7 @@ from services.common.http.peers import AllowedPeers
 from services.common.http.server import serve
 from services.common.kube.client import Kube
 from services.common.netlink.pool import NetnsPool
+from services.common.node.capabilities import lacked_by
 from services.common.node.files import install_executable
 from services.common.node.mounts import find_netns_problem
 from services.common.runtime import process as role
@@ -48,6 +49,8 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         log.warning("daemon-config.json key without effect", warning=warning)
     # Before anything is written: the other multus would write it again, or call this daemon for its own pods.
     await refuse_conflicts(config)
+    for capability, reason in lacked_by("multus").items():
+        log.warning("capability missing", capability=capability, used_for=reason)
     if problem := find_netns_problem(config.host_root):
         log.warning("network namespaces not visible", error=problem)
     kube = await Kube.connect(kubeconfig=config.kubeconfig, telemetry=telemetry, user_agent="hotnic-multus")

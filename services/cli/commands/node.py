@@ -50,13 +50,15 @@ def install_shim(source: Path, bin_dir: Path) -> None:
     nothing is written.
     """
     from schemas.multus import SHIM_NAME
+    from services.common.node.capabilities import name_missing
     from services.common.node.files import install_executable
 
     target = bin_dir / SHIM_NAME
     try:
         written = install_executable(source, target)
     except OSError as error:
-        raise CommandFailed(f"cannot install {source} as {target}: {error.strerror or error}") from error
+        why = f"{error.strerror or error}{name_missing(error.errno, 'DAC_OVERRIDE')}"
+        raise CommandFailed(f"cannot install {source} as {target}: {why}") from error
     say(f"installed {target}" if written else f"{target} is up to date")
 
 

@@ -14,6 +14,7 @@ from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError
 from services.common.guest.port import GuestNotReachable
 from services.common.guest.sockets import open_below
+from services.common.node.capabilities import name_missing
 
 CONTAINER = "compute"
 """The launcher's container that runs the guest."""
@@ -55,14 +56,16 @@ def libvirt_socket(root: Path) -> Iterator[str]:
     :param root: the container's root, ``/proc/PID/root``.
     :raises GuestNotReachable: there is no socket.
     """
+    lacking = ""
     for socket in SOCKETS:
         try:
             found = open_below(root, socket)
-        except OSError:
+        except OSError as error:
+            lacking = lacking or name_missing(error.errno, "SYS_PTRACE", "DAC_OVERRIDE")
             continue
         try:
             yield f"/proc/self/fd/{found}"
         finally:
             os.close(found)
         return
-    raise GuestNotReachable(f"no libvirt socket in {root} ({', '.join(map(str, SOCKETS))})")
+    raise GuestNotReachable(f"no libvirt socket in {root} ({', '.join(map(str, SOCKETS))}){lacking}")

@@ -11,6 +11,8 @@ import stat
 import struct
 from pathlib import Path, PurePath
 
+from services.common.node.capabilities import name_missing
+
 _CREDENTIALS = struct.Struct("3i")
 """``struct ucred`` of unix(7): process, user and group."""
 
@@ -42,6 +44,16 @@ def connect_below(root: Path, path: PurePath) -> socket.socket:
 
     :raises OSError: there is no such socket, no process listens, or one of another user does.
     """
+    try:
+        return _connect_below(root, path)
+    except PermissionError as error:
+        lacking = name_missing(error.errno, "SYS_PTRACE", "DAC_OVERRIDE")
+        if not lacking:
+            raise
+        raise PermissionError(error.errno, f"{error.strerror}{lacking}", str(root / path)) from error
+
+
+def _connect_below(root: Path, path: PurePath) -> socket.socket:
     found = open_below(root, path)
     try:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

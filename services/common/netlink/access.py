@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.common.netlink import netns_thread
-from services.common.netlink.errors import NetlinkFailure, NetnsGone, classify_errno
+from services.common.netlink.errors import NetlinkFailure, NetnsGone, classify_errno, classify_path_error
 from services.common.netlink.rtnetlink.connection import ConnectionClosed, NetlinkConnection
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class NetnsAccess:
         try:
             fd = os.open(self._real, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
-            raise NetnsGone(exc.errno or errno.ENOENT, f"cannot {action}: the network namespace is gone") from exc
+            raise classify_path_error(exc, f"cannot {action}: the network namespace cannot be opened") from exc
         try:
             # Checked on the open descriptor: the path may lead to another namespace in the next moment.
             found = os.fstat(fd)

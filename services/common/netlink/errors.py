@@ -6,6 +6,8 @@ Next: :mod:`services.common.netlink.links`, the values that successful requests 
 import errno
 import os
 
+from services.common.node.capabilities import name_missing
+
 
 class NetlinkFailure(Exception):
     """An operation that the kernel refused or did not finish in time.
@@ -32,6 +34,9 @@ class NetnsGone(NetlinkFailure):
     """The network namespace does not exist at its path, or no longer."""
 
 
+_CAPABILITIES = ("NET_ADMIN", "NET_RAW", "SYS_ADMIN")
+"""What an operation in a network namespace may need."""
+
 _BY_CODE: dict[int, type[NetlinkFailure]] = {
     errno.ENODEV: LinkMissing,
     errno.ENXIO: LinkMissing,
@@ -46,4 +51,15 @@ def classify_errno(code: int, action: str) -> NetlinkFailure:
     :param action: the operation as a verb phrase, such as ``delete link 7``.
     """
     number = abs(code)
-    return _BY_CODE.get(number, NetlinkFailure)(number, f"cannot {action}: {os.strerror(number)}")
+    text = f"cannot {action}: {os.strerror(number)}{name_missing(number, *_CAPABILITIES)}"
+    return _BY_CODE.get(number, NetlinkFailure)(number, text)
+
+
+def classify_path_error(error: OSError, message: str) -> NetlinkFailure:
+    """Return the failure for a network namespace's path that cannot be used.
+
+    Only a path that does not exist means that the namespace is gone: what belongs to it is deleted then.
+    """
+    code = error.errno or errno.EIO
+    kind = NetnsGone if code in (errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ELOOP) else NetlinkFailure
+    return kind(code, f"{message}: {os.strerror(code)}{name_missing(code, 'SYS_PTRACE', 'DAC_OVERRIDE')}")

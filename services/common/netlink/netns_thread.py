@@ -7,6 +7,7 @@ Next: :mod:`services.common.netlink.netns`, which uses these functions.
 
 import asyncio
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -36,6 +37,7 @@ async def run_in_netns(fd: int, work: Callable[[], T], *, timeout: float) -> T:
     :param timeout: seconds to wait. The thread cannot be stopped and ends on its own.
     :raises TimeoutError: ``work`` took longer.
     :raises NetnsGone: ``fd`` is no network namespace.
+    :raises OSError: this process may not enter it.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -60,6 +62,9 @@ async def run_in_netns(fd: int, work: Callable[[], T], *, timeout: float) -> T:
             try:
                 if _libc.setns(own, CLONE_NEWNET) != 0:
                     code = ctypes.get_errno()
+                    # Refused (EPERM) is not gone: what belongs to a namespace that is gone is deleted.
+                    if code != errno.EINVAL:
+                        raise OSError(code, os.strerror(code))
                     raise NetnsGone(code, f"cannot enter a network namespace: {os.strerror(code)}")
             finally:
                 os.close(own)

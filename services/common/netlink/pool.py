@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from services.common.netlink.access import NetnsAccess
-from services.common.netlink.errors import NetnsGone
+from services.common.netlink.errors import NetnsGone, classify_path_error
 from services.common.netlink.netns import Netns, NodeNetns
 from services.common.netlink.taps import SelinuxLabels
 from services.common.node.paths import resolve_under
@@ -74,7 +74,7 @@ class NetnsPool:
             found = real.stat()
         except OSError as exc:
             self.drop(path)
-            raise NetnsGone(exc.errno or errno.ENOENT, f"no network namespace at {path}: {exc.strerror}") from exc
+            raise classify_path_error(exc, f"no network namespace at {path}") from exc
         if not stat.S_ISREG(found.st_mode):
             raise NetnsGone(errno.EINVAL, f"not a network namespace: {path}")
         return real, (found.st_dev, found.st_ino)

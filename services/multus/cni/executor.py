@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind, Tracer
 
 from schemas import cni, multus
 from services.common.domain.plugin_types import SHIMS
+from services.common.node.capabilities import REASONS, name_missing
 from services.common.node.paths import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
@@ -211,12 +212,20 @@ def _failure_prefix(plugin: str, invocation: Invocation) -> str:
 def _plugin_error(plugin: str, invocation: Invocation, finished: Finished, err: str, stdin: bytes) -> CniError:
     error = decode_error(finished.out, stdin)
     if error is not None:
-        return error.with_prefix(_failure_prefix(plugin, invocation))
+        lacking = _lacking(f"{error.msg} {error.details or ''}")
+        return CniError(error.code, f"{error.msg}{lacking}", error.details).with_prefix(
+            _failure_prefix(plugin, invocation)
+        )
     code = finished.code
     how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
     if finished.out_of_memory:
         how += ", because it needed more memory than HOTNIC_PLUGIN_MEMORY allows"
     output = redact_configuration(finished.out[:_QUOTED].decode(errors="replace").strip(), stdin)[:500] or err[:500]
-    return CniError(
-        cni.CniErrorCode.INTERNAL, f"{_failure_prefix(plugin, invocation)}: {how}" + (f": {output}" if output else "")
-    )
+    said = f": {output}{_lacking(output)}" if output else ""
+    return CniError(cni.CniErrorCode.INTERNAL, f"{_failure_prefix(plugin, invocation)}: {how}{said}")
+
+
+def _lacking(said: str) -> str:
+    """Return the capabilities that a plugin may have missed, which inherits the daemon's."""
+    refused = any(text in said.lower() for text in ("operation not permitted", "permission denied"))
+    return name_missing(errno.EPERM, *REASONS["multus"]) if refused else ""

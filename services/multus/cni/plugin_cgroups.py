@@ -234,9 +234,10 @@ def find_own(mounts: list[tuple[str, Path]], name: str | None, host_root: str) -
         if _is_writable(directory):
             return directory
     # In a cgroup namespace, the names above its root are not shown, but a cgroup has one inode number everywhere.
-    hosted = [point for _, point in mounts if host_root != "/" and point.is_relative_to(host_root)]
-    if seen and hosted and _is_writable(hosted[0]):
-        return _find_inode(hosted[0], seen[0].stat().st_ino)
+    for name in ("sys/fs/cgroup", "sys/fs/cgroup/unified") if seen and host_root != "/" else ():
+        top = Path(host_root) / name
+        if (top / "cgroup.controllers").exists() and _is_writable(top):
+            return _find_inode(top, seen[0].stat().st_ino)
     return None
 
 

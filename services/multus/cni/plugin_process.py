@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from services.common.node.capabilities import name_missing
 from services.multus.cni.plugin_cgroups import PluginCgroup, PluginCgroups
 
 KILL_TIMEOUT: Final = 2.0
@@ -211,9 +212,8 @@ def _enter(root: Path | None) -> None:
         try:
             os.chroot(root)
         except PermissionError as error:
-            raise PermissionError(
-                error.errno, f"cannot run plugins in {root}: {error.strerror}; the daemon needs CAP_SYS_CHROOT"
-            ) from error
+            lacking = name_missing(error.errno, "SYS_CHROOT")
+            raise PermissionError(error.errno, f"cannot run plugins in {root}: {error.strerror}{lacking}") from error
     os.chdir("/")
 
 

@@ -293,13 +293,13 @@ async def test_a_container_finds_its_cgroup_in_the_nodes_file_system(
     mount = parent.parent
     while "cgroup.type" in os.listdir(mount):
         mount = mount.parent
-    node = tmp_path / "node"
-    node.mkdir()
+    node = tmp_path / "sys" / "fs" / "cgroup"
+    node.mkdir(parents=True)
     enter = (
         f"echo $$ > {parent}/cgroup.procs && exec unshare --cgroup --mount sh -c '"
         f"mount --rbind {mount} {node} && mount --make-rprivate / && "
         f"umount -l {mount} && mount -t cgroup2 none {mount} && mount -o remount,bind,ro {mount} && "
-        f'exec {sys.executable} -c "$0" {node if host_root != "/" else "/"}'
+        f'exec {sys.executable} -c "$0" {tmp_path if host_root != "/" else "/"}'
         '\' "$0"'
     )
     process = await asyncio.create_subprocess_exec("sh", "-c", enter, OWN, stdout=-1, stderr=-1)

@@ -32,11 +32,14 @@ class MultusNode:
     environ: dict[str, str]
 
     @contextlib.asynccontextmanager
-    async def daemon(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        """Run the daemon as a process; yield it when it is ready, end it by SIGTERM and expect exit code 0."""
+    async def daemon(self, limit: Callable[[], None] | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run the daemon as a process; yield it when it is ready, end it by SIGTERM and expect exit code 0.
+
+        :param limit: called by the process before it executes the daemon (``preexec_fn``).
+        """
         log = (self.folder / "daemon.log").open("ab")
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.multus", env=self.environ, stdout=log, stderr=log
+            sys.executable, "-m", "services.multus", env=self.environ, stdout=log, stderr=log, preexec_fn=limit
         )
         log.close()
         try:

@@ -6,40 +6,27 @@ from typing import Any
 import pytest
 
 from tests.support.interop.chart import VALUE_SETS, containers, objects, pod_specs, render, rendered
+from tests.support.node_privileges import documented_capabilities, documented_paths
 
+_PAGE = documented_capabilities()
 CAPABILITIES: dict[tuple[str, str], dict[str, str]] = {
-    ("multus", "multus"): {
-        "NET_ADMIN": "plugins create links and addresses",
-        "NET_RAW": "plugins announce addresses by ARP and neighbour discovery",
-        "SYS_ADMIN": "setns into the pods' network namespaces",
-        "SYS_CHROOT": "plugins run in the node's root",
-        "DAC_OVERRIDE": "plugins open files and sockets of other users, such as Open vSwitch's",
-    },
-    ("multus", "install-shim"): {"DAC_OVERRIDE": "the directory of CNI plugins may belong to another user"},
-    ("uninstall-node", "clean"): {"DAC_OVERRIDE": "the directory of CNI plugins may belong to another user"},
-    ("handler", "handler"): {
-        "NET_ADMIN": "bridges, taps and addresses in the pods",
-        "NET_RAW": "the packet socket of the DHCP server",
-        "SYS_ADMIN": "setns into the pods' network namespaces",
-        "SYS_PTRACE": "/proc/PID/root of launchers",
-        "DAC_OVERRIDE": "monitor and libvirt sockets belong to QEMU's user",
-    },
-}
-CAPABILITIES |= {
-    ("node", "multus"): CAPABILITIES["handler", "handler"] | CAPABILITIES["multus", "multus"],
-    ("node", "install-shim"): CAPABILITIES["multus", "install-shim"],
+    ("multus", "multus"): _PAGE["multus"],
+    ("multus", "install-shim"): _PAGE["install-shim"],
+    ("uninstall-node", "clean"): _PAGE["install-shim"],
+    ("handler", "handler"): _PAGE["handler"],
+    ("node", "multus"): _PAGE["handler"] | _PAGE["multus"],
+    ("node", "install-shim"): _PAGE["install-shim"],
 }
 """By role and container: each added capability and what it is for. Every other container has none. The role of multus'
 pods that run networks and handler too is `node`."""
 
-HOST_PATHS: dict[str, dict[str, bool]] = {
-    "networks": {"runtime": False, "multus": False},
-    "multus": dict.fromkeys(("host", "netns", "cni-bin", "cni-conf", "state", "socket", "device-info"), True),
-    "handler": {"host": False, "netns": False, "tun": True},
-    "uninstall-node": {"host": True},
-}
-HOST_PATHS["node"] = HOST_PATHS["multus"] | {"tun": True}
+HOST_PATHS: dict[str, dict[str, bool]] = {}
 """By role: the volumes that are paths of the node, and whether the role may write there."""
+for (_container, _volume), _path in documented_paths().items():
+    _role = {"install-shim": "multus", "clean": "uninstall-node"}.get(_container, _container)
+    HOST_PATHS.setdefault(_role, {})[_volume] = _path.writable
+HOST_PATHS["node"] = HOST_PATHS["multus"]
+HOST_PATHS["multus"] = {volume: writable for volume, writable in HOST_PATHS["node"].items() if volume != "tun"}
 
 HOST_NETWORK = {
     **dict.fromkeys(("multus", "node"), "plugins create links in the node's network"),
@@ -47,10 +34,8 @@ HOST_NETWORK = {
     "uninstall-node": "the pod starts where multus does not run any more",
 }
 UNCONFINED = {
-    ("multus", "seccompProfile"): "plugins are programs of the node, with whatever system calls they need",
     ("multus", "appArmorProfile"): "plugins are programs of the node",
     ("handler", "appArmorProfile"): "the default profile refuses /proc/PID/root of other profiles",
-    ("node", "seccompProfile"): "it runs multus",
     ("node", "appArmorProfile"): "it runs multus",
 }
 ROOT = {"networks", "multus", "handler", "node", "uninstall-node"}
@@ -225,6 +210,8 @@ def test_openshift_constraints_allow_what_the_pods_need_and_no_more(name: str) -
     used = {capability for added in CAPABILITIES.values() for capability in added}
     assert set(scc["allowedCapabilities"]) == used
     assert scc["allowPrivilegedContainer"] is False
+    assert scc["seccompProfiles"][0] == "runtime/default"
+    assert scc["seccompProfiles"][1:] == (["localhost/plugins.json"] if name == "all-options" else [])
     accounts = {
         f"system:serviceaccount:hotnic:{spec['serviceAccountName']}"
         for spec in pod_specs(found).values()

@@ -94,6 +94,9 @@ class Api:
         # Without authentication: the aggregator checks the availability without a client certificate.
         for path in discovery_paths():
             self.app.router.add_get(path, self._serve_discovery)
+        # Now, so that no request waits for it: a build takes longer than an answer to any other request.
+        for owned in (True, False):
+            openapi_documents(claimed_groups(api_services, owned_by_hotnic=owned))
         for path in openapi_paths():
             self.app.router.add_get(path, self._serve_openapi)
         for path in ("/healthz", "/livez", "/readyz"):

@@ -9,10 +9,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from schemathesis import openapi
 
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
-from services.api.discovery import API_SERVICES, GROUPS, HOTNIC_GROUP, KUBEVIRT_GROUP, claimed_groups
+from services.api.discovery import API_SERVICES, GROUPS, HOTNIC_GROUP, KUBEVIRT_GROUP, claimed_groups, negotiate
 from services.api.observe import ClusterSettings
 from services.api.openapi.documents import openapi_documents
 from tests.support.kube.served_api import ServedApi, serve_api
@@ -27,6 +29,7 @@ AGGREGATED = {
 }
 AGGREGATOR = f"{AGGREGATED['v2']},{AGGREGATED['v2beta1']}"
 """The header that kube-aggregator sends, of 1.30 as of 1.36."""
+PARTS = [*AGGREGATED.values(), "application/json", "*/*", ",", ";", "q=", "0.5", "nan", "-1", "as=", "=", "v=v2", " "]
 SWAGGER_SCHEMA = {
     *("$ref", "additionalProperties", "default", "description", "enum", "items", "pattern", "properties", "required"),
     *("type", "x-kubernetes-group-version-kind"),
@@ -181,6 +184,17 @@ async def test_an_unchanged_document_is_not_sent_again(api: ServedApi, path: str
             assert (answer.status, await answer.read(), answer.headers["ETag"]) == (304, b"", etag)
     async with api.session.get(path, headers={"Accept": accept, "If-None-Match": '"other"'}) as answer:
         assert (answer.status, await answer.read()) == (200, body)
+
+
+@pytest.mark.parametrize("known", ["", "x", '"', "W/", '"a', ",", '"a",,"b"', "é"])
+async def test_an_etag_that_is_none_gets_the_document(api: ServedApi, known: str) -> None:
+    async with api.session.get("/openapi/v3", headers={"If-None-Match": known}) as answer:
+        assert answer.status == 200
+
+
+@given(accept=st.text() | st.lists(st.sampled_from(PARTS), max_size=12).map("".join), aggregated=st.booleans())
+def test_any_accept_header_gets_a_form_or_none(accept: str, aggregated: bool) -> None:
+    assert negotiate(accept, aggregated=aggregated) in ({None, "", "v2", "v2beta1"} if aggregated else {None, ""})
 
 
 async def test_a_document_may_be_kept_under_its_hash_only(api: ServedApi) -> None:

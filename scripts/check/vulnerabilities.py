@@ -35,11 +35,13 @@ FRESH, KEPT = datetime.timedelta(days=1), datetime.timedelta(days=14)
 class Report:
     """What the check prints, and whether it failed.
 
+    :ivar checked: the packages whose advisories are known.
     :param in_ci: whether a source that does not answer is a failure.
     """
 
     def __init__(self, *, in_ci: bool) -> None:
         self.lines: list[str] = []
+        self.checked: set[str] = set()
         self.failed = False
         self._in_ci = in_ci
 
@@ -103,6 +105,8 @@ def check_python(index: sources.Index, cache: Path, now: datetime.datetime, repo
     for key, answer in sorted(answers.items()):
         name, _, version = key.partition("==")
         findings += advisories.python_findings(name, version, answer)
+        if "vulnerabilities" in answer:
+            report.checked.add(name)
     if unserved := [key for key, answer in answers.items() if "vulnerabilities" not in answer]:
         shipped = locks.read_lock(locks.RUNTIME, (locks.ROOT / locks.RUNTIME).read_text())[0]
         # A vulnerability with a known fix is fixed in the newest release.
@@ -145,6 +149,7 @@ def check_go(report: Report) -> list[Finding]:
         for package, locked, path in go_programs():
             modules = advisories.modules_of(sources.module_listing(path))
             findings += advisories.go_findings(package, locked, modules, database, path.read_bytes().__contains__)
+            report.checked.add(package)
     except sources.NotServed as error:
         report.warn(f"Go programs: not served: {error}")
         return []
@@ -164,8 +169,7 @@ def main() -> int:
     for one in remaining:
         what = f"{one.package} {one.version}" + (f" contains {one.part}" if one.part else "")
         report.fail(f"{what}: {', '.join(one.ids)}: {one.summary}\n  {one.remedy()}")
-    for acceptance in unused:
-        # A source without an answer leaves exceptions unused, too.
+    for acceptance in (one for one in unused if one.package in report.checked):
         report.warn(
             f"scripts/check/exceptions.toml: {acceptance.package}: nothing was found that the exception accepts"
         )

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from structlog.testing import LogCapture
 
 from schemas.bus.events import Failed, ObjectRef
+from schemas.inputs import Edge, RejectedInput
 from schemas.kubernetes.objects import Pod
 from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
@@ -32,7 +33,7 @@ from services.common.telemetry.redact import redact_configuration
 from services.common.telemetry.tracer import fail_span
 from services.multus.cni import network
 from services.multus.cni.call import PodId
-from services.multus.cni.conflist import AttachmentAttributes, parse
+from services.multus.cni.conflist import AttachmentAttributes, decode_object, parse
 from services.multus.cni.errors import CniError
 from services.multus.cni.executor import Executor
 from services.multus.cni.network import AttachmentTarget
@@ -99,6 +100,32 @@ async def test_a_plugin_that_quotes_its_configuration_reveals_no_secret(tmp_path
     assert CANARY not in said
     assert CANARY not in daemon.written()
     assert "***" in said + daemon.written()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"type": "leaky", "password": "{CANARY}',
+        f'{{"type": "leaky", "password": "{CANARY}"}} x',
+        f'{{"type": {{"password": "{CANARY}"}}}}',
+        f'{{"plugins": ["{CANARY}"]}}',
+        f'{{"type": "leaky", "ipam": "{CANARY}"}}',
+        f'{{"type": "leaky", "password": "{CANARY}", "cniVersion": "9.9.9"}}',
+        f'"{CANARY}"',
+        f"{CANARY}: not JSON",
+    ],
+)
+def test_what_is_wrong_with_a_configuration_is_said_without_quoting_it(text: str) -> None:
+    said = []
+    try:
+        parse(text)
+    except CniError as error:
+        said.append(f"{error.msg} {error.details}")
+    try:
+        decode_object(text.encode(), Edge.NETWORK)
+    except RejectedInput as error:
+        said.append(str(error))
+    assert CANARY not in repr(said)
 
 
 async def test_what_another_daemon_says_of_a_network_reveals_no_secret(tmp_path: Path) -> None:

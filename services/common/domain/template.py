@@ -13,9 +13,11 @@ from schemas.kubernetes.objects import Interface, Network, VirtualMachine, Virtu
 from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.stages import OperationKind
 from services.common.domain.eligibility import LINK_STATES
+from services.common.domain.mac_address import find_mac
 from services.common.domain.nic import VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, operation_kind, read_operations
 from services.common.domain.spec_patch import SpecItem
+from services.common.domain.status_interfaces import find_entry
 
 FINAL_PHASES = frozenset({"Succeeded", "Failed"})
 """Phases of a VMI that has ended."""
@@ -111,7 +113,8 @@ def find_changed_fields(vm: VirtualMachine, vmi: VirtualMachineInstance, name: s
     """Return the fields of an interface or its network that the template sets to another value than the VMI has.
 
     Only a restart applies such a value. Fields that are empty in the template do not count: a webhook or a preference
-    may have set them on the VMI (a MAC, a model). Neither does ``state``, which the VMI follows at run time.
+    may have set them on the VMI (a MAC, a model). Neither do ``state``, which the VMI follows at run time, and the MAC
+    that the interface has anyway, however it is written.
     """
     template, in_vmi = vm.spec.template.spec, vmi.spec
     pairs = (
@@ -123,7 +126,15 @@ def find_changed_fields(vm: VirtualMachine, vmi: VirtualMachineInstance, name: s
         for requested, present in pairs
         for key, value in requested.items()
         if value not in ("", None) and present.get(key) != value and key != "state"
+        if key != "macAddress" or not _has_mac(vmi, name, present, value)
     ]
+
+
+def _has_mac(vmi: VirtualMachineInstance, name: str, in_spec: SpecItem, requested: object) -> bool:
+    """Return whether an interface of the VMI has a MAC; its spec need not name the MAC that a CNI plugin has chosen."""
+    in_status = find_entry(vmi.status.interfaces, name) or {}
+    mac = find_mac(requested)
+    return mac is not None and mac in (find_mac(in_spec.get("macAddress")), find_mac(in_status.get("mac")))
 
 
 def find_reverted_unplugs(template: TemplateInterfaces, nics: VmiNics) -> list[DesiredInterface]:

@@ -159,6 +159,11 @@ def test_template_changes_are_included_before_the_vmi_has_them() -> None:
             objects.vmi(objects.nic("iface1"), owned=True, status=[{"name": "iface1", "mac": "02:00:00:00:00:07"}]),
             None,
         ),
+        (
+            objects.vm(objects.nic("iface1", macAddress="02-00-00-00-00-0A")),
+            objects.vmi(objects.nic("iface1", macAddress="02:00:00:00:00:0a"), owned=True),
+            None,
+        ),
         # A MAC set by a webhook and a model set by a preference are no difference (kubevirt#15881, #18955).
         (
             objects.vm(objects.nic("iface1", macAddress="")),

@@ -19,10 +19,9 @@ from services.common.domain.kubevirt.stages import observe_stage
 from services.common.domain.kubevirt.strays import find_stray_elements
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 from services.common.domain.kubevirt.surroundings.refine import refine
-from services.common.domain.mac_address import find_mac
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT, is_migrating
-from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, find_entry, parse_tokens
+from services.common.domain.status_interfaces import DOMAIN, GUEST_AGENT, parse_tokens
 from services.common.domain.template import (
     TemplateInterfaces,
     find_changed_fields,
@@ -189,12 +188,7 @@ def _at_restart(
         return "back" if in_template and situation is None else None
     if desired is None or not in_template:
         return "gone"
-    fields = find_changed_fields(template.vm, vmi, nic_status.interface)
-    # The VMI's spec may name no MAC, and its interface have the one of the template.
-    entry = find_entry(vmi.status.interfaces, nic_status.interface) or {}
-    mac = find_mac(desired.interface.mac_address)
-    has_mac = mac is not None and mac == find_mac(entry.get("mac"))
-    return None if not fields or (fields == ["macAddress"] and has_mac) else "changed"
+    return "changed" if find_changed_fields(template.vm, vmi, nic_status.interface) else None
 
 
 def _pending_status(

@@ -15,12 +15,11 @@ from services.api.bus_auth.plan import BusAccounts
 from services.api.bus_auth.review import TokenReviewer
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.request_server import RequestServer
+from services.common.bus.nats_config import CALLOUT_QUEUE, CALLOUT_SUBJECT
 from services.common.bus.settings import BusSettings
 from services.common.kube.client import Kube
 from services.common.telemetry.logs import Log
 
-SUBJECT: Final = "$SYS.REQ.USER.AUTH"
-QUEUE: Final = "hotnic"
 USER_SEED: Final = "user.nk"
 
 
@@ -68,8 +67,8 @@ def serve_callout(
     return RequestServer(
         Endpoint(endpoint.servers, ca=endpoint.ca, cert=endpoint.cert, key=endpoint.key, nkey=str(keys / USER_SEED)),
         name="hotnic-auth-callout",
-        subject=SUBJECT,
-        queue=QUEUE,
+        subject=CALLOUT_SUBJECT,
+        queue=CALLOUT_QUEUE,
         answer=callout.answer,
         settings=settings or BusSettings(),
         log=log,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from services.cli.commands.nats_auth_callout import auth_callout
 from services.cli.errors import CommandFailed
 from services.cli.output import examples, say, table
 
@@ -35,6 +36,9 @@ def nats() -> None:
     Each role has an identity, and networks and handler one on each node. An identity publishes its own stages, reads
     its own events, and can do nothing else.
     """
+
+
+nats.add_command(auth_callout)
 
 
 @nats.command(
@@ -77,7 +81,7 @@ def keys(directory: Path, nodes: tuple[str, ...], roles: tuple[str, ...]) -> Non
         for role, node in _identities(nodes, roles):
             path = directory / f"{role if node is None else f'{role}.{node}'}{SUFFIX}"
             if not path.exists():
-                _write_new(path, create_seed() + b"\n")
+                write_new(path, create_seed() + b"\n")
             rows.append([str(path), read_public_key(path.read_bytes())])
     except (OSError, ValueError) as error:
         raise CommandFailed(f"cannot make the keys in {directory}: {error}") from error
@@ -119,7 +123,7 @@ def config(
     from services.common.bus.nats_config import NatsTls, render_accounts, render_server
 
     try:
-        users = [user for directory in directories for user in _read_users(directory)]
+        users = [user for directory in directories for user in read_users(directory)]
         if listen:
             tls = NatsTls(tls_cert, tls_key) if tls_cert and tls_key else None
             text = render_server(users, listen=listen, store_dir=store_dir, tls=tls)
@@ -139,7 +143,7 @@ def _identities(nodes: tuple[str, ...], roles: tuple[str, ...]) -> Iterator[tupl
             yield role, None
 
 
-def _read_users(directory: Path) -> Iterator[NatsUser]:
+def read_users(directory: Path) -> Iterator[NatsUser]:
     """Yield the users of the keys in a directory.
 
     :raises ValueError: there are none, or a file holds no seed of a user.
@@ -158,7 +162,7 @@ def _read_users(directory: Path) -> Iterator[NatsUser]:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes) -> None:
     """Write a file that only its owner can read; never over another one."""
     import os
 

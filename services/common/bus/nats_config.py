@@ -18,6 +18,14 @@ from schemas.bus.permissions import (
     role_permissions,
 )
 
+CALLOUT_ACCOUNT = "HOTNIC_AUTH"
+"""The account in which the auth callout is answered."""
+CALLOUT_SUBJECT = "$SYS.REQ.USER.AUTH"
+CALLOUT_QUEUE = "hotnic"
+"""The queue group of what answers: one of the replicas answers each request."""
+CALLOUT_TIMEOUT = 5
+"""Seconds for which a server waits for the answer."""
+
 
 class NatsUser(NamedTuple):
     """A user of the server.
@@ -32,6 +40,17 @@ class NatsUser(NamedTuple):
     key: str
 
 
+class NatsCallout(NamedTuple):
+    """The auth callout of a server: a service decides about every connection to hotnic's accounts but those of users.
+
+    :ivar issuer: public nkey of the account that signs the decisions, ``A…``.
+    :ivar users: public nkeys of the user as which the service connects; several while its key is replaced.
+    """
+
+    issuer: str
+    users: Sequence[str]
+
+
 class NatsTls(NamedTuple):
     """The TLS files of a server, by their paths on it.
 
@@ -43,9 +62,12 @@ class NatsTls(NamedTuple):
     ca: str | None = None
 
 
-def render_accounts(users: Sequence[NatsUser], *, unrestricted: Sequence[str] = ()) -> str:
-    """Return the accounts with their users. Without users the text is that for an auth callout.
+def render_accounts(
+    users: Sequence[NatsUser], callout: NatsCallout | None = None, *, unrestricted: Sequence[str] = ()
+) -> str:
+    """Return the accounts with their users.
 
+    :param callout: an auth callout beside the users, who do not pass it.
     :param unrestricted: public nkeys of users in the account of the streams who may use every subject.
     :raises ValueError: a user has no identity on the bus.
     """
@@ -67,13 +89,21 @@ def render_accounts(users: Sequence[NatsUser], *, unrestricted: Sequence[str] = 
         *_block("imports", [_import(one) for one in imports]),
         *_block("users", client_users),
         "  }",
+        *(_callout_account(callout) if callout is not None else ()),
         "}",
+        *(_authorization(users, callout) if callout is not None else ()),
     ]
     return "\n".join(lines) + "\n"
 
 
 def render_server(
-    users: Sequence[NatsUser], *, listen: str, store_dir: str, tls: NatsTls | None = None, name: str = "hotnic"
+    users: Sequence[NatsUser],
+    *,
+    listen: str,
+    store_dir: str,
+    tls: NatsTls | None = None,
+    callout: NatsCallout | None = None,
+    name: str = "hotnic",
 ) -> str:
     """Return the whole configuration of one server with JetStream.
 
@@ -89,7 +119,33 @@ def render_server(
         lines += ["tls {", f"  cert_file: {_quote(tls.cert)}", f"  key_file: {_quote(tls.key)}"]
         lines += [f"  ca_file: {_quote(tls.ca)}", "  verify: true"] if tls.ca is not None else []
         lines += ["}"]
-    return "\n".join(lines) + "\n" + render_accounts(users)
+    return "\n".join(lines) + "\n" + render_accounts(users, callout)
+
+
+def _callout_account(callout: NatsCallout) -> Iterable[str]:
+    yield "  # Nobody but what answers the callout: a request has the token of the client."
+    yield f"  {CALLOUT_ACCOUNT} {{"
+    permissions = f'subscribe: {_quote(f"{CALLOUT_SUBJECT} {CALLOUT_QUEUE}")}, publish: {{ deny: ">" }}'
+    # One answer to each request, within the time that the server waits.
+    answers = f'allow_responses: {{ max: 1, expires: "{CALLOUT_TIMEOUT}s" }}'
+    yield from _block(
+        "users", [f"{{ nkey: {_quote(key)}, permissions: {{ {permissions}, {answers} }} }}" for key in callout.users]
+    )
+    yield "  }"
+
+
+def _authorization(users: Sequence[NatsUser], callout: NatsCallout) -> Iterable[str]:
+    yield "authorization {"
+    yield "  # Seconds for a connection to be let in; by default 2, which a review may take on a busy cluster."
+    yield f"  timeout: {CALLOUT_TIMEOUT}"
+    yield "  auth_callout {"
+    yield f"    issuer: {_quote(callout.issuer)}"
+    yield f"    account: {CALLOUT_ACCOUNT}"
+    yield "    # Users of other accounts log in without it."
+    yield f"    allowed_accounts: [{STREAM_ACCOUNT}, {CLIENT_ACCOUNT}]"
+    yield f"    auth_users: [{', '.join(_quote(key) for key in (*callout.users, *(user.key for user in users)))}]"
+    yield "  }"
+    yield "}"
 
 
 def _user(user: NatsUser) -> Iterable[str]:

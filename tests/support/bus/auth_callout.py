@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from services.api.bus_auth.plan import NODE_NAME, POD_NAME, POD_UID
 from services.api.bus_auth.serving import serve_callout
 from services.common.bus.nats.credentials import Endpoint
+from services.common.bus.nats_config import NatsCallout, render_accounts
 from services.common.bus.nkeys import KeyKind, SigningKey, make_seed
 from services.common.kube.client import Kube
 from tests.support.bus.auth_tokens import ACCOUNTS, AUDIENCE, NAMESPACE, Object, claims_of
@@ -97,27 +98,10 @@ def write_keys(directory: Path) -> Path:
     return directory
 
 
-def server_config(keys: Path, *, timeout: float = 5) -> str:
-    """Return the configuration of a server whose callout has these keys."""
+def server_config(keys: Path) -> str:
+    """Return the accounts of a server whose callout has these keys."""
     issuer, user = (SigningKey((keys / name).read_text()).public for name in ("issuer.nk", "user.nk"))
-    return f"""
-accounts {{
-  HOTNIC_AUTH {{
-    users: [ {{
-      nkey: {user}
-      permissions: {{ subscribe: "$SYS.REQ.USER.AUTH hotnic", publish: {{deny: ">"}}, allow_responses: true }}
-    }} ]
-  }}
-  HOTNIC {{ jetstream: enabled }}
-  HOTNIC_CLIENTS {{}}
-  SYS {{ users: [ {{user: sys, password: sys}} ] }}
-}}
-system_account: SYS
-authorization {{
-  timeout: {timeout}
-  auth_callout {{ issuer: {issuer}, account: HOTNIC_AUTH, auth_users: [ {user}, sys ] }}
-}}
-"""
+    return render_accounts([], NatsCallout(issuer, [user]))
 
 
 class Denials(list[str]):

@@ -112,11 +112,13 @@ class BusConnection:
         settings: BusSettings,
         log: Log,
         caller: Caller = NOBODY,
+        jetstream: bool = True,
         on_denied: OnDenied = lambda _operation, _subject: None,
     ) -> "BusConnection":
         """Connect to NATS.
 
         :param caller: the role that connects.
+        :param jetstream: whether the connection is for JetStream; the callout's user may request nothing of it.
         :raises OSError: no server answers (``TimeoutError`` included), or a file of the endpoint is wrong.
         :raises nats.errors.Error: the peer is not a NATS server, or rejects the credentials.
         """
@@ -157,7 +159,7 @@ class BusConnection:
                     closed_cb=on_closed,
                     disconnected_cb=on_closed,
                 )
-                api = await _find_api(client, caller, settings.api_timeout)
+                api = await _find_api(client, caller, settings.api_timeout) if jetstream else API
         except BaseException:
             await _close(client, settings.close_timeout)
             raise

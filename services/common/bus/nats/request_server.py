@@ -60,7 +60,7 @@ class RequestServer:
         while True:
             try:
                 connection = await BusConnection.open(
-                    self._endpoint, name=self._name, settings=self._settings, log=self._log
+                    self._endpoint, name=self._name, settings=self._settings, log=self._log, jetstream=False
                 )
             except Exception as error:
                 # Any error, for example an unreadable seed, which its owner may replace.

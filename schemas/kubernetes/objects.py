@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _KubePart(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
-    """A part of decoded JSON, which has no cycles: garbage collection looks at no struct of it (ADR 42)."""
+    """A part of decoded JSON, which has no cycles: garbage collection looks at no struct of it (ADR 41)."""
 
 
 class OwnerReference(_KubePart, frozen=True):

@@ -1,7 +1,7 @@
 """Collects cyclic garbage of a process with a large cache in short passes, however large the cache is.
 
 Python starts a pass once many more containers were created than freed. A watch event frees about as many as it creates,
-so those of thousands of events wait for one pass, which then takes place in the middle of a plug (ADR 42). Here a pass
+so those of thousands of events wait for one pass, which then takes place in the middle of a plug (ADR 41). Here a pass
 over what is new is made every second, and what it leaves is frozen: no later pass looks at it. Garbage among that is
 found every ten minutes, by a pass over everything.
 Next: :mod:`services.controller.__main__`, which runs this.

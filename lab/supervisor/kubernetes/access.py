@@ -1,8 +1,8 @@
 """Gives the roles in a lab on Kubernetes the rights that the chart gives them, and a token of their service account.
 
-The token of a role of a node is bound to the Node, so that its user has the node's name, as in a pod of the chart.
-
-The rights are rendered from the chart with helm, so that a right that is missing in the chart is missing in the lab.
+Rights and admission policies are rendered from the chart with helm, so that a right that is missing in the chart is
+missing in the lab. The token of a role of a node is bound to the Node, so that its user has the node's name, as in a
+pod of the chart. The lab's administrator and its node, which is the VM runner, are trusted: they may change everything.
 `lab.supervisor.credentials` gives the roles of other labs client certificates instead.
 """
 
@@ -23,8 +23,14 @@ from lab.supervisor.processes import ProcessSpec
 from services.common.kube.client import Kube
 
 CHART: Final = Path(__file__).resolve().parents[3] / "k8s"
-RBAC: Final = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-"""The kinds of the chart's objects that give rights."""
+RIGHTS: Final = (
+    *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+)
+"""The kinds of the chart's objects that give or restrict rights."""
+
+TRUSTED: Final = ("kubernetes-admin", "hotnic-lab-node")
+"""The users that the admission policies do not restrict."""
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
 """Validity of a role's token; a lab lives shorter."""
@@ -39,7 +45,8 @@ def rendering(
     """
     command = (str(helm), "template", "hotnic", str(chart), "--namespace", NAMESPACE)
     values = ("--values", str(chart / "choices" / f"{choice}.yaml"), "--set", f"nats.url=nats://127.0.0.1:{NATS_PORT}")
-    return ProcessSpec("chart", (*command, *values), log, environ)
+    trusted = ("--set", f"admission.trusted.users={{{','.join(TRUSTED)}}}")
+    return ProcessSpec("chart", (*command, *values, *trusted), log, environ)
 
 
 async def grant(layout: Layout, rendered: Path, server: str, processes: Iterable[str]) -> None:
@@ -50,7 +57,7 @@ async def grant(layout: Layout, rendered: Path, server: str, processes: Iterable
     :param processes: names of the processes of roles.
     :raises KubeError: the API server rejected a request.
     """
-    rights = [obj for obj in bootstrap.load([rendered]) if obj["kind"] in RBAC]
+    rights = [obj for obj in bootstrap.load([rendered]) if obj["kind"] in RIGHTS]
     async with bootstrap.admin_client(layout.kubeconfig) as kube:
         for obj in rights:
             await bootstrap.create_unless_exists(kube, obj)

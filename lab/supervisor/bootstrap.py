@@ -41,7 +41,6 @@ COLLECTIONS: Final = {
     "Node": "/api/v1/nodes",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "Endpoints": "/api/v1/namespaces/{namespace}/endpoints",
-    "Node": "/api/v1/nodes",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",

@@ -236,15 +236,6 @@ def apiserver_arguments(directory: Path, port: int, etcd_port: int) -> tuple[str
     )
 
 
-def feature_gates(apiserver: Path) -> tuple[str, ...]:
-    """Return the options for a feature of every later version: a token that is bound to a node.
-
-    :param apiserver: the program, in the folder of its version.
-    """
-    oldest = apiserver.parent.name.startswith("v1.30.")
-    return ("--feature-gates=ServiceAccountTokenNodeBinding=true",) if oldest else ()
-
-
 def controller_manager_arguments(directory: Path, port: int, *, node: bool = False) -> tuple[str, ...]:
     """Return the options of a kube-controller-manager.
 

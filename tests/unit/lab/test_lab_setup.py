@@ -14,7 +14,7 @@ from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
 from lab.supervisor.collector import Collector
 from lab.supervisor.kubernetes import kubelet
-from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS, ControlPlanePrograms, prepare
+from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS, ControlPlanePrograms, feature_gates, prepare
 from lab.supervisor.kubernetes.kubelet import NodePrograms
 from lab.tools import ToolsMissingError
 from schemas.cri import runtime_pb2 as pb
@@ -108,6 +108,27 @@ def programs(tmp_path: Path) -> ControlPlanePrograms:
     """The programs of a Kubernetes version."""
     paths = {field.name: tmp_path / field.name for field in dataclasses.fields(ControlPlanePrograms)}
     return ControlPlanePrograms(**paths)
+
+
+def test_on_kubernetes_each_process_of_a_role_has_credentials_of_its_own(
+    parameters: components.LabParameters, programs: ControlPlanePrograms
+) -> None:
+    """A token names one node."""
+    several = dataclasses.replace(parameters, kubernetes=programs, nodes=2)
+    files = {
+        name: components.process_spec(several, name, {}).env["KUBECONFIG"].rpartition("/")[2]
+        for name in (*several.roles, "node", "node-2")
+    }
+    assert files["handler"] == "handler.kubeconfig"
+    assert files["handler-2"] == "handler-2.kubeconfig"
+    assert {files["node"], files["node-2"]} == {"node.kubeconfig"}
+    assert len({files[name] for name in several.roles}) == len(several.roles)
+
+
+def test_tokens_of_nodes_are_switched_on_in_the_oldest_kubernetes_only() -> None:
+    gates = ("--feature-gates=ServiceAccountTokenNodeBinding=true",)
+    assert feature_gates(Path("/tools/v1.30.14/kube-apiserver")) == gates
+    assert feature_gates(Path("/tools/v1.36.3/kube-apiserver")) == ()
 
 
 def test_kubernetes_itself_replaces_the_apiserver_alone(

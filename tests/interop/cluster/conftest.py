@@ -1,11 +1,15 @@
-"""One control plane for all tests of this folder, with one node that runs nothing."""
+"""One control plane for all tests of this folder, with one node that runs nothing.
 
+HOTNIC_TEST_KUBERNETES is its version, if not the newest one.
+"""
+
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.interop.releases import NODE, Snapshot, snapshot, write
-from tests.support.kube.control_plane import ControlPlane, control_plane
+from tests.support.kube.control_plane import VERSION, ControlPlane, control_plane
 from tests.support.leftovers import adopt_orphans, nothing_left_behind
 
 adopt_orphans()
@@ -14,7 +18,8 @@ adopt_orphans()
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane; DaemonSets have one node, without a kubelet."""
-    with control_plane(tmp_path_factory.mktemp("kubernetes")) as running:
+    version = os.environ.get("HOTNIC_TEST_KUBERNETES") or VERSION
+    with control_plane(tmp_path_factory.mktemp("kubernetes"), version) as running:
         labels = {"kubernetes.io/os": "linux", "kubernetes.io/hostname": NODE}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": labels}}
         running.kubectl("create", "--filename", write(running, "node", [node]))

@@ -188,6 +188,8 @@ def _api_server(directory: Path, port: int, etcd: int) -> list[str]:
         "--enable-aggregator-routing=true",
         # By default every 5 minutes: no test would see that a version is forgotten.
         "--etcd-compaction-interval=5s",
+        # It logs when it has loaded a certificate again.
+        "--vmodule=dynamic_serving_content=2",
     ]
 
 

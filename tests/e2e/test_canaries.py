@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from lab.layout import HEALTH_PORTS, ROLES
+from lab.tools import PAUSE_IMAGE
 from tests.support.lab.doctor import assert_no_findings
 from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, Lab, environment, running_lab, wait_until
 
@@ -87,6 +88,21 @@ def nad(lab: Lab, name: str, config: dict[str, Any]) -> None:
     lab.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
 
+def pod(lab: Lab, name: str, network: str) -> None:
+    element = {"name": network, "cni-args": {"password": f"{CANARY}-cni-args"}}
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "annotations": {"k8s.v1.cni.cncf.io/networks": json.dumps([element])},
+        },
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": PAUSE_IMAGE}]},
+    }
+    lab.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+
+
 def plug(lab: Lab, interface: str, network: str, *options: str) -> str:
     done = lab.hotnic(
         "addinterface", SAMPLE_VM, "--name", interface, "--network-attachment-definition-name", network, *options
@@ -151,6 +167,12 @@ def test_no_output_has_a_secret(planted: Lab) -> None:
     lab.edit_template(SAMPLE_VM, ("add", "/volumes", [cloud_init]))
 
     plug(lab, "working", "quiet", "--wait")
+    # The runtime passes on what the plugin says, too.
+    pod(lab, "canary-pod", "leaky")
+    log = lab.layout.log("multus")
+    wait_until(
+        lambda: any("call failed" in line and "default/canary-pod" in line for line in log.read_text().splitlines())
+    )
     with environment(NATS_URL=f"nats://user:{CANARY}-nats@127.0.0.1:1"):
         plug(lab, "broken", "leaky")
         wait_until(lambda: "FailedAddingInterface" in events(lab))
@@ -169,6 +191,7 @@ def test_no_output_has_a_secret(planted: Lab) -> None:
     readable = [str(path) for path in readable_files(lab.layout.dir) if CANARY.encode() in path.read_bytes()]
     assert readable == [str(plugin)] or readable == [], readable
 
+    lab.kubectl("delete", "pod", "canary-pod")
     assert lab.hotnic("removeinterface", SAMPLE_VM, "--name", "broken", "--wait").returncode == 0
     assert lab.hotnic("removeinterface", SAMPLE_VM, "--name", "working", "--wait").returncode == 0
     assert_no_findings(lab)

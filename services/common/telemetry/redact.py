@@ -9,6 +9,7 @@ Next: :mod:`services.common.telemetry.logs`.
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -48,6 +49,8 @@ _SECRET_KEY = re.compile(
 )
 """A key whose value is a secret, as plugins name them: ``etcdPassword``, ``client_secret``, ``dbPass``."""
 _SECRET_WORD = re.compile(r"[a-z](?:Pass|Auth)(?:$|[A-Z])")
+MAX_SECRETS = 200
+"""Secrets of a configuration that are searched for, because each search takes time."""
 MIN_SECRET = 4
 """Characters of a secret that is replaced in texts: a shorter one would be found in most of them."""
 
@@ -58,14 +61,19 @@ def redact_configuration(text: str, configuration: bytes) -> str:
     A secret is a text whose key says so, or that of a list or object around it. It is found however it is quoted, but
     not in another encoding such as Base64.
 
-    :param configuration: JSON; anything else has no secrets.
+    :param configuration: JSON; anything else has no secrets. Of one with more than MAX_SECRETS, or with a depth that
+        only an attack has, nothing is shown.
     """
     try:
-        document = msgspec.json.decode(configuration)
-    except (msgspec.DecodeError, RecursionError):
+        secrets = set(islice(_secrets(msgspec.json.decode(configuration), secret=False), MAX_SECRETS + 1))
+    except msgspec.DecodeError:
         return redact_text(text)
+    except RecursionError:
+        return REDACTED
+    if len(secrets) > MAX_SECRETS:
+        return REDACTED
     # The longest first: a secret may be a part of another one.
-    for secret in sorted(set(_secrets(document, secret=False)), key=len, reverse=True):
+    for secret in sorted(secrets, key=len, reverse=True):
         for quoted in (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), f"'{secret}'"):
             text = text.replace(quoted[1:-1], REDACTED)
     return redact_text(text)

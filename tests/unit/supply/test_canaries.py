@@ -200,7 +200,22 @@ def test_the_value_of_a_secret_key_is_replaced_however_it_is_quoted(value: str, 
         assert CANARY not in redact_configuration(f"error: {quoted} end", configuration)
 
 
-@pytest.mark.parametrize("configuration", [b"", b"{", b"[" * 100_000, b"null", b'{"type": "bridge", "bridge": "br0"}'])
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        json.dumps({"tokens": [f"{CANARY}{number}" for number in range(100_000)]}).encode(),
+        b'{"a":' * 900 + b"1" + b"}" * 900,
+        b"[" * 100_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    ],
+    ids=["many secrets", "deep", "too deep", "much too deep"],
+)
+def test_a_hostile_configuration_costs_no_time_and_reveals_nothing(configuration: bytes) -> None:
+    shown = redact_configuration(f"{CANARY}1 " * 1000, configuration)
+    assert CANARY not in shown or b"tokens" not in configuration
+
+
+@pytest.mark.parametrize("configuration", [b"", b"{", b"null", b'{"type": "bridge", "bridge": "br0"}'])
 def test_a_text_without_secrets_stays(configuration: bytes) -> None:
     assert (
         redact_configuration("bridge br0: no such device (bridge)", configuration)

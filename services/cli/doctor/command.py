@@ -103,6 +103,12 @@ class NodePathsType(click.ParamType[dict[str, str]]):
     help="Connection to the guests (default: HOTNIC_GUEST_DRIVER, else selected as the handler does).",
 )
 @bus_option
+@click.option(
+    "--nats-monitoring-url",
+    metavar="URL",
+    envvar="NATS_MONITORING_URL",
+    help="Address of the NATS server's monitoring endpoint, to check its store (default: NATS_MONITORING_URL).",
+)
 @cluster_options
 def doctor(
     vm: str | None,
@@ -114,6 +120,7 @@ def doctor(
     node_paths: dict[str, str],
     guest_driver: str,
     nats_url: str | None,
+    nats_monitoring_url: str | None,
     namespace: str | None,
     context: str | None,
     kubeconfig: str | None,
@@ -133,10 +140,11 @@ def doctor(
     if dry_run and not fix:
         raise click.UsageError("--dry-run needs --fix")
     paths = _paths(node_paths | {"guest_driver": guest_driver})
+    bus = (nats_url, nats_monitoring_url) if nats_url else None
     target = ClusterTarget(namespace, context, kubeconfig)
 
     async def work(kube: Kube, default: str) -> DoctorReport:
-        return await _examine(kube, None if all_namespaces else default, vm, paths, node, nats_url)
+        return await _examine(kube, None if all_namespaces else default, vm, paths, node, bus)
 
     async def fix_all(kube: Kube, default: str) -> FixReport:
         say(cluster_message(kube), err=True)
@@ -186,8 +194,17 @@ async def _fix(
 
 
 async def _examine(
-    kube: Kube, namespace: str | None, vm: str | None, paths: NodeSettings, node: str | None, nats_url: str | None
+    kube: Kube,
+    namespace: str | None,
+    vm: str | None,
+    paths: NodeSettings,
+    node: str | None,
+    bus: tuple[str, str | None] | None,
 ) -> DoctorReport:
+    """Examine twice if there are findings; return those that both have.
+
+    :param bus: addresses of NATS and of its monitoring endpoint.
+    """
     import asyncio
 
     import msgspec
@@ -199,10 +216,10 @@ async def _examine(
         if vm is not None and namespace is not None:
             return examine(await snapshot_of_vm(kube, namespace, vm, paths, node, for_fixes=True), node=False)
         found = await snapshot_of_vms(kube, namespace, paths, node, for_fixes=True)
-        if nats_url:
+        if bus is not None:
             from services.cli.doctor.collect.bus import read_bus
 
-            found = msgspec.structs.replace(found, bus=await read_bus(nats_url))
+            found = msgspec.structs.replace(found, bus=await read_bus(*bus))
         return examine(found)
 
     report = await examine_once()

@@ -69,7 +69,8 @@ def examine(snapshot: Snapshot, *, node: bool = True) -> DoctorReport:
     if isinstance(snapshot.bus, NotVisible):
         results.append(NotChecked("bus", "streams and bucket", snapshot.bus.message))
     else:
-        results += bus.check_bus(snapshot.bus)
+        results += bus.check_streams(snapshot.bus.streams)
+        results += bus.check_stores(snapshot.bus)
     return DoctorReport(
         tuple(one for one in results if isinstance(one, Finding)),
         tuple(one for one in results if isinstance(one, OperationInProgress)),

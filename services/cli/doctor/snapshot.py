@@ -11,7 +11,7 @@ import msgspec
 from schemas.bus.hotplug_status import StoredEntry
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
 from services.cli.doctor.fix.changes import Fix
-from services.common.bus.settings import StreamUsage
+from services.common.bus.settings import StoreUsage, StreamUsage
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ, Surroundings
 
@@ -189,6 +189,13 @@ class VmSnapshot(msgspec.Struct, frozen=True):
         return f"{self.namespace}/{self.name}"
 
 
+class BusSnapshot(msgspec.Struct, frozen=True):
+    """The usage of hotnic's streams, and of the stores that hold them, as far as those can be read."""
+
+    streams: tuple[StreamUsage, ...] = ()
+    stores: tuple[StoreUsage | NotVisible, ...] = ()
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """The state of some VMs, of the node that the snapshot was taken on, and of the streams of the bus.
 
@@ -197,7 +204,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     vms: tuple[VmSnapshot, ...]
     node: NodeSnapshot | NotVisible = NotVisible("not read")
-    bus: tuple[StreamUsage, ...] | NotVisible = ()
+    bus: BusSnapshot | NotVisible = BusSnapshot()
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""All limits of the bus in one struct: streams, consumers, publishing, reconnecting; and the usage of a stream's limit.
+"""All limits of the bus in one struct: streams, consumers, publishing, reconnecting; and the usage of a limit.
 
 Next: :mod:`services.common.bus.nats.streams`, which applies the limits of the streams.
 """
@@ -29,6 +29,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar pull_expires: how long the server serves one pull request.
     :ivar pull_heartbeat: interval of the server's heartbeats for a pull request; after two missing ones it is renewed.
     :ivar api_timeout: how long a request to the JetStream API may take.
+    :ivar account_timeout: how long a request for the limits of the account may take, which few may read.
     :ivar reconnect_delay: longest pause between two attempts to connect.
     :ivar files_interval: interval of the checks whether a file with credentials was replaced.
     :ivar close_timeout: how long the outbox may take at shutdown, and then each close of a connection.
@@ -61,6 +62,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     connect_timeout: float = 2.0
     api_timeout: float = 5.0
+    account_timeout: float = 2.0
     reconnect_delay: float = 2.0
     files_interval: float = 5.0
     close_timeout: float = 1.0
@@ -86,3 +88,18 @@ class StreamUsage(msgspec.Struct, frozen=True):
     name: str
     limit: int
     used: int | None
+
+
+class StoreUsage(msgspec.Struct, frozen=True):
+    """How much of a JetStream store is reserved and used, by all streams of an account or of a server.
+
+    :ivar name: whose store it is, as a finding names it.
+    :ivar limit: in bytes.
+    :ivar reserved: in bytes: the sum of the streams' limits.
+    :ivar used: in bytes.
+    """
+
+    name: str
+    limit: int
+    reserved: int
+    used: int

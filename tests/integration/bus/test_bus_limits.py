@@ -1,6 +1,7 @@
 """What happens at each limit of a real nats-server, and what logs and doctor say: store, stream and bucket."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,16 +12,16 @@ import pytest
 import structlog
 
 from schemas.bus.hotplug_status import BUCKET
-from services.cli.doctor.checks.bus import check_bus
-from services.cli.doctor.collect.bus import read_bus
-from services.cli.doctor.snapshot import NotVisible
+from services.cli.doctor.checks.bus import check_stores, check_streams
+from services.cli.doctor.collect.bus import read_bus, read_server_store
+from services.cli.doctor.snapshot import Finding, NotVisible
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.keyvalue import JetStreamKeyValue
 from services.common.bus.nats.streams import StreamNotCreated, ensure_streams
 from services.common.bus.protocol import BusUnavailable
-from services.common.bus.settings import MIB, BusSettings
+from services.common.bus.settings import MIB, BusSettings, StoreUsage
 from services.common.telemetry.logs import Log
 from tests.support.bus.conformance import Inbox, annotated, consuming
 from tests.support.bus.jetstream import QUICK, Buses, jetstream
@@ -111,11 +112,46 @@ async def test_a_full_stream_drops_its_oldest_events_and_accepts_new_ones(server
     assert state.first_seq > 1
 
 
-async def findings(server: NatsServer) -> dict[str, str]:
+async def findings(server: NatsServer, monitoring: str | None = None) -> dict[str, str]:
     """Return the codes of the doctor's findings by their subjects."""
-    found = await read_bus(server.url)
+    found = await read_bus(server.url, monitoring)
     assert not isinstance(found, NotVisible)
-    return {one.subject: one.code for one in check_bus(found)}
+    results = (*check_streams(found.streams), *check_stores(found))
+    return {one.subject: one.code if isinstance(one, Finding) else one.message for one in results}
+
+
+async def test_the_doctor_sees_the_size_of_the_server_s_store(tmp_path: Path) -> None:
+    config = tmp_path / "nats.conf"
+    config.write_text(f"jetstream {{ max_file_store: {512 * MIB} }}\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monitoring = f"http://127.0.0.1:{port}"
+    async with nats_server(tmp_path / "nats", "-c", str(config), "-m", str(port)) as server:
+        found = await read_server_store(monitoring)
+        assert found == StoreUsage(f"NATS server {monitoring}", 512 * MIB, 0, 0)
+        async with connected(server) as connection:
+            await connection.js.add_stream(name="OTHER", subjects=["other"], max_bytes=200 * MIB)
+        missing = dict.fromkeys(
+            ("NATS stream HOTPLUG", "NATS stream HOTPLUG_DEAD", "NATS stream KV_hotplug-status"), "BusStreamMissing"
+        )
+        # hotnic's streams reserve 384 MiB.
+        assert await findings(server, monitoring) == {**missing, f"NATS server {monitoring}": "BusStoreTooSmall"}
+        assert await findings(server) == missing
+    gone = await read_server_store(monitoring)
+    assert isinstance(gone, NotVisible)
+
+
+async def test_the_doctor_sees_the_size_of_the_account_s_store(tmp_path: Path) -> None:
+    config = tmp_path / "nats.conf"
+    account = f"jetstream: {{max_file: {100 * MIB}, max_mem: 1024}}, users: [{{user: hotnic, password: secret}}]"
+    config.write_text(f"jetstream {{}}\naccounts {{ HOTNIC: {{ {account} }} }}\n")
+    async with nats_server(tmp_path / "nats", "-c", str(config)) as server:
+        url = server.url.replace("nats://", "nats://hotnic:secret@")
+        found = await read_bus(url)
+    assert not isinstance(found, NotVisible)
+    assert found.stores == (StoreUsage("NATS account", 100 * MIB, 0, 0),)
+    assert {one.code for one in check_stores(found) if isinstance(one, Finding)} == {"BusStoreTooSmall"}
 
 
 async def fill(store: JetStreamKeyValue) -> None:

@@ -11,8 +11,16 @@ from schemas.kubernetes.operations import Operation, encode_annotation, operatio
 from schemas.names import find_colliding_names
 from schemas.stages import OperationKind
 from services.cli.doctor.examine import confirmed, examine
-from services.cli.doctor.snapshot import DoctorReport, NotVisible, ObservedLink, PodOnNode, Snapshot, VmSnapshot
-from services.common.bus.settings import MIB, StreamUsage
+from services.cli.doctor.snapshot import (
+    BusSnapshot,
+    DoctorReport,
+    NotVisible,
+    ObservedLink,
+    PodOnNode,
+    Snapshot,
+    VmSnapshot,
+)
+from services.common.bus.settings import MIB, StoreUsage, StreamUsage
 from tests.support.doctor import hotplug_status_changes, snapshot_changes, snapshots
 
 TWO = (("blue", "green"), ("red",))
@@ -47,15 +55,38 @@ def test_veth_of_another_name_is_an_uplink_and_no_leftover() -> None:
 def test_missing_stream_and_full_bucket_are_found(used: int | None, found: set[str]) -> None:
     # The oldest events make room for new ones, so a full stream is no finding.
     events = StreamUsage("HOTPLUG", 256 * MIB, 256 * MIB)
-    snapshot = Snapshot((), bus=(events, StreamUsage("KV_hotplug-status", 64 * MIB, used)))
+    snapshot = Snapshot((), bus=BusSnapshot((events, StreamUsage("KV_hotplug-status", 64 * MIB, used))))
     assert codes(examine(snapshot)) == found
 
 
 def test_bucket_that_fills_while_the_doctor_looks_twice_is_found() -> None:
     first, second = (
-        examine(Snapshot((), bus=(StreamUsage("KV_hotplug-status", 64 * MIB, used * MIB),))) for used in (62, 63)
+        examine(Snapshot((), bus=BusSnapshot((StreamUsage("KV_hotplug-status", 64 * MIB, used * MIB),))))
+        for used in (62, 63)
     )
     assert codes(confirmed(first, second)) == {"BusBucketFull"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "limit", "reserved", "used", "found"),
+    [
+        (False, 400, 400, 10, set()),
+        (False, 400, 400, 380, {"BusStoreFull"}),
+        (True, 400, 320, 10, {"BusStreamMissing"}),
+        (True, 400, 350, 10, {"BusStreamMissing", "BusStoreTooSmall"}),
+        # Streams without a size may fill what others have reserved.
+        (False, 400, 100, 399, {"BusStoreFull"}),
+    ],
+)
+def test_store_without_room_is_found(missing: bool, limit: int, reserved: int, used: int, found: set[str]) -> None:
+    stream = StreamUsage("KV_hotplug-status", 64 * MIB, None if missing else 0)
+    store = StoreUsage("NATS account", limit * MIB, reserved * MIB, used * MIB)
+    assert codes(examine(Snapshot((), bus=BusSnapshot((stream,), (store,))))) == found
+
+
+def test_store_that_cannot_be_read_is_not_checked() -> None:
+    report = examine(Snapshot((), bus=BusSnapshot((), (NotVisible("no answer"),))))
+    assert ("size of the store", "no answer") in {(one.part, one.message) for one in report.not_checked}
 
 
 def test_bus_that_does_not_answer_is_not_checked() -> None:

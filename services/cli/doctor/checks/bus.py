@@ -1,4 +1,4 @@
-"""Checks of the bus: the streams and the bucket exist, and the bucket has room.
+"""Checks of the bus: the streams and the bucket exist, the bucket has room, and so has the store of all streams.
 
 A full stream of events drops its oldest, so only a full bucket is a fault. hotnic works without the bus: these findings
 cost latency, the times of stages, and the stored hot-plug status.
@@ -7,7 +7,7 @@ Next: :mod:`services.common.bus.nats.limits`, the same limits in the log of a ro
 
 from collections.abc import Iterator
 
-from services.cli.doctor.snapshot import Finding
+from services.cli.doctor.snapshot import BusSnapshot, Finding, NotChecked, NotVisible
 from services.common.bus.settings import BUCKET_STREAM, MIB, StreamUsage
 
 NEARLY_FULL = 0.95
@@ -18,7 +18,7 @@ STORE_REPAIR = (
 )
 
 
-def check_bus(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
+def check_streams(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
     """Check that each stream exists, and that no bucket is full."""
     reserved = sum(one.limit for one in streams)
     for one in streams:
@@ -37,6 +37,30 @@ def check_bus(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
                 # Without its size, which changes while the doctor looks twice.
                 f"the bucket has nearly {_mib(one.limit)}; NATS refuses what exceeds that",
                 f"enlarge it: nats stream edit {one.name} --max-bytes SIZE",
+            )
+
+
+def check_stores(bus: BusSnapshot) -> Iterator[Finding | NotChecked]:
+    """Check that each store has room for the streams that do not exist, and is not full."""
+    missing = sum(one.limit for one in bus.streams if one.used is None)
+    for store in bus.stores:
+        if isinstance(store, NotVisible):
+            yield NotChecked("bus", "size of the store", store.message)
+        elif missing > store.limit - store.reserved:
+            yield Finding(
+                "BusStoreTooSmall",
+                store.name,
+                f"of the store's {_mib(store.limit)}, streams reserve {_mib(store.reserved)}; the missing streams of "
+                f"hotnic reserve {_mib(missing)}",
+                f"enlarge it to {_mib(store.reserved + missing)} at least (max_file_store, or max_file of the account)",
+            )
+        elif store.used >= NEARLY_FULL * store.limit:
+            yield Finding(
+                "BusStoreFull",
+                store.name,
+                # Without what is used, which changes while the doctor looks twice.
+                f"the streams have nearly filled the store's {_mib(store.limit)}; NATS then refuses every message",
+                "enlarge it (max_file_store, or max_file of the account), or limit other streams that have no size",
             )
 
 

@@ -19,12 +19,13 @@ from nats.js.errors import NotFoundError
 
 from schemas.bus.encoding import DEAD_ROOT, NO_NODE
 from schemas.bus.permissions import BusRole
+from schemas.inputs import Edge, InputDecoder, RejectedInput
 from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dead_letter
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection, Caller
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.protocol import BusUnavailable
-from services.common.bus.settings import BUCKET_STREAM, BusSettings, StreamUsage
+from services.common.bus.settings import BUCKET_STREAM, BusSettings, StoreUsage, StreamUsage
 from services.common.telemetry.logs import Log
 
 
@@ -33,6 +34,19 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
     sequence: int
     message: BusMessage
+
+
+class _AccountLimits(msgspec.Struct, frozen=True):
+    max_storage: int = -1
+
+
+class _Account(msgspec.Struct, frozen=True):
+    storage: int = 0
+    reserved_storage: int = 0
+    limits: _AccountLimits = _AccountLimits()
+
+
+_account = InputDecoder(Edge.BUS, _Account)
 
 
 class StreamReader:
@@ -79,6 +93,19 @@ class StreamReader:
         limits = {settings.stream: settings.max_bytes, settings.dead_stream: settings.dead_max_bytes}
         limits |= {f"{BUCKET_STREAM}{bucket}": settings.bucket_max_bytes for bucket in buckets}
         return tuple([await self._usage(name, limit) for name, limit in limits.items()])
+
+    async def read_account_store(self) -> StoreUsage | None:
+        """Return the usage of the account's store; ``None`` if the account has no limit, or may not be read."""
+        settings = self._settings
+        try:
+            answer = await self._connection.client.request("$JS.API.INFO", timeout=settings.account_timeout)
+            found = _account.decode(answer.data)
+        # A permission that is missing shows as a missing response.
+        except (NatsError, OSError, RejectedInput):
+            return None
+        if found.limits.max_storage <= 0:
+            return None
+        return StoreUsage("NATS account", found.limits.max_storage, found.reserved_storage, found.storage)
 
     async def _usage(self, name: str, limit: int) -> StreamUsage:
         with _translate_errors(), contextlib.suppress(NotFoundError):

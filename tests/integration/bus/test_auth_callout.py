@@ -57,6 +57,7 @@ async def test_a_role_of_a_node_gets_the_permissions_of_its_node(tmp_path: Path)
 async def test_a_connection_without_a_token_of_a_role_is_refused(tmp_path: Path, token: str, reason: str) -> None:
     async with running_callout(tmp_path) as callout:
         assert await callout.refusal(token) == reason
+        assert not any(token in line for line in callout.server.log)
 
 
 async def test_a_huge_token_is_refused_by_the_server_itself(tmp_path: Path) -> None:

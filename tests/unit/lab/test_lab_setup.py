@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lab.layout import BUS_ROLES, ROLES, LabIdentity, Layout
+from lab.layout import BUS_ROLES, ROLES, LabIdentity, Layout, credentials_of
 from lab.namespaces import cgroups, isolation
 from lab.node import configuration
 from lab.node.cri import RuntimeCallError, parse_sandbox_status, sandbox_config
 from lab.supervisor import components
 from lab.supervisor.collector import Collector
 from lab.supervisor.kubernetes import kubelet
-from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS, ControlPlanePrograms, feature_gates, prepare
+from lab.supervisor.kubernetes.control_plane import NODE_ADDRESS, ControlPlanePrograms, prepare
 from lab.supervisor.kubernetes.kubelet import NodePrograms
 from lab.tools import ToolsMissingError
 from schemas.cri import runtime_pb2 as pb
@@ -110,7 +110,7 @@ def programs(tmp_path: Path) -> ControlPlanePrograms:
     return ControlPlanePrograms(**paths)
 
 
-def test_on_kubernetes_each_process_of_a_role_has_credentials_of_its_own(
+def test_on_kubernetes_each_role_and_node_has_credentials_of_its_own(
     parameters: components.LabParameters, programs: ControlPlanePrograms
 ) -> None:
     """A token names one node."""
@@ -122,13 +122,16 @@ def test_on_kubernetes_each_process_of_a_role_has_credentials_of_its_own(
     assert files["handler"] == "handler.kubeconfig"
     assert files["handler-2"] == "handler-2.kubeconfig"
     assert {files["node"], files["node-2"]} == {"node.kubeconfig"}
-    assert len({files[name] for name in several.roles}) == len(several.roles)
+    # Two controllers are replicas of one role.
+    assert {files[name] for name in several.roles} == {f"{credentials_of(name)}.kubeconfig" for name in several.roles}
 
 
-def test_tokens_of_nodes_are_switched_on_in_the_oldest_kubernetes_only() -> None:
-    gates = ("--feature-gates=ServiceAccountTokenNodeBinding=true",)
-    assert feature_gates(Path("/tools/v1.30.14/kube-apiserver")) == gates
-    assert feature_gates(Path("/tools/v1.36.3/kube-apiserver")) == ()
+def test_tokens_of_nodes_are_switched_on_in_the_oldest_kubernetes_only(programs: ControlPlanePrograms) -> None:
+    gates = {
+        version: dataclasses.replace(programs, apiserver=Path(f"/tools/v{version}/kube-apiserver")).gates
+        for version in ("1.30.14", "1.36.3")
+    }
+    assert gates == {"1.30.14": ("--feature-gates=ServiceAccountTokenNodeBinding=true",), "1.36.3": ()}
 
 
 def test_kubernetes_itself_replaces_the_apiserver_alone(

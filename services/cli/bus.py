@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from services.cli.errors import Unreachable
+from services.cli.errors import RefusedByServer, Unreachable
 from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ def run_with_bus(url: str | None, work: Callable[[StreamReader], Coroutine[Any, 
 
     :param url: as the user gave it; ``None`` when there is none.
     :raises Unreachable: no address is given, or NATS does not answer.
+    :raises RefusedByServer: NATS denies something to the identity of the command.
     """
     from services.common.bus.nats.reader import open_reader
-    from services.common.bus.protocol import BusUnavailable
+    from services.common.bus.protocol import BusDenied, BusUnavailable
     from services.common.telemetry.logs import logger
 
     address = required_url(url)
@@ -56,6 +57,8 @@ def run_with_bus(url: str | None, work: Callable[[StreamReader], Coroutine[Any, 
 
     try:
         return asyncio.run(connected())
+    except BusDenied as error:
+        raise RefusedByServer(f"NATS at {redact_addresses(address)}: {error}") from error
     except BusUnavailable as error:
         raise Unreachable(f"NATS at {redact_addresses(address)} does not answer: {error}\n{NATS_HINT}") from error
 

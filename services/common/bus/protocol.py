@@ -42,6 +42,10 @@ class BusUnavailable(BusError):
     """The bus is not connected or did not answer in time; the same call may succeed later."""
 
 
+class BusDenied(BusUnavailable):
+    """The bus does not permit the call to the identity of the caller."""
+
+
 class WrongRevision(BusError):
     """The key has another revision than the named one, or exists already (``create``)."""
 

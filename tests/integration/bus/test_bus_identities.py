@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import structlog
 from nats.aio.client import Client
+from nats.js.errors import APIError
 
 from schemas.bus.encoding import node_consumer, node_filter
 from schemas.bus.permissions import (
@@ -16,7 +18,9 @@ from schemas.bus.permissions import (
     inbox_prefix,
     role_permissions,
 )
+from services.common.bus.nats.streams import ensure_streams
 from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
+from tests.support.bus.jetstream import QUICK
 
 OTHERS: tuple[Identity, ...] = (("networks", "node2"), ("handler", "node2"))
 VERBS = (
@@ -173,3 +177,20 @@ async def test_keys_of_nobody_and_no_key_are_refused(tmp_path: Path) -> None:
         await states.wait("Authorization Violation")
         assert not bus.connected
         await bus.close()
+
+
+@pytest.mark.parametrize("header", ["Nats-Rollup", "Nats-TTL", "Nats-Schedule"])
+async def test_headers_of_a_node_remove_no_dead_letter(tmp_path: Path, header: str) -> None:
+    async with identity_server(tmp_path) as server:
+        controller, _ = await server.client("controller")
+        await ensure_streams(controller.jetstream(), QUICK, structlog.get_logger())
+        await controller.jetstream().publish("hotplug-dead.failed.node2.default.vm1", b"evidence")
+        client, _ = await server.client("handler", "node1")
+        for subject in ("hotplug-dead.failed.node1.default.vm1", "hotplug.failed.node1.default.vm1"):
+            value = {"Nats-Rollup": "all", "Nats-TTL": "1s", "Nats-Schedule": "@every 1s"}[header]
+            with pytest.raises(APIError):
+                await client.jetstream().publish(subject, b"", headers={header: value})
+        for stream, count in (("HOTPLUG", 0), ("HOTPLUG_DEAD", 1)):
+            assert (await controller.jetstream().stream_info(stream)).state.messages == count
+        await client.close()
+        await controller.close()

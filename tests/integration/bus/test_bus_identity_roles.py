@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,14 +17,17 @@ from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, Obj
 from schemas.bus.hotplug_status import BUCKET
 from schemas.kubernetes.operations import Operation
 from schemas.stages import OperationKind, Stage
+from services.cli.doctor.collect.bus import read_bus
+from services.cli.doctor.snapshot import NotVisible
 from services.common.bus.envelope import DEAD_REASON, BusMessage, encode_message
 from services.common.bus.nats.connection import BusConnection
-from services.common.bus.nats.jetstream import JetStreamBus
+from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.reader import open_reader
-from services.common.bus.protocol import BusUnavailable, KeyValueEntry
+from services.common.bus.protocol import BusDenied, BusUnavailable, KeyValueEntry
 from tests.support.bus.conformance import Inbox
 from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
 from tests.support.bus.jetstream import QUICK
+from tests.support.bus.nats import nats_server
 from tests.support.telemetry.spans import recording_telemetry
 
 VMI, POD = ObjectRef("default", "vm1", "u1"), ObjectRef("default", "launcher", "u2")
@@ -320,9 +325,49 @@ async def test_people_read_and_replay_with_their_identities(server: IdentityServ
                 assert await reader.get_dead_letter(letter.sequence) == letter
                 assert [one.used is not None for one in await reader.read_usage()] == [True, True]
                 if role == "reader":
-                    with pytest.raises(BusUnavailable):
+                    with pytest.raises(BusDenied, match="administrator to replay dead letters"):
                         await reader.replay(letter, keep=False)
                 else:
                     await reader.replay(letter, keep=False)
                     assert [one async for one in reader.list_dead_letters()] == []
         assert (await inbox.wait(2))[-1] == attached()
+
+
+async def test_doctor_says_which_identity_it_needs(server: IdentityServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = await server.bus("controller")
+    async with connected(controller):
+        await controller.kv(BUCKET).put("default.vm1.h", b"status")
+        monkeypatch.setenv("NATS_NKEY", str(server.seeds["handler", "node1"]))
+        found = await read_bus(server.url)
+        assert isinstance(found, NotVisible)
+        assert "the file of identity reader" in found.message
+        monkeypatch.setenv("NATS_NKEY", str(server.seeds["reader", None]))
+        usage = await read_bus(server.url)
+        assert not isinstance(usage, NotVisible)
+        assert [one.used is not None for one in usage] == [True, True, True]
+
+
+async def test_a_token_is_followed(tmp_path: Path) -> None:
+    """The server compares it itself here; an auth callout would examine it."""
+    config, token = tmp_path / "server.conf", tmp_path / "token"
+    config.write_text('authorization { token: "first" }')
+    token.write_text("first\n")
+    settings = msgspec.structs.replace(QUICK, files_interval=0.1)
+    async with nats_server(tmp_path / "store", "-c", str(config)) as running:
+        bus = await connect(
+            running.url,
+            role="controller",
+            node="_",
+            telemetry=recording_telemetry()[0],
+            log=structlog.get_logger(),
+            settings=settings,
+            environ={"NATS_TOKEN_FILE": str(token)},
+        )
+        async with connected(bus):
+            earlier = bus._session.connection
+            # As a kubelet does, by a rename: the earlier connection stays until the server accepts the new token.
+            (tmp_path / "new").write_text("second\n")
+            (tmp_path / "new").replace(token)
+            config.write_text('authorization { token: "second" }')
+            os.kill(running.pid, signal.SIGHUP)
+            await wait_other_connection(bus, earlier)

@@ -14,7 +14,7 @@ from schemas.bus.hotplug_status import BUCKET
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from services.cli.doctor.snapshot import BusSnapshot, NotVisible
 from services.common.bus.nats.reader import open_reader
-from services.common.bus.protocol import BusUnavailable
+from services.common.bus.protocol import BusDenied, BusUnavailable
 from services.common.bus.settings import StoreUsage
 from services.common.telemetry.logs import logger
 from services.common.telemetry.redact import redact_addresses
@@ -46,6 +46,8 @@ async def read_bus(url: str, monitoring: str | None = None) -> BusSnapshot | Not
     try:
         async with open_reader(url, os.environ, log=logger("cli", "critical")) as reader:
             streams, account = await reader.read_usage(BUCKET), await reader.read_account_store()
+    except BusDenied as error:
+        return NotVisible(str(error))
     except BusUnavailable as error:
         return NotVisible(f"NATS at {redact_addresses(url)} does not answer: {error}")
     stores: list[StoreUsage | NotVisible] = [account] if account is not None else []

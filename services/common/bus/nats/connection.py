@@ -171,6 +171,11 @@ class BusConnection:
         """The server's or the client's reason for the loss of the connection; empty if there is none."""
         return str(self.client.last_error or "")
 
+    @property
+    def last_denied(self) -> str:
+        """The subject that the server has denied last; empty if there is none."""
+        return self._denied[-1] if self._denied else ""
+
     def is_denied(self, subject: str) -> bool:
         """Return whether the server has denied this subject on this connection."""
         return subject.lower() in self._denied

@@ -39,6 +39,17 @@ def describe_bus_error(error: BaseException, stream: str, settings: BusSettings)
     return str(error) or repr(error)
 
 
+def describe_command_denial(subject: str) -> str:
+    """Return the text of a missing permission of a command.
+
+    :param subject: in lower case, as the client has it.
+    """
+    return (
+        f"NATS denies the identity of this command to use {subject}; set NATS_NKEY or NATS_CREDS to the file of "
+        "identity reader, or administrator to replay dead letters (hotnic nats keys makes them)"
+    )
+
+
 def describe_denial(role: str, node: str | None, operation: str, subject: str) -> str:
     """Return the text of a missing permission.
 

@@ -24,7 +24,8 @@ from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dea
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection, Caller
 from services.common.bus.nats.credentials import Endpoint
-from services.common.bus.protocol import BusUnavailable
+from services.common.bus.nats.limits import describe_command_denial
+from services.common.bus.protocol import BusDenied, BusUnavailable
 from services.common.bus.settings import BUCKET_STREAM, BusSettings, StoreUsage, StreamUsage
 from services.common.telemetry.logs import Log
 
@@ -66,7 +67,7 @@ class StreamReader:
 
     async def get_dead_letter(self, sequence: int) -> DeadLetter | None:
         """Return the dead letter with this sequence, ``None`` if there is none."""
-        with _translate_errors(), contextlib.suppress(NotFoundError):
+        with self._translate_errors(), contextlib.suppress(NotFoundError):
             found = await self._connection.js.get_msg(self._settings.dead_stream, seq=sequence)
             return parse_dead_letter(sequence, _to_bus_message(found))
         return None
@@ -78,7 +79,7 @@ class StreamReader:
         :raises UnusableMessage: the message would only be dead-lettered again; nothing is published or deleted.
         """
         message = build_replay(dead_letter, uuid4().hex)
-        with _translate_errors():
+        with self._translate_errors():
             await self._connection.js.publish(
                 message.subject, message.payload, headers=message.headers, timeout=self._settings.publish_timeout
             )
@@ -107,8 +108,11 @@ class StreamReader:
             return None
         return StoreUsage("NATS account", found.limits.max_storage, found.reserved_storage, found.storage)
 
+    def _translate_errors(self) -> contextlib.AbstractContextManager[None]:
+        return _translate_errors(lambda: self._connection.last_denied)
+
     async def _usage(self, name: str, limit: int) -> StreamUsage:
-        with _translate_errors(), contextlib.suppress(NotFoundError):
+        with self._translate_errors(), contextlib.suppress(NotFoundError):
             info = await self._connection.js.stream_info(name)
             return StreamUsage(name, max(info.config.max_bytes or 0, 0), info.state.bytes)
         return StreamUsage(name, limit, None)
@@ -125,7 +129,7 @@ class StreamReader:
 
         :param on_subscribed: called once, when the server has accepted the subscription.
         """
-        with _translate_errors():
+        with self._translate_errors():
             subscription = await self._subscribe(self._settings.stream, subjects, after)
         if on_subscribed is not None:
             on_subscribed()
@@ -139,12 +143,12 @@ class StreamReader:
         :raises BusUnavailable: the server stops sending before the last one.
         """
         try:
-            with _translate_errors():
+            with self._translate_errors():
                 subscription = await self._subscribe(stream, subjects, 0)
         except NotFoundError:
             return
         async with contextlib.aclosing(self._iterate(subscription)) as delivered:
-            with _translate_errors():
+            with self._translate_errors():
                 info = await subscription.consumer_info()
             # The count includes the messages that the server has sent since the subscription.
             left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
@@ -183,7 +187,7 @@ class StreamReader:
                 await asyncio.wait({following, lost}, return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
                     raise BusUnavailable("NATS connection lost")
-                with _translate_errors():
+                with self._translate_errors():
                     found = following.result()
                 following = asyncio.ensure_future(subscription.next_msg(timeout=None))
                 yield found
@@ -207,13 +211,15 @@ async def open_reader(
     :raises BusUnavailable: no server answers, or it rejects the credentials.
     """
     limits = settings or BusSettings()
-    with _translate_errors(), _unusable_credentials():
+    denied: list[str] = []
+    with _translate_errors(lambda: denied[-1] if denied else ""), _unusable_credentials():
         connection = await BusConnection.open(
             Endpoint.from_url(url, environ),
             name="hotnic-cli",
             settings=limits,
             log=log,
             caller=Caller(BusRole.READER, NO_NODE),
+            on_denied=lambda _operation, subject: denied.append(subject),
         )
     try:
         yield StreamReader(connection, limits)
@@ -233,13 +239,19 @@ def _unusable_credentials() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Raise errors of the client as :class:`BusUnavailable`, except a missing stream or message."""
+def _translate_errors(last_denied: Callable[[], str]) -> Iterator[None]:
+    """Raise errors of the client as :class:`BusUnavailable`, except a missing stream or message.
+
+    :param last_denied: returns the subject that the server has denied last.
+    """
     try:
         yield
     except NotFoundError:
         raise
     except (NatsError, OSError) as error:
+        # The server does not answer a request that it denies.
+        if isinstance(error, TimeoutError) and (subject := last_denied()):
+            raise BusDenied(describe_command_denial(subject)) from error
         raise BusUnavailable(str(error) or type(error).__name__) from error
 
 

@@ -149,13 +149,16 @@ class Session:
         """Offer a connection to publishers and consumers until it is lost; replace it when its files change."""
         try:
             self._offer(connection)
+            refused = ""
             while not await self._wait_lost(connection):
-                if endpoint.digest() == connection.digest:
+                if (digest := endpoint.digest()) == connection.digest:
                     continue
-                replacement = await self._open(endpoint, quiet=False)
+                replacement = await self._open(endpoint, quiet=digest == refused)
                 if replacement is None:
-                    # The server may learn of the new key after the role.
-                    self._log.warning("new NATS credentials refused, the earlier connection stays")
+                    # The server may learn of the new key after the role. Logged once for each content of the files.
+                    if digest != refused:
+                        self._log.warning("new NATS credentials refused, the earlier connection stays")
+                    refused = digest
                     continue
                 self._log.info("NATS credentials replaced")
                 earlier, connection = connection, replacement

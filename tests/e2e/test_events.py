@@ -13,11 +13,6 @@ from tests.support.lab.running import Lab, wait_until
 STAGES = [(str(kind), str(stage)) for kind in OperationKind for stage in stage_path(kind)]
 
 
-def nats(lab: Lab) -> str:
-    """Return the address of the lab's NATS server."""
-    return lab.nats["NATS_URL"]
-
-
 def list_events(lab: Lab, vm: str, interface: str, *options: str) -> list[dict[str, Any]]:
     done = lab.hotnic("events", vm, "--interface", interface, "-o", "json", *options)
     assert done.returncode == 0, done.stderr
@@ -39,7 +34,7 @@ def reached(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_both_sources_have_every_stage_of_a_plug_and_an_unplug(lab: Lab, vm: str, interface: str) -> None:
     command = [sys.executable, "-m", "services.cli", "events", vm, "--interface", interface, "-f", "-o", "json"]
     with subprocess.Popen(
-        [*command, "--nats-url", nats(lab)],
+        [*command, "--nats-url", lab.nats_url],
         env=lab.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,7 +43,7 @@ def test_both_sources_have_every_stage_of_a_plug_and_an_unplug(lab: Lab, vm: str
         assert following.stderr is not None
         # Standard error ends when the command fails, so this waits for the subscription or fails.
         assert any(
-            f"following events of default/{vm} from NATS at {nats(lab)}; press Ctrl-C to stop" in line
+            f"following events of default/{vm} from NATS at {lab.nats_url}; press Ctrl-C to stop" in line
             for line in following.stderr
         )
         add = lab.hotnic(
@@ -68,7 +63,7 @@ def test_both_sources_have_every_stage_of_a_plug_and_an_unplug(lab: Lab, vm: str
         assert "following events" not in errors
     # Each role publishes after its own change, so `requested` may arrive after `pod-annotated`.
     assert sorted(stages(reached(followed))) == sorted(STAGES)
-    history = list_events(lab, vm, interface, "--nats-url", nats(lab))
+    history = list_events(lab, vm, interface, "--nats-url", lab.nats_url)
     assert sorted(history, key=json.dumps) == sorted(followed, key=json.dumps)
     assert stages(reached(history)) == STAGES
     times = [datetime.fromisoformat(line["time"]) for line in history]
@@ -88,4 +83,4 @@ def test_events_come_from_the_kubernetes_api_when_nats_does_not_answer(lab: Lab,
     done = lab.hotnic("events", vm, "--nats-url", "nats://127.0.0.1:9")
     assert done.returncode == 0
     assert "does not answer" in done.stderr
-    assert lab.hotnic("dead-letter", "list", "--nats-url", nats(lab)).returncode == 0
+    assert lab.hotnic("dead-letter", "list", "--nats-url", lab.nats_url).returncode == 0

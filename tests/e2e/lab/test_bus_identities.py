@@ -121,7 +121,7 @@ def plug_and_unplug(lab: Lab, interface: str) -> None:
 
 def stages(lab: Lab, interface: str) -> set[tuple[str, str]]:
     """Return kind and stage of every event of an interface on the bus."""
-    done = lab.hotnic("events", VM, "--interface", interface, "-o", "json", "--nats-url", lab.nats["NATS_URL"])
+    done = lab.hotnic("events", VM, "--interface", interface, "-o", "json", "--nats-url", lab.nats_url)
     assert done.returncode == 0, done.stderr
     # Nothing but the events: no warning of the library, and no word about NATS.
     assert done.stderr == ""

@@ -16,6 +16,8 @@ from tests.support.interop.jaeger import Jaeger
 
 JAEGER = Jaeger(grpc=4317, http=4318, query=16686)
 """Only the query API is published."""
+CLUSTER_UNREACHABLE = 5
+"""Exit code of `hotnic`."""
 ROLES = ("api", "controller", "networks", "multus", "handler")
 
 
@@ -96,6 +98,14 @@ def test_a_nic_is_plugged_and_jaeger_has_every_hop_in_one_trace(stack: Compose, 
         time.sleep(0.2)
     stack.unplug(blue)
     assert not [one for one in stack.status()["interfaces"] if one["interface"] == blue]
+
+
+def test_the_bus_accepts_nobody_without_an_identity(stack: Compose) -> None:
+    assert stack.hotnic("dead-letter", "list") == ""
+    command = stack.command("exec", "-T", "--env", "NATS_NKEY=", "cli", "hotnic", "dead-letter", "list")
+    done = subprocess.run(command, env={**os.environ, **stack.images}, text=True, capture_output=True, timeout=120)
+    assert done.returncode == CLUSTER_UNREACHABLE, done.stdout
+    assert "authorization violation" in done.stderr.lower()
 
 
 @pytest.mark.parametrize("service", [*ROLES, "nats", "jaeger"])

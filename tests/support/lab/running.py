@@ -56,6 +56,11 @@ class Lab:
         return self.layout.nats_environment(identity.nats_port)
 
     @property
+    def nats_url(self) -> str:
+        """The address of the lab's NATS server, for a command of a user, who has the credentials."""
+        return self.nats["NATS_URL"]
+
+    @property
     def unrestricted_nats(self) -> dict[str, str]:
         """The variables of an identity that may do everything on the lab's NATS server."""
         return {**self.nats, "NATS_NKEY": str(self.layout.unrestricted_nats_seed)}

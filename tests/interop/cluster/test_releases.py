@@ -102,7 +102,7 @@ def observed(cluster: ControlPlane) -> list[Object]:
     """Return the objects of the release once the controllers have seen their last change."""
     found = live(cluster, manifest(cluster))
     statuses = [item for item in found if "observedGeneration" in item.get("status", {})]
-    wanted = {"Deployment", "DaemonSet", "PodDisruptionBudget"}
+    wanted = {"Deployment", "DaemonSet", "PodDisruptionBudget", "ValidatingAdmissionPolicy"}
     if {item["kind"] for item in statuses} != wanted & {item["kind"] for item in found}:
         return []
     seen = all(item["status"]["observedGeneration"] == item["metadata"]["generation"] for item in statuses)

@@ -22,7 +22,7 @@ async def reach(harness: JetStreamHarness, projector: RunningProjector, stage: S
     """Bring the plug to a stage: publish the event of its role, then change the objects."""
     role, event = {
         Stage.POD_ANNOTATED: ("controller", PodAnnotated(PLUG, VMI, POD)),
-        Stage.MULTUS_ATTACHED: ("networks", MultusAttached(PLUG, VMI, POD)),
+        Stage.MULTUS_ATTACHED: ("networks", MultusAttached(PLUG, VMI, POD, node="node1")),
     }[stage]
     await (await harness.bus(role, "node1")).publish(event)
     projector.reach_stage(stage)

@@ -76,7 +76,7 @@ class Executor:
         it, so that paths in their configurations are the node's.
     :param busy_pauses: seconds between attempts to start a plugin whose file is being written.
     :param kill_timeout: seconds to wait for a killed plugin.
-    :param cgroups: makes a cgroup for each execution; ``None``: plugins stay in the daemon's own.
+    :param cgroups: makes a cgroup for each execution that takes long; ``None``: plugins stay in the daemon's own.
     """
 
     def __init__(
@@ -96,12 +96,14 @@ class Executor:
         folders = [*search, *environ.get("CNI_PATH", "").split(":")]
         self._search = [os.path.abspath(folder) for folder in folders if folder]
         self._chroot = chroot
-        self._processes = PluginProcesses(root=chroot, cgroups=cgroups, kill_timeout=kill_timeout)
+        self._processes = PluginProcesses(
+            root=chroot, cgroups=cgroups, mark=multus.PLUGIN_MARK, kill_timeout=kill_timeout
+        )
         self._tracer = tracer
         self._log = log
         self._timeout = timeout
         self._busy_pauses = busy_pauses
-        self._environ = {"PATH": environ.get("PATH") or DEFAULT_PATH, multus.PLUGIN_MARK: "1"}
+        self._environ = {"PATH": environ.get("PATH") or DEFAULT_PATH}
 
     def find(self, plugin: str) -> str:
         """Return the path of a plugin inside the root where it will be executed: the first regular file of that name.

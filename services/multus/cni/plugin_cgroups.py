@@ -1,4 +1,8 @@
-"""A cgroup (version 2) for each run of a plugin: what it has started is killed as a whole, and its memory is limited.
+"""A cgroup (version 2) for a run of a plugin that takes long: it is killed as a whole, and its memory is limited.
+
+A run joins its cgroup after :data:`JOIN_AFTER`. Moving a process to a cgroup makes the kernel wait until no processor
+starts or ends one (some milliseconds), during which none can on the whole node: a plug does not wait for that. A run is
+found by its mark, a variable in the environment of each of its processes, also of those that have left its session.
 
 The cgroups are made below the daemon's own one. In a container, the cgroup file system is usually read-only; the same
 cgroup is then found in the node's file system, if that is mounted writable. Limits need the daemon in a leaf: the
@@ -25,8 +29,12 @@ DAEMON: Final = "hotnic-daemon"
 CONTROLLERS: Final = ("memory", "pids")
 MAX_WALKED: Final = 20_000
 """Cgroups of a node that are searched for the daemon's own one."""
-MAX_FREE: Final = 256
-"""Cgroups without a run, most of them with processes that a plugin has left."""
+JOIN_AFTER: Final = 1.0
+"""Seconds after which a run joins its cgroup. Plugins of most networks take less than 0.1."""
+ROUNDS: Final = 10
+"""How often the processes of a run are looked for: those found may start others meanwhile."""
+MAX_LEFT: Final = 256
+"""Cgroups with processes that a plugin has left. One more is forgotten; it goes with the daemon's own cgroup."""
 
 
 class CgroupLimits(NamedTuple):
@@ -48,7 +56,6 @@ class PluginCgroup:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._oom_kills = 0
 
     def add(self, pid: int) -> None:
         """Move a process into the cgroup, unless it has ended."""
@@ -67,15 +74,10 @@ class PluginCgroup:
             if not pids:
                 return
 
-    def is_empty(self) -> bool:
-        """Return whether the cgroup has no process."""
-        return "populated 0" in self._read("cgroup.events").splitlines()
-
     def is_out_of_memory(self) -> bool:
-        """Return whether the kernel has killed a process of it for its memory limit since the last call."""
+        """Return whether the kernel has killed a process of it for its memory limit."""
         events = dict(line.split() for line in self._read("memory.events").splitlines())
-        before, self._oom_kills = self._oom_kills, int(events.get("oom_kill", "0"))
-        return self._oom_kills > before
+        return events.get("oom_kill", "0") != "0"
 
     def limit(self, limits: CgroupLimits) -> None:
         """Set the limits."""
@@ -84,11 +86,16 @@ class PluginCgroup:
         self._write("memory.oom.group", "1")
         self._write("pids.max", str(limits.pids))
 
-    def remove(self) -> None:
-        """Remove the cgroup, unless it has processes."""
+    def remove(self) -> bool:
+        """Remove the cgroup, unless it has processes; return whether it is gone."""
         if self.path is not None:
-            with contextlib.suppress(OSError):
+            try:
                 self.path.rmdir()
+            except FileNotFoundError:
+                return True
+            except OSError:
+                return False
+        return True
 
     def _write(self, name: str, value: str) -> bool:
         if self.path is None:
@@ -111,54 +118,26 @@ class PluginCgroup:
 
 
 class PluginCgroups:
-    """The cgroups of plugins. They are used again: whoever watches a node's cgroups sees few come and go.
+    """Makes and removes the cgroups of plugins.
 
     :param parent: the cgroup below which they are made.
     :param limits: their limits; ``None``: the kernel has none here.
+    :ivar join_after: :data:`JOIN_AFTER`.
     """
 
-    def __init__(self, parent: Path, limits: CgroupLimits | None = None) -> None:
+    def __init__(self, parent: Path, limits: CgroupLimits | None = None, *, join_after: float = JOIN_AFTER) -> None:
         self.parent = parent
         self.limits = limits
+        self.join_after = join_after
         self._number = 0
-        # Without a run. Those in which a plugin has left processes are behind the others.
-        self._free: deque[PluginCgroup] = deque()
-        STORES.watch("plugin-cgroups", self, lambda cgroups: len(cgroups._free), MAX_FREE)
+        self._left: deque[PluginCgroup] = deque(maxlen=MAX_LEFT)
+        STORES.watch("plugin-cgroups", self, lambda cgroups: len(cgroups._left), MAX_LEFT)
         for leftover in parent.glob(f"{PREFIX}*"):
             # Of a daemon that was killed.
             PluginCgroup(leftover).remove()
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[PluginCgroup]:
-        """Provide an empty cgroup for one run."""
-        cgroup = self._find_free() or self._make()
-        try:
-            yield cgroup
-        finally:
-            if cgroup.path is not None:
-                if cgroup.is_empty():
-                    self._free.appendleft(cgroup)
-                else:
-                    self._free.append(cgroup)
-                if len(self._free) > MAX_FREE:
-                    # It goes with the daemon's own cgroup at the latest.
-                    self._free.pop().remove()
-
-    def close(self) -> None:
-        """Remove all that have no processes."""
-        while self._free:
-            self._free.pop().remove()
-
-    def _find_free(self) -> PluginCgroup | None:
-        # Not all of them: those with processes may be many.
-        for _ in range(min(2, len(self._free))):
-            cgroup = self._free.popleft()
-            if cgroup.is_empty():
-                return cgroup
-            self._free.append(cgroup)
-        return None
-
-    def _make(self) -> PluginCgroup:
+    def make(self) -> PluginCgroup:
+        """Make the cgroup of one run."""
         self._number += 1
         path = self.parent / f"{PREFIX}{os.getpid()}-{self._number}"
         try:
@@ -170,6 +149,57 @@ class PluginCgroups:
         if self.limits is not None:
             cgroup.limit(self.limits)
         return cgroup
+
+    def release(self, cgroup: PluginCgroup) -> None:
+        """Remove the cgroup of a run that has ended, and those of earlier runs whose last process has ended by now."""
+        self._left.append(cgroup)
+        self.close()
+
+    def close(self) -> None:
+        """Remove all cgroups that have no processes."""
+        left = [cgroup for cgroup in self._left if not cgroup.remove()]
+        self._left.clear()
+        self._left.extend(left)
+
+
+def processes_of(mark: str) -> set[int]:
+    """Return the processes of a run.
+
+    A process of another user, or without the mark in its environment, is found only as a child of one that has joined.
+
+    :param mark: ``NAME=value`` of the environment variable that all of them have.
+    """
+    needle = mark.encode() + b"\0"
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
+                if needle in environ.read():
+                    found.add(int(name))
+    return found
+
+
+def join(cgroup: PluginCgroup, mark: str) -> None:
+    """Move every process of a run into its cgroup."""
+    joined: set[int] = set()
+    for _ in range(ROUNDS):
+        new = processes_of(mark) - joined
+        for pid in new:
+            cgroup.add(pid)
+        joined |= new
+        if not new:
+            return
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process of a run, also where it has no cgroup."""
+    for _ in range(ROUNDS):
+        found = processes_of(mark)
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
 
 
 def open_cgroups(setting: str | None, limits: CgroupLimits, host_root: str, log: Log) -> PluginCgroups | None:
@@ -187,7 +217,7 @@ def open_cgroups(setting: str | None, limits: CgroupLimits, host_root: str, log:
         log.warning(
             "plugins have no cgroups of their own",
             reason="no writable cgroup v2",
-            effect="a plugin is killed with its process group only, and has no limits",
+            effect="plugins have no limits, and those of their processes that have changed user are not killed",
         )
         return None
     limited = enable_limits(parent)

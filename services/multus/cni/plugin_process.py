@@ -1,8 +1,7 @@
 """A plugin's process: how it starts, how its end is awaited, and how it is killed.
 
-It inherits nothing of the daemon but what its caller names: its root, working directory and umask are those of threads
-that only start plugins, and it has no other descriptors than its standard ones, a session of its own, every signal at
-its default and, where cgroups are writable, a cgroup of its own.
+It inherits nothing of the daemon but what its caller names: it has the node's root, ``/`` as its working directory, a
+umask of its own, no other descriptors than its standard ones, a session of its own, and every signal at its default.
 
 Standard input, output and error are memory files rather than pipes, for two reasons: no data has to be pumped, and a
 grandchild that keeps its standard output open (a DHCP client) delays nothing. The end of the process is awaited on its
@@ -15,14 +14,13 @@ import ctypes
 import fcntl
 import os
 import signal
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from services.common.node.capabilities import name_missing
-from services.multus.cni.plugin_cgroups import PluginCgroup, PluginCgroups
+from services.multus.cni.plugin_cgroups import PluginCgroup, PluginCgroups, join, kill_marked
 
 KILL_TIMEOUT: Final = 2.0
 """Seconds to wait for a killed plugin. A process in an uninterruptible system call ends only when the call returns."""
@@ -31,11 +29,11 @@ MAX_OUTPUT: Final = 4 * 1024 * 1024
 OUTPUT_INTERVAL: Final = 0.05
 """Seconds between looks at the size of the output: nothing else limits a memory file."""
 THREADS: Final = 4
-"""Threads that start plugins. A start takes 1 ms."""
+"""Threads that look for the processes of plugins that take long, or have to be killed."""
 UMASK: Final = 0o022
 
 _CLONE_FS: Final = 0x200
-"""linux/sched.h: the calling thread has a root, a working directory and a umask of its own from then on."""
+"""linux/sched.h: the root, the working directory and the umask of a thread."""
 _CLOSE_RANGE: Final = 436
 """Number of close_range(2), on every architecture."""
 _CLOSE_RANGE_CLOEXEC: Final = 4
@@ -66,16 +64,20 @@ class PluginProcesses:
     """Runs plugins.
 
     :param root: directory in which plugins run as their root; ``None``: the daemon's own.
-    :param cgroups: makes a cgroup for each plugin; ``None``: they stay in the daemon's own.
+    :param cgroups: makes a cgroup for each plugin that takes long; ``None``: they stay in the daemon's own.
+    :param mark: name of the environment variable by which the processes of a plugin are found.
     :param kill_timeout: seconds to wait for a killed plugin.
     """
 
-    def __init__(self, *, root: Path | None, cgroups: PluginCgroups | None, kill_timeout: float = KILL_TIMEOUT) -> None:
+    def __init__(
+        self, *, root: Path | None, cgroups: PluginCgroups | None, mark: str, kill_timeout: float = KILL_TIMEOUT
+    ) -> None:
         self._root = root
         self._cgroups = cgroups
+        self._mark = mark
+        self._number = 0
         self._kill_timeout = kill_timeout
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="start-plugin")
-        self._entered = threading.local()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="plugin-processes")
 
     async def run(self, program: str, environ: Mapping[str, str], stdin: bytes) -> Finished:
         """Run a plugin to its end. A cancelled run (deadline, shutdown) kills it with everything that it has started.
@@ -90,58 +92,40 @@ class PluginProcesses:
         with contextlib.ExitStack() as stack:
             files = [_memory_file(stack, name) for name in ("stdin", "stdout", "stderr")]
             _fill(files[0], stdin)
-            cgroup = stack.enter_context(self._cgroups.use()) if self._cgroups is not None else None
-            _keep_descriptors()
-            start = asyncio.get_running_loop().run_in_executor(
-                self._threads, self._start, program, environ, files, cgroup
-            )
+            self._number += 1
+            value = f"{os.getpid()}-{self._number}"
+            pid = self._start(program, {**environ, self._mark: value}, files)
+            run = _Run(pid, f"{self._mark}={value}", self._threads, self._cgroups)
             try:
-                pid = await asyncio.shield(start)
-            except asyncio.CancelledError:
-                # The thread cannot be stopped. What it has started must be killed and reaped, too.
-                with contextlib.suppress(OSError, ValueError, TimeoutError, FloodError):
-                    pid = await start
-                    _kill(pid, cgroup)
-                    async with asyncio.timeout(self._kill_timeout):
-                        await self._wait(pid, files, cgroup)
-                raise
-            try:
-                code = await self._wait(pid, files, cgroup)
+                code = await self._wait(run, files)
+                return Finished(
+                    code,
+                    os.pread(files[1], MAX_OUTPUT, 0),
+                    os.pread(files[2], MAX_OUTPUT, 0),
+                    code == -signal.SIGKILL and run.cgroup is not None and run.cgroup.is_out_of_memory(),
+                )
             finally:
                 for file in files[1:]:
                     # What the plugin leaves running must not fill the memory with output that nobody reads.
                     _stop_growth(file)
-            return Finished(
-                code,
-                os.pread(files[1], MAX_OUTPUT, 0),
-                os.pread(files[2], MAX_OUTPUT, 0),
-                code == -signal.SIGKILL and cgroup is not None and cgroup.is_out_of_memory(),
+                run.release()
+
+    def _start(self, program: str, environ: Mapping[str, str], files: Sequence[int]) -> int:
+        """Start a plugin and return its process id. The start (vfork and exec) blocks the event loop, but briefly."""
+        _keep_descriptors()
+        with _inside(self._root):
+            return os.posix_spawn(
+                program,
+                [program],
+                environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)],
+                setsid=True,
+                setsigmask=(),
+                # Python ignores some, as does whoever starts the daemon with `nohup`, and a child would inherit that.
+                setsigdef=_DEFAULTED,
             )
 
-    def _start(
-        self, program: str, environ: Mapping[str, str], files: Sequence[int], cgroup: PluginCgroup | None
-    ) -> int:
-        """Start a plugin in one of the threads and return its process id."""
-        if not getattr(self._entered, "done", False):
-            _enter(self._root)
-            self._entered.done = True
-        pid = os.posix_spawn(
-            program,
-            [program],
-            environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)],
-            setsid=True,
-            setsigmask=(),
-            # Python ignores some, as does whoever starts the daemon with `nohup`, and a child would inherit that.
-            setsigdef=_DEFAULTED,
-        )
-        if cgroup is not None:
-            # The kernel could start it there at once (CLONE_INTO_CGROUP), but posix_spawn cannot. A child that the
-            # plugin starts before this (0.1 ms) stays outside, and is killed with the process group.
-            cgroup.add(pid)
-        return pid
-
-    async def _wait(self, pid: int, files: Sequence[int], cgroup: PluginCgroup | None) -> int:
+    async def _wait(self, run: "_Run", files: Sequence[int]) -> int:
         """Wait until the process ends and return its exit code (negative: the signal).
 
         The child is reaped in any case. If it does not end in time after it was killed, the event loop reaps it later:
@@ -149,33 +133,76 @@ class PluginProcesses:
         """
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        descriptor = os.pidfd_open(pid)
+        descriptor = os.pidfd_open(run.pid)
         loop.add_reader(descriptor, ended.set)
-        flood = _FloodWatch(files[1:], lambda: _kill(pid, cgroup))
+        flood = _FloodWatch(files[1:], run.kill)
         status = 0
         try:
             await ended.wait()
         except asyncio.CancelledError:
-            _kill(pid, cgroup)
+            killed = run.kill()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._kill_timeout):
+                    await asyncio.shield(killed)
                     await ended.wait()
             raise
         finally:
             flood.stop()
             if ended.is_set():
-                status = _reap(pid, descriptor)
+                status = _reap(run.pid, descriptor)
             else:
-                loop.add_reader(descriptor, _reap, pid, descriptor)
+                loop.add_reader(descriptor, _reap, run.pid, descriptor)
         if flood.found:
             raise FloodError
         return os.waitstatus_to_exitcode(status)
 
 
+class _Run:
+    """One run of a plugin: its cgroup once it takes long, and how it is killed."""
+
+    def __init__(self, pid: int, mark: str, threads: ThreadPoolExecutor, cgroups: PluginCgroups | None) -> None:
+        self.pid = pid
+        self.cgroup: PluginCgroup | None = None
+        self._mark = mark
+        self._threads = threads
+        self._cgroups = cgroups
+        self._loop = asyncio.get_running_loop()
+        self._joining: asyncio.Future[None] | None = None
+        self._timer = self._loop.call_later(cgroups.join_after, self._join) if cgroups is not None else None
+
+    def kill(self) -> asyncio.Future[None]:
+        """Kill the plugin, which is not reaped yet, with its process group and its cgroup; then what else it started.
+
+        :return: done when nothing of it is found any more.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if self.cgroup is not None:
+            self.cgroup.kill()
+        return self._loop.run_in_executor(self._threads, kill_marked, self._mark)
+
+    def release(self) -> None:
+        """Remove the cgroup, or leave it to the processes that the plugin has left."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._joining is not None:
+            # Not before all have joined: the last one would not find it.
+            self._joining.add_done_callback(self._release)
+
+    def _join(self) -> None:
+        assert self._cgroups is not None
+        self.cgroup = self._cgroups.make()
+        self._joining = self._loop.run_in_executor(self._threads, join, self.cgroup, self._mark)
+
+    def _release(self, _: asyncio.Future[None]) -> None:
+        if self._cgroups is not None and self.cgroup is not None:
+            self._cgroups.release(self.cgroup)
+
+
 class _FloodWatch:
     """Kills a plugin that writes too much."""
 
-    def __init__(self, files: Sequence[int], kill: Callable[[], None]) -> None:
+    def __init__(self, files: Sequence[int], kill: Callable[[], object]) -> None:
         self._files = files
         self._kill = kill
         self.found = False
@@ -200,21 +227,39 @@ class _FloodWatch:
         self._kill()
 
 
-def _enter(root: Path | None) -> None:
-    """Give the calling thread the root, working directory and umask that the plugins it starts inherit.
+@contextlib.contextmanager
+def _inside(root: Path | None) -> Iterator[None]:
+    """Give the calling thread the root, working directory and umask that a process it starts inherits.
+
+    They are the thread's alone meanwhile: other threads open files by the same paths as before. Nothing else may run in
+    it. A program such as chroot(1), which would change the root in the child, takes 1 ms more.
 
     :raises OSError: this process may not change its root.
     """
     if _libc.unshare(_CLONE_FS) != 0:
         raise OSError(ctypes.get_errno(), "cannot give a thread a working directory of its own")
-    os.umask(UMASK)
-    if root is not None:
-        try:
-            os.chroot(root)
-        except PermissionError as error:
-            lacking = name_missing(error.errno, "SYS_CHROOT")
-            raise PermissionError(error.errno, f"cannot run plugins in {root}: {error.strerror}{lacking}") from error
-    os.chdir("/")
+    own_root, own_folder = (os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in ("/", "."))
+    umask = os.umask(UMASK)
+    changed = False
+    try:
+        if root is not None:
+            try:
+                os.chroot(root)
+                changed = True
+            except PermissionError as error:
+                lacking = name_missing(error.errno, "SYS_CHROOT")
+                message = f"cannot run plugins in {root}: {error.strerror}{lacking}"
+                raise PermissionError(error.errno, message) from error
+        os.chdir("/")
+        yield
+    finally:
+        if changed:
+            os.fchdir(own_root)
+            os.chroot(".")
+        os.fchdir(own_folder)
+        os.umask(umask)
+        os.close(own_root)
+        os.close(own_folder)
 
 
 def _keep_descriptors() -> None:
@@ -228,14 +273,6 @@ def _keep_descriptors() -> None:
             with contextlib.suppress(OSError):
                 if int(name) > 2:
                     os.set_inheritable(int(name), False)
-
-
-def _kill(pid: int, cgroup: PluginCgroup | None) -> None:
-    """Kill a plugin that is not reaped yet, with its process group and its cgroup."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    if cgroup is not None:
-        cgroup.kill()
 
 
 def _reap(pid: int, descriptor: int) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -101,12 +102,24 @@ while not os.path.exists({pid!r}): time.sleep(0.001)
 """
 
 
-async def test_a_daemon_that_a_plugin_forks_dies_with_it_at_the_deadline(tmp_path: Path, parent: Path) -> None:
-    """It has left the plugin's session and process group, so only the cgroup finds it."""
+@pytest.mark.parametrize(
+    ("in_cgroup", "work"),
+    [
+        (True, "time.sleep(600)"),
+        (False, "time.sleep(600)"),
+        # One that has no mark any more, and belongs to another user.
+        (True, "time.sleep(1); os.setuid(4711); os.execve('/bin/sleep', ['sleep', '600'], {})"),
+    ],
+)
+async def test_a_daemon_that_a_plugin_forks_dies_with_it_at_the_deadline(
+    tmp_path: Path, parent: Path, in_cgroup: bool, work: str
+) -> None:
+    """It has left the plugin's session and process group."""
     pid = tmp_path / "pid"
-    python(tmp_path / "p", DAEMON.format(pid=str(pid), work="time.sleep(600)", then="time.sleep(600)"))
-    with pytest.raises(CniError, match="did not end within 2 s and was killed") as caught:
-        await executor(tmp_path, cgroups=PluginCgroups(parent), timeout=2.0).run("p", CALL, b"")
+    python(tmp_path / "p", DAEMON.format(pid=str(pid), work=work, then="time.sleep(600)"))
+    cgroups = PluginCgroups(parent, join_after=0.5) if in_cgroup else None
+    with pytest.raises(CniError, match="did not end within 3 s and was killed") as caught:
+        await executor(tmp_path, cgroups=cgroups, timeout=3.0).run("p", CALL, b"")
     assert caught.value.code == cni.CniErrorCode.TRY_AGAIN_LATER
     await gone(int(pid.read_text()))
 
@@ -126,7 +139,7 @@ async def test_a_daemon_of_a_plugin_that_succeeds_stays_and_its_output_goes_nowh
             pathlib.Path({str(wrote)!r}).write_text(f"{{written}} {{error.errno}}")
         time.sleep(600)"""
     python(tmp_path / "p", DAEMON.format(pid=str(pid), work=work.strip(), then="print('{}', flush=True)"))
-    cgroups = PluginCgroups(parent)
+    cgroups = PluginCgroups(parent, join_after=0.1)
     run = executor(tmp_path, cgroups=cgroups)
     assert await run.run("p", CALL, b"") == b"{}\n"
     go.touch()
@@ -134,8 +147,8 @@ async def test_a_daemon_of_a_plugin_that_succeeds_stays_and_its_output_goes_nowh
         while not wrote.exists() or not wrote.read_text():  # noqa: ASYNC110 (another process writes it)
             await asyncio.sleep(0.01)
     written, error = wrote.read_text().split()
-    assert (int(written), int(error)) == (0, 1)
-    # Its cgroup is not used for another plugin, whose deadline would kill it.
+    assert (int(written), int(error)) == (0, errno.EPERM)
+    # The deadline of another plugin does not kill it.
     script(tmp_path / "slow", "sleep 600")
     slow = executor(tmp_path, cgroups=cgroups, timeout=0.3)
     with pytest.raises(CniError, match="was killed"):
@@ -148,7 +161,7 @@ async def test_a_daemon_of_a_plugin_that_succeeds_stays_and_its_output_goes_nowh
 async def test_a_plugin_that_floods_its_output_is_killed(tmp_path: Path, parent: Path, stream: int) -> None:
     script(tmp_path / "p", f"exec cat /dev/zero >&{stream}")
     with pytest.raises(CniError, match="it wrote more than 4194304 bytes and was killed") as caught:
-        await executor(tmp_path, cgroups=PluginCgroups(parent)).run("p", CALL, b"")
+        await executor(tmp_path, cgroups=PluginCgroups(parent, join_after=0.1)).run("p", CALL, b"")
     assert caught.value.code == cni.CniErrorCode.INTERNAL
 
 
@@ -157,7 +170,7 @@ async def test_a_plugin_that_ignores_signals_is_killed(tmp_path: Path, parent: P
     pid = tmp_path / "pid"
     text = "import os, pathlib, signal\nfor number in signal.valid_signals() - {9, 19}: signal.signal(number, 1)\n"
     python(tmp_path / "p", text + f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\nsignal.pause()")
-    cgroups = PluginCgroups(parent) if in_cgroup else None
+    cgroups = PluginCgroups(parent, join_after=0.1) if in_cgroup else None
     with pytest.raises(CniError, match="was killed"):
         await executor(tmp_path, cgroups=cgroups, timeout=2.0).run("p", CALL, b"")
     await gone(int(pid.read_text()))
@@ -204,7 +217,7 @@ async def test_a_plugin_that_hangs_in_the_kernel_blocks_no_other(tmp_path: Path,
     point.mkdir()
     script(tmp_path / "hanging", f"echo $$ > {pid}; exec cat {point}/file")
     script(tmp_path / "other", "echo fine")
-    cgroups = PluginCgroups(parent)
+    cgroups = PluginCgroups(parent, join_after=0.1)
     with silent_file_system(point) as asked:
         hanging = asyncio.create_task(executor(tmp_path, cgroups=cgroups, timeout=3.0).run("hanging", CALL, b""))
         await asyncio.to_thread(asked.wait, 60)
@@ -220,12 +233,11 @@ async def test_a_plugin_that_hangs_in_the_kernel_blocks_no_other(tmp_path: Path,
             await asyncio.sleep(0.01)
 
 
-INHERITED = f"""
-import os, pathlib, signal
-while {PREFIX!r} not in pathlib.Path("/proc/self/cgroup").read_text(): pass
+INHERITED = """
+import os, signal
 descriptors = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
-ignored = {{n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN}}
-by_python = {{signal.SIGPIPE, signal.SIGXFSZ}}
+ignored = {n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN}
+by_python = {signal.SIGPIPE, signal.SIGXFSZ}
 print(os.getcwd(), oct(os.umask(0)), descriptors, os.getsid(0) == os.getpid(), ignored - by_python)
 print(signal.pthread_sigmask(0, []))
 """
@@ -238,7 +250,7 @@ async def test_a_plugin_inherits_nothing_but_what_is_named(tmp_path: Path, paren
     umask = os.umask(0o077)
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        printed = await executor(tmp_path, cgroups=PluginCgroups(parent)).run("p", CALL, b"")
+        printed = await executor(tmp_path, cgroups=PluginCgroups(parent, join_after=0.1)).run("p", CALL, b"")
     finally:
         os.umask(umask)
         signal.signal(signal.SIGHUP, ignored)
@@ -266,15 +278,26 @@ async def test_a_plugin_in_another_root_starts_there_and_the_daemon_stays(tmp_pa
     assert "only-here" not in os.listdir("/mnt")
 
 
-async def test_cgroups_are_used_again_and_removed_at_the_end(tmp_path: Path, parent: Path) -> None:
+async def test_a_run_that_takes_long_has_a_cgroup_with_limits_until_it_ends(tmp_path: Path, parent: Path) -> None:
     (parent / f"{PREFIX}1-1").mkdir()  # of a daemon that was killed
-    cgroups = PluginCgroups(parent)
-    script(tmp_path / "p", f"while ! grep {PREFIX} /proc/self/cgroup; do :; done")
-    run = executor(tmp_path, cgroups=cgroups)
-    for _ in range(3):
-        assert f"{PREFIX}{os.getpid()}-1\n".encode() in await run.run("p", CALL, b"")
-    cgroups.close()
+    cgroups = PluginCgroups(parent, join_after=0.1)
     assert not [name for name in os.listdir(parent) if name.startswith(PREFIX)]
+    # Its child that was started before is in it, too.
+    script(tmp_path / "p", f"sleep 600 & while ! grep {PREFIX} /proc/self/cgroup /proc/$!/cgroup; do sleep 0.05; done")
+    script(tmp_path / "quick", "cat /proc/self/cgroup")
+    run = executor(tmp_path, cgroups=cgroups)
+    quick = executor(tmp_path, cgroups=PluginCgroups(parent, join_after=60.0))
+    assert PREFIX.encode() not in await quick.run("quick", CALL, b"")
+    assert f"{PREFIX}{os.getpid()}-1\n".encode() in await run.run("p", CALL, b"")
+    # The child that the plugin has left keeps the cgroup.
+    [left] = [name for name in os.listdir(parent) if name.startswith(PREFIX)]
+    PluginCgroup(parent / left).kill()
+    empty(parent / left)
+    async with asyncio.timeout(60):
+        # Until the threads have found all processes.
+        while [name for name in os.listdir(parent) if name.startswith(PREFIX)]:
+            cgroups.close()
+            await asyncio.sleep(0.01)
 
 
 OWN = """

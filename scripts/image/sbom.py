@@ -34,8 +34,9 @@ def bill_of_materials(
         for one in (
             _component("application", f"pkg:generic/python@{listed['python']}", "python", listed["python"]),
             *_distributions(listed["distributions"]),
-            *_debian_packages(listed),
             *_unpacked_packages(unpacked, listed["release"]),
+            # The same version may be installed, too.
+            *_debian_packages(listed),
             *_programs(listed.get("programs", ())),
         )
     }

@@ -2,7 +2,7 @@
 
 A run joins its cgroup after :data:`JOIN_AFTER`. Moving a process to a cgroup makes the kernel wait until no processor
 starts or ends one (some milliseconds), during which none can on the whole node: a plug does not wait for that. A run is
-found by its mark, a variable in the environment of each of its processes, also of those that have left its session.
+found by its mark, a variable in the environment of each of its processes, also of those that have left its group.
 
 The cgroups are made below the daemon's own one. In a container, the cgroup file system is usually read-only; the same
 cgroup is then found in the node's file system, if that is mounted writable. Limits need the daemon in a leaf: the

@@ -238,7 +238,7 @@ import os, signal
 descriptors = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
 ignored = {n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN}
 by_python = {signal.SIGPIPE, signal.SIGXFSZ}
-print(os.getcwd(), oct(os.umask(0)), descriptors, os.getsid(0) == os.getpid(), ignored - by_python)
+print(os.getcwd(), oct(os.umask(0)), descriptors, os.getpgrp() == os.getpid(), ignored - by_python)
 print(signal.pthread_sigmask(0, []))
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.layout import HEALTH_PORTS, ROLES
+from lab.layout import HEALTH_PORTS
 from lab.tools import PAUSE_IMAGE
 from tests.support.lab.doctor import assert_no_findings
 from tests.support.lab.running import SAMPLE_NAD, SAMPLE_VM, Lab, environment, running_lab, wait_until
@@ -144,7 +144,6 @@ def outputs(lab: Lab, vm: str) -> Iterator[tuple[str, str]]:
         ("dead-letter", "list", *nats),
         ("trace", vm),
         ("lab", "status"),
-        *(("run", role, "--print-config") for role in ROLES),
         ("status", "no-such-vm"),
         ("addinterface", vm, "--name", f"x?token={CANARY}", "--network-attachment-definition-name", "a"),
     ):
@@ -176,20 +175,20 @@ def test_no_output_has_a_secret(planted: Lab) -> None:
     with environment(NATS_URL=f"nats://user:{CANARY}-nats@127.0.0.1:1"):
         plug(lab, "broken", "leaky")
         wait_until(lambda: "FailedAddingInterface" in events(lab))
+        secrets = {CANARY, *own_secrets(lab)}
         found = [
             (place, line[:600])
             for place, text in outputs(lab, SAMPLE_VM)
-            for secret in {CANARY, *own_secrets(lab)}
-            if secret in text
+            if any(secret in text for secret in secrets)
             for line in text.splitlines()
-            if secret in line
+            if any(secret in line for secret in secrets)
         ]
     assert not found, "\n".join(f"{place}: {line}" for place, line in found[:20])
     assert "***" in events(lab), "the plugin's text is shown, without its secrets"
     assert lab.run_inside("python3", "-c", ENVIRONMENTS) == "", "a process of the lab has inherited a secret"
 
-    secrets = [CANARY.encode(), *(secret.encode() for secret in own_secrets(lab))]
-    readable = {path for path in readable_files(lab.layout.dir) if any(one in path.read_bytes() for one in secrets)}
+    wanted = [secret.encode() for secret in secrets]
+    readable = {path for path in readable_files(lab.layout.dir) if any(one in path.read_bytes() for one in wanted)}
     assert readable <= {plugin}, readable
 
     lab.kubectl("delete", "pod", "canary-pod")

@@ -46,6 +46,7 @@ class Samples:
         self._done += 1
         if self._done % (ATTACHMENTS // SAMPLES) == 0:
             self.rss.append(round(rss(self._pid), 1))
+            print(f"{self._done} attachments: {self.rss[-1]} MiB", flush=True)
 
     def result(self, role: str) -> dict[str, Any]:
         """Print and return the samples. The second half shows whether there is a plateau."""

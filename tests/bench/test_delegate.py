@@ -59,7 +59,7 @@ async def daemon(
         socket = folder / "run" / "multus.sock"
         http = UnixHttpClient(str(socket), recording_telemetry("client")[0])
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not socket.exists():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             yield process, http

@@ -62,6 +62,9 @@
 {{- if and $v.nats.authCallout.secret (not $v.nats.url) -}}
 {{- fail "nats.authCallout.secret is set and nats.url is not; set nats.url, or nats.authCallout.secret to \"\"" -}}
 {{- end -}}
+{{- if and $v.nats.authCallout.secret (regexMatch "(^|,)(nats|ws)://" $v.nats.url) -}}
+{{- fail (printf "nats.authCallout.secret is set and nats.url is %s, but whoever reads a token on its way could connect as its role; set nats.url to addresses with tls:// or wss://" $v.nats.url) -}}
+{{- end -}}
 {{- if and $v.nats.authCallout.secret (not $v.api.enabled) -}}
 {{- fail "nats.authCallout.secret is set and api.enabled is false, but it is the api that answers the auth callout; set api.enabled to true, or nats.authCallout.secret to \"\"" -}}
 {{- end -}}

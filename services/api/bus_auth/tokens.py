@@ -19,6 +19,8 @@ MAX_REQUEST = 64 * 1024
 """Bytes of a request. NATS limits what a client sends to 4 KiB, and adds the client's certificates."""
 MAX_TOKEN = 4096
 """Bytes of a ServiceAccount token: NATS' limit of the line that has it. Kubernetes' have about 1 KiB."""
+MAX_SUBSCRIPTIONS = 1024
+"""Of one connection. The api has the most: one for each open hot-plug status, and some of its own."""
 REQUEST_AUDIENCE, REQUEST_TYPE = "nats-authorization-request", "authorization_request"
 
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
@@ -174,8 +176,10 @@ def grant(
             "version": 2,
             "pub": {"allow": list(permissions.publish)},
             "sub": {"allow": list(permissions.subscribe)},
-            # No limit; 0 would forbid all.
-            "subs": -1,
+            # No leaf node, which would pass on what others publish, and no MQTT.
+            "allowed_connection_types": ["STANDARD", "WEBSOCKET"],
+            "subs": MAX_SUBSCRIPTIONS,
+            # No limit but the server's; 0 would forbid all.
             "data": -1,
             "payload": -1,
         },

@@ -108,7 +108,8 @@ def test_beside_kubevirt_the_observers_have_the_same_rules_without_most_changes(
 
 
 def test_tokens_are_reviewed_only_where_the_auth_callout_is_answered() -> None:
-    with_callout = objects(render(*VALUE_SETS["everything"], "--set", "nats.authCallout.secret=keys"))
+    values = ("--set", "nats.url=tls://nats.nats:4222,nats.authCallout.secret=keys")
+    with_callout = objects(render(*VALUE_SETS["everything"], *values))
     more = granted(with_callout, "api") - granted(rendered("everything"), "api")
     assert more == {("authentication.k8s.io", "tokenreviews", "create"), ("", "pods", "get")}
     for role in ROLES[1:]:

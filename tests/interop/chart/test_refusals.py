@@ -5,6 +5,7 @@ import pytest
 from tests.support.interop.chart import CHART, KUBERNETES, NATS, ROLES, helm
 
 OWNER = "vmOwner=hotnic"
+TLS = "nats.url=tls://nats.nats:4222"
 UNSET_OWNER = (
     "vmOwner is not set, and it is never guessed; set it to kubevirt where KubeVirt runs (KubeVirt hot-plugs the "
     "interfaces of VMs), or to hotnic where no KubeVirt component runs (hotnic does); each file in k8s/choices sets it"
@@ -61,11 +62,16 @@ def hidden(value: str, path: str, usual: str) -> str:
             "nats.authCallout.secret is set and nats.url is not",
         ),
         (
-            ["vmOwner=kubevirt", NATS, "api.enabled=false,controller.enabled=false", "nats.authCallout.secret=keys"],
+            ["vmOwner=kubevirt", TLS, "api.enabled=false,controller.enabled=false", "nats.authCallout.secret=keys"],
             "it is the api that answers the auth callout",
         ),
-        ([OWNER, NATS, "nats.authCallout.secret=a,nats.credentials.secret=b"], "a role connects in one way"),
-        ([OWNER, NATS, "nats.authCallout.tokenSeconds=60"], "nats/authCallout/tokenSeconds"),
+        ([OWNER, TLS, "nats.authCallout.secret=a,nats.credentials.secret=b"], "a role connects in one way"),
+        ([OWNER, NATS, "nats.authCallout.secret=keys"], "set nats.url to addresses with tls:// or wss://"),
+        (
+            [OWNER, "nats.url=tls://a:4222\\,ws://b:80", "nats.authCallout.secret=keys"],
+            "set nats.url to addresses with tls:// or wss://",
+        ),
+        ([OWNER, TLS, "nats.authCallout.tokenSeconds=60"], "nats/authCallout/tokenSeconds"),
         ([OWNER, NATS, "cniConfDir=/etc"], hidden("cniConfDir", "/etc", "/etc/cni/net.d")),
         ([OWNER, NATS, "cniConfDir=/etc/cni/.."], hidden("cniConfDir", "/etc/cni/..", "/etc/cni/net.d")),
         ([OWNER, NATS, "cniConfDir=/opt/hotnic/etc"], hidden("cniConfDir", "/opt/hotnic/etc", "/etc/cni/net.d")),

@@ -22,7 +22,7 @@ from tests.support.node.host_pods import bind, token_kubeconfig
 from tests.support.telemetry.spans import recording_telemetry
 
 VERSIONS = ("1.30", VERSION)
-VALUES = ("--set", "vmOwner=hotnic,nats.url=nats://nats:4222,nats.authCallout.secret=keys")
+VALUES = ("--set", "vmOwner=hotnic,nats.url=tls://nats:4222,nats.authCallout.secret=keys")
 ACCOUNTS = ("hotnic-api", "hotnic-networks", "hotnic-controller", "other")
 
 

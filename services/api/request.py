@@ -109,6 +109,6 @@ def _json_type(document: object) -> str:
 
 def _decode_yaml(body: bytes) -> Any:
     # Imported here because only a body that is not JSON needs it.
-    from services.api.plain_yaml import decode_yaml
+    from services.common.http.plain_yaml import decode_yaml
 
     return decode_yaml(body.decode())

@@ -19,9 +19,9 @@ from schemas.bus.permissions import Permissions
 from schemas.inputs import RejectedInput, printable
 from services.api.bus_auth.plan import (
     BusAccounts,
-    BusIdentity,
     DenialReason,
     Denied,
+    NatsIdentity,
     check_claims,
     expiry,
 )
@@ -133,7 +133,7 @@ class AuthCallout:
             defect = Denied(DenialReason.INTERNAL_ERROR, f"a defect of hotnic: {type(error).__name__}")
             return self._refuse(request, key, defect, subject)
 
-    def _let_in(self, request: CalloutRequest, key: SigningKey, identity: BusIdentity, expires: int) -> bytes:
+    def _let_in(self, request: CalloutRequest, key: SigningKey, identity: NatsIdentity, expires: int) -> bytes:
         permissions = self._permissions(identity.role, identity.node)
         self._answers.add(1, {"role": str(identity.role), "result": "Accepted"})
         self._log.info("bus identity given", identity=str(identity), pod=identity.pod, client=request.host)

@@ -101,7 +101,7 @@ class TokenHolder(msgspec.Struct, frozen=True):
         return self.role in NODE_ROLES and self.node is None
 
 
-class BusIdentity(msgspec.Struct, frozen=True):
+class NatsIdentity(msgspec.Struct, frozen=True):
     """Who a connection is.
 
     :ivar node: the node of a role of a node; else ``None``.
@@ -171,14 +171,14 @@ def find_holder(review: ReviewedToken, accounts: BusAccounts) -> TokenHolder:
     return TokenHolder(role, pod, uid, _single(review, NODE_NAME))
 
 
-def identify(holder: TokenHolder, pod: Pod | None) -> BusIdentity:
+def identify(holder: TokenHolder, pod: Pod | None) -> NatsIdentity:
     """Return the identity of a token's holder.
 
     :param pod: the pod with the holder's name, if :attr:`TokenHolder.needs_pod`.
     :raises Denied: its node is unknown.
     """
     if holder.role not in NODE_ROLES:
-        return BusIdentity(holder.role, None, holder.pod)
+        return NatsIdentity(holder.role, None, holder.pod)
     node = holder.node
     if node is None:
         if pod is None or pod.metadata.uid != holder.pod_uid:
@@ -186,7 +186,7 @@ def identify(holder: TokenHolder, pod: Pod | None) -> BusIdentity:
         node = pod.spec.node_name
     if not node:
         raise Denied(DenialReason.UNKNOWN_NODE, f"neither the token nor the pod {holder.pod} names its node")
-    return BusIdentity(holder.role, node, holder.pod)
+    return NatsIdentity(holder.role, node, holder.pod)
 
 
 def expiry(claims: TokenClaims, now: int) -> int:

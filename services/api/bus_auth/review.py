@@ -14,9 +14,9 @@ from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.objects import PODS, Pod
 from services.api.bus_auth.plan import (
     BusAccounts,
-    BusIdentity,
     DenialReason,
     Denied,
+    NatsIdentity,
     ReviewedToken,
     TokenHolder,
     find_holder,
@@ -76,9 +76,9 @@ class TokenReviewer:
         self._namespace = namespace
         self._clock = clock or asyncio.get_running_loop().time
         self._slots = asyncio.Semaphore(at_once)
-        self._known: Bounded[bytes, tuple[float, BusIdentity | Denied]] = Bounded("bus-auth-reviews", MAX_REVIEWED)
+        self._known: Bounded[bytes, tuple[float, NatsIdentity | Denied]] = Bounded("bus-auth-reviews", MAX_REVIEWED)
 
-    async def identify(self, token: str, timeout: float) -> BusIdentity:
+    async def identify(self, token: str, timeout: float) -> NatsIdentity:
         """Return the identity of a token's holder.
 
         :param timeout: seconds for everything, the wait for a slot included.
@@ -98,7 +98,7 @@ class TokenReviewer:
             raise Denied(known[1].reason, str(known[1]))
         return known[1]
 
-    async def _review(self, token: str, timeout: float) -> BusIdentity | Denied:
+    async def _review(self, token: str, timeout: float) -> NatsIdentity | Denied:
         """Return what is true of a token for some time.
 
         :raises Denied: the API server does not answer, which may change at once.

@@ -11,9 +11,9 @@ from services.api.bus_auth.plan import (
     NODE_NAME,
     POD_NAME,
     POD_UID,
-    BusIdentity,
     DenialReason,
     Denied,
+    NatsIdentity,
     ReviewedToken,
     TokenHolder,
     check_claims,
@@ -103,13 +103,13 @@ def test_a_review_that_is_not_that_of_a_roles_pod_is_refused(fields: dict[str, A
 
 
 def test_the_node_is_that_of_the_token() -> None:
-    assert identify(HOLDER, None) == BusIdentity(BusRole.NETWORKS, "node1", "networks-1")
+    assert identify(HOLDER, None) == NatsIdentity(BusRole.NETWORKS, "node1", "networks-1")
 
 
 def test_without_a_node_in_the_token_it_is_that_of_the_pod() -> None:
     holder = find_holder(changed(REVIEW, extra=without(NODE_NAME)), ACCOUNTS)
     assert holder.needs_pod
-    assert identify(holder, POD) == BusIdentity(BusRole.NETWORKS, "node2", "networks-1")
+    assert identify(holder, POD) == NatsIdentity(BusRole.NETWORKS, "node2", "networks-1")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_role_of_a_node_without_a_node_is_refused(pod: Pod | None, reason: Den
 
 def test_a_role_of_the_cluster_has_no_node() -> None:
     holder = changed(HOLDER, role=BusRole.CONTROLLER)
-    assert identify(holder, None) == BusIdentity(BusRole.CONTROLLER, None, "networks-1")
+    assert identify(holder, None) == NatsIdentity(BusRole.CONTROLLER, None, "networks-1")
     assert not changed(holder, node=None).needs_pod
 
 

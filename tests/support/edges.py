@@ -131,7 +131,7 @@ def _nad_at_the_api(data: bytes) -> object:
 
 
 def _plugin_error(data: bytes) -> object:
-    error = decode_error(data)
+    error = decode_error(data, _CONFIG)
     return error.encode() if error is not None else None
 
 
@@ -253,7 +253,7 @@ EDGES: dict[str, FedEdge] = {
     "nad-at-the-api": FedEdge(_nad_at_the_api, (), (_CONFIG,)),
     "cni-configuration": FedEdge(_configuration, CniError, (b'{"name":"a","plugins":[%s]}' % _CONFIG,)),
     "cni-result": FedEdge(
-        lambda data: results.down_convert(results.decode(data, "bridge", "1.0.0"), "0.4.0"),
+        lambda data: results.down_convert(results.decode(data, "bridge", "1.0.0", _CONFIG), "0.4.0"),
         CniError,
         (_RESULT, b'{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24"}}'),
     ),

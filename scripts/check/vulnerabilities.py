@@ -6,7 +6,7 @@ day. A source that cannot be asked is never a silent success: its line begins wi
     checked      the source answered today, or within the last day for the same releases
     of DATE      it did not answer now; its kept answer, at most 14 days old, is used
     not served   it has no such data (a package mirror without advisories, no Go): a warning, because no try changes it
-    unreachable  it did not answer, and no answer is kept: a warning, but a failure in CI (CI=true)
+    unreachable  it did not answer, and no answer is kept: a warning, because an outage of a registry is no finding
 docs/development.md has the meaning of each. Answers are kept in ${XDG_CACHE_HOME:-~/.cache}/hotnic.
 """
 
@@ -36,14 +36,12 @@ class Report:
     """What the check prints, and whether it failed.
 
     :ivar checked: the packages whose advisories are known.
-    :param in_ci: whether a source that does not answer is a failure.
     """
 
-    def __init__(self, *, in_ci: bool) -> None:
+    def __init__(self) -> None:
         self.lines: list[str] = []
         self.checked: set[str] = set()
         self.failed = False
-        self._in_ci = in_ci
 
     def warn(self, text: str) -> None:
         """Add a line that is shown also when nothing failed."""
@@ -53,10 +51,6 @@ class Report:
         """Add a line and fail the check."""
         self.lines.append(text)
         self.failed = True
-
-    def unreachable(self, text: str) -> None:
-        """Add a line about a source without an answer."""
-        (self.fail if self._in_ci else self.warn)(text)
 
 
 def answers_of_index(
@@ -87,7 +81,7 @@ def answers_of_index(
                 report.warn(f"Python packages: the index does not answer ({error}); its answer of {old[0]} is used")
             else:
                 unknown = f"{len(wanted - known.keys())} releases are unchecked"
-                report.unreachable(f"Python packages: unreachable: the index does not answer ({error}); {unknown}")
+                report.warn(f"Python packages: unreachable: the index does not answer ({error}); {unknown}")
         else:
             known |= {key: {**one, "at": now.isoformat()} for key, one in found.items()}
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +134,7 @@ def check_go(report: Report) -> list[Finding]:
         except sources.Unreachable as error:
             kept = sources.kept_database()
             if kept is None:
-                report.unreachable(f"Go programs: unreachable: the Go module proxy does not answer ({error})")
+                report.warn(f"Go programs: unreachable: the Go module proxy does not answer ({error})")
                 return []
             folder, version = kept
             report.warn(f"Go programs: the Go module proxy does not answer ({error}); the database {version} is used")
@@ -159,7 +153,7 @@ def check_go(report: Report) -> list[Finding]:
 def main() -> int:
     """Print findings and warnings; return 1 if the check failed, otherwise 0."""
     now = datetime.datetime.now(datetime.UTC)
-    report = Report(in_ci=bool(os.environ.get("CI")))
+    report = Report()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hotnic" / "vulnerabilities.json"
     exceptions, problems = advisories.read_exceptions(tomllib.loads(EXCEPTIONS.read_text()), now.date())
     findings = check_go(report) + check_python(sources.pip_index(), cache, now, report)

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import msgspec
-
 REDACTED = "***"
 
 _SCHEMES = r"(?:nats|tls|wss?|https?|grpc)://"
@@ -65,8 +63,8 @@ def redact_configuration(text: str, configuration: bytes) -> str:
         only an attack has, nothing is shown.
     """
     try:
-        secrets = set(islice(_secrets(msgspec.json.decode(configuration), secret=False), MAX_SECRETS + 1))
-    except msgspec.DecodeError:
+        secrets = set(islice(_secrets(json.loads(configuration), secret=False), MAX_SECRETS + 1))
+    except ValueError:
         return redact_text(text)
     except RecursionError:
         return REDACTED

@@ -96,8 +96,9 @@ def second_controller(lab: Lab) -> Iterator[None]:
     pid_file = lab.layout.dir / "second.pid"
     script = f"echo $$ > {shlex.quote(str(pid_file))}; exec {shlex.quote(sys.executable)} -m services.controller"
     kubeconfig = f"KUBECONFIG={lab.layout.role_kubeconfig('controller')}"
+    identity = f"NATS_NKEY={lab.layout.nats_seed('controller')}"
     settings = ["HOTNIC_IDENTITY=second", "HOTNIC_VM_OWNER=hotnic", f"HOTNIC_TRACE_DIR={lab.layout.traces}"]
-    env = ["env", kubeconfig, *settings]
+    env = ["env", kubeconfig, identity, *settings]
     command = [sys.executable, "-m", "services.cli", "lab", "exec", "--", *env, "sh", "-c", script]
     with (lab.layout.logs / "second.log").open("w") as log:
         running = subprocess.Popen(command, env=lab.environment, stdout=log, stderr=log)

@@ -39,10 +39,11 @@ def test_python_packages_are_those_of_the_lock_files(name: str, locks: list[str]
     found, pins = of_kind(name, "pypi"), locked(*locks)
     for package, one in found.items():
         assert one.get("licenses"), f"{package} has no licence"
-        (sha256,) = [found["content"] for found in one["hashes"]]
         if package not in BUILT_HERE:
-            assert one["version"] == pins[package][0]
-            assert sha256 in pins[package][1], package
+            version, hashes = pins[package]
+            assert one["version"] == version
+            # pip before 23.1, such as Debian 12's, does not record the hash of what it installs.
+            assert {recorded["content"] for recorded in one.get("hashes", ())} <= hashes, package
     # A lock file has packages of other platforms, too.
     assert set(pins) - set(found) == {"win-inet-pton"}
     assert found["hotnic"]["version"] == run_in(HOTNIC, "python3", "-c", VERSION).stdout.strip()

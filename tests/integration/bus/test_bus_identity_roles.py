@@ -344,7 +344,7 @@ async def test_doctor_says_which_identity_it_needs(server: IdentityServer, monke
         monkeypatch.setenv("NATS_NKEY", str(server.seeds["reader", None]))
         usage = await read_bus(server.url)
         assert not isinstance(usage, NotVisible)
-        assert [one.used is not None for one in usage] == [True, True, True]
+        assert [one.used is not None for one in usage.streams] == [True, True, True]
 
 
 async def test_a_token_is_followed(tmp_path: Path) -> None:

@@ -90,9 +90,7 @@ class Projector:
         self._bus = bus
         self._vmis = vmis
         self._beside = beside
-        self._histories: Bounded[tuple[str, str, str, str, str], StageHistory] = Bounded(
-            "stage-histories", MAX_HISTORIES
-        )
+        self._histories: Bounded[HistoryKey, StageHistory] = Bounded("stage-histories", MAX_HISTORIES)
         self._in_flight: Tally[tuple[str, str]] = Tally()
         self._reasons: Tally[str] = Tally()
         self._events = context.events

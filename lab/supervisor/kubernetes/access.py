@@ -44,7 +44,7 @@ def rendering(
     :param choice: name of the values: `everything` that hotnic has, or `beside-kubevirt`.
     """
     command = (str(helm), "template", "hotnic", str(chart), "--namespace", NAMESPACE)
-    values = ("--values", str(chart / "choices" / f"{choice}.yaml"), "--set", f"nats.url=nats://127.0.0.1:{NATS_PORT}")
+    values = ("--values", str(chart / "choices" / f"{choice}.yaml"), "--set", f"nats.url=tls://127.0.0.1:{NATS_PORT}")
     trusted = ("--set", f"admission.trusted.users={{{','.join(TRUSTED)}}}")
     return ProcessSpec("chart", (*command, *values, *trusted), log, environ)
 

@@ -31,7 +31,8 @@ async def collect_garbage(*, young: float = YOUNG_INTERVAL, full: float = FULL_I
             end = loop.time() + full
             while loop.time() < end:
                 await asyncio.sleep(young)
-                gc.collect(0)
+                # All generations, because Python's own passes move garbage on; none of what is frozen.
+                gc.collect()
                 gc.freeze()
     finally:
         gc.unfreeze()

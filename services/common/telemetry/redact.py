@@ -51,6 +51,8 @@ MAX_SECRETS = 200
 """Secrets of a configuration that are searched for, because each search takes time."""
 MIN_SECRET = 4
 """Characters of a secret that is replaced in texts: a shorter one would be found in most of them."""
+MAX_QUOTED = 65536
+"""Characters of what a program says that are searched. Nobody quotes as many, and each secret is searched for in all."""
 
 
 def redact_configuration(text: str, configuration: bytes) -> str:
@@ -59,9 +61,13 @@ def redact_configuration(text: str, configuration: bytes) -> str:
     A secret is a text whose key says so, or that of a list or object around it. It is found however it is quoted, but
     not in another encoding such as Base64.
 
+    :param text: what the program says; only the first MAX_QUOTED characters are returned.
     :param configuration: JSON; anything else has no secrets. Of one with more than MAX_SECRETS, or with a depth that
         only an attack has, nothing is shown.
     """
+    if not text:
+        return ""
+    text = text[:MAX_QUOTED]
     try:
         secrets = set(islice(_secrets(json.loads(configuration), secret=False), MAX_SECRETS + 1))
     except ValueError:

@@ -22,7 +22,7 @@ from services.common.node.capabilities import REASONS, name_missing
 from services.common.node.paths import resolve_under
 from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
-from services.common.telemetry.redact import redact_configuration
+from services.common.telemetry.redact import MAX_QUOTED, redact_configuration
 from services.common.telemetry.tracer import fail_span
 from services.multus.cni.errors import CniError, NotStartedError, cut, decode_error
 from services.multus.cni.plugin_cgroups import PluginCgroups
@@ -34,8 +34,6 @@ success."""
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """``PATH`` of plugins where the daemon has none."""
-_QUOTED: Final = 65536
-"""Bytes of a failed plugin's output in which secrets are replaced before less is quoted."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ class Executor:
             message = f"{_failure_prefix(plugin, invocation)}: {error}"
             raise NotStartedError(cni.CniErrorCode.IO_FAILURE, message) from error
         # A plugin may quote its configuration, which may contain a password.
-        text = redact_configuration(finished.err.decode(errors="replace").strip(), stdin) if finished.err else ""
+        text = redact_configuration(finished.err.decode(errors="replace").strip(), stdin)
         self._log.debug(
             "plugin exited",
             plugin=plugin,
@@ -222,7 +220,7 @@ def _plugin_error(plugin: str, invocation: Invocation, finished: Finished, err: 
     how = f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
     if finished.out_of_memory:
         how += ", because it needed more memory than HOTNIC_PLUGIN_MEMORY allows"
-    output = redact_configuration(finished.out[:_QUOTED].decode(errors="replace").strip(), stdin)[:500] or err[:500]
+    output = redact_configuration(finished.out[:MAX_QUOTED].decode(errors="replace").strip(), stdin)[:500] or err[:500]
     said = f": {output}{_lacking(output)}" if output else ""
     return CniError(cni.CniErrorCode.INTERNAL, f"{_failure_prefix(plugin, invocation)}: {how}{said}")
 

@@ -15,7 +15,7 @@ from services.common.telemetry.redact import redact_configuration
 from services.multus.cni.errors import CniError, decode_error
 
 
-def decode(raw: bytes, plugin: str, version: str, configuration: bytes = b"") -> cni.CniResult:
+def decode(raw: bytes, plugin: str, version: str, configuration: bytes) -> cni.CniResult:
     """Decode the result that a plugin printed; empty output or ``null`` is an empty result.
 
     :param raw: the output.

@@ -103,7 +103,7 @@ def test_the_link_completes_a_result_without_mac_and_mtu() -> None:
 
 
 def test_a_result_of_an_old_plugin_is_completed_from_the_link() -> None:
-    old = results.decode(b'{"cniVersion":"0.3.1","interfaces":[{"name":"net1","sandbox":"/ns"}]}', "p", "0.3.1")
+    old = results.decode(b'{"cniVersion":"0.3.1","interfaces":[{"name":"net1","sandbox":"/ns"}]}', "p", "0.3.1", b"")
     done = results.fill_in_link(old, "net1", mac="02:00:00:00:00:01", mtu=1450)
     assert done.interfaces == [cni.CniInterface("net1", "02:00:00:00:00:01", 1450, "/ns")]
     assert results.fill_in_link(RESULT, "net1", mac="x", mtu=1) == RESULT
@@ -114,11 +114,11 @@ def test_null_counts_as_absent_anywhere() -> None:
     """Plugins that do not use libcni's types print ``null``."""
     empty = cni.CniResult("1.1.0")
     nulls = b'{"cniVersion":"1.0.0","interfaces":null,"ips":null,"routes":null,"dns":null}'
-    assert results.decode(nulls, "p", "1.0.0") == empty
+    assert results.decode(nulls, "p", "1.0.0", b"") == empty
     raw = (
         b'{"interfaces":[{"name":"a","mac":null}],"ips":[{"address":"10.0.0.1/24","gateway":""}],"dns":{"search":null}}'
     )
-    found = results.decode(raw, "p", "1.0.0")
+    found = results.decode(raw, "p", "1.0.0", b"")
     assert found == cni.CniResult("1.1.0", [cni.CniInterface("a")], [cni.CniIp("10.0.0.1/24", "")])
     assert build_network_status("n", "a", found).gateway is None
 
@@ -142,7 +142,7 @@ def test_results_survive_conversion_to_every_version(result: cni.CniResult) -> N
     for version in ("0.3.0", *cni.SUPPORTED_VERSIONS):
         document = results.down_convert(result, version)
         assert document["cniVersion"] == version
-        back = results.decode(msgspec.json.encode(document), "p", version)
+        back = results.decode(msgspec.json.encode(document), "p", version, b"")
         assert back.ips == result.ips
         assert [i.name for i in back.interfaces] == [i.name for i in result.interfaces]
         if version == "1.1.0":
@@ -164,7 +164,7 @@ def test_results_survive_conversion_to_every_version(result: cni.CniResult) -> N
 )
 def test_decode_refuses_what_is_not_a_result(raw: bytes) -> None:
     with pytest.raises(CniError, match="not a result"):
-        results.decode(raw, "p", "1.0.0")
+        results.decode(raw, "p", "1.0.0", b"")
 
 
 EARLY = b'{"ip4":{"ip":"192.0.2.5/24","gateway":"192.0.2.1","routes":[{"dst":"0.0.0.0/0"}]},"ip6":{"ip":"fd00::5/64"}}'
@@ -172,7 +172,7 @@ EARLY = b'{"ip4":{"ip":"192.0.2.5/24","gateway":"192.0.2.1","routes":[{"dst":"0.
 
 def test_a_result_of_cni_0_2_0_has_the_addresses_of_the_link() -> None:
     """multus-cni#491: read as one of a later version, it has no address, and the guest gets none by DHCP."""
-    result = results.decode(EARLY, "p", "0.2.0")
+    result = results.decode(EARLY, "p", "0.2.0", b"")
     assert [(ip.address, ip.gateway) for ip in result.ips] == [("192.0.2.5/24", "192.0.2.1"), ("fd00::5/64", None)]
     assert [(route.dst, route.gw) for route in result.routes] == [("0.0.0.0/0", None)]
     filled = results.fill_in_link(result, "net1", mac="02:00:00:00:00:01", mtu=1450, early_in="/ns")
@@ -181,7 +181,7 @@ def test_a_result_of_cni_0_2_0_has_the_addresses_of_the_link() -> None:
     assert build_pod_nic("uid", "sandbox", "net1", filled) is not None
     back = results.down_convert(filled, "0.1.0")
     assert back == {"cniVersion": "0.1.0", **json.loads(EARLY)}
-    assert results.decode(json.dumps(back).encode(), "p", "1.0.0").ips == result.ips
+    assert results.decode(json.dumps(back).encode(), "p", "1.0.0", b"").ips == result.ips
 
 
 @pytest.mark.parametrize(
@@ -199,5 +199,5 @@ def test_what_cannot_be_read_is_an_error_and_never_a_result_without_addresses(
     raw: bytes, code: int, reason: str
 ) -> None:
     with pytest.raises(CniError, match=reason) as caught:
-        results.decode(raw, "p", "1.0.0")
+        results.decode(raw, "p", "1.0.0", b"")
     assert caught.value.code == code

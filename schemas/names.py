@@ -12,6 +12,9 @@ from collections.abc import Iterable
 HASH_DIGITS = 11
 """Number of hex digits of the hash: the kernel's limit of 15 for a link name, minus 4 for ``-nic``."""
 
+OBJECT_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
+"""Pattern for the name of most Kubernetes objects, a DNS subdomain of 253 characters (``fullmatch``)."""
+
 NEW_INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 """Pattern for the name of a newly plugged interface (``fullmatch``)."""
 

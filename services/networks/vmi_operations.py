@@ -12,7 +12,7 @@ import msgspec
 
 from schemas.bus.events import ObjectRef
 from schemas.kubernetes.objects import VMIS, Pod, VirtualMachineInstance
-from schemas.names import pod_interface
+from schemas.names import OBJECT_NAME, pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.entries import entries_of_kind
 from services.common.kube.denials import describe_error
@@ -23,12 +23,19 @@ from services.networks.plan.attachments import PodAttachments
 
 DEADLINE = 1.0
 """Seconds to read a VMI."""
+_GROUP = "kubevirt.io/"
 
 
 def vmi_of(pod: Pod) -> ObjectRef | None:
-    """Return the VMI that owns a pod; ``None`` for an ordinary pod."""
-    owner = next((o for o in pod.metadata.owner_references if o.kind == VMIS.kind), None)
-    return ObjectRef(pod.metadata.namespace, owner.name, owner.uid) if owner else None
+    """Return the VMI that owns a pod; ``None`` for an ordinary pod.
+
+    An owner reference may name anything: Kubernetes checks neither its group nor the length of its name, which becomes
+    a part of the subject of every event about the pod.
+    """
+    for owner in pod.metadata.owner_references:
+        if owner.kind == VMIS.kind and owner.api_version.startswith(_GROUP) and OBJECT_NAME.fullmatch(owner.name):
+            return ObjectRef(pod.metadata.namespace, owner.name, owner.uid)
+    return None
 
 
 class VmiOperations:

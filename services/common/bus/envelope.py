@@ -26,6 +26,8 @@ DEAD_AT = "Hotnic-Dead-At"
 
 MAX_MESSAGE_CHARS = 4096
 """Longer failure messages are truncated: consumers reject an event over the size limit."""
+MAX_SUBJECT_CHARS = 2048
+"""Longer than any subject of valid names. NATS closes the connection at a subject of 4096."""
 
 
 class BusMessage(msgspec.Struct, frozen=True):
@@ -88,7 +90,7 @@ def message_id(event: Event, start_id: str, role: str = "") -> str:
 def encode_message(event: Event, *, role: str, node: str, start_id: str, now: datetime | None = None) -> BusMessage:
     """Return the message of an event, without trace context.
 
-    :raises ValueError: the role may not publish this stage, a name is empty, or the event is too large.
+    :raises ValueError: the role may not publish this stage, a name is empty, or the event or its subject is too large.
     """
     observed = is_observed(event, role)
     if not ROWS[event.stage].may_publish(role, observed=observed):
@@ -98,6 +100,9 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
     payload = encode(event)
     if len(payload) > MAX_EVENT_BYTES:
         raise ValueError(f"event has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
+    subject = str(event.subject)
+    if len(subject) > MAX_SUBJECT_CHARS:
+        raise ValueError(f"the subject of the event has {len(subject)} characters; the limit is {MAX_SUBJECT_CHARS}")
     event_id = message_id(event, start_id, role)
     headers = cloudevents.build_headers(
         event_id=event_id,
@@ -109,7 +114,7 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
     headers[MSG_ID] = event_id
     if observed:
         headers[cloudevents.OBSERVED] = "true"
-    return BusMessage(str(event.subject), payload, headers)
+    return BusMessage(subject, payload, headers)
 
 
 def _event_time(event: Event) -> str:

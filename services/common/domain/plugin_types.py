@@ -5,6 +5,7 @@ daemon that runs it, for the same sandbox. :mod:`services.networks.network_confi
 configuration, and multus before it runs one.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -42,13 +43,19 @@ def parse_plugin_types(text: str | None) -> AllowedPlugins:
 
 
 def plugin_types(plugins: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the types of plugins and of the plugins that those run for addresses (``ipam``)."""
+    """Return the types of plugins and of the plugins that those run, such as for addresses (``ipam``).
+
+    Which plugin runs another one, and by which key, is not known: flannel has ``delegate``, some have a list. So every
+    ``type`` counts, at any depth, as in the admission policy.
+    """
     found: list[str] = []
-    for plugin in plugins:
-        for key, value in plugin.items():
+    waiting: deque[Any] = deque(plugins)
+    while waiting:
+        value = waiting.popleft()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, Mapping):
             # Plugins in Go take keys in any case.
-            if key.lower() == "type":
-                found.append(str(value))
-            elif key.lower() == "ipam" and isinstance(value, dict):
-                found += [str(inner) for name, inner in value.items() if name.lower() == "type"]
+            found += [str(inner) for key, inner in value.items() if key.lower() == "type"]
+            waiting += [inner for inner in value.values() if isinstance(inner, Mapping | list)]
     return found

@@ -52,7 +52,7 @@ MAX_SECRETS = 200
 MIN_SECRET = 4
 """Characters of a secret that is replaced in texts: a shorter one would be found in most of them."""
 MAX_QUOTED = 65536
-"""Characters of what a program says that are searched. Nobody quotes as many, and each secret is searched for in all."""
+"""Characters of what a program says that are searched: each secret is searched for in all of them."""
 
 
 def redact_configuration(text: str, configuration: bytes) -> str:

@@ -161,6 +161,13 @@ def test_oversized_event_is_not_encoded() -> None:
         )
 
 
+def test_event_with_a_subject_that_ends_the_connection_is_not_encoded() -> None:
+    operation = Operation("1", OperationKind.PLUG, "a")
+    event = MultusAttached(operation=operation, vmi=ObjectRef("default", "a" * 5000, "uid"))
+    with pytest.raises(ValueError, match="the limit is 2048"):
+        encode_message(event, role="networks", node="n", start_id="s")
+
+
 def test_dead_letter_contains_the_message_and_the_reason() -> None:
     message = BusMessage("hotplug.a.b.c.d", b"\xff", {"ce-id": "1", MSG_ID: "x", "Nats-Expected-Stream": "HOTPLUG"})
     letter = build_dead_letter(

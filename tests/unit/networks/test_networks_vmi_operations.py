@@ -2,10 +2,15 @@
 
 from typing import Any
 
-from schemas.bus.events import MultusAttached, MultusDetached
+import msgspec
+import pytest
+
+from schemas.bus.events import MultusAttached, MultusDetached, ObjectRef
+from schemas.kubernetes.objects import Pod
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
+from services.networks.vmi_operations import vmi_of
 from tests.support.kube.node_kube import forbid
 from tests.support.node.networks_node import ETH0, Node
 
@@ -41,6 +46,23 @@ async def test_plug_and_unplug_join_the_operations_of_the_vmi(node: Node) -> Non
     assert (type(detached), detached.operation) == (MultusDetached, UNPLUG)
     await node.idle()
     assert node.kube.counted("GET", VMIS) == 2
+
+
+@pytest.mark.parametrize(
+    ("owner", "found"),
+    [
+        (OWNER, ObjectRef("default", "vm1", "vmi-uid")),
+        (OWNER | {"apiVersion": "kubevirt.io/v1alpha3"}, ObjectRef("default", "vm1", "vmi-uid")),
+        (OWNER | {"apiVersion": "example.com/v1"}, None),
+        # Kubernetes does not limit it, and NATS ends a connection that uses such a subject.
+        (OWNER | {"name": "a" * 5000}, None),
+        (OWNER | {"name": "*.>"}, None),
+        (OWNER | {"kind": "ReplicaSet"}, None),
+    ],
+)
+def test_only_a_vmi_with_a_proper_name_is_an_owner(owner: dict[str, str], found: ObjectRef | None) -> None:
+    metadata = {"name": "p", "namespace": "default", "ownerReferences": [owner]}
+    assert vmi_of(msgspec.convert({"metadata": metadata}, Pod)) == found
 
 
 async def test_a_copy_of_an_operation_is_ignored(node: Node) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 REDACTED = "***"
 
-_SCHEMES = r"(?:nats|tls|wss?|https?|grpc)://"
+_SCHEMES = (
+    r"(?:nats|tls|wss?|https?|grpc|postgres(?:ql)?|mysql|rediss?|etcd|amqps?|mongodb(?:\+srv)?|ldaps?|s?ftp|ssh)://"
+)
 _SCHEME = re.compile(_SCHEMES, re.IGNORECASE)
 _NEXT_ADDRESS = re.compile(rf",\s*(?={_SCHEMES})", re.IGNORECASE)
 _QUERY = re.compile(r"\?.+", re.DOTALL)
@@ -42,7 +44,8 @@ def redact_text(text: str) -> str:
 
 
 _SECRET_KEY = re.compile(
-    r"passw|passphrase|secret|token|credential|private|psk|api[_-]?key|key[_-]?data|(?:^|[_-])(?:pass|auth)(?:$|[_-])",
+    r"passw|passphrase|pwd|secret|token|credential|private|psk|bearer|cookie|"
+    r"(?:api|auth|access|shared|signing|encryption)[_-]?key|key[_-]?data|(?:^|[_-])(?:pass|auth|dsn)(?:$|[_-])",
     re.IGNORECASE,
 )
 """A key whose value is a secret, as plugins name them: ``etcdPassword``, ``client_secret``, ``dbPass``."""

@@ -73,6 +73,7 @@ def test_the_server_of_an_address_is_shown(text: str, shown: str) -> None:
     [
         ("ready? yes: me@example.com, a/b?c", "ready? yes: me@example.com, a/b?c"),
         ("see https://host/page.html#anchor.", "see https://host/page.html#anchor."),
+        ("dial postgres://me:secret@db:5432: refused", "dial postgres://***@db:5432: refused"),
         ("with url: /v1/traces?key=secret (Caused by x)", "with url: /v1/traces?*** (Caused by x)"),
         ("ConnectionError('https://host/v1?key=secret')", "ConnectionError('https://host/v1?***')"),
     ],

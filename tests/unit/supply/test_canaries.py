@@ -192,7 +192,22 @@ def test_every_text_of_a_failed_span_is_redacted() -> None:
 values = st.text(st.characters(exclude_categories=("Cs",)), min_size=4, max_size=12)
 
 
-@given(values, st.sampled_from(["password", "etcdPassword", "client_secret", "AUTH_TOKEN", "private-key", "apikey"]))
+@given(
+    values,
+    st.sampled_from(
+        [
+            "password",
+            "etcdPassword",
+            "client_secret",
+            "AUTH_TOKEN",
+            "private-key",
+            "apikey",
+            "sharedKey",
+            "dbPwd",
+            "Cookie",
+        ]
+    ),
+)
 def test_the_value_of_a_secret_key_is_replaced_however_it_is_quoted(value: str, key: str) -> None:
     secret = f"{CANARY}{value}"
     configuration = json.dumps({"type": "t", "nested": [{key: secret}]}).encode()

@@ -29,9 +29,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         yield running
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module")
 def empty(cluster: ControlPlane) -> Snapshot:
-    """What the cluster contains before the first test."""
+    """What the cluster contains before the first test of a file: a rotation of the front-proxy CA leaves both CAs."""
     return snapshot(cluster)
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
+from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from services.common.bus.envelope import (
     DEAD_AT,
@@ -74,7 +75,8 @@ def parse_dead_letter(sequence: int, message: BusMessage) -> DeadLetter:
         at=headers.get(DEAD_AT, ""),
         reason=headers.get(DEAD_REASON, ""),
         detail=headers.get(DEAD_DETAIL, ""),
-        subject=headers.get(DEAD_SUBJECT, ""),
+        # Not what the header says: NATS has permitted the subject of the dead letter, and a replay goes to this one.
+        subject=SUBJECT_ROOT + message.subject.removeprefix(DEAD_ROOT) if DEAD_SUBJECT in headers else "",
         consumer=headers.get(DEAD_CONSUMER, ""),
         original_sequence=headers.get(DEAD_SEQUENCE, ""),
         # The original's `Nats-` headers were removed, see `build_dead_letter`. These are the dead letter's own.

@@ -4,13 +4,14 @@ Pure: no connection and no spans. Next: :mod:`services.common.bus.spans`, the sp
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import msgspec
 
 from schemas.bus import cloudevents
-from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, Subject, parse_subject
+from schemas.bus.encoding import DEAD_ROOT, NO_NODE, SUBJECT_ROOT, Subject, parse_subject
 from schemas.bus.events import MAX_EVENT_BYTES, Event, Failed, GuestAttached, Requested, decode, encode, is_observed
 from schemas.bus.permissions import NODE_ROLES
 from schemas.stages import ROWS
@@ -28,6 +29,12 @@ MAX_MESSAGE_CHARS = 4096
 """Longer failure messages are truncated: consumers reject an event over the size limit."""
 MAX_SUBJECT_CHARS = 2048
 """Longer than any subject of valid names. NATS closes the connection at a subject of 4096."""
+MAX_NAME_CHARS = 253
+"""Longest name of a Kubernetes object. Ids and UIDs are shorter."""
+_KEPT_HEADER = re.compile(r"ce-[a-z]{1,20}|traceparent|tracestate|content-type|hotnic-[a-z-]{1,40}")
+"""The headers of a message that its dead letter keeps."""
+_TOKEN = re.compile(r"[A-Za-z0-9_%-]{1,1024}")
+"""A token of a subject of hotnic's."""
 
 
 class BusMessage(msgspec.Struct, frozen=True):
@@ -137,6 +144,8 @@ def decode_message(subject: str, headers: Mapping[str, str] | None, payload: byt
         proper = str(expected)
     except (ValueError, RecursionError) as error:
         raise UnusableMessage("Undecodable", str(error)) from None
+    if too_long := _too_long(event):
+        raise UnusableMessage("Oversized", f"{too_long} is longer than any that Kubernetes or hotnic makes")
     # Permissions of NATS are bound to subjects, so a payload must not name another node.
     if subject != proper:
         raise _wrong_subject(subject, expected)
@@ -148,6 +157,16 @@ def decode_message(subject: str, headers: Mapping[str, str] | None, payload: byt
     if problem := _wrong_publisher(event, expected, found["ce-source"]):
         raise UnusableMessage("ForbiddenPublisher", f"{found['ce-source']} {problem}")
     return event, expected
+
+
+def _too_long(event: Event) -> str:
+    """Return which name of an event is too long; empty if none is. Whoever receives events keeps their names."""
+    names = {"the operation": (event.operation.id, event.operation.interface)}
+    for what, ref in (("the VMI", event.vmi), ("the pod", event.pod)):
+        names[what] = (ref.namespace, ref.name, ref.uid) if ref is not None else ()
+    names["the sandbox"] = (event.sandbox_id or "",)
+    names["the node"] = (event.node,)
+    return next((what for what, found in names.items() if any(len(name) > MAX_NAME_CHARS for name in found)), "")
 
 
 def _wrong_publisher(event: Event, subject: Subject, ce_source: str) -> str:
@@ -186,21 +205,34 @@ def build_dead_letter(
 
     :param sequence: sequence of the message in its stream.
     """
-    # Headers such as Nats-Expected-Stream would make the server reject the dead letter.
-    headers = {key: value for key, value in message.headers.items() if not key.startswith("Nats-")}
+    # Whoever sent the message has chosen everything in it. Headers such as Nats-Expected-Stream would make the server
+    # reject the dead letter, and others the client; a larger message or a longer subject ends the connection.
+    headers = {name: _one_line(value) for name, value in message.headers.items() if _KEPT_HEADER.fullmatch(name)}
     headers |= {
         DEAD_REASON: error.reason,
         DEAD_DETAIL: _one_line(error.detail),
-        DEAD_SUBJECT: message.subject,
+        DEAD_SUBJECT: _one_line(message.subject, MAX_SUBJECT_CHARS),
         DEAD_CONSUMER: consumer,
         DEAD_SEQUENCE: str(sequence),
         DEAD_AT: (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     seed = f"{message.subject}\0{sequence}\0{message.id}".encode() + b"\0" + message.payload
     headers[MSG_ID] = "dead-" + hashlib.sha256(seed).hexdigest()[:32]
-    return BusMessage(DEAD_ROOT + message.subject.removeprefix(SUBJECT_ROOT), message.payload, headers)
+    return BusMessage(_dead_subject(message.subject), message.payload[: MAX_EVENT_BYTES + 1], headers)
 
 
-def _one_line(text: str) -> str:
-    """Return text as a header value: no line breaks, control or non-ASCII characters; at most 500 characters."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text)[:500]
+def _dead_subject(subject: str) -> str:
+    """Return the subject of the dead letter of a message: the message's own, as far as it is one of hotnic's.
+
+    The stage and the node stay, because a role of a node may publish dead letters of its node only.
+    """
+    root, *tokens = subject.split(".")
+    if root == SUBJECT_ROOT and tokens and len(subject) <= MAX_SUBJECT_CHARS and all(map(_TOKEN.fullmatch, tokens)):
+        return ".".join((DEAD_ROOT, *tokens))
+    kept = [token if _TOKEN.fullmatch(token) else NO_NODE for token in tokens[:2]]
+    return ".".join((DEAD_ROOT, *kept, hashlib.sha256(subject.encode(errors="replace")).hexdigest()[:32]))
+
+
+def _one_line(text: str, limit: int = 500) -> str:
+    """Return text as a header value: no line breaks, control or non-ASCII characters, and no longer than a limit."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:limit])

@@ -87,9 +87,8 @@ async def test_replay_with_keep_and_with_an_unknown_sequence(
     async with jetstream(server) as harness:
         await harness.bus("controller", "_")
         headers = GOOD.headers | {"Hotnic-Dead-Subject": GOOD.subject, "Hotnic-Dead-Reason": "HandlerFailed"}
-        await harness.publish_raw(
-            msgspec.structs.replace(GOOD, subject="hotplug-dead.requested._.x.y", headers=headers)
-        )
+        subject = GOOD.subject.replace("hotplug.", "hotplug-dead.", 1)
+        await harness.publish_raw(msgspec.structs.replace(GOOD, subject=subject, headers=headers))
         assert "dead letter 9 not found" in (await terminal.run("replay", "1", "9", code=3))[1]
         assert (await harness.js.stream_info("HOTPLUG")).state.messages == 0
         (first,) = await terminal.json("replay", "1", "--keep")

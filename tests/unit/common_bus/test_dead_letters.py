@@ -53,6 +53,17 @@ def test_replayed_message_is_unchanged_but_for_its_id() -> None:
     assert decode_message(message.subject, message.headers, message.payload)[0] == EVENT
 
 
+def test_a_replay_goes_to_the_subject_that_nats_has_permitted() -> None:
+    """A node may store dead letters of its own node only, but writes what it likes into their headers."""
+    forged = dead_lettered(TRACED)
+    forged = msgspec.structs.replace(forged, subject="hotplug-dead.requested.node1._._")
+    letter = parse_dead_letter(7, forged)
+    assert letter.subject == "hotplug.requested.node1._._"
+    with pytest.raises(UnusableMessage) as caught:
+        build_replay(letter, "new-id")
+    assert caught.value.reason == "SubjectMismatch"
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [

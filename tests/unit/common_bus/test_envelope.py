@@ -1,5 +1,6 @@
 """Encoding and decoding of messages, for arbitrary names and bytes."""
 
+import re
 from datetime import UTC, datetime
 
 import msgspec
@@ -36,6 +37,7 @@ from services.common.bus.envelope import (
 from tests.support.bus.conformance import annotated
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+OPERATION = Operation("1", OperationKind.PLUG, "a")
 NOW = datetime(2026, 11, 23, 10, 0, 0, 1234, tzinfo=UTC)
 
 
@@ -181,6 +183,43 @@ def test_dead_letter_contains_the_message_and_the_reason() -> None:
     assert letter.headers[DEAD_SUBJECT] == message.subject
     assert letter.headers[DEAD_SEQUENCE] == "7"
     assert "Nats-Expected-Stream" not in letter.headers
+
+
+@pytest.mark.parametrize(
+    ("subject", "wanted"),
+    [
+        ("hotplug.failed.node1.ns.vm", r"hotplug-dead\.failed\.node1\.ns\.vm"),
+        ("hotplug.failed.node1." + "a" * 4000, r"hotplug-dead\.failed\.node1\.[0-9a-f]{32}"),
+        ("hotplug.failed.node1.\ufffd\x0b.vm", r"hotplug-dead\.failed\.node1\.[0-9a-f]{32}"),
+        ("hotplug.\x0b.node1.ns.vm", r"hotplug-dead\._\.node1\.[0-9a-f]{32}"),
+        ("hotplug", r"hotplug-dead\.[0-9a-f]{32}"),
+    ],
+)
+def test_dead_letter_of_any_message_can_be_published(subject: str, wanted: str) -> None:
+    """NATS ends the connection at a long subject and a large message, and nats-py refuses some headers."""
+    headers = {"ce-id": "1\u00e9\r\n", "a/b": "x", "Status": "100", "traceparent": "t" * 100_000}
+    message = BusMessage(subject, b"x" * 1_000_000, headers)
+    letter = build_dead_letter(message, UnusableMessage("Oversized", ""), consumer="c", sequence=7, now=NOW)
+    assert re.fullmatch(wanted, letter.subject)
+    assert len(letter.payload) == MAX_EVENT_BYTES + 1
+    assert not {"a/b", "Status"} & letter.headers.keys()
+    assert all(value.isascii() and value.isprintable() and len(value) <= 2048 for value in letter.headers.values())
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        MultusAttached(operation=Operation("1" * 254, OperationKind.PLUG, "a")),
+        MultusAttached(operation=OPERATION, pod=ObjectRef("ns", "p", "u" * 60_000), node="n"),
+        MultusAttached(operation=OPERATION, vmi=ObjectRef("ns", "v" * 300, "u"), node="n"),
+        MultusAttached(operation=OPERATION, sandbox_id="s" * 300, node="n"),
+    ],
+)
+def test_names_that_nobody_makes_are_not_kept(event: MultusAttached) -> None:
+    message = encode_message(event, role="networks", node=event.node, start_id="s")
+    with pytest.raises(UnusableMessage, match="is longer than any") as caught:
+        decode_message(message.subject, message.headers, message.payload)
+    assert caught.value.reason == "Oversized"
 
 
 def test_dead_letters_of_one_message_have_the_same_id() -> None:

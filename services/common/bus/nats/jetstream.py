@@ -65,6 +65,10 @@ async def connect(
     return bus
 
 
+MAX_LOSSES = 5
+"""Connections in a row that are lost while one event is published, until it is dropped."""
+
+
 class JetStreamBus:
     """Implements :class:`services.common.bus.protocol.Bus`; :func:`connect` creates it."""
 
@@ -217,7 +221,7 @@ class JetStreamBus:
             self._log.warning("event dropped, outbox is full", subject=dropped.subject)
 
     async def _drain_outbox(self) -> None:
-        failures = 0
+        failures = losses = 0
         while True:
             message = await self._outbox.wait_head()
             await self._session.up.wait()
@@ -243,11 +247,19 @@ class JetStreamBus:
                 if connection.is_denied(message.subject):
                     continue
                 self._log.debug("publish failed, will retry", subject=message.subject, error=repr(error))
+                losses = losses + 1 if connection.lost.is_set() else 0
+                if losses >= MAX_LOSSES:
+                    # The server ends the connection because of this message; those behind it must not wait for it.
+                    self._telemetry.metrics.record_dropped()
+                    self._log.error("event dropped, NATS ends each connection that publishes it", error=repr(error))
+                    self._outbox.remove(message)
+                    losses = 0
+                    continue
                 # No stream on the subject: the server lost its data, or a user deleted the stream.
                 if isinstance(error, NoStreamResponseError):
                     await self._session.restore_streams(connection)
                 await asyncio.sleep(self._session.backoff(failures))
                 failures += 1
                 continue
-            failures = 0
+            failures = losses = 0
             self._outbox.remove(message)

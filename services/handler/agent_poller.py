@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from services.common.guest.agent import AgentUnavailable, GuestAgent, GuestNic
+from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestAgent, GuestNic
 from services.common.telemetry.logs import Log
 
 DELAYS_AFTER_PLUG: Sequence[float] = (0.03, 0.02, 0.02, 0.03, 0.03, 0.04, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
@@ -33,6 +33,8 @@ MAX_UNANSWERED = 4
 TIMEOUT = 1.0
 """Seconds for one query, connecting included."""
 
+FLOOD_PAUSE = 60.0
+"""Seconds without a query after the guest has flooded one, whatever the guest causes meanwhile."""
 
 BURST, INTERVAL = 10, 3.0
 """How often a guest may cause the same thing at once, and seconds between two in the long run."""
@@ -113,6 +115,7 @@ class AgentPoller:
         self._task: asyncio.Task[None] | None = None
         self._present = False
         self._pausing = False
+        self._flooded_until = 0.0
         self.nics: tuple[GuestNic, ...] | None = None
         self.expected: frozenset[str] = frozenset()
 
@@ -189,13 +192,18 @@ class AgentPoller:
             interval = min(MAX_INTERVAL, 1.5 * interval)
 
     async def _query(self, *, report: bool) -> bool:
-        """Query the agent once; return whether it responded.
+        """Query the agent once, unless it has flooded a query lately; return whether it responded.
 
         :param report: whether to call ``on_silence`` when it did not.
         """
+        loop = asyncio.get_running_loop()
         try:
+            if loop.time() < self._flooded_until:
+                raise AgentUnavailable("not queried, because it has flooded a query")
             nics = await self._agent.interfaces(timeout=self._timeout)
         except AgentUnavailable as error:
+            if isinstance(error, AgentFloods):
+                self._flooded_until = loop.time() + FLOOD_PAUSE
             self._log.debug("guest agent unavailable", error=str(error))
             if report:
                 self._on_silence()

@@ -16,11 +16,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectReason, printable, reject
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, printable, reject
 from services.common.guest.sockets import connect_below
 
 MAX_RESPONSE_BYTES = 1024 * 1024
 """Limit of one response, because the guest controls its size."""
+MAX_FOREIGN_RESPONSES = 64
+"""Responses to earlier syncs that are discarded. A guest that was paused answers every query of that time at once."""
 MAX_NICS = 512
 """NICs of one response. A guest that runs containers has one for each of them."""
 MAX_ADDRESSES = 32
@@ -35,6 +37,10 @@ _ids = itertools.count(1)
 
 class AgentUnavailable(Exception):
     """No agent responds: the guest is booting, has no agent, or the agent is busy."""
+
+
+class AgentFloods(AgentUnavailable):
+    """The guest writes more than an agent does: nothing is gained by a query soon after."""
 
 
 class GuestNic(msgspec.Struct, frozen=True):
@@ -102,6 +108,7 @@ class QemuGuestAgent:
 
         :param timeout: seconds for the whole query.
         :raises AgentUnavailable: there was no response, or not a valid one.
+        :raises AgentFloods: there was no end of responses, or of one response.
         """
         async with self._lock:
             try:
@@ -112,7 +119,8 @@ class QemuGuestAgent:
             except (TimeoutError, OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
                 await self._disconnect()
                 why = printable(str(exc)) or "no response"
-                raise AgentUnavailable(f"guest agent at {self._path}: {why}") from exc
+                unavailable = AgentFloods if _is_flood(exc) else AgentUnavailable
+                raise unavailable(f"guest agent at {self._path}: {why}") from exc
             except asyncio.CancelledError:
                 # Half of a response may be in the stream: the next query needs a new sync.
                 await self._disconnect()
@@ -131,12 +139,19 @@ class QemuGuestAgent:
         number = next(_ids)
         request = msgspec.json.encode({"execute": "guest-sync-delimited", "arguments": {"id": number}})
         writer.write(_SENTINEL + request + b"\n")
-        while True:
+        discarded = 0
+        for _ in range(MAX_FOREIGN_RESPONSES + 1):
             # Everything before the sentinel, and a sync with another id, was meant for an earlier client.
-            await reader.readuntil(_SENTINEL)
-            response = _response.decode(await reader.readuntil(b"\n"))
-            if bytes(response.result) == str(number).encode():
+            discarded += len(await reader.readuntil(_SENTINEL))
+            line = await reader.readuntil(b"\n")
+            if bytes(_response.decode(line).result) == str(number).encode():
                 return reader, writer
+            discarded += len(line)
+            if discarded > MAX_RESPONSE_BYTES:
+                break
+            # A read does not suspend while the stream has data, and the guest may write faster than it is read.
+            await asyncio.sleep(0)
+        raise reject(Edge.AGENT, RejectReason.TOO_MANY, "too many responses to other syncs")
 
     async def _disconnect(self) -> None:
         if self._streams is not None:
@@ -147,6 +162,11 @@ class QemuGuestAgent:
                 await writer.wait_closed()
             except OSError:
                 return
+
+
+def _is_flood(error: Exception) -> bool:
+    too_many = isinstance(error, RejectedInput) and error.reason is RejectReason.TOO_MANY
+    return too_many or isinstance(error, asyncio.LimitOverrunError)
 
 
 async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from services.common.guest.agent import (
     MAX_ADDRESSES,
+    MAX_FOREIGN_RESPONSES,
     MAX_NAME_BYTES,
     MAX_NICS,
     MAX_RESPONSE_BYTES,
+    AgentFloods,
     AgentUnavailable,
     GuestNic,
     QemuGuestAgent,
@@ -141,6 +143,31 @@ async def test_a_response_is_not_read_beyond_its_limit(fake: tuple[FakeAgent, Qe
     with pytest.raises(AgentUnavailable) as caught:
         await agent.interfaces(timeout=10)
     assert isinstance(caught.value.__cause__, asyncio.LimitOverrunError)
+
+
+LONG_RESPONSE = b'\xff{"error":"' + b"x" * 60_000 + b'"}\n'
+
+
+@pytest.mark.parametrize("noise", [b"\xff{}\n" * 200_000, 30 * LONG_RESPONSE, b"y" * 2_000_000])
+async def test_a_guest_that_writes_without_end_delays_nothing_else(
+    fake: tuple[FakeAgent, QemuGuestAgent], noise: bytes
+) -> None:
+    scripted, agent = fake
+    scripted.noise = noise
+    turns: list[int] = []
+
+    async def sibling() -> None:
+        while True:
+            turns.append(len(turns))
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(sibling())
+    with pytest.raises(AgentFloods):
+        await agent.interfaces(timeout=60)
+    other.cancel()
+    assert len(turns) >= min(MAX_FOREIGN_RESPONSES, noise.count(b"\xff") // 2)
+    scripted.noise = b"\xff{}\n" * MAX_FOREIGN_RESPONSES
+    assert await agent.interfaces(timeout=60) == ()
 
 
 class PolledAgent:

@@ -6,10 +6,12 @@ import itertools
 import pytest
 import structlog
 
-from services.common.guest.agent import AgentUnavailable, GuestNic
+from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestNic
 from services.handler.agent_poller import (
     BURST,
+    DELAYS_AFTER_LEASE,
     DELAYS_AFTER_PLUG,
+    FLOOD_PAUSE,
     INTERVAL,
     MAX_INTERVAL,
     MAX_NICS,
@@ -28,17 +30,21 @@ class ScriptedAgent:
     """An agent that lists given NICs or does not respond, at once, and records the times of the queries.
 
     :ivar queries: the times of the queries.
+    :ivar floods: whether the guest floods each query.
     :ivar responds_every: it responds to every query of this number, and to no other.
     """
 
     def __init__(self, *nics: GuestNic, silent: bool = False) -> None:
         self.nics = nics
         self.silent = silent
+        self.floods = False
         self.responds_every = 1
         self.queries: list[float] = []
 
     async def interfaces(self, *, timeout: float) -> tuple[GuestNic, ...]:
         self.queries.append(asyncio.get_running_loop().time())
+        if self.floods:
+            raise AgentFloods("too many responses")
         if self.silent or len(self.queries) % self.responds_every:
             raise AgentUnavailable("no response")
         return self.nics
@@ -223,4 +229,23 @@ async def test_a_bounded_number_of_new_devices_is_remembered_of_a_guest_without_
     for number in range(3 * MAX_NICS):
         polled.poller.forget(f"02:00:00:00:01:{number:02x}")
     assert len(polled.poller._new) <= MAX_NICS
+    await polled.poller.close()
+
+
+async def test_a_guest_that_floods_a_query_is_not_queried_for_a_while_whatever_it_causes() -> None:
+    agent = ScriptedAgent(ETH0, ETH1)
+    agent.floods = True
+    polled = PolledAgent(agent)
+    polled.poller.expect({MAC})
+    for _ in range(int(FLOOD_PAUSE) - 1):
+        polled.poller.record_connected()
+        await asyncio.sleep(0.5)
+        polled.poller.poll(DELAYS_AFTER_LEASE)
+        await asyncio.sleep(0.5)
+    assert len(agent.queries) == 1
+    agent.floods = False
+    await asyncio.sleep(2)
+    polled.poller.record_connected()
+    await asyncio.sleep(0.1)
+    assert polled.poller.nics == (ETH0, ETH1)
     await polled.poller.close()

@@ -10,15 +10,25 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from schemas.inputs import Edge, RejectedInput, rejecting
+from schemas.inputs import Edge, RejectedInput, RejectReason, printable, reject, rejecting
 from services.common.guest.pending_events import PendingEvents
 from services.common.guest.port import DeviceMissing, GuestNotReachable, GuestRefused
 from services.common.guest.sockets import connect_below
 
 DEADLINE = 5.0
 """Seconds for one command; connecting takes at most as long."""
+
+MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+"""Limit of one message. QEMU lists up to 4096 VLANs (24 kB) for each NIC."""
+MAX_UNREQUESTED, UNREQUESTED_PER_SECOND = 8192, 256
+"""Kibibytes that a domain may send without a request at once, and in the long run. A message counts as at least one.
+QEMU sends some events for each device."""
+FLOOD_PAUSE = 30.0
+"""Seconds until the next connection after a domain has sent more."""
+MAX_ERROR_TEXT = 1024
+"""Characters of an error message, which quotes the domain."""
 
 _MISSING = "DeviceNotFound"
 _Event = TypeVar("_Event")
@@ -48,6 +58,10 @@ class QmpClient:
         self._on_connect = on_connect
         self._client: QMPClient | None = None
         self._connecting = asyncio.Lock()
+        # Over all connections: the domain may end one, too.
+        self._unrequested = 0.0
+        self._counted_at = 0.0
+        self._flooded_until = 0.0
 
     async def connect(self) -> None:
         """Connect, unless the client is connected.
@@ -69,14 +83,15 @@ class QmpClient:
                 return await client.execute(command, arguments)
         except ExecuteError as exc:
             refused = DeviceMissing if exc.error_class == _MISSING else GuestRefused
-            raise refused(f"{command}: {exc}") from exc
+            raise refused(f"{command}: {_text(exc)}") from exc
         except TimeoutError as exc:
             # The next connection forgets what this one has found: the command may have taken effect.
             await self.close()
             raise GuestNotReachable(f"QMP at {self._path}: {command} not answered within {self._deadline:g} s") from exc
         except (QMPError, OSError) as exc:
             await self.close()
-            raise GuestNotReachable(f"QMP at {self._path}: {command}: {exc}") from exc
+            self._check_flooded()
+            raise GuestNotReachable(f"QMP at {self._path}: {command}: {_text(exc)}") from exc
 
     async def events(self, parse: Callable[[Any], _Event]) -> AsyncIterator[_Event]:
         """Yield QEMU's events from now on, until the connection ends.
@@ -117,7 +132,8 @@ class QmpClient:
                 return self._client
             # Before the new connection: QEMU serves one client at a time.
             await self.close()
-            client = QMPClient("hotnic")
+            self._check_flooded()
+            client = _Client(self._count_unrequested)
             # The library's own listener would keep every event of QEMU for ever, and so does each listener's history.
             client.events.event_filter = _discard
             try:
@@ -129,10 +145,52 @@ class QmpClient:
                     f"QMP at {self._path}: no greeting within {self._deadline:g} s (is another client connected?)"
                 ) from exc
             except (QMPError, OSError, ValueError) as exc:
-                raise GuestNotReachable(f"QMP at {self._path}: {exc}") from exc
+                raise GuestNotReachable(f"QMP at {self._path}: {_text(exc)}") from exc
             self._client = client
             self._on_connect()
             return client
+
+    def _count_unrequested(self, size: int) -> None:
+        now = asyncio.get_running_loop().time()
+        refilled = (now - self._counted_at) * UNREQUESTED_PER_SECOND
+        self._unrequested = max(0.0, self._unrequested - refilled) + max(1.0, size / 1024)
+        self._counted_at = now
+        if self._unrequested > MAX_UNREQUESTED:
+            self._flooded_until = now + FLOOD_PAUSE
+            raise reject(Edge.DOMAIN, RejectReason.TOO_MANY, "too many messages without a request")
+
+    def _check_flooded(self) -> None:
+        if asyncio.get_running_loop().time() < self._flooded_until:
+            raise GuestNotReachable(
+                f"QMP at {self._path}: not connected for {FLOOD_PAUSE:g} s, because it has sent too many messages"
+            )
+
+
+class _Client(QMPClient):
+    """The library's client, for a server that may send messages without end.
+
+    :param count_unrequested: called with the size of each message that answers no command; what it raises ends the
+        connection.
+    """
+
+    def __init__(self, count_unrequested: Callable[[int], None]) -> None:
+        super().__init__("hotnic", MAX_MESSAGE_BYTES)
+        self._count = count_unrequested
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        # The library's own formats each message for a log that nobody reads.
+        return msg
+
+    async def _on_message(self, msg: Message) -> None:
+        if "event" in msg or msg.get("id") not in self._pending:
+            self._count(len(bytes(msg)))
+        await super()._on_message(msg)
+        # The library's reader does not suspend while the stream has data.
+        await asyncio.sleep(0)
+
+
+def _text(error: Exception) -> str:
+    return printable(str(error), MAX_ERROR_TEXT)
 
 
 def _discard(_message: Any) -> bool:

@@ -32,7 +32,13 @@ finally:
 Log: TypeAlias = FilteringBoundLogger
 Format: TypeAlias = Literal["auto", "json", "console"]
 
-_MIN_LIBRARY_LEVELS = {"aiohttp.access": logging.WARNING, "asyncio": logging.WARNING, "nats": logging.WARNING}
+_MIN_LIBRARY_LEVELS = {
+    "aiohttp.access": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "nats": logging.WARNING,
+    # It writes a line for each message that it does not expect, as many as a domain sends. Its errors are raised too.
+    "qemu.qmp": logging.CRITICAL,
+}
 _NAMESPACE = "hotnic"
 _TRACEBACKS = frozenset({"exception", "stack"})
 

@@ -6,6 +6,7 @@ that pods created meanwhile wait for the daemon instead of losing their networks
 Next: :mod:`services.multus.server`.
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from services.common.node.capabilities import lacked_by
 from services.common.node.files import install_executable
 from services.common.node.mounts import find_netns_problem
 from services.common.runtime import process as role
+from services.common.runtime.health import serve_when_free
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.telemetry.logs import Log
 from services.multus.assembly import assemble
@@ -99,9 +101,10 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
     runtime.readiness.set(CONDITION, False, "not checked yet")
     runtime.spawn("autoconfig", autoconfig.run)
     if config.metrics_port is not None:
-        app = metrics_app(telemetry)
+        make = functools.partial(metrics_app, telemetry)
         # As upstream: on every address, without TLS.
-        await runtime.stack.enter_async_context(serve(app, f"0.0.0.0:{config.metrics_port}", shutdown=1.0))
+        listen = f"0.0.0.0:{config.metrics_port}"
+        await runtime.stack.enter_async_context(serve_when_free("metrics-port", make, listen, runtime.readiness, log))
 
 
 def _container_runtime(runtime: RoleRuntime[Settings], log: Log) -> "CriRuntime | None":

@@ -17,9 +17,9 @@ from opentelemetry import trace
 from opentelemetry.metrics import Counter
 
 from schemas import cni, multus
+from services.common.http.metrics_page import MetricsPage
 from services.common.http.server import Handler, make_app
 from services.common.runtime.fair_queue import FairSlots
-from services.common.runtime.health import METRICS_TYPE
 from services.common.telemetry import Telemetry
 from services.common.telemetry.logs import Log
 from services.common.telemetry.tracer import fail_span
@@ -84,11 +84,7 @@ def make_application(
 def metrics_app(telemetry: Telemetry) -> web.Application:
     """Build the application of ``metricsPort``, which serves ``/metrics``; the health endpoint serves it too."""
     app = make_app(telemetry=telemetry, max_body=1024, errors="text", traced=False)
-
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=telemetry.metrics_text(), headers={"Content-Type": METRICS_TYPE})
-
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/metrics", MetricsPage(telemetry.metrics_text).get)
     return app
 
 

@@ -4,14 +4,21 @@ Ready means that the role can do its work from Kubernetes. A disconnected bus is
 Next: :mod:`services.common.runtime.process`, which serves the endpoints while the process lives.
 """
 
-from collections.abc import Callable
+import asyncio
+import errno
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from services.common.http.server import make_app
+from services.common.http.metrics_page import MetricsPage
+from services.common.http.server import make_app, serve
 from services.common.telemetry import Telemetry
+from services.common.telemetry.logs import Log
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LISTEN_AGAIN = 1.0
+"""Seconds between two attempts to listen on an address that another process holds."""
 
 
 class Readiness:
@@ -65,10 +72,14 @@ class Readiness:
         return lines
 
 
-def health_app(telemetry: Telemetry, readiness: Readiness) -> web.Application:
+def health_app(
+    telemetry: Telemetry, readiness: Readiness, clock: Callable[[], float] = time.monotonic
+) -> web.Application:
     """Return the application that serves the three paths.
 
     ``/healthz`` shows only that the event loop runs.
+
+    :param clock: seconds of a monotonic clock.
     """
 
     async def healthz(_request: web.Request) -> web.Response:
@@ -77,12 +88,51 @@ def health_app(telemetry: Telemetry, readiness: Readiness) -> web.Application:
     async def readyz(_request: web.Request) -> web.Response:
         return web.Response(text=readiness.text(), status=200 if readiness.ready else 503)
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=telemetry.metrics_text(), headers={"Content-Type": METRICS_TYPE})
-
     # Untraced: the kubelet's probes belong to no operation.
     app = make_app(telemetry=telemetry, max_body=1024, errors="text", traced=False)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/metrics", MetricsPage(telemetry.metrics_text, clock).get)
     return app
+
+
+@asynccontextmanager
+async def serve_when_free(
+    endpoints: str, make: Callable[[], web.Application], listen: str, readiness: Readiness, log: Log
+) -> AsyncIterator[None]:
+    """Serve while the context is open, but from the time on when no other process holds the address.
+
+    Each pod with the node's network can hold a port of the node. The work of a role must not depend on that.
+
+    :param endpoints: name of what is served, in the log and as a note of the readiness.
+    :param make: returns the application, once for each attempt.
+    :param listen: address, as of :func:`services.common.http.server.serve`.
+    :raises OSError: the server cannot listen, for a reason that waiting does not change.
+    :raises ValueError: the address is malformed.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def attempt() -> OSError | None:
+            try:
+                address = await stack.enter_async_context(serve(make(), listen, shutdown=1.0))
+            except OSError as error:
+                return error
+            readiness.note(endpoints, "")
+            log.info("listening", endpoints=endpoints, address=address)
+            return None
+
+        async def attempts() -> None:
+            while True:
+                await asyncio.sleep(LISTEN_AGAIN)
+                if await attempt() is None:
+                    return
+
+        if error := await attempt():
+            if error.errno != errno.EADDRINUSE:
+                raise error
+            readiness.note(endpoints, str(error))
+            log.error("address held by another process", endpoints=endpoints, listen=listen, error=str(error))
+            task = asyncio.create_task(attempts(), name=endpoints)
+            stack.push_async_callback(asyncio.wait, {task})
+            stack.callback(task.cancel)
+        yield

@@ -7,6 +7,7 @@ Next: :mod:`services.common.reconcile`, which a reconciler spawns.
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -16,10 +17,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from services.common.http.server import serve
 from services.common.kube.errors import KubeconfigError, KubeError
 from services.common.runtime import settings as settings_module
-from services.common.runtime.health import Readiness, health_app
+from services.common.runtime.health import Readiness, health_app, serve_when_free
 from services.common.runtime.settings import CommonSettings, SettingsError
 from services.common.runtime.tasks import Tasks, Work
 from services.common.telemetry import Telemetry
@@ -38,7 +38,7 @@ STACK_TIMEOUT = 5.0
 """Seconds for closing servers and connections; of these, a server gives running requests 4 s."""
 HEALTH_TIMEOUT = 0.9
 """Seconds for closing the health endpoints; before that, telemetry takes as long for exporting the remaining spans."""
-STARTED = "started"
+STARTED, HEALTH = "started", "health-port"
 
 
 class StartRefused(Exception):
@@ -166,10 +166,10 @@ async def _run(
         try:
             # Before the start too: `/readyz` shows what the start waits for.
             if settings.health_listen:
-                address = await health.enter_async_context(
-                    serve(health_app(telemetry, runtime.readiness), settings.health_listen, shutdown=1.0)
+                make = functools.partial(health_app, telemetry, runtime.readiness)
+                await health.enter_async_context(
+                    serve_when_free(HEALTH, make, settings.health_listen, runtime.readiness, log)
                 )
-                log.info("health endpoints served", address=address)
             code = await start_role(runtime, start)
             if code == 0:
                 await runtime.stopping.wait()

@@ -189,6 +189,31 @@ async def test_readyz_names_each_condition_and_its_reason(tmp_path: Path) -> Non
     assert out.splitlines() == ["closed second", "closed first"]
 
 
+@pytest.mark.parametrize("freed", [True, False], ids=["freed", "held"])
+async def test_a_role_works_while_another_process_holds_its_health_port(tmp_path: Path, freed: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        listen = f"127.0.0.1:{holder.getsockname()[1]}"
+        async with role(tmp_path, health_listen=listen) as running:
+            await running.logged("address held by another process", listen=listen, endpoints="health-port")
+            await running.ready()
+            if freed:
+                holder.close()
+                await running.logged("listening", address=listen)
+                async with aiohttp.ClientSession() as client, client.get(f"http://{listen}/readyz") as response:
+                    assert await response.text() == "[+]started ok\n[+]kube ok\nreadyz check passed\n"
+            code, out, _ = await running.stop()
+    assert code == 0
+    assert out.splitlines() == ["task ended; stopping True", "closed second", "closed first"]
+
+
+@pytest.mark.parametrize("listen", ["192.0.2.1:8080", "8080"], ids=["address-of-others", "malformed"])
+async def test_a_health_address_that_never_can_be_served_is_exit_1(tmp_path: Path, listen: str) -> None:
+    async with role(tmp_path, health_listen=listen) as running:
+        out, err = await running.output()
+    assert (running.process.returncode, out) == (1, "")
+    assert "cannot serve health endpoints" in err
+
+
 async def test_the_role_uses_the_telemetry_that_instrument_returns(tmp_path: Path) -> None:
     async with role(tmp_path, act="instrument") as running:
         await running.ready()

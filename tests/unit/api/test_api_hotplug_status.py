@@ -25,7 +25,7 @@ from schemas.bus.hotplug_status import (
 from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.names import interface_hash
 from schemas.stages import Stage
-from services.api.hotplug_status.watch import MAX_WATCHERS_OF_USER
+from services.api.hotplug_status.watch import MAX_WATCHERS, MAX_WATCHERS_OF_USER
 from services.api.observe import ClusterSettings
 from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
@@ -278,6 +278,25 @@ async def test_one_user_cannot_use_up_the_watches_of_others(tmp_path: Path) -> N
         async with api.session.get(PATH, params={"watch": "1"}, headers={"X-Remote-User": "another"}) as answer:
             assert answer.status == 200
         assert await streams[0].line() is not None
+
+
+@pytest.mark.timeout(400)
+async def test_as_many_watches_as_a_replica_has_let_no_request_wait(tmp_path: Path) -> None:
+    """Each occupies three connections to the Kubernetes API."""
+    async with contextlib.AsyncExitStack() as opened:
+        api = await opened.enter_async_context(serve_api(tmp_path))
+        reach_stage(api, Stage.POD_ANNOTATED)
+        connector = aiohttp.TCPConnector(limit=0)
+        session = await opened.enter_async_context(aiohttp.ClientSession(f"http://{api.address}", connector=connector))
+        async with asyncio.timeout(300):
+            for n in range(MAX_WATCHERS):
+                user = {"X-Remote-User": f"user-{n // MAX_WATCHERS_OF_USER}"}
+                answer = await session.get(PATH, params={"watch": "1"}, headers=user)
+                opened.callback(answer.close)
+                assert await Stream(answer).line() is not None
+            async with session.get(PATH, params={"watch": "1"}, headers={"X-Remote-User": "another"}) as refused:
+                assert refused.status == 429
+            assert (await read(api)).items
 
 
 async def test_stopping_server_ends_streams_with_a_bookmark(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ async def reflecting(server: QuietServer, folder: Path, kubeconfig: bytes) -> As
     session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(folder / "api.sock")))
     seen = Reflected()
     reflector = Reflector(
-        Kube(Transport(access, session, recording_telemetry()[0], "test")),
+        Kube(Transport(access, session, session, recording_telemetry()[0], "test")),
         PODS,
         on_change=lambda _key, _pod: None,
         on_state=lambda ok, _why: seen.states.append(ok),

@@ -35,7 +35,8 @@ PEER_DEADLINE = 30.0
 KEEP_ALIVE = 30.0
 """Seconds until an idle connection is closed: less than API servers and load balancers wait on their side."""
 MAX_CONNECTIONS = 100
-"""Each watch occupies a connection for its whole time: HTTP/1.1 has one request per connection at a time."""
+"""Connections for requests. A stream has one of its own for its whole time: HTTP/1.1 has one request per connection at
+a time. Who opens streams limits their number; together with requests they would let these wait."""
 JSON = "application/json"
 JSON_PATCH = "application/json-patch+json"
 
@@ -62,10 +63,16 @@ class Transport:
     """
 
     def __init__(
-        self, access: ClusterAccess, session: aiohttp.ClientSession, telemetry: HasTracer, user_agent: str
+        self,
+        access: ClusterAccess,
+        session: aiohttp.ClientSession,
+        streams: aiohttp.ClientSession,
+        telemetry: HasTracer,
+        user_agent: str,
     ) -> None:
         self.access = access
         self._session = session
+        self._streams = streams
         self._tracer = telemetry.tracer
         self._user_agent = user_agent
 
@@ -77,17 +84,13 @@ class Transport:
 
         :param peer_deadline: seconds until a peer that acknowledges nothing counts as gone; at least 2.
         """
-        connector = aiohttp.TCPConnector(
-            limit=MAX_CONNECTIONS,
-            keepalive_timeout=KEEP_ALIVE,
-            socket_factory=partial(_create_socket, peer_deadline=peer_deadline),
-        )
-        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-        return cls(access, session, telemetry, user_agent)
+        session, streams = _create_session(MAX_CONNECTIONS, peer_deadline), _create_session(0, peer_deadline)
+        return cls(access, session, streams, telemetry, user_agent)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+        await self._streams.close()
 
     async def request(
         self,
@@ -145,7 +148,7 @@ class Transport:
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_DEADLINE)
         try:
             async with asyncio.timeout(ANSWER_DEADLINE):
-                response = await self._send("GET", path, query, None, None, None, limits)
+                response = await self._send(self._streams, "GET", path, query, None, None, None, limits)
             async with response:
                 if response.status >= 300:
                     raise classify(response.status, await response.read(), response.headers)
@@ -165,7 +168,8 @@ class Transport:
         limits: aiohttp.ClientTimeout,
     ) -> KubeResponse:
         try:
-            async with await self._send(method, path, query, body, content_type, headers, limits) as response:
+            sent = self._send(self._session, method, path, query, body, content_type, headers, limits)
+            async with await sent as response:
                 content = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, f"{method} {path}") from error
@@ -176,6 +180,7 @@ class Transport:
 
     async def _send(
         self,
+        session: aiohttp.ClientSession,
         method: str,
         path: str,
         query: Mapping[str, str] | None,
@@ -193,7 +198,7 @@ class Transport:
         # Path and query are encoded already; yarl would otherwise requote them.
         url = URL(self.access.server + path + (f"?{urlencode(query)}" if query else ""), encoded=True)
         for last in (False, True):
-            response = await self._session.request(
+            response = await session.request(
                 method,
                 url,
                 data=body,
@@ -228,6 +233,14 @@ def _unavailable(error: BaseException, request: str) -> Unavailable:
         return Unavailable(f"{request}: no response in time", reason="Timeout")
     # The text may have the address of a proxy, with its password; others show it to users.
     return Unavailable(f"{request}: {redact_text(str(error)) or type(error).__name__}", reason="Unreachable")
+
+
+def _create_session(limit: int, peer_deadline: float) -> aiohttp.ClientSession:
+    """Create a session without connections; it has at most so many of them, or any number with a limit of 0."""
+    connector = aiohttp.TCPConnector(
+        limit=limit, keepalive_timeout=KEEP_ALIVE, socket_factory=partial(_create_socket, peer_deadline=peer_deadline)
+    )
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
 def _create_socket(address: tuple[Any, ...], *, peer_deadline: float) -> socket.socket:

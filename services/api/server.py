@@ -38,7 +38,7 @@ from services.api.permissions import own_reads, wait_permitted
 from services.api.plan import ChangeObject, JoinOperation, RequestTarget
 from services.api.plan.checks import find_mode_obstacle
 from services.api.request import BadBody, decode_add, decode_remove, is_object_name, parse_dry_run
-from services.common.http.server import StatusError, make_app
+from services.common.http.server import Handler, StatusError, make_app
 from services.common.http.tls import peer_common_name
 from services.common.kube.errors import BadApiResponse, KubeError, Unauthorized
 from services.common.runtime.context import RoleContext
@@ -93,20 +93,20 @@ class Api:
         self.app = make_app(telemetry=context.telemetry, max_body=MAX_BODY_BYTES)
         # Without authentication: the aggregator checks the availability without a client certificate.
         for path in discovery_paths():
-            self.app.router.add_get(path, self._serve_discovery)
+            self._add_get(path, self._serve_discovery)
         # Now, so that no request waits for it: a build takes longer than an answer to any other request.
         for owned in (True, False):
             openapi_documents(claimed_groups(api_services, owned_by_hotnic=owned))
         for path in openapi_paths():
-            self.app.router.add_get(path, self._serve_openapi)
+            self._add_get(path, self._serve_openapi)
         for path in ("/healthz", "/livez", "/readyz"):
-            self.app.router.add_get(path, self._serve_health)
+            self._add_get(path, self._serve_health)
         for group, versions in GROUPS.items():
             for version in versions:
-                self.app.router.add_get(f"/apis/{group}/{version}/healthz", self._check_apiserver)
+                self._add_get(f"/apis/{group}/{version}/healthz", self._check_apiserver)
                 for resource, kind in KIND_RESOURCES[group].items():
                     path = f"/apis/{group}/{version}/namespaces/{{namespace}}/{resource}"
-                    self.app.router.add_get(path, partial(self._refuse_kind, kind))
+                    self._add_get(path, partial(self._refuse_kind, kind))
                 for target in RequestTarget:
                     base = f"/apis/{group}/{version}/namespaces/{{namespace}}/{target}s/{{name}}"
                     for verb in VERBS:
@@ -118,7 +118,12 @@ class Api:
         self._streams = StatusStreams(context, lambda: self._cluster().beside, watchers)
         self.app.on_shutdown.append(self._streams.close)
         hotplug_status = f"/apis/{HOTNIC_GROUP}/v1/namespaces/{{namespace}}/{RequestTarget.VMI}s/{{name}}/interfaces"
-        self.app.router.add_get(hotplug_status, self._serve_status)
+        self._add_get(hotplug_status, self._serve_status)
+
+    def _add_get(self, path: str, handler: Handler) -> None:
+        # aiohttp would also answer HEAD, by the same handler: with the chunks of a watch, which a client would take for
+        # the answer to the next request of its connection.
+        self.app.router.add_get(path, handler, allow_head=False)
 
     def _groups(self) -> tuple[str, ...]:
         return claimed_groups(self._api_services, owned_by_hotnic=self._cluster().owned_by_hotnic)

@@ -59,6 +59,21 @@ async def test_a_name_that_no_object_can_have_is_not_found(api: ServedApi, name:
     assert not asked
 
 
+async def test_no_route_answers_head(api: ServedApi) -> None:
+    """The chunks of a watch would be taken for the answer to the next request of a connection, which is another's."""
+    api.put(VMIS, objects.vmi())
+    watch = f"/apis/{HOTNIC}/namespaces/default/{VMIS}/vm1/interfaces?watch=true&timeoutSeconds=1"
+    host, _, port = api.address.rpartition(":")
+    for path in (watch, "/apis", "/readyz", "/openapi/v2", f"/apis/{HOTNIC}/healthz"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(50):
+            writer.write(f"HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 405 ")
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
 async def test_virtctl_1_0_is_served_as_by_virt_api(api: ServedApi) -> None:
     """virtctl sends no Content-Type, and compares versions before it prints an error."""
     api.put(VMS, objects.vm())

@@ -1,13 +1,12 @@
 """A cgroup (version 2) for a run of a plugin that takes long: it is killed as a whole, and its memory is limited.
 
 A run joins its cgroup after :data:`JOIN_AFTER`. Moving a process to a cgroup makes the kernel wait until no processor
-starts or ends one (some milliseconds), during which none can on the whole node: a plug does not wait for that. A run is
-found by its mark, a variable in the environment of each of its processes, also of those that have left its group.
+starts or ends one (some milliseconds), during which none can on the whole node: a plug does not wait for that.
 
 The cgroups are made below the daemon's own one. In a container, the cgroup file system is usually read-only; the same
 cgroup is then found in the node's file system, if that is mounted writable. Limits need the daemon in a leaf: the
 kernel gives controllers only to children of a cgroup that has no processes of its own.
-Next: :mod:`services.multus.cni.executor`.
+Next: :mod:`services.multus.cni.plugin_marks`.
 """
 
 import contextlib
@@ -31,8 +30,6 @@ MAX_WALKED: Final = 20_000
 """Cgroups of a node that are searched for the daemon's own one."""
 JOIN_AFTER: Final = 1.0
 """Seconds after which a run joins its cgroup. Plugins of most networks take less than 0.1."""
-ROUNDS: Final = 10
-"""How often the processes of a run are looked for: those found may start others meanwhile."""
 MAX_LEFT: Final = 256
 """Cgroups with processes that a plugin has left. One more is forgotten; it goes with the daemon's own cgroup."""
 
@@ -160,46 +157,6 @@ class PluginCgroups:
         left = [cgroup for cgroup in self._left if not cgroup.remove()]
         self._left.clear()
         self._left.extend(left)
-
-
-def processes_of(mark: str) -> set[int]:
-    """Return the processes of a run.
-
-    A process of another user, or without the mark in its environment, is found only as a child of one that has joined.
-
-    :param mark: ``NAME=value`` of the environment variable that all of them have.
-    """
-    needle = mark.encode() + b"\0"
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environ:
-                if needle in environ.read():
-                    found.add(int(name))
-    return found
-
-
-def join(cgroup: PluginCgroup, mark: str) -> None:
-    """Move every process of a run into its cgroup."""
-    joined: set[int] = set()
-    for _ in range(ROUNDS):
-        new = processes_of(mark) - joined
-        for pid in new:
-            cgroup.add(pid)
-        joined |= new
-        if not new:
-            return
-
-
-def kill_marked(mark: str) -> None:
-    """Kill every process of a run, also where it has no cgroup."""
-    for _ in range(ROUNDS):
-        found = processes_of(mark)
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        if not found:
-            return
 
 
 def open_cgroups(setting: str | None, limits: CgroupLimits, host_root: str, log: Log) -> PluginCgroups | None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from services.common.node.capabilities import name_missing
-from services.multus.cni.plugin_cgroups import PluginCgroup, PluginCgroups, join, kill_marked
+from services.multus.cni.plugin_cgroups import PluginCgroup, PluginCgroups
+from services.multus.cni.plugin_marks import join, kill_marked, new_mark
 
 KILL_TIMEOUT: Final = 2.0
 """Seconds to wait for a killed plugin. A process in an uninterruptible system call ends only when the call returns."""
@@ -75,7 +76,6 @@ class PluginProcesses:
         self._root = root
         self._cgroups = cgroups
         self._mark = mark
-        self._number = 0
         self._kill_timeout = kill_timeout
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="plugin-processes")
 
@@ -92,8 +92,7 @@ class PluginProcesses:
         with contextlib.ExitStack() as stack:
             files = [_memory_file(stack, name) for name in ("stdin", "stdout", "stderr")]
             _fill(files[0], stdin)
-            self._number += 1
-            value = f"{os.getpid()}-{self._number}"
+            value = new_mark()
             pid = self._start(program, {**environ, self._mark: value}, files)
             run = _Run(pid, f"{self._mark}={value}", self._threads, self._cgroups)
             try:
@@ -105,9 +104,10 @@ class PluginProcesses:
                     code == -signal.SIGKILL and run.cgroup is not None and run.cgroup.is_out_of_memory(),
                 )
             finally:
-                for file in files[1:]:
-                    # What the plugin leaves running must not fill the memory with output that nobody reads.
-                    _stop_growth(file)
+                # What the plugin leaves running must not fill the memory with output that nobody reads.
+                limited = [_stop_growth(file) for file in files[1:]]
+                if not all(limited):
+                    run.kill_rest()
                 run.release()
 
     def _start(self, program: str, environ: Mapping[str, str], files: Sequence[int]) -> int:
@@ -178,9 +178,19 @@ class _Run:
         """
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        return self.kill_rest()
+
+    def kill_rest(self) -> asyncio.Future[None]:
+        """Kill what the plugin, which may be reaped, has started.
+
+        :return: done when nothing of it is found any more.
+        """
+        if self._timer is not None:
+            # What joined a cgroup from now on would not be found.
+            self._timer.cancel()
         if self.cgroup is not None:
             self.cgroup.kill()
-        return self._loop.run_in_executor(self._threads, kill_marked, self._mark)
+        return self._loop.run_in_executor(self._threads, kill_marked, self._mark, self.cgroup)
 
     def release(self) -> None:
         """Remove the cgroup, or leave it to the processes that the plugin has left."""
@@ -223,9 +233,9 @@ class _FloodWatch:
             self._timer = self._loop.call_later(OUTPUT_INTERVAL, self._look)
             return
         self.found = True
+        self._kill()
         for file in self._files:
             _stop_growth(file)
-        self._kill()
 
 
 @contextlib.contextmanager
@@ -298,5 +308,10 @@ def _fill(descriptor: int, data: bytes) -> None:
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
 
-def _stop_growth(descriptor: int) -> None:
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+def _stop_growth(descriptor: int) -> bool:
+    """Let a memory file grow no more; return whether that is so: a plugin can forbid it (``F_SEAL_SEAL``)."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    except OSError:
+        return bool(fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_GROW)
+    return True

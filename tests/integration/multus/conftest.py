@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.node import netns as namespaces
+from tests.support.node.cgroups import cgroup_below_own
 from tests.support.node.cni import RecordingPlugin, real_plugins
 from tests.support.node.multus_daemon import Daemon, running_daemon
 
@@ -52,3 +53,10 @@ async def daemon(tmp_path: Path, plugins: Path) -> AsyncIterator[Daemon]:
         }
         (running.config.conf_dir / "10-primary.conflist").write_text(json.dumps(primary))
         yield running
+
+
+@pytest.fixture
+def parent() -> Iterator[Path]:
+    """A cgroup below the test's own, which is empty and removed afterwards."""
+    with cgroup_below_own() as folder:
+        yield folder

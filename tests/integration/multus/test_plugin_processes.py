@@ -20,40 +20,11 @@ import structlog
 from schemas import cni
 from services.multus.cni.errors import CniError
 from services.multus.cni.executor import Executor, Invocation
-from services.multus.cni.plugin_cgroups import (
-    PREFIX,
-    PluginCgroup,
-    PluginCgroups,
-    cgroup_mounts,
-    find_own,
-)
+from services.multus.cni.plugin_cgroups import PREFIX, PluginCgroup, PluginCgroups
+from tests.support.node.cgroups import empty
 from tests.support.telemetry.spans import recording_telemetry
 
 CALL = Invocation(cni.CniCommand.ADD, "abc", "/run/netns/x", "net1")
-
-
-@pytest.fixture
-def parent() -> Iterator[Path]:
-    """A cgroup below the test's own, which is empty and removed afterwards."""
-    mounts = cgroup_mounts(Path("/proc/self/mountinfo").read_text())
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    own = find_own(mounts, next(line[3:] for line in lines if line.startswith("0::")), "/")
-    assert own is not None, "these tests need cgroup v2"
-    folder = own / f"hotnic-test-{os.getpid()}"
-    folder.mkdir()
-    yield folder
-    PluginCgroup(folder).kill()
-    for child in (*folder.iterdir(), folder):
-        if child.is_dir():
-            empty(child)
-            child.rmdir()
-
-
-def empty(cgroup: Path) -> None:
-    """Wait for the end of a cgroup's processes, which were killed."""
-    with open(cgroup / "cgroup.events") as events:
-        while "populated 1" in events.read():
-            events.seek(0)
 
 
 def executor(

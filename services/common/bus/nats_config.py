@@ -1,7 +1,7 @@
 """The configuration of a NATS server for hotnic's identities, as text. Pure.
 
 It has the two accounts of :mod:`schemas.bus.permissions` and a user for each public key. A server includes it, or has
-all of it from here. Next: :mod:`services.common.bus.nats.credentials`, which makes and reads the keys.
+all of it from here. Next: :mod:`services.common.bus.nkeys`, which makes and reads the keys.
 """
 
 import json
@@ -17,14 +17,13 @@ from schemas.bus.permissions import (
     identity_name,
     role_permissions,
 )
+from services.common.bus.settings import CALLOUT_TIMEOUT
 
 CALLOUT_ACCOUNT = "HOTNIC_AUTH"
 """The account in which the auth callout is answered."""
 CALLOUT_SUBJECT = "$SYS.REQ.USER.AUTH"
 CALLOUT_QUEUE = "hotnic"
 """The queue group of what answers: one of the replicas answers each request."""
-CALLOUT_TIMEOUT = 5
-"""Seconds for which a server waits for the answer."""
 
 
 class NatsUser(NamedTuple):

@@ -8,6 +8,8 @@ import msgspec
 from schemas.bus.encoding import DEAD_STREAM, STREAM
 
 MIB = 1024 * 1024
+CALLOUT_TIMEOUT = 5
+"""Seconds for which a server waits for the answer of an auth callout."""
 
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +30,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar pull_batch: how many messages one pull request requests.
     :ivar pull_expires: how long the server serves one pull request.
     :ivar pull_heartbeat: interval of the server's heartbeats for a pull request; after two missing ones it is renewed.
+    :ivar connect_timeout: how long a connection may take, which an auth callout examines meanwhile.
     :ivar api_timeout: how long a request to the JetStream API may take.
     :ivar account_timeout: how long a request for the limits of the account may take, which few may read.
     :ivar reconnect_delay: longest pause between two attempts to connect.
@@ -60,7 +63,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     pull_expires: float = 30.0
     pull_heartbeat: float = 5.0
 
-    connect_timeout: float = 2.0
+    connect_timeout: float = CALLOUT_TIMEOUT + 1.0
     api_timeout: float = 5.0
     account_timeout: float = 2.0
     reconnect_delay: float = 2.0

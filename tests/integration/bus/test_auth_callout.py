@@ -13,7 +13,7 @@ from nats.errors import Error as NatsError
 
 from tests.support.bus.auth_callout import Callout, Denials, reviewing_kube, running_callout, server_config, write_keys
 from tests.support.bus.auth_tokens import NAMESPACE, make_token
-from tests.support.bus.nats import nats_server
+from tests.support.bus.nats import nats_server, tls_options
 from tests.support.kube.certs import Authority
 
 INBOX = b"_INBOX_hotnic.networks.node1"
@@ -70,7 +70,7 @@ async def test_no_credential_at_all_is_refused(tmp_path: Path) -> None:
     async with running_callout(tmp_path) as callout:
         client = Client()
         with pytest.raises(NatsError, match="Authorization Violation"):
-            await client.connect(callout.server.url, allow_reconnect=False, connect_timeout=30)
+            await client.connect(callout.url, tls=callout.tls, allow_reconnect=False, connect_timeout=30)
         await client.close()
         assert any("NoToken" in line for line in callout.server.log)
 
@@ -129,7 +129,8 @@ async def test_the_user_of_the_callout_can_only_answer(tmp_path: Path) -> None:
     async with running_callout(tmp_path) as callout:
         denials = Denials()
         client = await nats.connect(
-            callout.server.url,
+            callout.url,
+            tls=callout.tls,
             nkeys_seed=str(callout.keys / "user.nk"),
             error_cb=denials.add,
             allow_reconnect=False,
@@ -175,7 +176,7 @@ async def test_the_api_answers_the_callout_as_its_settings_say(tmp_path: Path, u
     authority = Authority(tmp_path)
     pair = authority.server()
     async with (
-        nats_server(tmp_path / "nats", "-c", str(config)) as server,
+        nats_server(tmp_path / "nats", "-c", str(config), *tls_options(pair)) as server,
         reviewing_kube(tmp_path) as (_, reviews),
     ):
         reviews.kube.put(
@@ -184,10 +185,12 @@ async def test_the_api_answers_the_callout_as_its_settings_say(tmp_path: Path, u
             "extension-apiserver-authentication",
             data={"requestheader-client-ca-file": authority.ca.read_text()},
         )
+        callout = Callout(server, reviews, keys, [], authority.ca)
         environ = {
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(tmp_path / "kubeconfig"),
-            "NATS_URL": server.url,
+            "NATS_URL": callout.url,
+            "NATS_CA": str(authority.ca),
             "HOTNIC_HEALTH_LISTEN": f"unix:{tmp_path}/health.sock",
             "HOTNIC_LISTEN": f"127.0.0.1:{unused_tcp_port}",
             "HOTNIC_VM_OWNER": "hotnic",
@@ -198,7 +201,6 @@ async def test_the_api_answers_the_callout_as_its_settings_say(tmp_path: Path, u
             "HOTNIC_BUS_AUTH_ACCOUNTS": "hotnic-api=api,hotnic-multus=node",
         }
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.api", env=environ)
-        callout = Callout(server, reviews, keys, [])
         token = reviews.accept(make_token("hotnic-multus"), node="node1")
         async with asyncio.timeout(60):
             while not await attempt(callout, token):

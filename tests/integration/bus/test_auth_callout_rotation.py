@@ -46,13 +46,13 @@ class Role:
     async def connected(self, settings: BusSettings) -> AsyncIterator[None]:
         """Keep the bus open in this block."""
         self.bus = await connect(
-            self._callout.server.url,
+            self._callout.url,
             role=self._role,
             node=self._node,
             telemetry=recording_telemetry(self._role)[0],
             log=structlog.get_logger(),
             settings=settings,
-            environ={"NATS_TOKEN_FILE": str(self._file)},
+            environ={"NATS_TOKEN_FILE": str(self._file), "NATS_CA": str(self._callout.ca)},
         )
         try:
             async with asyncio.timeout(60):

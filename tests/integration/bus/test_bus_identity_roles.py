@@ -28,6 +28,7 @@ from tests.support.bus.conformance import Inbox
 from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
 from tests.support.bus.jetstream import QUICK
 from tests.support.bus.nats import nats_server
+from tests.support.kube.certs import Authority
 from tests.support.telemetry.spans import recording_telemetry
 
 VMI, POD = ObjectRef("default", "vm1", "u1"), ObjectRef("default", "launcher", "u2")
@@ -350,24 +351,28 @@ async def test_doctor_says_which_identity_it_needs(server: IdentityServer, monke
 async def test_a_token_is_followed(tmp_path: Path) -> None:
     """The server compares it itself here; an auth callout would examine it."""
     config, token = tmp_path / "server.conf", tmp_path / "token"
-    config.write_text('authorization { token: "first" }')
+    authority = Authority(tmp_path)
+    pair = authority.server()
+    # Not as options of the server, which reads its configuration again without them.
+    tls = f'tls {{ cert_file: "{pair.cert}", key_file: "{pair.key}" }}\n'
+    config.write_text(f'{tls}authorization {{ token: "first" }}')
     token.write_text("first\n")
     settings = msgspec.structs.replace(QUICK, files_interval=0.1)
     async with nats_server(tmp_path / "store", "-c", str(config)) as running:
         bus = await connect(
-            running.url,
+            running.url.replace("nats://", "tls://"),
             role="controller",
             node="_",
             telemetry=recording_telemetry()[0],
             log=structlog.get_logger(),
             settings=settings,
-            environ={"NATS_TOKEN_FILE": str(token)},
+            environ={"NATS_TOKEN_FILE": str(token), "NATS_CA": str(authority.ca)},
         )
         async with connected(bus):
             earlier = bus._session.connection
             # As a kubelet does, by a rename: the earlier connection stays until the server accepts the new token.
             (tmp_path / "new").write_text("second\n")
             (tmp_path / "new").replace(token)
-            config.write_text('authorization { token: "second" }')
+            config.write_text(f'{tls}authorization {{ token: "second" }}')
             os.kill(running.pid, signal.SIGHUP)
             await wait_other_connection(bus, earlier)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ from services.common.bus.nkeys import KeyKind, SigningKey, make_seed
 from services.common.kube.client import Kube
 from tests.support.bus.auth_tokens import ACCOUNTS, AUDIENCE, NAMESPACE, Object, claims_of
 from tests.support.bus.jetstream import QUICK
-from tests.support.bus.nats import NatsServer, nats_server
+from tests.support.bus.nats import NatsServer, nats_server, tls_options
+from tests.support.kube.certs import Authority
 from tests.support.kube.node_kube import PODS, FakeKube, serving_kube, write_kubeconfig
 from tests.support.telemetry.spans import recording_telemetry
 
@@ -127,21 +129,35 @@ class Denials(list[str]):
 
 @dataclass
 class Callout:
-    """A running server whose connections the callout decides.
+    """A running server with TLS whose connections the callout decides.
 
     :ivar replicas: the tasks that answer.
+    :ivar ca: file of the CA of the server's certificate.
     """
 
     server: NatsServer
     reviews: Reviews
     keys: Path
     replicas: list[asyncio.Task[None]]
+    ca: Path
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+        return self.server.url.replace("nats://", "tls://")
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """What a client needs to trust the server."""
+        return ssl.create_default_context(cafile=self.ca)
 
     async def connect(self, token: str, **options: Any) -> Client:
         """Connect as a role; a refused connection raises."""
         client = Client()
         try:
-            await client.connect(self.server.url, token=token, allow_reconnect=False, connect_timeout=30, **options)
+            await client.connect(
+                self.url, tls=self.tls, token=token, allow_reconnect=False, connect_timeout=30, **options
+            )
         except BaseException:
             # A refused connection leaves its socket open.
             await client.close()
@@ -170,8 +186,9 @@ async def running_callout(directory: Path, *, replicas: int = 1, kube: Kube | No
     keys = write_keys(directory / "keys")
     config = directory / "nats.conf"
     config.write_text(server_config(keys))
+    authority = Authority(directory, "nats-ca")
     async with (
-        nats_server(directory / "nats", "-c", str(config)) as server,
+        nats_server(directory / "nats", "-c", str(config), *tls_options(authority.server("nats"))) as server,
         reviewing_kube(directory) as (scripted, reviews),
         asyncio.TaskGroup() as group,
     ):
@@ -180,7 +197,7 @@ async def running_callout(directory: Path, *, replicas: int = 1, kube: Kube | No
         for event in up:
             serving = serve_callout(
                 kube or scripted,
-                Endpoint((server.url,)),
+                Endpoint((server.url,), ca=str(authority.ca)),
                 ACCOUNTS,
                 keys=keys,
                 namespace=NAMESPACE,
@@ -194,7 +211,7 @@ async def running_callout(directory: Path, *, replicas: int = 1, kube: Kube | No
             for event in up:
                 await event.wait()
         try:
-            yield Callout(server, reviews, keys, tasks)
+            yield Callout(server, reviews, keys, tasks, authority.ca)
         finally:
             for task in tasks:
                 task.cancel()

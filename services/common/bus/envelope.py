@@ -161,12 +161,12 @@ def decode_message(subject: str, headers: Mapping[str, str] | None, payload: byt
 
 def _too_long(event: Event) -> str:
     """Return which name of an event is too long; empty if none is. Whoever receives events keeps their names."""
-    names = {"the operation": (event.operation.id, event.operation.interface)}
+    names: list[tuple[str, str]] = [("the operation", event.operation.id), ("the interface", event.operation.interface)]
     for what, ref in (("the VMI", event.vmi), ("the pod", event.pod)):
-        names[what] = (ref.namespace, ref.name, ref.uid) if ref is not None else ()
-    names["the sandbox"] = (event.sandbox_id or "",)
-    names["the node"] = (event.node,)
-    return next((what for what, found in names.items() if any(len(name) > MAX_NAME_CHARS for name in found)), "")
+        if ref is not None:
+            names += ((what, name) for name in (ref.namespace, ref.name, ref.uid))
+    names += [("the sandbox", event.sandbox_id or ""), ("the node", event.node)]
+    return next((what for what, name in names if len(name) > MAX_NAME_CHARS), "")
 
 
 def _wrong_publisher(event: Event, subject: Subject, ce_source: str) -> str:

@@ -1,29 +1,39 @@
-"""Time limits of an HTTP connection: for the head of a request, and for the number of those that send none.
+"""Limits of HTTP connections: the time for a head and for reading a response, and the number of those that wait.
 
 aiohttp itself limits only how long a connection may idle between two requests. A client that sends half a head would
-keep its connection, and its file descriptor, for an hour.
+keep its connection, and its file descriptor, for an hour. A connection waits from TCP's handshake until a request has
+its complete body, so one limit applies to all that a client can have without being identified.
 Connections of users that a unix socket does not admit are ended before anything of them is read.
 Next: :mod:`services.common.http.server`, which also limits the time for a body.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ssl import SSLContext
 
 from aiohttp import web
 
 from services.common.http.peers import AllowedPeers
+from services.common.http.tls_connection import TlsConnection
 from services.common.telemetry.stores import STORES
 
 HEAD_DEADLINE = 10.0
 """Seconds for the head of a request, from the connection or from its first byte on."""
+WRITE_DEADLINE = 20.0
+"""Seconds for a client to read what it has requested, whenever more than ``WRITE_BUFFER`` bytes wait for it."""
+WRITE_BUFFER = 64 * 1024
 MAX_WAITING = 256
-"""Connections without a request. One more ends the one that has waited longest."""
+"""Connections without a complete request. One more ends the one that has waited longest."""
 
 
 class Connections:
     """Makes the protocols of a server's connections, and ends those that wait too long for a head.
 
     :param make: returns the HTTP protocol of a new connection.
+    :param tls: serve with TLS. The listening socket itself has to be served without, as each connection has its own.
+    :param deadline: seconds for the TLS handshake, and again for the head of a request.
+    :param writing: seconds for a client to read.
     :param peers: who may use a unix socket.
     """
 
@@ -31,21 +41,34 @@ class Connections:
         self,
         make: Callable[[], asyncio.Protocol],
         *,
+        tls: SSLContext | None = None,
         deadline: float = HEAD_DEADLINE,
+        writing: float = WRITE_DEADLINE,
         limit: int = MAX_WAITING,
         peers: AllowedPeers | None = None,
     ) -> None:
         self._make = make
         self._peers = peers or AllowedPeers()
+        self._tls = tls
         self._deadline = deadline
+        self.writing = writing
         self._limit = limit
         # In the order in which they began to wait. One that idles after a request has no timer.
         self._waiting: dict[TimedConnection, asyncio.TimerHandle | None] = {}
         STORES.watch("idle-connections", self, lambda connections: len(connections._waiting), limit)
 
-    def __call__(self) -> asyncio.Protocol:
+    def __call__(self) -> asyncio.BaseProtocol:
         """Return the protocol of a new connection."""
-        return TimedConnection(self._make(), self)
+        connection = TimedConnection(self._make(), self)
+        if self._tls is None:
+            return connection
+        return TlsConnection(
+            connection,
+            self._tls,
+            deadline=self._deadline,
+            accepted=connection.begin_handshake,
+            ended=connection.end_handshake,
+        )
 
     def admit(self, transport: asyncio.BaseTransport) -> bool:
         """Return whether a new connection may be served."""
@@ -77,13 +100,35 @@ class TimedConnection(asyncio.Protocol):
     def __init__(self, http: asyncio.Protocol, connections: Connections) -> None:
         self._http = http
         self._connections = connections
+        # TCP's transport, until the handshake of TLS has made that of HTTP.
+        self._tcp: asyncio.Transport | None = None
         self._transport: asyncio.Transport | None = None
         self._requests = 0
+        self._unread: asyncio.TimerHandle | None = None
+
+    def begin_handshake(self, tcp: asyncio.Transport) -> None:
+        """Begin to wait before TLS does, which has a deadline of its own."""
+        self._tcp = tcp
+        self._connections.idle(self)
+
+    def end_handshake(self) -> None:
+        """Forget a connection that has ended, perhaps within the handshake."""
+        self._tcp = None
+        self._connections.end_wait(self)
 
     def begin_request(self) -> None:
         """Record that a request is being handled, however long that takes."""
         self._requests += 1
         self._connections.end_wait(self)
+
+    @contextmanager
+    def reading_body(self) -> Iterator[None]:
+        """Count the connection among those that wait while the body of its request arrives."""
+        self._connections.idle(self)
+        try:
+            yield
+        finally:
+            self._connections.end_wait(self)
 
     def end_request(self) -> None:
         """Record that the request is handled."""
@@ -94,8 +139,9 @@ class TimedConnection(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection at once."""
         self._connections.end_wait(self)
-        if self._transport is not None:
-            self._transport.abort()
+        transport = self._transport or self._tcp
+        if transport is not None:
+            transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first head, or end the connection of a user that is not admitted."""
@@ -104,6 +150,7 @@ class TimedConnection(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._connections.wait(self)
         self._http.connection_made(transport)
 
@@ -114,6 +161,7 @@ class TimedConnection(asyncio.Protocol):
             return
         self._transport = None
         self._connections.end_wait(self)
+        self._end_unread()
         self._http.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -129,12 +177,24 @@ class TimedConnection(asyncio.Protocol):
         return self._http.eof_received()
 
     def pause_writing(self) -> None:
-        """Pass on that the client reads too slowly."""
+        """Pass on that the client reads too slowly, and give it time to read; its next requests wait unread."""
+        self._end_unread()
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._unread = asyncio.get_running_loop().call_later(self._connections.writing, self.abort)
         self._http.pause_writing()
 
     def resume_writing(self) -> None:
         """Pass on that the client reads again."""
+        self._end_unread()
+        if self._transport is not None:
+            self._transport.resume_reading()
         self._http.resume_writing()
+
+    def _end_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 def connection_of(request: web.Request) -> TimedConnection | None:

@@ -7,7 +7,7 @@ descriptor. Roles add the routes. Next: :mod:`services.common.http.tls`, the cer
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
 from ssl import SSLContext
 from typing import Any, Literal, TypeAlias
@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from schemas.kubernetes.objects import Status, StatusDetails
 from schemas.kubernetes.status_reasons import STATUS_REASONS
-from services.common.http.deadlines import HEAD_DEADLINE, Connections, connection_of
+from services.common.http.deadlines import HEAD_DEADLINE, WRITE_DEADLINE, Connections, connection_of
 from services.common.http.listen import BACKLOG, Listener, bind
 from services.common.http.peers import AllowedPeers
 from services.common.telemetry import Telemetry
@@ -110,13 +110,15 @@ async def serve(
     ssl: SSLContext | None = None,
     shutdown: float = SHUTDOWN_DEADLINE,
     head: float = HEAD_DEADLINE,
+    writing: float = WRITE_DEADLINE,
     peers: AllowedPeers | None = None,
 ) -> AsyncIterator[str]:
     """Serve while the context is open; yield the bound address (``host:port``, ``unix:/path``).
 
     :param listen: ``host:port`` (port 0: any free one), ``unix:/path`` (mode 0600) or ``fd:N`` (inherited).
     :param shutdown: seconds for running requests to finish when the context ends.
-    :param head: seconds for the head of a request.
+    :param head: seconds for the TLS handshake, and for the head of a request.
+    :param writing: seconds for a client to read what waits for it.
     :param peers: who may use a unix socket; by default root and the process' own user.
     :raises OSError: the server cannot listen on the address.
     :raises ValueError: the address is malformed.
@@ -132,11 +134,9 @@ async def serve(
         assert runner.server is not None
         listener = bind(listen)
         server = await asyncio.get_running_loop().create_server(
-            Connections(runner.server, deadline=head, peers=peers),
+            Connections(runner.server, tls=ssl, deadline=head, writing=writing, peers=peers),
             sock=listener.socket,
-            ssl=ssl,
             backlog=BACKLOG,
-            ssl_handshake_timeout=head if ssl is not None else None,
         )
         yield listener.address
     finally:
@@ -167,7 +167,8 @@ def _error_middleware(form: ErrorFormat, max_body: int, body_deadline: float) ->
                 raise web.HTTPRequestEntityTooLarge(max_body, request.content_length)
             if request.can_read_body:
                 # The handlers then read it without waiting.
-                await _read_body(request, body_deadline)
+                with connection.reading_body() if connection is not None else nullcontext():
+                    await _read_body(request, body_deadline)
             return await handler(request)
         except StatusError as error:
             failure = error

@@ -288,15 +288,21 @@ async def test_as_many_watches_as_a_replica_has_let_no_request_wait(tmp_path: Pa
         reach_stage(api, Stage.POD_ANNOTATED)
         connector = aiohttp.TCPConnector(limit=0)
         session = await opened.enter_async_context(aiohttp.ClientSession(f"http://{api.address}", connector=connector))
+        streams: list[Stream] = []
         async with asyncio.timeout(300):
             for n in range(MAX_WATCHERS):
                 user = {"X-Remote-User": f"user-{n // MAX_WATCHERS_OF_USER}"}
                 answer = await session.get(PATH, params={"watch": "1"}, headers=user)
                 opened.callback(answer.close)
-                assert await Stream(answer).line() is not None
+                streams.append(Stream(answer))
+                assert await streams[-1].line() is not None
             async with session.get(PATH, params={"watch": "1"}, headers={"X-Remote-User": "another"}) as refused:
                 assert refused.status == 429
             assert (await read(api)).items
+            reach_stage(api, Stage.MULTUS_ATTACHED)
+            for changed in [await stream.line() for stream in streams]:
+                assert changed is not None
+                assert changed.type == "MODIFIED"
 
 
 async def test_stopping_server_ends_streams_with_a_bookmark(tmp_path: Path) -> None:

@@ -90,6 +90,9 @@ class OpenTransport(asyncio.Transport):
     def abort(self) -> None:
         pass
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
 
 async def fill_idle_connections() -> object:
     """Connections that have had an answer and send nothing more."""

@@ -67,6 +67,10 @@ class ServerTls:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # aiohttp has no HTTP/2. An API server that offers it has to learn that in the handshake.
         context.set_alpn_protocols(["http/1.1"])
+        # Without tickets every handshake of TLS 1.3 verifies the client's certificate. Clients of TLS 1.2 may still
+        # resume a session by its id, see peer_common_name.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
         if client_ca is not None:
             context.load_verify_locations(cadata=client_ca)
             context.verify_mode = ssl.CERT_REQUIRED if self._client_cert_required else ssl.CERT_OPTIONAL
@@ -76,14 +80,20 @@ class ServerTls:
 
 
 def peer_common_name(request: web.Request) -> str | None:
-    """Return the common name of the client's verified certificate; ``None`` if it presented none."""
+    """Return the common name of the client's verified certificate.
+
+    It is ``None`` if the client presented none, if its subject has several common names, of which others read another
+    one, or if it resumed a session: its certificate was verified in an earlier handshake, perhaps by a CA that is gone.
+    """
     transport = request.transport
-    peer: dict[str, Any] | None = transport.get_extra_info("peercert") if transport is not None else None
-    for part in (peer or {}).get("subject", ()):
-        for name, value in part:
-            if name == "commonName":
-                return str(value)
-    return None
+    if transport is None:
+        return None
+    connection: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if connection is not None and connection.session_reused:
+        return None
+    peer: dict[str, Any] = transport.get_extra_info("peercert") or {}
+    names = [str(value) for part in peer.get("subject", ()) for name, value in part if name == "commonName"]
+    return names[0] if len(names) == 1 else None
 
 
 def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:

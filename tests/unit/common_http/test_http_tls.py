@@ -1,9 +1,12 @@
 """TLS: client certificates are requested, verified, and name the client."""
 
+import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import pytest
@@ -84,6 +87,55 @@ async def test_the_cas_of_clients_can_be_replaced(tmp_path: Path, version: ssl.T
         # Another serving certificate keeps them.
         settings.use(server.cert.read_bytes(), server.key.read_bytes())
         assert await request(new) == "new"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_kept_session_does_not_outlive_the_ca_of_its_client(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """A session that is resumed has the certificate of its first handshake, which is not verified again."""
+    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
+    server, old = before.server(), before.client("old")
+    settings = ServerTls(client_ca=before.ca.read_text())
+    settings.use(server.cert.read_bytes(), server.key.read_bytes())
+    app = make_app(telemetry=recording_telemetry()[0], max_body=10)
+    app.router.add_get("/", who)
+    context = ssl.create_default_context(cafile=str(before.ca))
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(old.cert, old.key)
+
+    def request(port: int, session: ssl.SSLSession | None) -> tuple[str, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=50) as tcp,
+            context.wrap_socket(tcp, server_hostname="127.0.0.1", session=session) as client,
+        ):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+            return answer.rpartition(b"\r\n\r\n")[2].decode(), client.session
+
+    async with serve(app, "127.0.0.1:0", ssl=settings.context) as address:
+        port = int(address.rpartition(":")[2])
+        name, session = await asyncio.to_thread(request, port, None)
+        assert name == "old"
+        settings.trust(after.ca.read_text())
+        try:
+            name, _ = await asyncio.to_thread(request, port, session)
+        except OSError:
+            # It was not resumed, and the certificate is refused.
+            return
+        assert name in ("", "nobody")
+
+
+def test_a_subject_with_several_common_names_names_nobody() -> None:
+    """Others read the last of them."""
+
+    class Peer:
+        def get_extra_info(self, name: str) -> object:
+            names = ((("commonName", "front-proxy-client"),), (("commonName", "somebody"),))
+            return {"subject": names} if name == "peercert" else None
+
+    class Request:
+        transport = Peer()
+
+    assert peer_common_name(cast("web.Request", Request())) is None
 
 
 async def test_a_certificate_can_be_required(tmp_path: Path) -> None:

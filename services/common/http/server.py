@@ -14,8 +14,10 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from opentelemetry.trace import SpanKind, StatusCode
 
+from schemas.inputs import printable
 from schemas.kubernetes.objects import Status, StatusDetails
 from schemas.kubernetes.status_reasons import STATUS_REASONS
 from services.common.http.deadlines import HEAD_DEADLINE, WRITE_DEADLINE, Connections, connection_of
@@ -31,11 +33,26 @@ BODY_DEADLINE = 20.0
 """Seconds for the body of a request."""
 KEEPALIVE = 120.0
 """Seconds that a connection may idle between two requests; Go's client, the API server's, closes it after 90."""
+MAX_QUOTED = 200
+"""Characters of a library's message in an error."""
 SHUTDOWN_DEADLINE = 4.0
 """Seconds for running requests to finish when the server stops."""
 
 _log = logging.getLogger("hotnic.http")
+_server_log = logging.getLogger("hotnic.http.server")
 _encode = msgspec.json.Encoder().encode
+
+
+def _is_own_fault(record: logging.LogRecord) -> bool:
+    """Return whether a record of aiohttp's server is about this process, not about a malformed request of a client."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (HttpProcessingError, web.RequestPayloadError)):
+        _log.debug("malformed request: %s", error)
+        return False
+    return True
+
+
+_server_log.addFilter(_is_own_fault)
 
 
 class StatusError(Exception):
@@ -59,6 +76,10 @@ class StatusError(Exception):
         self.message = message
         self.details = details
         self.headers = dict(headers or {})
+
+
+class _BrokenBody(StatusError):
+    """Raised if a body has no known end. What follows would be parsed as the next request."""
 
 
 def error_response(error: StatusError, form: ErrorFormat = "status") -> web.Response:
@@ -125,7 +146,12 @@ async def serve(
     """
     # The process frame handles signals, and the span middleware logs requests.
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=shutdown, keepalive_timeout=KEEPALIVE
+        app,
+        access_log=None,
+        logger=_server_log,
+        handle_signals=False,
+        shutdown_timeout=shutdown,
+        keepalive_timeout=KEEPALIVE,
     )
     await runner.setup()
     listener: Listener | None = None
@@ -183,7 +209,7 @@ def _error_middleware(form: ErrorFormat, max_body: int, body_deadline: float) ->
             if connection is not None:
                 connection.end_request()
         response = error_response(failure, form)
-        if failure.code in (408, 413):
+        if failure.code == 413 or isinstance(failure, _BrokenBody):
             # The unread rest of the body would be parsed as the next request.
             response.force_close()
         return response
@@ -196,10 +222,12 @@ async def _read_body(request: web.Request, deadline: float) -> None:
         async with asyncio.timeout(deadline):
             await request.read()
     except TimeoutError:
-        raise StatusError(408, None, f"no complete body within {deadline:g} s") from None
+        raise _BrokenBody(408, None, f"no complete body within {deadline:g} s") from None
     except ConnectionError:
         # Nobody gets the response. The client's failure is none of this process.
-        raise StatusError(400, None, "the client has left within the body") from None
+        raise _BrokenBody(400, None, "the client has left within the body") from None
+    except web.RequestPayloadError as error:
+        raise _BrokenBody(400, None, f"the body cannot be read: {printable(str(error), MAX_QUOTED)}") from None
 
 
 def _from_http_exception(request: web.Request, error: web.HTTPException, max_body: int) -> StatusError:

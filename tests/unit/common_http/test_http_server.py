@@ -184,6 +184,33 @@ async def test_a_client_that_leaves_within_a_body_is_no_defect(caplog: pytest.Lo
     assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
 
 
+async def test_a_malformed_request_is_logged_as_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody can send one, as often as they like."""
+    async with serve(plain_app(), "127.0.0.1:0") as address:
+        host, _, port = address.rpartition(":")
+        for head in (b"GET /refuse HTTP/1.1\r\nbad header\r\n\r\n", b"\x16\x03\x01\r\n\r\n"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head)
+            async with asyncio.timeout(50):
+                assert (await reader.read()).startswith(b"HTTP/1.0 400 ")
+            writer.close()
+    assert not [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_a_body_that_cannot_be_decompressed_is_a_bad_request(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(plain_app(), "127.0.0.1:0") as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = b"PUT /apis/a/echo HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n"
+        writer.write(head + b"abcGET /refuse HTTP/1.1\r\nHost: a\r\n\r\n")
+        async with asyncio.timeout(50):
+            # What follows is no request: where the body ends is not known.
+            answer = await reader.read()
+        assert (answer[:13], answer.count(b"HTTP/1.1")) == (b"HTTP/1.1 400 ", 1)
+        writer.close()
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_connections_that_send_nothing_make_room_for_others() -> None:
     loop = asyncio.get_running_loop()
     listening = await loop.create_server(Connections(asyncio.Protocol, limit=2), "127.0.0.1", 0)

@@ -260,8 +260,10 @@ def _not_acceptable(request: web.Request) -> StatusError:
 
 def _warning_header(sentence: str) -> str:
     """Return the value of a ``Warning`` header, as the Kubernetes API server sends them (RFC 7234 section 5.5)."""
-    escaped = sentence.replace("\\", "\\\\").replace('"', '\\"')
-    return f'299 - "{" ".join(escaped.split())}"'
+    # A control character would end the response, or be shown by the user's terminal.
+    shown = printable(" ".join(sentence.split()), len(sentence))
+    escaped = shown.replace("\\", "\\\\").replace('"', '\\"')
+    return f'299 - "{escaped}"'
 
 
 def _forwarded_error(error: KubeError) -> StatusError:

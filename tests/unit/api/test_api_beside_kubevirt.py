@@ -322,6 +322,17 @@ async def test_consequences_are_told_before_the_change(api: ServedApi) -> None:
     assert (await api.request(VMS, "addinterface", PLUG, query={"dryRun": "Some"}))[0] == 400
 
 
+async def test_a_warning_shows_control_characters_of_an_object_without_sending_them(api: ServedApi) -> None:
+    api.kube.delete(PODS, "hotnic", "networks")
+    condition = {"type": "LiveMigratable", "status": "False", "message": "disk \x1b[31m\x00\x7f is local"}
+    api.put(VMIS, objects.vmi(owned=True, conditions=[condition]))
+    api.put(VMS, objects.vm())
+    assert (await api.request(VMS, "addinterface", PLUG))[0] == 202
+    (warning,) = api.warnings
+    assert warning.isprintable()
+    assert "disk \\\\x1b[31m" in warning
+
+
 async def test_a_network_that_needs_a_device_is_attached_by_a_migration(api: ServedApi) -> None:
     """The pod of the migration's target requests the device."""
     nad = objects.nad()

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import structlog
 from nats.js.errors import NotFoundError
+from structlog.testing import capture_logs
 
 from schemas.bus.encoding import node_consumer, node_filter
 from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, ObjectRef, PodAnnotated, Requested
@@ -23,6 +24,7 @@ from services.common.bus.envelope import DEAD_REASON, BusMessage, encode_message
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.reader import open_reader
+from services.common.bus.nkeys import create_seed
 from services.common.bus.protocol import BusDenied, BusUnavailable, KeyValueEntry
 from tests.support.bus.conformance import Inbox
 from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
@@ -284,6 +286,31 @@ async def test_a_key_is_replaced_while_events_flow(server: IdentityServer) -> No
         await server.reload()
         await networks.publish(attached(count + 1))
         assert (await at_handler.wait(count + 1))[-1].attempt == count + 1
+
+
+@pytest.mark.parametrize("other", ["unknown", "another role"])
+async def test_refused_new_credentials_leave_the_state_of_the_bus(server: IdentityServer, other: str) -> None:
+    """The earlier connection works; nothing would correct the state once the files are as before."""
+    states = States()
+    settings = msgspec.structs.replace(QUICK, files_interval=0.1)
+    controller = await server.bus("controller")
+    networks = await server.bus("networks", "node1", settings=settings, on_state=states.add)
+    async with connected(controller, networks), consuming(controller, "projector", "hotplug.>") as inbox:
+        await wait_pull(controller, "projector")
+        before = list(states.seen)
+        assert before[-1] == ""
+        seed = server.seeds["networks", "node1"]
+        earlier = seed.read_bytes()
+        with capture_logs() as lines:
+            seed.write_bytes(create_seed() if other == "unknown" else server.seeds["handler", "node1"].read_bytes())
+            async with asyncio.timeout(60):
+                # Nothing else says that the new credentials were refused.
+                while not any("the earlier connection stays" in line["event"] for line in lines):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        seed.write_bytes(earlier)
+        await networks.publish(attached(1))
+        assert await inbox.wait(1) == [attached(1)]
+        assert states.seen == before
 
 
 async def test_a_role_whose_user_is_removed_says_so_and_comes_back(server: IdentityServer) -> None:

@@ -6,6 +6,7 @@ Next: :mod:`services.common.bus.nats.connection`, one connection.
 """
 
 import asyncio
+import functools
 import random
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +31,19 @@ OnState = Callable[[str], None]
 """Callback for the state of the bus: empty while it works, otherwise why it does not."""
 
 
+class _Opening:
+    """What a connection has been denied until it is offered.
+
+    :ivar connection: once it is open.
+    :ivar denied: the first denial, as text: what follows may be the consequence, as all answers are missing without an
+        inbox.
+    """
+
+    def __init__(self) -> None:
+        self.connection: BusConnection | None = None
+        self.denied = ""
+
+
 class Session:
     """The connection of one process.
 
@@ -50,7 +64,7 @@ class Session:
         self._on_state = on_state
         self._rng = random.Random()
         self._state: str | None = None
-        self._denied = ""
+        self._failure = ""
         self._logged_denials: deque[str] = deque(maxlen=MAX_DENIED)
         self._closing = False
         self._retired: BusConnection | None = None
@@ -105,7 +119,7 @@ class Session:
 
     async def _open(self, endpoint: Endpoint, *, quiet: bool) -> BusConnection | None:
         """Return a connection to a server that has the streams; ``None`` if it is to be tried again."""
-        self._denied = ""
+        opening = _Opening()
         try:
             connection = await BusConnection.open(
                 endpoint,
@@ -113,20 +127,21 @@ class Session:
                 settings=self._settings,
                 log=self._log,
                 caller=self._caller,
-                on_denied=self._on_denied,
+                on_denied=functools.partial(self._on_denied, opening),
             )
         except Exception as error:
             # Any error, for example a malformed credentials file, leaves the role running without the bus.
             log_failure = self._log.debug if quiet else self._log.warning
             log_failure("NATS connection failed", error=repr(error))
-            self._report(self._denied or f"cannot connect to NATS: {error or repr(error)}")
+            self._fail(opening.denied or f"cannot connect to NATS: {error or repr(error)}")
             return None
-        if await self._is_ready(connection):
+        if await self._is_ready(connection, opening):
+            opening.connection = connection
             return connection
         await connection.close()
         return None
 
-    async def _is_ready(self, connection: BusConnection) -> bool:
+    async def _is_ready(self, connection: BusConnection, opening: _Opening) -> bool:
         """Return whether the streams exist.
 
         They do not, for example, before JetStream is up; the caller then closes the connection and tries again.
@@ -138,10 +153,10 @@ class Session:
                 await streams.check_stream(connection, self._caller.consumer, self._settings)
         except TRANSIENT as error:
             # Once: it is tried again every other second, and the cause may last until somebody enlarges the store.
-            text = self._denied or str(error) or repr(error)
-            log_failure = self._log.debug if text == self._state else self._log.warning
+            text = opening.denied or str(error) or repr(error)
+            log_failure = self._log.debug if text == self._failure else self._log.warning
             log_failure("JetStream not ready", error=text)
-            self._report(text)
+            self._fail(text)
             return False
         return not connection.lost.is_set()
 
@@ -175,7 +190,7 @@ class Session:
             await connection.close()
 
     def _offer(self, connection: BusConnection) -> None:
-        self._denied = ""
+        self._failure = ""
         self.connection = connection
         self.up.set()
         self.down.clear()
@@ -211,7 +226,7 @@ class Session:
         finally:
             await connection.close()
 
-    def _on_denied(self, operation: str, subject: str) -> None:
+    def _on_denied(self, opening: _Opening, operation: str, subject: str) -> None:
         self._metrics.record_bus_denial(operation)
         inbox = f"{self._caller.inbox.lower()}."
         # Each inbox has a random name.
@@ -220,10 +235,16 @@ class Session:
         log_denial = self._log.debug if text in self._logged_denials else self._log.error
         log_denial("NATS permission missing", error=text)
         self._logged_denials.append(text)
-        # The first one: what follows may be the consequence, as all answers are missing without an inbox.
-        self._denied = self._denied or text
-        if self.connection is not None:
-            self._report(self._denied)
+        opening.denied = opening.denied or text
+        # Not that of a connection which is tried, or was replaced, while another one serves.
+        if self.connection is not None and self.connection is opening.connection and not self._state:
+            self._report(text)
+
+    def _fail(self, text: str) -> None:
+        """Report why there is no new connection, unless the earlier one serves."""
+        self._failure = text
+        if self.connection is None:
+            self._report(text)
 
     def _report(self, state: str) -> None:
         if state != self._state:

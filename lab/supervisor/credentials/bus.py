@@ -7,8 +7,6 @@ permissions are those of `schemas.bus.permissions`.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Final, NamedTuple
 from lab.apiserver.identity import pki
 from lab.layout import BUS_ROLES, NATS_PORT, NODE_ROLES, Layout, node_name, split_name
 from schemas.bus.permissions import BusRole
-from services.common.bus.nats_config import NatsUser, render_accounts
-from services.common.bus.nkeys import create_seed, read_public_key
+from services.common.bus.nats_config import NatsTls, NatsUser, render_accounts, render_server
+from services.common.bus.nkeys import read_public_key, write_seed
 
 COMMON_NAME: Final = "nats"
 """Common name of nats-server's certificate."""
@@ -101,16 +99,18 @@ def issue(
     write_configuration(layout, place, known)
 
 
-def write_seed(path: Path) -> None:
-    """Write a new seed into a file that only its owner can read."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(create_seed() + b"\n")
-
-
 def write_configuration(layout: Layout, place: NatsPlace, known: Iterable[BusIdentity]) -> None:
     """Write the configuration of nats-server, which reads it at its start and at SIGHUP."""
     users = [NatsUser(one.role, one.node, key) for one in known for key in public_keys(one.seed)]
-    text = server_settings(place) + render_accounts(users, unrestricted=public_keys(layout.unrestricted_nats_seed))
+    server = render_server(
+        listen=f"{place.host}:{NATS_PORT}",
+        store_dir=str(place.store),
+        tls=NatsTls(*(str(place.certificate.with_suffix(suffix)) for suffix in (".crt", ".key"))),
+        name="hotnic-lab",
+        monitoring=place.monitoring,
+        store_limits={"max_memory_store": "64MB", "max_file_store": "1GB"},
+    )
+    text = server + render_accounts(users, unrestricted=public_keys(layout.unrestricted_nats_seed))
     temporary = layout.nats_config.with_suffix(".new")
     temporary.write_text(text)
     temporary.replace(layout.nats_config)
@@ -120,17 +120,3 @@ def public_keys(seed: Path) -> tuple[str, ...]:
     """Return the public keys by which nats-server knows an identity: two while its seed is being replaced."""
     files = (seed, seed.with_name(seed.name + NEXT))
     return tuple(read_public_key(file.read_bytes()) for file in files if file.exists())
-
-
-def server_settings(place: NatsPlace) -> str:
-    """Return the first part of nats-server's configuration: TLS for every client, and JetStream."""
-    # Texts in JSON are valid in it.
-    cert, key = (json.dumps(str(place.certificate.with_suffix(suffix))) for suffix in (".crt", ".key"))
-    lines = [
-        'server_name: "hotnic-lab"',
-        f'listen: "{place.host}:{NATS_PORT}"',
-        *([f'http: "{place.monitoring}"'] if place.monitoring else []),
-        f"tls {{ cert_file: {cert}, key_file: {key} }}",
-        f"jetstream {{ store_dir: {json.dumps(str(place.store))}, max_memory_store: 64MB, max_file_store: 1GB }}",
-    ]
-    return "\n".join(lines) + "\n"

@@ -73,7 +73,7 @@ def keys(directory: Path, nodes: tuple[str, ...], roles: tuple[str, ...]) -> Non
     if not nodes and any(role in ROLES_OF_NODES for role in roles):
         raise click.UsageError(f"the roles {', '.join(ROLES_OF_NODES)} need --node")
 
-    from services.common.bus.nkeys import create_seed, read_public_key
+    from services.common.bus.nkeys import read_public_key, write_seed
 
     rows = []
     try:
@@ -81,7 +81,7 @@ def keys(directory: Path, nodes: tuple[str, ...], roles: tuple[str, ...]) -> Non
         for role, node in _identities(nodes, roles):
             path = directory / f"{role if node is None else f'{role}.{node}'}{SUFFIX}"
             if not path.exists():
-                write_new(path, create_seed() + b"\n")
+                write_seed(path)
             rows.append([str(path), read_public_key(path.read_bytes())])
     except (OSError, ValueError) as error:
         raise CommandFailed(f"cannot make the keys in {directory}: {error}") from error
@@ -124,11 +124,10 @@ def config(
 
     try:
         users = [user for directory in directories for user in read_users(directory)]
+        text = render_accounts(users)
         if listen:
             tls = NatsTls(tls_cert, tls_key) if tls_cert and tls_key else None
-            text = render_server(users, listen=listen, store_dir=store_dir, tls=tls)
-        else:
-            text = render_accounts(users)
+            text = render_server(listen=listen, store_dir=store_dir, tls=tls) + text
     except (OSError, ValueError) as error:
         raise CommandFailed(f"cannot make the configuration: {error}") from error
     say(*text.splitlines())
@@ -160,12 +159,3 @@ def read_users(directory: Path) -> Iterator[NatsUser]:
             yield NatsUser(role, node or None, read_public_key(path.read_bytes()))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read; never over another one."""
-    import os
-
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from services.cli.errors import CommandFailed
 from services.cli.output import examples, say
+
+if TYPE_CHECKING:
+    from services.common.bus.nkeys import KeyKind
 
 ISSUER, USER = "issuer.nk", "user.nk"
 """The files that are made. The api also signs with each other `issuer*.nk` that a server expects."""
@@ -63,22 +67,21 @@ def auth_callout(directory: Path, directories: tuple[Path, ...], secret: str | N
     say(*text.splitlines())
 
 
-def _make(path: Path, kind: int) -> str:
+def _make(path: Path, kind: KeyKind) -> str:
     """Make a key unless there is one, and return the public key.
 
     :raises ValueError: the file holds no seed of this kind.
     """
-    from services.cli.commands.nats import write_new
-    from services.common.bus.nkeys import KeyKind, SigningKey, make_seed
+    from services.common.bus.nkeys import SigningKey, write_seed
 
     if not path.exists():
-        write_new(path, f"{make_seed(KeyKind(kind))}\n".encode())
+        write_seed(path, kind)
     try:
         key = SigningKey(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if key.kind != kind:
-        raise ValueError(f"{path}: not the seed of a key of NATS' kind {KeyKind(kind).name.lower()}")
+        raise ValueError(f"{path}: not the seed of a key of NATS' kind {kind.name.lower()}")
     return key.public
 
 

@@ -5,7 +5,7 @@ all of it from here. Next: :mod:`services.common.bus.nkeys`, which makes and rea
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from schemas.bus.permissions import (
@@ -51,14 +51,10 @@ class NatsCallout(NamedTuple):
 
 
 class NatsTls(NamedTuple):
-    """The TLS files of a server, by their paths on it.
-
-    :ivar ca: CA of the clients' certificates. It is used only if clients have to show one, and not for identities.
-    """
+    """The TLS files of a server, by their paths on it."""
 
     cert: str
     key: str
-    ca: str | None = None
 
 
 def render_accounts(
@@ -96,29 +92,28 @@ def render_accounts(
 
 
 def render_server(
-    users: Sequence[NatsUser],
     *,
     listen: str,
     store_dir: str,
-    tls: NatsTls | None = None,
-    callout: NatsCallout | None = None,
+    tls: NatsTls | None,
     name: str = "hotnic",
+    monitoring: str = "",
+    store_limits: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the whole configuration of one server with JetStream.
+    """Return the first part of the configuration of one server with JetStream; the accounts are the other part.
 
     :param listen: ``HOST:PORT``.
-    :raises ValueError: a user has no identity on the bus.
+    :param monitoring: ``HOST:PORT``; empty for no monitoring.
+    :param store_limits: further settings of JetStream.
     """
-    lines = [
-        f"server_name: {_quote(name)}",
-        f"listen: {_quote(listen)}",
-        f"jetstream {{ store_dir: {_quote(store_dir)} }}",
-    ]
+    store = {"store_dir": _quote(store_dir), **(store_limits or {})}
+    lines = [f"server_name: {_quote(name)}", f"listen: {_quote(listen)}"]
+    if monitoring:
+        lines += [f"http: {_quote(monitoring)}"]
     if tls is not None:
-        lines += ["tls {", f"  cert_file: {_quote(tls.cert)}", f"  key_file: {_quote(tls.key)}"]
-        lines += [f"  ca_file: {_quote(tls.ca)}", "  verify: true"] if tls.ca is not None else []
-        lines += ["}"]
-    return "\n".join(lines) + "\n" + render_accounts(users, callout)
+        lines += [f"tls {{ cert_file: {_quote(tls.cert)}, key_file: {_quote(tls.key)} }}"]
+    lines += [f"jetstream {{ {', '.join(f'{key}: {value}' for key, value in store.items())} }}"]
+    return "\n".join(lines) + "\n"
 
 
 def _callout_account(callout: NatsCallout) -> Iterable[str]:

@@ -8,6 +8,7 @@ import base64
 import binascii
 import os
 from enum import IntEnum
+from pathlib import Path
 
 import nkeys
 from nacl.exceptions import BadSignatureError
@@ -56,9 +57,13 @@ def make_seed(kind: KeyKind) -> str:
     return bytes(nkeys.encode_seed(os.urandom(_RAW), kind)).decode()
 
 
-def create_seed() -> bytes:
-    """Return the seed of a new key of a user."""
-    return make_seed(KeyKind.USER).encode()
+def write_seed(path: Path, kind: KeyKind = KeyKind.USER) -> None:
+    """Write a new seed into a file that only its owner can read; never over another one.
+
+    :raises OSError: the file exists, or cannot be made.
+    """
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"{make_seed(kind)}\n")
 
 
 def read_public_key(seed: bytes) -> str:

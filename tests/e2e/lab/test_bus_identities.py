@@ -20,6 +20,7 @@ from schemas.bus.encoding import DEAD_ROOT, STREAM, Subject, node_consumer, node
 from schemas.bus.hotplug_status import BUCKET
 from schemas.bus.permissions import CLIENT_API, inbox_prefix
 from schemas.stages import OperationKind, Stage, stage_path
+from services.common.bus.nkeys import write_seed
 from tests.support.bus.client import nats_client
 from tests.support.lab.process import DEADLINE
 from tests.support.lab.running import SAMPLE_NAD, Lab, running_lab, wait_until
@@ -174,7 +175,7 @@ def replace_seed(lab: Lab, process: str) -> None:
     """Replace the seed of a process; nats-server accepts the new one before, and the old one until afterwards."""
     seed = lab.layout.nats_seed(process)
     following = seed.with_name(seed.name + bus.NEXT)
-    bus.write_seed(following)
+    write_seed(following)
     reload_nats(lab)
     following.replace(seed)
     reload_nats(lab)

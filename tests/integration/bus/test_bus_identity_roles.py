@@ -24,7 +24,7 @@ from services.common.bus.envelope import DEAD_REASON, BusMessage, encode_message
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.reader import open_reader
-from services.common.bus.nkeys import create_seed
+from services.common.bus.nkeys import KeyKind, make_seed
 from services.common.bus.protocol import BusDenied, BusUnavailable, KeyValueEntry
 from tests.support.bus.conformance import Inbox
 from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
@@ -301,8 +301,10 @@ async def test_refused_new_credentials_leave_the_state_of_the_bus(server: Identi
         assert before[-1] == ""
         seed = server.seeds["networks", "node1"]
         earlier = seed.read_bytes()
+        handler = server.seeds["handler", "node1"].read_bytes()
+        others = {"unknown": make_seed(KeyKind.USER).encode(), "another role": handler}
         with capture_logs() as lines:
-            seed.write_bytes(create_seed() if other == "unknown" else server.seeds["handler", "node1"].read_bytes())
+            seed.write_bytes(others[other])
             async with asyncio.timeout(60):
                 # Nothing else says that the new credentials were refused.
                 while not any("the earlier connection stays" in line["event"] for line in lines):  # noqa: ASYNC110

@@ -14,7 +14,7 @@ from schemas.bus.permissions import NODE_ROLES, BusRole, inbox_prefix
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.session import OnState
 from services.common.bus.nats_config import NatsUser, render_accounts
-from services.common.bus.nkeys import create_seed, read_public_key
+from services.common.bus.nkeys import KeyKind, make_seed, read_public_key
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
 from tests.support.bus.jetstream import QUICK
@@ -66,7 +66,7 @@ class IdentityServer(NatsServer):
 
     def replace_seed(self, identity: Identity) -> None:
         """Make a new key of an identity; the server lets it in once its configuration is written and read again."""
-        seed = create_seed()
+        seed = make_seed(KeyKind.USER).encode()
         self.seeds[identity].write_bytes(seed)
         self._keys.setdefault(identity, []).append(read_public_key(seed))
 

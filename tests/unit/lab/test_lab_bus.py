@@ -7,7 +7,7 @@ import pytest
 from lab.layout import BUS_ROLES, Layout, role_processes
 from lab.supervisor.credentials import bus, certificates
 from schemas.bus.permissions import CLIENT_ACCOUNT, STREAM_ACCOUNT, BusRole, identity_name
-from services.common.bus.nkeys import read_public_key
+from services.common.bus.nkeys import read_public_key, write_seed
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_seeds_are_kept_at_the_next_start(layout: Layout) -> None:
 def test_both_keys_are_known_while_a_seed_is_replaced(layout: Layout) -> None:
     seed = layout.nats_seed("handler-2")
     following = seed.with_name(seed.name + bus.NEXT)
-    bus.write_seed(following)
+    write_seed(following)
     old, new = (read_public_key(file.read_bytes()) for file in (seed, following))
 
     def known() -> set[str]:

@@ -16,6 +16,7 @@ from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.credentials import Endpoint
 from tests.support.bus.jetstream import QUICK, Buses
 from tests.support.bus.nats import nats_server
+from tests.support.kube.certs import Authority
 
 NOW = datetime.datetime.now(datetime.UTC)
 
@@ -70,3 +71,18 @@ async def test_tls_with_a_private_ca(tmp_path: Path) -> None:
         await connection.close()
         with pytest.raises(ssl.SSLCertVerificationError):
             await BusConnection.open(Endpoint((url,)), name="test", settings=QUICK, log=log)
+
+
+# nats-py passes a number as the timeout of a WebSocket.
+@pytest.mark.filterwarnings("default:parameter 'timeout':DeprecationWarning")
+async def test_a_token_over_a_websocket_with_tls(tmp_path: Path, unused_tcp_port: int) -> None:
+    authority = Authority(tmp_path)
+    pair, token, config = authority.server(), tmp_path / "token", tmp_path / "server.conf"
+    token.write_text("first")
+    websocket = f'listen: "127.0.0.1:{unused_tcp_port}", tls {{ cert_file: "{pair.cert}", key_file: "{pair.key}" }}'
+    config.write_text(f"authorization {{ token: first }}\nwebsocket {{ {websocket} }}\n")
+    async with nats_server(tmp_path / "nats", "-c", str(config)):
+        endpoint = Endpoint((f"wss://127.0.0.1:{unused_tcp_port}",), ca=str(authority.ca), token=str(token))
+        connection = await BusConnection.open(endpoint, name="test", settings=QUICK, log=structlog.get_logger())
+        assert connection.client.is_connected
+        await connection.close()

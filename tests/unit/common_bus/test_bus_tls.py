@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-from aiohttp import WSMsgType, web
 
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.credentials import Endpoint
@@ -86,36 +85,11 @@ async def test_a_peer_that_offers_no_tls_gets_nothing(
             assert await received == b""
 
 
-# nats-py passes a number as the timeout of a WebSocket.
-@pytest.mark.filterwarnings("default:parameter 'timeout':DeprecationWarning")
-async def test_a_websocket_without_tls_gets_nothing(tmp_path: Path) -> None:
-    received: list[object] = []
-    ended = asyncio.Event()
-
-    async def serve(request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        # What the server says makes the client of nats-py begin no TLS on ws://.
-        await socket.send_bytes(info_line({**INFO, "tls_required": True}))
-        received.extend([message.data async for message in socket if message.type is WSMsgType.BINARY])
-        ended.set()
-        return socket
-
-    app = web.Application()
-    app.router.add_get("/", serve)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        address = "{}:{}".format(*runner.addresses[0])
-        with pytest.raises(OSError, match="TLS"):
-            await open_and_close(Endpoint((f"ws://me:secret@{address}",), ca=str(Authority(tmp_path).ca)))
-        async with asyncio.timeout(60):
-            await ended.wait()
-        assert received == []
-    finally:
-        await runner.cleanup()
+@pytest.mark.parametrize("variable", ["NATS_CA", "NATS_CERT"])
+def test_a_websocket_without_tls_has_no_certificates(variable: str) -> None:
+    """The client of a WebSocket sends the password of a URL before the server's first line."""
+    with pytest.raises(SettingsError, match=rf"{variable}: .*wss://"):
+        Endpoint.from_url("wss://a,ws://me:secret@b", {variable: "/file"})
 
 
 async def test_the_error_of_a_peer_without_tls_has_no_password() -> None:

@@ -45,11 +45,12 @@ class Endpoint(msgspec.Struct, frozen=True):
     key: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a token for a server without TLS: whoever reads it on its way can connect as its role.
+        """Refuse what cannot be kept secret.
 
-        An nkey and a credentials file are for any server: their seed signs a challenge and is not sent.
+        A token is refused for a server without TLS: whoever reads it on its way can connect as its role. An nkey and a
+        credentials file are for any server: their seed signs a challenge and is not sent.
 
-        :raises SettingsError: there is a token, and a URL without TLS.
+        :raises SettingsError: there is a token and a URL without TLS, or a file for TLS and a URL that never has it.
         """
         if self.token and not all(server.startswith(_TLS_SCHEMES) for server in self.servers):
             raise SettingsError(
@@ -57,6 +58,10 @@ class Endpoint(msgspec.Struct, frozen=True):
                 "is set, but whoever reads a token on its way can connect as its role; set NATS_URL to addresses with "
                 "tls:// or wss://",
             )
+        for field in ("ca", "cert"):
+            # Its client sends the password of a URL before the server's first line.
+            if getattr(self, field) and any(server.startswith("ws://") for server in self.servers):
+                raise SettingsError(FILE_VARIABLES[field], "is set, but ws:// has no TLS; set NATS_URL to wss://")
 
     @classmethod
     def from_url(cls, url: str, environ: Mapping[str, str]) -> "Endpoint":

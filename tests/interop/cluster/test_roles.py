@@ -74,11 +74,17 @@ class Installation:
 
     :ivar rendered: the objects of the release.
     :ivar values: helm's arguments for the values.
+    :ivar audited_before: number of requests in the audit log before: other files have accounts of the same names.
     """
 
     cluster: ControlPlane
     rendered: list[Object]
     values: tuple[str, ...]
+    audited_before: int
+
+    def audited(self) -> list[AuditedRequest]:
+        """Return the requests since the installation that were answered until now."""
+        return self.cluster.audited()[self.audited_before :]
 
     def user(self, name: str) -> Path:
         """Return the kubeconfig of a user."""
@@ -98,6 +104,7 @@ class Installation:
 def installation(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Everything is installed, and every replica of api and controller runs."""
     directory = tmp_path_factory.mktemp("roles")
+    audited_before = len(cluster.audited())
     with contextlib.ExitStack() as stack:
         stack.enter_context(pod_network())
         port = stack.enter_context(nats_process(directory))
@@ -111,7 +118,7 @@ def installation(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory
             stack.enter_context(host_pod(cluster, pod, f"198.18.0.{number}", directory))
         for name in APIS:
             cluster.kubectl("wait", "--for=condition=Available", f"apiservice/{name}", "--timeout=100s")
-        yield Installation(cluster, rendered, values)
+        yield Installation(cluster, rendered, values, audited_before)
 
 
 @contextlib.contextmanager
@@ -271,7 +278,7 @@ def test_a_role_sends_only_requests_that_its_rules_allow(
     account = f"system:serviceaccount:{NAMESPACE}:{RELEASE}-{role}"
 
     def sent() -> list[AuditedRequest]:
-        return [request for request in installation.cluster.audited() if request.user.username == account]
+        return [request for request in installation.audited() if request.user.username == account]
 
     # Events and Leases are written after the patch that ends the plug.
     until(lambda: PLUG_NEEDS[role] <= used_rights(sent()), lambda: f"only {used_rights(sent())}")

@@ -17,6 +17,8 @@ from services.common.telemetry.logs import Log
 
 _CONSUMER_NOT_FOUND = 10014
 """Error code for a consumer that does not exist in a stream that does."""
+_NAME_IN_USE = 10058
+"""JetStream's code for a stream of that name with another configuration."""
 _CHECKED_SETTINGS = ("subjects", "max_age", "max_bytes", "max_consumers", "duplicate_window", "num_replicas", "discard")
 
 
@@ -76,10 +78,13 @@ async def ensure_streams(js: JetStreamContext, settings: BusSettings, log: Log) 
         except NotFoundError:
             try:
                 await js.add_stream(config)
+                log.info("stream created", stream=config.name)
+                continue
             except APIError as error:
-                raise StreamNotCreated(describe_bus_error(error, config.name, settings)) from error
-            log.info("stream created", stream=config.name)
-            continue
+                if error.err_code != _NAME_IN_USE:
+                    raise StreamNotCreated(describe_bus_error(error, config.name, settings)) from error
+            # Another controller, with other settings, has created it since.
+            present = (await js.stream_info(config.name)).config
         different = [name for name in _CHECKED_SETTINGS if _differs(getattr(config, name), getattr(present, name))]
         if not different:
             continue

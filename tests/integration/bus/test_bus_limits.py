@@ -175,10 +175,8 @@ async def test_a_consumer_beyond_the_limit_is_refused_and_the_others_receive(ser
     entries = LogEntries()
     one = msgspec.structs.replace(QUICK, max_consumers=1)
     bus = await start(server, entries, one)
-    # Before the harness creates the stream with other settings.
-    await bus.wait_connected()
     inbox = Inbox()
-    async with jetstream(server) as harness, consuming(harness, bus, inbox), asyncio.timeout(60):
+    async with jetstream(server, one) as harness, consuming(harness, bus, inbox), asyncio.timeout(60):
         refused = asyncio.create_task(bus.consume(consumer="second", filters=["hotplug.>"], handler=Inbox()))
         entry = await entries.next("consumer interrupted")
         refused.cancel()

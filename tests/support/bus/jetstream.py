@@ -109,11 +109,11 @@ class JetStreamHarness(Buses):
 
 
 @contextlib.asynccontextmanager
-async def jetstream(server: NatsServer) -> AsyncIterator[JetStreamHarness]:
+async def jetstream(server: NatsServer, settings: BusSettings = QUICK) -> AsyncIterator[JetStreamHarness]:
     """Provide a harness on a running server."""
     client = await nats.connect(server.url, reconnect_time_wait=0)
     # As a controller does: no other role creates them.
-    await ensure_streams(client.jetstream(), QUICK, structlog.get_logger())
+    await ensure_streams(client.jetstream(), settings, structlog.get_logger())
     harness = JetStreamHarness(server, client)
     try:
         yield harness

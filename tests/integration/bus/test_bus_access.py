@@ -74,7 +74,7 @@ async def test_tls_with_a_private_ca(tmp_path: Path) -> None:
 
 
 # nats-py passes a number as the timeout of a WebSocket.
-@pytest.mark.filterwarnings("default:parameter 'timeout':DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")
 async def test_a_token_over_a_websocket_with_tls(tmp_path: Path, unused_tcp_port: int) -> None:
     authority = Authority(tmp_path)
     pair, token, config = authority.server(), tmp_path / "token", tmp_path / "server.conf"

@@ -8,13 +8,10 @@ leads elsewhere by then. Next: :mod:`services.common.guest.launcher`, :mod:`serv
 import os
 import socket
 import stat
-import struct
 from pathlib import Path, PurePath
 
 from services.common.node.capabilities import name_missing
-
-_CREDENTIALS = struct.Struct("3i")
-"""``struct ucred`` of unix(7): process, user and group."""
+from services.common.node.unix_peers import peer_of
 
 
 def open_below(root: Path, path: PurePath) -> int:
@@ -61,8 +58,7 @@ def _connect_below(root: Path, path: PurePath) -> socket.socket:
             connected.setblocking(False)
             # Never in progress: a unix socket connects at once, or fails.
             connected.connect(f"/proc/self/fd/{found}")
-            credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            _, user, _ = _CREDENTIALS.unpack(credentials)
+            user = peer_of(connected).user
             if not may_listen(user, owner=os.fstat(found).st_uid):
                 raise PermissionError(f"user {user} listens on {path}, a socket of another user")
         except BaseException:

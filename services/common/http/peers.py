@@ -1,19 +1,17 @@
 """Who may use a unix socket: processes of root, of this process' own user, and of users that a setting names.
 
 The mode of a socket and of its directory is the first check. This one holds where a socket has been mounted elsewhere,
-or its mode was changed. The kernel tells the user of a connection's other end (``SO_PEERCRED``, unix(7)); it is that of
-the process that connected, whoever uses the connection later. Next: :mod:`services.common.http.deadlines`.
+or its mode was changed. The kernel tells who connected (:mod:`services.common.node.unix_peers`).
+Next: :mod:`services.common.http.deadlines`.
 """
 
 import asyncio
 import logging
 import os
 import socket
-import struct
 from collections.abc import Iterable
 
-_CREDENTIALS = struct.Struct("3i")
-"""``struct ucred``: process, user and group."""
+from services.common.node.unix_peers import peer_of
 
 _log = logging.getLogger("hotnic.http")
 
@@ -32,10 +30,8 @@ class AllowedPeers:
         connection = transport.get_extra_info("socket")
         if connection is None or connection.family != socket.AF_UNIX:
             return True
-        process, user, _ = _CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        if user in self._users:
+        peer = peer_of(connection)
+        if peer.user in self._users:
             return True
-        _log.warning("connection of another user refused: process %d of user %d", process, user)
+        _log.warning("connection of another user refused: process %d of user %d", peer.process, peer.user)
         return False

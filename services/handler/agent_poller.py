@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 
+from services.common.allowance import Allowance
 from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestAgent, GuestNic
 from services.common.telemetry.logs import Log
 
@@ -53,8 +54,7 @@ class Pacer:
         self._call = call
         self._burst = burst
         self._interval = interval
-        self._spent = 0.0
-        self._at = 0.0
+        self._allowance = Allowance(interval)
         self._timer: asyncio.TimerHandle | None = None
 
     def request(self) -> None:
@@ -63,13 +63,12 @@ class Pacer:
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self._spent = max(0.0, self._spent - (now - self._at) / self._interval)
-        self._at = now
-        if self._spent <= self._burst - 1:
-            self._spent += 1
+        used = self._allowance.used(now)
+        if used <= self._burst - 1:
+            self._allowance.use(now)
             self._call()
         else:
-            self._timer = loop.call_later((self._spent - self._burst + 1) * self._interval, self._call_late)
+            self._timer = loop.call_later((used - self._burst + 1) * self._interval, self._call_late)
 
     def close(self) -> None:
         """Drop a call that is due later."""

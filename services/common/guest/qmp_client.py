@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from schemas.inputs import Edge, RejectedInput, RejectReason, printable, reject, rejecting
+from services.common.allowance import Allowance
 from services.common.guest.pending_events import PendingEvents
 from services.common.guest.port import DeviceMissing, GuestNotReachable, GuestRefused
 from services.common.guest.sockets import connect_below
@@ -59,8 +60,7 @@ class QmpClient:
         self._client: QMPClient | None = None
         self._connecting = asyncio.Lock()
         # Over all connections: the domain may end one, too.
-        self._unrequested = 0.0
-        self._counted_at = 0.0
+        self._unrequested = Allowance(1 / UNREQUESTED_PER_SECOND)
         self._flooded_until = 0.0
 
     async def connect(self) -> None:
@@ -152,10 +152,7 @@ class QmpClient:
 
     def _count_unrequested(self, size: int) -> None:
         now = asyncio.get_running_loop().time()
-        refilled = (now - self._counted_at) * UNREQUESTED_PER_SECOND
-        self._unrequested = max(0.0, self._unrequested - refilled) + max(1.0, size / 1024)
-        self._counted_at = now
-        if self._unrequested > MAX_UNREQUESTED:
+        if self._unrequested.use(now, max(1.0, size / 1024)) > MAX_UNREQUESTED:
             self._flooded_until = now + FLOOD_PAUSE
             raise reject(Edge.DOMAIN, RejectReason.TOO_MANY, "too many messages without a request")
 

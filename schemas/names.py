@@ -12,8 +12,7 @@ from collections.abc import Iterable
 HASH_DIGITS = 11
 """Number of hex digits of the hash: the kernel's limit of 15 for a link name, minus 4 for ``-nic``."""
 
-OBJECT_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
-"""Pattern for the name of most Kubernetes objects, a DNS subdomain of 253 characters (``fullmatch``)."""
+_OBJECT_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 
 NEW_INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 """Pattern for the name of a newly plugged interface (``fullmatch``)."""
@@ -74,6 +73,14 @@ def find_colliding_names(interfaces: Iterable[str]) -> tuple[str, str] | None:
         if other != name:
             return other, name
     return None
+
+
+def is_object_name(text: str) -> bool:
+    """Return whether an object can have a name: a DNS subdomain of 253 characters at most, as most of them have.
+
+    Any other text could change the meaning of a path or a subject that it is put in.
+    """
+    return _OBJECT_NAME.fullmatch(text) is not None
 
 
 def is_ordinal(pod_interface_name: str) -> bool:

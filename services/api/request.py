@@ -11,7 +11,7 @@ import msgspec
 
 from schemas.inputs import Edge, RejectedInput, rejecting
 from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
-from schemas.names import NEW_INTERFACE_NAME
+from schemas.names import NEW_INTERFACE_NAME, is_object_name
 
 T = TypeVar("T")
 
@@ -83,12 +83,6 @@ def _check_nad_reference(reference: str) -> None:
             f"networkAttachmentDefinitionName {reference!r} is malformed: use `name` or `namespace/name`, "
             "each a Kubernetes object name"
         )
-
-
-def is_object_name(text: str) -> bool:
-    """Return whether an object can have a name; any other text could change the meaning of a path that it is put in."""
-    allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-.")
-    return 0 < len(text) <= 253 and set(text) <= allowed and text[0] not in "-." and text[-1] not in "-."
 
 
 def _decode_document(body: bytes) -> dict[str, Any]:

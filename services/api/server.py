@@ -17,6 +17,7 @@ from schemas.bus.hotplug_status import encode_json
 from schemas.inputs import Edge, InputDecoder, RejectedInput, printable
 from schemas.kubernetes.networks import MAX_QUOTE
 from schemas.kubernetes.options import MAX_BODY_BYTES, OPERATION_HEADER, AddInterfaceOptions, RemoveInterfaceOptions
+from schemas.names import is_object_name
 from services.api.apply import apply_request
 from services.api.discovery import (
     API_SERVICES,
@@ -37,7 +38,7 @@ from services.api.openapi.documents import openapi_documents, openapi_paths
 from services.api.permissions import own_reads, wait_permitted
 from services.api.plan import ChangeObject, JoinOperation, RequestTarget
 from services.api.plan.checks import find_mode_obstacle
-from services.api.request import BadBody, decode_add, decode_remove, is_object_name, parse_dry_run
+from services.api.request import BadBody, decode_add, decode_remove, parse_dry_run
 from services.common.http.server import Handler, StatusError, make_app
 from services.common.http.tls import peer_common_name
 from services.common.kube.errors import BadApiResponse, KubeError, Unauthorized

@@ -12,7 +12,7 @@ import msgspec
 
 from schemas.bus.events import ObjectRef
 from schemas.kubernetes.objects import VMIS, Pod, VirtualMachineInstance
-from schemas.names import OBJECT_NAME, pod_interface
+from schemas.names import is_object_name, pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.entries import entries_of_kind
 from services.common.kube.denials import describe_error
@@ -23,7 +23,6 @@ from services.networks.plan.attachments import PodAttachments
 
 DEADLINE = 1.0
 """Seconds to read a VMI."""
-_GROUP = "kubevirt.io/"
 
 
 def vmi_of(pod: Pod) -> ObjectRef | None:
@@ -33,7 +32,8 @@ def vmi_of(pod: Pod) -> ObjectRef | None:
     a part of the subject of every event about the pod.
     """
     for owner in pod.metadata.owner_references:
-        if owner.kind == VMIS.kind and owner.api_version.startswith(_GROUP) and OBJECT_NAME.fullmatch(owner.name):
+        is_vmi = owner.kind == VMIS.kind and owner.api_version.startswith(f"{VMIS.group}/")
+        if is_vmi and is_object_name(owner.name):
             return ObjectRef(pod.metadata.namespace, owner.name, owner.uid)
     return None
 

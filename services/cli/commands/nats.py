@@ -6,7 +6,6 @@ Next: :mod:`services.common.bus.nats_config`, the configuration; :mod:`schemas.b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +24,6 @@ ROLES = ("api", "controller", "networks", "handler", "node", "reader", "administ
 ROLES_OF_NODES = ("networks", "handler", "node")
 SUFFIX = ".nk"
 """Ending of the files with seeds, as NATS' own tools have it."""
-# As Kubernetes names nodes: the name is part of a file's name and of a key of a Secret.
-_NODE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 @click.group()
@@ -67,8 +64,11 @@ def keys(directory: Path, nodes: tuple[str, ...], roles: tuple[str, ...]) -> Non
     names its file. Existing keys are not changed. A new directory gets new keys; a server that has the keys of both
     directories lets the roles change from the earlier ones to the new ones while they run.
     """
+    from schemas.names import is_object_name
+
     for name in nodes:
-        if not _NODE.fullmatch(name):
+        # It becomes a part of a file's name and of a key of a Secret.
+        if not is_object_name(name):
             raise click.UsageError(f"{name!r} is not the name of a node")
     if not nodes and any(role in ROLES_OF_NODES for role in roles):
         raise click.UsageError(f"the roles {', '.join(ROLES_OF_NODES)} need --node")

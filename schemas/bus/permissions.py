@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from schemas.bus.encoding import (
+    BUCKET_STREAM_PREFIX,
     CONTROLLER_CONSUMER,
     DEAD_ROOT,
     DEAD_STREAM,
@@ -31,8 +32,8 @@ from schemas.bus.encoding import (
 from schemas.bus.hotplug_status import BUCKET
 from schemas.stages import TABLE, Stage
 
-BUCKET_STREAM = f"KV_{BUCKET}"
-"""The stream of the bucket; NATS puts ``KV_`` before the name of a bucket."""
+BUCKET_STREAM = f"{BUCKET_STREAM_PREFIX}{BUCKET}"
+"""The stream of the bucket."""
 STREAMS = (STREAM, DEAD_STREAM, BUCKET_STREAM)
 STREAM_ACCOUNT = "HOTNIC"
 """The account of the streams and of the controller."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from opentelemetry.metrics import Meter
 
-from schemas.bus.permissions import Permissions
+from schemas.bus.permissions import account_of, role_permissions
 from schemas.inputs import RejectedInput, printable
 from services.api.bus_auth.plan import (
     BusAccounts,
@@ -67,11 +67,7 @@ class IssuerKeys:
 
 
 class AuthCallout:
-    """Answers the requests of NATS servers.
-
-    :param account_of: returns the NATS account of a role's identities.
-    :param permissions: returns what an identity may do; :func:`schemas.bus.permissions.role_permissions`.
-    """
+    """Answers the requests of NATS servers."""
 
     def __init__(
         self,
@@ -79,8 +75,6 @@ class AuthCallout:
         accounts: BusAccounts,
         keys: IssuerKeys,
         *,
-        account_of: Callable[[str], str],
-        permissions: Callable[[str, str | None], Permissions],
         log: Log,
         meter: Meter,
         clock: Callable[[], float] = time.time,
@@ -88,8 +82,6 @@ class AuthCallout:
         self._reviewer = reviewer
         self._accounts = accounts
         self._keys = keys
-        self._account_of = account_of
-        self._permissions = permissions
         self._log = log
         self._clock = clock
         self._hosts: Counter[str] = Counter()
@@ -134,15 +126,14 @@ class AuthCallout:
             return self._refuse(request, key, defect, subject)
 
     def _let_in(self, request: CalloutRequest, key: SigningKey, identity: NatsIdentity, expires: int) -> bytes:
-        permissions = self._permissions(identity.role, identity.node)
         self._answers.add(1, {"role": str(identity.role), "result": "Accepted"})
         self._log.info("bus identity given", identity=str(identity), pod=identity.pod, client=request.host)
         return grant(
             request,
             key,
             name=str(identity),
-            account=self._account_of(identity.role),
-            permissions=permissions,
+            account=account_of(identity.role),
+            permissions=role_permissions(identity.role, identity.node),
             expires=expires,
             now=self._now(),
         )

@@ -9,7 +9,6 @@ from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from schemas.bus.permissions import account_of, role_permissions
 from services.api.bus_auth.callout import AuthCallout, IssuerKeys
 from services.api.bus_auth.plan import BusAccounts
 from services.api.bus_auth.review import TokenReviewer
@@ -59,8 +58,6 @@ def serve_callout(
         TokenReviewer(kube, accounts, namespace),
         accounts,
         IssuerKeys(keys),
-        account_of=account_of,
-        permissions=role_permissions,
         log=log,
         meter=meter,
     )

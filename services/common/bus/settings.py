@@ -76,10 +76,6 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.max_bytes + self.dead_max_bytes + self.bucket_max_bytes
 
 
-BUCKET_STREAM = "KV_"
-"""What NATS puts before the name of a bucket, for the name of its stream."""
-
-
 class StreamUsage(msgspec.Struct, frozen=True):
     """How much of its limit a stream uses.
 

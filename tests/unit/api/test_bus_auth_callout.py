@@ -11,7 +11,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from schemas.bus.permissions import account_of, role_permissions
+from schemas.bus.permissions import role_permissions
 from services.api.bus_auth.callout import MAX_LOGGED, MAX_WAITING_OF_HOST, AuthCallout, IssuerKeys
 from services.api.bus_auth.plan import NODE_NAME, DenialReason
 from services.api.bus_auth.review import MAX_REVIEWS, REMEMBERED, TokenReviewer
@@ -52,8 +52,6 @@ async def asked(directory: Path) -> AsyncIterator[Asked]:
             TokenReviewer(kube, ACCOUNTS, NAMESPACE, clock=lambda: found.now),
             ACCOUNTS,
             IssuerKeys(directory),
-            account_of=account_of,
-            permissions=role_permissions,
             log=structlog.get_logger(),
             meter=telemetry.meter,
         )

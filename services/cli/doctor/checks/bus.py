@@ -7,8 +7,9 @@ Next: :mod:`services.common.bus.nats.limits`, the same limits in the log of a ro
 
 from collections.abc import Iterator
 
+from schemas.bus.encoding import BUCKET_STREAM_PREFIX
 from services.cli.doctor.snapshot import BusSnapshot, Finding, NotChecked, NotVisible
-from services.common.bus.settings import BUCKET_STREAM, MIB, StreamUsage
+from services.common.bus.settings import MIB, StreamUsage
 
 NEARLY_FULL = 0.95
 """Share of its limit from which on a bucket counts as full. NATS then also refuses larger values of present keys."""
@@ -30,7 +31,7 @@ def check_streams(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
                 f"the stream does not exist; it reserves {_mib(one.limit)}, all streams of hotnic {_mib(reserved)}",
                 STORE_REPAIR,
             )
-        elif one.name.startswith(BUCKET_STREAM) and one.limit and one.used >= NEARLY_FULL * one.limit:
+        elif one.name.startswith(BUCKET_STREAM_PREFIX) and one.limit and one.used >= NEARLY_FULL * one.limit:
             yield Finding(
                 "BusBucketFull",
                 subject,

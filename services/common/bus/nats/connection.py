@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import random
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from nats.js import JetStreamContext
 
 from schemas.bus.encoding import STREAM, node_consumer
 from schemas.bus.permissions import API, CLIENT_API, NODE_ROLES, BusRole, inbox_prefix
+from services.common.backoff import jittered
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.settings import BusSettings
 from services.common.telemetry.logs import Log
@@ -26,6 +28,8 @@ from services.common.telemetry.logs import Log
 OnDenied = Callable[[str, str], None]
 """Callback for what the server denies: ``publish`` or ``subscribe``, and the subject, in lower case."""
 
+FIRST_BACKOFF = 0.05
+"""Seconds of the pause after the first failure; the limit is ``reconnect_delay``."""
 POLL_INTERVAL = 0.25
 """Seconds between two checks whether the client has closed without calling back."""
 MAX_DENIED = 64
@@ -238,6 +242,12 @@ class BusConnection:
         while not self.client.is_closed:  # noqa: ASYNC110 - the client sets no event in this case
             await asyncio.sleep(POLL_INTERVAL)
         self.lost.set()
+
+
+def reconnect_pause(failures: int, settings: BusSettings, rng: random.Random) -> float:
+    """Return the seconds until the next attempt to connect, after so many failures in a row, at least 1."""
+    limit = settings.reconnect_delay
+    return jittered(failures, min(FIRST_BACKOFF, limit), limit, rng)
 
 
 async def _close(client: Client, timeout: float) -> None:

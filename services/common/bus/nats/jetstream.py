@@ -32,6 +32,9 @@ from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
 from services.common.telemetry.logs import Log
 
+MAX_LOSSES = 5
+"""Connections in a row that are lost while one event is published, until it is dropped."""
+
 
 async def connect(
     url: str | None,
@@ -63,10 +66,6 @@ async def connect(
     )
     bus.start()
     return bus
-
-
-MAX_LOSSES = 5
-"""Connections in a row that are lost while one event is published, until it is dropped."""
 
 
 class JetStreamBus:

@@ -19,10 +19,11 @@ from nats.js.errors import (
 )
 from nats.js.kv import KeyValue as NatsKeyValue
 
+from schemas.bus.encoding import BUCKET_STREAM_PREFIX
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.protocol import BucketState, BusUnavailable, KeyValueEntry, WrongRevision
-from services.common.bus.settings import BUCKET_STREAM, BusSettings
+from services.common.bus.settings import BusSettings
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ class JetStreamKeyValue:
             assert self._opened is not None
             js = self._opened[0].js
             # Not the client's purge, which leaves a marker itself.
-            await js.purge_stream(f"{BUCKET_STREAM}{self._bucket}", subject=f"$KV.{self._bucket}.{key}")
+            await js.purge_stream(f"{BUCKET_STREAM_PREFIX}{self._bucket}", subject=f"$KV.{self._bucket}.{key}")
 
         await self._call(call)
 
@@ -137,7 +138,7 @@ class JetStreamKeyValue:
         except KeyWrongLastSequenceError as error:
             raise WrongRevision(str(error)) from error
         except (NatsError, OSError) as error:
-            text = describe_bus_error(error, f"{BUCKET_STREAM}{self._bucket}", self._settings)
+            text = describe_bus_error(error, f"{BUCKET_STREAM_PREFIX}{self._bucket}", self._settings)
             raise BusUnavailable(f"bucket {self._bucket}: {text}") from error
 
     async def _open(self) -> NatsKeyValue:

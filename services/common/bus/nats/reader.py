@@ -17,8 +17,8 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
-from schemas.bus.encoding import DEAD_ROOT, NO_NODE
-from schemas.bus.permissions import BusRole
+from schemas.bus.encoding import BUCKET_STREAM_PREFIX, DEAD_ROOT, NO_NODE
+from schemas.bus.permissions import API, BusRole
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from services.common.bus.dead_letters import DeadLetter, build_replay, parse_dead_letter
 from services.common.bus.envelope import BusMessage
@@ -26,7 +26,7 @@ from services.common.bus.nats.connection import BusConnection, Caller
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.limits import describe_command_denial
 from services.common.bus.protocol import BusDenied, BusUnavailable
-from services.common.bus.settings import BUCKET_STREAM, BusSettings, StoreUsage, StreamUsage
+from services.common.bus.settings import BusSettings, StoreUsage, StreamUsage
 from services.common.runtime.settings import SettingsError
 from services.common.telemetry.logs import Log
 
@@ -93,14 +93,14 @@ class StreamReader:
         """Return the usage of both streams and of these buckets."""
         settings = self._settings
         limits = {settings.stream: settings.max_bytes, settings.dead_stream: settings.dead_max_bytes}
-        limits |= {f"{BUCKET_STREAM}{bucket}": settings.bucket_max_bytes for bucket in buckets}
+        limits |= {f"{BUCKET_STREAM_PREFIX}{bucket}": settings.bucket_max_bytes for bucket in buckets}
         return tuple([await self._usage(name, limit) for name, limit in limits.items()])
 
     async def read_account_store(self) -> StoreUsage | None:
         """Return the usage of the account's store; ``None`` if the account has no limit, or may not be read."""
         settings = self._settings
         try:
-            answer = await self._connection.client.request("$JS.API.INFO", timeout=settings.account_timeout)
+            answer = await self._connection.client.request(f"{API}.INFO", timeout=settings.account_timeout)
             found = _account.decode(answer.data)
         # A permission that is missing shows as a missing response.
         except (NatsError, OSError, RejectedInput):

@@ -11,13 +11,11 @@ from collections.abc import Awaitable, Callable
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from services.common.backoff import jittered
-from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.connection import BusConnection, reconnect_pause
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.settings import BusSettings
 from services.common.telemetry.logs import Log
 
-FIRST_BACKOFF = 0.05
 MAX_RUNNING = 1024
 """Requests that are answered at once, and as many that wait in the client; further ones are dropped."""
 Answer = Callable[[bytes], Awaitable[bytes | None]]
@@ -82,8 +80,7 @@ class RequestServer:
                 # nats-py swallows a cancellation that arrives while it closes a connection.
                 raise asyncio.CancelledError
             failures += 1
-            limit = self._settings.reconnect_delay
-            await asyncio.sleep(jittered(failures, min(FIRST_BACKOFF, limit), limit, self._rng))
+            await asyncio.sleep(reconnect_pause(failures, self._settings, self._rng))
 
     async def _serve(self, connection: BusConnection) -> None:
         """Answer until the connection is lost."""

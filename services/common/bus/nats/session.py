@@ -14,17 +14,14 @@ from collections.abc import Callable
 from nats.errors import Error as NatsError
 
 from schemas.bus.permissions import BusRole
-from services.common.backoff import jittered
 from services.common.bus.nats import streams
-from services.common.bus.nats.connection import MAX_DENIED, BusConnection, Caller
+from services.common.bus.nats.connection import MAX_DENIED, BusConnection, Caller, reconnect_pause
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.limits import describe_denial
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Metrics
 from services.common.telemetry.logs import Log
 
-FIRST_BACKOFF = 0.05
-"""Seconds after the first failure; the limit is ``reconnect_delay``."""
 TRANSIENT = (NatsError, OSError)
 """Errors of a call to NATS that may succeed later; ``TimeoutError`` is an ``OSError``."""
 OnState = Callable[[str], None]
@@ -81,8 +78,7 @@ class Session:
 
     def backoff(self, failures: int) -> float:
         """Return the seconds until the next attempt, with ``failures`` earlier failures in a row."""
-        limit = self._settings.reconnect_delay
-        return jittered(failures + 1, min(FIRST_BACKOFF, limit), limit, self._rng)
+        return reconnect_pause(failures + 1, self._settings, self._rng)
 
     def close(self) -> None:
         """Let :meth:`run` end; its task is cancelled by the caller."""

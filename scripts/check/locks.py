@@ -142,15 +142,19 @@ def check_parts(locks: Mapping[str, list[Pin]]) -> list[str]:
     ]
 
 
+def packages_in(site: Path) -> dict[str, importlib.metadata.Distribution]:
+    """Return the packages in a folder ``site-packages`` by name."""
+    found = importlib.metadata.distributions(path=[str(site)])
+    return {canonicalize_name(one.name): one for one in found}
+
+
 def check_installed(site: Path, pins: Iterable[Pin]) -> list[str]:
     """Return where the packages in a folder are not the pinned ones, or their files not those of the package.
 
     :param site: the folder ``site-packages``.
     """
     findings = []
-    installed: dict[str, importlib.metadata.Distribution] = {
-        canonicalize_name(one.name): one for one in importlib.metadata.distributions(path=[str(site)])
-    }
+    installed = packages_in(site)
     for pin in (pin for pin in pins if pin.applies()):
         found = installed.get(pin.name)
         if found is None or found.version != pin.version:
@@ -236,9 +240,7 @@ def main() -> int:
         locks[lock], found = read_lock(lock, (ROOT / lock).read_text())
         findings += found
     findings += check_parts(locks)
-    metadata: dict[str, importlib.metadata.Distribution] = {
-        canonicalize_name(one.name): one for one in importlib.metadata.distributions(path=[str(site)])
-    }
+    metadata = packages_in(site)
 
     def requires(pin: Pin) -> list[str] | None:
         one = metadata.get(pin.name)

@@ -15,12 +15,13 @@ from schemas.describe import describe
 from schemas.kubernetes.objects import Status
 from schemas.kubernetes.options import AddInterfaceOptions, RemoveInterfaceOptions
 from schemas.names import NEW_INTERFACE_NAME
+from services.api.openapi.operations import OPTIONS
 
 Schema = dict[str, Any]
 
 PREFIX: Final = "io.hotnic.subresources.v1."
 """Prefix of all names: the merged document has no other that begins so."""
-TOP_LEVEL: Final[tuple[type, ...]] = (AddInterfaceOptions, RemoveInterfaceOptions, HotplugStatus)
+TOP_LEVEL: Final[tuple[type, ...]] = (*OPTIONS.values(), HotplugStatus)
 """The types that are a kind of the API."""
 
 REFERENCES: Final = {2: "#/definitions/", 3: "#/components/schemas/"}

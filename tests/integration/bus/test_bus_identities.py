@@ -21,6 +21,7 @@ from schemas.bus.permissions import (
 from services.common.bus.nats.streams import ensure_streams
 from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
 from tests.support.bus.jetstream import QUICK
+from tests.support.bus.memory import matches
 
 OTHERS: tuple[Identity, ...] = (("networks", "node2"), ("handler", "node2"))
 VERBS = (
@@ -41,16 +42,6 @@ def literal(pattern: str) -> str:
     """Return a subject that the pattern covers."""
     tokens = pattern.split(".")
     return ".".join("x" if token == "*" else "y.z" if token == ">" else token for token in tokens)
-
-
-def matches(pattern: str, subject: str) -> bool:
-    wanted, found = pattern.split("."), subject.split(".")
-    for i, token in enumerate(wanted):
-        if token == ">":
-            return len(found) > i
-        if i >= len(found) or (token != "*" and token != found[i]):
-            return False
-    return len(wanted) == len(found)
 
 
 def subjects() -> list[str]:

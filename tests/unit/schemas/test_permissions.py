@@ -19,6 +19,7 @@ from schemas.bus.permissions import (
     role_permissions,
 )
 from schemas.stages import Stage
+from tests.support.bus.memory import matches
 
 NODES = st.one_of(
     st.sampled_from(
@@ -30,17 +31,6 @@ NODES = st.one_of(
 
 def permissions_of(role: BusRole, node: str = "node1") -> Permissions:
     return role_permissions(role, node if role in NODE_ROLES else None)
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Return whether NATS' pattern covers a literal subject, as the server compares them."""
-    wanted, found = pattern.split("."), subject.split(".")
-    for i, token in enumerate(wanted):
-        if token == ">":
-            return len(found) > i
-        if i >= len(found) or (token != "*" and token != found[i]):
-            return False
-    return len(wanted) == len(found)
 
 
 def allows(permissions: Permissions, subject: str) -> bool:

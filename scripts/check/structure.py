@@ -50,10 +50,13 @@ def crowded_folders(roots: tuple[str, ...]) -> list[str]:
         if path.exists() and "generated" not in path.parts:
             for level in path.parents[:-1]:
                 entries[level].add(path.relative_to(level).parts[0])
+    counted = {
+        folder: len(found - {"__init__.py", "__main__.py", "pyproject.toml"}) for folder, found in entries.items()
+    }
     return [
-        f"{folder}: {len(found)} entries; the limit is {MAX_ENTRIES}: sort them into folders by subject"
-        for folder, found in sorted(entries.items())
-        if len(found - {"__init__.py", "__main__.py", "pyproject.toml"}) > MAX_ENTRIES
+        f"{folder}: {count} entries; the limit is {MAX_ENTRIES}: sort them into folders by subject"
+        for folder, count in sorted(counted.items())
+        if count > MAX_ENTRIES
     ]
 
 

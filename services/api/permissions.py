@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from services.common.backoff import jittered
+from services.common.flowcontrol.backoff import jittered
 from services.common.http.server import StatusError
 from services.common.kube.denials import describe_error, is_missing_permission
 from services.common.kube.errors import Forbidden

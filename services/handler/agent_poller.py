@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from services.common.allowance import Allowance
+from services.common.flowcontrol.allowance import Allowance
 from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestAgent, GuestNic
 from services.common.telemetry.logs import Log
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from services.common.backoff import interval
+from services.common.flowcontrol.backoff import interval
 
 UNPLUG_TIMEOUT = 5.0
 """Seconds after the first request until a pending unplug is reported as ``UnplugTimeout``. A running Linux guest needs

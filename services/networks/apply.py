@@ -16,8 +16,8 @@ import msgspec
 from schemas.kubernetes.networks import NetworkSelectionElement, check_settings
 from schemas.kubernetes.objects import Pod
 from schemas.kubernetes.operations import Operation
-from services.common.backoff import jittered
 from services.common.cri.sandbox import Sandbox
+from services.common.flowcontrol.backoff import jittered
 from services.common.kube.cache.cached_reader import CachedReader
 from services.common.reconcile import FIRST_BACKOFF, MAX_BACKOFF, Attempt, Retry
 from services.common.runtime.context import RoleContext

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from services.common.backoff import jittered
+from services.common.flowcontrol.backoff import jittered
 from services.common.runtime.health import Readiness
 from services.common.runtime.process import STARTED, RoleRuntime, make_runtime, start_role, stop_role
 from services.common.runtime.settings import CommonSettings

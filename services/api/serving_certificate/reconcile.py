@@ -30,7 +30,7 @@ from services.api.serving_certificate.plan import (
     WriteSecret,
     plan,
 )
-from services.common.backoff import jittered
+from services.common.flowcontrol.backoff import jittered
 from services.common.http.tls import ServerTls
 from services.common.kube.client import Kube
 from services.common.kube.denials import describe_error

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from schemas.inputs import Edge, RejectedInput, RejectReason, printable, reject, rejecting
-from services.common.allowance import Allowance
+from services.common.flowcontrol.allowance import Allowance
 from services.common.guest.pending_events import PendingEvents
 from services.common.guest.port import DeviceMissing, GuestNotReachable, GuestRefused
 from services.common.guest.sockets import connect_below

@@ -17,7 +17,7 @@ import msgspec
 from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
 
-from services.common.backoff import jittered
+from services.common.flowcontrol.backoff import jittered
 from services.common.kube.denials import describe_error
 from services.common.kube.errors import KubeError
 from services.common.reconcile.attempt import FIRST_BACKOFF, Attempt, Cause, Reject, Retry, Source

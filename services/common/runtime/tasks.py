@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from services.common.backoff import jittered
+from services.common.flowcontrol.backoff import jittered
 from services.common.telemetry.logs import Log
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]

@@ -14,8 +14,8 @@ from schemas.bus.events import ChangedObject, Failed, GuestDetached, ObjectRef, 
 from schemas.kubernetes.operations import PodNic, encode_annotation, pod_nic_key, read_nic_slots
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage
-from services.common.backoff import interval
 from services.common.domain.nic import link_names
+from services.common.flowcontrol.backoff import interval
 from services.common.netlink.pool import NetnsPool
 from services.common.telemetry.propagation import traceparent_of
 from services.handler.pod_network.apply import apply_operations

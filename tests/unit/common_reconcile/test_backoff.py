@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.backoff import interval, jittered
+from services.common.flowcontrol.backoff import interval, jittered
 
 
 @pytest.mark.parametrize(

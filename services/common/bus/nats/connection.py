@@ -20,9 +20,9 @@ from nats.js import JetStreamContext
 
 from schemas.bus.encoding import STREAM, node_consumer
 from schemas.bus.permissions import API, CLIENT_API, NODE_ROLES, BusRole, inbox_prefix
-from services.common.backoff import jittered
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.settings import BusSettings
+from services.common.flowcontrol.backoff import jittered
 from services.common.telemetry.logs import Log
 
 OnDenied = Callable[[str, str], None]

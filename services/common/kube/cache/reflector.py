@@ -18,7 +18,7 @@ import msgspec
 
 from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, reject, rejecting
 from schemas.kubernetes.objects import Resource, Status
-from services.common.backoff import jittered
+from services.common.flowcontrol.backoff import jittered
 from services.common.kube.cache.object_metadata import ObjectMetadata, decode_metadata, find_metadata
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials, describe_error

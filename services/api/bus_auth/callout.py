@@ -116,7 +116,7 @@ class AuthCallout:
                 subject = claims.subject
                 check_claims(claims, self._accounts, self._now())
                 patience = min(MAX_PATIENCE, max(MARGIN, request.patience - MARGIN))
-                identity = await self._reviewer.identify(request.token, patience)
+                identity = await self._reviewer.identify(request.token, patience, request.host)
             return self._let_in(request, key, identity, expiry(claims, self._now()))
         except Denied as denied:
             return self._refuse(request, key, denied, subject)

@@ -25,11 +25,13 @@ from services.api.bus_auth.plan import (
 from services.common.kube.client import Kube
 from services.common.kube.denials import describe_error
 from services.common.kube.errors import KubeError, NotFound
+from services.common.runtime.fair_queue import FairSlots
 from services.common.telemetry.stores import Bounded
 
 REVIEWS: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
 MAX_REVIEWS: Final = 16
-"""Reviews at once. After a restart of NATS every node connects; each review takes a few milliseconds."""
+"""Reviews at once, shared fairly by client addresses: one that presents many tokens does not make the others wait.
+After a restart of NATS every node connects; each review takes a few milliseconds."""
 MAX_REVIEWED: Final = 2048
 """Remembered results: two for each of a thousand nodes."""
 REMEMBERED: Final = 10.0
@@ -75,13 +77,14 @@ class TokenReviewer:
         self._accounts = accounts
         self._namespace = namespace
         self._clock = clock or asyncio.get_running_loop().time
-        self._slots = asyncio.Semaphore(at_once)
+        self._slots = FairSlots(at_once)
         self._known: Bounded[bytes, tuple[float, NatsIdentity | Denied]] = Bounded("bus-auth-reviews", MAX_REVIEWED)
 
-    async def identify(self, token: str, timeout: float) -> NatsIdentity:
+    async def identify(self, token: str, timeout: float, host: str) -> NatsIdentity:
         """Return the identity of a token's holder.
 
         :param timeout: seconds for everything, the wait for a slot included.
+        :param host: address of the client.
         :raises Denied: it has none, or the API server has not said so in time.
         """
         # Not the token itself: whoever reads the memory of the process later gets none that is still valid.
@@ -89,7 +92,7 @@ class TokenReviewer:
         known = self._known.get(key)
         if known is None or known[0] <= self._clock():
             try:
-                async with asyncio.timeout(timeout), self._slots:
+                async with asyncio.timeout(timeout), self._slots.hold(host):
                     known = self._clock() + REMEMBERED, await self._review(token, timeout)
             except TimeoutError as error:
                 raise Denied(DenialReason.REVIEW_TIMEOUT, f"no review of the token within {timeout:g} s") from error

@@ -61,15 +61,18 @@ class RequestingServer:
         self.key = SigningKey(make_seed(KeyKind.SERVER))
         self.user = SigningKey(make_seed(KeyKind.USER)).public
 
-    def claims(self, token: str, *, host: str = "10.0.0.1") -> Object:
-        """Return the claims of a request."""
+    def claims(self, token: str, *, host: str = "10.0.0.1", patience: int = 2) -> Object:
+        """Return the claims of a request.
+
+        :param patience: seconds until the server gives up.
+        """
         now = int(time.time())
         return {
             "iss": self.key.public,
             "sub": SigningKey(self.issuer).public,
             "aud": "nats-authorization-request",
             "iat": now,
-            "exp": now + 2,
+            "exp": now + patience,
             "nats": {
                 "server_id": {"name": "n", "id": self.key.public},
                 "user_nkey": self.user,

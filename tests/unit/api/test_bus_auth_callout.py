@@ -182,6 +182,19 @@ async def test_one_client_address_cannot_take_every_place(api: Asked) -> None:
     assert {(await task)["name"] for task in waiting} == {"networks@node1"}
 
 
+async def test_a_token_of_one_client_address_is_reviewed_while_those_of_another_are_slow(api: Asked) -> None:
+    api.reviews.hold.clear()
+    tokens = [api.reviews.accept(make_token(lifetime=1000 + n)) for n in range(MAX_REVIEWS + 5)]
+    flood = [asyncio.ensure_future(api.ask(token, host="10.6.6.6", patience=60)) for token in tokens[:-1]]
+    other = asyncio.ensure_future(api.ask(tokens[-1], host="10.0.0.1", patience=60))
+    async with asyncio.timeout(60):
+        while tokens[-1] not in (spec["token"] for spec in api.reviews.received):
+            await asyncio.sleep(0.01)
+            assert not other.done(), other.result()
+    api.reviews.hold.set()
+    assert {(await task)["name"] for task in (*flood, other)} == {"networks@node1"}
+
+
 async def test_refusals_are_logged_with_identity_and_reason_and_without_the_token(api: Asked) -> None:
     bad = make_token("hotnic-api")
     with capture_logs() as lines:

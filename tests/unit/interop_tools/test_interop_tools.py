@@ -17,7 +17,14 @@ build)
 	echo "$PWD $*" >>"$GO_CALLS"
 	[ -z "$GO_FAILS" ] || { echo "some/file.go:1: undefined"; exit 1; }
 	while [ "$1" != -o ]; do shift; done
-	printf '#!/bin/sh\\n' >"$2" && chmod +x "$2" ;;
+	output=$2
+	shift 2
+	# Into a folder, each program gets the name of its package.
+	for package; do
+		file=$output
+		[ ! -d "$output" ] || file=$output/${package##*/}
+		printf '#!/bin/sh\\n' >"$file" && chmod +x "$file"
+	done ;;
 esac
 """
 
@@ -71,7 +78,7 @@ def test_a_missing_program_is_built_once(builder: Builder) -> None:
     assert built.returncode == 0, built.stderr
     assert built.stdout.startswith("interop-tools: compose v5.")
     (call,) = builder.calls()
-    assert call.startswith(f"{MODULES}/compose build -trimpath -ldflags -s -w ")
+    assert call.startswith(f"{MODULES}/compose build -trimpath -tags  -ldflags -s -w ")
     assert call.endswith(" github.com/docker/compose/v5/cmd")
 
     assert builder.run("compose").stdout == ""
@@ -86,11 +93,18 @@ def test_a_missing_program_is_built_once(builder: Builder) -> None:
 def test_a_module_with_several_tools_has_a_path_for_each(builder: Builder) -> None:
     assert builder.run("kubernetes-1.36").returncode == 0
     tools = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
-    assert len(builder.calls()) == len(tools)
+    # One command builds them all, so that what they share is compiled once, and they are linked side by side.
+    assert len(builder.calls()) == 1
     for name in tools:
         path = Path(builder.run("--path", f"kubernetes-1.36/{name}").stdout.strip())
         assert path.name == name
         assert os.access(path, os.X_OK)
+
+
+def test_parts_that_no_test_uses_are_left_out_by_the_tags_of_the_module(builder: Builder) -> None:
+    assert builder.run("prometheus").returncode == 0
+    (call,) = builder.calls()
+    assert " -tags remove_all_sd " in call
 
 
 def test_without_arguments_every_program_is_built(builder: Builder) -> None:

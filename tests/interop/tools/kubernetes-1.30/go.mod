@@ -2,6 +2,7 @@ module hotnic/interop/kubernetes-1.30
 
 go 1.24.0
 
+//tags: providerless
 //ldflags: -X k8s.io/component-base/version.gitVersion=VERSION -X k8s.io/component-base/version.gitTreeState=clean -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=30
 tool (
 	k8s.io/kubernetes/cmd/kube-apiserver

@@ -2,6 +2,7 @@ module hotnic/interop/prometheus
 
 go 1.26.7
 
+//tags: remove_all_sd
 //ldflags: -X github.com/prometheus/common/version.Version=3.16.0
 tool github.com/prometheus/prometheus/cmd/prometheus
 

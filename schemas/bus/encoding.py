@@ -27,6 +27,10 @@ CONTROLLER_CONSUMER = "controller"
 """The consumer by which the leading controller reconciles."""
 PROJECTOR_CONSUMER = "projector"
 """The consumer by which it projects the hot-plug status; it gets every event."""
+CONSUMER_ROOT = "hotnic.consumers"
+"""First tokens of a request for the consumer of a role of a node; role and node follow (docs/adr/0043)."""
+STORED_ROOT = "hotnic.stored"
+"""First tokens of a notice that a stream has stored a message; the subject of the message follows."""
 
 _PLAIN_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_-]+")
@@ -110,6 +114,28 @@ def node_consumer(role: str, node: str) -> str:
     The node name is hashed because nats-py rejects dots in consumer names.
     """
     return f"{role}_{hashlib.sha256(node.encode()).hexdigest()[:16]}"
+
+
+def consumer_request(role: str, node: str) -> str:
+    """Return the subject on which a role of a node requests its consumer."""
+    return f"{CONSUMER_ROOT}.{role}.{node_token(node)}"
+
+
+def parse_consumer_request(subject: str) -> tuple[str, str]:
+    """Return role and node of a request for a consumer.
+
+    :raises ValueError: it is no subject of such a request.
+    """
+    prefix = f"{CONSUMER_ROOT}."
+    role, dot, token = subject.removeprefix(prefix).partition(".")
+    if not subject.startswith(prefix) or not dot:
+        raise ValueError(f"not a request for a consumer: {subject!r}")
+    return _unescape(role, "%", _SUBJECT_TOKEN), _unescape(token, "%", _SUBJECT_TOKEN)
+
+
+def stored_notice(subject: str) -> str:
+    """Return the subject of the notice that a stream has stored a message, for its subject or a filter."""
+    return f"{STORED_ROOT}.{subject}"
 
 
 class StatusKey(NamedTuple):

@@ -1,8 +1,9 @@
 """What each identity may publish and subscribe to on NATS: one pure table, from which every configuration is made.
 
 A role publishes the stages that it may publish, a role of a node only those of its own node. It reads by its own
-consumer. The controller alone creates streams and writes the hot-plug status bucket. The static configuration of a
-server, the auth callout and the documentation are made of this table. multus never uses the bus.
+consumer. The controller alone creates streams and consumers, and writes the hot-plug status bucket: the server does not
+check the body of a request for a consumer, which may have it deliver to any subject (docs/adr/0043). The static
+configuration of a server, the auth callout and the documentation are made of this table. multus never uses the bus.
 
 There are two accounts (docs/adr/0037). The server checks the subject of a request, and not the subject of its answer:
 with one account, a node could have the answer to its own pull delete a stream, or write to the bucket. So the streams
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from schemas.bus.encoding import (
     BUCKET_STREAM_PREFIX,
+    CONSUMER_ROOT,
     CONTROLLER_CONSUMER,
     DEAD_ROOT,
     DEAD_STREAM,
@@ -24,16 +26,21 @@ from schemas.bus.encoding import (
     PROJECTOR_CONSUMER,
     STREAM,
     SUBJECT_ROOT,
+    consumer_request,
     node_consumer,
-    node_filter,
     node_token,
     stage_filter,
+    stored_notice,
 )
 from schemas.bus.hotplug_status import BUCKET
 from schemas.stages import TABLE, Stage
 
 BUCKET_STREAM = f"{BUCKET_STREAM_PREFIX}{BUCKET}"
 """The stream of the bucket."""
+BUCKET_KEYS = f"$KV.{BUCKET}.>"
+"""The subjects of the bucket."""
+EVENTS = f"{SUBJECT_ROOT}.>"
+"""The subjects of the events."""
 STREAMS = (STREAM, DEAD_STREAM, BUCKET_STREAM)
 STREAM_ACCOUNT = "HOTNIC"
 """The account of the streams and of the controller."""
@@ -45,6 +52,10 @@ CLIENT_API = "$JS.hotnic.API"
 """Their prefix in the account of the clients. There ``$JS.API`` is that account's own JetStream, which is off."""
 INBOX_ROOT = "_INBOX_hotnic"
 """First token of every inbox. Not ``_INBOX``, which other users of the account may subscribe to."""
+CONSUMER_REQUESTS = f"{CONSUMER_ROOT}.*.*"
+"""The subjects on which the roles of the nodes request their consumers."""
+ANSWER_SECONDS = 10
+"""Seconds within which an identity that answers requests may answer one."""
 
 
 class BusRole(StrEnum):
@@ -66,6 +77,8 @@ PEOPLE = frozenset({BusRole.READER, BusRole.ADMINISTRATOR})
 """The identities that are no process of hotnic."""
 NODE_ROLES = frozenset({BusRole.NETWORKS, BusRole.HANDLER, BusRole.NODE})
 """The roles whose identities are bound to a node."""
+CONSUMER_ROLES = frozenset({BusRole.NETWORKS, BusRole.HANDLER})
+"""The roles that have a consumer on each node."""
 
 
 class Permissions(NamedTuple):
@@ -73,10 +86,12 @@ class Permissions(NamedTuple):
 
     :ivar publish: subjects that it may publish to, requests included.
     :ivar subscribe: subjects that it may subscribe to.
+    :ivar answers: whether it may answer each request that it receives, once.
     """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    answers: bool = False
 
 
 class Import(NamedTuple):
@@ -85,7 +100,7 @@ class Import(NamedTuple):
     :ivar subject: the subject in the streams' account.
     :ivar local: the same in the clients' account.
     :ivar answers: whether a request has several answers.
-    :ivar delivery: whether messages flow from the streams' account to the clients, as those of a push consumer do.
+    :ivar delivery: whether messages flow from the streams' account to the clients, who may only subscribe to them.
     """
 
     subject: str
@@ -107,27 +122,30 @@ def role_permissions(role: str, node: str | None = None) -> Permissions:
     :raises ValueError: the role is unknown, or has a node although it is none of a node, or the other way round.
     """
     found = check_identity(role, node)
+    subscribe: tuple[str, ...] = (f"{inbox_prefix(found, node)}.>",)
     match found:
         case BusRole.API:
             publish = (*_publish_stages(found), *_look(CLIENT_API, STREAM), *_read_bucket(CLIENT_API))
+            subscribe += (stored_notice(BUCKET_KEYS),)
         case BusRole.CONTROLLER:
             publish = tuple(_controller())
+            subscribe += (CONSUMER_REQUESTS, stored_notice(BUCKET_KEYS))
         case BusRole.NETWORKS | BusRole.HANDLER:
             assert node is not None
             publish = tuple(_node_role(found, node))
         case BusRole.NODE:
             parts = [role_permissions(part, node) for part in (BusRole.NETWORKS, BusRole.HANDLER)]
-            return Permissions(
-                tuple(dict.fromkeys(subject for part in parts for subject in part.publish)),
-                tuple(subject for part in parts for subject in part.subscribe),
-            )
+            publish = tuple(subject for part in parts for subject in part.publish)
+            subscribe = tuple(subject for part in parts for subject in part.subscribe)
         case BusRole.READER:
             publish = tuple(_reader())
+            subscribe += (stored_notice(EVENTS),)
         case BusRole.ADMINISTRATOR:
             # A replayed message is that of any role, and its dead letter is deleted.
-            replay = (f"{SUBJECT_ROOT}.>", f"{CLIENT_API}.STREAM.MSG.DELETE.{DEAD_STREAM}")
+            replay = (EVENTS, f"{CLIENT_API}.STREAM.MSG.DELETE.{DEAD_STREAM}")
             publish = (*replay, *_reader())
-    return Permissions(tuple(dict.fromkeys(publish)), (f"{inbox_prefix(found, node)}.>",))
+            subscribe += (stored_notice(EVENTS),)
+    return Permissions(tuple(dict.fromkeys(publish)), subscribe, answers=found is BusRole.CONTROLLER)
 
 
 def check_identity(role: str, node: str | None) -> BusRole:
@@ -178,28 +196,17 @@ def _look(api: str, *streams: str) -> tuple[str, ...]:
     return tuple(f"{api}.STREAM.INFO.{stream}" for stream in streams)
 
 
-def _consumer(api: str, name: str, *filters: str) -> Iterable[str]:
-    """Yield the requests for one named consumer of the events.
-
-    :param filters: its filter, which the server compares with that of the request; none for a consumer with several.
-    """
-    yield ".".join((f"{api}.CONSUMER.CREATE.{STREAM}.{name}", *filters))
-    for request in ("INFO", "DELETE", "MSG.NEXT"):
-        yield f"{api}.CONSUMER.{request}.{STREAM}.{name}"
+def _receive(api: str, name: str) -> Iterable[str]:
+    """Yield the requests that receive by one consumer of the events."""
+    yield f"{api}.CONSUMER.MSG.NEXT.{STREAM}.{name}"
     yield f"$JS.ACK.{STREAM}.{name}.>"
-
-
-def _watch(api: str, stream: str) -> Iterable[str]:
-    """Yield the requests of an ordered consumer, which has a name of the server's choice."""
-    yield f"{api}.CONSUMER.CREATE.{stream}"
-    yield f"{api}.CONSUMER.INFO.{stream}.*"
-    yield f"$JS.FC.{stream}.>"
 
 
 def _read_bucket(api: str) -> Iterable[str]:
     yield from _look(api, BUCKET_STREAM)
-    yield f"{api}.DIRECT.GET.{BUCKET_STREAM}.$KV.{BUCKET}.>"
-    yield from _watch(api, BUCKET_STREAM)
+    # The last message of a key, and all messages after one.
+    yield f"{api}.DIRECT.GET.{BUCKET_STREAM}.{BUCKET_KEYS}"
+    yield f"{api}.DIRECT.GET.{BUCKET_STREAM}"
 
 
 def _controller() -> Iterable[str]:
@@ -207,11 +214,13 @@ def _controller() -> Iterable[str]:
     yield f"{DEAD_ROOT}.>"
     for stream in STREAMS:
         yield from (f"{API}.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "UPDATE"))
-    # It has several filters, which NATS does not put into the subject of the request.
-    yield from _consumer(API, CONTROLLER_CONSUMER)
-    yield from _consumer(API, PROJECTOR_CONSUMER, f"{SUBJECT_ROOT}.>")
+    # All of its stream's: its own, and those of the nodes, whose names have no common token.
+    yield f"{API}.CONSUMER.CREATE.{STREAM}.>"
+    yield from (f"{API}.CONSUMER.{request}.{STREAM}.*" for request in ("INFO", "DELETE"))
+    for name in (CONTROLLER_CONSUMER, PROJECTOR_CONSUMER):
+        yield from _receive(API, name)
     yield from _read_bucket(API)
-    yield f"$KV.{BUCKET}.>"
+    yield BUCKET_KEYS
     yield f"{API}.STREAM.PURGE.{BUCKET_STREAM}"
 
 
@@ -221,40 +230,35 @@ def _node_role(role: BusRole, node: str) -> Iterable[str]:
         yield f"{SUBJECT_ROOT}.{stage}.{token}.>"
     # Nothing but what its own consumer delivers.
     yield f"{DEAD_ROOT}.*.{token}.>"
+    yield consumer_request(role, node)
     # No STREAM.INFO, which lists the subjects, and with them the VMs, of all nodes.
-    yield from _consumer(CLIENT_API, node_consumer(role, node), node_filter(node))
+    yield f"{CLIENT_API}.CONSUMER.INFO.{STREAM}.{node_consumer(role, node)}"
+    yield from _receive(CLIENT_API, node_consumer(role, node))
 
 
 def _reader() -> Iterable[str]:
     yield from _look(CLIENT_API, *STREAMS)
-    for stream in (STREAM, DEAD_STREAM):
-        yield from _watch(CLIENT_API, stream)
+    yield from (f"{CLIENT_API}.DIRECT.GET.{stream}" for stream in (STREAM, DEAD_STREAM))
     yield f"{CLIENT_API}.STREAM.MSG.GET.{DEAD_STREAM}"
 
 
 def client_imports() -> tuple[Import, ...]:
-    """Return what the clients' account imports: the requests of its identities, and nothing that administers."""
+    """Return what the clients' account imports: the requests of its identities, and nothing that administers.
+
+    No request has a body that names a subject: the server would use it in the account of the streams.
+    """
+    same = (EVENTS, f"{DEAD_ROOT}.>", f"$JS.ACK.{STREAM}.>", CONSUMER_REQUESTS)
     requests = (
-        f"CONSUMER.CREATE.{STREAM}.>",
-        f"CONSUMER.DELETE.{STREAM}.*",
         *(f"STREAM.INFO.{stream}" for stream in STREAMS),
-        *(f"CONSUMER.CREATE.{stream}" for stream in STREAMS),
-        *(f"CONSUMER.INFO.{stream}.*" for stream in STREAMS),
-        f"DIRECT.GET.{BUCKET_STREAM}.$KV.{BUCKET}.>",
+        f"CONSUMER.INFO.{STREAM}.*",
+        f"DIRECT.GET.{BUCKET_STREAM}.{BUCKET_KEYS}",
         f"STREAM.MSG.GET.{DEAD_STREAM}",
         f"STREAM.MSG.DELETE.{DEAD_STREAM}",
     )
-    same = (
-        f"{SUBJECT_ROOT}.>",
-        f"{DEAD_ROOT}.>",
-        f"$JS.ACK.{STREAM}.>",
-        *(f"$JS.FC.{stream}.>" for stream in STREAMS),
-    )
-    # The ordered consumers of these push; every other answer follows its request.
-    pushed = (f"{inbox_prefix(role)}.>" for role in (BusRole.API, BusRole.READER))
+    answered = (f"CONSUMER.MSG.NEXT.{STREAM}.*", *(f"DIRECT.GET.{stream}" for stream in STREAMS))
     return (
         *(Import(subject, subject) for subject in same),
         *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}") for request in requests),
-        Import(f"{API}.CONSUMER.MSG.NEXT.{STREAM}.*", f"{CLIENT_API}.CONSUMER.MSG.NEXT.{STREAM}.*", answers=True),
-        *(Import(subject, subject, delivery=True) for subject in pushed),
+        *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}", answers=True) for request in answered),
+        *(Import(notices, notices, delivery=True) for notices in map(stored_notice, (EVENTS, BUCKET_KEYS))),
     )

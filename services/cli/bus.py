@@ -1,6 +1,6 @@
 """The connection to NATS for commands that read it: address, credentials, and the error when NATS does not answer.
 
-The connection to a cluster is :mod:`services.cli.cluster`. Next: :mod:`services.common.bus.nats.reader`.
+The connection to a cluster is :mod:`services.cli.cluster`. Next: :mod:`services.common.bus.nats.stored.reader`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from services.cli.errors import RefusedByServer, Unreachable
 from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
-    from services.common.bus.nats.reader import StreamReader
+    from services.common.bus.nats.stored.reader import StreamReader
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,7 +45,7 @@ def run_with_bus(url: str | None, work: Callable[[StreamReader], Coroutine[Any, 
     :raises Unreachable: no address is given, or NATS does not answer.
     :raises RefusedByServer: NATS denies something to the identity of the command.
     """
-    from services.common.bus.nats.reader import open_reader
+    from services.common.bus.nats.stored.reader import open_reader
     from services.common.bus.protocol import BusDenied, BusUnavailable
     from services.common.telemetry.logs import logger
 

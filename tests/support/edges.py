@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from schemas import cni
+from schemas.bus.consumers import decode_answer
+from schemas.bus.consumers import decode_request as decode_consumer_request
 from schemas.bus.hotplug_status import decode_entry
 from schemas.cri import runtime_pb2 as pb
 from schemas.inputs import Edge, RejectedInput, find_member, rejecting, split_elements
@@ -220,6 +222,10 @@ EDGES: dict[str, FedEdge] = {
         (b'[{"name":"net1","ips":["10.0.0.1"],"device-info":{}}]',),
     ),
     "bus": FedEdge(lambda data: decode_message(_SUBJECT, {}, data), UnusableMessage, (b'{"stage":"requested"}',)),
+    "bus-consumer-request": FedEdge(
+        decode_consumer_request, RejectedInput, (b'{"since":"2026-11-30T03:00:00Z"}', b'{"since":null}')
+    ),
+    "bus-consumer-answer": FedEdge(decode_answer, RejectedInput, (b'{"error":"x"}', b"{}")),
     "bus-auth-request": FedEdge(decode_request, RejectedInput, (_AUTH_REQUEST,)),
     "service-account-token": FedEdge(
         lambda data: read_token(data.decode(errors="replace")), RejectedInput, (make_token().encode(),)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.bus.permissions import Permissions
+from schemas.bus.permissions import ANSWER_SECONDS, Permissions
 from schemas.inputs import Edge, InputDecoder, RejectReason, reject
 from services.common.bus.nkeys import KeyKind, SigningKey, decode_public, is_signed_by
 
@@ -166,6 +166,7 @@ def grant(
     :param account: NATS account of the connection.
     :param expires: when the server ends the connection, in seconds since the epoch.
     """
+    answers = {"resp": {"max": 1, "ttl": ANSWER_SECONDS * 1_000_000_000}} if permissions.answers else {}
     user = {
         "sub": request.user,
         "aud": account,
@@ -176,6 +177,7 @@ def grant(
             "version": 2,
             "pub": {"allow": list(permissions.publish)},
             "sub": {"allow": list(permissions.subscribe)},
+            **answers,
             # No leaf node, which would pass on what others publish, and no MQTT.
             "allowed_connection_types": ["STANDARD", "WEBSOCKET"],
             "subs": MAX_SUBSCRIPTIONS,

@@ -16,7 +16,7 @@ from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
     from services.common.bus.dead_letters import DeadLetter
-    from services.common.bus.nats.reader import StreamReader
+    from services.common.bus.nats.stored.reader import StreamReader
 
 COLUMNS = ("SEQUENCE", "AT", "REASON", "SUBJECT")
 WIDE_COLUMNS = (*COLUMNS, "CONSUMER", "DETAIL")

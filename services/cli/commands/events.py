@@ -22,7 +22,7 @@ from services.common.telemetry.redact import redact_addresses
 
 if TYPE_CHECKING:
     from services.cli.commands.timeline import TimelineEntry
-    from services.common.bus.nats.reader import StreamReader
+    from services.common.bus.nats.stored.reader import StreamReader
     from services.common.kube.client import Kube
 
 
@@ -118,7 +118,7 @@ async def _from_nats(url: str, namespace: str, vm: str, printer: _Printer, follo
 
     :raises Unreachable: the connection was lost while following.
     """
-    from services.common.bus.nats.reader import open_reader
+    from services.common.bus.nats.stored.reader import open_reader
     from services.common.bus.protocol import BusUnavailable
     from services.common.telemetry.logs import logger
 

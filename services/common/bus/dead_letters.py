@@ -1,7 +1,7 @@
 """Dead letters as users read them, and the message that replays one. Pure.
 
 Messages are dead-lettered in :mod:`services.common.bus.delivery`.
-Next: :mod:`services.common.bus.nats.reader`, which fetches dead letters.
+Next: :mod:`services.common.bus.nats.stored.reader`, which fetches dead letters.
 """
 
 from typing import Any, cast

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from schemas.bus.permissions import (
+    ANSWER_SECONDS,
     CLIENT_ACCOUNT,
     STREAM_ACCOUNT,
     Import,
@@ -73,8 +74,8 @@ def render_accounts(
     client_users = [line for user in users if account_of(user.role) == CLIENT_ACCOUNT for line in _user(user)]
     lines = [
         "accounts {",
-        f"  # The streams, and the controller, which creates them. Everybody else is in {CLIENT_ACCOUNT}: the server",
-        "  # does not check where a client has the answer to a request sent, so it must not reach a stream.",
+        "  # The streams, and the controller, which creates them and their consumers. Everybody else is in another",
+        "  # account: the server checks neither where a client has an answer sent, nor the body of a request.",
         f"  {STREAM_ACCOUNT} {{",
         "    jetstream: enabled",
         *_block("exports", exports),
@@ -146,10 +147,12 @@ def _user(user: NatsUser) -> Iterable[str]:
     permissions = role_permissions(user.role, user.node)
     yield f"# {_one_line(identity_name(user.role, user.node))}"
     yield f"{{ nkey: {_quote(user.key)}, permissions: {{"
-    for name, subjects in zip(permissions._fields, permissions, strict=True):
+    for name, subjects in (("publish", permissions.publish), ("subscribe", permissions.subscribe)):
         yield f"  {name}: {{ allow: ["
         yield from (f"    {_quote(subject)}" for subject in subjects)
         yield "  ] }"
+    if permissions.answers:
+        yield f'  allow_responses: {{ max: 1, expires: "{ANSWER_SECONDS}s" }}'
     yield "} }"
 
 

@@ -26,7 +26,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar ack_wait: how long the server waits for the ack of a message before it delivers the message again.
     :ivar max_ack_pending: how many messages of a consumer may wait for their ack before the server sends no more.
     :ivar inactive_threshold: how long the server keeps the consumer of a process that has ended.
-    :ivar watch_threshold: how long the server keeps the consumer of a watch that has ended; a bucket allows 1,000.
+    :ivar read_interval: how long a watch waits for a notice of the server, before it reads the stream without one.
     :ivar pull_batch: how many messages one pull request requests.
     :ivar pull_expires: how long the server serves one pull request.
     :ivar pull_heartbeat: interval of the server's heartbeats for a pull request; after two missing ones it is renewed.
@@ -58,7 +58,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait: float = 30.0
     max_ack_pending: int = 1_000
     inactive_threshold: float = 3600.0
-    watch_threshold: float = 5.0
+    read_interval: float = 5.0
     pull_batch: int = 256
     pull_expires: float = 30.0
     pull_heartbeat: float = 5.0

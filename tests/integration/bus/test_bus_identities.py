@@ -8,7 +8,7 @@ import structlog
 from nats.aio.client import Client
 from nats.js.errors import APIError
 
-from schemas.bus.encoding import node_consumer, node_filter
+from schemas.bus.encoding import consumer_request, node_consumer, node_filter
 from schemas.bus.permissions import (
     API,
     CLIENT_API,
@@ -36,6 +36,19 @@ VERBS = (
     "RESTORE",
     "LEADER.STEPDOWN",
 )
+CREATIONS = [
+    request
+    for stream in STREAMS
+    for name in ("x", "projector", node_consumer("handler", "node1"), node_consumer("handler", "node2"))
+    for request in (
+        f"CREATE.{stream}",
+        f"CREATE.{stream}.{name}",
+        f"CREATE.{stream}.{name}.{node_filter('node1')}",
+        f"DURABLE.CREATE.{stream}.{name}",
+        f"DELETE.{stream}.{name}",
+    )
+]
+"""Every way to create, change or delete a consumer."""
 
 
 def literal(pattern: str) -> str:
@@ -52,8 +65,9 @@ def subjects() -> list[str]:
     for api in (API, CLIENT_API):
         found += [f"{api}.STREAM.{verb}.{stream}" for verb in VERBS for stream in (*STREAMS, "OTHER")]
         found += [f"{api}.{request}" for request in ("INFO", "STREAM.NAMES", "STREAM.LIST", "ACCOUNT.PURGE.HOTNIC")]
-        found += [f"{api}.CONSUMER.{request}.HOTPLUG" for request in ("CREATE", "NAMES", "LIST")]
-        found += [f"{api}.CONSUMER.DURABLE.CREATE.HOTPLUG.x", f"{api}.DIRECT.GET.HOTPLUG"]
+        found += [f"{api}.CONSUMER.{request}.HOTPLUG" for request in ("NAMES", "LIST")]
+        found += [f"{api}.CONSUMER.{request}" for request in CREATIONS]
+        found += [f"{api}.DIRECT.GET.{stream}" for stream in STREAMS]
     found += ["$SYS.REQ.SERVER.PING", "$SYS.REQ.USER.AUTH", "anything", "_INBOX.x.y", f"{inbox_prefix('api')}.x"]
     return sorted({literal(pattern) for pattern in found})
 
@@ -77,7 +91,8 @@ async def test_server_permits_what_the_table_says_and_nothing_else(tmp_path: Pat
             await settle(client)
             if bool(denied) is any(matches(pattern, subject) for pattern in permissions.publish):
                 wrong.append((subject, list(denied)))
-        for pattern in sorted({inbox_prefix(*other) + ".>" for other in (*EVERYBODY, *OTHERS)} | {">", "hotplug.>"}):
+        everything = {pattern for other in (*EVERYBODY, *OTHERS) for pattern in role_permissions(*other).subscribe}
+        for pattern in sorted(everything | {">", "hotplug.>", "hotnic.>", "hotnic.stored.>", "$KV.>"}):
             denied.clear()
             await client.subscribe(pattern)
             await settle(client)
@@ -111,6 +126,7 @@ async def counts(client: Client) -> dict[str, int]:
         "$JS.API.STREAM.DELETE.HOTPLUG",
         "$JS.API.STREAM.PURGE.KV_hotplug-status",
         "$JS.API.CONSUMER.DELETE.HOTPLUG.projector",
+        "$JS.hotnic.API.CONSUMER.MSG.NEXT.HOTPLUG.projector",
     ],
 )
 @pytest.mark.parametrize("identity", [("handler", "node1"), ("api", None), ("reader", None)], ids=lambda i: i[0])
@@ -127,23 +143,25 @@ async def test_answers_to_requests_reach_no_stream(tmp_path: Path, identity: Ide
         client, denied = await server.client(*identity)
         own = 0
         if identity[0] == "handler":
-            name, filtered = node_consumer("handler", "node1"), node_filter("node1")
-            config = {"name": name, "filter_subject": filtered, "ack_policy": "explicit", "mem_storage": True}
-            create = f"{CLIENT_API}.CONSUMER.CREATE.HOTPLUG.{name}.{filtered}"
-            body = json.dumps({"stream_name": "HOTPLUG", "config": config}).encode()
-            assert b'"error"' not in (await client.request(create, body)).data
-            await client.publish(create, body, reply=target)
+            name = node_consumer("handler", "node1")
+            bus = await server.bus("controller")
+            await bus.wait_connected()
+            request = consumer_request("handler", "node1")
+            assert (await client.request(request, timeout=60)).data == b"{}"
+            await client.publish(request, b"", reply=target)
             await client.publish("hotplug.guest-attached.node1.default.vm1", b"mine", reply=target)
             for pull in (b'{"batch":1}', b'{"batch":9,"no_wait":true}', b'{"batch":9,"no_wait":true}'):
                 await client.publish(f"{CLIENT_API}.CONSUMER.MSG.NEXT.HOTPLUG.{name}", pull, reply=target)
             await client.publish(f"{CLIENT_API}.CONSUMER.INFO.HOTPLUG.{name}", reply=target)
-            pushed = json.dumps({"stream_name": "HOTPLUG", "config": config | {"deliver_subject": target}}).encode()
-            await client.request(f"{CLIENT_API}.CONSUMER.DELETE.HOTPLUG.{name}")
-            await client.request(create, pushed)
+            # Behind the one that is answered at the target.
+            assert (await client.request(request, timeout=60)).data == b"{}"
+            await bus.close()
             own = 1
         else:
             await client.publish(f"{CLIENT_API}.STREAM.INFO.KV_hotplug-status", reply=target)
             await client.publish(f"{CLIENT_API}.STREAM.INFO.HOTPLUG", reply=target)
+            stream = "HOTPLUG" if identity[0] == "reader" else "KV_hotplug-status"
+            await client.publish(f"{CLIENT_API}.DIRECT.GET.{stream}", b'{"seq":1,"batch":9}', reply=target)
         if identity[0] == "api":
             await client.publish("hotplug.requested.node2.default.vm1", b"mine", reply=target)
             await client.publish(
@@ -154,7 +172,10 @@ async def test_answers_to_requests_reach_no_stream(tmp_path: Path, identity: Ide
         # What arrives, arrives in milliseconds; a message behind it shows that the server has handled it.
         await controller.jetstream().publish("hotplug.pod-annotated.node2.default.vm1", b"after")
         assert await counts(controller) == before | {"HOTPLUG": before["HOTPLUG"] + own + 1}
-        assert (await controller.jetstream().consumer_info("HOTPLUG", "projector")).name == "projector"
+        projector = await controller.jetstream().consumer_info("HOTPLUG", "projector")
+        assert projector.delivered is not None
+        # Nobody has pulled for it.
+        assert (projector.num_waiting, projector.delivered.consumer_seq) == (0, 0)
         assert [text for text in denied if "permissions violation" in text] == []
         await client.close()
         await controller.close()

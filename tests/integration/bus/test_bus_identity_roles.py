@@ -23,7 +23,7 @@ from services.cli.doctor.snapshot import NotVisible
 from services.common.bus.envelope import DEAD_REASON, BusMessage, encode_message
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.jetstream import JetStreamBus, connect
-from services.common.bus.nats.reader import open_reader
+from services.common.bus.nats.stored.reader import open_reader
 from services.common.bus.nkeys import KeyKind, make_seed
 from services.common.bus.protocol import BusDenied, BusUnavailable, KeyValueEntry
 from tests.support.bus.conformance import Inbox

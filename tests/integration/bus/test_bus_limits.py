@@ -18,7 +18,7 @@ from services.cli.doctor.snapshot import Finding, NotVisible
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus, connect
-from services.common.bus.nats.keyvalue import JetStreamKeyValue
+from services.common.bus.nats.stored.keyvalue import JetStreamKeyValue
 from services.common.bus.nats.streams import StreamNotCreated, ensure_streams
 from services.common.bus.protocol import BusUnavailable
 from services.common.bus.settings import MIB, BusSettings, StoreUsage

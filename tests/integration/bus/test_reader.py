@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import structlog
 
 from services.common.bus.envelope import MSG_ID, BusMessage, encode_message
-from services.common.bus.nats.reader import StreamReader, open_reader
+from services.common.bus.nats.stored.reader import StreamReader, open_reader
 from services.common.bus.protocol import BusUnavailable
 from tests.support.bus.conformance import annotated
 from tests.support.bus.jetstream import QUICK, JetStreamHarness, jetstream
@@ -100,3 +101,76 @@ async def test_loss_of_the_server_raises_bus_unavailable(
     finally:
         if failure == "hangs":
             harness.server.thaw()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Nats-Sequence": "900", "Nats-Subject": "hotplug.x", "Nats-Stream": "OTHER", "Nats-Num-Pending": "0"},
+        {"Nats-Sequence": "x", "Nats-Last-Sequence": "y", "Nats-Time-Stamp": "z"},
+        {"nats-sequence": "900", "nats-stream": "OTHER"},
+        {"Status": "404", "Description": "Message Not Found"},
+        {"Status": "204", "Description": "EOB"},
+    ],
+)
+async def test_headers_of_a_publisher_hide_no_message(
+    harness: JetStreamHarness, reader: StreamReader, headers: dict[str, str]
+) -> None:
+    await publish(harness, 1)
+    await harness.publish_raw(BusMessage(GOOD.subject, b"marked", headers))
+    await publish(harness, 1, first=1)
+    found = [stored async for stored in reader.list_messages(GOOD.subject)]
+    assert [(stored.sequence, stored.message.payload) for stored in found] == [(1, b"0"), (3, b"marked"), (4, b"1")]
+    assert {stored.message.subject for stored in found} == {GOOD.subject}
+
+
+async def test_following_gets_each_message_once_and_in_order(harness: JetStreamHarness, reader: StreamReader) -> None:
+    await publish(harness, 10)
+    subscribed: list[int] = []
+    history = reader.follow_messages(GOOD.subject, 7, lambda: subscribed.append(len(subscribed)))
+    async with asyncio.timeout(60), contextlib.aclosing(history), asyncio.TaskGroup() as group:
+        found = [await anext(history) for _ in range(6)]
+        group.create_task(publish(harness, 200, first=10))
+        found += [await anext(history) for _ in range(200)]
+        group.create_task(publish(harness, 200, first=210))
+        found += [await anext(history) for _ in range(200)]
+    assert [stored.message.payload for stored in found] == [b"%d" % number for number in range(4, 410)]
+    assert subscribed == [0]
+
+
+@pytest.mark.parametrize("how", ["no notices", "created again"])
+async def test_following_needs_no_notice(harness: JetStreamHarness, how: str) -> None:
+    """The stream of an earlier version gives none, and one that is created again counts from 1."""
+    settings = msgspec.structs.replace(QUICK, read_interval=0.1)
+    async with open_reader(harness.server.url, {}, log=structlog.get_logger(), settings=settings) as reader:
+        await publish(harness, 5)
+        config = (await harness.js.stream_info(QUICK.stream)).config
+        if how == "no notices":
+            await harness.js.update_stream(config.evolve(republish=None))
+        history = reader.follow_messages(GOOD.subject, 0)
+        async with asyncio.timeout(60), contextlib.aclosing(history):
+            assert [(await anext(history)).message.payload for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
+            if how == "created again":
+                await harness.js.delete_stream(QUICK.stream)
+                await harness.js.add_stream(config.evolve(republish=None))
+            await publish(harness, 1, first=5)
+            assert (await anext(history)).message.payload == b"5"
+
+
+async def test_following_a_deleted_stream_ends(harness: JetStreamHarness) -> None:
+    settings = msgspec.structs.replace(QUICK, read_interval=0.1)
+    async with open_reader(harness.server.url, {}, log=structlog.get_logger(), settings=settings) as reader:
+        await publish(harness, 1)
+        history = reader.follow_messages(GOOD.subject, 0)
+        await anext(history)
+        await harness.js.delete_stream(QUICK.stream)
+        with pytest.raises(BusUnavailable, match="stream HOTPLUG does not exist"):
+            await anext(history)
+
+
+async def test_reading_leaves_no_consumer(harness: JetStreamHarness, reader: StreamReader) -> None:
+    await publish(harness, 1)
+    assert await payloads(reader) == [b"0"]
+    async with contextlib.aclosing(reader.follow_messages(GOOD.subject, 0)) as history:
+        await anext(history)
+        assert (await harness.js.stream_info(QUICK.stream)).state.consumer_count == 0

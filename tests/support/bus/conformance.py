@@ -283,13 +283,14 @@ class BusConformance:
 
     async def test_all_consumers_get_the_same_events(self, harness: Harness) -> None:
         api, networks = await harness.bus("api", "_"), await harness.bus("networks", NODE)
+        controller = await harness.bus("controller", "_")
         one, two = Inbox(), Inbox()
         requested = Requested(
             operation=operation(), vmi=ObjectRef("default", "vm", "u"), node=NODE, network="default/br"
         )
         done = MultusAttached(operation=operation(), node=NODE, pod_interface="net1", ips=("10.0.0.1",))
         async with (
-            consuming(harness, api, one, consumer="controller_1", filters=["hotplug.>"]),
+            consuming(harness, controller, one, consumer="controller_1", filters=["hotplug.>"]),
             consuming(harness, networks, two),
         ):
             await api.publish(requested)

@@ -11,6 +11,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from services.common.bus.envelope import BusMessage
+from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.consumers.requests import ConsumerRequests
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.streams import ensure_streams
 from services.common.bus.settings import BusSettings
@@ -27,7 +29,8 @@ QUICK = BusSettings(
     api_timeout=2.0,
     publish_timeout=1.0,
     close_timeout=0.3,
-    watch_threshold=0.2,
+    # So that no test gets by this what the server gives notice of.
+    read_interval=300.0,
     max_bytes=16 * 1024 * 1024,
     dead_max_bytes=4 * 1024 * 1024,
     bucket_max_bytes=1024 * 1024,
@@ -112,11 +115,16 @@ class JetStreamHarness(Buses):
 async def jetstream(server: NatsServer, settings: BusSettings = QUICK) -> AsyncIterator[JetStreamHarness]:
     """Provide a harness on a running server."""
     client = await nats.connect(server.url, reconnect_time_wait=0)
-    # As a controller does: no other role creates them.
-    await ensure_streams(client.jetstream(), settings, structlog.get_logger())
+    js, log = client.jetstream(), structlog.get_logger()
+    # As a controller does: no other role creates streams and consumers.
+    await ensure_streams(js, settings, log)
+    connection = BusConnection(client, js, asyncio.Event(), settings.close_timeout)
+    requests = ConsumerRequests(settings, log)
+    await requests.serve(connection)
     harness = JetStreamHarness(server, client)
     try:
         yield harness
     finally:
         await harness.close()
-        await client.close()
+        requests.close()
+        await connection.close()

@@ -103,9 +103,10 @@ def signed_claims(token: str, issuer: SigningKey) -> Object:
     return claims
 
 
-def test_a_response_lets_the_connection_of_the_request_in() -> None:
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_response_lets_the_connection_of_the_request_in(answers: bool) -> None:
     issuer = SigningKey(SERVER.issuer)
-    permissions = Permissions(("a", "b.>"), ("c",))
+    permissions = Permissions(("a", "b.>"), ("c",), answers)
     response = grant(
         decode_request(SERVER.request("t")),
         issuer,
@@ -126,6 +127,7 @@ def test_a_response_lets_the_connection_of_the_request_in() -> None:
         50,
     )
     assert (user["nats"]["pub"], user["nats"]["sub"]) == ({"allow": ["a", "b.>"]}, {"allow": ["c"]})
+    assert user["nats"].get("resp") == ({"max": 1, "ttl": 10_000_000_000} if answers else None)
 
 
 def test_a_refusal_names_the_reason_and_has_no_user() -> None:

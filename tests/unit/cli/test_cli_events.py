@@ -29,7 +29,7 @@ from services.cli.errors import Unreachable
 from services.cli.output import NONE
 from services.cli.tracing.tracer import NoTraces
 from services.common.bus.envelope import BusMessage, encode_message
-from services.common.bus.nats.reader import StoredMessage
+from services.common.bus.nats.stored.reader import StoredMessage
 from services.common.domain.status.kubernetes_events import build_kubernetes_event
 from services.common.kube.client import Kube
 from tests.support.bus.projecting import at_stage
@@ -158,7 +158,7 @@ async def test_follow_prints_a_line_when_nats_has_accepted_the_subscription(
     async def open_reader(*_args: object, **_fields: object) -> AsyncIterator[FakeReader]:
         yield reader
 
-    monkeypatch.setattr("services.common.bus.nats.reader.open_reader", open_reader)
+    monkeypatch.setattr("services.common.bus.nats.stored.reader.open_reader", open_reader)
     printer = _Printer(None, follow=follow, json=True)
     assert await _from_nats(NATS_URL, "default", "vm1", printer, follow)
     line = "following events of default/vm1 from NATS at nats://***@127.0.0.1:4222; press Ctrl-C to stop\n"

@@ -55,7 +55,7 @@ def test_configuration_has_public_keys_and_the_whole_table(tmp_path: Path) -> No
         assert read_public_key(seed) in found.output
         assert seed.decode() not in found.output
         role, _, node = path.name.removesuffix(".nk").partition(".")
-        for subject in (subject for subjects in role_permissions(role, node or None) for subject in subjects):
+        for subject in (subject for subjects in role_permissions(role, node or None)[:2] for subject in subjects):
             assert f'"{subject}"' in found.output
     assert 'listen: "0.0.0.0:4222"' in found.output
     assert 'cert_file: "c.pem"' in found.output

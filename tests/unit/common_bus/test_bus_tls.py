@@ -11,7 +11,7 @@ import structlog
 
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.credentials import Endpoint
-from services.common.bus.nats.reader import open_reader
+from services.common.bus.nats.stored.reader import open_reader
 from services.common.bus.protocol import BusUnavailable
 from services.common.bus.settings import CALLOUT_TIMEOUT, BusSettings
 from services.common.runtime.settings import SettingsError

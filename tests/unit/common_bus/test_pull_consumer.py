@@ -17,7 +17,8 @@ from nats.js.errors import NotFoundError
 
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection
-from services.common.bus.nats.consumer import ConsumerLost, PullConsumer
+from services.common.bus.nats.consumers.creation import ensure_consumer
+from services.common.bus.nats.consumers.pull import ConsumerLost, PullConsumer
 from services.common.bus.settings import BusSettings
 
 SETTINGS = BusSettings(pull_batch=2, pull_heartbeat=5.0)
@@ -98,7 +99,12 @@ def pull_consumer(received: list[int] | None = None, filters: tuple[str, ...] = 
         if received is not None:
             received.append(sequence)
 
-    return PullConsumer("c", filters, settings=SETTINGS, log=structlog.get_logger(), on_message=on_message)
+    async def provide(connection: BusConnection, desired: ConsumerConfig) -> datetime | None:
+        return await ensure_consumer(connection.js, SETTINGS.stream, desired)
+
+    return PullConsumer(
+        "c", filters, settings=SETTINGS, log=structlog.get_logger(), on_message=on_message, provide=provide
+    )
 
 
 @contextlib.asynccontextmanager

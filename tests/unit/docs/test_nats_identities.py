@@ -4,26 +4,29 @@ import re
 from pathlib import Path
 
 from schemas.bus.encoding import node_consumer
-from schemas.bus.permissions import NODE_ROLES, BusRole, account_of, role_permissions
+from schemas.bus.permissions import INBOX_ROOT, NODE_ROLES, BusRole, account_of, role_permissions
 
 INSTALL = Path(__file__).resolve().parents[3] / "docs" / "install.md"
-HEADER = "| identity | account | may publish | may request of JetStream |"
+HEADER = "| identity | account | may publish | may request of JetStream | may subscribe to |"
 
 
 def row(role: BusRole) -> str:
     """Return the row of a role in the documentation."""
     name = f"`{role}` of a node" if role in NODE_ROLES else f"`{role}`"
     if role is BusRole.NODE:
-        return f"| {name} | `{account_of(role)}` | what networks and handler of the node may | the same |"
+        return f"| {name} | `{account_of(role)}` | what networks and handler of the node may | the same | nothing |"
     named = []
-    for subject in role_permissions(role, "NODE" if role in NODE_ROLES else None).publish:
+    permissions = role_permissions(role, "NODE" if role in NODE_ROLES else None)
+    for subject in permissions.publish:
         for part in ("networks", "handler"):
             subject = subject.replace(node_consumer(part, "NODE"), f"{part}_HASH")
         named.append(subject)
     events = [subject for subject in named if not subject.startswith("$JS.")]
-    # Acks and flow control belong to the consumers.
+    # Acks belong to the consumers.
     requests = [found[1] for subject in named if (found := re.match(r"\$JS\.(?:hotnic\.)?API\.(.+)", subject))]
-    cells = (", ".join(f"`{subject}`" for subject in subjects) or "nothing" for subjects in (events, grouped(requests)))
+    received = [subject for subject in permissions.subscribe if not subject.startswith(INBOX_ROOT)]
+    columns = (events, grouped(requests), received)
+    cells = (", ".join(f"`{subject}`" for subject in subjects) or "nothing" for subjects in columns)
     return f"| {name} | `{account_of(role)}` | {' | '.join(cells)} |"
 
 
@@ -45,6 +48,6 @@ def braces(words: list[str]) -> str:
 
 
 def test_documented_identities_are_those_of_the_code() -> None:
-    expected = [HEADER, "|---|---|---|---|", *map(row, BusRole)]
+    expected = [HEADER, "|---|---|---|---|---|", *map(row, BusRole)]
     text = INSTALL.read_text()
     assert "\n".join(expected) in text, "the table of docs/install.md must be:\n" + "\n".join(expected)

@@ -16,13 +16,14 @@ BY_OBJECT = "one entry for each VM, interface or device that exists; removed wit
 BY_RUN = "ends with the run, request or connection"
 
 CANNOT_GROW = {
-    "common.bus.nats.consumer:PullConsumer._filters": BY_CODE,
+    "common.bus.nats.consumers.pull:PullConsumer._filters": BY_CODE,
     "common.bus.nats.jetstream:JetStreamBus._buckets": BY_CODE,
     "common.bus.nats.jetstream:JetStreamBus._tasks": BY_CODE,
     "common.bus.nats.request_server:RequestServer._running": "further requests are dropped at MAX_RUNNING",
     "common.cri.grpc_call:_Response._headers": BY_RUN,
     "common.guest.libvirt_domain:LibvirtDomain._subscribers": BY_CODE,
     "common.guest.libvirt_domain:_Connection.callbacks": BY_CODE,
+    "common.bus.nats.session:Session._interrupted": BY_CODE,
     "common.bus.nats.session:Session._logged_denials": "maxlen",
     "common.guest.qmp:QmpGuest._buses": BY_OBJECT,
     "common.guest.qmp:QmpGuest._known": BY_OBJECT,

@@ -18,7 +18,7 @@ from structlog.testing import LogCapture
 
 from lab.layout import ROLES
 from schemas.kubernetes.objects import PODS
-from services.common.bus.nats.reader import open_reader
+from services.common.bus.nats.stored.reader import open_reader
 from services.common.bus.protocol import BusUnavailable
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError

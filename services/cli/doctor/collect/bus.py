@@ -13,7 +13,7 @@ import msgspec
 from schemas.bus.hotplug_status import BUCKET
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from services.cli.doctor.snapshot import BusSnapshot, NotVisible
-from services.common.bus.nats.reader import open_reader
+from services.common.bus.nats.stored.reader import open_reader
 from services.common.bus.protocol import BusDenied, BusUnavailable
 from services.common.bus.settings import StoreUsage
 from services.common.telemetry.logs import logger

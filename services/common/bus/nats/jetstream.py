@@ -2,7 +2,7 @@
 
 Nothing here blocks a role: :func:`connect` returns at once, and a publish returns to its caller within the budget.
 The parts: :mod:`services.common.bus.nats.session` (the connection and its successors),
-:mod:`services.common.bus.nats.consumer` (one consumer), :mod:`services.common.bus.nats.outbox` (messages to publish
+:mod:`services.common.bus.nats.consumers` (one consumer), :mod:`services.common.bus.nats.outbox` (messages to publish
 later), :mod:`services.common.bus.delivery` (one message).
 """
 
@@ -21,12 +21,12 @@ from services.common.bus.delivery import build_delivery_handler
 from services.common.bus.envelope import BusMessage, encode_message
 from services.common.bus.middleware import Delivery
 from services.common.bus.nats.connection import BusConnection
-from services.common.bus.nats.consumer import ConsumerLost, PullConsumer
+from services.common.bus.nats.consumers.pull import ConsumerLost, PullConsumer
 from services.common.bus.nats.credentials import Endpoint
-from services.common.bus.nats.keyvalue import JetStreamKeyValue
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.nats.outbox import Outbox
 from services.common.bus.nats.session import TRANSIENT, OnState, Session
+from services.common.bus.nats.stored.keyvalue import JetStreamKeyValue
 from services.common.bus.protocol import EventHandler, KeyValue
 from services.common.bus.settings import BusSettings
 from services.common.telemetry import Telemetry
@@ -149,7 +149,15 @@ class JetStreamBus:
         def on_message(message: BusMessage, sequence: int, deliveries: int) -> None:
             handle(Delivery(message, consumer, self._settings.stream, sequence, deliveries))
 
-        pull_consumer = PullConsumer(consumer, filters, settings=self._settings, log=self._log, on_message=on_message)
+        pull_consumer = PullConsumer(
+            consumer,
+            filters,
+            settings=self._settings,
+            log=self._log,
+            on_message=on_message,
+            provide=self._session.provide_consumer,
+            on_ready=lambda: self._session.set_interrupted(consumer, ""),
+        )
         if not self.connected:
             # Other processes may reconnect and publish first; this includes their events (docs/adr/0003).
             pull_consumer.resume = datetime.now(UTC)
@@ -173,6 +181,8 @@ class JetStreamBus:
                 log_failure = self._log.debug if failures and text == seen else self._log.warning
                 log_failure("consumer interrupted", consumer=consumer, error=text)
                 seen = text
+                if not isinstance(error, ConsumerLost):
+                    self._session.set_interrupted(consumer, f"consumer {consumer}: {text}")
                 await self._session.restore_streams(connection)
                 await asyncio.sleep(self._session.backoff(failures))
                 failures += 1

@@ -10,12 +10,16 @@ import functools
 import random
 from collections import deque
 from collections.abc import Callable
+from datetime import datetime
 
 from nats.errors import Error as NatsError
+from nats.js.api import ConsumerConfig
 
 from schemas.bus.permissions import BusRole
 from services.common.bus.nats import streams
 from services.common.bus.nats.connection import MAX_DENIED, BusConnection, Caller, reconnect_pause
+from services.common.bus.nats.consumers.creation import ensure_consumer
+from services.common.bus.nats.consumers.requests import ConsumerRequests, request_consumer
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.limits import describe_denial
 from services.common.bus.settings import BusSettings
@@ -64,6 +68,9 @@ class Session:
         self._failure = ""
         self._logged_denials: deque[str] = deque(maxlen=MAX_DENIED)
         self._closing = False
+        self._requests = ConsumerRequests(settings, log) if self.creates else None
+        # Why a consumer does not receive, by its name.
+        self._interrupted: dict[str, str] = {}
         self._retired: BusConnection | None = None
         self._retiring: asyncio.Task[None] | None = None
         self.connection: BusConnection | None = None
@@ -73,8 +80,29 @@ class Session:
 
     @property
     def creates(self) -> bool:
-        """Whether this process creates streams and buckets."""
+        """Whether this process creates streams, buckets and consumers."""
         return self._caller.role == BusRole.CONTROLLER
+
+    async def provide_consumer(self, connection: BusConnection, desired: ConsumerConfig) -> datetime | None:
+        """Create a consumer, or request it, unless it exists.
+
+        It is a :data:`services.common.bus.nats.consumers.pull.Provide`.
+
+        :raises ValueError: a role of a node has no other consumer than its own, and other roles have none.
+        """
+        if self.creates:
+            return await ensure_consumer(connection.js, self._settings.stream, desired)
+        role, node = self._caller.role, self._caller.node
+        if node is None or desired.name != self._caller.consumer:
+            raise ValueError(f"role {role} has no consumer {desired.name}")
+        return await request_consumer(connection, role, node, desired, self._settings)
+
+    def set_interrupted(self, consumer: str, why: str) -> None:
+        """Report why a consumer does not receive; empty when it does."""
+        if self._interrupted.get(consumer, "") != why:
+            self._interrupted[consumer] = why
+            if self.connection is not None:
+                self._report("")
 
     def backoff(self, failures: int) -> float:
         """Return the seconds until the next attempt, with ``failures`` earlier failures in a row."""
@@ -83,6 +111,8 @@ class Session:
     def close(self) -> None:
         """Let :meth:`run` end; its task is cancelled by the caller."""
         self._closing = True
+        if self._requests is not None:
+            self._requests.close()
         if self._retiring is not None:
             self._retiring.cancel()
 
@@ -143,8 +173,9 @@ class Session:
         They do not, for example, before JetStream is up; the caller then closes the connection and tries again.
         """
         try:
-            if self.creates:
+            if self._requests is not None:
                 await streams.ensure_streams(connection.js, self._settings, self._log)
+                await self._requests.serve(connection)
             else:
                 await streams.check_stream(connection, self._caller.consumer, self._settings)
         except TRANSIENT as error:
@@ -243,6 +274,7 @@ class Session:
             self._report(text)
 
     def _report(self, state: str) -> None:
+        state = state or next(filter(None, self._interrupted.values()), "")
         if state != self._state:
             self._state = state
             self._on_state(state)

@@ -4,12 +4,14 @@ The controller applies it when it connects, and no other role (docs/adr/0037). A
 created again empty, which costs latency only. Next: :mod:`services.common.bus.settings`, the limits.
 """
 
+import contextlib
+
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
-from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT
+from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, stored_notice
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.settings import BusSettings
@@ -19,7 +21,16 @@ _CONSUMER_NOT_FOUND = 10014
 """Error code for a consumer that does not exist in a stream that does."""
 _NAME_IN_USE = 10058
 """JetStream's code for a stream of that name with another configuration."""
-_CHECKED_SETTINGS = ("subjects", "max_age", "max_bytes", "max_consumers", "duplicate_window", "num_replicas", "discard")
+_CHECKED_SETTINGS = (
+    "subjects",
+    "max_age",
+    "max_bytes",
+    "max_consumers",
+    "duplicate_window",
+    "num_replicas",
+    "discard",
+    "republish",
+)
 
 
 class StreamNotCreated(NatsError):
@@ -46,6 +57,7 @@ def stream_configs(settings: BusSettings) -> tuple[StreamConfig, StreamConfig]:
         duplicate_window=settings.duplicate_window,
         num_replicas=settings.replicas,
         allow_direct=True,
+        republish=notices_of(f"{SUBJECT_ROOT}.>"),
     )
     dead = StreamConfig(
         name=settings.dead_stream,
@@ -61,6 +73,20 @@ def stream_configs(settings: BusSettings) -> tuple[StreamConfig, StreamConfig]:
         allow_direct=True,
     )
     return events, dead
+
+
+def notices_of(subjects: str) -> RePublish:
+    """Return the setting by which a stream gives notice of each message that it has stored, without its payload."""
+    return RePublish(src=subjects, dest=stored_notice(subjects), headers_only=True)
+
+
+async def ensure_notices(js: JetStreamContext, stream: str, notices: RePublish) -> None:
+    """Let an existing stream give notices, which one of an earlier version of hotnic does not."""
+    config = (await js.stream_info(stream)).config
+    if config.republish != notices:
+        # Without them, who follows the stream reads it at intervals.
+        with contextlib.suppress(APIError):
+            await js.update_stream(config.evolve(republish=notices))
 
 
 async def ensure_streams(js: JetStreamContext, settings: BusSettings, log: Log) -> None:

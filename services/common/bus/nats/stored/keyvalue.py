@@ -1,9 +1,9 @@
 """A bucket in JetStream's key-value store: created when missing, with the errors of the protocol.
 
-Next: :mod:`services.common.bus.nats.reader`, which reads streams for the CLI.
+Next: :mod:`services.common.bus.nats.stored.reader`, which reads streams for the CLI.
 """
 
-import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
@@ -17,15 +17,19 @@ from nats.js.errors import (
     NoStreamResponseError,
     NotFoundError,
 )
+from nats.js.kv import KV_DEL, KV_OP, KV_PURGE
 from nats.js.kv import KeyValue as NatsKeyValue
 
 from schemas.bus.encoding import BUCKET_STREAM_PREFIX
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.limits import describe_bus_error
+from services.common.bus.nats.stored.messages import StoredMessage, follow_stored
+from services.common.bus.nats.streams import ensure_notices, notices_of
 from services.common.bus.protocol import BucketState, BusUnavailable, KeyValueEntry, WrongRevision
 from services.common.bus.settings import BusSettings
 
 T = TypeVar("T")
+_DELETIONS = (KV_DEL, KV_PURGE)
 
 
 class JetStreamKeyValue:
@@ -43,6 +47,7 @@ class JetStreamKeyValue:
         create: bool = True,
     ) -> None:
         self._bucket = bucket
+        self._stream = f"{BUCKET_STREAM_PREFIX}{bucket}"
         self._create = create
         self._current_connection = connection
         self._settings = settings
@@ -83,7 +88,7 @@ class JetStreamKeyValue:
             assert self._opened is not None
             js = self._opened[0].js
             # Not the client's purge, which leaves a marker itself.
-            await js.purge_stream(f"{BUCKET_STREAM_PREFIX}{self._bucket}", subject=f"$KV.{self._bucket}.{key}")
+            await js.purge_stream(self._stream, subject=f"$KV.{self._bucket}.{key}")
 
         await self._call(call)
 
@@ -94,33 +99,17 @@ class JetStreamKeyValue:
 
     async def watch(self, keys: str = ">") -> AsyncGenerator[KeyValueEntry | None, None]:
         """See :class:`services.common.bus.protocol.KeyValue`."""
-        # nats-py stops a watch without deleting its consumer, so the server must remove the consumer soon.
-        threshold = self._settings.watch_threshold
-        watcher = await self._call(lambda store: store.watch(keys, inactive_threshold=threshold))
+        # Opens the bucket, which the controller creates when it is missing.
+        await self._call(_nothing)
         assert self._opened is not None
-        connection = self._opened[0]
-        lost = asyncio.ensure_future(connection.lost.wait())
+        prefix = f"$KV.{self._bucket}."
+        followed = follow_stored(self._opened[0], self._stream, f"{prefix}{keys}", self._settings)
         try:
-            while True:
-                # The watcher of nats-py has no type annotations.
-                following = asyncio.ensure_future(watcher.__anext__())  # type: ignore[no-untyped-call]
-                try:
-                    await asyncio.wait({following, lost}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not following.done():
-                        following.cancel()
-                if following.cancelled() or not following.done():
-                    raise BusUnavailable(f"watch of bucket {self._bucket}: NATS connection lost")
-                found = following.result()
-                if found is None:
-                    yield None
-                else:
-                    deleted = found.operation in ("DEL", "PURGE")
-                    yield KeyValueEntry(found.key, None if deleted else found.value or b"", found.revision or 0)
-        finally:
-            lost.cancel()
-            if not connection.client.is_closed:
-                await watcher.stop()  # type: ignore[no-untyped-call]
+            async with contextlib.aclosing(followed) as entries:
+                async for found in entries:
+                    yield None if found is None else _to_entry(found, prefix)
+        except (NatsError, OSError) as error:
+            raise BusUnavailable(f"watch of bucket {self._bucket}: {str(error) or repr(error)}") from error
 
     async def _call(self, call: Callable[[NatsKeyValue], Awaitable[T]]) -> T:
         """Call the bucket; open or create it again if it has vanished.
@@ -138,7 +127,7 @@ class JetStreamKeyValue:
         except KeyWrongLastSequenceError as error:
             raise WrongRevision(str(error)) from error
         except (NatsError, OSError) as error:
-            text = describe_bus_error(error, f"{BUCKET_STREAM_PREFIX}{self._bucket}", self._settings)
+            text = describe_bus_error(error, self._stream, self._settings)
             raise BusUnavailable(f"bucket {self._bucket}: {text}") from error
 
     async def _open(self) -> NatsKeyValue:
@@ -150,8 +139,12 @@ class JetStreamKeyValue:
         return self._opened[1]
 
     async def _open_or_create(self, connection: BusConnection) -> NatsKeyValue:
+        notices = notices_of(f"$KV.{self._bucket}.>")
         try:
-            return await connection.js.key_value(self._bucket)
+            store = await connection.js.key_value(self._bucket)
+            if self._create:
+                await ensure_notices(connection.js, self._stream, notices)
+            return store
         except (BucketNotFoundError, NotFoundError):
             if not self._create:
                 raise BusUnavailable(
@@ -165,5 +158,16 @@ class JetStreamKeyValue:
                     storage=StorageType.FILE,
                     replicas=self._settings.replicas,
                     direct=True,
+                    republish=notices,
                 )
             )
+
+
+async def _nothing(_store: NatsKeyValue) -> None:
+    """Do nothing with a bucket."""
+
+
+def _to_entry(found: StoredMessage, prefix: str) -> KeyValueEntry:
+    message = found.message
+    deleted = message.headers.get(KV_OP) in _DELETIONS
+    return KeyValueEntry(message.subject.removeprefix(prefix), None if deleted else message.payload, found.sequence)

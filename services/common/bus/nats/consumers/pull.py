@@ -1,26 +1,28 @@
-"""One pull consumer: created when missing, one long pull request outstanding, every message acked at once.
+"""One pull consumer: provided when missing, one long pull request outstanding, every message acked at once.
 
 This module does not interpret messages; :mod:`services.common.bus.delivery` does. A consumer pulls on one connection at
 a time; :meth:`services.common.bus.nats.jetstream.JetStreamBus.consume` runs it again on the next connection.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import NotFoundError
+from nats.js.api import ConsumerConfig
 
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.consumers.creation import consumer_config
 from services.common.bus.settings import BusSettings
 from services.common.telemetry.logs import Log
 
 OnMessage = Callable[[BusMessage, int, int], None]
 """Callback for a message, its sequence in the stream and the number of its deliveries."""
+Provide = Callable[[BusConnection, ConsumerConfig], Awaitable[datetime | None]]
+"""Creates a consumer, unless it exists as desired; returns the time of its creation, ``None`` if it existed."""
 
 _ACK_PREFIX = "$JS.ACK."
 _encode = msgspec.json.Encoder().encode
@@ -33,6 +35,8 @@ class ConsumerLost(Exception):
 class PullConsumer:
     """Pulls for one named consumer, on one connection after the other.
 
+    :param provide: creates the consumer, or has it created.
+    :param on_ready: called whenever the consumer exists.
     :ivar resume: server time after the last message; a consumer that must be created again starts there.
         ``None`` means that it starts with new messages.
     """
@@ -45,38 +49,22 @@ class PullConsumer:
         settings: BusSettings,
         log: Log,
         on_message: OnMessage,
+        provide: Provide,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._consumer = consumer
         self._filters = list(filters)
         self._settings = settings
         self._log = log.bind(consumer=consumer)
         self._on_message = on_message
+        self._provide = provide
+        self._on_ready = on_ready
         self.resume: datetime | None = None
         self._outstanding = 0
         self._pull_number = 0
         self._lost_reason: str | None = None
         self._last_seen = 0.0
         self._wake = asyncio.Event()
-
-    def config(self) -> ConsumerConfig:
-        """Return the desired configuration: in memory, named, removed by the server some time after its last use.
-
-        The first consumer delivers new messages only. One that is created after a loss delivers what came in between.
-        """
-        return ConsumerConfig(
-            name=self._consumer,
-            filter_subject=self._filters[0] if len(self._filters) == 1 else None,
-            filter_subjects=self._filters if len(self._filters) > 1 else None,
-            deliver_policy=DeliverPolicy.BY_START_TIME if self.resume else DeliverPolicy.NEW,
-            opt_start_time=self.resume,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=self._settings.ack_wait,
-            max_ack_pending=self._settings.max_ack_pending,
-            inactive_threshold=self._settings.inactive_threshold,
-            # The loss of a consumer costs latency only, so it needs neither disk nor replicas.
-            mem_storage=True,
-            num_replicas=1,
-        )
 
     async def run(self, connection: BusConnection) -> None:
         """Pull on a connection until cancelled.
@@ -115,22 +103,14 @@ class PullConsumer:
                 await subscription.unsubscribe()
 
     async def _ensure_consumer(self, connection: BusConnection) -> None:
-        stream = self._settings.stream
-        try:
-            found = (await connection.js.consumer_info(stream, self._consumer)).config
-        except NotFoundError:
-            found = None
-        if found is not None:
-            present_filters = found.filter_subjects or ([found.filter_subject] if found.filter_subject else [])
-            if sorted(present_filters) == sorted(self._filters):
-                return
-            # Role and node give the name, the code the filters: another version of the role has created it.
-            await connection.js.delete_consumer(stream, self._consumer)
-        info = await connection.js.add_consumer(stream, self.config())
-        if self.resume is None and isinstance(info.created, datetime):
+        """Create the consumer, or have it created; one that is lost starts where this one stopped."""
+        desired = consumer_config(self._consumer, self._filters, self._settings, self.resume)
+        created = await self._provide(connection, desired)
+        if created is not None:
             # A consumer that is lost before its first message is created again from this time.
-            self.resume = info.created
-        self._log.info("consumer created", filters=self._filters)
+            self.resume = self.resume or created
+            self._log.info("consumer created", filters=self._filters)
+        self._on_ready()
 
     async def _request(self, connection: BusConnection, inbox: str) -> None:
         """Request the next batch; the server sends each message as soon as it arrives."""

@@ -1,20 +1,17 @@
 """The streams as CLI commands read them: dead letters to list and replay, the events of one VM, and what is used.
 
-One command uses one connection; roles do not use this module. An ordered consumer lets the server send all stored
-messages at once: one request per message would cost a round trip each, which is slow over a distant connection.
+One command uses one connection; roles do not use this module. The server sends many messages for a request: one request
+per message would cost a round trip each, which is slow over a distant connection.
 Next: :mod:`services.common.bus.dead_letters`, the content of a dead letter.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from uuid import uuid4
 
 import msgspec
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from schemas.bus.encoding import BUCKET_STREAM_PREFIX, DEAD_ROOT, NO_NODE
@@ -25,17 +22,11 @@ from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection, Caller
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.limits import describe_command_denial
+from services.common.bus.nats.stored.messages import StoredMessage, follow_stored, read_stored
 from services.common.bus.protocol import BusDenied, BusUnavailable
 from services.common.bus.settings import BusSettings, StoreUsage, StreamUsage
 from services.common.runtime.settings import SettingsError
 from services.common.telemetry.logs import Log
-
-
-class StoredMessage(msgspec.Struct, frozen=True):
-    """A message of a stream with its sequence."""
-
-    sequence: int
-    message: BusMessage
 
 
 class _AccountLimits(msgspec.Struct, frozen=True):
@@ -130,13 +121,14 @@ class StreamReader:
 
         :param on_subscribed: called once, when the server has accepted the subscription.
         """
+        followed = follow_stored(self._connection, self._settings.stream, subjects, self._settings, after=after)
         with self._translate_errors():
-            subscription = await self._subscribe(self._settings.stream, subjects, after)
-        if on_subscribed is not None:
-            on_subscribed()
-        async with contextlib.aclosing(self._iterate(subscription)) as delivered:
-            async for found in delivered:
-                yield _to_stored_message(found)
+            async with contextlib.aclosing(followed) as stored:
+                async for found in stored:
+                    if found is not None:
+                        yield found
+                    elif on_subscribed is not None:
+                        on_subscribed()
 
     async def _iterate_stored(self, stream: str, subjects: str) -> AsyncIterator[StoredMessage]:
         """Yield the messages that are stored when the call starts.
@@ -145,60 +137,14 @@ class StreamReader:
         """
         try:
             with self._translate_errors():
-                subscription = await self._subscribe(stream, subjects, 0)
+                last = (await self._connection.js.stream_info(stream)).state.last_seq
         except NotFoundError:
             return
-        async with contextlib.aclosing(self._iterate(subscription)) as delivered:
-            with self._translate_errors():
-                info = await subscription.consumer_info()
-            # The count includes the messages that the server has sent since the subscription.
-            left = (info.num_pending or 0) + (info.delivered.consumer_seq if info.delivered else 0)
-            while left > 0:
-                try:
-                    async with asyncio.timeout(self._settings.api_timeout):
-                        found = await anext(delivered)
-                except TimeoutError as error:
-                    raise BusUnavailable(f"stream {stream}: the server stopped sending stored messages") from error
-                yield _to_stored_message(found)
-                # The server may delete the oldest messages in the meantime.
-                left = min(left - 1, found.metadata.num_pending)
-
-    async def _subscribe(self, stream: str, subjects: str, after: int) -> JetStreamContext.PushSubscription:
-        """Subscribe to all messages after a sequence, in stream order.
-
-        The client of an ordered consumer subscribes again by itself when it has missed a message.
-        """
-        return await self._connection.js.subscribe(
-            subjects,
-            stream=stream,
-            ordered_consumer=True,
-            inactive_threshold=self._settings.watch_threshold,
-            config=ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=after + 1),
-        )
-
-    async def _iterate(self, subscription: JetStreamContext.PushSubscription) -> AsyncGenerator[Msg, None]:
-        """Yield the messages of a subscription until the caller stops.
-
-        :raises BusUnavailable: the connection is lost.
-        """
-        lost = asyncio.ensure_future(self._connection.lost.wait())
-        following = asyncio.ensure_future(subscription.next_msg(timeout=None))
-        try:
-            while True:
-                await asyncio.wait({following, lost}, return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
-                    raise BusUnavailable("NATS connection lost")
-                with self._translate_errors():
-                    found = following.result()
-                following = asyncio.ensure_future(subscription.next_msg(timeout=None))
+        with self._translate_errors():
+            async for found in read_stored(self._connection, stream, subjects, self._settings):
+                if found.sequence > last:
+                    return
                 yield found
-        finally:
-            lost.cancel()
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-            if not self._connection.client.is_closed:
-                with contextlib.suppress(NatsError):
-                    await subscription.unsubscribe()
 
 
 @contextlib.asynccontextmanager
@@ -260,9 +206,3 @@ def _translate_errors(last_denied: Callable[[], str]) -> Iterator[None]:
 
 def _to_bus_message(found: RawStreamMsg) -> BusMessage:
     return BusMessage(found.subject or "", found.data or b"", dict(found.headers or {}))
-
-
-def _to_stored_message(found: Msg) -> StoredMessage:
-    return StoredMessage(
-        found.metadata.sequence.stream, BusMessage(found.subject, found.data, dict(found.headers or {}))
-    )

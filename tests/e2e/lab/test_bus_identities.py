@@ -16,9 +16,18 @@ from lab.layout import role_processes
 from lab.namespaces import control
 from lab.supervisor.bootstrap import load_samples
 from lab.supervisor.credentials import bus
-from schemas.bus.encoding import DEAD_ROOT, STREAM, Subject, node_consumer, node_filter
+from schemas.bus.encoding import (
+    DEAD_ROOT,
+    STREAM,
+    SUBJECT_ROOT,
+    Subject,
+    consumer_request,
+    node_consumer,
+    node_filter,
+    stored_notice,
+)
 from schemas.bus.hotplug_status import BUCKET
-from schemas.bus.permissions import CLIENT_API, inbox_prefix
+from schemas.bus.permissions import CLIENT_API, CONSUMER_REQUESTS, inbox_prefix
 from schemas.stages import OperationKind, Stage, stage_path
 from services.common.bus.nkeys import write_seed
 from tests.support.bus.client import nats_client
@@ -41,7 +50,12 @@ DENIED = {
     "write the hot-plug status": ("publish", f"$KV.{BUCKET}.default.{VM}.aaaaaaaaaaa"),
     "pull another node's events": ("publish", f"{CONSUMER}.MSG.NEXT.{STREAM}.{OTHER}"),
     "pull another role's events": ("publish", f"{CONSUMER}.MSG.NEXT.{STREAM}.{node_consumer('networks', 'lab-2')}"),
-    "filter another node's events": ("publish", f"{CONSUMER}.CREATE.{STREAM}.{OWN}.{node_filter('lab-3')}"),
+    "create its own consumer": ("publish", f"{CONSUMER}.CREATE.{STREAM}.{OWN}.{node_filter('lab-2')}"),
+    "create a consumer without a name": ("publish", f"{CONSUMER}.CREATE.{STREAM}"),
+    "request another node's consumer": ("publish", consumer_request("handler", "lab-3")),
+    "answer requests for consumers": ("subscription", CONSUMER_REQUESTS),
+    "read the events of all nodes": ("publish", f"{CLIENT_API}.DIRECT.GET.{STREAM}"),
+    "follow the events of all nodes": ("subscription", stored_notice(f"{SUBJECT_ROOT}.>")),
     "delete another node's consumer": ("publish", f"{CONSUMER}.DELETE.{STREAM}.{OTHER}"),
     "purge the events": ("publish", f"{CLIENT_API}.STREAM.PURGE.{STREAM}"),
     "create a stream": ("publish", f"$JS.API.STREAM.CREATE.{STREAM}"),

@@ -167,6 +167,36 @@ async def test_a_node_cannot_have_its_consumer_pull_for_another_node(server: Ide
 
 
 @pytest.mark.parametrize(
+    "target",
+    [
+        f"{API}.CONSUMER.MSG.NEXT.HOTPLUG.{OTHER}",
+        f"{CLIENT_API}.CONSUMER.MSG.NEXT.HOTPLUG.{OTHER}",
+        "hotplug.guest-attached.node2.default.vm1",
+        consumer_request("handler", "node2"),
+    ],
+)
+async def test_a_node_cannot_have_a_trace_of_its_message_sent_for_it(server: IdentityServer, target: str) -> None:
+    """The server publishes where a message passes to the subject in this header, if its publisher may do so."""
+    async with (
+        running(server, "controller"),
+        administrating(server) as administrator,
+        running(server, "handler", "node2") as victim,
+        consuming(victim, OTHER, node_filter("node2")) as inbox,
+    ):
+        await wait_pull(administrator, OTHER)
+        attacker, denied = await server.client("handler", "node1")
+        for subject in ("hotplug.guest-attached.node1.default.vm1", consumer_request("handler", "node1")):
+            await attacker.publish(subject, b"x", headers={"Nats-Trace-Dest": target})
+            await settle(attacker)
+        assert [target.lower() in text for text in denied] == [True, True]
+        last = await administrator.jetstream().publish("hotplug.pod-annotated.node1.default.vm1", b"x")
+        found = await administrator.jetstream().consumer_info("HOTPLUG", OTHER)
+        assert found.delivered is not None
+        assert (last.seq <= 2, found.num_waiting, found.delivered.consumer_seq, inbox.events) == (True, 1, 0, [])
+        await attacker.close()
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"{",

@@ -16,8 +16,8 @@ from services.common.bus import spans
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus
-from services.common.bus.protocol import BusUnavailable
-from tests.support.bus.conformance import CONSUMER, Inbox, annotated, consuming, operation
+from services.common.bus.protocol import BusUnavailable, KeyValueEntry
+from tests.support.bus.conformance import CONSUMER, NODE, Inbox, annotated, consuming, operation
 from tests.support.bus.jetstream import QUICK, Buses, JetStreamHarness, jetstream
 from tests.support.bus.nats import NatsServer
 from tests.support.telemetry.spans import recording_telemetry
@@ -103,6 +103,47 @@ async def test_no_event_is_lost_after_a_server_restart(harness: JetStreamHarness
         await bus.publish(annotated(3))
         # The event from the outbox is published before or after the consumer is created; it arrives in both cases.
         assert await inbox.wait(3) == [annotated(1), annotated(2), annotated(3)]
+
+
+@pytest.mark.parametrize("wipe", [False, True], ids=["with-data", "without-data"])
+async def test_a_role_of_a_node_gets_its_consumer_again_after_a_server_restart(
+    harness: JetStreamHarness, wipe: bool
+) -> None:
+    """A consumer is in the server's memory, so each restart removes those of all nodes."""
+    controller, networks = await harness.bus("controller", "_"), await harness.bus("networks", NODE)
+    inbox = Inbox()
+    async with consuming(harness, networks, inbox):
+        await controller.publish(annotated(1))
+        await inbox.wait(1)
+        await harness.server.stop()
+        await until_disconnected(controller)
+        await controller.publish(annotated(2))
+        await until_disconnected(networks)
+        if wipe:
+            harness.server.wipe()
+        await harness.server.start()
+        # Stored before or after the consumer is created; it arrives in both cases.
+        assert await inbox.wait(2) == [annotated(1), annotated(2)]
+
+
+async def test_the_bucket_of_an_earlier_version_gives_notice_of_changes(harness: JetStreamHarness) -> None:
+    await harness.js.create_key_value(bucket="operations", direct=True)
+    controller, api = await harness.bus("controller", "_"), await harness.bus("api", "_")
+    bucket = controller.kv("operations")
+    first = await bucket.put("a", b"1")
+    async with asyncio.timeout(60), contextlib.aclosing(api.kv("operations").watch()) as watch:
+        assert await anext(watch) == KeyValueEntry("a", b"1", first)
+        assert await anext(watch) is None
+        second = await bucket.put("a", b"2")
+        assert await anext(watch) == KeyValueEntry("a", b"2", second)
+    config = (await harness.js.stream_info("KV_operations")).config
+    assert config.republish is not None
+    assert (config.republish.dest, config.republish.headers_only) == ("hotnic.stored.$KV.operations.>", True)
+    # A new one gives them from the start.
+    await controller.kv("new").put("a", b"1")
+    found = (await harness.js.stream_info("KV_new")).config
+    assert found.republish is not None
+    assert found.republish.dest == "hotnic.stored.$KV.new.>"
 
 
 async def test_bucket_is_created_again_after_the_server_lost_its_data(harness: JetStreamHarness) -> None:

@@ -142,9 +142,11 @@ class Bus(Protocol):
     async def consume(self, *, consumer: str, filters: Sequence[str], handler: EventHandler) -> None:
         """Pass every new event that matches one of the filters to the handler, until cancelled.
 
-        :param consumer: a name without dots, unique per role and node (:func:`schemas.bus.encoding.node_consumer`).
+        :param consumer: a name without dots; a role of a node has no other consumer than its own
+            (:func:`schemas.bus.encoding.node_consumer`), and a role of the cluster but the controller has none.
         :param filters: subject filters (:func:`schemas.bus.encoding.node_filter`,
             :func:`schemas.bus.encoding.stage_filter`).
+        :raises ValueError: the role has no such consumer, which is a bug of the caller.
         """
         ...
 

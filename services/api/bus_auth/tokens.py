@@ -20,7 +20,7 @@ MAX_REQUEST = 64 * 1024
 MAX_TOKEN = 4096
 """Bytes of a ServiceAccount token: NATS' limit of the line that has it. Kubernetes' have about 1 KiB."""
 MAX_SUBSCRIPTIONS = 1024
-"""Of one connection. The api has the most: one for each open hot-plug status, and some of its own."""
+"""Of one connection. The api has the most: two for each open hot-plug status, and some of its own."""
 REQUEST_AUDIENCE, REQUEST_TYPE = "nats-authorization-request", "authorization_request"
 
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}

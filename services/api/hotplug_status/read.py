@@ -178,15 +178,18 @@ async def _read_stored(bus: Bus, namespace: str, name: str) -> tuple[StoredEntry
     if not bus.connected:
         return None
     prefix = bucket_prefix(namespace, name)
-    stored_entries = []
+    stored_entries: dict[str, StoredEntry] = {}
     try:
         async with asyncio.timeout(BUS_DEADLINE), aclosing(bus.kv(BUCKET).watch(f"{prefix}>")) as found:
             async for item in found:
                 # `None` follows the last entry that existed when the watch began.
                 if item is None:
                     break
+                # A key that is written meanwhile comes twice.
+                stored_entries.pop(item.key, None)
                 if item.value is not None:
-                    stored_entries.append(StoredEntry(item.key.removeprefix(prefix), decode_entry(item.value)))
+                    stored = StoredEntry(item.key.removeprefix(prefix), decode_entry(item.value))
+                    stored_entries[item.key] = stored
     except (BusUnavailable, TimeoutError):
         return None
-    return tuple(sorted(stored_entries, key=lambda stored_entry: stored_entry.hash))
+    return tuple(sorted(stored_entries.values(), key=lambda stored_entry: stored_entry.hash))

@@ -112,7 +112,9 @@ class ConsumerRequests:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-        await connection.client.subscribe(CONSUMER_REQUESTS, queue=QUEUE, cb=on_request)
+        await connection.client.subscribe(
+            CONSUMER_REQUESTS, queue=QUEUE, cb=on_request, pending_msgs_limit=MAX_REQUESTED
+        )
         await connection.client.flush()
 
     def close(self) -> None:
@@ -138,7 +140,7 @@ class ConsumerRequests:
         error = ""
         try:
             await self._create(connection, msg)
-        except NatsError as failure:
+        except (NatsError, OSError) as failure:
             error = describe_bus_error(failure, self._settings.stream, self._settings)
         # A time that the client cannot encode overflows.
         except (ValueError, OverflowError) as failure:

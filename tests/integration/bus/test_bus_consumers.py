@@ -132,7 +132,12 @@ async def test_no_client_creates_or_deletes_a_consumer(server: IdentityServer, i
 async def test_a_node_cannot_have_its_consumer_pull_for_another_node(server: IdentityServer) -> None:
     """The finding of the audit: a push consumer that delivers to the next subject of another one took its events."""
     stolen = f"{API}.CONSUMER.MSG.NEXT.HOTPLUG.{OTHER}"
-    config = {"name": HANDLER, "filter_subject": node_filter("node1"), "deliver_subject": stolen, "ack_policy": "none"}
+    config = {
+        "name": HANDLER,
+        "filter_subject": node_filter("node1"),
+        "deliver_subject": stolen,
+        "ack_policy": "explicit",
+    }
     body = json.dumps({"stream_name": "HOTPLUG", "config": config, **config, "since": None}).encode()
     async with (
         running(server, "controller") as controller,

@@ -123,6 +123,7 @@ def test_controller_alone_creates_and_deletes_consumers(role: BusRole) -> None:
                 (f"DURABLE.CREATE.{named}", False),
                 (f"PAUSE.{named}", False),
                 (f"UNPIN.{named}", False),
+                (f"RESET.{named}", False),
                 (f"LEADER.STEPDOWN.{named}", False),
             ):
                 assert allows(permissions, f"{API}.CONSUMER.{request}") is controllers

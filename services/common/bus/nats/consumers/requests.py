@@ -17,7 +17,7 @@ from nats.js.api import ConsumerConfig
 from schemas.bus.consumers import ConsumerAnswer, ConsumerRequest, decode_answer, decode_request, encode_body
 from schemas.bus.encoding import consumer_request, node_consumer, node_filter, parse_consumer_request
 from schemas.bus.permissions import CONSUMER_REQUESTS, CONSUMER_ROLES
-from schemas.inputs import RejectedInput
+from schemas.inputs import RejectedInput, printable
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.consumers.creation import (
     consumer_config,
@@ -73,7 +73,7 @@ async def request_consumer(
             raise ConsumerRefused(f"NATS denies to request consumer {desired.name} on {subject}; {why}") from None
         raise ConsumerRefused(f"no controller answers the request for consumer {desired.name}") from None
     try:
-        why = decode_answer(answer.data).error
+        why = printable(decode_answer(answer.data).error)
     except RejectedInput as error:
         raise ConsumerRefused(f"the answer about consumer {desired.name} cannot be read: {error}") from error
     if why:

@@ -23,7 +23,7 @@ from schemas.stages import OperationKind
 from services.common.bus.nats.jetstream import JetStreamBus
 from services.common.bus.nats.streams import ensure_streams
 from tests.support.bus.conformance import Inbox
-from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
+from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, ask_controller, identity_server
 from tests.support.bus.jetstream import QUICK
 
 VMI, POD = ObjectRef("default", "vm1", "u1"), ObjectRef("default", "launcher", "u2")
@@ -155,8 +155,8 @@ async def test_a_node_cannot_have_its_consumer_pull_for_another_node(server: Ide
         await settle(attacker)
         assert len(denied) == 5
         # What the body of its own request says has no effect on the consumer.
-        answer = await attacker.request(consumer_request("handler", "node1"), body, timeout=60)
-        assert decode_answer(answer.data).error == ""
+        answer = await ask_controller(attacker, consumer_request("handler", "node1"), body)
+        assert decode_answer(answer).error == ""
         created = (await administrator.jetstream().consumer_info("HOTPLUG", HANDLER)).config
         assert (created.deliver_subject, created.filter_subject) == (None, node_filter("node1"))
         for number in range(20):
@@ -216,11 +216,11 @@ async def test_a_node_cannot_have_a_trace_of_its_message_sent_for_it(server: Ide
 async def test_a_request_that_cannot_be_read_is_refused(server: IdentityServer, body: bytes) -> None:
     async with running(server, "controller"), administrating(server) as administrator:
         client, _ = await server.client("handler", "node1")
-        assert decode_answer((await client.request(consumer_request("handler", "node1"), body, timeout=60)).data).error
+        assert decode_answer(await ask_controller(client, consumer_request("handler", "node1"), body)).error
         with pytest.raises(NotFoundError):
             await administrator.jetstream().consumer_info("HOTPLUG", HANDLER)
-        answer = await client.request(consumer_request("handler", "node1"), b"", timeout=60)
-        assert decode_answer(answer.data).error == ""
+        answer = await ask_controller(client, consumer_request("handler", "node1"), b"")
+        assert decode_answer(answer).error == ""
         await client.close()
 
 
@@ -228,7 +228,7 @@ async def test_a_flood_of_requests_of_one_node_does_not_keep_another_waiting(ser
     async with running(server, "controller"), administrating(server) as administrator:
         flooder, _ = await server.client("handler", "node1")
         created = administrator.jetstream().consumer_info
-        await flooder.request(consumer_request("handler", "node1"), b"", timeout=60)
+        await ask_controller(flooder, consumer_request("handler", "node1"), b"")
         answered = await flooder.subscribe("_INBOX_hotnic.handler.node1.flood")
         for _ in range(5000):
             await flooder.publish(consumer_request("handler", "node1"), b"", reply="_INBOX_hotnic.handler.node1.flood")

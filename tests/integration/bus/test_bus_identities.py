@@ -19,7 +19,7 @@ from schemas.bus.permissions import (
     role_permissions,
 )
 from services.common.bus.nats.streams import ensure_streams
-from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, identity_server
+from tests.support.bus.identities import EVERYBODY, Identity, IdentityServer, States, ask_controller, identity_server
 from tests.support.bus.jetstream import QUICK
 from tests.support.bus.memory import matches
 
@@ -147,14 +147,14 @@ async def test_answers_to_requests_reach_no_stream(tmp_path: Path, identity: Ide
             bus = await server.bus("controller")
             await bus.wait_connected()
             request = consumer_request("handler", "node1")
-            assert (await client.request(request, timeout=60)).data == b"{}"
+            assert await ask_controller(client, request) == b"{}"
             await client.publish(request, b"", reply=target)
             await client.publish("hotplug.guest-attached.node1.default.vm1", b"mine", reply=target)
             for pull in (b'{"batch":1}', b'{"batch":9,"no_wait":true}', b'{"batch":9,"no_wait":true}'):
                 await client.publish(f"{CLIENT_API}.CONSUMER.MSG.NEXT.HOTPLUG.{name}", pull, reply=target)
             await client.publish(f"{CLIENT_API}.CONSUMER.INFO.HOTPLUG.{name}", reply=target)
             # Behind the one that is answered at the target.
-            assert (await client.request(request, timeout=60)).data == b"{}"
+            assert await ask_controller(client, request) == b"{}"
             await bus.close()
             own = 1
         else:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 import pytest
@@ -72,8 +72,12 @@ class Inbox:
 
     async def wait(self, count: int) -> list[Event]:
         """Return all events as soon as there are ``count`` of them."""
+        return await self.wait_until(lambda events: len(events) >= count)
+
+    async def wait_until(self, complete: Callable[[list[Event]], bool]) -> list[Event]:
+        """Return all events as soon as they are complete; an event whose ack was lost comes twice."""
         async with asyncio.timeout(60):
-            while len(self.received) < count:
+            while not complete(self.events):
                 self._arrived.clear()
                 await self._arrived.wait()
         return self.events

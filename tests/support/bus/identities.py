@@ -9,6 +9,7 @@ from pathlib import Path
 import nats
 import structlog
 from nats.aio.client import Client
+from nats.errors import NoRespondersError
 
 from schemas.bus.permissions import NODE_ROLES, BusRole, inbox_prefix
 from services.common.bus.nats.jetstream import JetStreamBus, connect
@@ -130,6 +131,18 @@ class IdentityServer(NatsServer):
             environ={"NATS_NKEY": str(self.seeds[identity or (role, node)])},
             on_state=on_state,
         )
+
+
+async def ask_controller(client: Client, subject: str, body: bytes = b"") -> bytes:
+    """Return the answer of a controller, as soon as there is one.
+
+    For some milliseconds after a controller's subscription, the server may not have it in the other account yet.
+    """
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(NoRespondersError):
+                return (await client.request(subject, body, timeout=60)).data
+            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ import asyncio
 import msgspec
 from opentelemetry import context as otel
 
+from schemas.kubernetes.mirror_pods import is_mirror_pod
 from schemas.kubernetes.objects import NADS, PODS, Pod
 from services.common.cri.client import CriClient
 from services.common.cri.errors import CriError, SandboxMissing
@@ -25,9 +26,6 @@ from services.networks.plan import needs_sandbox_record
 from services.networks.plan.actions import NamespaceIsolation, Observed
 from services.networks.plan.attachments import MalformedAnnotation, parse_attachments
 from services.networks.pod_cache import PodCache
-
-CONFIG_SOURCE = "kubernetes.io/config.source"
-"""Annotation of the kubelet. Any value but ``api`` marks a static pod; the API server has only a mirror pod of it."""
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -160,8 +158,7 @@ class PodObserver:
         if use_cached and cached.sandbox is not None:
             return cached.sandbox
         # The container runtime labels a static pod's sandbox with another UID than the mirror pod has.
-        is_static = meta.annotations.get(CONFIG_SOURCE, "api") != "api"
-        static = (meta.namespace, meta.name) if is_static else None
+        static = (meta.namespace, meta.name) if is_mirror_pod(pod) else None
         try:
             # With the earlier result, the runtime lists its sandboxes but need not report the status again.
             sandbox = await self._cri.find_sandbox(meta.uid, static=static, earlier=cached.sandbox)

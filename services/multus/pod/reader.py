@@ -9,6 +9,7 @@ import time
 from typing import Final
 
 from schemas import cni
+from schemas.kubernetes.mirror_pods import is_mirror_pod
 from schemas.kubernetes.objects import PODS, Pod
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError, NotFound, Unavailable
@@ -21,8 +22,6 @@ API_TIMEOUT: Final = 15.0
 """Seconds to wait for an API server that does not answer."""
 POLL_INTERVAL: Final = 0.25
 """Seconds between two requests for the same pod."""
-STATIC_POD_SOURCE: Final = "kubernetes.io/config.source"
-"""Annotation that the kubelet sets on a static pod's mirror pod, whose UID differs from the one the runtime passes."""
 
 
 class PodReader:
@@ -84,8 +83,7 @@ def check_pod(pod: Pod, expected: PodId) -> None:
     :param expected: the pod that the runtime passed.
     :raises CniError: code 3, it is another pod of the same name.
     """
-    static = pod.metadata.annotations.get(STATIC_POD_SOURCE, "api") != "api"
-    if expected.uid and pod.metadata.uid != expected.uid and not static:
+    if expected.uid and pod.metadata.uid != expected.uid and not is_mirror_pod(pod):
         raise CniError(
             cni.CniErrorCode.UNKNOWN_CONTAINER,
             # The second half is upstream's text.

@@ -15,6 +15,7 @@ from tests.support.kube.node_kube import EVENTS, Refused
 from tests.support.node import netns as namespaces
 from tests.support.node.cni import RecordingPlugin, bridge_config, leases
 from tests.support.node.multus_daemon import POD, POD_UID, SANDBOX, Daemon, running_daemon
+from tests.support.observed.objects import mirror_metadata
 from tests.support.telemetry.spans import tree
 
 IFACE = "pod7e0055a6880"
@@ -150,6 +151,8 @@ async def test_another_pod_of_that_name_is_refused_unless_static(daemon: Daemon,
     assert (status, error["code"]) == (400, 3)
     assert "expected pod UID" in error["msg"]
     daemon.pod({"kubernetes.io/config.source": "file"}, uid="another")
+    assert (await daemon.cni("ADD", sandbox_netns))[0] == 400
+    daemon.pod(uid="another", **mirror_metadata("lab"))
     assert (await daemon.cni("ADD", sandbox_netns))[0] == 200
     await daemon.cni("DEL", sandbox_netns)
 

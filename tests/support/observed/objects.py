@@ -113,3 +113,11 @@ def nad(config: str = '{"cniVersion":"1.0.0","type":"bridge"}', name: str = "net
     return msgspec.convert(
         {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"config": config}}, NetworkAttachmentDefinition
     )
+
+
+def mirror_metadata(node: str) -> dict[str, Any]:
+    """Return the metadata by which a kubelet marks the mirror pod of a static pod."""
+    digest = "5f2a1b7c9d0e4f6a8b3c2d1e0f9a8b7c"
+    annotations = {"kubernetes.io/config.source": "file", "kubernetes.io/config.hash": digest}
+    owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": f"uid-{node}", "controller": True}
+    return {"annotations": annotations | {"kubernetes.io/config.mirror": digest}, "ownerReferences": [owner]}

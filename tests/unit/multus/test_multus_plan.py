@@ -372,7 +372,7 @@ def test_a_pod_nic_record_that_is_too_large_is_left_out() -> None:
         ("uid", {}, True),
         ("other", {}, False),
         ("other", {"kubernetes.io/config.source": "api"}, False),
-        ("other", {"kubernetes.io/config.source": "file"}, True),
+        ("other", {"kubernetes.io/config.source": "file"}, False),
     ],
 )
 def test_check_pod_refuses_another_pod_of_that_name(uid: str, annotations: dict[str, str], fits: bool) -> None:

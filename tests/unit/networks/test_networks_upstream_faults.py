@@ -18,6 +18,7 @@ from tests.support.kube.node_kube import PODS, Refused
 from tests.support.node.fake_cri import FakeSandbox
 from tests.support.node.fake_multus import Call, FakeMultus, cni_error, recorded, serving_multus
 from tests.support.node.networks_node import ETH0, NODE, Node, running_node
+from tests.support.observed.objects import mirror_metadata
 
 BLUE = pod_interface("blue")
 CLUSTER = recorded("eth0", "cluster", "cluster")
@@ -305,9 +306,19 @@ async def test_leftover_sandbox_does_not_block_the_pod(node: Node) -> None:
 async def test_sandbox_of_a_static_pod_is_found(node: Node) -> None:
     """The API server has the mirror pod, whose UID the container runtime does not know."""
     node.nad()
-    node.pod(annotations={"kubernetes.io/config.source": "file"}, networks=[element("ens58")])
+    mirror = mirror_metadata(NODE)
+    node.pod(annotations=mirror.pop("annotations"), metadata=mirror, networks=[element("ens58")])
     node.cri.sandboxes[0].uid = "static-uid"
     await node.until_links("eth0", "ens58")
+
+
+async def test_ordinary_pod_that_says_it_is_static_gets_no_sandbox_of_its_name(node: Node) -> None:
+    """Whoever creates a pod may set the annotation, and the sandbox of that name may be that of an earlier pod."""
+    node.nad()
+    node.pod(annotations={"kubernetes.io/config.source": "file"}, networks=[element("ens58")])
+    node.cri.sandboxes[0].uid = "earlier-uid"
+    await node.idle()
+    assert node.multus.calls == []
 
 
 async def test_terminating_pod_is_left_alone(node: Node) -> None:

@@ -10,7 +10,7 @@ import stat
 from ipaddress import ip_address
 from pathlib import Path
 
-from services.common.node.paths import resolve_under
+from services.common.node.paths import open_under
 from services.handler.addresses.offer import MAX_ENTRIES, NO_RESOLVER, Resolver
 
 MAX_BYTES = 16 * 1024
@@ -20,23 +20,22 @@ MAX_BYTES = 16 * 1024
 def read_resolver(root: Path) -> Resolver:
     """Return the resolver configuration below a container's root; an empty one if the file cannot be read.
 
-    :param root: such as ``/proc/PID/root``; symbolic links are resolved below it.
+    :param root: such as ``/proc/PID/root``; symbolic links are resolved below it, also those that change meanwhile.
     """
-    # The container controls the file: O_NONBLOCK keeps a named pipe from blocking the handler.
     try:
-        fd = os.open(
-            resolve_under(root, "/etc/resolv.conf"), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-        )
+        found = open_under(root, "/etc/resolv.conf")
     except OSError:
         return NO_RESOLVER
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        # Checked before it is opened to be read: the container may have a named pipe or a device there.
+        if not stat.S_ISREG(os.fstat(found).st_mode):
             return NO_RESOLVER
-        return parse_resolv_conf(os.read(fd, MAX_BYTES).decode(errors="replace"))
+        with open(f"/proc/self/fd/{found}", "rb", buffering=0) as file:
+            return parse_resolv_conf((file.read(MAX_BYTES) or b"").decode(errors="replace"))
     except OSError:
         return NO_RESOLVER
     finally:
-        os.close(fd)
+        os.close(found)
 
 
 def parse_resolv_conf(text: str) -> Resolver:

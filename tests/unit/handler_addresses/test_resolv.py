@@ -76,3 +76,24 @@ def test_missing_and_special_files_do_not_block(tmp_path: Path) -> None:
 def test_only_the_beginning_of_a_large_file_is_read(tmp_path: Path) -> None:
     make_resolv_conf(tmp_path).write_text(KUBELET + "#" * MAX_BYTES + "\nnameserver 10.0.0.53\n")
     assert read_resolver(tmp_path).nameservers == ("10.96.0.10",)
+
+
+@pytest.mark.parametrize("swapped", ["etc", "etc/resolv.conf"], ids=["folder", "file"])
+def test_a_part_that_becomes_a_link_while_it_is_opened_leads_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+) -> None:
+    """The container replaces a part after it was looked at, and before it is opened."""
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    for folder in (outside / "etc", root / "etc"):
+        folder.mkdir(parents=True)
+        (folder / "resolv.conf").write_text("nameserver 10.9.9.9\n" if folder.parent == outside else KUBELET)
+    real_open = os.open
+
+    def open_after_swap(path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if Path(path).name in ("etc", "resolv.conf") and not (root / swapped).is_symlink():
+            (root / swapped).rename(tmp_path / "aside")
+            (root / swapped).symlink_to(outside / swapped)
+        return real_open(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", open_after_swap)
+    assert read_resolver(root) == NO_RESOLVER

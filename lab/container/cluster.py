@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from lab.apiserver.identity import pki
 from lab.container.process import OUTPUT
 from lab.layout import BUS_ROLES, ROLES, Layout
-from lab.supervisor import bootstrap, readiness
+from lab.supervisor import bootstrap, components, readiness
 from lab.supervisor.credentials import bus, certificates
 from lab.supervisor.processes import Processes, ProcessSpec
 
@@ -50,11 +51,20 @@ async def start(processes: Processes, options: argparse.Namespace) -> None:
     # For kubectl on the machine, and for this container: the port is published under the same number.
     admin = pki.pair(layout.apiserver, "admin")
     pki.write_kubeconfig(layout.kubeconfig, f"https://127.0.0.1:{options.port}", layout.apiserver, admin)
-    addresses = ("--listen", f"0.0.0.0:{options.port}", "--advertise", f"{options.name}:{options.port}")
-    argv = (sys.executable, "-m", "lab.apiserver", "--dir", str(layout.apiserver), *addresses)
-    child = processes.start(ProcessSpec("apiserver", argv, OUTPUT, os.environ))
+    child = processes.start(apiserver(layout, options.name, options.port, os.environ))
     await readiness.wait_unless_exited(child, readiness.wait_for_port(options.port))
     await bootstrap.create_objects(layout, api_host=options.api)
+
+
+def apiserver(layout: Layout, name: str, port: int, environ: Mapping[str, str]) -> ProcessSpec:
+    """Return the process of the API server.
+
+    :param name: name of this container in its network.
+    :param environ: the environment of this process, of which the child gets no more than every other one of the lab.
+    """
+    addresses = ("--listen", f"0.0.0.0:{port}", "--advertise", f"{name}:{port}")
+    argv = (sys.executable, "-m", "lab.apiserver", "--dir", str(layout.apiserver), *addresses)
+    return ProcessSpec("apiserver", argv, OUTPUT, components.python_environment(environ))
 
 
 def write_credentials(layout: Layout, folder: Path, server: str, *, nats: str) -> None:

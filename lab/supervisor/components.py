@@ -130,14 +130,19 @@ class LabParameters:
         return (*self.cluster.components, "nats", *by_node)
 
 
-def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that all processes of the lab share."""
+def python_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process of the lab that calls no tool of it."""
     packages = Path(__file__).resolve().parents[2]
     inherited = {name: environ[name] for name in INHERITED_ENVIRONMENT if name in environ}
-    path = f"{tools.bin_dir}{os.pathsep}{environ.get('PATH', os.defpath)}"
     # PYTHONSAFEPATH: modules in the working directory must not replace those of the packages.
     python = {"PYTHONPATH": str(packages), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    return {**inherited, **ALLOCATOR, **python, "PATH": path}
+    return {**inherited, **ALLOCATOR, **python, "PATH": environ.get("PATH", os.defpath)}
+
+
+def base_environment(tools: LabTools, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that all processes of the lab share."""
+    shared = python_environment(environ)
+    return {**shared, "PATH": f"{tools.bin_dir}{os.pathsep}{shared['PATH']}"}
 
 
 def role_environment(parameters: LabParameters, component: str) -> dict[str, str]:

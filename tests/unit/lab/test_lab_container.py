@@ -37,6 +37,14 @@ async def test_a_signal_in_the_middle_of_a_start_ends_every_process(
     assert not (tmp_path / "ready").exists()
 
 
+def test_the_api_server_inherits_nothing_but_what_is_named(tmp_path: Path) -> None:
+    environ = {"PATH": "/bin", "HOTNIC_LOG_LEVEL": "debug", "AWS_SECRET_ACCESS_KEY": "canary", "PYTHONHOME": "/other"}
+    spec = cluster.apiserver(Layout(tmp_path), "cluster", 6443, environ)
+    assert spec.env["PATH"] == "/bin"
+    assert spec.env["HOTNIC_LOG_LEVEL"] == "debug"
+    assert not {"AWS_SECRET_ACCESS_KEY", "PYTHONHOME"} & set(spec.env)
+
+
 def test_every_container_has_the_credentials_of_its_own_alone(tmp_path: Path) -> None:
     files = cluster.files_of_readers(Layout(tmp_path))
     services = yaml.safe_load((Path(__file__).parents[3] / "docker-compose.yml").read_text())["services"]

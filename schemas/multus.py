@@ -28,6 +28,8 @@ HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
 SANDBOXES_PATH = "/sandboxes"
 MAX_BODY_BYTES = 4 * 1024 * 1024
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+"""Limit of the file with the record of a sandbox, which has the configuration and the result of each attachment."""
 
 
 class InterfaceAttributes(msgspec.Struct, frozen=True):

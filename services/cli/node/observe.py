@@ -8,11 +8,11 @@ from typing import Final
 import msgspec
 
 from schemas.inputs import Edge, RejectedInput, rejecting
-from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME, SOCKET_NAME
+from schemas.multus import CONF_NAME, MAX_RECORD_BYTES, SHIM_LOG_NAME, SHIM_NAME, SOCKET_NAME
 from services.cli.node.plan import ObservedNode, RecordedLink, RecordedSandbox
 from services.common.node.cni_conf import read_plugin_types
 from services.common.node.daemon_socket import probe_daemon
-from services.common.node.files import temporary_files
+from services.common.node.files import read_bounded, temporary_files
 from services.common.node.paths import resolve_under
 
 CRIO_SOCKET: Final = "/run/crio/crio.sock"
@@ -124,7 +124,7 @@ def _sandboxes(paths: NodeDirectories, records: Iterable[str]) -> tuple[Recorded
         if name.suffix not in (".json", ".unsettled"):
             continue
         try:
-            data = paths.seen(path).read_bytes()
+            data = read_bounded(paths.seen(path), MAX_RECORD_BYTES)
             with rejecting(Edge.FILE):
                 record = _record.decode(data)
         # A record that cannot be read says nothing about a pod, and is removed with the others.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from schemas.inputs import Edge, InputDecoder, RejectedInput
+from services.common.node.files import read_bounded
 
 SUFFIXES: Final = (".conf", ".conflist", ".json")
 """The suffixes that libcni reads."""
@@ -35,7 +36,7 @@ def read_plugin_types(folder: Path, locate: Callable[[Path], Path] = lambda path
 
 def _types(path: Path, locate: Callable[[Path], Path]) -> tuple[str, ...]:
     try:
-        document = _document.decode(locate(path).read_bytes())
+        document = _document.decode(read_bounded(locate(path)))
     # A file may be removed or written while it is read, and a link may lead nowhere.
     except (OSError, RejectedInput):
         return ()

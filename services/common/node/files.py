@@ -1,19 +1,51 @@
-"""Atomic replacement of files: a reader sees either the old content or the new one, and so does a power failure.
+"""Files of a node: atomic replacement, so that a reader sees either the old content or the new one, and so does a power
+failure; and reading up to a limit.
 
 :func:`stamps` tells a reader that a file was replaced. Synchronous: a caller that must not wait for the disk uses a
 thread. Next: :mod:`services.common.node.cni_conf`.
 """
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from schemas.inputs import MAX_BYTES
+
 _ABANDONED: Final = 3600.0
 """Seconds after which a temporary file belongs to no writer any more."""
+_PIECE: Final = 256 * 1024
+"""Bytes of one read: memory grows with what a file has, not with what its reader takes."""
+
+
+class FileTooLarge(OSError):
+    """A file is larger than its reader takes."""
+
+
+def read_bounded(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Return the content of a file, never more than a limit, whatever is at its path.
+
+    :param limit: bytes.
+    :raises FileTooLarge: it has more.
+    :raises OSError: it cannot be read, or is no regular file. The error names the path.
+    """
+    # Of a named pipe, O_RDONLY alone would wait for a writer.
+    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        data = bytearray()
+        # One read may return less than is there.
+        while len(data) <= limit and (piece := file.read(min(limit + 1 - len(data), _PIECE))):
+            data += piece
+    if len(data) > limit:
+        raise FileTooLarge(errno.EFBIG, f"larger than the limit of {limit} bytes", str(path))
+    return bytes(data)
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, synced: bool = False) -> None:

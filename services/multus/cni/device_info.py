@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from schemas import cni
 from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, is_deep, reject
+from services.common.node.files import read_bounded
 from services.multus.cni.errors import CniError
 
 DEVICE_INFO_CAPABILITY: Final = "CNIDeviceInfoFile"
@@ -46,7 +47,7 @@ class DeviceInfoFiles:
         source = self._folder / "dp" / f"{resource}-{device}-device.json".replace("/", "-")
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            path.write_bytes(source.read_bytes())
+            path.write_bytes(read_bounded(source, MAX_DESCRIPTION_BYTES))
         except FileNotFoundError:
             # The device plugin wrote no description; the CNI plugin may write one.
             return path
@@ -57,7 +58,7 @@ class DeviceInfoFiles:
     def read(self, network: str, sandbox_id: str, ifname: str) -> dict[str, Any] | None:
         """Return the description after the CNI plugin has run; ``None`` when there is none or it cannot be read."""
         try:
-            return decode_description(self.path(network, sandbox_id, ifname).read_bytes())
+            return decode_description(read_bounded(self.path(network, sandbox_id, ifname), MAX_DESCRIPTION_BYTES))
         except (OSError, RejectedInput):
             return None
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from services.common.domain.plugin_types import AllowedPlugins, parse_plugin_types
+from services.common.node.files import read_bounded
 from services.common.node.paths import resolve_under
 from services.common.runtime.settings import CommonSettings, SettingsError
 from services.multus.config import daemon_config
@@ -195,7 +196,7 @@ def read_config(settings: Settings) -> tuple[Config, list[str]]:
     given, warnings = DaemonConfig(), list[str]()
     if settings.multus_config:
         try:
-            given, warnings = daemon_config.parse(Path(settings.multus_config).read_bytes())
+            given, warnings = daemon_config.parse(read_bounded(Path(settings.multus_config)))
         except (OSError, ValueError) as error:
             raise SettingsError("HOTNIC_MULTUS_CONFIG", f"{settings.multus_config}: {error}") from error
     return _merge(settings, given), warnings

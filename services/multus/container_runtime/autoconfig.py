@@ -16,7 +16,7 @@ import msgspec
 
 from schemas.inputs import Edge
 from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME
-from services.common.node.files import replace_file
+from services.common.node.files import FileTooLarge, read_bounded, replace_file
 from services.common.telemetry.logs import Log
 from services.multus.cni import conflist
 from services.multus.cni.errors import CniError
@@ -111,7 +111,7 @@ class Autoconfig:
         # Upstream's daemon ends after it has copied this file (multus-cni#1366).
         if self._config.config_file is not None:
             source = self._config.config_file
-            text = source.read_bytes()
+            text = read_bounded(source)
             self._write_shim_log(conflist.decode_object(text, Edge.FILE))
             self._write(self._config.conf_dir / source.name, text.rstrip(b"\n"), source)
             return ""
@@ -121,7 +121,7 @@ class Autoconfig:
             expected = self._config.master or "one beside multus' own"
             return f"no primary CNI configuration in {folder}: waiting for {expected}"
         path = folder / name
-        document = runtime_configuration(self._config, str(path), path.read_text())
+        document = runtime_configuration(self._config, str(path), read_bounded(path).decode())
         self._write_shim_log(document)
         made = msgspec.json.format(msgspec.json.encode(document), indent=2)
         self._write(self._config.conf_dir / CONF_NAME, made, path)
@@ -147,6 +147,7 @@ class Autoconfig:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes().rstrip(b"\n")
-    except FileNotFoundError:
+        return read_bounded(path).rstrip(b"\n")
+    # What is too large is not the content that is written in its place.
+    except (FileNotFoundError, FileTooLarge):
         return None

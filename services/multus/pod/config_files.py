@@ -12,6 +12,7 @@ import msgspec
 
 from schemas import cni
 from schemas.inputs import Edge
+from services.common.node.files import read_bounded
 from services.multus.cni import conflist
 from services.multus.cni.conflist import NetworkConfig
 from services.multus.cni.errors import CniError
@@ -43,7 +44,7 @@ def find_named(folder: Path, name: str) -> NetworkConfig | None:
         return None
     for path in _configurations(folder):
         try:
-            if conflist.decode_object(path.read_bytes(), Edge.FILE).get("name") == name:
+            if conflist.decode_object(read_bounded(path), Edge.FILE).get("name") == name:
                 return _load_file(path)
         except (OSError, CniError):
             continue
@@ -62,7 +63,7 @@ def load_directory(folder: Path) -> list[dict[str, Any]]:
     # As libcni, which reads only `*.conf` there.
     for path in sorted(entry for entry in folder.iterdir() if entry.suffix == ".conf"):
         try:
-            plugins.append(conflist.decode_object(path.read_bytes(), Edge.FILE))
+            plugins.append(conflist.decode_object(read_bounded(path), Edge.FILE))
         except OSError as error:
             raise CniError(cni.CniErrorCode.IO_FAILURE, f"CNI configuration {path}: {error}") from error
         except CniError as error:
@@ -72,7 +73,7 @@ def load_directory(folder: Path) -> list[dict[str, Any]]:
 
 def _load_file(path: Path) -> NetworkConfig:
     """Load a file together with the plugins in the directory that continues it."""
-    text = path.read_bytes()
+    text = read_bounded(path)
     document = conflist.decode_object(text, Edge.FILE)
     more: list[dict[str, Any]] = []
     name = document.get("name")

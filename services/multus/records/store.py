@@ -19,9 +19,9 @@ from typing import Final, Literal
 import msgspec
 from opentelemetry.trace import Tracer
 
-from schemas import cni
+from schemas import cni, multus
 from schemas.inputs import Edge, RejectedInput, rejecting
-from services.common.node.files import replace_file
+from services.common.node.files import FileTooLarge, read_bounded, replace_file
 from services.common.telemetry.logs import Log
 from services.common.telemetry.stores import STORES
 from services.multus.cni.call import is_valid_sandbox_id
@@ -105,14 +105,14 @@ class Records:
             path = self._path(sandbox_id, suffix)
             with _io_failure_as_cni_error(f"the record of sandbox {sandbox_id} cannot be read"):
                 try:
-                    data = path.read_bytes()
-                    # Without a limit: this daemon wrote it, and only DEL releases what it names.
+                    # `write` makes none that is larger.
+                    data = read_bounded(path, multus.MAX_RECORD_BYTES)
                     with rejecting(Edge.FILE):
                         return self._decoder.decode(data)
                 except FileNotFoundError:
                     continue
                 # With a torn file, upstream's DEL does nothing (multus-cni#1087); here other sources are used instead.
-                except RejectedInput as error:
+                except (RejectedInput, FileTooLarge) as error:
                     if not rename_damaged:
                         raise CniError(
                             cni.CniErrorCode.IO_FAILURE, f"the record of sandbox {sandbox_id} is damaged: {error}"
@@ -133,6 +133,10 @@ class Records:
         """
         sandbox_id = sandbox.sandbox_id
         data = msgspec.json.encode(sandbox) if sandbox.attachments else None
+        if data is not None and len(data) > multus.MAX_RECORD_BYTES:
+            # No reader would take it, and what it names would never be released.
+            message = f"the record of sandbox {sandbox_id} would have {len(data)} bytes"
+            raise CniError(cni.CniErrorCode.IO_FAILURE, f"{message}; the limit is {multus.MAX_RECORD_BYTES}")
         settled, unsettled = self._path(sandbox_id, SETTLED), self._path(sandbox_id, UNSETTLED)
         with (
             self._tracer.start_as_current_span("record write", attributes={"hotnic.record.change": change}),

@@ -17,6 +17,7 @@ import msgspec
 
 from schemas import cni
 from schemas.inputs import Edge, RejectedInput, rejecting
+from services.common.node.files import read_bounded
 from services.multus.cni import conflist
 from services.multus.cni.call import is_valid_sandbox_id
 from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig
@@ -126,7 +127,7 @@ class UpstreamCache:
         if sandbox_id in _OTHERS:
             return []
         try:
-            data = (self._folder / sandbox_id).read_bytes()
+            data = read_bounded(self._folder / sandbox_id)
             with rejecting(Edge.FILE):
                 return msgspec.json.decode(data, type=list[UpstreamDelegate])
         except (OSError, RejectedInput):
@@ -135,7 +136,7 @@ class UpstreamCache:
     def _results(self, pattern: str) -> Iterable[CachedResult]:
         for path in self._paths(pattern):
             try:
-                data = path.read_bytes()
+                data = read_bounded(path)
                 with rejecting(Edge.FILE):
                     cached = msgspec.json.decode(data, type=CachedResult)
             except (OSError, RejectedInput):

@@ -11,11 +11,42 @@ from pathlib import Path
 
 import pytest
 
-from services.common.node.files import install_executable, replace_file, temporary_files
+from services.common.node.files import FileTooLarge, install_executable, read_bounded, replace_file, temporary_files
 
 COPIES = 50
 PYTHON = Path(os.path.realpath(sys.executable))
 """An executable that is always there. A script is never "busy", because the kernel maps its interpreter instead."""
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100])
+def test_a_file_up_to_the_limit_is_read_whole(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * size)
+    assert read_bounded(file, 100) == b"x" * size
+
+
+def test_a_file_of_several_reads_is_read_whole(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(1 << 20))
+    assert read_bounded(file) == file.read_bytes()
+
+
+def test_what_a_reader_does_not_take_is_refused_with_its_path(tmp_path: Path) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_bytes(b"x" * 101)
+    with pytest.raises(FileTooLarge, match=r"limit of 100 bytes: '/.*/file'"):
+        read_bounded(file, 100)
+    # The size that a file names is not what it has: /proc has files of size 0.
+    with pytest.raises(FileTooLarge):
+        read_bounded(Path("/proc/self/status"), 100)
+    os.mkfifo(pipe)
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}'"):
+        read_bounded(tmp_path)
+    for other in (pipe, Path("/dev/zero")):
+        with pytest.raises(OSError, match=f"no regular file: '{other}'"):
+            read_bounded(other)
+    with pytest.raises(FileNotFoundError, match=r"'/.*/none'"):
+        read_bounded(tmp_path / "none")
 
 
 def test_a_program_is_written_once_with_its_mode(tmp_path: Path) -> None:

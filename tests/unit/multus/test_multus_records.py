@@ -9,10 +9,11 @@ import pytest
 import structlog
 from opentelemetry.trace import NoOpTracer
 
+from schemas.multus import MAX_RECORD_BYTES
 from services.multus.cni.device_info import DeviceInfoFiles
 from services.multus.cni.errors import CniError
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
-from services.multus.records.store import MAX_DAMAGED, Records
+from services.multus.records.store import MAX_DAMAGED, SETTLED, UNSETTLED, Records
 from services.multus.records.upstream import UpstreamCache
 
 LOG = structlog.get_logger()
@@ -186,6 +187,43 @@ def test_a_damaged_record_is_renamed(tmp_path: Path, data: bytes) -> None:
     assert records.read("abc") is None
     assert files(tmp_path) == ["abc.json.damaged"]
     assert records.ids() == []
+
+
+@pytest.mark.parametrize("suffix", [SETTLED, UNSETTLED])
+def test_a_record_that_is_too_large_is_not_read_and_renamed(tmp_path: Path, suffix: str) -> None:
+    logged = structlog.testing.CapturingLogger()
+    records = Records(tmp_path, tracer=NoOpTracer(), log=logged)
+    file = tmp_path / "sandboxes" / f"abc{suffix}"
+    file.touch()
+    # A hole: the file takes no space, and reading all of it would take that of the daemon.
+    os.truncate(file, 1 << 40)
+    with pytest.raises(CniError, match=f"damaged: .*larger than the limit.*abc{suffix}") as caught:
+        records.read("abc", rename_damaged=False)
+    assert caught.value.code == 5
+    assert records.read("abc") is None
+    assert files(tmp_path) == [f"abc{suffix}.damaged"]
+    assert [call.kwargs["path"] for call in logged.calls] == [str(file.with_name(f"abc{suffix}.damaged"))]
+
+
+def test_no_record_is_written_that_is_too_large_to_be_read(tmp_path: Path) -> None:
+    """Plugins of the attachment would run, and no DEL would find it."""
+    records = Records(tmp_path, tracer=NoOpTracer(), log=LOG)
+    large = msgspec.structs.replace(attachment("net1"), config=f'{{"type":"{"b" * MAX_RECORD_BYTES}"}}')
+    with pytest.raises(CniError, match=r"the record of sandbox abc would have \d+ bytes; the limit is") as caught:
+        records.write(sandbox(large))
+    assert caught.value.code == 5
+    assert files(tmp_path) == []
+
+
+def test_files_of_others_that_are_too_large_count_as_absent(tmp_path: Path) -> None:
+    devices, upstream = DeviceInfoFiles(tmp_path), UpstreamCache(tmp_path)
+    described = devices.path("ns/blue", "abc", "net1")
+    for file in (described, tmp_path / "abc", tmp_path / "results" / "blue-abc-net1"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.truncate(file, 1 << 40)
+    assert devices.read("ns/blue", "abc", "net1") is None
+    assert upstream.read("abc") is None
 
 
 def test_files_of_others_that_are_not_utf8_count_as_absent(tmp_path: Path) -> None:

@@ -15,13 +15,17 @@ import msgspec
 
 from schemas import cni
 from schemas.inputs import Edge, RejectedInput, rejecting
+from schemas.multus import MAX_RECORD_BYTES
 from services.cli.doctor.snapshot import AttachmentRecord, IpamLease, NotVisible, SandboxRecords
 from services.common.domain.pod_nic import build_network_status
 from services.common.guest.drivers import DriverSetting
+from services.common.node.files import read_bounded
 from services.common.node.paths import resolve_under
 
 LEASES = "/var/lib/cni/networks"
 """``host-local``'s default directory."""
+MAX_LEASE_BYTES = 4096
+"""A lease is a container id and a link name."""
 
 NAMESPACES = "/run/netns"
 _MADE_BY_A_RUNTIME = "cni-"
@@ -114,7 +118,7 @@ def _newest(*files: Path) -> _Sandbox | None:
     """Return the record in the first of the files that exists; ``None`` when it was removed meanwhile."""
     for file in files:
         with suppress(FileNotFoundError):
-            data = file.read_bytes()
+            data = read_bounded(file, MAX_RECORD_BYTES)
             with rejecting(Edge.FILE):
                 return _sandbox.decode(data)
     return None
@@ -192,11 +196,20 @@ def _leases_of(network: Path, folder: str) -> Iterator[IpamLease]:
         try:
             ip = str(ipaddress.ip_address(file.name))
             changed_at = file.stat().st_mtime
-            container, link = parse_lease(file.read_text())
+            container, link = read_lease(file)
         except (ValueError, FileNotFoundError):
             # A lock file, or a lease that was released meanwhile.
             continue
         yield IpamLease(network.name, ip, container, link, f"{folder}/{file.name}", changed_at)
+
+
+def read_lease(file: Path) -> tuple[str, str]:
+    """Return container id and link name of a lease.
+
+    :raises ValueError: it is no text.
+    :raises OSError: it cannot be read, or is larger than a lease.
+    """
+    return parse_lease(read_bounded(file, MAX_LEASE_BYTES).decode())
 
 
 def parse_lease(text: str) -> tuple[str, str]:

@@ -86,7 +86,7 @@ async def _remove_lease(change: LeaseRemoval, paths: NodeSettings, pool: NetnsPo
     file = paths.host(change.file)
     async with _locked(file.parent):
         same = node_files.modified_at(file) == change.changed_at
-        if not same or node_files.parse_lease(file.read_text()) != (change.container, change.link):
+        if not same or node_files.read_lease(file) != (change.container, change.link):
             raise SubjectChanged(f"{change.file} has been written since")
         addresses = await used_addresses(pool, paths)
         if isinstance(addresses, NotVisible):

@@ -1,6 +1,6 @@
 """The fields of a KubeVirt installation's ``KubeVirt`` object that hotnic reads.
 
-The presence of the object, not its content, decides which controller owns the VMs. Preferences of VMs and migrations
+The presence of the object, not its spec, decides which controller owns the VMs. Preferences of VMs and migrations
 are here, too.
 Next: :mod:`schemas.kubernetes.objects`, the VM objects.
 """
@@ -56,10 +56,12 @@ class KubeVirtSpec(_KubeVirtPart, frozen=True):
 class KubeVirtStatus(_KubeVirtPart, frozen=True):
     """Status of a KubeVirt installation. Versions have the form ``v1.3.0``.
 
+    :ivar phase: ``Deploying``, ``Deployed``, … ``Deleted``; empty until virt-operator has seen the object.
     :ivar observed_kube_virt_version: the version that runs; empty while the first one is being installed.
     :ivar target_kube_virt_version: the version that is being installed, or that runs.
     """
 
+    phase: str = ""
     observed_kube_virt_version: str = msgspec.field(default="", name="observedKubeVirtVersion")
     target_kube_virt_version: str = msgspec.field(default="", name="targetKubeVirtVersion")
 

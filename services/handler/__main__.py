@@ -43,7 +43,7 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     ] = "/run/hotnic/guests/{uid}/agent.sock"
     vm_owner: Annotated[
         OwnerSetting,
-        msgspec.Meta(description="owner of the interfaces of VMs; auto: kubevirt where a KubeVirt object exists"),
+        msgspec.Meta(description="owner of the interfaces of VMs; auto: kubevirt where it is installed"),
     ] = "auto"
     tap_owner: Annotated[
         int, msgspec.Meta(description="user id of guests' processes, unless the VMI's status has one", ge=0)

@@ -54,9 +54,11 @@ def test_edit_that_cannot_be_applied_changes_nothing_and_is_reported_once(lab: L
 
 @pytest.fixture
 def kubevirt(lab: Lab) -> Iterator[None]:
-    """The KubeVirt object with the feature gate disabled."""
+    """The KubeVirt object with the feature gate disabled, as virt-operator has seen it."""
     document = {"apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": {"name": "kubevirt"}}
     lab.kubectl("apply", "-f", "-", stdin=json.dumps(document | {"spec": {"configuration": {}}}))
+    seen = json.dumps({"status": {"phase": "Deployed"}})
+    lab.kubectl("patch", "kubevirt", "kubevirt", "--subresource=status", "--type=merge", "-p", seen)
     yield
     lab.kubectl("delete", "kubevirt", "kubevirt")
 

@@ -7,7 +7,7 @@ Next: :mod:`services.cli.operations.hotplug_status`, which derives the status wi
 from schemas.kubernetes.kubevirt import KUBEVIRTS
 from schemas.kubernetes.objects import PODS
 from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
-from services.common.domain.kubevirt.owner import COMPONENT_LABEL, CONTROLLER
+from services.common.domain.kubevirt.owner import COMPONENT_LABEL, CONTROLLER, find_installations
 from services.common.kube.client import Kube
 from services.common.kube.errors import KubeError
 
@@ -19,7 +19,7 @@ async def find_owner(kube: Kube) -> Capabilities | None:
     Without the permission to read its objects, nothing of it is known; without the one to read its pods, there is one.
     """
     try:
-        installations = (await kube.list(KUBEVIRTS)).items
+        installations = find_installations((await kube.list(KUBEVIRTS)).items)
     except KubeError:
         return None
     try:

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from schemas.kubernetes.kubevirt import CRDS, KUBEVIRTS, CustomResourceDefinition, KubeVirt
-from services.common.domain.kubevirt.owner import GateSetting, OwnerSetting
+from services.common.domain.kubevirt.owner import GateSetting, OwnerSetting, find_installations
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials, describe_error
@@ -32,7 +32,7 @@ class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
 
     vm_owner: Annotated[
         OwnerSetting,
-        msgspec.Meta(description="who hot-plugs interfaces of VMs; auto: kubevirt if a KubeVirt object exists"),
+        msgspec.Meta(description="who hot-plugs interfaces of VMs; auto: kubevirt if it is installed"),
     ] = "auto"
     hotplug_gate: Annotated[
         GateSetting,
@@ -70,8 +70,8 @@ class Installations:
         self.synced = asyncio.Event()
 
     def items(self) -> list[KubeVirt]:
-        """Return the objects as last seen."""
-        return list(self._reflector.items())
+        """Return the objects that count, as last seen (:func:`find_installations`)."""
+        return find_installations(self._reflector.items())
 
     async def run(self) -> None:
         """Watch the objects until cancelled."""

@@ -105,8 +105,8 @@ class VmOwner:
         if self._setting == "kubevirt" and not self.installations.items():
             raise SettingsError(
                 "HOTNIC_VM_OWNER",
-                "is kubevirt, but the cluster has no KubeVirt object, so nobody would hot-plug interfaces; "
-                "install KubeVirt first or set HOTNIC_VM_OWNER=hotnic",
+                "is kubevirt, but the cluster has no KubeVirt object that virt-operator has seen, so nobody would "
+                "hot-plug interfaces; install KubeVirt first or set HOTNIC_VM_OWNER=hotnic",
             )
 
     def _running_controllers(self) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from services.common.domain.kubevirt.owner import OwnerSetting
+from services.common.domain.kubevirt.owner import OwnerSetting, is_hotplug_enabled
 from services.common.kube.client import Kube
 from services.common.runtime.owner import CONDITION, VmOwner
 from services.common.runtime.settings import SettingsError
@@ -126,6 +126,18 @@ async def test_kubevirt_as_owner_does_not_start_without_kubevirt(tmp_path: Path,
         with pytest.raises(SettingsError, match="the cluster has no KubeVirt object") as error:
             await watched.owner.wait_synced()
     assert error.value.variable == "HOTNIC_VM_OWNER"
+
+
+@pytest.mark.parametrize("setting", ["auto", "hotnic"])
+async def test_a_kubevirt_object_of_a_tenant_takes_nothing_from_hotnic(tmp_path: Path, setting: OwnerSetting) -> None:
+    kube = FakeKube()
+    kube.put(KUBEVIRTS, "tenant", "kubevirt", spec={"configuration": {}})
+    metadata = {"labels": {"kubevirt.io": "virt-controller"}}
+    kube.put(PODS, "tenant", "virt-controller-x", metadata=metadata, status={"phase": "Running"})
+    async with watching(tmp_path, kube, setting) as watched:
+        await watched.owner.wait_synced()
+        assert watched.owner.is_hotnic()
+        assert is_hotplug_enabled("auto", watched.owner.installations.items())
 
 
 @pytest.mark.parametrize("setting", ["auto", "kubevirt"])

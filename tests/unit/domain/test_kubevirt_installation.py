@@ -10,6 +10,7 @@ from schemas.kubernetes.objects import ObjectMeta, Pod, PodStatus
 from services.common.domain.kubevirt.owner import (
     acting_owner,
     default_binding,
+    find_installations,
     find_kubevirt_controllers,
     is_hotplug_enabled,
 )
@@ -63,6 +64,34 @@ def test_default_binding_is_that_of_the_kubevirt_configuration() -> None:
     assert default_binding([]) == "masquerade"
     assert default_binding([KubeVirt()]) == "bridge"
     assert default_binding([installation(network={"defaultNetworkInterface": "masquerade"})]) == "masquerade"
+
+
+def placed(namespace: str, **status: str) -> KubeVirt:
+    return msgspec.convert({"metadata": {"namespace": namespace, "name": "kubevirt"}, "status": status}, KubeVirt)
+
+
+SEEN = placed("z-of-an-administrator", phase="Deploying")
+RUNNING = placed("z-of-an-administrator", observedKubeVirtVersion="v1.9.0")
+BEING_INSTALLED = placed("z-of-an-administrator", targetKubeVirtVersion="v1.9.0")
+USUAL, TENANT = placed("kubevirt"), placed("a-tenant")
+
+
+@pytest.mark.parametrize(
+    ("objects", "counted"),
+    [
+        ([], []),
+        ([TENANT], []),
+        ([TENANT, USUAL], [USUAL]),
+        ([TENANT, SEEN], [SEEN]),
+        ([TENANT, RUNNING], [RUNNING]),
+        ([TENANT, BEING_INSTALLED], [BEING_INSTALLED]),
+        ([USUAL, RUNNING], [RUNNING]),
+    ],
+)
+def test_objects_count_that_virt_operator_has_seen_or_else_those_of_the_usual_namespace(
+    objects: list[KubeVirt], counted: list[KubeVirt]
+) -> None:
+    assert find_installations(objects) == counted
 
 
 KUBEVIRT = KubeVirt(metadata=ObjectMeta(namespace="kubevirt", name="kubevirt"))

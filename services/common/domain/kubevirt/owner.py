@@ -14,8 +14,30 @@ COMPONENT_LABEL = "kubevirt.io"
 CONTROLLER, HANDLER = "virt-controller", "virt-handler"
 """The components of KubeVirt that plug and unplug NICs, as in the label of their pods."""
 
+KUBEVIRT_NAMESPACE = "kubevirt"
+"""Where KubeVirt is installed unless its administrator chooses another namespace."""
+
 GateSetting = Literal["auto", "on", "off"]
 OwnerSetting = Literal["auto", "hotnic", "kubevirt"]
+
+
+def find_installations(objects: Iterable[KubeVirt]) -> list[KubeVirt]:
+    """Return the KubeVirt objects that count as an installation of KubeVirt.
+
+    A tenant may create such objects: KubeVirt gives the permission to whoever has the ClusterRole ``admin`` in a
+    namespace. The status is a subresource without such a role, so an object with one was seen by virt-operator, which
+    writes it before it installs anything. Without any, those of KubeVirt's usual namespace count: they configure hotnic
+    where no virt-operator runs.
+    """
+    listed = list(objects)
+    return [one for one in listed if _is_seen(one)] or [
+        one for one in listed if one.metadata.namespace == KUBEVIRT_NAMESPACE
+    ]
+
+
+def _is_seen(found: KubeVirt) -> bool:
+    status = found.status
+    return bool(status.phase or status.observed_kube_virt_version or status.target_kube_virt_version)
 
 
 def is_hotplug_enabled(setting: GateSetting, installations: Iterable[KubeVirt]) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput
+from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, reject
+from schemas.kubernetes.objects import ObjectMeta
 from schemas.names import HASH_DIGITS, interface_hash
 from schemas.stages import OperationKind
 
@@ -26,6 +27,11 @@ MAX_POD_NIC_BYTES = 8 * 1024
 Kubernetes limits all annotations of a pod to 256 KiB together, and a guest has up to about 25 NICs.
 """
 
+_REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
+"""The reason of a failure, which becomes the reason of a Kubernetes Event."""
+_SECONDS = len("2026-11-23T10:00:00")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$", re.ASCII)
+"""A time of :attr:`Operation.requested_at`, in UTC. Up to the second, such times sort as text."""
 _HASHED = re.compile(rf"pod[0-9a-f]{{{HASH_DIGITS}}}")
 _NAMESPACE = uuid.UUID("6f1c8f0a-7d0e-5f33-9c55-0b7a2e3f9d11")
 """Namespace of derived ids (UUID version 5). It must not change: all roles have to derive the same ids."""
@@ -53,8 +59,9 @@ class Operation(_Annotation, frozen=True):
     :ivar network: the NAD of a plug as ``namespace/name``; only beside KubeVirt, where a change of the NAD is a plug of
         its own. ``None`` of an unplug, and if unknown.
     :ivar holder: UID of the object that has the annotation. One that names another object is a copy (restore, clone,
-        template metadata) and is ignored. ``None`` beside KubeVirt, of earlier versions, and everywhere but in an
-        annotation: :func:`held_by` sets it, and the readers remove it.
+        template metadata) and is ignored. ``None`` beside KubeVirt, of earlier versions (then the operation counts only
+        if it was requested after the object was created), and everywhere but in an annotation: :func:`held_by` sets it,
+        and the readers remove it.
     """
 
     id: str
@@ -260,15 +267,27 @@ def held_by(operation: Operation, uid: str) -> Operation:
     return msgspec.structs.replace(operation, holder=uid)
 
 
-def read_held(annotations: Mapping[str, str], key: str, uid: str) -> Operation | None:
+def read_held(meta: ObjectMeta, key: str) -> Operation | None:
     """Return the operation in the annotation with this key, as :func:`read_operation_at`; ``None`` also for a copy.
 
-    :param uid: UID of the object that has the annotation.
+    :param meta: metadata of the object that has the annotation.
     """
-    operation = read_operation_at(annotations, key)
-    if operation is None or operation.holder not in (None, uid):
+    operation = read_operation_at(meta.annotations, key)
+    if operation is None or _is_copy(operation, meta):
         return None
     return msgspec.structs.replace(operation, holder=None)
+
+
+def _is_copy(operation: Operation, meta: ObjectMeta) -> bool:
+    if operation.holder is not None or operation.vm is not None:
+        # Whoever reads an operation beside KubeVirt compares the VM.
+        return operation.holder not in (None, meta.uid)
+    # Of an earlier version. An operation that came with the object, such as one of a backup, was requested before the
+    # object was created; a legitimate one after that, and always with a time.
+    created = meta.creation_timestamp
+    return created is not None and not (
+        _TIME.match(operation.requested_at or "") and (operation.requested_at or "")[:_SECONDS] >= created[:_SECONDS]
+    )
 
 
 def read_operation_of_link(annotations: Mapping[str, str], pod_interface: str) -> Operation | None:
@@ -300,10 +319,15 @@ def read_unplug_at(annotations: Mapping[str, str], key: str) -> Operation | None
 
 
 def _decode_operation(text: str | None) -> Operation | None:
+    if text is None:
+        return None
     try:
-        return _operation_decoder.decode(text) if text is not None else None
+        operation = _operation_decoder.decode(text)
+        if operation.failed is not None and not _REASON.fullmatch(operation.failed):
+            raise reject(Edge.ANNOTATION, RejectReason.INVALID, f"no reason of a failure: {operation.failed}")
     except RejectedInput:
         return None
+    return operation
 
 
 def read_pod_nic(annotations: dict[str, str], key: str | None) -> PodNic | None:

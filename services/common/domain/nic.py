@@ -171,8 +171,7 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
     statuses = parse_network_status(annotations.get(NETWORK_STATUS))
     interfaces, networks = vmi.spec.interface_items(), {network.name: network for network in vmi.spec.network_items()}
     vm = owning_vm_uid(vmi)
-    plugs = read_operations(vmi.metadata.annotations, vm, holder=vmi.metadata.uid)
-    unplugs = read_unplugs(vmi.metadata.annotations, vm)
+    plugs, unplugs = read_operations(vmi.metadata, vm), read_unplugs(vmi.metadata, vm)
     present = {interface.name for interface in interfaces if interface.state != ABSENT}
     operations = plugs | {name: operation for name, operation in unplugs.items() if name not in present}
     element_by_link = {element.requested_interface: element for element in elements}

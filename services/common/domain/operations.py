@@ -4,9 +4,9 @@ Both are read from objects, so that all roles come to the same result, whether t
 Next: :mod:`services.common.domain.nic`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from schemas.kubernetes.objects import CREATED_BY_LABEL, VMS, Interface, Pod, VirtualMachineInstance
+from schemas.kubernetes.objects import CREATED_BY_LABEL, VMS, Interface, ObjectMeta, Pod, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, derive_operation_id, read_held, read_unplug_at
 from schemas.stages import OperationKind
 
@@ -20,14 +20,14 @@ def operation_kind(interface: Interface) -> OperationKind:
     return OperationKind.UNPLUG if interface.state == ABSENT else OperationKind.PLUG
 
 
-def read_operations(annotations: Mapping[str, str], vm: str | None = None, *, holder: str = "") -> dict[str, Operation]:
+def read_operations(meta: ObjectMeta, vm: str | None = None) -> dict[str, Operation]:
     """Return the operations in an object's annotations by interface, without malformed ones and without copies.
 
+    :param meta: the object's metadata. An operation that names another object is a copy.
     :param vm: UID of the VM that owns a VMI. An operation that names another VM is a copy that came with a clone or a
         restore; every operation that names one is a copy on an object other than a VMI.
-    :param holder: UID of the object. An operation that names another one is a copy, too.
     """
-    found = (read_held(annotations, key, holder) for key in annotations)
+    found = (read_held(meta, key) for key in meta.annotations)
     return {
         operation.interface: operation
         for operation in found
@@ -35,14 +35,14 @@ def read_operations(annotations: Mapping[str, str], vm: str | None = None, *, ho
     }
 
 
-def read_unplugs(annotations: Mapping[str, str], vm: str | None) -> dict[str, Operation]:
+def read_unplugs(meta: ObjectMeta, vm: str | None) -> dict[str, Operation]:
     """Return the unplugs beside KubeVirt in a VMI's annotations by interface.
 
     They have a key of their own, see :func:`schemas.kubernetes.operations.unplug_key`.
 
     :param vm: UID of the VM that owns the VMI.
     """
-    found = (read_unplug_at(annotations, key) for key in annotations)
+    found = (read_unplug_at(meta.annotations, key) for key in meta.annotations)
     return {operation.interface: operation for operation in found if operation is not None and operation.vm == vm}
 
 

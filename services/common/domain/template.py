@@ -78,7 +78,7 @@ def parse_template(vm: VirtualMachine) -> TemplateInterfaces:
         )
         for item, interface in pairs
     }
-    return TemplateInterfaces(vm, interfaces, read_operations(vm.metadata.annotations, holder=vm.metadata.uid))
+    return TemplateInterfaces(vm, interfaces, read_operations(vm.metadata))
 
 
 def owns(vm: VirtualMachine, vmi: VirtualMachineInstance) -> bool:

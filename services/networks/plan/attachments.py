@@ -177,7 +177,7 @@ def parse_attachments(
     except ValueError as error:
         return MalformedAnnotation(key, str(error))
     marks = {link: _find_mark(annotations, link, uid) for link in (status.interface for status in statuses) if link}
-    found = (read_held(annotations, name, uid) for name in annotations if is_operation_key(name))
+    found = (read_held(pod.metadata, name) for name in annotations if is_operation_key(name))
     # One that names a VM is a copy, too: KubeVirt copies a VMI's annotations to the pods it makes later.
     operations = {
         pod_interface(operation.interface): operation

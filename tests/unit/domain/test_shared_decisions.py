@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kubernetes.objects import Interface
+from schemas.kubernetes.objects import Interface, ObjectMeta
 from schemas.kubernetes.operations import Operation, derive_operation_id, encode_annotation, operation_key
 from schemas.stages import OperationKind
 from services.common.domain.operations import find_acting_pod, read_operations, resolve_operation
@@ -21,14 +21,38 @@ def test_an_operation_that_names_another_object_is_a_copy(holder: str | None, fo
     """A restore, a clone and the metadata of a template bring operations of other objects along."""
     written = Operation("id", OperationKind.UNPLUG, "iface1")
     annotations = {operation_key("iface1"): encode_annotation(msgspec.structs.replace(written, holder=holder))}
-    read = read_operations(annotations, holder=objects.VMI_UID)
+    read = read_operations(ObjectMeta(uid=objects.VMI_UID, annotations=annotations))
     assert read == ({"iface1": written} if found else {})
+
+
+@pytest.mark.parametrize(
+    ("requested_at", "found"),
+    [
+        ("2026-11-23T10:00:01Z", True),
+        # The API server writes whole seconds.
+        ("2026-11-23T10:00:00.001Z", True),
+        ("2026-11-23T10:00:00.123456+00:00", True),
+        ("2026-11-23T09:59:59.999Z", False),
+        (None, False),
+        ("tomorrow", False),
+        ("9999", False),
+        ("2026-11-23T10:00:01+14:00", False),
+    ],
+)
+def test_an_operation_that_names_no_object_counts_if_it_was_requested_after_its_object_was_created(
+    requested_at: str | None, found: bool
+) -> None:
+    """An earlier version names no object. What a restore or a clone brings is older than the object."""
+    written = Operation("id", OperationKind.UNPLUG, "iface1", requested_at=requested_at)
+    annotations = {operation_key("iface1"): encode_annotation(written)}
+    meta = ObjectMeta(uid=objects.VMI_UID, creation_timestamp="2026-11-23T10:00:00Z", annotations=annotations)
+    assert read_operations(meta) == ({"iface1": written} if found else {})
 
 
 def test_annotated_operation_of_the_same_kind_is_used_and_otherwise_derived() -> None:
     written = Operation("op", OperationKind.PLUG, "iface1")
     annotations = {operation_key("iface1"): encode_annotation(written), operation_key("x"): "{", "some": "thing"}
-    assert read_operations(annotations) == {"iface1": written}
+    assert read_operations(ObjectMeta(annotations=annotations)) == {"iface1": written}
     vmi = objects.vmi(objects.nic("iface1"))
     assert resolve_operation(vmi, Interface("iface1"), written) is written
     derived = resolve_operation(vmi, Interface("iface1", state="absent"), written)

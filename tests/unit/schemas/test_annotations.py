@@ -79,6 +79,15 @@ def test_malformed_operation_counts_as_absent(text: str) -> None:
     assert operations.read_operation({operations.operation_key("iface1"): text}, "iface1") is None
 
 
+@pytest.mark.parametrize("reason", ["", "noFreeSlot", "No free slot", "No\nSlot", "NoFreeSlot\n", "X" * 65, "Ü"])
+def test_operation_whose_failure_has_no_reason_counts_as_absent(reason: str) -> None:
+    """The reason becomes that of an Event, and a name in messages to the user."""
+    annotations = {operations.operation_key("iface1"): operations.encode_annotation(operation(failed=reason))}
+    assert operations.read_operation(annotations, "iface1") is None
+    annotations = {operations.operation_key("iface1"): operations.encode_annotation(operation(failed="NoFreeSlot"))}
+    assert operations.read_operation(annotations, "iface1") == operation(failed="NoFreeSlot")
+
+
 def test_operation_of_another_interface_counts_as_absent() -> None:
     text = operations.encode_annotation(Operation("1", OperationKind.PLUG, "other"))
     assert operations.read_operation({operations.operation_key("iface1"): text}, "iface1") is None

@@ -51,7 +51,7 @@ def read_entries(nics: VmiNics) -> dict[tuple[str, OperationKind], Operation]:
 def entries_of_kind(vmi: VirtualMachineInstance, kind: OperationKind) -> dict[str, Operation]:
     """Return the entries of one kind by interface, without copies that name another VM."""
     read = read_operations if kind is OperationKind.PLUG else read_unplugs
-    found = read(vmi.metadata.annotations, owning_vm_uid(vmi))
+    found = read(vmi.metadata, owning_vm_uid(vmi))
     return {name: entry for name, entry in found.items() if entry.kind is kind and entry.vm is not None}
 
 

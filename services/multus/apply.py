@@ -8,7 +8,7 @@ decides nothing; see :mod:`services.multus.plan`. Next: :mod:`services.multus.cn
 import contextlib
 import errno
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,8 +20,8 @@ from services.common.telemetry.logs import Log
 from services.multus.cni import network, results
 from services.multus.cni.call import PodId
 from services.multus.cni.device_info import DEVICE_INFO_CAPABILITY, DeviceInfoFiles
-from services.multus.cni.errors import CniError, NotStartedError, as_cni_error
-from services.multus.cni.executor import Executor
+from services.multus.cni.errors import CniError, DeadlineError, NotStartedError, as_cni_error
+from services.multus.cni.executor import Executor, time_limit
 from services.multus.cni.network import AttachmentTarget
 from services.multus.plan import (
     AddAttachment,
@@ -36,6 +36,9 @@ from services.multus.pod.events import PodEvents
 from services.multus.records.sandbox import Attachment, AttachmentState, SandboxState
 from services.multus.records.store import Records
 from services.multus.records.upstream import UpstreamCache
+
+UNDO_TIME: Final = 20.0
+"""Seconds for what undoes a failed call, which may have used up its own time."""
 
 
 class Applier:
@@ -152,7 +155,8 @@ class Applier:
         # The ADD that failed has written the record since; the caller's copy is older.
         sandbox = self._records.read(sandbox.sandbox_id) or sandbox
         actions = [DeleteAttachment(sandbox.find(one.ifname) or one) for one in reversed(made)]
-        await self.delete_attachments(sandbox, actions)
+        with time_limit(UNDO_TIME, anew=True):
+            await self.delete_attachments(sandbox, actions)
 
     def _with_device_file(
         self, sandbox: SandboxState, attachment: Attachment, desired: DesiredAttachment
@@ -220,7 +224,7 @@ class Applier:
             # An ADD that failed has got no lease.
             failure = kept if attachment.state is AttachmentState.ADDED else None
         except Exception as error:
-            if not last:
+            if not last or isinstance(error, DeadlineError):
                 raise
             if action.leftover is not None:
                 await self._restore_link(sandbox.netns, action.leftover)
@@ -241,16 +245,26 @@ class Applier:
     async def delete_attachments(self, sandbox: SandboxState, actions: Iterable[DeleteAttachment]) -> list[CniError]:
         """Delete attachments; those whose DEL fails stay in the record, with the number of failures.
 
+        Those for which the call has no time left stay as they are.
+
         :param sandbox: the sandbox's record.
         :param actions: the attachments and the changes to their links.
         :returns: the failures.
         """
         failures: list[CniError] = []
-        for action in actions:
-            attachment = action.attachment
+        left = list(actions)
+        while left:
+            action, attachment = left[0], left[0].attachment
             try:
                 sandbox = await self.delete_attachment(sandbox, action)
+                left.pop(0)
+            except DeadlineError as late:
+                names = [one.attachment.ifname for one in left]
+                self._log.error("DEL out of time", sandbox=sandbox.sandbox_id, ifnames=names, error=late.msg)
+                failures.append(late)
+                break
             except Exception as failure:
+                left.pop(0)
                 error = self._as_cni_error(failure, sandbox, attachment.ifname)
                 self._log.error("DEL failed", sandbox=sandbox.sandbox_id, ifname=attachment.ifname, error=error.msg)
                 failures.append(error)

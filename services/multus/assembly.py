@@ -27,6 +27,7 @@ from services.multus.records.store import Records
 from services.multus.records.upstream import UpstreamCache
 from services.multus.sandboxes.adoption import Adoption
 from services.multus.sandboxes.default_routes import DefaultRoutes
+from services.multus.sandboxes.node_gc import NodeGc
 from services.multus.sandboxes.sweep import SandboxLister, Sweep
 from services.multus.server import make_application
 
@@ -113,19 +114,28 @@ def assemble(
     )
     adoption = Adoption(upstream, records, applier, log)
     pods = PodReader(kube, timeout=pod_timeout)
+    observer = CallObserver(kube, config, pods, readiness_timeout=readiness_timeout)
     call_handler = CallHandler(
         config=config,
         records=records,
         executor=executor,
         pods=pods,
-        observer=CallObserver(kube, config, pods, readiness_timeout=readiness_timeout),
+        observer=observer,
         applier=applier,
         default_routes=DefaultRoutes(netns, records),
         adoption=adoption,
         status_writer=StatusWriter(kube, pods, log),
         pod_events=pod_events,
+        node_gc=NodeGc(records=records, applier=applier, executor=executor, observer=observer, log=log),
         log=log,
     )
-    app = make_application(call_handler, telemetry=telemetry, log=log, stopping=stopping, limit=config.connection_limit)
+    app = make_application(
+        call_handler,
+        telemetry=telemetry,
+        log=log,
+        stopping=stopping,
+        limit=config.connection_limit,
+        call_timeout=settings.call_seconds,
+    )
     sweep = Sweep(records, applier, adoption, log, runtime=runtime)
     return DaemonParts(records, pod_events, call_handler, adoption, sweep, app)

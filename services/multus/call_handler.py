@@ -4,7 +4,6 @@ HTTP is the subject of :mod:`services.multus.server`. What is deleted without a 
 :mod:`services.multus.sandboxes.sweep`. Next: :mod:`services.multus.observe`.
 """
 
-from collections.abc import Awaitable
 from dataclasses import replace
 
 import msgspec
@@ -18,7 +17,7 @@ from services.multus.apply import Applier
 from services.multus.cni import conflist, network
 from services.multus.cni.call import CniCall, PodId
 from services.multus.cni.default_routes import plan_default_routes
-from services.multus.cni.errors import CniError, as_cni_error
+from services.multus.cni.errors import CniError
 from services.multus.cni.executor import Executor
 from services.multus.config.settings import Config
 from services.multus.observe import CallObserver, find_nad_name
@@ -33,6 +32,7 @@ from services.multus.records.store import Records
 from services.multus.sandboxes.adoption import Adoption
 from services.multus.sandboxes.default_routes import DefaultRoutes
 from services.multus.sandboxes.deletion import UnrecordedSandboxes, delete_sandbox
+from services.multus.sandboxes.node_gc import NodeGc
 
 
 class CallHandler:
@@ -48,6 +48,7 @@ class CallHandler:
     :param adoption: adopts multus-cni's sandboxes.
     :param status_writer: writes network-status to pods.
     :param pod_events: records Events on pods.
+    :param node_gc: carries out GC.
     :param log: the daemon's log.
     """
 
@@ -64,9 +65,11 @@ class CallHandler:
         adoption: Adoption,
         status_writer: StatusWriter,
         pod_events: PodEvents,
+        node_gc: NodeGc,
         log: Log,
     ) -> None:
         self._config = config
+        self._gc = node_gc
         self._records = records
         self._executor = executor
         self._pods = pods
@@ -97,7 +100,7 @@ class CallHandler:
                 await self._observer.wait_for_readiness_file()
                 await network.status(self._executor, await self._observer.cluster_network(call))
             case _:
-                await self._cni_gc(call)
+                await self._gc.run(call)
         return None
 
     async def handle_delegate(self, call: CniCall) -> cni.CniResult | None:
@@ -267,39 +270,6 @@ class CallHandler:
                 except CniError as error:
                     raise error.with_prefix(str(attachment)) from error
 
-    async def _cni_gc(self, call: CniCall) -> None:
-        """Delete the sandboxes that the runtime does not know, then run GC for the plugins of every network."""
-        # Upstream takes all entries of its own cache for valid, and so collects nothing.
-        valid = plan.parse_valid_attachments(call.config_object)
-        sandboxes = {sandbox_id for sandbox_id, _ in valid}
-        failures: list[CniError] = []
-        # The CNI specification forbids GC during an ADD or DEL.
-        async with self._records.lock_all():
-            kept: list[SandboxState] = []
-            unread = set()
-            for sandbox_id in self._records.ids():
-                try:
-                    sandbox = self._records.read(sandbox_id)
-                except CniError as error:
-                    failures.append(error)
-                    unread.add(sandbox_id)
-                    continue
-                if sandbox is not None and sandbox_id in sandboxes:
-                    kept.append(sandbox)
-                elif sandbox is not None:
-                    await _collect_failure(failures, delete_sandbox(self._applier, sandbox, sandbox.netns))
-            damaged = self._records.keep_damaged(sandboxes)
-            unread |= damaged.keys()
-            failures += damaged.values()
-            if unread & sandboxes:
-                # No list of attachments would be complete: plugins would free addresses that these sandboxes use.
-                raise failures[0]
-            cluster = await self._observer.cluster_network(call)
-            for one, attachments in plan.plan_gc(cluster, valid, kept):
-                await _collect_failure(failures, network.collect_garbage(self._executor, one, attachments))
-        if failures:
-            raise failures[0]
-
     async def _sandbox(self, call: CniCall, pod: PodId, *, creating: bool) -> SandboxState:
         """Return the record with which an ADD starts: that of the sandbox, or a new one.
 
@@ -327,14 +297,6 @@ class CallHandler:
         if links is None:
             raise CniError(cni.CniErrorCode.UNKNOWN_CONTAINER, f"no network namespace at {call.netns}")
         return links
-
-
-async def _collect_failure(failures: list[CniError], work: Awaitable[None]) -> None:
-    """Await the work and add its error to the list, so that one failure does not end a GC."""
-    try:
-        await work
-    except Exception as error:
-        failures.append(as_cni_error(error))
 
 
 def _require_pod(call: CniCall) -> PodId:

@@ -7,6 +7,7 @@ is one that cannot be read.
 Next: :mod:`services.multus.call_handler`, which carries out a call.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -26,6 +27,7 @@ from services.common.telemetry.tracer import fail_span
 from services.multus.call_handler import CallHandler
 from services.multus.cni.call import CniCall, MalformedError, decode
 from services.multus.cni.errors import CniError
+from services.multus.cni.executor import seconds_left, time_limit
 
 HandleCall = Callable[[CniCall], Awaitable[cni.CniResult | None]]
 """Carries out the calls of one path, ``/cni`` or ``/delegate``."""
@@ -41,6 +43,7 @@ def make_application(
     log: Log,
     stopping: Callable[[], bool],
     limit: int | None = None,
+    call_timeout: float,
 ) -> web.Application:
     """Build the daemon's HTTP application.
 
@@ -50,6 +53,7 @@ def make_application(
     :param stopping: returns whether the daemon is shutting down; ``/readyz`` fails then.
     :param limit: how many calls may run at once, half of them for the pods of one namespace while others wait, too;
         further calls wait. ``None``: no limit.
+    :param call_timeout: seconds that a call may take, from its receipt.
     """
     sandbox_route = f"{multus.SANDBOXES_PATH}/{{id}}"
     app = make_app(
@@ -60,11 +64,15 @@ def make_application(
     )
     # Upstream limits connections (multus-cni#1346). Limiting calls lets health checks pass while calls wait.
     slots = FairSlots(limit) if limit else None
+
+    def call_route(handle_call: HandleCall) -> Callable[[web.Request], Awaitable[web.Response]]:
+        return _call_route(handle_call, log, slots, call_timeout)
+
     requests = telemetry.meter.create_counter("multus_server_request", description="requests by path and status")
     # Outermost, so that a response made from an error is counted with its status.
     app.middlewares.insert(0, _counting(requests))
-    app.router.add_post(multus.CNI_PATH, _call_route(call_handler.handle_cni, log, slots))
-    app.router.add_post(multus.DELEGATE_PATH, _call_route(call_handler.handle_delegate, log, slots))
+    app.router.add_post(multus.CNI_PATH, call_route(call_handler.handle_cni))
+    app.router.add_post(multus.DELEGATE_PATH, call_route(call_handler.handle_delegate))
 
     app.router.add_get(sandbox_route, _sandbox_route(call_handler, log))
 
@@ -106,7 +114,7 @@ def _counting(requests: Counter) -> Any:
 
 
 def _call_route(
-    handle_call: HandleCall, log: Log, slots: FairSlots | None
+    handle_call: HandleCall, log: Log, slots: FairSlots | None, call_timeout: float
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         body = await request.read()
@@ -118,9 +126,12 @@ def _call_route(
             return _error_response(error, None, log)
         _set_span_attributes(call)
         try:
-            # By namespace: the plugins of one tenant's networks may all wait for their deadline.
-            async with slots.hold(call.pod and call.pod.namespace) if slots else contextlib.nullcontext():
-                result = await handle_call(call)
+            with time_limit(call_timeout):
+                async with contextlib.AsyncExitStack() as stack:
+                    if slots:
+                        # By namespace: the plugins of one tenant's networks may all wait for their deadline.
+                        await take_slot(stack, slots, call.pod.namespace if call.pod else None)
+                    result = await handle_call(call)
         except CniError as error:
             return _error_response(error, call, log)
         except Exception as error:
@@ -134,6 +145,20 @@ def _call_route(
         )
 
     return handle
+
+
+async def take_slot(stack: contextlib.AsyncExitStack, slots: FairSlots, namespace: str | None) -> None:
+    """Wait for a slot, and hold it until the stack ends.
+
+    :raises CniError: code 11, none was free as long as the runtime waits.
+    """
+    seconds = seconds_left()
+    try:
+        async with asyncio.timeout(seconds):
+            await stack.enter_async_context(slots.hold(namespace))
+    except TimeoutError:
+        message = f"too many calls have been running for {seconds:.3g} s"
+        raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from None
 
 
 def _sandbox_route(call_handler: CallHandler, log: Log) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -46,11 +46,16 @@ def as_cni_error(error: Exception) -> CniError:
 
 def combine_errors(failures: Sequence[CniError]) -> CniError:
     """Return one error for several, with the code and details of the first."""
-    return CniError(failures[0].code, " / ".join(error.msg for error in failures), failures[0].details)
+    kind = DeadlineError if any(isinstance(error, DeadlineError) for error in failures) else CniError
+    return kind(failures[0].code, " / ".join(error.msg for error in failures), failures[0].details)
 
 
 class NotStartedError(CniError):
     """No plugin ran, so nothing was created and nothing needs to be deleted."""
+
+
+class DeadlineError(CniError):
+    """A call has used up its time. Its work is not done, which says nothing about the plugin or the attachment."""
 
 
 def decode_error(raw: bytes, configuration: bytes) -> CniError | None:

@@ -1,15 +1,19 @@
 """Execution of CNI plugins: one process each, with a deadline, captured output and classified errors.
 
+All plugins of a call together have a deadline as well (:func:`time_limit`): the container runtime waits for the call.
 What a process inherits, and how it is killed, is the subject of :mod:`services.multus.cni.plugin_process`. Chains of
 plugins are the subject of :mod:`services.multus.cni.network`.
 """
 
 import asyncio
+import contextlib
 import errno
+import math
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,7 +28,7 @@ from services.common.telemetry.logs import Log
 from services.common.telemetry.propagation import traceparent_of
 from services.common.telemetry.redact import MAX_QUOTED, redact_configuration
 from services.common.telemetry.tracer import fail_span
-from services.multus.cni.errors import CniError, NotStartedError, cut, decode_error
+from services.multus.cni.errors import CniError, DeadlineError, NotStartedError, cut, decode_error
 from services.multus.cni.plugin_cgroups import PluginCgroups
 from services.multus.cni.plugin_process import KILL_TIMEOUT, MAX_OUTPUT, Finished, FloodError, PluginProcesses
 
@@ -32,8 +36,33 @@ BUSY_PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between attempts to start a plugin whose file is being written. Upstream makes six attempts and then reports
 success."""
 
+_OUT_OF_TIME: Final = "has used up its time"
+
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """``PATH`` of plugins where the daemon has none."""
+
+
+_ends_at: ContextVar[float] = ContextVar("ends_at", default=math.inf)
+"""When the time of the running call ends, on the monotonic clock."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, *, anew: bool = False) -> Iterator[None]:
+    """Limit the time of all plugins that run inside, together. What then runs is killed, and nothing else is started.
+
+    :param anew: whether to grant this time even after that of a limit around it.
+    """
+    ends_at = time.monotonic() + seconds
+    token = _ends_at.set(ends_at if anew else min(ends_at, _ends_at.get()))
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def seconds_left(most: float = math.inf) -> float:
+    """Return how long the running call may still take, but no more than a number of seconds."""
+    return max(0.0, min(most, _ends_at.get() - time.monotonic()))
 
 
 @dataclass(frozen=True)
@@ -137,6 +166,7 @@ class Executor:
         :param invocation: its environment.
         :param stdin: its standard input.
         :raises NotStartedError: the plugin could not be started.
+        :raises DeadlineError: code 11, the call has no time left for the plugin, or had less than a plugin may take.
         :raises CniError: the plugin failed (with its own code), or exceeded the deadline (code 11).
         """
         with self._tracer.start_as_current_span(
@@ -158,16 +188,22 @@ class Executor:
         traceparent = traceparent_of()
         if traceparent:
             environ["TRACEPARENT"] = traceparent
-        started = time.monotonic()
+        started, limit = time.monotonic(), seconds_left(self._timeout)
+        if not limit:
+            message = f"{_failure_prefix(plugin, invocation)}: it was not started, because the call {_OUT_OF_TIME}"
+            raise DeadlineError(cni.CniErrorCode.TRY_AGAIN_LATER, message)
         try:
             # Upstream waits for a plugin without a limit.
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(limit):
                 finished = await self._run_with_retries(path, environ, stdin)
         except FloodError:
             message = f"{_failure_prefix(plugin, invocation)}: it wrote more than {MAX_OUTPUT} bytes and was killed"
             raise CniError(cni.CniErrorCode.INTERNAL, message) from None
         except TimeoutError:
-            message = f"{_failure_prefix(plugin, invocation)}: it did not end within {self._timeout:g} s and was killed"
+            message = f"{_failure_prefix(plugin, invocation)}: it did not end within {limit:.3g} s and was killed"
+            if limit < self._timeout:
+                message = f"{message}, because the call {_OUT_OF_TIME}"
+                raise DeadlineError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from None
             raise CniError(cni.CniErrorCode.TRY_AGAIN_LATER, message) from None
         # ValueError: a NUL byte in the environment.
         except (OSError, ValueError) as error:

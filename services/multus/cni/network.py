@@ -16,7 +16,7 @@ from services.common.domain.plugin_types import SHIMS, AllowedPlugins
 from services.multus.cni import dhcp, results
 from services.multus.cni.call import PodId, plugin_args
 from services.multus.cni.conflist import AttachmentAttributes, NetworkConfig, plugin_stdin
-from services.multus.cni.errors import CniError, NotStartedError
+from services.multus.cni.errors import CniError, DeadlineError, NotStartedError
 from services.multus.cni.executor import Executor, Invocation
 
 PASSTHRU: Final = "passthru"
@@ -127,6 +127,7 @@ async def delete(
     :param previous: the result of ADD; ``None`` when it is unknown.
     :param last_try: whether there is no later DEL. The other plugins then run after a failure, too.
     :returns: why an address was not released, although DEL succeeded; normally ``None``.
+    :raises DeadlineError: the call has no time left. Then the try does not count.
     :raises CniError: a plugin failed; with several failures that of the first one.
     """
     # DEL has `prevResult` since CNI 0.4.0.
@@ -138,6 +139,8 @@ async def delete(
         document = plugin_stdin(network, index, attributes, previous=passed)
         try:
             kept = await _delete_one(executor, plugin, target, attributes, document) or kept
+        except DeadlineError:
+            raise
         except CniError as error:
             if not last_try:
                 raise
@@ -223,15 +226,21 @@ async def status(executor: Executor, network: NetworkConfig) -> None:
             raise CniError(cni.CniErrorCode.INCOMPATIBLE_VERSION, message, error.details) from error
 
 
+def has_gc(network: NetworkConfig) -> bool:
+    """Return whether GC runs any plugin of a network."""
+    return not network.disable_gc and network.at_least("1.1.0")
+
+
 async def collect_garbage(executor: Executor, network: NetworkConfig, valid: Iterable[tuple[str, str]]) -> None:
     """Run GC: every plugin frees what belongs to none of the valid attachments.
 
     :param executor: runs the plugins.
     :param network: the network.
     :param valid: the valid attachments (container id and interface name).
+    :raises DeadlineError: the call has no time left.
     :raises CniError: the first failure, after all plugins have run.
     """
-    if network.disable_gc or not network.at_least("1.1.0"):
+    if not has_gc(network):
         return
     attachments: list[dict[str, Any]] = [{"containerID": sandbox, "ifname": ifname} for sandbox, ifname in valid]
     # libcni also writes the legacy key without `valid-`.
@@ -241,6 +250,8 @@ async def collect_garbage(executor: Executor, network: NetworkConfig, valid: Ite
         try:
             document = plugin_stdin(network, index, AttachmentAttributes(), extra=extra)
             await _run(executor, plugin, Invocation(cni.CniCommand.GC), document)
+        except DeadlineError:
+            raise
         except CniError as error:
             failure = failure or error
     if failure is not None:

@@ -25,6 +25,11 @@ DEFAULT_CONNECTION_LIMIT: Final = 32
 once are no faster (multus-cni#1346)."""
 
 
+CALL_TIMEOUT: Final = 90.0
+"""Seconds that a call may take, with 20 s to undo a failed one. The kubelet waits 2 minutes for the runtime to stop a
+sandbox, and 4 minutes to run one (runtimeRequestTimeout); the shim waits 3 minutes."""
+
+
 class Settings(CommonSettings, frozen=True, kw_only=True):
     """Environment variables of the role."""
 
@@ -59,6 +64,13 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     plugin_timeout: Annotated[
         float, msgspec.Meta(description="seconds that one execution of a CNI plugin may take", gt=0, le=600)
     ] = 60.0
+    call_timeout: Annotated[
+        Annotated[float, msgspec.Meta(gt=0, le=3600)] | None,
+        msgspec.Meta(
+            description="seconds that a call may take with all of its plugins, from its receipt; a failed ADD then has "
+            "20 s more to undo what it has made; unset: 90, or HOTNIC_PLUGIN_TIMEOUT if that is longer"
+        ),
+    ] = None
     plugin_memory: Annotated[
         int, msgspec.Meta(description="MiB of memory that one execution of a CNI plugin may use", ge=16)
     ] = 1024
@@ -95,6 +107,11 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         str | None,
         msgspec.Meta(description="file to install as the shim, such as a static one; unset: the one for Python 3"),
     ] = None
+
+    @property
+    def call_seconds(self) -> float:
+        """The seconds that a call may take."""
+        return self.call_timeout or max(CALL_TIMEOUT, self.plugin_timeout)
 
 
 @dataclass(frozen=True)

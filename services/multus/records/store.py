@@ -84,6 +84,10 @@ class Records:
         """Hold a sandbox's lock, so that its calls run one after the other."""
         return self._locks.hold(sandbox_id)
 
+    def is_locked(self, sandbox_id: str) -> bool:
+        """Return whether a call holds a sandbox's lock, or waits for it."""
+        return sandbox_id in self._locks
+
     def lock_all(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Hold all sandboxes' locks, for GC."""
         return self._locks.hold_all()

@@ -12,7 +12,7 @@ from services.common.telemetry.logs import Log
 from services.common.telemetry.stores import Bounded
 from services.multus.apply import Applier
 from services.multus.cni.call import CniCall
-from services.multus.cni.errors import CniError, as_cni_error, combine_errors
+from services.multus.cni.errors import CniError, DeadlineError, as_cni_error, combine_errors
 from services.multus.observe import CallObserver
 from services.multus.plan import DELETE_TRIES_OF_ADDED, DeleteUnrecorded, DesiredAttachment, plan_delete
 from services.multus.pod.events import PodEvents
@@ -88,6 +88,10 @@ class UnrecordedSandboxes:
             action = DeleteUnrecorded(one.network, one.ifname, one.attributes, with_netns=bool(netns))
             try:
                 await self._applier.delete_unrecorded(action, call.sandbox_id, netns, call.pod)
+            except DeadlineError:
+                # Not counted: the call had no time for the others.
+                self._applier.close_netns(call.netns)
+                raise
             except Exception as error:
                 failures.append((one, as_cni_error(error)))
         self._applier.close_netns(call.netns)

@@ -166,6 +166,7 @@ async def running_daemon(
     plugins: Path,
     *,
     timeout: float = 10.0,
+    call_timeout: float = 90.0,
     runtime: SandboxLister | None = None,
     telemetry: Telemetry | None = None,
     host_root: str = "/",
@@ -176,6 +177,7 @@ async def running_daemon(
     :param folder: the directory of everything that the daemon writes.
     :param plugins: the plugin directory.
     :param timeout: seconds that one plugin may take.
+    :param call_timeout: seconds that one call may take.
     :param runtime: lists the container runtime's sandboxes.
     :param telemetry: replaces the telemetry that records spans.
     :param host_root: where the node's file system is mounted.
@@ -192,6 +194,7 @@ async def running_daemon(
         cni_state_dir=str(folder / "state"),
         multus_config=str(file),
         plugin_timeout=timeout,
+        call_timeout=call_timeout,
         host_root=host_root,
         pod_resources_socket=str(folder / "kubelet.sock"),
         device_info_dir=str(folder / "devinfo"),

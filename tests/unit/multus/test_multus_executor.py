@@ -15,8 +15,8 @@ from services.common.telemetry.propagation import context_of
 from services.multus.cni import network
 from services.multus.cni.call import PodId
 from services.multus.cni.conflist import AttachmentAttributes, parse
-from services.multus.cni.errors import CniError
-from services.multus.cni.executor import Executor, Invocation
+from services.multus.cni.errors import CniError, DeadlineError
+from services.multus.cni.executor import Executor, Invocation, time_limit
 from services.multus.cni.network import AttachmentTarget
 from tests.support.node.cni import RecordingPlugin
 from tests.support.telemetry.spans import named, recording_telemetry
@@ -311,6 +311,19 @@ async def test_commands_that_the_version_or_a_flag_excludes_do_not_run(tmp_path:
     assert "prevResult" not in plugin.stdin(0)
     await network.status(run, switched)
     assert plugin.commands == ["DEL net1", "STATUS"]
+
+
+async def test_no_plugin_of_a_chain_is_started_when_the_call_has_used_up_its_time(tmp_path: Path) -> None:
+    first, second = RecordingPlugin(tmp_path, "first"), RecordingPlugin(tmp_path, "second")
+    second.sleep("DEL", 600)
+    chain = parse('{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"first"},{"type":"second"}]}')
+    with time_limit(0.3), pytest.raises(DeadlineError, match="and was killed, because the call has used up") as caught:
+        # After any other failure the first plugin would run on the last try, too.
+        await network.delete(executor(tmp_path), chain, PLACE, AttachmentAttributes(), None, last_try=True)
+    assert caught.value.code == cni.CniErrorCode.TRY_AGAIN_LATER
+    with time_limit(0), pytest.raises(DeadlineError, match="it was not started, because the call has used up its time"):
+        await network.collect_garbage(executor(tmp_path), chain, [])
+    assert (first.commands, second.commands) == ([], ["DEL net1"])
 
 
 async def test_gc_runs_every_plugin_and_raises_the_first_failure(tmp_path: Path) -> None:

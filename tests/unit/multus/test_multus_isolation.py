@@ -18,7 +18,7 @@ from services.multus.apply import Applier
 from services.multus.cni.conflist import AttachmentAttributes, parse
 from services.multus.cni.device_info import DeviceInfoFiles
 from services.multus.cni.errors import CniError
-from services.multus.cni.executor import Executor
+from services.multus.cni.executor import Executor, time_limit
 from services.multus.plan import AddAttachment, DeleteAttachment, DesiredAttachment
 from services.multus.pod.events import PodEvents
 from services.multus.records.sandbox import Attachment, AttachmentOrigin, AttachmentState, SandboxState
@@ -101,6 +101,16 @@ async def test_what_a_failed_add_has_made_is_undone_whatever_failed(tmp_path: Pa
     assert plugin.commands == ["ADD net1", "DEL net1"]
     left = node.records.read("a")
     assert [one.ifname for one in left.attachments] == ["net2"] if left else False
+    await node.records.flush()
+
+
+async def test_what_an_add_without_time_has_made_is_undone(tmp_path: Path, plugin: RecordingPlugin) -> None:
+    node = Node(tmp_path)
+    plugin.sleep("ADD", 600)
+    with time_limit(0.3), pytest.raises(CniError, match="and was killed, because the call has used up its time"):
+        await node.applier.add(sandbox("a", ""), [AddAttachment(desired("net1", plugin))])
+    assert plugin.commands == ["ADD net1", "DEL net1"]
+    assert node.records.read("a") is None
     await node.records.flush()
 
 

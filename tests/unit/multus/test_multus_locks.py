@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from services.multus.cni.errors import CniError
+from services.multus.cni.executor import time_limit
 from services.multus.records.locks import SandboxLocks
 
 
@@ -36,6 +37,44 @@ async def test_gc_waits_for_running_calls_and_blocks_new_ones() -> None:
     leave.set()
     await asyncio.gather(first, gc, second)
     assert order == ["a", "GC", "GC ends", "b"]
+    assert len(locks) == 0
+
+
+async def test_gc_that_waits_for_a_slow_call_lets_new_ones_in() -> None:
+    """The running call may take its whole deadline, and a new one must not wait as long."""
+    locks = SandboxLocks(30, blocked=0.01)
+    entered, leave, collected = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow_call() -> None:
+        async with locks.hold("a"):
+            entered.set()
+            await leave.wait()
+
+    async def collect() -> None:
+        async with locks.hold_all():
+            collected.set()
+
+    slow = asyncio.create_task(slow_call())
+    await entered.wait()
+    gc = asyncio.create_task(collect())
+    for _ in range(3):
+        await asyncio.sleep(0)
+        async with locks.hold("b"):
+            assert not collected.is_set()
+    leave.set()
+    await asyncio.gather(slow, gc)
+    assert collected.is_set()
+
+
+async def test_no_lock_is_waited_for_longer_than_the_call_may_take() -> None:
+    locks = SandboxLocks(30)
+    async with locks.hold("a"):
+        for waiting in (locks.hold("a"), locks.hold_all()):
+            with pytest.raises(CniError, match=r"running for 0\.0[12]"), time_limit(0.02):
+                async with waiting:
+                    raise AssertionError("two calls hold the lock")
+    async with locks.hold_all():
+        pass
     assert len(locks) == 0
 
 

@@ -33,10 +33,12 @@ MAX_RESPONSE = 64 * 1024
 def healthcheck(live: bool, timeout: float) -> None:
     """Check that the role at HOTNIC_HEALTH_LISTEN is ready.
 
-    The variable has the role's own value: HOST:PORT or unix:/PATH. The exit code is 0 if the role is ready; otherwise
-    it is 1 and the reason is on standard error.
+    The variable has the role's own value: HOST:PORT or unix:/PATH, or several, of which a unix socket is asked. The
+    exit code is 0 if the role is ready; otherwise it is 1 and the reason is on standard error.
     """
-    listen = os.environ.get(VARIABLE, "").strip()
+    addresses = [address.strip() for address in os.environ.get(VARIABLE, "").split(",")]
+    # Another process may hold a port, and answer in place of the role.
+    listen = next((address for address in addresses if address.startswith("unix:")), addresses[0])
     if not listen:
         raise CommandFailed(f"{VARIABLE} is not set; set it to the HOST:PORT or unix:/PATH that the role listens on")
     try:

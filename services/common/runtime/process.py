@@ -38,7 +38,7 @@ STACK_TIMEOUT = 5.0
 """Seconds for closing servers and connections; of these, a server gives running requests 4 s."""
 HEALTH_TIMEOUT = 0.9
 """Seconds for closing the health endpoints; before that, telemetry takes as long for exporting the remaining spans."""
-STARTED, HEALTH = "started", "health-port"
+STARTED, HEALTH, HEALTH_SOCKET = "started", "health-port", "health-socket"
 
 
 class StartRefused(Exception):
@@ -165,16 +165,15 @@ async def _run(
         health = contextlib.AsyncExitStack()
         try:
             # Before the start too: `/readyz` shows what the start waits for.
-            if settings.health_listen:
-                make = functools.partial(health_app, telemetry, runtime.readiness)
-                await health.enter_async_context(
-                    serve_when_free(HEALTH, make, settings.health_listen, runtime.readiness, log)
-                )
+            make = functools.partial(health_app, telemetry, runtime.readiness)
+            for listen in settings.health_listen:
+                name = HEALTH_SOCKET if listen.startswith("unix:") else HEALTH
+                await health.enter_async_context(serve_when_free(name, make, listen, runtime.readiness, log))
             code = await start_role(runtime, start)
             if code == 0:
                 await runtime.stopping.wait()
         except (OSError, ValueError) as error:
-            log.error("cannot serve health endpoints", listen=settings.health_listen, error=str(error))
+            log.error("cannot serve health endpoints", listen=",".join(settings.health_listen), error=str(error))
             code = 1
         return await shutdown(runtime, health, code)
 

@@ -63,9 +63,12 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
         int, msgspec.Meta(description="trace files of a role on a node that are kept, of 4 MiB each", ge=MIN_FILES)
     ] = MAX_FILES
     health_listen: Annotated[
-        str | None,
-        msgspec.Meta(description="HOST:PORT or unix:/PATH of /healthz, /readyz and /metrics; unset: not served"),
-    ] = None
+        tuple[str, ...],
+        msgspec.Meta(
+            description="comma-separated addresses, HOST:PORT or unix:/PATH, of /healthz, /readyz and /metrics; unset: "
+            "not served"
+        ),
+    ] = ()
     log_format: Annotated[
         Literal["auto", "json", "console"],
         msgspec.Meta(description="json, console, or auto (console on a terminal, json elsewhere)"),

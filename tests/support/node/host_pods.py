@@ -60,7 +60,8 @@ def host_pod(cluster: ControlPlane, pod: Object, address: str, directory: Path) 
             [str(HOTNIC), *container["args"]], stdout=output, stderr=output, env=process_environment | environment
         )
     try:
-        url = f"http://{environment['HOTNIC_HEALTH_LISTEN']}{container['readinessProbe']['httpGet']['path']}"
+        port = environment["HOTNIC_HEALTH_LISTEN"].partition(",")[0]
+        url = f"http://{port}{container['readinessProbe']['httpGet']['path']}"
 
         def ready() -> bool:
             assert process.poll() is None, f"{name} ended:\n{log.read_text()[-4000:]}"

@@ -41,6 +41,14 @@ async def test_ready_role(
     assert capsys.readouterr() == ("ready\n", "")
 
 
+async def test_of_several_addresses_the_socket_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may hold the port: whoever it is, it must not answer in place of the role."""
+    async with served("127.0.0.1:0", kube="held") as port, served(f"unix:{tmp_path}/health.sock", kube="") as socket:
+        assert await check(monkeypatch, f"{port},{socket}") == 0
+        assert await check(monkeypatch, f"{port} , {socket}") == 0
+        assert await check(monkeypatch, port) == 1
+
+
 async def test_role_that_listens_on_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with served("0.0.0.0:0", kube="") as address:
         port = address.rpartition(":")[2]

@@ -206,6 +206,24 @@ async def test_a_role_works_while_another_process_holds_its_health_port(tmp_path
     assert out.splitlines() == ["task ended; stopping True", "closed second", "closed first"]
 
 
+async def test_a_role_answers_on_its_socket_while_another_process_holds_its_port(tmp_path: Path) -> None:
+    """The probes of a pod with the node's network use the socket: each pod there may hold the port."""
+    path = tmp_path / "probe.sock"
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        listen = f"127.0.0.1:{holder.getsockname()[1]}"
+        async with role(tmp_path, health_listen=f"{listen},unix:{path}") as running:
+            await running.logged("address held by another process", listen=listen, endpoints="health-port")
+            await running.logged("listening", endpoints="health-socket")
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as client,
+                client.get("http://localhost/healthz") as response,
+            ):
+                assert (response.status, await response.text()) == (200, "ok\n")
+            code, _, _ = await running.stop()
+    assert code == 0
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("listen", ["192.0.2.1:8080", "8080"], ids=["address-of-others", "malformed"])
 async def test_a_health_address_that_never_can_be_served_is_exit_1(tmp_path: Path, listen: str) -> None:
     async with role(tmp_path, health_listen=listen) as running:

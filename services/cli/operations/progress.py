@@ -10,12 +10,11 @@ import msgspec
 
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
 from schemas.kubernetes.objects import Pod, VirtualMachine, VirtualMachineInstance
-from schemas.kubernetes.operations import read_operation
 from schemas.stages import ROWS, OperationKind, Stage, stage_path
 from services.cli.operations.beside import BesideKubeVirt, state_in
 from services.common.domain.kubevirt.request_queue import read_queue
 from services.common.domain.nic import parse_nics
-from services.common.domain.operations import ABSENT, find_acting_pod
+from services.common.domain.operations import ABSENT, find_acting_pod, read_operations
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status_interfaces import MULTUS_STATUS, parse_tokens
 from services.common.domain.template import FINAL_PHASES, is_active, owns
@@ -134,7 +133,7 @@ class OperationProgress:
 
     def _observe_plug(self, vmi: VirtualMachineInstance, nic_status: InterfaceHotplugStatus | None) -> list[Stage]:
         # A failed plug is undone by an unplug, whose operation also has the plug's `failed`.
-        written = read_operation(vmi.metadata.annotations, self._interface)
+        written = read_operations(vmi.metadata).get(self._interface)
         if written is not None and written.failed is not None:
             return self._fail(f"{written.failed}; the interface is removed from the VM's spec again")
         if nic_status is None:

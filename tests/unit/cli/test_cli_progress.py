@@ -15,7 +15,7 @@ from schemas.kubernetes.networks import (
     encode_networks,
 )
 from schemas.kubernetes.objects import Pod, VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.operations import Operation, derive_operation_id, encode_annotation, held_by, operation_key
 from schemas.names import pod_interface
 from schemas.stages import OperationKind, Stage, stage_path
 from services.cli.commands.status import COLUMNS, WIDE_COLUMNS, cells, document
@@ -110,6 +110,14 @@ def test_failed_plug_has_its_reason(vmi: VirtualMachineInstance) -> None:
     assert progress.outcome is not None
     assert progress.outcome.result is OperationResult.FAILED
     assert progress.outcome.message.startswith("NoFreeSlot")
+
+
+def test_plug_that_failed_on_the_vmi_of_a_backup_is_none_of_this_one() -> None:
+    failed = held_by(Operation("op", OperationKind.PLUG, "iface1", failed="NoFreeSlot"), "uid of the VMI of the backup")
+    vmi = objects.vmi(objects.nic("iface1"), annotations={operation_key("iface1"): encode_annotation(failed)})
+    progress = OperationProgress("iface1", derive_operation_id(objects.VMI_UID, "iface1", OperationKind.PLUG, 1))
+    progress.observe(vmi, [objects.pod(ANNOTATED)])
+    assert progress.outcome is None
 
 
 @pytest.mark.parametrize("step", range(4))

@@ -11,7 +11,7 @@ import msgspec
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
 from schemas.kubernetes.networks import NetworkSelectionElement, NetworkStatus
 from schemas.kubernetes.objects import Interface, Pod, VirtualMachine, VirtualMachineInstance
-from schemas.kubernetes.operations import is_hashed, read_operation
+from schemas.kubernetes.operations import is_hashed
 from schemas.names import HASH_DIGITS, interface_hash
 from schemas.stages import OperationKind
 from services.cli.doctor.snapshot import (
@@ -25,7 +25,7 @@ from services.cli.doctor.snapshot import (
 from services.common.domain.kubevirt.reasons import STRAY_ELEMENT
 from services.common.domain.kubevirt.strays import is_stray_link
 from services.common.domain.nic import Nic, link_names, parse_nics
-from services.common.domain.operations import ABSENT, find_acting_pod, is_migrating
+from services.common.domain.operations import ABSENT, find_acting_pod, is_migrating, read_operations
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.template import FINAL_PHASES
 
@@ -198,7 +198,7 @@ def operations_in_progress(checked: CheckedVmi) -> Iterator[OperationInProgress]
     if isinstance(vm, VirtualMachine):
         for item in vm.spec.template.spec.interface_items():
             if item.state == ABSENT and item.name not in interfaces:
-                operation = read_operation(vm.metadata.annotations, item.name)
+                operation = read_operations(vm.metadata).get(item.name)
                 message = "the interface is unplugged from the running VM, but not yet removed from the VM's template"
                 yield OperationInProgress(
                     checked.subject_of(item.name), message, operation.requested_at if operation else None

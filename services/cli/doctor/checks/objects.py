@@ -14,7 +14,6 @@ from schemas.kubernetes.operations import (
     is_hashed,
     pod_nic_key_of_link,
     read_nic_slots,
-    read_operation,
     stale_operation_keys,
 )
 from schemas.names import find_colliding_names, interface_hash
@@ -23,7 +22,7 @@ from services.cli.doctor.checks.nics import CheckedVmi, listed
 from services.cli.doctor.fix import choose
 from services.cli.doctor.fix.changes import AnnotationRemoval
 from services.cli.doctor.snapshot import Finding, NotVisible
-from services.common.domain.operations import ABSENT
+from services.common.domain.operations import ABSENT, read_operations
 from services.common.domain.status_interfaces import DOMAIN, MULTUS_STATUS, parse_tokens
 
 CONTROLLER_REPAIR = (
@@ -211,9 +210,9 @@ def check_operations(checked: CheckedVmi) -> Iterator[Finding]:
         return
     links = {link[3:] for link in (*checked.elements, *checked.statuses) if is_hashed(link)}
     yield from _stale_operations(subject, checked.pod, in_spec | links, in_status)
+    of_vmi, of_pod = read_operations(checked.vmi.metadata), read_operations(checked.pod.metadata)
     for nic in checked.nics:
-        on_vmi = read_operation(checked.vmi.metadata.annotations, nic.name)
-        on_pod = read_operation(checked.pod.metadata.annotations, nic.name)
+        on_vmi, on_pod = of_vmi.get(nic.name), of_pod.get(nic.name)
         if on_vmi is not None and on_pod is not None and on_vmi.id != on_pod.id:
             message = f"the VMI has operation {on_vmi.id}, the pod has {on_pod.id}"
             yield Finding("OperationDiffers", checked.subject_of(nic.name), message, replug_repair(checked, nic.name))
@@ -244,9 +243,10 @@ def _unplugged_from_vmi_only(checked: CheckedVmi, vm: VirtualMachine | None) -> 
 
     Their operations stay on the VMI, so that the controller does not plug them again from the template.
     """
+    operations = read_operations(checked.vmi.metadata)
     for item in (vm.spec.template.spec.domain.devices.interfaces or ()) if vm is not None else ():
         name = str(item.get("name"))
-        operation = read_operation(checked.vmi.metadata.annotations, name)
+        operation = operations.get(name)
         if item.get("state") != ABSENT and operation is not None and operation.kind is OperationKind.UNPLUG:
             yield name
 

@@ -19,8 +19,8 @@ from schemas.inputs import MAX_BYTES
 
 _ABANDONED: Final = 3600.0
 """Seconds after which a temporary file belongs to no writer any more."""
-_PIECE: Final = 256 * 1024
-"""Bytes of one read: memory grows with what a file has, not with what its reader takes."""
+_PIECE: Final = 4096
+"""Bytes of one read of a file that has no size."""
 
 
 class FileTooLarge(OSError):
@@ -40,8 +40,9 @@ def read_bounded(path: Path, limit: int = MAX_BYTES) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "no regular file", str(path))
         data = bytearray()
-        # One read may return less than is there.
-        while len(data) <= limit and (piece := file.read(min(limit + 1 - len(data), _PIECE))):
+        # Files below /proc have no size, and one read may return less than there is.
+        expected = max(found.st_size + 1, _PIECE)
+        while len(data) <= limit and (piece := file.read(min(expected, limit + 1 - len(data)))):
             data += piece
     if len(data) > limit:
         raise FileTooLarge(errno.EFBIG, f"larger than the limit of {limit} bytes", str(path))

@@ -70,7 +70,7 @@ async def test_no_lock_is_waited_for_longer_than_the_call_may_take() -> None:
     locks = SandboxLocks(30)
     async with locks.hold("a"):
         for waiting in (locks.hold("a"), locks.hold_all()):
-            with pytest.raises(CniError, match=r"running for 0\.0[12]"), time_limit(0.02):
+            with pytest.raises(CniError, match=r"running for 0\.\d+ s"), time_limit(0.2):
                 async with waiting:
                     raise AssertionError("two calls hold the lock")
     async with locks.hold_all():

@@ -18,7 +18,7 @@ help: ## List the targets
 # The tests need no registry: they make the base image on this machine.
 image-test compose-test kubelet-test: export BASE_IMAGE ?= hotnic-base:local
 # The kubectl of the lock file has precedence over the machine's.
-kubelet-test plugins-test telemetry-test bench-interop: export PATH := $(CURDIR)/$(BIN):$(PATH)
+kubelet-test plugins-test telemetry-test bench-interop bench-security: export PATH := $(CURDIR)/$(BIN):$(PATH)
 # These targets run tests of the libvirt driver, so their set-up includes libvirt.
 test test-busy test-integration: export LIBVIRT := 1
 
@@ -74,7 +74,8 @@ test-cluster: setup ## Run the conformance suite against a real cluster: KUBECON
 .PHONY: bench
 bench: setup ## Measure plugs and unplugs by hop, parallel plugs, and the memory of every role (root)
 	@scripts/as-root-tier bench
-	@$(PYTEST) tests/bench --ignore tests/bench/test_scale.py --ignore tests/bench/test_many_requests.py -s --timeout 900 $(ARGS)
+	@$(PYTEST) tests/bench --ignore tests/bench/test_scale.py --ignore tests/bench/test_many_requests.py \
+		--ignore tests/bench/test_security_cost.py -s --timeout 900 $(ARGS)
 
 .PHONY: bench-scale
 bench-scale: setup ## Measure what 100, 1,000 and 10,000 VMs cost, and 1,000 requests of 50 clients beside slow and oversized ones
@@ -85,6 +86,12 @@ bench-interop: setup ## Measure attachments to pods on a real kubelet and contai
 	@scripts/as-root-tier bench-interop
 	@scripts/tools/interop-tools helm etcd kubernetes-1.36 containerd
 	@HOTNIC_TEST_KUBERNETES=1.36 $(PYTEST) tests/bench/test_annotation_to_status.py -s --timeout 900 $(ARGS)
+
+.PHONY: bench-security
+bench-security: setup ## Measure a plug with and without bus identities, and with and without admission policies, in turns (root, Go)
+	@scripts/as-root-tier bench-security
+	@scripts/tools/interop-tools helm etcd kubernetes-1.36
+	@scripts/as-root-tier bench-security $(PYTEST) tests/bench/test_security_cost.py -s $(ARGS)
 
 .PHONY: chart-test
 chart-test: setup ## Render the Helm chart with the real helm and check it against two versions of Kubernetes (Go)

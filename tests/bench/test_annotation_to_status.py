@@ -2,7 +2,8 @@
 
 The pods are ordinary ones, the plugin is bridge with host-local. Measured is the whole way: annotation patched, seen by
 the watch, CRI, ``/delegate``, plugin, network-status patched, seen by the watch. Beside it stands the floor: the plugin
-alone, and a patch of a pod alone. `make bench-interop` runs it on Kubernetes itself, with kubelet and containerd 2.
+alone, a patch of a pod alone, and the CPU time of a pair by process, which is what bounds the pairs per second.
+`make bench-interop` runs it on Kubernetes itself, with kubelet and containerd 2.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.kubernetes.objects import PODS
+from tests.bench.cpu import CpuTimes, rate_without
 from tests.bench.measure import CpuIdle, percentile, pids, rss
 from tests.support.lab.ordinary_pods import NAMESPACE, OrdinaryPods, ordinary_pods
 from tests.support.lab.running import SAMPLE_NAD, Lab, on_kubernetes, running_lab
@@ -51,8 +53,9 @@ async def test_annotation_to_status(record: Callable[[str, dict[str, Any]], None
             running = {role: pid for role, pid in pids(str(lab.layout.dir)).items() if role in ROLES}
             floor = {**await asyncio.to_thread(plugin_floor, lab), "PATCH": await patch_floor(pods, names[0])}
             await rounds(pods, names, 2)
-            before = {role: rss(pid) for role, pid in running.items()}
+            before, used = {role: rss(pid) for role, pid in running.items()}, CpuTimes.read(lab.layout.dir)
             took, at_once = await rounds(pods, names, ROUNDS)
+            cpu = CpuTimes.read(lab.layout.dir).since(used, PODS_AT_ONCE * ROUNDS)
             after = {role: rss(pid) for role, pid in running.items()}
     attached = PODS_AT_ONCE * ROUNDS
     result = {
@@ -67,6 +70,8 @@ async def test_annotation_to_status(record: Callable[[str, dict[str, Any]], None
         "attach_at_once_p50_ms": round(percentile(at_once[0], 50), 1),
         "detach_at_once_p50_ms": round(percentile(at_once[1], 50), 1),
         "pairs_per_second": round(attached / took, 1),
+        "cpu_ms_per_pair": cpu,
+        "pairs_per_second_without_roles": round(rate_without(cpu, ROLES), 1),
         "rss_mib": {role: round(value, 1) for role, value in after.items()},
         "growth_mib_per_1000": {role: round((after[role] - before[role]) / attached * 1000, 1) for role in after},
     }
@@ -128,6 +133,14 @@ def show(result: dict[str, Any]) -> None:
         f"floor: {', '.join(f'{name} {value} ms' for name, value in result['floor_p50_ms'].items())}\n"
         f"{result['pods_at_once']} pods at once: attach p50 {result['attach_at_once_p50_ms']} ms, detach p50 "
         f"{result['detach_at_once_p50_ms']} ms, {result['pairs_per_second']} attach+detach pairs per second"
+    )
+    cpu = result["cpu_ms_per_pair"]
+    print(
+        f"CPU time of a pair: {sum(cpu.values()):.0f} ms: {', '.join(f'{name} {value}' for name, value in cpu.items())}"
+    )
+    print(
+        f"if {' and '.join(ROLES)} took none, the others would leave room for "
+        f"{result['pairs_per_second_without_roles']} pairs per second"
     )
     for role, value in result["rss_mib"].items():
         print(f"  {role:<10} RSS {value:6.1f} MiB, growth {result['growth_mib_per_1000'][role]:5.1f} MiB per 1,000")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from services.multus.cni.conflist import AttachmentAttributes, parse
 from services.multus.cni.errors import CniError, DeadlineError
 from services.multus.cni.executor import Executor, Invocation, time_limit
 from services.multus.cni.network import AttachmentTarget
+from services.multus.cni.plugin_process import PluginProcesses
 from tests.support.node.cni import RecordingPlugin
 from tests.support.telemetry.spans import named, recording_telemetry
 
@@ -168,6 +170,27 @@ async def test_a_killed_plugin_that_ends_late_is_reaped(tmp_path: Path) -> None:
     process = Path(f"/proc/{pid.read_text().strip()}")
     async with asyncio.timeout(45):
         while os.path.exists(process):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.001)
+
+
+async def test_a_call_does_not_wait_until_the_kernel_has_released_the_process(tmp_path: Path) -> None:
+    """On a busy machine that takes milliseconds, in which all calls would stand still."""
+    released = threading.Event()
+    reaped = []
+
+    def reap(pid: int) -> None:
+        released.wait(45)
+        os.waitpid(pid, 0)
+        reaped.append(pid)
+
+    program = script(tmp_path / "plugin", "echo $$; exit 3")
+    processes = PluginProcesses(root=None, cgroups=None, mark=PLUGIN_MARK, reap=reap)
+    async with asyncio.timeout(45):
+        finished = await processes.run(str(program), {}, b"")
+    assert (finished.code, reaped) == (3, [])
+    released.set()
+    async with asyncio.timeout(45):
+        while reaped != [int(finished.out)]:  # noqa: ASYNC110 (a thread appends to it)
             await asyncio.sleep(0.001)
 
 

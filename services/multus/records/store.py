@@ -4,8 +4,9 @@ A record is written before a plugin runs (``adding``) and again after it (``adde
 exist, whenever the daemon dies: attachments of the sandbox's creation and hot-plugged ones alike.
 
 A call does not wait for the disk. Its record is written at once to ``<id>.unsettled`` in a memory file system
-(``/run``), which survives the process. A few milliseconds later it is written and synced to ``<id>.json``, which
-survives a loss of power; then the record is settled. Users read pod annotations; records are for this node only.
+(``/run``), which survives the process. A few milliseconds after the plugin has ended, or after a second, it is written
+and synced to ``<id>.json``, which survives a loss of power; then the record is settled. Users read pod annotations;
+records are for this node only.
 When an attachment may be deleted is decided in :mod:`services.multus.plan`. Next: :mod:`services.multus.records.locks`.
 """
 
@@ -14,7 +15,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 from opentelemetry.trace import Tracer
@@ -40,9 +41,22 @@ MAX_DAMAGED: Final = 256
 never gets a DEL, and does not know its runtime's sandboxes either, has many."""
 SETTLE_AFTER: Final = 0.02
 """Seconds between a record and its copy on disk: the call is answered first, and several writes are synced as one."""
+SETTLE_ADDING: Final = 1.0
+"""Seconds for which the copy waits for the end of a plugin: a sync beside it would cost both time, and the next record
+follows at once."""
 
 RecordChange = Literal["adding", "added", "removed", "updated"]
 """What happens to an attachment with a write: its plugins will run, they have run, it is gone, or anything else."""
+
+
+class _Settling(NamedTuple):
+    """A record that is not synced yet.
+
+    :ivar due: set when the copy waits for no plugin.
+    """
+
+    task: asyncio.Task[None]
+    due: asyncio.Event
 
 
 class Records:
@@ -71,7 +85,7 @@ class Records:
         self._locks = SandboxLocks(lock_timeout)
         self._newest: dict[str, bytes | None] = {}
         self._waiting: set[str] = set()
-        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._settling: dict[str, _Settling] = {}
         STORES.watch("unsettled-records", self, lambda records: len(records._settling))
         self._decoder = msgspec.json.Decoder(SandboxState)
         for folder in (self._folder, self._unsettled):
@@ -153,7 +167,7 @@ class Records:
                 # The settled file goes first: after a kill between the two, the newer one is still found.
                 settled.unlink(missing_ok=True)
                 unsettled.unlink(missing_ok=True)
-        self._settle_soon(sandbox_id, data)
+        self._settle_soon(sandbox_id, data, adding=change == "adding")
 
     def settle(self, sandbox_id: str) -> None:
         """Write an unsettled record to disk that an earlier process or a full disk left in memory.
@@ -169,7 +183,9 @@ class Records:
     async def flush(self) -> None:
         """Wait until every record is synced to disk."""
         while self._settling:
-            await asyncio.gather(*self._settling.values())
+            for settling in self._settling.values():
+                settling.due.set()
+            await asyncio.gather(*(settling.task for settling in self._settling.values()))
 
     def ids(self) -> list[str]:
         """Return the container ids of the sandboxes that have a record."""
@@ -212,16 +228,24 @@ class Records:
                 continue
         return None
 
-    def _settle_soon(self, sandbox_id: str, data: bytes | None) -> None:
+    def _settle_soon(self, sandbox_id: str, data: bytes | None, *, adding: bool = False) -> None:
         self._newest[sandbox_id] = data
         self._waiting.add(sandbox_id)
-        if sandbox_id not in self._settling:
-            self._settling[sandbox_id] = asyncio.create_task(self._settle(sandbox_id), name=f"settle {sandbox_id}")
+        settling = self._settling.get(sandbox_id)
+        if settling is None:
+            due = asyncio.Event()
+            task = asyncio.create_task(self._settle(sandbox_id, due), name=f"settle {sandbox_id}")
+            settling = self._settling[sandbox_id] = _Settling(task, due)
+        if not adding:
+            settling.due.set()
 
-    async def _settle(self, sandbox_id: str) -> None:
+    async def _settle(self, sandbox_id: str, due: asyncio.Event) -> None:
         """Write the newest record of a sandbox to disk. A worker thread syncs it, because ``fsync`` blocks."""
         settled, unsettled = self._path(sandbox_id, SETTLED), self._path(sandbox_id, UNSETTLED)
         try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_ADDING):
+                    await due.wait()
             await asyncio.sleep(SETTLE_AFTER)
             while sandbox_id in self._waiting:
                 self._waiting.discard(sandbox_id)

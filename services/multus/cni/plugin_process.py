@@ -5,7 +5,7 @@ umask of its own, no other descriptors than its standard ones, and every signal 
 
 Standard input, output and error are memory files rather than pipes, for two reasons: no data has to be pumped, and a
 grandchild that keeps its standard output open (a DHCP client) delays nothing. The end of the process is awaited on its
-pidfd, and a thread reaps it. Next: :mod:`services.multus.cni.plugin_cgroups`.
+pidfd; it is reaped later. Next: :mod:`services.multus.cni.plugin_cgroups`.
 """
 
 import asyncio
@@ -31,6 +31,9 @@ OUTPUT_INTERVAL: Final = 0.05
 """Seconds between looks at the size of the output: nothing else limits a memory file."""
 THREADS: Final = 4
 """Threads that reap processes, and look for those of plugins that take long, or have to be killed."""
+REAP_AFTER: Final = 0.1
+"""Seconds from the end of a process until it is reaped. Until the process has left its processor, waitpid(2) spins: for
+5 ms of CPU time, and up to 100, where others wait for one. The exit code is known before."""
 UMASK: Final = 0o022
 
 _CLONE_FS: Final = 0x200
@@ -171,16 +174,14 @@ class PluginProcesses:
         return code
 
     def _collect(self, pid: int, descriptor: int) -> int:
-        """Return the exit code of a process that has ended, and have it reaped.
-
-        Not here: where others wait for a processor, the kernel lets them run before it has released the process. That
-        takes 5 to 15 ms on two busy ones, in which no other call would go on.
-        """
-        asyncio.get_running_loop().remove_reader(descriptor)
+        """Return the exit code of a process that has ended, and have it reaped (:data:`REAP_AFTER`)."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(descriptor)
         os.close(descriptor)
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert ended is not None
-        self._threads.submit(self._reap, pid)
+        # In a thread, because it may block nevertheless.
+        loop.call_later(REAP_AFTER, self._threads.submit, self._reap, pid)
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 

@@ -67,9 +67,10 @@ class Load:
 
 
 def sample(pid: int) -> tuple[int, int]:
-    """Return the memory of a process with its children, and their number."""
+    """Return the memory of a process with its children, and how many of them have not ended."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return sum(proportional_set_size(one) for one in (pid, *children)), len(children)
+    sizes = [proportional_set_size(child) for child in children]
+    return proportional_set_size(pid) + sum(sizes), sum(size > 0 for size in sizes)
 
 
 def proportional_set_size(pid: int) -> int:

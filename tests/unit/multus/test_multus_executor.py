@@ -174,7 +174,7 @@ async def test_a_killed_plugin_that_ends_late_is_reaped(tmp_path: Path) -> None:
 
 
 async def test_a_call_does_not_wait_until_the_kernel_has_released_the_process(tmp_path: Path) -> None:
-    """On a busy machine that takes milliseconds, in which all calls would stand still."""
+    """On a busy machine that takes milliseconds of CPU time, in which all calls would stand still."""
     released = threading.Event()
     reaped = []
 

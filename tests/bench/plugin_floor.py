@@ -1,6 +1,7 @@
 """The time of the CNI plugin alone: ADD and DEL of bridge with host-local, in a network namespace of its own.
 
-It runs in the namespaces of a lab, with the number of calls as its argument, and prints milliseconds as JSON.
+It runs in the namespaces of a lab. Its arguments are the number of calls one at a time, and of those at once. It prints
+milliseconds as JSON.
 """
 
 import json
@@ -8,10 +9,13 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PLUGIN = Path("/opt/cni/bin/bridge")
 NAMESPACE = "hotnic-floor"
+ROUNDS = 10
+"""Of the calls at once."""
 CONFIG = json.dumps(
     {
         "cniVersion": "1.0.0",
@@ -23,14 +27,20 @@ CONFIG = json.dumps(
 )
 
 
-def main(count: int) -> int:
-    """Measure `count` pairs of calls, and remove what they leave."""
-    times: dict[str, list[float]] = {"ADD": [], "DEL": []}
+def main(count: int, at_once: int) -> int:
+    """Measure `count` pairs of calls one at a time, and as many that start at once; remove what they leave."""
+    times: dict[str, list[float]] = {}
     subprocess.run(["ip", "netns", "add", NAMESPACE], check=True)
     try:
         for number in range(count):
-            for command, found in times.items():
-                found.append(call(command, f"net{number}"))
+            for command in ("ADD", "DEL"):
+                times.setdefault(command, []).append(call(command, f"net{number}"))
+        with ThreadPoolExecutor(at_once) as threads:
+            for _ in range(ROUNDS):
+                for command in ("ADD", "DEL"):
+                    calls = [threads.submit(call, command, f"net{number}") for number in range(at_once)]
+                    found = times.setdefault(f"{at_once} {command} at once", [])
+                    found += [done.result() for done in calls]
     finally:
         subprocess.run(["ip", "netns", "del", NAMESPACE], check=True)
         subprocess.run(["ip", "link", "del", "floor0"], check=True)
@@ -54,4 +64,4 @@ def call(command: str, interface: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(*map(int, sys.argv[1:])))

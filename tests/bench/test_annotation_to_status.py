@@ -108,7 +108,8 @@ async def rounds(pods: OrdinaryPods, names: list[str], count: int) -> tuple[floa
 
 def plugin_floor(lab: Lab) -> dict[str, list[float]]:
     """Return the milliseconds of the plugin's calls alone, by command."""
-    done = lab.hotnic("lab", "exec", "--", sys.executable, str(PLUGIN_FLOOR), str(ONE_BY_ONE))
+    counts = (str(ONE_BY_ONE), str(PODS_AT_ONCE))
+    done = lab.hotnic("lab", "exec", "--", sys.executable, str(PLUGIN_FLOOR), *counts)
     assert done.returncode == 0, done.stderr
     found: dict[str, list[float]] = json.loads(done.stdout)
     return found

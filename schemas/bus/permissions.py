@@ -50,6 +50,11 @@ API = "$JS.API"
 """Prefix of JetStream's requests in the account of the streams."""
 CLIENT_API = "$JS.hotnic.API"
 """Their prefix in the account of the clients. There ``$JS.API`` is that account's own JetStream, which is off."""
+UNDELIVERED = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STREAM}"
+"""Prefix of the server's advisories about messages that a consumer did not ack however often it got them."""
+CONNECTION_TYPES = ("STANDARD", "WEBSOCKET")
+"""As what an identity may connect: by the schemes of NATS_URL. Not as a leaf node, a server that passes on what others
+publish, and not by MQTT."""
 INBOX_ROOT = "_INBOX_hotnic"
 """First token of every inbox. Not ``_INBOX``, which other users of the account may subscribe to."""
 CONSUMER_REQUESTS = f"{CONSUMER_ROOT}.*.*"
@@ -129,7 +134,7 @@ def role_permissions(role: str, node: str | None = None) -> Permissions:
             subscribe += (stored_notice(BUCKET_KEYS),)
         case BusRole.CONTROLLER:
             publish = tuple(_controller())
-            subscribe += (CONSUMER_REQUESTS, stored_notice(BUCKET_KEYS))
+            subscribe += (CONSUMER_REQUESTS, stored_notice(BUCKET_KEYS), f"{UNDELIVERED}.>")
         case BusRole.NETWORKS | BusRole.HANDLER:
             assert node is not None
             publish = tuple(_node_role(found, node))
@@ -139,12 +144,10 @@ def role_permissions(role: str, node: str | None = None) -> Permissions:
             subscribe = tuple(subject for part in parts for subject in part.subscribe)
         case BusRole.READER:
             publish = tuple(_reader())
-            subscribe += (stored_notice(EVENTS),)
         case BusRole.ADMINISTRATOR:
             # A replayed message is that of any role, and its dead letter is deleted.
             replay = (EVENTS, f"{CLIENT_API}.STREAM.MSG.DELETE.{DEAD_STREAM}")
             publish = (*replay, *_reader())
-            subscribe += (stored_notice(EVENTS),)
     return Permissions(tuple(dict.fromkeys(publish)), subscribe, answers=found is BusRole.CONTROLLER)
 
 
@@ -260,5 +263,5 @@ def client_imports() -> tuple[Import, ...]:
         *(Import(subject, subject) for subject in same),
         *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}") for request in requests),
         *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}", answers=True) for request in answered),
-        *(Import(notices, notices, delivery=True) for notices in map(stored_notice, (EVENTS, BUCKET_KEYS))),
+        Import(stored_notice(BUCKET_KEYS), stored_notice(BUCKET_KEYS), delivery=True),
     )

@@ -2,7 +2,8 @@
 
 A stage is published when it is seen to be reached. The span of an event lasts from the time at which the role saw that
 the step was due to the time at which it saw the outcome; it is marked, because nobody of hotnic did the work.
-What was complete before this process looked is not published again: a VM at rest causes no event after a restart.
+What was complete before this process looked is not published again, unless it is new: a VM at rest causes no event
+after a restart.
 Not the decision what is reached: :mod:`services.controller.plan.observed_stages`.
 """
 
@@ -23,7 +24,7 @@ OBSERVED = "hotnic.observed"
 RECENT = 60.0
 """Seconds after its request in which an operation counts as new to a process that has just started.
 
-Shorter than the bus drops a repeated message, so an event is not published twice.
+The process before it may have published a stage of that time. Of two events, receivers keep the earlier time.
 """
 MAX_STAGES = 16384
 """Number of remembered stages of operations; of a dropped one an event may be missing."""

@@ -151,7 +151,7 @@ class Projector:
         if event.vmi is None:
             return
         key = (event.vmi.namespace, event.vmi.name)
-        history_key = (*key, event.operation.id, event.pod.uid if event.pod is not None else "", _node_of(event))
+        history_key = (*key, event.operation.id, event.pod.uid if event.pod is not None else "", publishing_node(event))
         self._histories[history_key] = merge(
             self._histories.get(history_key, StageHistory()), history_of(event, received.time)
         )
@@ -279,7 +279,7 @@ class Tally(Generic[L]):
         self.total.clear()
 
 
-def _node_of(event: Event) -> str:
+def publishing_node(event: Event) -> str:
     """Return the node whose roles alone may publish the event, ``_`` for an event of a role of the cluster."""
     of_node = any(publisher in NODE_ROLES for publisher in ROWS[event.stage].publishers)
     return event.node or NO_NODE if of_node else NO_NODE

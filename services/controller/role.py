@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from schemas.bus.encoding import CONTROLLER_CONSUMER, stage_filter
+from schemas.bus.encoding import CONTROLLER_CONSUMER, NO_NODE, stage_filter
 from schemas.bus.events import Event
 from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, Pod, VirtualMachine, VirtualMachineInstance
 from schemas.stages import Stage
@@ -29,7 +29,7 @@ from services.controller.plan import plan
 from services.controller.plan.actions import Action, Observed, StartOperations, WarnUser
 from services.controller.plan.observed_stages import observed_stages
 from services.controller.plan.observing import EntryChanges, plan_entries
-from services.controller.projector import Projector
+from services.controller.projector import Projector, publishing_node
 from services.controller.resting import MEAN_REST, RestingKeys
 from services.controller.shared_macs import SharedMacWarner
 from services.controller.starting import Starter
@@ -169,11 +169,26 @@ class Controller:
         event: Event = received.event
         if event.vmi is None:
             return
-        # The event may arrive before the watch delivers the object that it changed.
-        self._readers.vmis.expect(event.vmi.namespace, event.vmi.name, event.changed)
-        if event.pod is not None:
-            self._readers.pods.expect(event.pod.namespace, event.pod.name, event.changed)
-        self.queue.add((event.vmi.namespace, event.vmi.name), source="bus", context=received.context)
+        key = (event.vmi.namespace, event.vmi.name)
+        if self._may_have_changed(event, key):
+            # The event may arrive before the watch delivers the object that it changed.
+            self._readers.vmis.expect(*key, event.changed)
+            if event.pod is not None:
+                self._readers.pods.expect(event.pod.namespace, event.pod.name, event.changed)
+        self.queue.add(key, source="bus", context=received.context)
+
+    def _may_have_changed(self, event: Event, key: Key) -> bool:
+        """Return whether the node that publishes an event has the pod, and the pod is the VMI's.
+
+        Otherwise the event was made up there, and the objects that it names would be read for nothing.
+        """
+        node = publishing_node(event)
+        if node == NO_NODE:
+            return True
+        pod = self.pods.get(event.pod.namespace, event.pod.name) if event.pod is not None else None
+        if pod is None or pod.spec.node_name != node:
+            return False
+        return (pod.metadata.namespace, vmi_name_of(pod)) == key
 
     def _on_change(self, key: Key, _object: VirtualMachine | VirtualMachineInstance | None) -> None:
         # The first lists contain every VM of the cluster. A change must not wait behind all of them.

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.bus.permissions import ANSWER_SECONDS, Permissions
+from schemas.bus.permissions import ANSWER_SECONDS, CONNECTION_TYPES, Permissions
 from schemas.inputs import Edge, InputDecoder, RejectReason, reject
 from services.common.bus.nkeys import KeyKind, SigningKey, decode_public, is_signed_by
 
@@ -178,8 +178,7 @@ def grant(
             "pub": {"allow": list(permissions.publish)},
             "sub": {"allow": list(permissions.subscribe)},
             **answers,
-            # No leaf node, which would pass on what others publish, and no MQTT.
-            "allowed_connection_types": ["STANDARD", "WEBSOCKET"],
+            "allowed_connection_types": list(CONNECTION_TYPES),
             "subs": MAX_SUBSCRIPTIONS,
             # No limit but the server's; 0 would forbid all.
             "data": -1,

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from schemas.bus.events import Failed, decode
+from schemas.bus.events import Failed
 from services.cli.output import NONE
-from services.common.bus.envelope import BusMessage
+from services.common.bus.envelope import BusMessage, UnusableMessage, decode_message
 from services.common.domain.status.kubernetes_events import INTERFACE, KIND, OPERATION, STAGE, TRACE
 
 COLUMNS = ("TIME", "INTERFACE", "KIND", "STAGE", "ATTEMPT", "BY", "OPERATION", "TRACE", "MESSAGE")
@@ -42,10 +42,13 @@ class TimelineEntry(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def entry_of_message(message: BusMessage) -> TimelineEntry | None:
-    """Return the entry of a NATS message; ``None`` when the message cannot be decoded."""
+    """Return the entry of a NATS message; ``None`` for one that no role would use.
+
+    Its payload or its headers may name a VM or a publisher that its subject, which NATS has permitted, does not.
+    """
     try:
-        event = decode(message.payload)
-    except (ValueError, RecursionError):
+        event, _ = decode_message(message.subject, message.headers, message.payload)
+    except UnusableMessage:
         return None
     operation, headers = event.operation, message.headers
     trace = (headers.get("traceparent") or operation.traceparent or "").split("-")

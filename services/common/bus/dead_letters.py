@@ -21,6 +21,7 @@ from services.common.bus.envelope import (
     BusMessage,
     UnusableMessage,
     decode_message,
+    keep_headers,
 )
 
 _DEAD_HEADERS = (DEAD_AT, DEAD_CONSUMER, DEAD_DETAIL, DEAD_REASON, DEAD_SEQUENCE, DEAD_SUBJECT)
@@ -96,10 +97,11 @@ def build_replay(letter: DeadLetter, new_id: str) -> BusMessage:
     """
     if not letter.subject:
         raise UnusableMessage("BadSubject", f"dead letter has no header {DEAD_SUBJECT}")
-    headers = letter.headers | {"ce-id": new_id, MSG_ID: new_id} if "ce-id" in letter.headers else letter.headers
+    # A node may have stored the dead letter, with any headers.
+    headers = keep_headers(letter.headers) | ({"ce-id": new_id, MSG_ID: new_id} if "ce-id" in letter.headers else {})
     # Raises what a consumer would raise.
     decode_message(letter.subject, headers, letter.payload)
-    return BusMessage(letter.subject, letter.payload, dict(headers))
+    return BusMessage(letter.subject, letter.payload, headers)
 
 
 def _readable(payload: bytes) -> Any:

@@ -4,6 +4,7 @@ Pure: no connection and no spans. Next: :mod:`services.common.bus.spans`, the sp
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -32,7 +33,9 @@ MAX_SUBJECT_CHARS = 2048
 MAX_NAME_CHARS = 253
 """Longest name of a Kubernetes object. Ids and UIDs are shorter."""
 _KEPT_HEADER = re.compile(r"ce-[a-z]{1,20}|traceparent|tracestate|content-type|hotnic-[a-z-]{1,40}")
-"""The headers of a message that its dead letter keeps."""
+"""The headers of a message that its dead letter keeps, and a replay."""
+_MAX_KEPT = 16
+"""As many of them; an event has 8."""
 _TOKEN = re.compile(r"[A-Za-z0-9_%-]{1,1024}")
 """A token of a subject of hotnic's."""
 
@@ -73,9 +76,9 @@ def event_outcome(event: Event) -> str:
 def message_id(event: Event, start_id: str, role: str = "") -> str:
     """Return the ``Nats-Msg-Id``: equal for all retries of one publish and for nothing else.
 
-    :param start_id: random id of the publisher's start; after a restart the same event is published again. An observed
-        event has the same id whoever sees it, however often: nothing was done again.
-    :param role: the publisher.
+    :param start_id: random id of the publisher's start. After a restart the same event is published again; and nobody
+        else can compute the id, by whose use the server would drop the event as a repeated one.
+    :param role: the publisher. It publishes an observed event once, however often it sees it: nothing was done again.
     """
     observed = is_observed(event, role)
     parts = (
@@ -89,7 +92,7 @@ def message_id(event: Event, start_id: str, role: str = "") -> str:
         "" if observed else str(event.attempt),
         # A link of an ordinary pod can be attached, detached and attached again under one derived operation id.
         event.changed.resource_version if event.changed and not observed else "",
-        "" if observed else start_id,
+        start_id,
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -197,18 +200,24 @@ def _wrong_subject(subject: str, expected: Subject) -> UnusableMessage:
 
 
 def build_dead_letter(
-    message: BusMessage, error: UnusableMessage, *, consumer: str, sequence: int, now: datetime | None = None
+    message: BusMessage,
+    error: UnusableMessage,
+    *,
+    consumer: str,
+    sequence: int,
+    start_id: str,
+    now: datetime | None = None,
 ) -> BusMessage:
     """Return the dead letter of an unusable message: payload and headers of the message, and the reason.
 
-    Its id depends on the message only, so several consumers that reject one message store one dead letter.
+    Consumers of one process that reject one message store one dead letter, however often they get it.
 
     :param sequence: sequence of the message in its stream.
+    :param start_id: random id of the process' start. Without it, the message's publisher could compute the id, and use
+        it first: the server would drop the dead letter as a repeated one.
     """
-    # Whoever sent the message has chosen everything in it. Headers such as Nats-Expected-Stream would make the server
-    # reject the dead letter, and others the client; a larger message or a longer subject ends the connection.
-    headers = {name: _one_line(value) for name, value in message.headers.items() if _KEPT_HEADER.fullmatch(name)}
-    headers |= {
+    # Whoever sent the message has chosen everything in it; a larger message or a longer subject ends the connection.
+    headers = keep_headers(message.headers) | {
         DEAD_REASON: error.reason,
         DEAD_DETAIL: _one_line(error.detail),
         DEAD_SUBJECT: _one_line(message.subject, MAX_SUBJECT_CHARS),
@@ -216,9 +225,18 @@ def build_dead_letter(
         DEAD_SEQUENCE: str(sequence),
         DEAD_AT: (now or datetime.now(UTC)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
-    seed = f"{message.subject}\0{sequence}\0{message.id}".encode() + b"\0" + message.payload
+    seed = f"{start_id}\0{message.subject}\0{sequence}\0{message.id}".encode() + b"\0" + message.payload
     headers[MSG_ID] = "dead-" + hashlib.sha256(seed).hexdigest()[:32]
     return BusMessage(_dead_subject(message.subject), message.payload[: MAX_EVENT_BYTES + 1], headers)
+
+
+def keep_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of another's message that hotnic may publish in its own name.
+
+    Others, such as Nats-Expected-Stream, are for the server: it would reject the message, or remove others for it.
+    """
+    kept = (name for name in headers if _KEPT_HEADER.fullmatch(name))
+    return {name: _one_line(headers[name]) for name in itertools.islice(kept, _MAX_KEPT)}
 
 
 def _dead_subject(subject: str) -> str:

@@ -16,6 +16,7 @@ from schemas.stages import Stage
 from services.common.bus import spans
 from services.common.bus.envelope import BusMessage, UnusableMessage, build_dead_letter, decode_message
 from services.common.bus.protocol import EventHandler, ReceivedEvent
+from services.common.bus.shares import NodeShares, node_of
 from services.common.telemetry import Metrics
 from services.common.telemetry.logs import Log
 
@@ -55,6 +56,24 @@ def count_redeliveries(metrics: Metrics) -> Middleware:
     return wrap
 
 
+def limit_nodes(shares: NodeShares, metrics: Metrics, log: Log) -> Middleware:
+    """Return a middleware that skips messages of a node beyond its share."""
+
+    def wrap(handle: DeliveryHandler) -> DeliveryHandler:
+        def limited(delivery: Delivery) -> None:
+            subject = delivery.message.subject
+            if shares.take_event(subject):
+                handle(delivery)
+                return
+            metrics.record_excess(delivery.consumer)
+            if shares.may_log(subject):
+                log.warning("events of a node skipped", node=node_of(subject), consumer=delivery.consumer)
+
+        return limited
+
+    return wrap
+
+
 def trace_delivery(tracer: Tracer) -> Middleware:
     """Return a middleware that handles a message in its ``process`` span."""
 
@@ -75,12 +94,15 @@ def trace_delivery(tracer: Tracer) -> Middleware:
     return wrap
 
 
-def dead_letter_unusable(publish: Callable[[BusMessage], None], metrics: Metrics, log: Log) -> Middleware:
+def dead_letter_unusable(
+    publish: Callable[[BusMessage], None], metrics: Metrics, log: Log, *, start_id: str, shares: NodeShares
+) -> Middleware:
     """Return a middleware that dead-letters an unusable message.
 
-    The current span, the metrics and the log have the reason.
+    The current span and the metrics have the reason; so has the log, if the message's node has not had its share.
 
     :param publish: publishes the dead letter.
+    :param start_id: random id of the process' start.
     """
 
     def wrap(handle: DeliveryHandler) -> DeliveryHandler:
@@ -91,6 +113,8 @@ def dead_letter_unusable(publish: Callable[[BusMessage], None], metrics: Metrics
             except UnusableMessage as error:
                 spans.mark_dead_lettered(get_current_span(), error.reason, error.detail)
                 metrics.record_dead_letter(error.reason)
+                if not shares.take_dead_letter(message.subject):
+                    return
                 log.warning(
                     "message dead-lettered",
                     subject=message.subject,
@@ -99,7 +123,7 @@ def dead_letter_unusable(publish: Callable[[BusMessage], None], metrics: Metrics
                     reason=error.reason,
                     detail=error.detail,
                 )
-                publish(build_dead_letter(message, error, consumer=consumer, sequence=sequence))
+                publish(build_dead_letter(message, error, consumer=consumer, sequence=sequence, start_id=start_id))
 
         return dead_lettering
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from schemas.bus.permissions import (
     ANSWER_SECONDS,
     CLIENT_ACCOUNT,
+    CONNECTION_TYPES,
     STREAM_ACCOUNT,
     Import,
     account_of,
@@ -25,6 +26,7 @@ CALLOUT_ACCOUNT = "HOTNIC_AUTH"
 CALLOUT_SUBJECT = "$SYS.REQ.USER.AUTH"
 CALLOUT_QUEUE = "hotnic"
 """The queue group of what answers: one of the replicas answers each request."""
+_TYPES = f"allowed_connection_types: [{', '.join(CONNECTION_TYPES)}]"
 
 
 class NatsUser(NamedTuple):
@@ -70,7 +72,7 @@ def render_accounts(
     imports = client_imports()
     exports = [line for one in imports for line in _export(one)]
     stream_users = [line for user in users if account_of(user.role) == STREAM_ACCOUNT for line in _user(user)]
-    stream_users += [f"{{ nkey: {_quote(key)} }}" for key in unrestricted]
+    stream_users += [f"{{ nkey: {_quote(key)}, {_TYPES} }}" for key in unrestricted]
     client_users = [line for user in users if account_of(user.role) == CLIENT_ACCOUNT for line in _user(user)]
     lines = [
         "accounts {",
@@ -124,7 +126,8 @@ def _callout_account(callout: NatsCallout) -> Iterable[str]:
     # One answer to each request, within the time that the server waits.
     answers = f'allow_responses: {{ max: 1, expires: "{CALLOUT_TIMEOUT}s" }}'
     yield from _block(
-        "users", [f"{{ nkey: {_quote(key)}, permissions: {{ {permissions}, {answers} }} }}" for key in callout.users]
+        "users",
+        [f"{{ nkey: {_quote(key)}, {_TYPES}, permissions: {{ {permissions}, {answers} }} }}" for key in callout.users],
     )
     yield "  }"
 
@@ -146,7 +149,7 @@ def _authorization(users: Sequence[NatsUser], callout: NatsCallout) -> Iterable[
 def _user(user: NatsUser) -> Iterable[str]:
     permissions = role_permissions(user.role, user.node)
     yield f"# {_one_line(identity_name(user.role, user.node))}"
-    yield f"{{ nkey: {_quote(user.key)}, permissions: {{"
+    yield f"{{ nkey: {_quote(user.key)}, {_TYPES}, permissions: {{"
     for name, subjects in (("publish", permissions.publish), ("subscribe", permissions.subscribe)):
         yield f"  {name}: {{ allow: ["
         yield from (f"    {_quote(subject)}" for subject in subjects)

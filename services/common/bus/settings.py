@@ -6,7 +6,9 @@ Next: :mod:`services.common.bus.nats.streams`, which applies the limits of the s
 import msgspec
 
 from schemas.bus.encoding import DEAD_STREAM, STREAM
+from schemas.bus.events import MAX_EVENT_BYTES
 
+KIB = 1024
 MIB = 1024 * 1024
 CALLOUT_TIMEOUT = 5
 """Seconds for which a server waits for the answer of an auth callout."""
@@ -18,15 +20,21 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar stream: the stream of the events; ``max_age`` and ``max_bytes`` are its limits.
     :ivar replicas: copies of each stream and bucket in a NATS cluster.
     :ivar dead_stream: the stream of the dead letters, with limits of its own.
+    :ivar max_message_bytes: of payload and headers of an event, and of a value of the bucket. The payload has at most
+        :data:`schemas.bus.events.MAX_EVENT_BYTES`, the value less.
+    :ivar dead_max_message_bytes: of a dead letter, which has headers of its own besides.
     :ivar max_consumers: set explicitly, because the server's default is 1,000 and each node role needs a consumer.
     :ivar duplicate_window: how long the server drops repeated publishes of one message id.
     :ivar publish_budget: how long a publish may block its caller.
     :ivar publish_timeout: how long the outbox waits for the ack of one publish.
     :ivar buffer_events: how many events the outbox holds before the oldest is dropped.
     :ivar ack_wait: how long the server waits for the ack of a message before it delivers the message again.
+    :ivar max_deliver: how often the server delivers a message that is not acked. Whoever receives acks at once, so only
+        a message that ends receivers comes near; what it said is found by watch and resync.
     :ivar max_ack_pending: how many messages of a consumer may wait for their ack before the server sends no more.
     :ivar inactive_threshold: how long the server keeps the consumer of a process that has ended.
     :ivar read_interval: how long a watch waits for a notice of the server, before it reads the stream without one.
+    :ivar follow_interval: how often a command reads the events that come, of which the server gives no notice.
     :ivar pull_batch: how many messages one pull request requests.
     :ivar pull_expires: how long the server serves one pull request.
     :ivar pull_heartbeat: interval of the server's heartbeats for a pull request; after two missing ones it is renewed.
@@ -41,6 +49,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     stream: str = STREAM
     max_age: float = 24 * 3600.0
     max_bytes: int = 256 * MIB
+    max_message_bytes: int = MAX_EVENT_BYTES + 8 * KIB
     max_consumers: int = 20_000
     duplicate_window: float = 120.0
     replicas: int = 1
@@ -48,6 +57,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     dead_stream: str = DEAD_STREAM
     dead_max_age: float = 7 * 24 * 3600.0
     dead_max_bytes: int = 64 * MIB
+    dead_max_message_bytes: int = MAX_EVENT_BYTES + 16 * KIB
 
     bucket_max_bytes: int = 64 * MIB
 
@@ -56,9 +66,11 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     buffer_events: int = 1_000
 
     ack_wait: float = 30.0
+    max_deliver: int = 10
     max_ack_pending: int = 1_000
     inactive_threshold: float = 3600.0
     read_interval: float = 5.0
+    follow_interval: float = 0.5
     pull_batch: int = 256
     pull_expires: float = 30.0
     pull_heartbeat: float = 5.0
@@ -75,6 +87,10 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
         """The size that both streams and the bucket reserve in the store of each server that has a replica of them."""
         return self.max_bytes + self.dead_max_bytes + self.bucket_max_bytes
 
+    def message_limit(self, stream: str) -> int:
+        """Return how many bytes a message of a stream may have; a bucket is the stream ``KV_<bucket>``."""
+        return self.dead_max_message_bytes if stream == self.dead_stream else self.max_message_bytes
+
 
 class StreamUsage(msgspec.Struct, frozen=True):
     """How much of its limit a stream uses.
@@ -82,11 +98,13 @@ class StreamUsage(msgspec.Struct, frozen=True):
     :ivar name: a bucket is the stream ``KV_<bucket>``.
     :ivar limit: in bytes, reserved in the server's store; 0 for none; the intended one while the stream does not exist.
     :ivar used: in bytes; ``None`` while the stream does not exist.
+    :ivar message_limit: bytes of one message; 0 for none; ``None`` while the stream does not exist.
     """
 
     name: str
     limit: int
     used: int | None
+    message_limit: int | None = None
 
 
 class StoreUsage(msgspec.Struct, frozen=True):

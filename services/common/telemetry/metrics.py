@@ -22,6 +22,8 @@ class Metrics:
     * ``hotnic_stage_seconds{stage,kind}``: time from the request to the stage.
     * ``hotnic_failures_total{stage,reason}``: failed attempts, by the stage that was not reached.
     * ``hotnic_bus_redeliveries_total{consumer}``: messages that the bus delivered again.
+    * ``hotnic_bus_excess_total{consumer}``: messages skipped because their node had published too many.
+    * ``hotnic_bus_undelivered_total{consumer}``: messages that a consumer did not ack however often it got them.
     * ``hotnic_bus_dropped_total``: events dropped from the full publish buffer.
     * ``hotnic_bus_denials_total{operation}``: what NATS did not permit: ``publish`` or ``subscribe``.
     * ``hotnic_dead_letters_total{reason}``: dead-lettered messages.
@@ -40,6 +42,12 @@ class Metrics:
         self._failures = meter.create_counter("hotnic_failures", description="Failed attempts")
         self._redeliveries = meter.create_counter(
             "hotnic_bus_redeliveries", description="Messages the bus delivered more than once"
+        )
+        self._excess = meter.create_counter(
+            "hotnic_bus_excess", description="Messages skipped because their node had published too many"
+        )
+        self._undelivered = meter.create_counter(
+            "hotnic_bus_undelivered", description="Messages that a consumer never acked"
         )
         self._dead_letters = meter.create_counter("hotnic_dead_letters", description="Messages that were dead-lettered")
         self._denials = meter.create_counter("hotnic_bus_denials", description="Requests that NATS did not permit")
@@ -88,6 +96,17 @@ class Metrics:
     def record_redelivery(self, consumer: str) -> None:
         """Count a redelivered message."""
         self._redeliveries.add(1, {"consumer": consumer})
+
+    def record_excess(self, consumer: str) -> None:
+        """Count a message that was skipped because its node had published too many."""
+        self._excess.add(1, {"consumer": consumer})
+
+    def record_undelivered(self, consumer: str) -> None:
+        """Count a message that the bus delivers no more.
+
+        :param consumer: the role whose consumer it is.
+        """
+        self._undelivered.add(1, {"consumer": consumer})
 
     def record_dead_letter(self, reason: str) -> None:
         """Count a dead-lettered message.

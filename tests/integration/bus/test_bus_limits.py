@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
+from nats.js.errors import BadRequestError
 
 from schemas.bus.hotplug_status import BUCKET
 from services.cli.doctor.checks.bus import check_stores, check_streams
@@ -19,7 +20,7 @@ from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.jetstream import JetStreamBus, connect
 from services.common.bus.nats.stored.keyvalue import JetStreamKeyValue
-from services.common.bus.nats.streams import StreamNotCreated, ensure_streams
+from services.common.bus.nats.streams import StreamNotCreated, ensure_streams, stream_configs
 from services.common.bus.protocol import BusUnavailable
 from services.common.bus.settings import MIB, BusSettings, StoreUsage
 from services.common.telemetry.logs import Log
@@ -186,3 +187,39 @@ async def test_a_consumer_beyond_the_limit_is_refused_and_the_others_receive(ser
     await bus.close()
     assert entry["consumer"] == "second"
     assert "stream HOTPLUG has as many consumers as it may have: 1" in entry["error"]
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
+async def test_no_stream_takes_messages_larger_than_hotnic_s(server: NatsServer, existing: bool) -> None:
+    entries = LogEntries()
+    subjects = {
+        "HOTPLUG": "hotplug.x.y.z.v",
+        "HOTPLUG_DEAD": "hotplug-dead.x.y",
+        "KV_hotplug-status": "$KV.hotplug-status.a",
+    }
+    async with connected(server) as connection:
+        js = connection.js
+        if existing:
+            # As an earlier version of hotnic has made them.
+            for settings in stream_configs(QUICK):
+                await js.add_stream(settings.evolve(max_msg_size=-1))
+            await js.create_key_value(bucket=BUCKET, max_bytes=QUICK.bucket_max_bytes)
+            assert set((await findings(server)).values()) == {"BusMessagesTooLarge"}
+        bus = await start(server, entries, QUICK)
+        async with asyncio.timeout(60):
+            await bus.wait_connected()
+        await bus.kv(BUCKET).put("a", VALUE)
+        assert await findings(server) == {}
+        for stream, subject in subjects.items():
+            limit = QUICK.message_limit(stream)
+            # The least that headers take.
+            await js.publish(subject, bytes(limit - 20), headers={"a": "b"})
+            with pytest.raises(BadRequestError, match="message size exceeds maximum allowed"):
+                await js.publish(subject, bytes(limit + 1))
+        await bus.close()
+
+
+async def test_a_value_that_is_too_large_says_so(server: NatsServer) -> None:
+    async with connected(server) as connection:
+        with pytest.raises(BusUnavailable, match="message size exceeds maximum allowed"):
+            await bucket(connection, QUICK).put("a", bytes(QUICK.message_limit(f"KV_{BUCKET}") + 1))

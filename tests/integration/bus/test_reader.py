@@ -138,27 +138,23 @@ async def test_following_gets_each_message_once_and_in_order(harness: JetStreamH
     assert subscribed == [0]
 
 
-@pytest.mark.parametrize("how", ["no notices", "created again"])
-async def test_following_needs_no_notice(harness: JetStreamHarness, how: str) -> None:
-    """The stream of an earlier version gives none, and one that is created again counts from 1."""
-    settings = msgspec.structs.replace(QUICK, read_interval=0.1)
+async def test_following_a_stream_that_is_created_again_goes_on(harness: JetStreamHarness) -> None:
+    """It counts from 1."""
+    settings = msgspec.structs.replace(QUICK, follow_interval=0.1)
     async with open_reader(harness.server.url, {}, log=structlog.get_logger(), settings=settings) as reader:
         await publish(harness, 5)
         config = (await harness.js.stream_info(QUICK.stream)).config
-        if how == "no notices":
-            await harness.js.update_stream(config.evolve(republish=None))
         history = reader.follow_messages(GOOD.subject, 0)
         async with asyncio.timeout(60), contextlib.aclosing(history):
             assert [(await anext(history)).message.payload for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
-            if how == "created again":
-                await harness.js.delete_stream(QUICK.stream)
-                await harness.js.add_stream(config.evolve(republish=None))
+            await harness.js.delete_stream(QUICK.stream)
+            await harness.js.add_stream(config)
             await publish(harness, 1, first=5)
             assert (await anext(history)).message.payload == b"5"
 
 
 async def test_following_a_deleted_stream_ends(harness: JetStreamHarness) -> None:
-    settings = msgspec.structs.replace(QUICK, read_interval=0.1)
+    settings = msgspec.structs.replace(QUICK, follow_interval=0.1)
     async with open_reader(harness.server.url, {}, log=structlog.get_logger(), settings=settings) as reader:
         await publish(harness, 1)
         history = reader.follow_messages(GOOD.subject, 0)

@@ -228,7 +228,7 @@ class BusConformance:
         subject, headers = good.subject, {k: v for k, v in good.headers.items() if k != MSG_ID}
         bad = {
             "Undecodable": BusMessage(subject, b"{", headers),
-            "Oversized": BusMessage(subject, b" " * 70_000, headers),
+            "Oversized": BusMessage(subject, b" " * (MAX_EVENT_BYTES + 1), headers),
             "BadHeaders": BusMessage(subject, good.payload, {}),
             "SubjectMismatch": BusMessage(subject.replace("vm-1", "vm-2"), good.payload, headers),
             "BadSubject": BusMessage(subject + ".more", good.payload, headers),

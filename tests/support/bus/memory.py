@@ -167,6 +167,7 @@ class MemoryBus:
         handle = build_delivery_handler(
             handler,
             consumer=consumer,
+            start_id=self._start_id,
             telemetry=self._telemetry,
             log=self._log,
             publish_dead_letter=self.broker.accept_dead_letter,

@@ -39,7 +39,17 @@ TRACE = "a" * 32
 VMI = ObjectRef("default", "vm1", "uid")
 PLUG = Operation("op", OperationKind.PLUG, "blue", traceparent=f"00-{TRACE}-{'b' * 16}-01")
 ENTRY = TimelineEntry("", "requested", "blue", "plug", "op", "api")
-LOST = Failed(PLUG, VMI, at=Stage.MULTUS_ATTACHED, reason="CniFailed", message="no\nlease", attempt=3, retry_after=0.4)
+LOST = Failed(
+    PLUG,
+    VMI,
+    node="n1",
+    at=Stage.MULTUS_ATTACHED,
+    reason="CniFailed",
+    message="no\nlease",
+    attempt=3,
+    retry_after=0.4,
+)
+ATTACHED = GuestAttached(PLUG, VMI, node="n1")
 
 
 def from_bus(event: Event, role: str, node: str, second: int = 0) -> BusMessage:
@@ -62,7 +72,11 @@ def from_cluster(event: Event, role: str, host: str | None) -> dict[str, object]
 
 @pytest.mark.parametrize(
     ("event", "role", "node"),
-    [(Requested(PLUG, VMI), "api", "_"), (GuestAttached(PLUG, VMI), "handler", "n1"), (LOST, "networks", "n1")],
+    [
+        (Requested(PLUG, VMI), "api", "_"),
+        (GuestAttached(PLUG, VMI, node="n1"), "handler", "n1"),
+        (LOST, "networks", "n1"),
+    ],
 )
 def test_message_and_kubernetes_event_give_the_same_entry(event: Event, role: str, node: str) -> None:
     host = None if node == "_" else node
@@ -99,6 +113,15 @@ def test_entries_are_sorted_by_time_and_one_without_stays_behind_the_one_before_
     for before, entry in pairwise(found):
         if not entry.time.startswith("2026") and int(entry.message) > 0:
             assert before.message == str(int(entry.message) - 1)
+
+
+def test_an_event_in_another_s_name_gives_no_entry() -> None:
+    """A role dead-letters it; nobody else looks at the subject, which is all that NATS has permitted."""
+    sent = from_bus(LOST, "networks", "n1")
+    headers = sent.headers | {"ce-source": "/hotnic/networks/n2"}
+    assert entry_of_message(sent) is not None
+    assert entry_of_message(msgspec.structs.replace(sent, headers=headers)) is None
+    assert entry_of_message(msgspec.structs.replace(sent, subject="hotplug.failed.n2.default.vm1")) is None
 
 
 def test_malformed_message_and_foreign_event_give_no_entry() -> None:
@@ -145,7 +168,7 @@ class FakeReader:
         assert errors == ""
         on_subscribed()
         self.error_output = self._capsys.readouterr().err
-        yield StoredMessage(3, from_bus(GuestAttached(PLUG, VMI), "handler", "n1", 0))
+        yield StoredMessage(3, from_bus(ATTACHED, "handler", "n1", 0))
 
 
 @pytest.mark.parametrize("follow", [True, False])

@@ -25,7 +25,9 @@ TRACED = BusMessage(
 
 
 def dead_lettered(message: BusMessage, reason: str = "HandlerFailed") -> BusMessage:
-    return build_dead_letter(message, UnusableMessage(reason, "a detail"), consumer="controller", sequence=41)
+    return build_dead_letter(
+        message, UnusableMessage(reason, "a detail"), consumer="controller", sequence=41, start_id="s"
+    )
 
 
 def test_dead_letter_has_reason_origin_and_content() -> None:
@@ -51,6 +53,21 @@ def test_replayed_message_is_unchanged_but_for_its_id() -> None:
     assert (message.subject, message.payload, message.id) == (SENT.subject, SENT.payload, "new-id")
     assert message.headers == TRACED.headers | {MSG_ID: "new-id", "ce-id": "new-id"}
     assert decode_message(message.subject, message.headers, message.payload)[0] == EVENT
+
+
+def test_a_replay_has_no_headers_for_the_server() -> None:
+    """A node may store dead letters of its own node with any headers."""
+    letter = dead_lettered(TRACED)
+    control = {
+        "Status": "100",
+        "Nats-Rollup": "all",
+        "nats-rollup": "sub",
+        "KV-Operation": "DEL",
+        "Description": "Idle",
+    }
+    stored = msgspec.structs.replace(letter, headers=letter.headers | control | {"tracestate": "a\r\nNats-TTL: 1s"})
+    replayed = build_replay(parse_dead_letter(7, stored), "new-id")
+    assert replayed.headers == TRACED.headers | {MSG_ID: "new-id", "ce-id": "new-id", "tracestate": "a??Nats-TTL: 1s"}
 
 
 def test_a_replay_goes_to_the_subject_that_nats_has_permitted() -> None:

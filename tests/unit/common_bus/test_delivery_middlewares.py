@@ -16,13 +16,24 @@ from services.common.bus.envelope import DEAD_CONSUMER, DEAD_REASON, BusMessage,
 from services.common.bus.middleware import (
     Delivery,
     DeliveryHandler,
+    Middleware,
     count_redeliveries,
     dead_letter_unusable,
     decode_event,
+    limit_nodes,
     reject_failures,
     trace_delivery,
 )
 from services.common.bus.protocol import ReceivedEvent
+from services.common.bus.shares import (
+    DEAD_LETTERS_PER_SECOND,
+    EVENTS_PER_SECOND,
+    LOG_INTERVAL,
+    MAX_DEAD_LETTERS,
+    MAX_EVENTS,
+    NodeShares,
+)
+from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import span_context
 from tests.support.telemetry.spans import named, recording_telemetry
 
@@ -39,6 +50,11 @@ def unusable(_delivery: Delivery) -> None:
 
 def failing(_received: ReceivedEvent) -> None:
     raise KeyError("bug")
+
+
+def dead_lettering(published: list[BusMessage], telemetry: Telemetry) -> Middleware:
+    log = structlog.get_logger()
+    return dead_letter_unusable(published.append, telemetry.metrics, log, start_id="start", shares=NodeShares())
 
 
 def test_second_delivery_is_counted_and_handled() -> None:
@@ -75,7 +91,7 @@ def test_unusable_message_is_dead_lettered_with_span_metric_and_log() -> None:
     telemetry, exporter = recording_telemetry()
     published: list[BusMessage] = []
     with capture_logs() as lines, telemetry.tracer.start_as_current_span("process"):
-        dead_letter_unusable(published.append, telemetry.metrics, structlog.get_logger())(unusable)(FIRST)
+        dead_lettering(published, telemetry)(unusable)(FIRST)
     (letter,) = published
     assert (letter.headers[DEAD_REASON], letter.headers[DEAD_CONSUMER]) == ("Undecodable", "controller")
     assert b'hotnic_dead_letters_total{reason="Undecodable"} 1.0' in telemetry.metrics_text()
@@ -91,7 +107,7 @@ def test_usable_message_is_not_dead_lettered() -> None:
     telemetry, _ = recording_telemetry()
     published: list[BusMessage] = []
     handled: list[Delivery] = []
-    dead_letter_unusable(published.append, telemetry.metrics, structlog.get_logger())(handled.append)(FIRST)
+    dead_lettering(published, telemetry)(handled.append)(FIRST)
     assert (published, handled) == ([], [FIRST])
 
 
@@ -102,7 +118,7 @@ def test_exception_of_a_bug_is_not_dead_lettered_as_unusable() -> None:
     telemetry, _ = recording_telemetry()
     published: list[BusMessage] = []
     with pytest.raises(KeyError):
-        dead_letter_unusable(published.append, telemetry.metrics, structlog.get_logger())(broken)(FIRST)
+        dead_lettering(published, telemetry)(broken)(FIRST)
     assert published == []
 
 
@@ -164,6 +180,7 @@ def test_failed_handler_leaves_one_dead_letter_and_a_failed_process_span() -> No
     handle = build_delivery_handler(
         failing,
         consumer="controller",
+        start_id="start",
         telemetry=telemetry,
         log=structlog.get_logger(),
         publish_dead_letter=published.append,
@@ -175,3 +192,54 @@ def test_failed_handler_leaves_one_dead_letter_and_a_failed_process_span() -> No
     assert span.status.status_code is StatusCode.ERROR
     assert span.attributes is not None
     assert span.attributes["error.type"] == "HandlerFailed"
+
+
+def of(node: str) -> Delivery:
+    return msgspec.structs.replace(
+        FIRST, message=msgspec.structs.replace(MESSAGE, subject=f"hotplug.failed.{node}.default.vm")
+    )
+
+
+def test_a_node_that_floods_the_bus_takes_nothing_from_the_others() -> None:
+    telemetry, _ = recording_telemetry()
+    now, handled = 0.0, list[Delivery]()
+    handle = limit_nodes(NodeShares(lambda: now), telemetry.metrics, structlog.get_logger())(handled.append)
+    with capture_logs() as lines:
+        for _ in range(MAX_EVENTS + 10):
+            handle(of("hostile"))
+        for _ in range(10):
+            handle(of("node1"))
+        for _ in range(2 * MAX_EVENTS):
+            handle(of("_"))
+        assert len(handled) == MAX_EVENTS + 10 + 2 * MAX_EVENTS
+        assert b'hotnic_bus_excess_total{consumer="controller"} 10.0' in telemetry.metrics_text()
+        now = LOG_INTERVAL - 1
+        for _ in range(MAX_EVENTS + 10):
+            handle(of("hostile"))
+        assert [(line["event"], line["node"]) for line in lines] == [("events of a node skipped", "hostile")]
+        now = 10 * LOG_INTERVAL
+        before = len(handled)
+        for _ in range(3 * MAX_EVENTS):
+            handle(of("hostile"))
+        assert len(handled) == before + min(MAX_EVENTS, int(9 * LOG_INTERVAL + 1) * EVENTS_PER_SECOND)
+    assert len(lines) == 2
+
+
+def test_dead_letters_of_one_node_crowd_out_no_event_and_no_other_dead_letter() -> None:
+    telemetry, _ = recording_telemetry()
+    now, published = 0.0, list[BusMessage]()
+    handle = dead_letter_unusable(
+        published.append, telemetry.metrics, structlog.get_logger(), start_id="s", shares=NodeShares(lambda: now)
+    )(unusable)
+    with capture_logs() as lines:
+        for _ in range(5 * MAX_DEAD_LETTERS):
+            handle(of("hostile"))
+        handle(of("node1"))
+    assert len(published) == len(lines) == MAX_DEAD_LETTERS + 1
+    assert published[-1].subject == "hotplug-dead.failed.node1.default.vm"
+    count = f'hotnic_dead_letters_total{{reason="Undecodable"}} {5.0 * MAX_DEAD_LETTERS + 1}'
+    assert count.encode() in telemetry.metrics_text()
+    now = 7.0
+    for _ in range(MAX_DEAD_LETTERS):
+        handle(of("hostile"))
+    assert len(published) == MAX_DEAD_LETTERS + 1 + 7 * DEAD_LETTERS_PER_SECOND

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from schemas.bus.events import (
     MAX_EVENT_BYTES,
+    ChangedObject,
     ConfirmedBy,
     Event,
     Failed,
@@ -34,6 +35,7 @@ from services.common.bus.envelope import (
     encode_message,
     message_id,
 )
+from services.common.bus.settings import BusSettings
 from tests.support.bus.conformance import annotated
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -173,7 +175,12 @@ def test_event_with_a_subject_that_ends_the_connection_is_not_encoded() -> None:
 def test_dead_letter_contains_the_message_and_the_reason() -> None:
     message = BusMessage("hotplug.a.b.c.d", b"\xff", {"ce-id": "1", MSG_ID: "x", "Nats-Expected-Stream": "HOTPLUG"})
     letter = build_dead_letter(
-        message, UnusableMessage("Undecodable", "line\r\nNats-Evil: 1 ü"), consumer="c", sequence=7, now=NOW
+        message,
+        UnusableMessage("Undecodable", "line\r\nNats-Evil: 1 ü"),
+        consumer="c",
+        sequence=7,
+        start_id="s",
+        now=NOW,
     )
     assert letter.subject == "hotplug-dead.a.b.c.d"
     assert letter.payload == b"\xff"
@@ -198,11 +205,16 @@ def test_dead_letter_contains_the_message_and_the_reason() -> None:
 def test_dead_letter_of_any_message_can_be_published(subject: str, wanted: str) -> None:
     """NATS ends the connection at a long subject and a large message, and nats-py refuses some headers."""
     headers = {"ce-id": "1\u00e9\r\n", "a/b": "x", "Status": "100", "traceparent": "t" * 100_000}
+    headers |= {f"hotnic-{letter * length}": "x" * 1000 for letter in "abcdefghij" for length in range(1, 41)}
     message = BusMessage(subject, b"x" * 1_000_000, headers)
-    letter = build_dead_letter(message, UnusableMessage("Oversized", ""), consumer="c", sequence=7, now=NOW)
+    letter = build_dead_letter(
+        message, UnusableMessage("Oversized", ""), consumer="c", sequence=7, start_id="s", now=NOW
+    )
     assert re.fullmatch(wanted, letter.subject)
     assert len(letter.payload) == MAX_EVENT_BYTES + 1
     assert not {"a/b", "Status"} & letter.headers.keys()
+    size = len(letter.payload) + sum(len(f"{name}: {value}\r\n") for name, value in letter.headers.items())
+    assert size < BusSettings().dead_max_message_bytes
     assert all(value.isascii() and value.isprintable() and len(value) <= 2048 for value in letter.headers.values())
 
 
@@ -222,9 +234,18 @@ def test_names_that_nobody_makes_are_not_kept(event: MultusAttached) -> None:
     assert caught.value.reason == "Oversized"
 
 
-def test_dead_letters_of_one_message_have_the_same_id() -> None:
+def test_a_process_stores_one_dead_letter_of_a_message_and_nobody_else_can_compute_its_id() -> None:
+    """The server drops a message whose id it has seen in the last two minutes, whoever has used it and where."""
     message = BusMessage("hotplug.a.b.c.d", b"x", {})
     error = UnusableMessage("Undecodable", "")
-    one = build_dead_letter(message, error, consumer="a", sequence=7, now=NOW)
-    assert one.id == build_dead_letter(message, error, consumer="b", sequence=7).id
-    assert one.id != build_dead_letter(message, error, consumer="a", sequence=8).id
+    one = build_dead_letter(message, error, consumer="a", sequence=7, start_id="s", now=NOW)
+    assert one.id == build_dead_letter(message, error, consumer="b", sequence=7, start_id="s").id
+    assert one.id != build_dead_letter(message, error, consumer="a", sequence=8, start_id="s").id
+    assert one.id != build_dead_letter(message, error, consumer="a", sequence=7, start_id="other", now=NOW).id
+
+
+def test_nobody_else_can_compute_the_id_of_an_observed_event() -> None:
+    observed = PodAnnotated(operation=Operation("1", OperationKind.PLUG, "a", vm="vm"), node="n", attempt=1)
+    again = msgspec.structs.replace(observed, attempt=2, changed=ChangedObject("Pod", "u", "2"))
+    ids = [message_id(event, start, "controller") for start in ("s", "other") for event in (observed, again)]
+    assert ids[0] == ids[1] != ids[2] == ids[3]

@@ -8,6 +8,7 @@ import structlog
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from schemas.bus.events import MAX_EVENT_BYTES
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.credentials import FILE_VARIABLES, Endpoint
 from services.common.bus.nats.jetstream import connect
@@ -129,3 +130,5 @@ def test_stream_configs_set_every_limit() -> None:
     for stream in (events, dead):
         assert stream.max_bytes
         assert stream.max_age
+        assert stream.max_msg_size is not None
+        assert MAX_EVENT_BYTES < stream.max_msg_size < 2 * MAX_EVENT_BYTES

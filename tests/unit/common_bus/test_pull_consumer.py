@@ -14,6 +14,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
+from structlog.testing import capture_logs
 
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection
@@ -33,6 +34,7 @@ class Server:
     deleted: list[str] = field(default_factory=list)
     pulls: list[str] = field(default_factory=list)
     acked: list[str] = field(default_factory=list)
+    terminated: list[str] = field(default_factory=list)
     is_closed: bool = False
     unsubscribed: bool = False
     pulled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -66,7 +68,7 @@ class Server:
 
     async def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
         if subject.startswith("$JS.ACK"):
-            self.acked.append(subject)
+            (self.terminated if payload == b"+TERM" else self.acked).append(subject)
             return
         assert subject == "$JS.API.CONSUMER.MSG.NEXT.HOTPLUG.c"
         assert json.loads(payload) == {"batch": 2, "expires": 30_000_000_000, "idle_heartbeat": 5_000_000_000}
@@ -189,10 +191,37 @@ async def test_consumer_with_other_filters_is_replaced() -> None:
 
 
 async def test_consumer_with_the_same_filters_is_reused() -> None:
-    server = Server(existing=ConsumerConfig(name="c", filter_subject="hotplug.>"))
+    server = Server(existing=ConsumerConfig(name="c", filter_subject="hotplug.>", max_deliver=SETTINGS.max_deliver))
     async with running(server, pull_consumer()):
         pass
     assert server.created == []
+
+
+async def test_consumer_that_would_deliver_a_message_for_ever_is_replaced() -> None:
+    server = Server(existing=ConsumerConfig(name="c", filter_subject="hotplug.>", max_deliver=-1))
+    async with running(server, pull_consumer()):
+        pass
+    assert server.deleted == ["c"]
+    assert server.created[0].max_deliver == SETTINGS.max_deliver
+
+
+async def test_message_that_raises_is_not_delivered_again_and_the_next_one_is_received() -> None:
+    server, received = Server(), list[int]()
+
+    def on_message(_message: BusMessage, sequence: int, _deliveries: int) -> None:
+        if sequence == 1:
+            raise KeyError("bug")
+        received.append(sequence)
+
+    consumer = pull_consumer()
+    consumer._on_message = on_message
+    async with running(server, consumer):
+        with capture_logs() as lines:
+            await server.message(1)
+        await server.message(2)
+        await server.pull(2)
+    assert (received, len(server.terminated), len(server.acked)) == ([2], 1, 1)
+    assert [(line["event"], line["sequence"], line["exc_info"]) for line in lines] == [("message not handled", 1, True)]
 
 
 async def test_first_consumer_starts_with_new_messages_and_a_later_one_after_the_last_message() -> None:

@@ -16,6 +16,7 @@ from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 
 from schemas.bus.encoding import StatusKey
+from schemas.bus.events import ChangedObject, MultusAttached, ObjectRef
 from schemas.bus.hotplug_status import BUCKET, StatusEntry, decode_entry
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
@@ -143,6 +144,41 @@ async def test_template_interface_reaches_the_pod_in_the_trace_of_its_request(cl
     for name in ("controller request iface1", "controller annotate virt-launcher-vm1-abcde"):
         span = named(cluster.spans.get_finished_spans(), name)
         assert format(span.context.trace_id, "032x") == TRACE
+
+
+def gets(cluster: Cluster) -> int:
+    """Return how many objects were read one by one."""
+    return sum(method == "GET" and bool(name) for method, _, name in cluster.kube.requests)
+
+
+@pytest.mark.parametrize(
+    ("publisher", "vmi", "pod", "reads"),
+    [
+        (objects.NODE, "vm1", "virt-launcher-vm1-abcde", 1),
+        ("node2", "vm1", "virt-launcher-vm1-abcde", 0),
+        (objects.NODE, "vm2", "virt-launcher-vm1-abcde", 0),
+        ("node2", "vm1", "made-up", 0),
+    ],
+)
+async def test_what_a_node_says_of_pods_of_others_costs_no_request(
+    cluster: Cluster, publisher: str, vmi: str, pod: str, reads: int
+) -> None:
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True))
+    cluster.put(VMS, objects.vm())
+    await cluster.idle()
+    before = gets(cluster)
+    event = MultusAttached(
+        operation=PLUG,
+        vmi=ObjectRef("default", vmi, objects.VMI_UID),
+        pod=ObjectRef("default", pod, objects.POD_UID),
+        node=publisher,
+        changed=ChangedObject("Pod", objects.POD_UID, "newer"),
+    )
+    await MemoryBus(cluster.bus.broker, role="networks", node=publisher).publish(event)
+    await cluster.bus.broker.until(lambda: not cluster.bus.broker.consumers["controller"].waiting)
+    await cluster.idle()
+    assert gets(cluster) == before + reads
 
 
 async def test_edit_of_the_template_starts_a_trace_on_vm_vmi_and_pod(cluster: Cluster) -> None:

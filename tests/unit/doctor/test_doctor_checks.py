@@ -20,7 +20,7 @@ from services.cli.doctor.snapshot import (
     Snapshot,
     VmSnapshot,
 )
-from services.common.bus.settings import MIB, StoreUsage, StreamUsage
+from services.common.bus.settings import KIB, MIB, StoreUsage, StreamUsage
 from tests.support.doctor import hotplug_status_changes, snapshot_changes, snapshots
 
 TWO = (("blue", "green"), ("red",))
@@ -65,6 +65,26 @@ def test_bucket_that_fills_while_the_doctor_looks_twice_is_found() -> None:
         for used in (62, 63)
     )
     assert codes(confirmed(first, second)) == {"BusBucketFull"}
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "found"),
+    [
+        ("HOTPLUG", None, set()),
+        ("HOTPLUG", 0, {"BusMessagesTooLarge"}),
+        ("HOTPLUG", MIB, {"BusMessagesTooLarge"}),
+        ("HOTPLUG", 72 * KIB, set()),
+        ("HOTPLUG", 80 * KIB, {"BusMessagesTooLarge"}),
+        ("HOTPLUG_DEAD", 80 * KIB, set()),
+        ("KV_hotplug-status", 72 * KIB, set()),
+        ("KV_hotplug-status", 80 * KIB, {"BusMessagesTooLarge"}),
+    ],
+)
+def test_stream_that_takes_larger_messages_than_hotnic_makes_is_found(
+    name: str, limit: int | None, found: set[str]
+) -> None:
+    stream = StreamUsage(name, 64 * MIB, 0, limit)
+    assert codes(examine(Snapshot((), bus=BusSnapshot((stream,))))) == found
 
 
 @pytest.mark.parametrize(

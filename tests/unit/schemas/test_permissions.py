@@ -161,9 +161,11 @@ def test_every_identity_reads_its_own_inbox_only(role: BusRole) -> None:
     assert all(pattern.endswith(".>") for pattern in inboxes)
     notices = {
         BusRole.API: {"hotnic.stored.$KV.hotplug-status.>"},
-        BusRole.CONTROLLER: {"hotnic.stored.$KV.hotplug-status.>", "hotnic.consumers.*.*"},
-        BusRole.READER: {"hotnic.stored.hotplug.>"},
-        BusRole.ADMINISTRATOR: {"hotnic.stored.hotplug.>"},
+        BusRole.CONTROLLER: {
+            "hotnic.stored.$KV.hotplug-status.>",
+            "hotnic.consumers.*.*",
+            "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.HOTPLUG.>",
+        },
     }
     assert set(permissions_of(role).subscribe) - set(inboxes) == notices.get(role, set())
     # The process of a node answers for its two roles; the people share one.

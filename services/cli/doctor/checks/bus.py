@@ -1,4 +1,4 @@
-"""Checks of the bus: the streams and the bucket exist, the bucket has room, and so has the store of all streams.
+"""Checks of the bus: streams and bucket exist and limit their messages, and there is room in the bucket and the store.
 
 A full stream of events drops its oldest, so only a full bucket is a fault. hotnic works without the bus: these findings
 cost latency, the times of stages, and the stored hot-plug status.
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from schemas.bus.encoding import BUCKET_STREAM_PREFIX
 from services.cli.doctor.snapshot import BusSnapshot, Finding, NotChecked, NotVisible
-from services.common.bus.settings import MIB, StreamUsage
+from services.common.bus.settings import KIB, MIB, BusSettings, StreamUsage
 
 NEARLY_FULL = 0.95
 """Share of its limit from which on a bucket counts as full. NATS then also refuses larger values of present keys."""
@@ -20,7 +20,8 @@ STORE_REPAIR = (
 
 
 def check_streams(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
-    """Check that each stream exists, and that no bucket is full."""
+    """Check that each stream exists and limits its messages, and that no bucket is full."""
+    settings = BusSettings()
     reserved = sum(one.limit for one in streams)
     for one in streams:
         subject = f"NATS stream {one.name}"
@@ -38,6 +39,18 @@ def check_streams(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
                 # Without its size, which changes while the doctor looks twice.
                 f"the bucket has nearly {_mib(one.limit)}; NATS refuses what exceeds that",
                 f"enlarge it: nats stream edit {one.name} --max-bytes SIZE",
+            )
+        # 0 is no limit.
+        limit = settings.message_limit(one.name)
+        if one.message_limit is not None and not 0 < one.message_limit <= limit:
+            size = f"of up to {_kib(one.message_limit)}" if one.message_limit else "of any size"
+            yield Finding(
+                "BusMessagesTooLarge",
+                subject,
+                f"the stream takes messages {size}; hotnic makes none larger than {_kib(limit)}, and another client "
+                "may fill the stream with them",
+                f"the controller sets the limit when it connects (its log: stream update failed), or: nats stream edit "
+                f"{one.name} --max-msg-size {limit}",
             )
 
 
@@ -63,6 +76,10 @@ def check_stores(bus: BusSnapshot) -> Iterator[Finding | NotChecked]:
                 f"the streams have nearly filled the store's {_mib(store.limit)}; NATS then refuses every message",
                 "enlarge it (max_file_store, or max_file of the account), or limit other streams that have no size",
             )
+
+
+def _kib(size: int) -> str:
+    return f"{size / KIB:g} KiB"
 
 
 def _mib(size: int) -> str:

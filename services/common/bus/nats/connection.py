@@ -20,6 +20,7 @@ from nats.js import JetStreamContext
 
 from schemas.bus.encoding import STREAM, node_consumer
 from schemas.bus.permissions import API, CLIENT_API, NODE_ROLES, BusRole, inbox_prefix
+from services.common.bus.nats.client import BusClient
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.settings import BusSettings
 from services.common.flowcontrol.backoff import jittered
@@ -72,34 +73,6 @@ class Caller:
 
 
 NOBODY = Caller("", "")
-
-
-class _Client(Client):
-    """A client that sends nothing before TLS is up, where the endpoint needs TLS.
-
-    nats-py (2.16) begins TLS only if the server's first line, which is plain text, says so: whoever is in the middle
-    could leave that out, and would get the credentials.
-    """
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__()
-        self._endpoint = endpoint
-
-    def _connect_command(self) -> bytes:
-        assert self._current_server is not None
-        uri = self._current_server.uri
-        if self._endpoint.needs_tls(uri.scheme) and not _is_encrypted(self._transport):
-            raise ConnectionError(
-                f"the server at {uri.hostname}:{uri.port} offers no TLS, which NATS_URL, NATS_CA or NATS_CERT demands; "
-                "no credentials were sent"
-            )
-        return super()._connect_command()
-
-
-def _is_encrypted(transport: object) -> bool:
-    """Return whether the stream below a transport of nats-py, which does not show it, has TLS."""
-    stream = getattr(transport, "_io_writer", None) or getattr(transport, "_ws", None)
-    return stream is not None and stream.get_extra_info("ssl_object") is not None
 
 
 class BusConnection:
@@ -156,7 +129,7 @@ class BusConnection:
             endpoint is wrong.
         :raises nats.errors.Error: the peer is not a NATS server, or rejects the credentials.
         """
-        client, lost = _Client(endpoint), asyncio.Event()
+        client, lost = BusClient(endpoint), asyncio.Event()
         denied: deque[str] = deque(maxlen=MAX_DENIED)
         # Before the files are used: a change in the meantime is found by the next comparison.
         digest = endpoint.digest()

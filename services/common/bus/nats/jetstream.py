@@ -141,6 +141,7 @@ class JetStreamBus:
         handle = build_delivery_handler(
             handler,
             consumer=consumer,
+            start_id=self._start_id,
             telemetry=self._telemetry,
             log=self._log,
             publish_dead_letter=self._enqueue,

@@ -175,6 +175,7 @@ class Session:
         try:
             if self._requests is not None:
                 await streams.ensure_streams(connection.js, self._settings, self._log)
+                await streams.watch_undelivered(connection, self._metrics, self._log)
                 await self._requests.serve(connection)
             else:
                 await streams.check_stream(connection, self._caller.consumer, self._settings)

@@ -30,6 +30,7 @@ def consumer_config(
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=settings.ack_wait,
         max_ack_pending=settings.max_ack_pending,
+        max_deliver=settings.max_deliver,
         inactive_threshold=settings.inactive_threshold,
         # The loss of a consumer costs latency only, so it needs neither disk nor replicas.
         mem_storage=True,
@@ -47,7 +48,12 @@ async def find_consumer(js: JetStreamContext, stream: str, name: str) -> Consume
 
 
 def is_desired(found: ConsumerInfo | None, desired: ConsumerConfig) -> TypeGuard[ConsumerInfo]:
-    """Return whether a consumer exists and delivers what it should.
+    """Return whether a consumer exists, delivers what it should, and gives up in the end."""
+    return serves(found, desired) and found.config.max_deliver == desired.max_deliver
+
+
+def serves(found: ConsumerInfo | None, desired: ConsumerConfig) -> TypeGuard[ConsumerInfo]:
+    """Return whether a consumer exists and delivers what it should, perhaps for ever, as those of earlier versions.
 
     Its name says role and node, the code its filters: another version of the role may have had others. One that pushes
     was created by somebody else.

@@ -151,12 +151,20 @@ class PullConsumer:
             self._wake.set()
         # A datetime drops the server's nanoseconds: without one more microsecond the last message would be redelivered.
         self.resume = metadata.timestamp + timedelta(microseconds=1)
-        self._on_message(
-            BusMessage(msg.subject, msg.data, dict(msg.headers or {})), metadata.sequence.stream, metadata.num_delivered
-        )
-        # Acked in any case: by now its key is in the queue, or the message is dead-lettered.
+        acknowledge = msg.ack
         try:
-            await msg.ack()
+            self._on_message(
+                BusMessage(msg.subject, msg.data, dict(msg.headers or {})),
+                metadata.sequence.stream,
+                metadata.num_delivered,
+            )
+        except Exception:
+            # A bug, which the next delivery would meet again.
+            self._log.exception("message not handled", subject=msg.subject, sequence=metadata.sequence.stream)
+            acknowledge = msg.term
+        # In any case: by now its key is in the queue, or the message is dead-lettered, or of no use.
+        try:
+            await acknowledge()
         except NatsError as error:
             self._log.debug("ack failed, message will be redelivered", error=repr(error))
 

@@ -25,6 +25,7 @@ from services.common.bus.nats.consumers.creation import (
     ensure_consumer,
     find_consumer,
     is_desired,
+    serves,
 )
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.settings import BusSettings
@@ -59,6 +60,20 @@ async def request_consumer(
     found = await find_consumer(connection.js, settings.stream, desired.name)
     if is_desired(found, desired):
         return None
+    try:
+        return await _request(connection, role, node, desired, settings)
+    except ConsumerRefused:
+        # It is as good as another one until a message comes that nobody acks.
+        if serves(found, desired):
+            return None
+        raise
+
+
+async def _request(
+    connection: BusConnection, role: str, node: str, desired: ConsumerConfig, settings: BusSettings
+) -> datetime | None:
+    """Request the consumer; return the time of its creation."""
+    assert desired.name is not None
     subject = consumer_request(role, node)
     body = encode_body(ConsumerRequest(desired.opt_start_time))
     try:

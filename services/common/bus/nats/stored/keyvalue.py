@@ -24,7 +24,7 @@ from schemas.bus.encoding import BUCKET_STREAM_PREFIX
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.nats.stored.messages import StoredMessage, follow_stored
-from services.common.bus.nats.streams import ensure_notices, notices_of
+from services.common.bus.nats.streams import ensure_settings, notices_of
 from services.common.bus.protocol import BucketState, BusUnavailable, KeyValueEntry, WrongRevision
 from services.common.bus.settings import BusSettings
 
@@ -140,10 +140,11 @@ class JetStreamKeyValue:
 
     async def _open_or_create(self, connection: BusConnection) -> NatsKeyValue:
         notices = notices_of(f"$KV.{self._bucket}.>")
+        limit = self._settings.message_limit(self._stream)
         try:
             store = await connection.js.key_value(self._bucket)
             if self._create:
-                await ensure_notices(connection.js, self._stream, notices)
+                await ensure_settings(connection.js, self._stream, republish=notices, max_msg_size=limit)
             return store
         except (BucketNotFoundError, NotFoundError):
             if not self._create:
@@ -155,6 +156,7 @@ class JetStreamKeyValue:
                     bucket=self._bucket,
                     history=1,
                     max_bytes=self._settings.bucket_max_bytes,
+                    max_value_size=limit,
                     storage=StorageType.FILE,
                     replicas=self._settings.replicas,
                     direct=True,

@@ -66,10 +66,17 @@ async def read_stored(
 
 
 async def follow_stored(
-    connection: BusConnection, stream: str, subjects: str, settings: BusSettings, *, after: int = 0
+    connection: BusConnection,
+    stream: str,
+    subjects: str,
+    settings: BusSettings,
+    *,
+    after: int = 0,
+    notices: bool = True,
 ) -> AsyncGenerator[StoredMessage | None, None]:
     """Yield the messages that are stored, as :func:`read_stored`, then ``None`` once, then each further one.
 
+    :param notices: whether the stream gives notice of its messages; otherwise it is read at intervals.
     :raises nats.errors.Error: as :func:`read_stored`, at any time.
     """
     arrived, noticed = asyncio.Event(), 0
@@ -82,7 +89,8 @@ async def follow_stored(
     lost = asyncio.ensure_future(connection.lost.wait())
     lost.add_done_callback(lambda _: arrived.set())
     # Before the first request on this connection, so the server gives notice of what that does not return.
-    subscription = await connection.client.subscribe(stored_notice(subjects), cb=on_notice)
+    subscription = await connection.client.subscribe(stored_notice(subjects), cb=on_notice) if notices else None
+    interval = settings.read_interval if notices else settings.follow_interval
     first, looked = True, 0
     try:
         while True:
@@ -99,7 +107,7 @@ async def follow_stored(
             behind = after < newest != looked
             looked = newest
             try:
-                async with asyncio.timeout(SECOND_LOOK if behind else settings.read_interval):
+                async with asyncio.timeout(SECOND_LOOK if behind else interval):
                     await arrived.wait()
             except TimeoutError:
                 if not behind and await _last_sequence(connection, stream) < after:
@@ -109,7 +117,7 @@ async def follow_stored(
                 raise ConnectionClosedError
     finally:
         lost.cancel()
-        if not connection.client.is_closed:
+        if subscription is not None and not connection.client.is_closed:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
 
@@ -136,8 +144,8 @@ async def _read_batch(
         if ended.done():
             return
         headers = msg.headers or {}
-        # Of a status, the server sets none; a message may have any other header of a status.
-        if _STREAM not in headers:
+        # Of a status, the server sets none. Not its first one, which a broken header of the publisher's may swallow.
+        if _SEQUENCE not in headers:
             ended.set_result(msg)
             return
         found.append(_to_stored_message(msg))

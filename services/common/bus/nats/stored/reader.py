@@ -106,7 +106,8 @@ class StreamReader:
     async def _usage(self, name: str, limit: int) -> StreamUsage:
         with self._translate_errors(), contextlib.suppress(NotFoundError):
             info = await self._connection.js.stream_info(name)
-            return StreamUsage(name, max(info.config.max_bytes or 0, 0), info.state.bytes)
+            size, message = (max(limit or 0, 0) for limit in (info.config.max_bytes, info.config.max_msg_size))
+            return StreamUsage(name, size, info.state.bytes, message)
         return StreamUsage(name, limit, None)
 
     async def list_messages(self, subjects: str) -> AsyncIterator[StoredMessage]:
@@ -119,9 +120,11 @@ class StreamReader:
     ) -> AsyncGenerator[StoredMessage, None]:
         """Yield the messages on the subjects after a sequence, until cancelled.
 
-        :param on_subscribed: called once, when the server has accepted the subscription.
+        :param on_subscribed: called once, when all that is stored was read.
         """
-        followed = follow_stored(self._connection, self._settings.stream, subjects, self._settings, after=after)
+        followed = follow_stored(
+            self._connection, self._settings.stream, subjects, self._settings, after=after, notices=False
+        )
         with self._translate_errors():
             async with contextlib.aclosing(followed) as stored:
                 async for found in stored:
@@ -205,4 +208,10 @@ def _translate_errors(last_denied: Callable[[], str]) -> Iterator[None]:
 
 
 def _to_bus_message(found: RawStreamMsg) -> BusMessage:
-    return BusMessage(found.subject or "", found.data or b"", dict(found.headers or {}))
+    # Of headers that are no ASCII, nats-py (2.16) returns objects, and text that cannot be encoded.
+    headers = {_to_text(name): _to_text(value) for name, value in (found.headers or {}).items()}
+    return BusMessage(_to_text(found.subject or ""), found.data or b"", headers)
+
+
+def _to_text(found: object) -> str:
+    return str(found).encode(errors="replace").decode()

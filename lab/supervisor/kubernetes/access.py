@@ -25,9 +25,9 @@ from services.common.kube.client import Kube
 CHART: Final = Path(__file__).resolve().parents[3] / "k8s"
 RIGHTS: Final = (
     *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
-    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "FlowSchema"),
 )
-"""The kinds of the chart's objects that give or restrict rights."""
+"""The kinds of the chart's objects that give or restrict rights, and those that give the roles' requests priority."""
 
 TRUSTED: Final = ("kubernetes-admin", "hotnic-lab-node")
 """The users that the admission policies do not restrict."""

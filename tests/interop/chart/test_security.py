@@ -231,3 +231,37 @@ def test_policies_select_every_pod_with_a_network_of_its_own(name: str) -> None:
     }
     roles = {role_of(item["metadata"]["name"]) for item in found if item["kind"] in ("Deployment", "DaemonSet")}
     assert selected == roles - {"multus"}
+
+
+@pytest.mark.parametrize("name", VALUE_SETS)
+def test_requests_of_every_role_have_a_priority_above_that_of_all_service_accounts(name: str) -> None:
+    """Else any account, without rights, fills the queues of the roles: the level is `workload-low` by default."""
+    found = rendered(name)
+    accounts = {
+        item["metadata"]["name"]
+        for item in found
+        if item["kind"] == "ServiceAccount" and "helm.sh/hook" not in item["metadata"].get("annotations", {})
+    }
+    schemas = {role_of(item["metadata"]["name"]): item["spec"] for item in found if item["kind"] == "FlowSchema"}
+    for spec in schemas.values():
+        # That of the API server for ServiceAccounts has 9000, the last one of the system 900.
+        assert 900 < spec["matchingPrecedence"] < 9000
+        assert spec["distinguisherMethod"] == {"type": "ByUser"}
+    [rule] = schemas["roles"]["rules"]
+    assert schemas["roles"]["priorityLevelConfiguration"] == {"name": "workload-high"}
+    assert {subject["serviceAccount"]["name"] for subject in rule["subjects"]} == accounts
+    assert {subject["serviceAccount"]["namespace"] for subject in rule["subjects"]} == {"hotnic"}
+    [resources], [others] = rule["resourceRules"], rule["nonResourceRules"]
+    assert resources["clusterScope"] is True
+    for key in ("apiGroups", "resources", "verbs", "namespaces"):
+        assert resources[key] == ["*"]
+    assert others == {"nonResourceURLs": ["*"], "verbs": ["*"]}
+    assert ("leases" in schemas) is any(account.endswith("-controller") for account in accounts)
+    if "leases" in schemas:
+        assert schemas["leases"]["priorityLevelConfiguration"] == {"name": "leader-election"}
+        assert schemas["leases"]["matchingPrecedence"] < schemas["roles"]["matchingPrecedence"]
+
+
+def test_the_priority_can_be_left_to_the_cluster() -> None:
+    found = objects(render(*VALUE_SETS["everything"], "--set", "apiPriority.enabled=false"))
+    assert not [item for item in found if item["kind"] == "FlowSchema"]

@@ -57,6 +57,7 @@ class Failpoint(msgspec.Struct, frozen=True):
 _PATCH_VM: Final = "kube patch virtualmachines"
 _PATCH_VMI: Final = "kube patch virtualmachineinstances"
 _PATCH_POD: Final = "kube patch pods"
+_PATCH_POD_STATUS: Final = "kube patch pods/status"
 _EVENT: Final = "kube create events"
 _START: Final = "controller request *"
 _RECORD: Final = "record write"
@@ -77,7 +78,7 @@ FAILPOINTS: Final[dict[str, Failpoint]] = {
     "controller.event": Failpoint((PLUG, REFUSED), _EVENT),
     "networks.delegate-add": Failpoint((PLUG,), "POST /delegate", parent="networks attach *"),
     "networks.delegate-del": Failpoint((UNPLUG,), "POST /delegate", parent="networks detach *"),
-    "networks.patch-pod": Failpoint((PLUG, UNPLUG), _PATCH_POD),
+    "networks.patch-pod": Failpoint((PLUG, UNPLUG), _PATCH_POD_STATUS),
     "networks.publish-multus-attached": Failpoint((PLUG,), "send hotplug.multus-attached"),
     "networks.publish-multus-detached": Failpoint((UNPLUG,), "send hotplug.multus-detached"),
     "networks.event": Failpoint((PLUG, UNPLUG), _EVENT),
@@ -87,7 +88,7 @@ FAILPOINTS: Final[dict[str, Failpoint]] = {
     "multus.plugins-del": Failpoint((UNPLUG,), "cni DEL *"),
     "multus.record-removed": Failpoint((UNPLUG,), _RECORD, attributes={_CHANGE: "removed"}),
     "multus.record-on-disk": Failpoint((PLUG, UNPLUG), "record sync"),
-    "handler.record": Failpoint((UNRECORDED,), _PATCH_POD),
+    "handler.record": Failpoint((UNRECORDED,), _PATCH_POD_STATUS),
     "handler.set-up": Failpoint((PLUG,), "netlink setup *"),
     "handler.netdev-add": Failpoint((PLUG,), "qmp netdev_add"),
     "handler.device-add": Failpoint((PLUG,), "qmp device_add"),

@@ -66,6 +66,8 @@ class Applier:
             attributes={"hotnic.interfaces": [operation.interface for operation in action.operations]},
         ):
             resource = RESOURCES[action.target]
+            # Pods as a whole, not through the status: webhooks such as that of KubeVirt's ipam-extensions complete the
+            # elements of the networks annotation, and they see updates of pods only.
             try:
                 patched = await self._kube.json_patch(resource, meta.namespace, meta.name, action.ops)
             except (PatchTestFailed, Conflict, NotFound) as error:

@@ -213,7 +213,8 @@ class Applier:
             return
         meta = pod.metadata
         try:
-            written = await self._kube.json_patch(PODS, meta.namespace, meta.name, ops)
+            # Through the status: the right to patch whole pods includes their images.
+            written = await self._kube.json_patch(PODS, meta.namespace, meta.name, ops, subresource="status")
         except (PatchTestFailed, Conflict, NotFound) as error:
             raise Retry("PodChanged", str(error), after=0.0) from error
         # ADR 7: no later run may plan with a cached pod that lacks the record.

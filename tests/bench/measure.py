@@ -16,7 +16,7 @@ Marks = Sequence[tuple[str, str, str]]
 PLUG_HOPS: Marks = (
     ("request", "hotnic-api", "kube patch virtualmachineinstances"),
     ("annotate", "hotnic-controller", "kube patch pods"),
-    ("attach to the pod", "hotnic-networks", "kube patch pods"),
+    ("attach to the pod", "hotnic-networks", "kube patch pods/status"),
     ("set up the pod network", "hotnic-handler", "netlink setup"),
     ("attach to the guest", "hotnic-handler", "qmp device_add"),
 )
@@ -38,7 +38,7 @@ PLUG_PARTS: Marks = (
     ("NAD", "hotnic-networks", "kube get network-attachment-definitions"),
     ("/delegate", "hotnic-networks", "POST /delegate"),
     ("CNI plugin", "hotnic-multus", "cni ADD"),
-    ("network-status", "hotnic-networks", "kube patch pods"),
+    ("network-status", "hotnic-networks", "kube patch pods/status"),
     ("netlink", "hotnic-handler", "netlink setup"),
     ("netdev_add", "hotnic-handler", "qmp netdev_add"),
     ("device_add", "hotnic-handler", "qmp device_add"),

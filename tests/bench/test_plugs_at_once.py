@@ -16,7 +16,7 @@ ROUNDS = 6
 STAGES = {
     "requested": ("hotnic-api", "kube patch virtualmachineinstances"),
     "pod-annotated": ("hotnic-controller", "kube patch pods"),
-    "multus-attached": ("hotnic-networks", "kube patch pods"),
+    "multus-attached": ("hotnic-networks", "kube patch pods/status"),
     "guest-attached": ("hotnic-handler", "kube patch virtualmachineinstances"),
 }
 """The stages, each with the write that completes it."""

@@ -132,6 +132,46 @@ async def test_strategic_merge_merges_lists_by_their_keys(api: Api, unique: str)
     assert (await api("DELETE", path)).code == 200
 
 
+@pytest.mark.parametrize("content", [MERGE, JSON_PATCH])
+async def test_the_status_of_a_pod_takes_annotations_and_labels_but_no_image_and_no_owner(
+    api: Api, unique: str, content: str
+) -> None:
+    """pods/status: the node roles of hotnic write annotations through it, and need no right to patch pods."""
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "one", "uid": "0f0f0f0f-0000-4000-8000-000000000000"}
+    made = pod(unique)
+    made["metadata"]["annotations"] = {"example.com/old": "1"}
+    assert (await api("POST", "/api/v1/namespaces/{ns}/pods", made)).code == 201
+    path = f"/api/v1/namespaces/{{ns}}/pods/{unique}"
+    before = (await api("GET", path)).body
+    version = before["metadata"]["resourceVersion"]
+    if content == MERGE:
+        meta = {"annotations": {"example.com/a": "1", "example.com/old": None}, "labels": {"example.com/b": "2"}}
+        meta |= {"ownerReferences": [owner], "resourceVersion": version}
+        image = {"containers": [{"name": "main", "image": "example.com/other:1"}]}
+        patch: Any = {"metadata": meta, "spec": image}
+    else:
+        patch = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": version},
+            {"op": "test", "path": "/spec/containers/0/image", "value": "example.com/a:1"},
+            {"op": "add", "path": "/metadata/annotations/example.com~1a", "value": "1"},
+            {"op": "remove", "path": "/metadata/annotations/example.com~1old"},
+            {"op": "add", "path": "/metadata/labels", "value": {"example.com/b": "2"}},
+            {"op": "add", "path": "/metadata/ownerReferences", "value": [owner]},
+            {"op": "replace", "path": "/spec/containers/0/image", "value": "example.com/other:1"},
+        ]
+    answer = await api("PATCH", f"{path}/status", patch, content=content)
+    assert answer.code == 200
+    after = (await api("GET", path)).body
+    assert after["metadata"]["annotations"] == {"example.com/a": "1"}
+    assert after["metadata"]["labels"] == {"example.com/b": "2"}
+    assert "ownerReferences" not in after["metadata"]
+    assert (after["spec"], after["status"]) == (before["spec"], before["status"])
+    assert after["metadata"]["resourceVersion"] != version
+    stale = {"metadata": {"resourceVersion": version, "annotations": {"example.com/a": "2"}}}
+    assert (await api("PATCH", f"{path}/status", stale, content=MERGE)).code == 409
+    assert (await api("DELETE", path)).code == 200
+
+
 async def test_custom_kinds_reject_strategic_merge(api: Api, widgets: CustomKind, unique: str) -> None:
     """CustomResources: strategic merge is 415 UnsupportedMediaType; kubectl falls back to a merge patch."""
     await api("POST", widgets.path, widgets.make(unique))

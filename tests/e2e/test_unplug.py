@@ -59,7 +59,7 @@ def test_unplug_detaches_the_guest_first_and_leaves_nothing(lab: Lab, vm: str, i
         ("controller", "controller annotate"),
         ("networks", "networks detach"),
         ("multus", "cni DEL bridge"),
-        ("networks", "kube patch pods"),
+        ("networks", "kube patch pods/status"),
         ("controller", "controller clear"),
     ]
     spans = lab.wait_for_tree(answer["status"]["traceId"], "PUT /apis/", {*UNPLUG, *(name for _, name in order)})

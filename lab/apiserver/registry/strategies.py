@@ -28,6 +28,9 @@ class Strategy:
     def on_update(self, new: Object, old: Object) -> None:
         """Restore fields that an update silently may not change."""
 
+    def on_status_update(self, new: Object, old: Object) -> None:
+        """Restore metadata that an update of the status silently may not change."""
+
     def causes(self, new: Object, old: Object | None) -> list[FieldError]:
         """Return the field errors of a new object, or of an update of `old`."""
         return []
@@ -98,6 +101,12 @@ class PodStrategy(Strategy):
             for container in spec.get(kind) or []:
                 _default_container(container)
         obj["status"] = {"phase": "Pending", "qosClass": _quality(spec)}
+
+    def on_status_update(self, new: Object, old: Object) -> None:
+        """Restore the owners; other metadata may change, as upstream allows."""
+        new["metadata"].pop("ownerReferences", None)
+        if "ownerReferences" in old["metadata"]:
+            new["metadata"]["ownerReferences"] = old["metadata"]["ownerReferences"]
 
     def causes(self, new: Object, old: Object | None) -> list[FieldError]:
         """Return missing fields of a new pod, or a change of immutable fields."""

@@ -299,6 +299,7 @@ class Rest:
             obj["metadata"] = metadata
             if status is not None:
                 obj["status"] = status
+            self.strategy(call.resource).on_status_update(obj, old)
         elif "status" in old:
             obj["status"] = old["status"]
         else:

@@ -52,7 +52,8 @@ class StatusWriter:
         for _ in range(WRITES):
             try:
                 patch = pod_patch(sandbox, pod, attachments)
-                await self._kube.merge_patch(PODS, pod_id.namespace, pod_id.name, patch)
+                # Through the status, as upstream: the right to patch whole pods includes their images.
+                await self._kube.merge_patch(PODS, pod_id.namespace, pod_id.name, patch, subresource="status")
             except NotFound:
                 # As upstream: the sandbox of a pod that was just deleted is not a failure.
                 self._log.info("network status not written, pod is gone", pod=str(pod_id))

@@ -105,7 +105,7 @@ async def test_the_spans_belong_to_the_trace_of_the_operation(node: Node) -> Non
     children = [
         span.name for span in mine if span.parent and work.context and span.parent.span_id == work.context.span_id
     ]
-    assert children[:2] == ["kube patch pods", "netlink setup 7e0055a6880"]
+    assert children[:2] == ["kube patch pods/status", "netlink setup 7e0055a6880"]
     # In parallel to the attach.
     assert sorted(children[2:5]) == ["netlink listen tap7e0055a6880", "qmp device_add", "qmp netdev_add"]
     assert children.count("guest confirm iface1") == 2

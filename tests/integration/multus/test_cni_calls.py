@@ -67,7 +67,7 @@ async def test_add_attaches_all_networks_and_writes_network_status(daemon: Daemo
                 *attaching,
                 *attaching,
                 *attaching,
-                ("kube patch pods", []),
+                ("kube patch pods/status", []),
             ],
         )
     ]

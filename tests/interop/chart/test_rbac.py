@@ -107,6 +107,20 @@ def test_beside_kubevirt_the_observers_have_the_same_rules_without_most_changes(
         assert beside == {item for item in full if item[2] != "patch" or item[1] in patched} | more
 
 
+def test_no_node_role_may_patch_whole_pods_but_during_an_upgrade() -> None:
+    """Whoever may patch a pod may change its image: a stolen token of one node would run anything on every node."""
+    patch = ("", "pods", "patch")
+    for name in VALUE_SETS:
+        if name == "all-options":
+            continue
+        for role in ("networks", "multus", "handler"):
+            assert patch not in granted(rendered(name), role), (name, role)
+    before = objects(render(*VALUE_SETS["everything"], "--set", "rbac.patchPods=true"))
+    for role in ROLES:
+        more = {patch} if role in ("networks", "multus", "handler") else set()
+        assert granted(before, role) == granted(rendered("everything"), role) | more
+
+
 def test_tokens_are_reviewed_only_where_the_auth_callout_is_answered() -> None:
     values = ("--set", "nats.url=tls://nats.nats:4222,nats.authCallout.secret=keys")
     with_callout = objects(render(*VALUE_SETS["everything"], *values))

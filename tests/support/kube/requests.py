@@ -72,7 +72,8 @@ def permissions_of(path: Path) -> tuple[set[Permission], set[str]]:
         if resource is None:
             unread.add(ast.unparse(node.func))
             continue
-        found |= {(resource.group, resource.plural, verb) for verb in VERBS[name]}
+        named = f"{resource.plural}{_subresource(node)}"
+        found |= {(resource.group, named, verb) for verb in VERBS[name]}
     return found, unread
 
 
@@ -92,6 +93,12 @@ def _is_client(call: ast.Call, name: str) -> bool:
 
 def _resource(argument: ast.expr) -> Resource[object] | None:
     return RESOURCES.get(argument.id) if isinstance(argument, ast.Name) else None
+
+
+def _subresource(call: ast.Call) -> str:
+    """Return the subresource of a call with a slash before it; empty if it names none, or a variable one."""
+    value = next((keyword.value for keyword in call.keywords if keyword.arg == "subresource"), None)
+    return f"/{value.value}" if isinstance(value, ast.Constant) else ""
 
 
 def _imports(path: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from services.common.telemetry.setup import Telemetry
 from tests.support.telemetry.spans import recording_telemetry, tree
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SPAN = "kube patch pods"
+SPAN = "kube patch pods/status"
 DYING = f"""
 import sys
 from pathlib import Path

@@ -117,7 +117,7 @@ async def test_attach_joins_the_operation_and_its_trace(node: Node) -> None:
     assert sorted(below[:2]) == ["cri ListPodSandbox", "kube get network-attachment-definitions"]
     assert [name for name in below if name.startswith(("POST", "kube patch", "send"))] == [
         "POST /delegate",
-        "kube patch pods",
+        "kube patch pods/status",
         "send hotplug.multus-attached",
     ]
     assert node.multus.calls[0].traceparent is not None

@@ -114,6 +114,13 @@ def _pod_rows() -> Iterator[Row]:
     yield row(PODS, f"alter `{NETWORK_STATUS}`", path, _annotated(NETWORK_STATUS, status), "", "networks multus")
     through = f"alter `{NETWORK_STATUS}` through `pods/status`"
     yield row(PODS, through, f"{path}/status", _annotated(NETWORK_STATUS, status), "", "networks multus")
+    record = "alter `hotnic.io/pod-nic.…` through `pods/status`"
+    yield row(PODS, record, f"{path}/status", _annotated(POD_NIC), "", "networks multus handler")
+    labelled = {"metadata": {"labels": {"example.com/a": "b"}}}
+    yield row(PODS, "add a label through `pods/status`", f"{path}/status", labelled, "users")
+    finalizers = {"metadata": {"finalizers": ["example.com/f"]}}
+    yield row(PODS, "add a finalizer through `pods/status`", f"{path}/status", finalizers, "users")
+    yield row(PODS, "change the status", f"{path}/status", {"status": {"message": "other"}}, "users")
     yield row(PODS, f"remove `{NETWORK_STATUS}`", path, _annotated(NETWORK_STATUS, None), "", "networks multus")
     yield row(PODS, "alter `hotnic.io/operation.…`", path, _annotated(OPERATION), "controller")
     yield row(PODS, "alter `hotnic.io/pod-nic.…`", path, _annotated(POD_NIC), "", "networks multus handler")

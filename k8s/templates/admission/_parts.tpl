@@ -2,11 +2,17 @@
      CEL, in single quotes; values.schema.json refuses quotes in the values that get into them. docs/admission.md has the
      table of what is allowed, and tests/interop/admission tries every cell of it. Next: pods.yaml. */}}
 
-{{/* Whether the policies are part of the release, as "true" or "". */}}
+{{/* Whether all policies are part of the release, as "true" or "". */}}
 {{- define "hotnic.admission.enabled" -}}
 {{- if kindIs "invalid" .Values.admission.enabled -}}
 {{- if eq .Values.vmOwner "hotnic" -}}true{{- end -}}
 {{- else if .Values.admission.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether those policies are part of the release that restrict hotnic's own accounts, as "true" or "". With
+     admission.enabled null they are there beside KubeVirt, too, where they refuse no request of anybody else. */}}
+{{- define "hotnic.admission.restrictsRoles" -}}
+{{- if or (kindIs "invalid" .Values.admission.enabled) .Values.admission.enabled -}}true{{- end -}}
 {{- end -}}
 
 {{/* What each role writes: by object, then by role. A key that ends with a dot or a slash is a prefix. Annotations hotnic.io/

@@ -16,6 +16,8 @@ from tests.support.interop.chart import ROLES, VALUE_SETS, find, objects, render
 
 POLICY, BINDING = "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"
 SUBJECTS = {"pods", "bindings", "vmis", "vms", "networks", "events", "own-objects"}
+OF_ACCOUNTS = {"pods", "events", "own-objects"}
+"""The policies that restrict hotnic's own accounts, also beside KubeVirt."""
 ANNOTATIONS = {
     NETWORKS,
     NETWORK_STATUS,
@@ -47,11 +49,20 @@ def rights(found: list[dict[str, Any]], name: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
-def test_policies_are_there_where_hotnic_owns_the_vms(name: str) -> None:
+def test_all_policies_are_there_where_hotnic_owns_the_vms_and_elsewhere_those_of_its_accounts(name: str) -> None:
     found = rendered(name)
     owner = name not in ("multus", "multus-and-networks", "beside-kubevirt")
     prefix = "hotnic-nics" if name == "all-options" else "hotnic"
-    assert set(policies(found)) == ({f"{prefix}-{subject}" for subject in SUBJECTS} if owner else set())
+    assert set(policies(found)) == {f"{prefix}-{subject}" for subject in (SUBJECTS if owner else OF_ACCOUNTS)}
+    for subject in () if owner else OF_ACCOUNTS:
+        # KubeVirt and users are not restricted: the policy is asked for requests of hotnic's accounts alone.
+        [condition] = [
+            one for one in policies(found)[f"hotnic-{subject}"]["matchConditions"] if one["name"] == "of-a-role"
+        ]
+        accounts = {item["metadata"]["name"] for item in found if item["kind"] == "ServiceAccount"}
+        [names] = re.findall(r"^request.userInfo.username in \[([^]]*)\]$", condition["expression"].strip())
+        asked = {one.rpartition(":")[2] for one in re.findall(r"'([^']+)'", names)}
+        assert asked == accounts & {f"hotnic-{role}" for role in ROLES}
 
 
 def test_each_policy_denies_and_none_is_open_when_it_fails() -> None:
@@ -69,6 +80,7 @@ def test_each_policy_denies_and_none_is_open_when_it_fails() -> None:
 
 def test_they_can_be_switched_off_and_on() -> None:
     assert not policies(objects(render(*VALUE_SETS["everything"], "--set", "admission.enabled=false")))
+    assert not policies(objects(render(*VALUE_SETS["beside-kubevirt"], "--set", "admission.enabled=false")))
     beside = objects(render(*VALUE_SETS["beside-kubevirt"], "--set", "admission.enabled=true"))
     assert {name.removeprefix("hotnic-") for name in policies(beside)} == SUBJECTS
     # KubeVirt's accounts write everything; the roles write no spec, no status and no networks annotation there.

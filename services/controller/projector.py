@@ -27,7 +27,7 @@ from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.reasons import REASONS
 from services.common.domain.kubevirt.surroundings.observed import NOTHING_READ
 from services.common.domain.nic import VmiNics, parse_nics
-from services.common.domain.operations import belongs_to, find_acting_pod
+from services.common.domain.operations import belongs_to, find_acting_pod, vmi_name_of
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.stage_history import build_entry, history_of, merge
 from services.common.kube.cache.cached_reader import HasMetadata, ObjectCache
@@ -89,6 +89,7 @@ class Projector:
         bus, log, meter = context.bus, context.log, context.telemetry.meter
         self._bus = bus
         self._vmis = vmis
+        self._pods = pods
         self._beside = beside
         self._histories: Bounded[HistoryKey, StageHistory] = Bounded("stage-histories", MAX_HISTORIES)
         self._in_flight: Tally[tuple[str, str]] = Tally()
@@ -151,6 +152,8 @@ class Projector:
         if event.vmi is None:
             return
         key = (event.vmi.namespace, event.vmi.name)
+        if is_made_up(event, key, self._vmis, self._pods):
+            return
         history_key = (*key, event.operation.id, event.pod.uid if event.pod is not None else "", publishing_node(event))
         self._histories[history_key] = merge(
             self._histories.get(history_key, StageHistory()), history_of(event, received.time)
@@ -283,6 +286,23 @@ def publishing_node(event: Event) -> str:
     """Return the node whose roles alone may publish the event, ``_`` for an event of a role of the cluster."""
     of_node = any(publisher in NODE_ROLES for publisher in ROWS[event.stage].publishers)
     return event.node or NO_NODE if of_node else NO_NODE
+
+
+def is_made_up(event: Event, key: Key, vmis: ObjectCache[VirtualMachineInstance], pods: ObjectCache[Pod]) -> bool:
+    """Return whether a node says something of a VMI that does not exist, or of a pod that is another node's or VMI's.
+
+    It costs two look-ups, so that a node that floods the bus keeps no queue busy. A VMI that the caches do not have yet
+    is queued when the watch delivers it; a pod that they do not have yet may be the node's.
+
+    :param key: the VMI that the event names.
+    """
+    node = publishing_node(event)
+    if node == NO_NODE:
+        return False
+    if vmis.get(*key) is None:
+        return True
+    pod = pods.get(event.pod.namespace, event.pod.name) if event.pod is not None else None
+    return pod is not None and (pod.spec.node_name, pod.metadata.namespace, vmi_name_of(pod)) != (node, *key)
 
 
 def _key_of(text: str) -> Key | None:

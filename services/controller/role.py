@@ -29,7 +29,7 @@ from services.controller.plan import plan
 from services.controller.plan.actions import Action, Observed, StartOperations, WarnUser
 from services.controller.plan.observed_stages import observed_stages
 from services.controller.plan.observing import EntryChanges, plan_entries
-from services.controller.projector import Projector, publishing_node
+from services.controller.projector import Projector, is_made_up, publishing_node
 from services.controller.resting import MEAN_REST, RestingKeys
 from services.controller.shared_macs import SharedMacWarner
 from services.controller.starting import Starter
@@ -170,6 +170,8 @@ class Controller:
         if event.vmi is None:
             return
         key = (event.vmi.namespace, event.vmi.name)
+        if is_made_up(event, key, self.vmis, self.pods):
+            return
         if self._may_have_changed(event, key):
             # The event may arrive before the watch delivers the object that it changed.
             self._readers.vmis.expect(*key, event.changed)

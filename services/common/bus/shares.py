@@ -14,8 +14,8 @@ from schemas.bus.encoding import NO_NODE
 from services.common.flowcontrol.allowance import Allowance
 from services.common.telemetry.stores import Bounded
 
-MAX_EVENTS = 10_000
-"""Events of a node at once: 2,000 plugs."""
+MAX_EVENTS = 1_000
+"""Events of a node at once. Its roles publish two or three of a plug: a plug of each of 250 VMs at once."""
 EVENTS_PER_SECOND = 100
 """Events of a node in the long run. A controller handles some thousands a second."""
 MAX_DEAD_LETTERS = 100

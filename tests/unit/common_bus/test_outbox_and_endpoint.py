@@ -8,6 +8,7 @@ import structlog
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from schemas.bus.encoding import DEAD_ROOT
 from schemas.bus.events import MAX_EVENT_BYTES
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.credentials import FILE_VARIABLES, Endpoint
@@ -17,7 +18,7 @@ from services.common.bus.nats.streams import stream_configs
 from services.common.bus.settings import BusSettings
 from tests.support.telemetry.spans import recording_telemetry
 
-LIMIT = 4
+LIMIT, DEAD_LIMIT = 4, 2
 
 
 class OutboxMachine(RuleBasedStateMachine):
@@ -25,7 +26,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outbox = Outbox(LIMIT)
+        self.outbox = Outbox(LIMIT, DEAD_LIMIT)
         self.model: list[BusMessage] = []
         self.count = 0
         self.dropped_message: BusMessage | None = None
@@ -38,6 +39,16 @@ class OutboxMachine(RuleBasedStateMachine):
         assert dropped is (self.model.pop(0) if len(self.model) == LIMIT else None)
         self.dropped_message = dropped or self.dropped_message
         self.model.append(message)
+
+    @rule()
+    def put_dead_letter(self) -> None:
+        self.count += 1
+        message = BusMessage(f"{DEAD_ROOT}.{self.count}", b"", {})
+        dead = [one for one in self.model if one.subject.startswith(f"{DEAD_ROOT}.")]
+        refused = len(self.model) == LIMIT or len(dead) == DEAD_LIMIT
+        assert self.outbox.put(message) is (message if refused else None)
+        if not refused:
+            self.model.append(message)
 
     @rule(old=st.booleans())
     def remove(self, old: bool) -> None:

@@ -181,6 +181,39 @@ async def test_what_a_node_says_of_pods_of_others_costs_no_request(
     assert gets(cluster) == before + reads
 
 
+@pytest.mark.parametrize("made_up", ["VMI", "pod of another node"])
+async def test_events_that_a_node_makes_up_queue_nothing(cluster: Cluster, made_up: str) -> None:
+    """Thousands of events of one node for VMIs that do not exist kept the queues full for a minute."""
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True))
+    cluster.put(VMS, objects.vm())
+    await cluster.idle()
+    projector = cluster.role.projector
+    while projector.queue.in_flight or projector.queue.depth:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    added: list[tuple[str, str]] = []
+    for queue in (cluster.role.queue, projector.queue):
+        queue.add = lambda key, **_how: added.append(key)  # type: ignore[method-assign]
+    requests, histories = len(cluster.kube.requests), len(projector._histories)
+    forger = MemoryBus(cluster.bus.broker, role="networks", node="node2")
+    for number in range(200):
+        name = "vm1" if made_up == "pod of another node" else f"made-up-{number}"
+        vmi = ObjectRef("default", name, objects.VMI_UID)
+        pod = ObjectRef("default", "virt-launcher-vm1-abcde", objects.POD_UID)
+        operation = msgspec.structs.replace(PLUG, id=f"op{number}")
+        await forger.publish(MultusAttached(operation=operation, vmi=vmi, pod=pod, node="node2"))
+    consumers = cluster.bus.broker.consumers.values()
+    await cluster.bus.broker.until(lambda: not any(consumer.waiting for consumer in consumers))
+    assert (added, len(projector._histories)) == ([], histories)
+    assert len(cluster.kube.requests) == requests
+    # An event of the node that has the pod is a cause.
+    own = MemoryBus(cluster.bus.broker, role="networks", node=objects.NODE)
+    vmi, pod = ObjectRef("default", "vm1", objects.VMI_UID), ObjectRef("default", pod.name, objects.POD_UID)
+    await own.publish(MultusAttached(operation=PLUG, vmi=vmi, pod=pod, node=objects.NODE))
+    await cluster.bus.broker.until(lambda: not any(consumer.waiting for consumer in consumers))
+    assert added == [("default", "vm1")] * 2
+
+
 async def test_edit_of_the_template_starts_a_trace_on_vm_vmi_and_pod(cluster: Cluster) -> None:
     cluster.put(PODS, objects.pod())
     cluster.put(VMIS, objects.vmi(owned=True))

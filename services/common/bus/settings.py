@@ -99,12 +99,14 @@ class StreamUsage(msgspec.Struct, frozen=True):
     :ivar limit: in bytes, reserved in the server's store; 0 for none; the intended one while the stream does not exist.
     :ivar used: in bytes; ``None`` while the stream does not exist.
     :ivar message_limit: bytes of one message; 0 for none; ``None`` while the stream does not exist.
+    :ivar sealed: whether it takes no message and no change of its settings any more.
     """
 
     name: str
     limit: int
     used: int | None
     message_limit: int | None = None
+    sealed: bool = False
 
 
 class StoreUsage(msgspec.Struct, frozen=True):

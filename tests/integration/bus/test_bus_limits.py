@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
-from nats.js.errors import BadRequestError
+from nats.js.errors import BadRequestError, ServerError
 
 from schemas.bus.hotplug_status import BUCKET
 from services.cli.doctor.checks.bus import check_stores, check_streams
@@ -217,6 +217,28 @@ async def test_no_stream_takes_messages_larger_than_hotnic_s(server: NatsServer,
             with pytest.raises(BadRequestError, match="message size exceeds maximum allowed"):
                 await js.publish(subject, bytes(limit + 1))
         await bus.close()
+
+
+async def test_a_sealed_stream_is_found_logged_and_made_again_once_it_is_deleted(server: NatsServer) -> None:
+    entries = LogEntries()
+    async with connected(server) as connection:
+        js = connection.js
+        await ensure_streams(js, QUICK, LOG)
+        await bucket(connection, QUICK).put("a", VALUE)
+        config = (await js.stream_info("HOTPLUG")).config
+        await js.update_stream(config.evolve(sealed=True))
+        assert await findings(server) == {"NATS stream HOTPLUG": "BusStreamSealed"}
+        # Nobody can unset it.
+        with pytest.raises(ServerError, match="can not unseal"):
+            await js.update_stream(config.evolve(sealed=False))
+        await ensure_streams(js, QUICK, entries.log)
+        entry = await entries.next("stream sealed")
+        assert (entry["stream"], entry["level"]) == ("HOTPLUG", "error")
+        # The remedy.
+        await js.delete_stream("HOTPLUG")
+        await ensure_streams(js, QUICK, LOG)
+        assert await findings(server) == {}
+        await js.publish("hotplug.x.y.z.v", b"1")
 
 
 async def test_a_value_that_is_too_large_says_so(server: NatsServer) -> None:

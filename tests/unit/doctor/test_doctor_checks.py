@@ -87,6 +87,16 @@ def test_stream_that_takes_larger_messages_than_hotnic_makes_is_found(
     assert codes(examine(Snapshot((), bus=BusSnapshot((stream,))))) == found
 
 
+def test_a_sealed_stream_is_found_with_the_only_remedy() -> None:
+    """NATS takes `sealed` back from nobody, not even from the controller that has set it."""
+    for name in ("HOTPLUG", "HOTPLUG_DEAD", "KV_hotplug-status"):
+        stream = StreamUsage(name, 64 * MIB, 0, 72 * KIB, sealed=True)
+        report = examine(Snapshot((), bus=BusSnapshot((stream,))))
+        assert codes(report) == {"BusStreamSealed"}
+        [finding] = report.findings
+        assert f"nats stream rm {name}" in finding.repair
+
+
 @pytest.mark.parametrize(
     ("missing", "limit", "reserved", "used", "found"),
     [

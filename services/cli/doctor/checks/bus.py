@@ -40,6 +40,15 @@ def check_streams(streams: tuple[StreamUsage, ...]) -> Iterator[Finding]:
                 f"the bucket has nearly {_mib(one.limit)}; NATS refuses what exceeds that",
                 f"enlarge it: nats stream edit {one.name} --max-bytes SIZE",
             )
+        if one.sealed:
+            yield Finding(
+                "BusStreamSealed",
+                subject,
+                "the stream is sealed: NATS takes no message for it, and nobody can unset that; only the controller's "
+                "identity or an administrator can have sealed it",
+                f"find out who did, then delete it: nats stream rm {one.name} (its messages are lost, and no operation "
+                "depends on them); the controller creates it again, at the latest when it is restarted",
+            )
         # 0 is no limit.
         limit = settings.message_limit(one.name)
         if one.message_limit is not None and not 0 < one.message_limit <= limit:

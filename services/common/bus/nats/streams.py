@@ -136,6 +136,11 @@ async def ensure_streams(js: JetStreamContext, settings: BusSettings, log: Log) 
                     raise StreamNotCreated(describe_bus_error(error, config.name, settings)) from error
             # Another controller, with other settings, has created it since.
             present = (await js.stream_info(config.name)).config
+        if present.sealed:
+            # It cannot be unset, and the doctor says what to do.
+            text = f"NATS takes no message for it; delete it, and it is made again: nats stream rm {config.name}"
+            log.error("stream sealed", stream=config.name, error=text)
+            continue
         different = [name for name in _CHECKED_SETTINGS if _differs(getattr(config, name), getattr(present, name))]
         if not different:
             continue

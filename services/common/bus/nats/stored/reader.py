@@ -107,7 +107,7 @@ class StreamReader:
         with self._translate_errors(), contextlib.suppress(NotFoundError):
             info = await self._connection.js.stream_info(name)
             size, message = (max(limit or 0, 0) for limit in (info.config.max_bytes, info.config.max_msg_size))
-            return StreamUsage(name, size, info.state.bytes, message)
+            return StreamUsage(name, size, info.state.bytes, message, info.config.sealed)
         return StreamUsage(name, limit, None)
 
     async def list_messages(self, subjects: str) -> AsyncIterator[StoredMessage]:

@@ -89,6 +89,12 @@ def test_they_can_be_switched_off_and_on() -> None:
     assert rights(beside, "hotnic-vmis").keys() == {"api", "controller"}
 
 
+def test_pods_need_no_policy_where_no_role_changes_them() -> None:
+    without = ("--set", "networks.enabled=false,multus.enabled=false")
+    found = policies(objects(render(*VALUE_SETS["beside-kubevirt"], *without)))
+    assert {name.removeprefix("hotnic-") for name in found} == OF_ACCOUNTS - {"pods"}
+
+
 def test_kubevirt_is_trusted_where_it_is_or_is_named() -> None:
     assert "kubevirt-controller" not in text(rendered("everything"), "hotnic-vmis")
     named = objects(render(*VALUE_SETS["everything"], "--set", "admission.kubevirtNamespace=virt"))

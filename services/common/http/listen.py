@@ -4,18 +4,25 @@ Next: :mod:`services.common.http.server`, which serves on them.
 """
 
 import contextlib
+import logging
 import os
 import socket
 import stat
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from services.common.node.files import move_aside
 
 BACKLOG = 1024
 """Connections that wait to be accepted. A connect to a unix socket with a full queue does not wait but fails, and
 asyncio then reports an established connection. After a reboot, all pods of a node connect at once."""
 _MAX_UNIX_PATH = 107
 """Bytes of a unix socket's path (``sun_path`` of Linux, less its final NUL)."""
+_SUFFIX: Final = ".sock"
+"""Of the sockets of all roles. A path without it may be a wrong setting, such as ``/etc``, and nothing is renamed."""
+
+_log = logging.getLogger("hotnic.http")
 
 
 class Listener(NamedTuple):
@@ -81,7 +88,7 @@ def _bind_unix(path: Path) -> Listener:
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(f"cannot listen on {path}: the file exists and is no socket")
+            _make_room(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -100,6 +107,19 @@ def _bind_unix(path: Path) -> Listener:
         sock.close()
         raise
     return Listener(sock, f"unix:{path}", path, inode)
+
+
+def _make_room(path: Path) -> None:
+    """Move aside what is no socket at a socket's path. A CNI plugin makes directories at paths that a network names.
+
+    :raises FileExistsError: the path is none of a role's socket, or other users may write to its directory.
+    """
+    folder = path.parent.stat()
+    own = folder.st_uid in (0, os.geteuid()) and not folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if path.suffix != _SUFFIX or not own:
+        raise FileExistsError(f"cannot listen on {path}: the file exists and is no socket; remove it")
+    aside = move_aside(path)
+    _log.error("what was at the path of the socket and is no socket moved aside: path=%s aside=%s", path, aside)
 
 
 def _start_listening(sock: socket.socket) -> socket.socket:

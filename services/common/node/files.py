@@ -86,6 +86,16 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, synced: bool = F
             os.close(folder)
 
 
+def move_aside(path: Path) -> Path:
+    """Rename what is at a path, a directory with all that is in it included, and return its new path beside it.
+
+    :raises OSError: there is nothing, or it cannot be renamed, as a mount.
+    """
+    aside = path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}")
+    path.rename(aside)
+    return aside
+
+
 def install_executable(source: Path, target: Path) -> bool:
     """Install a program; return whether anything was written.
 

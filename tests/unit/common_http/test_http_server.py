@@ -303,18 +303,51 @@ async def test_a_restart_leaves_no_gap_and_does_not_remove_the_successors_socket
         assert await unix_get(path) == "hello"
 
 
-async def test_a_stale_socket_is_replaced_and_another_file_is_not(tmp_path: Path) -> None:
+async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(path))
     stale.close()
     async with serve(unix_app(), f"unix:{path}"):
         assert await unix_get(path) == "hello"
-    path.write_text("mine")
-    with pytest.raises(FileExistsError, match="is no socket"):
-        async with serve(unix_app(), f"unix:{path}"):
-            pass
-    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["file", "directory", "lease", "link"])
+def test_what_is_no_socket_is_moved_aside_and_kept(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plugin such as host-local makes directories at paths that the author of a network chooses."""
+    path = tmp_path / "s.sock"
+    if content == "file":
+        path.write_text("mine")
+    elif content == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.mkdir()
+        if content == "lease":
+            (path / "10.0.0.1").write_text("mine")
+    with bind(f"unix:{path}").socket:
+        assert path.is_socket()
+    path.unlink()
+    (aside,) = tmp_path.iterdir()
+    assert aside.name.startswith("s.sock.aside-")
+    assert str(aside) in caplog.text
+    if content != "directory":
+        kept = {"file": aside, "lease": aside / "10.0.0.1"}
+        assert content == "link" or kept[content].read_text() == "mine"
+
+
+@pytest.mark.parametrize(("name", "mode"), [("s.sock", 0o777), ("s.sock", 0o770), ("etc", 0o700)])
+def test_nothing_is_moved_aside_where_others_may_write_or_a_setting_is_wrong(
+    tmp_path: Path, name: str, mode: int
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+    (folder / name).mkdir()
+    with pytest.raises(FileExistsError, match="is no socket; remove it"):
+        bind(f"unix:{folder / name}")
+    assert [entry.name for entry in folder.iterdir()] == [name]
 
 
 def test_a_socket_path_that_is_too_long_is_an_error(tmp_path: Path) -> None:

@@ -80,19 +80,20 @@ def observe(paths: NodeDirectories) -> ObservedNode:
         _records(paths, unsettled, in_unsettled),
         _records(paths, settled, in_settled),
     )
-    socket_file = [f"{socket_dir}/{SOCKET_NAME}"] if SOCKET_NAME in in_socket_dir else []
+    socket_file = [f"{socket_dir}/{SOCKET_NAME}"] if _is_file(paths.seen(socket_dir) / SOCKET_NAME) else []
+    own = {_RECORDS, *([SOCKET_NAME] if socket_file else [])}
     foreign = [
         *(f"{unsettled}/{name}" for name in in_unsettled if f"{unsettled}/{name}" not in unsettled_records),
         *(f"{settled}/{name}" for name in in_settled if f"{settled}/{name}" not in settled_records),
-        *(f"{socket_dir}/{name}" for name in in_socket_dir if name not in (_RECORDS, SOCKET_NAME)),
+        *(f"{socket_dir}/{name}" for name in in_socket_dir if name not in own),
         *(f"{state_dir}/{name}" for name in in_state_dir if name != _SANDBOXES),
     ]
     return ObservedNode(
         daemon=probe_daemon(paths.seen(f"{socket_dir}/{SOCKET_NAME}")),
         conf_dir=conf_dir,
         plugin_types=read_plugin_types(paths.seen(conf_dir), lambda path: paths.seen(f"{conf_dir}/{path.name}")),
-        shim_log=f"{bin_dir}/{SHIM_LOG_NAME}" if os.path.lexists(paths.seen(bin_dir) / SHIM_LOG_NAME) else "",
-        shim=shim if os.path.lexists(paths.seen(bin_dir) / SHIM_NAME) else "",
+        shim_log=f"{bin_dir}/{SHIM_LOG_NAME}" if _is_file(paths.seen(bin_dir) / SHIM_LOG_NAME) else "",
+        shim=shim if _is_file(paths.seen(bin_dir) / SHIM_NAME) else "",
         unfinished=tuple(unfinished),
         socket_files=(*socket_file, *unsettled_records),
         record_files=tuple(settled_records),
@@ -101,6 +102,11 @@ def observe(paths: NodeDirectories) -> ObservedNode:
         sandboxes=_sandboxes(paths, [*settled_records, *unsettled_records]),
         crio=paths.seen(CRIO_SOCKET).exists(),
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file or a link; a directory is none of hotnic's."""
+    return os.path.lexists(path) and not path.is_dir()
 
 
 def _names(folder: Path) -> list[str]:

@@ -4,7 +4,6 @@ Next: :mod:`services.common.http.server`, which serves on them.
 """
 
 import contextlib
-import logging
 import os
 import socket
 import stat
@@ -21,8 +20,6 @@ _MAX_UNIX_PATH = 107
 """Bytes of a unix socket's path (``sun_path`` of Linux, less its final NUL)."""
 _SUFFIX: Final = ".sock"
 """Of the sockets of all roles. A path without it may be a wrong setting, such as ``/etc``, and nothing is renamed."""
-
-_log = logging.getLogger("hotnic.http")
 
 
 class Listener(NamedTuple):
@@ -118,8 +115,7 @@ def _make_room(path: Path) -> None:
     own = folder.st_uid in (0, os.geteuid()) and not folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if path.suffix != _SUFFIX or not own:
         raise FileExistsError(f"cannot listen on {path}: the file exists and is no socket; remove it")
-    aside = move_aside(path)
-    _log.error("what was at the path of the socket and is no socket moved aside: path=%s aside=%s", path, aside)
+    move_aside(path)
 
 
 def _start_listening(sock: socket.socket) -> socket.socket:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from schemas.inputs import Edge, InputDecoder, RejectedInput
-from services.common.node.files import read_bounded
+from services.common.node.files import file_names, read_bounded
 
 SUFFIXES: Final = (".conf", ".conflist", ".json")
 """The suffixes that libcni reads."""
@@ -28,7 +28,7 @@ def read_plugin_types(folder: Path, locate: Callable[[Path], Path] = lambda path
     :raises OSError: the directory cannot be read.
     """
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+        names = [name for name in file_names(folder) if Path(name).suffix in SUFFIXES]
     except FileNotFoundError:
         return {}
     return {name: _types(folder / name, locate) for name in names}

@@ -1,12 +1,16 @@
 """Files of a node: atomic replacement, so that a reader sees either the old content or the new one, and so does a power
 failure; and reading up to a limit.
 
+A CNI plugin runs as root and makes directories wherever a network's author says. So none of these directories counts as
+a file, and none is in the way of one.
+
 :func:`stamps` tells a reader that a file was replaced. Synchronous: a caller that must not wait for the disk uses a
 thread. Next: :mod:`services.common.node.cni_conf`.
 """
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -21,6 +25,8 @@ _ABANDONED: Final = 3600.0
 """Seconds after which a temporary file belongs to no writer any more."""
 _PIECE: Final = 4096
 """Bytes of one read of a file that has no size."""
+
+_log = logging.getLogger("hotnic.files")
 
 
 class FileTooLarge(OSError):
@@ -49,8 +55,18 @@ def read_bounded(path: Path, limit: int = MAX_BYTES) -> bytes:
     return bytes(data)
 
 
+def file_names(folder: Path) -> list[str]:
+    """Return the names of the regular files of a directory, and of its links, in order.
+
+    :raises OSError: the directory cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        # Where a link leads is its reader's business: the node may be mounted elsewhere.
+        return sorted(entry.name for entry in entries if entry.is_symlink() or entry.is_file())
+
+
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, synced: bool = False) -> None:
-    """Replace a file atomically.
+    """Replace a file atomically. A directory in its place is moved aside.
 
     :param path: the file.
     :param data: the new content.
@@ -73,7 +89,11 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, synced: bool = F
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except IsADirectoryError:
+            move_aside(path)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -86,14 +106,14 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o600, synced: bool = F
             os.close(folder)
 
 
-def move_aside(path: Path) -> Path:
-    """Rename what is at a path, a directory with all that is in it included, and return its new path beside it.
+def move_aside(path: Path) -> None:
+    """Rename what is at a path, a directory with all that is in it included, and log where it is now.
 
     :raises OSError: there is nothing, or it cannot be renamed, as a mount.
     """
     aside = path.with_name(f"{path.name}.aside-{secrets.token_hex(4)}")
     path.rename(aside)
-    return aside
+    _log.error("moved aside what does not belong there: path=%s aside=%s", path, aside)
 
 
 def install_executable(source: Path, target: Path) -> bool:
@@ -114,7 +134,7 @@ def install_executable(source: Path, target: Path) -> bool:
     try:
         if target.stat().st_mode & 0o7777 == 0o755 and target.read_bytes() == data:
             return False
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         pass
     replace_file(target, data, mode=0o755, synced=True)
     return True
@@ -130,4 +150,4 @@ def stamps(paths: Iterable[str]) -> tuple[tuple[int, int], ...]:
 
 def temporary_files(path: Path) -> list[Path]:
     """Return the temporary files beside a file that killed processes have left."""
-    return sorted(path.parent.glob(f".{path.name}.*.tmp"))
+    return sorted(found for found in path.parent.glob(f".{path.name}.*.tmp") if found.is_file())

@@ -16,7 +16,7 @@ import msgspec
 
 from schemas.inputs import Edge
 from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME
-from services.common.node.files import FileTooLarge, read_bounded, replace_file
+from services.common.node.files import FileTooLarge, file_names, read_bounded, replace_file
 from services.common.telemetry.logs import Log
 from services.multus.cni import conflist
 from services.multus.cni.errors import CniError
@@ -116,7 +116,7 @@ class Autoconfig:
             self._write(self._config.conf_dir / source.name, text.rstrip(b"\n"), source)
             return ""
         folder = self._config.autoconfig_dir
-        name = choose_primary(os.listdir(folder), self._config.master)
+        name = choose_primary(file_names(folder), self._config.master)
         if name is None:
             expected = self._config.master or "one beside multus' own"
             return f"no primary CNI configuration in {folder}: waiting for {expected}"
@@ -133,7 +133,7 @@ class Autoconfig:
         keys = {key: document[key] for key in LOG_KEYS if key in document}
         if not keys:
             # Not tried where there is none: the directory may be read-only.
-            if os.path.lexists(target):
+            if os.path.lexists(target) and not target.is_dir():
                 target.unlink(missing_ok=True)
         elif _content(target) != (made := msgspec.json.encode(keys)):
             replace_file(target, made + b"\n")
@@ -148,6 +148,6 @@ class Autoconfig:
 def _content(path: Path) -> bytes | None:
     try:
         return read_bounded(path).rstrip(b"\n")
-    # What is too large is not the content that is written in its place.
-    except (FileNotFoundError, FileTooLarge):
+    # What is too large, or a directory, is not the content that is written in its place.
+    except (FileNotFoundError, IsADirectoryError, FileTooLarge):
         return None

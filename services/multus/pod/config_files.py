@@ -12,7 +12,7 @@ import msgspec
 
 from schemas import cni
 from schemas.inputs import Edge
-from services.common.node.files import read_bounded
+from services.common.node.files import file_names, read_bounded
 from services.multus.cni import conflist
 from services.multus.cni.conflist import NetworkConfig
 from services.multus.cni.errors import CniError
@@ -29,7 +29,7 @@ def load(path: Path) -> NetworkConfig:
     """
     try:
         if path.is_dir():
-            files = _configurations(path)
+            files = _files(path)
             if not files:
                 raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"directory {path} holds no CNI configuration")
             path = files[0]
@@ -42,7 +42,7 @@ def find_named(folder: Path, name: str) -> NetworkConfig | None:
     """Return the configuration in a directory whose network has this name; files that cannot be read are skipped."""
     if not folder.is_dir():
         return None
-    for path in _configurations(folder):
+    for path in _files(folder):
         try:
             if conflist.decode_object(read_bounded(path), Edge.FILE).get("name") == name:
                 return _load_file(path)
@@ -61,7 +61,7 @@ def load_directory(folder: Path) -> list[dict[str, Any]]:
         return []
     plugins = []
     # As libcni, which reads only `*.conf` there.
-    for path in sorted(entry for entry in folder.iterdir() if entry.suffix == ".conf"):
+    for path in _files(folder, (".conf",)):
         try:
             plugins.append(conflist.decode_object(read_bounded(path), Edge.FILE))
         except OSError as error:
@@ -89,5 +89,5 @@ def _load_file(path: Path) -> NetworkConfig:
     return conflist.with_plugins(network, [*network.plugins, *more])
 
 
-def _configurations(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.suffix in SUFFIXES)
+def _files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    return [folder / name for name in file_names(folder) if Path(name).suffix in suffixes]

@@ -22,7 +22,7 @@ from opentelemetry.trace import Tracer
 
 from schemas import cni, multus
 from schemas.inputs import Edge, RejectedInput, rejecting
-from services.common.node.files import FileTooLarge, read_bounded, replace_file
+from services.common.node.files import FileTooLarge, file_names, read_bounded, replace_file
 from services.common.telemetry.logs import Log
 from services.common.telemetry.stores import STORES
 from services.multus.cni.call import is_valid_sandbox_id
@@ -39,6 +39,8 @@ DAMAGED: Final = ".damaged"
 MAX_DAMAGED: Final = 256
 """Damaged files that are kept, beyond which the oldest is removed. One goes with its sandbox, so only a node that
 never gets a DEL, and does not know its runtime's sandboxes either, has many."""
+MAX_LOGGED: Final = 8
+"""Paths in one line of the log."""
 SETTLE_AFTER: Final = 0.02
 """Seconds between a record and its copy on disk: the call is answered first, and several writes are synced as one."""
 SETTLE_ADDING: Final = 1.0
@@ -83,6 +85,7 @@ class Records:
         self._tracer = tracer
         self._log = log
         self._locks = SandboxLocks(lock_timeout)
+        self._directories_logged = False
         self._newest: dict[str, bytes | None] = {}
         self._waiting: set[str] = set()
         self._settling: dict[str, _Settling] = {}
@@ -92,7 +95,7 @@ class Records:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Temporary files of writes that a killed process did not finish.
             for leftover in folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+                _unlink(leftover)
 
     def lock(self, sandbox_id: str) -> contextlib.AbstractAsyncContextManager[None]:
         """Hold a sandbox's lock, so that its calls run one after the other."""
@@ -127,7 +130,7 @@ class Records:
                     data = read_bounded(path, multus.MAX_RECORD_BYTES)
                     with rejecting(Edge.FILE):
                         return self._decoder.decode(data)
-                except FileNotFoundError:
+                except (FileNotFoundError, IsADirectoryError):
                     continue
                 # With a torn file, upstream's DEL does nothing (multus-cni#1087); here other sources are used instead.
                 except (RejectedInput, FileTooLarge) as error:
@@ -139,7 +142,7 @@ class Records:
                     self._log.error("damaged sandbox record renamed", path=str(damaged), error=str(error))
                     path.replace(damaged)
                     for _, oldest in self._damaged()[:-MAX_DAMAGED]:
-                        oldest.unlink(missing_ok=True)
+                        _unlink(oldest)
         return None
 
     def write(self, sandbox: SandboxState, *, change: RecordChange = "updated") -> None:
@@ -165,8 +168,8 @@ class Records:
                 replace_file(unsettled, data)
             else:
                 # The settled file goes first: after a kill between the two, the newer one is still found.
-                settled.unlink(missing_ok=True)
-                unsettled.unlink(missing_ok=True)
+                _unlink(settled)
+                _unlink(unsettled)
         self._settle_soon(sandbox_id, data, adding=change == "adding")
 
     def settle(self, sandbox_id: str) -> None:
@@ -175,7 +178,7 @@ class Records:
         :param sandbox_id: the container id.
         :raises CniError: code 5, the record cannot be read.
         """
-        if sandbox_id not in self._settling and self._path(sandbox_id, UNSETTLED).exists():
+        if sandbox_id not in self._settling and self._path(sandbox_id, UNSETTLED).is_file():
             sandbox = self.read(sandbox_id)
             if sandbox is not None:
                 self._settle_soon(sandbox_id, msgspec.json.encode(sandbox))
@@ -189,9 +192,20 @@ class Records:
 
     def ids(self) -> list[str]:
         """Return the container ids of the sandboxes that have a record."""
-        names = (Path(name) for folder in (self._folder, self._unsettled) for name in os.listdir(folder))
-        stems = {name.stem for name in names if name.suffix in (SETTLED, UNSETTLED)}
+        stems: set[str] = set()
+        for folder in {self._folder, self._unsettled}:
+            names = file_names(folder)
+            stems |= {Path(name).stem for name in names if Path(name).suffix in (SETTLED, UNSETTLED)}
+            self._log_directories(folder, {*os.listdir(folder)} - {*names})
         return sorted(stem for stem in stems if is_valid_sandbox_id(stem))
+
+    def _log_directories(self, folder: Path, names: Set[str]) -> None:
+        """Log the first time that directories are among the records. None is one; a CNI plugin has made them."""
+        # A worker thread can have made a temporary file since the files were listed.
+        found = sorted(str(folder / name) for name in names if (folder / name).is_dir())
+        if found and not self._directories_logged:
+            self._directories_logged = True
+            self._log.error("directories among the sandbox records", paths=found[:MAX_LOGGED], count=len(found))
 
     def keep_damaged(self, existing: Set[str]) -> dict[str, CniError]:
         """Remove the damaged records of sandboxes that are gone; return the others' errors.
@@ -210,11 +224,13 @@ class Records:
         """Remove the damaged records of a sandbox that is gone."""
         for suffix in (UNSETTLED, SETTLED):
             path = self._path(sandbox_id, suffix)
-            path.with_name(f"{path.name}{DAMAGED}").unlink(missing_ok=True)
+            _unlink(path.with_name(f"{path.name}{DAMAGED}"))
 
     def _damaged(self) -> list[tuple[float, Path]]:
         """Return the damaged files with the times of their last change, the oldest first."""
-        found = {path for folder in (self._folder, self._unsettled) for path in folder.glob(f"*{DAMAGED}")}
+        found = {
+            path for folder in (self._folder, self._unsettled) for path in folder.glob(f"*{DAMAGED}") if path.is_file()
+        }
         return sorted(
             (path.stat().st_mtime, path) for path in found if is_valid_sandbox_id(path.name.partition(".")[0])
         )
@@ -251,13 +267,13 @@ class Records:
                 self._waiting.discard(sandbox_id)
                 data = self._newest[sandbox_id]
                 if data is None:
-                    settled.unlink(missing_ok=True)
+                    _unlink(settled)
                     continue
                 with self._tracer.start_as_current_span("record sync"):
                     await asyncio.to_thread(replace_file, settled, data, synced=True)
                 # A record written during the sync is still unsettled.
                 if sandbox_id not in self._waiting:
-                    unsettled.unlink(missing_ok=True)
+                    _unlink(unsettled)
         except OSError as error:
             # The unsettled file still has the record; the next sweep settles it.
             self._log.error("sandbox record not synced to disk", path=str(settled), error=str(error))
@@ -270,6 +286,12 @@ class Records:
         if not is_valid_sandbox_id(sandbox_id):
             raise CniError(cni.CniErrorCode.INVALID_ENVIRONMENT, f"{sandbox_id!r} is not a container id")
         return (self._unsettled if suffix == UNSETTLED else self._folder) / f"{sandbox_id}{suffix}"
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file; a directory at its path is no record and stays."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        path.unlink()
 
 
 @contextlib.contextmanager

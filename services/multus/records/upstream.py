@@ -121,7 +121,8 @@ class UpstreamCache:
         for path in self._paths(f"*-{sandbox_id}-{glob.escape(ifname)}"):
             path.unlink(missing_ok=True)
         if last and sandbox_id not in _OTHERS:
-            (self._folder / sandbox_id).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                (self._folder / sandbox_id).unlink()
 
     def _delegates(self, sandbox_id: str) -> list[UpstreamDelegate]:
         if sandbox_id in _OTHERS:
@@ -147,7 +148,7 @@ class UpstreamCache:
         folder = self._folder / "results"
         try:
             # Sorted by time, because a later file of the same attachment overrides an earlier one.
-            return sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+            return sorted(filter(Path.is_file, folder.glob(pattern)), key=lambda path: path.stat().st_mtime_ns)
         except OSError:
             return []
 

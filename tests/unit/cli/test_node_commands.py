@@ -196,6 +196,16 @@ def test_a_directory_among_the_records_is_foreign(node: FakeNode) -> None:
     assert report.failed == ()
 
 
+def test_a_directory_at_the_path_of_a_file_is_foreign(node: FakeNode) -> None:
+    """A plugin such as host-local makes directories at paths that the author of a network chooses."""
+    for path in (CONF, "opt/cni/bin/hotnic-multus", "opt/cni/bin/hotnic-multus.json", "run/multus/multus.sock"):
+        (node.root / path).mkdir()
+        node.put(f"{path}/10.0.0.1", "lease")
+    report = clean(node.paths, dry_run=False, timeout=0)
+    assert [item.path for item in report.left] == ["/run/multus/multus.sock"]
+    assert report.failed == ()
+
+
 def test_a_relative_directory_is_refused(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     node.install()
     before = node.files()

@@ -112,6 +112,22 @@ def test_what_a_killed_writer_left_goes_when_it_is_old(tmp_path: Path) -> None:
     assert temporary_files(target) == [recent]
 
 
+def test_a_directory_is_in_the_way_of_no_program(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "program"
+    source.write_text("#!/bin/sh")
+    old = time.time() - 7200
+    for path in (target, target.with_name(".program.1.tmp")):
+        path.mkdir()
+        (path / "10.0.0.1").touch()
+        path.chmod(0o755)
+        os.utime(path, (old, old))
+    assert install_executable(source, target)
+    assert target.read_text() == "#!/bin/sh"
+    (aside,) = tmp_path.glob("program.aside-*")
+    assert (aside / "10.0.0.1").exists()
+    assert temporary_files(target) == []
+
+
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "program"
     with pytest.raises(FileNotFoundError):

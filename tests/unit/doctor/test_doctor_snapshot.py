@@ -126,6 +126,9 @@ async def test_record_of_the_daemon_is_read_before_and_after_it_is_settled(tmp_p
 def test_unreadable_records_are_not_visible(tmp_path: Path) -> None:
     assert isinstance(node_files.read_records(settings(tmp_path)), NotVisible)
     (tmp_path / "sandboxes").mkdir()
+    # A directory is no record.
+    (tmp_path / "sandboxes" / "evil.json").mkdir()
+    assert node_files.read_records(settings(tmp_path)) == ()
     for damaged in ("{", '{"x":' + "[" * 5000):
         (tmp_path / "sandboxes" / "x.json").write_text(damaged)
         assert isinstance(node_files.read_records(settings(tmp_path)), NotVisible)

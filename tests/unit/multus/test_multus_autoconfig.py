@@ -8,10 +8,12 @@ import pytest
 import structlog
 
 from schemas.multus import CONF_NAME, SHIM_LOG_NAME
+from services.common.node.cni_conf import read_plugin_types
 from services.common.runtime.settings import SettingsError
 from services.multus.cni.errors import CniError
 from services.multus.config.settings import Config, Settings, read_config
 from services.multus.container_runtime.autoconfig import Autoconfig, choose_primary, runtime_configuration
+from services.multus.pod import config_files
 
 PRIMARY = {
     "cniVersion": "0.4.0",
@@ -114,6 +116,35 @@ def test_an_equal_file_of_an_earlier_daemon_is_not_rewritten(tmp_path: Path) -> 
     inode = (config.conf_dir / CONF_NAME).stat().st_ino
     Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None).update()
     assert (config.conf_dir / CONF_NAME).stat().st_ino == inode
+
+
+def test_a_directory_is_no_configuration_and_is_in_the_way_of_none(tmp_path: Path) -> None:
+    """A plugin such as host-local makes directories at paths that the author of a network chooses."""
+    config = configured(tmp_path)
+    settings = tmp_path / "bin" / SHIM_LOG_NAME
+    for path in (config.conf_dir / "01-a.conf", config.conf_dir / CONF_NAME, settings):
+        path.mkdir()
+        (path / "10.0.0.1").write_text("lease")
+    (config.conf_dir / "pods").mkdir()
+    (config.conf_dir / "pods" / "a.conf").mkdir()
+    (config.conf_dir / "elsewhere").write_text(json.dumps(PRIMARY))
+    primary = config.conf_dir / "10-a.conflist"
+    primary.symlink_to("elsewhere")
+    auto = Autoconfig(config, structlog.get_logger(), lambda _ok, _why: None)
+    auto.update()
+    assert auto.problem == ""
+    made = json.loads((config.conf_dir / CONF_NAME).read_text())
+    assert made["clusterNetwork"] == str(primary)
+    assert config_files.load(config.conf_dir).name == "multus-cni-network"
+    assert config_files.load(primary).types == ["bridge", "portmap", "bandwidth"]
+    assert config_files.find_named(config.conf_dir, "pods") is not None
+    assert [*read_plugin_types(config.conf_dir)] == [CONF_NAME, "10-a.conflist"]
+    logging = Autoconfig(configured(tmp_path, logLevel="error"), structlog.get_logger(), lambda _ok, _why: None)
+    logging.update()
+    assert (logging.problem, json.loads(settings.read_text())) == ("", {"logLevel": "error"})
+    for folder, name in ((config.conf_dir, CONF_NAME), (settings.parent, SHIM_LOG_NAME)):
+        (aside,) = folder.glob(f"{name}.aside-*")
+        assert (aside / "10.0.0.1").read_text() == "lease"
 
 
 def test_upstreams_default_configuration_is_accepted(tmp_path: Path) -> None:

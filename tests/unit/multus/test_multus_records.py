@@ -118,12 +118,13 @@ async def test_a_failed_write_keeps_the_earlier_record(tmp_path: Path) -> None:
     memory.unlink()
     memory.mkdir()
     assert records.read("abc") == sandbox(attachment("net1"))
-    settled = tmp_path / "sandboxes" / "abc.json"
-    settled.unlink()
-    settled.mkdir()  # a directory in place of the file: it cannot be unlinked
+    folder, hidden = tmp_path / "sandboxes", tmp_path / "hidden"
+    folder.rename(hidden)
+    folder.touch()  # here too: nothing in it can be unlinked
     with pytest.raises(CniError, match="cannot be written"):
         records.write(sandbox())
-    settled.rmdir()
+    folder.unlink()
+    hidden.rename(folder)
     records.write(sandbox())
     await records.flush()
     assert records.read("abc") is None
@@ -145,12 +146,14 @@ async def test_an_unsettled_record_of_an_earlier_process_is_settled(tmp_path: Pa
 async def test_a_record_is_settled_after_a_disk_failure(tmp_path: Path) -> None:
     records = Records(tmp_path, tracer=NoOpTracer(), log=LOG, unsettled=tmp_path / "memory")
     known = sandbox(attachment("net1"))
-    obstacle = tmp_path / "sandboxes" / "abc.json"
-    obstacle.mkdir()
+    obstacle = tmp_path / "sandboxes"
+    obstacle.rmdir()
+    obstacle.touch()
     records.write(known)
     await records.flush()
     assert records.read("abc") == known
-    obstacle.rmdir()
+    obstacle.unlink()
+    obstacle.mkdir()
     records.settle("abc")
     await records.flush()
     assert files(tmp_path) == ["abc.json"]

@@ -19,7 +19,7 @@ from schemas.multus import MAX_RECORD_BYTES
 from services.cli.doctor.snapshot import AttachmentRecord, IpamLease, NotVisible, SandboxRecords
 from services.common.domain.pod_nic import build_network_status
 from services.common.guest.drivers import DriverSetting
-from services.common.node.files import read_bounded
+from services.common.node.files import file_names, read_bounded
 from services.common.node.paths import resolve_under
 
 LEASES = "/var/lib/cni/networks"
@@ -94,7 +94,7 @@ def read_records(paths: NodeSettings) -> tuple[RecordAndLeaseDirs, ...] | NotVis
     try:
         # Without a daemon since the node has started there are no unsettled records. They are listed first: a record
         # that is settled meanwhile is then found on disk.
-        names = {*(os.listdir(unsettled) if unsettled.is_dir() else ()), *os.listdir(settled)}
+        names = {*(file_names(unsettled) if unsettled.is_dir() else ()), *file_names(settled)}
         suffixes = (".unsettled", ".json")
         for sandbox in sorted({Path(name).stem for name in names if Path(name).suffix in suffixes}):
             files = unsettled / f"{sandbox}.unsettled", settled / f"{sandbox}.json"
@@ -117,7 +117,7 @@ def modified_at(file: Path) -> float | None:
 def _newest(*files: Path) -> _Sandbox | None:
     """Return the record in the first of the files that exists; ``None`` when it was removed meanwhile."""
     for file in files:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, IsADirectoryError):
             data = read_bounded(file, MAX_RECORD_BYTES)
             with rejecting(Edge.FILE):
                 return _sandbox.decode(data)

@@ -72,6 +72,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     # Not the separator of the list, and no path.
     "networkPluginTypes": {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9._-]+$"}},
+    "networkDataDirs": {"type": "array", "items": {"type": "string", "pattern": "^/[^,]*$"}},
     "admission.enabled": {"type": ["boolean", "null"]},
     "admission.trusted.users": IDENTITIES,
     "admission.trusted.groups": IDENTITIES,

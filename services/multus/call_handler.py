@@ -181,14 +181,15 @@ class CallHandler:
         pod = await self._pods.get(pod_id)
         self._observer.check_isolation(call, pod)
         network_config = parsed or await self._observer.find_delegated(call)
-        self._observer.check_plugins(network_config)
+        nad = "/".join(call.network) if call.network else find_nad_name(pod, call.ifname)
+        self._observer.check_plugins(network_config, nad or network_config.name)
         desired = DesiredAttachment(
             call.ifname,
             network_config,
             network_config.name,
             AttachmentOrigin.DELEGATE,
             call.attributes,
-            nad="/".join(call.network) if call.network else find_nad_name(pod, call.ifname),
+            nad=nad,
         )
         pod_id = replace(pod_id, uid=pod_id.uid or pod.metadata.uid)
         async with self._records.lock(call.sandbox_id):

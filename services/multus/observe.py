@@ -157,13 +157,19 @@ class CallObserver:
         assert call.network is not None
         return (await self._lookup.find_nad(*call.network)).network
 
-    def check_plugins(self, network: NetworkConfig) -> None:
-        """Check that a network which a pod has chosen names only plugins that the node's operator allows.
+    def check_plugins(self, network: NetworkConfig, display: str) -> None:
+        """Check that a network which a pod has chosen names only plugins and paths that it may.
 
         :param network: the network.
+        :param display: its ``namespace/nad``, for the error.
         :raises CniError: code 7, one of them is not allowed.
         """
-        refuse_plugins(network, self._config.allowed_plugins)
+        try:
+            refuse_plugins(network, self._config.allowed_plugins)
+        except CniError as error:
+            raise error.with_prefix(f"network {display}") from error
+        if refused := self._config.node_paths.find_refused(network.plugins, network.name):
+            raise CniError(cni.CniErrorCode.INVALID_CONFIG, f"network {display}: {refused}")
 
     async def cluster_network(self, call: CniCall) -> NetworkConfig:
         """Return the cluster network, without a pod's override.
@@ -243,7 +249,7 @@ class CallObserver:
         devices: PodDevices | None,
     ) -> DesiredAttachment:
         found = await self._lookup.find_nad(namespace, element.name)
-        self.check_plugins(found.network)
+        self.check_plugins(found.network, found.display)
         requested = attributes_of(element)
         attributes = replace(requested, runtime={**base, **requested.runtime})
         desired = await self._with_device(found, origin, attributes, devices)

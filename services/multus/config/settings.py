@@ -16,6 +16,7 @@ from services.common.node.paths import resolve_under
 from services.common.runtime.settings import CommonSettings, SettingsError
 from services.multus.config import daemon_config
 from services.multus.config.daemon_config import DaemonConfig, LogOptions
+from services.multus.config.node_paths import NodePaths
 
 SHIM_SOCKET_DIR: Final = "/run/multus/"
 """The directory where a shim expects the socket if its configuration does not name one (upstream's default)."""
@@ -103,6 +104,14 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             "included; unset: every type but multus' own"
         ),
     ] = None
+    network_data_dirs: Annotated[
+        tuple[Annotated[str, msgspec.Meta(pattern="^/")], ...],
+        msgspec.Meta(
+            description="comma-separated directories of the node; a dataDir that networks of pods name (host-local) is "
+            "below one of them; unset: anywhere but in directories of multus, of CNI, of the container runtime and of "
+            "the system"
+        ),
+    ] = ()
     shim: Annotated[
         str | None,
         msgspec.Meta(description="file to install as the shim, such as a static one; unset: the one for Python 3"),
@@ -149,6 +158,7 @@ class Config:
     :ivar pod_resources_socket: path of the kubelet's pod-resources socket.
     :ivar device_info_dir: directory of device information files.
     :ivar allowed_plugins: the plugins that the networks of pods may name.
+    :ivar node_paths: the directories that they may name.
     :ivar shim_log: log keys of the generated configuration, for the shim.
     :ivar log_file: file that gets a copy of the daemon's log; ``None``: none.
     :ivar log_level: the daemon's log level; ``None``: the environment's.
@@ -186,6 +196,7 @@ class Config:
     pod_resources_socket: str
     device_info_dir: Path
     allowed_plugins: AllowedPlugins
+    node_paths: NodePaths
     shim_log: dict[str, Any]
     log_file: str | None
     log_level: str | None
@@ -229,16 +240,25 @@ def _merge(settings: Settings, given: DaemonConfig) -> Config:
     root = given.chroot_dir or settings.host_root
     chroot_dir = Path(root) if root != "/" else None
     level = daemon_config.LEVELS[given.log_level.lower()] if given.log_level else None
+    # As upstream: the file's socketDir is the daemon's view and not the host's path.
+    shim_socket_dir = given.daemon_socket_dir or (SHIM_SOCKET_DIR if given.socket_dir else settings.socket_dir)
+    autoconfig_dir = given.multus_autoconfig_dir or conf_dir
+    bin_dir = given.bin_dir or settings.cni_bin_dir
+    cni_dir = given.cni_dir or settings.cni_state_dir
+    # Not all of `cniDir`: upstream's may be the parent of host-local's own directory.
+    named_dirs = [socket_dir, shim_socket_dir, conf_dir, autoconfig_dir, given.conf_dir, bin_dir]
+    named_dirs += [f"{cni_dir}/sandboxes", f"{cni_dir}/results", settings.device_info_dir]
+    # Some of them are the daemon's view, below the node's root, such as the chart's confDir.
+    own = tuple(path.removeprefix(root.rstrip("/")) for path in named_dirs)
     return Config(
         socket_dir=Path(socket_dir),
-        # As upstream: the file's socketDir is the daemon's view and not the host's path.
-        shim_socket_dir=given.daemon_socket_dir or (SHIM_SOCKET_DIR if given.socket_dir else settings.socket_dir),
+        shim_socket_dir=shim_socket_dir,
         config_file=Path(given.multus_config_file) if given.multus_config_file != "auto" else None,
-        autoconfig_dir=Path(given.multus_autoconfig_dir or conf_dir),
+        autoconfig_dir=Path(autoconfig_dir),
         master=given.multus_master_cni,
         conf_dir=Path(conf_dir),
-        bin_dir=Path(given.bin_dir or settings.cni_bin_dir),
-        cni_dir=Path(given.cni_dir or settings.cni_state_dir),
+        bin_dir=Path(bin_dir),
+        cni_dir=Path(cni_dir),
         named_dir=Path(given.conf_dir),
         chroot_dir=chroot_dir,
         # Upstream's manifest sets only chrootDir, and the namespaces are below it as well.
@@ -263,6 +283,7 @@ def _merge(settings: Settings, given: DaemonConfig) -> Config:
         pod_resources_socket=settings.pod_resources_socket,
         device_info_dir=Path(settings.device_info_dir),
         allowed_plugins=parse_plugin_types(settings.plugin_types),
+        node_paths=NodePaths(own, settings.network_data_dirs, chroot_dir),
         shim_log={key: value for key, value in log.items() if value is not None},
         log_file=given.log_file,
         log_level=level,

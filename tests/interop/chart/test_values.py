@@ -64,6 +64,7 @@ SAMPLES: dict[str, Any] = {
     "groups": ["changed"],
     "foreignAnnotations": ["changed.example/"],
     "networkPluginTypes": ["changed"],
+    "networkDataDirs": ["/changed"],
     "resources": {"requests": {"cpu": "1", "memory": "1Gi"}},
     "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
     "maxUnavailable": "50%",

@@ -71,5 +71,16 @@ async def test_the_annotation_of_the_default_network_is_isolated_too(
 @pytest.mark.parametrize(("ipam", "refused"), [("host-local", False), ("dhcp", True), ("multus", True)])
 def test_plugins_that_the_operator_does_not_list_are_refused(tmp_path: Path, ipam: str, refused: bool) -> None:
     network = parse(f'{{"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{{"type":"{ipam}"}}}}')
-    with pytest.raises(CniError, match=f"plugin type {ipam} is not allowed") if refused else nullcontext():
-        observer(tmp_path).check_plugins(network)
+    message = f"network own/blue: plugin type {ipam} is not allowed"
+    with pytest.raises(CniError, match=message) if refused else nullcontext():
+        observer(tmp_path).check_plugins(network, "own/blue")
+
+
+def test_paths_that_are_none_of_a_networks_are_refused(tmp_path: Path) -> None:
+    network = parse(
+        '{"cniVersion":"1.0.0","name":"multus.sock","type":"bridge",'
+        '"ipam":{"type":"host-local","dataDir":"/run/multus"}}'
+    )
+    with pytest.raises(CniError, match=r"network own/blue: ipam\.dataDir '/run/multus' is not allowed in a") as caught:
+        observer(tmp_path).check_plugins(network, "own/blue")
+    assert caught.value.code == cni.CniErrorCode.INVALID_CONFIG

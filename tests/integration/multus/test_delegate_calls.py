@@ -103,6 +103,27 @@ async def test_the_shim_in_a_network_is_refused_at_once(daemon: Daemon, sandbox_
     assert not (daemon.folder / "log").exists()
 
 
+async def test_a_directory_of_the_node_is_no_place_for_leases(daemon: Daemon, sandbox_netns: Path) -> None:
+    """host-local would make it beside the daemon's socket, where the next daemon has to listen."""
+    run_dir = daemon.config.socket_dir
+    before = sorted(entry.name for entry in run_dir.iterdir())
+    ipam = {"type": "host-local", "subnet": "10.55.0.0/24", "dataDir": str(run_dir)}
+    hostile = {**bridge_config(daemon.folder), "name": "other.sock", "ipam": ipam}
+    status, error = await daemon.delegate("ADD", sandbox_netns, IFACE, hostile)
+    assert (status, error["code"]) == (400, 7)
+    assert "ipam.dataDir" in error["msg"]
+    assert "is not allowed in a network" in error["msg"]
+    daemon.nad("blue", hostile)
+    daemon.pod({NETWORKS: "blue"})
+    status, error = await daemon.cni("ADD", sandbox_netns)
+    assert (status, error["code"]) == (400, 7)
+    assert "network default/blue: ipam.dataDir" in error["msg"]
+    assert await daemon.cni("DEL", sandbox_netns) == (200, None)
+    assert sorted(entry.name for entry in run_dir.iterdir()) == before
+    assert daemon.record() is None
+    assert link_names(sandbox_netns) == {"lo"}
+
+
 async def test_del_needs_no_configuration(daemon: Daemon, sandbox_netns: Path) -> None:
     assert (await daemon.delegate("ADD", sandbox_netns, IFACE, bridge_config(daemon.folder)))[0] == 200
     assert await daemon.delegate("DEL", sandbox_netns, IFACE, {}) == (200, None)

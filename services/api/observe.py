@@ -16,9 +16,7 @@ import msgspec
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.kubevirt import CLUSTER_PREFERENCES, PREFERENCES
 from schemas.kubernetes.objects import (
-    CREATED_BY_LABEL,
     NADS,
-    PODS,
     VMIS,
     VMS,
     NetworkAttachmentDefinition,
@@ -34,6 +32,7 @@ from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.surroundings.judge import find_attacher_problem
 from services.common.domain.nic import qualified_nad
 from services.common.domain.operations import find_acting_pod
+from services.common.kube.cache.vmi_watch import read_pods
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadApiResponse, NotFound
 from services.common.kube.surroundings import read_attachers
@@ -228,5 +227,4 @@ async def _find_pod(kube: Kube, vmi: VirtualMachineInstance | None, name: str) -
     # Without an interface of that name the answer does not depend on the pod.
     if vmi is None or not any(item.get("name") == name for item in vmi.spec.domain.devices.interfaces or ()):
         return None
-    pods = await kube.list(PODS, vmi.metadata.namespace, labels=f"{CREATED_BY_LABEL}={vmi.metadata.uid}")
-    return find_acting_pod(vmi, pods.items)
+    return find_acting_pod(vmi, await read_pods(kube, vmi.metadata))

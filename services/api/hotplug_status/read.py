@@ -25,7 +25,7 @@ from schemas.bus.hotplug_status import (
     encode_json,
     new_hotplug_status,
 )
-from schemas.kubernetes.objects import CREATED_BY_LABEL, PODS, VMIS, VMS, VirtualMachine
+from schemas.kubernetes.objects import VMIS, VMS, VirtualMachine
 from schemas.names import interface_hash
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.domain.kubevirt.capabilities import Capabilities
@@ -34,7 +34,7 @@ from services.common.domain.nic import parse_nics
 from services.common.domain.status.hotplug_status import derive_statuses
 from services.common.domain.status.stage_history import matching_history, with_history
 from services.common.http.server import StatusError
-from services.common.kube.cache.vmi_watch import WatchedVmi
+from services.common.kube.cache.vmi_watch import WatchedVmi, read_pods
 from services.common.kube.client import Kube
 from services.common.kube.errors import NotFound
 from services.common.kube.surroundings import derive_with_surroundings
@@ -52,8 +52,7 @@ async def observe_vmi(kube: Kube, namespace: str, name: str) -> WatchedVmi:
     """
     vmi, vm = await asyncio.gather(kube.get(VMIS, namespace, name), _get_vm(kube, namespace, name))
     # Listed by the VMI's UID, so not in parallel with the VMI.
-    pods = await kube.list(PODS, namespace, labels=f"{CREATED_BY_LABEL}={vmi.metadata.uid}")
-    return WatchedVmi(vmi, pods.items, vm)
+    return WatchedVmi(vmi, await read_pods(kube, vmi.metadata), vm)
 
 
 async def read_hotplug_status(

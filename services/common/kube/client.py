@@ -7,7 +7,7 @@ Next: :mod:`services.common.kube.cache.reflector`, which keeps a store in sync b
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,8 +15,8 @@ import msgspec
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.kubernetes.objects import Resource
 from services.common.kube import patch as json_patches
-from services.common.kube.errors import BadApiResponse, Gone
-from services.common.kube.listing import PAGE_SIZE, Listing, RawPage, decode_page
+from services.common.kube.errors import BadApiResponse, Gone, ResponseTooLarge
+from services.common.kube.listing import Listing, RawPage, decode_page, first_limit, selectors, smaller_limit
 from services.common.kube.session.auth import ClusterAccess
 from services.common.kube.session.transport import DEADLINE, JSON, JSON_PATCH, KubeResponse, Transport
 from services.common.telemetry.propagation import HasTracer
@@ -85,28 +85,35 @@ class Kube:
         *,
         labels: str | None = None,
         fields: str | None = None,
+        most: int | None = None,
     ) -> Listing[T]:
         """Read a collection, live.
 
         :param namespace: ``None`` for all namespaces.
         :param labels: label selector.
         :param fields: field selector.
+        :param most: read no further page after so many objects; they may still be more.
         """
         try:
-            return await self._list(resource, namespace, labels, fields)
+            return await self._list(resource, namespace, labels, fields, most)
         except Gone:
             # Its version has expired between two pages. A list that starts again shows a later one.
-            return await self._list(resource, namespace, labels, fields)
+            return await self._list(resource, namespace, labels, fields, most)
 
     async def _list(
-        self, resource: Resource[T], namespace: str | None, labels: str | None, fields: str | None
+        self, resource: Resource[T], namespace: str | None, labels: str | None, fields: str | None, most: int | None
     ) -> Listing[T]:
         items: list[T] = []
         version, count = "", 0
-        async for page in self.list_pages(resource, namespace, labels=labels, fields=fields):
-            version = page.resource_version
-            count += len(page.items)
-            items += self.decode_page(resource, page)
+        async with aclosing(self.list_pages(resource, namespace, labels=labels, fields=fields)) as pages:
+            async for page in pages:
+                version = page.resource_version
+                count += len(page.items)
+                items += self.decode_page(resource, page)
+                if most is not None and count >= most:
+                    break
+                # Frees the page while the next one is on its way.
+                del page
         return Listing(items, version, skipped=count - len(items))
 
     def decode_page(self, resource: Resource[T], page: RawPage) -> Iterator[T]:
@@ -127,19 +134,22 @@ class Kube:
         """Read a collection page by page, live, without decoding its objects.
 
         All pages show the collection at the version of the first one. A page is freed before the next one arrives if
-        the caller has dropped it by then.
+        the caller has dropped it by then. One that is too large for a response is requested again with fewer objects.
 
         :param timeout: seconds for one page.
         :raises Gone: the API server has forgotten that version: start again.
         """
-        query = _selectors(labels, fields)
-        by_value = fields or any(sign in (labels or "") for sign in ("=", " in ("))
-        if not by_value:
-            # A selector by value finds few objects. Without a limit, Kubernetes since 1.31 reads them from its watch
-            # cache; with one, before 1.34, it reads the whole collection from etcd to find a page of them.
-            query["limit"] = str(PAGE_SIZE)
+        query, limit = selectors(labels, fields), first_limit(labels, fields)
         while True:
-            response = await self._call("list", resource, "GET", namespace, None, query=query, timeout=timeout)
+            if limit:
+                query["limit"] = str(limit)
+            try:
+                response = await self._call("list", resource, "GET", namespace, None, query=query, timeout=timeout)
+            except ResponseTooLarge:
+                limit = smaller_limit(limit)
+                if not limit:
+                    raise
+                continue
             page = decode_page(resource.plural, response.status, response.body)
             found, token = RawPage(page.items or [], page.metadata.resource_version), page.metadata.continue_
             del response, page
@@ -282,7 +292,7 @@ class Kube:
         :raises Unavailable: no response, or, while reading, a broken connection.
         """
         seconds = max(1, round(duration))
-        query = _selectors(labels, fields) | {
+        query = selectors(labels, fields) | {
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
@@ -338,12 +348,3 @@ class Kube:
             timeout=timeout,
             span=f"kube {verb} {target}",
         )
-
-
-def _selectors(labels: str | None, fields: str | None) -> dict[str, str]:
-    query = {}
-    if labels:
-        query["labelSelector"] = labels
-    if fields:
-        query["fieldSelector"] = fields
-    return query

@@ -12,6 +12,7 @@
         PatchTestFailed   a ``test`` (or path) of a JSON patch no longer fits the object: read it again
       Unavailable         no response, or one that asks for a later attempt
         BadApiResponse    a response that is not the API's
+          ResponseTooLarge  more than is read of one response
       KubeconfigError     no usable configuration; no request was sent
 
 The reasons are those of ``k8s.io/apimachinery/pkg/apis/meta/v1`` (``StatusReason``). For 409, 410, 413 and 422 the
@@ -126,6 +127,10 @@ class Unavailable(KubeError):
 
 class BadApiResponse(Unavailable):
     """A response that is not the API's: no JSON, or not of the expected shape."""
+
+
+class ResponseTooLarge(BadApiResponse):
+    """A response that has more bytes than are read of one."""
 
 
 class KubeconfigError(KubeError):

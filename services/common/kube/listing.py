@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 PAGE_SIZE = 500
 """Objects in a page, as client-go and kubectl request them: some MiB of VMIs or pods."""
+SMALL_PAGE_SIZE = 8
+"""Objects in a page of a collection that was to be read without pages, but has large objects."""
 
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
@@ -57,6 +59,31 @@ class ListPage(msgspec.Struct, frozen=True):
 # Without a limit: the objects are decoded one by one.
 _decoder = InputDecoder(Edge.KUBE, ListPage, max_bytes=None)
 _metadata = InputDecoder(Edge.KUBE, ListMeta)
+
+
+def first_limit(labels: str | None, fields: str | None) -> int:
+    """Return the number of objects to request at first; 0 for all of them.
+
+    A selector by value finds few objects. Without a limit, Kubernetes since 1.31 reads them from its watch cache; with
+    one, before 1.34, it reads the whole collection from etcd to find a page of them.
+    """
+    by_value = fields or any(sign in (labels or "") for sign in ("=", " in ("))
+    return 0 if by_value else PAGE_SIZE
+
+
+def smaller_limit(limit: int) -> int:
+    """Return the number of objects to request after so many were too large for one response; 0 if there is none."""
+    return max(1, limit // 4) if limit > 1 else 0 if limit else SMALL_PAGE_SIZE
+
+
+def selectors(labels: str | None, fields: str | None) -> dict[str, str]:
+    """Return the query of a label selector and a field selector."""
+    query = {}
+    if labels:
+        query["labelSelector"] = labels
+    if fields:
+        query["fieldSelector"] = fields
+    return query
 
 
 def decode_page(plural: str, status: int, body: bytes) -> ListPage:

@@ -1,12 +1,14 @@
 """Requests of the client: what is sent, what is returned, errors and spans."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 from opentelemetry.trace import SpanKind, StatusCode
 
 from schemas.kubernetes.objects import NADS, PODS, VMIS
@@ -54,6 +56,60 @@ async def test_a_list_that_expires_between_two_pages_is_read_again(
         script.respond(make_failure(410, "Expired"), 410)
     with pytest.raises(errors.Gone):
         await kube.list(PODS)
+
+
+async def test_a_list_that_is_too_large_for_a_response_is_read_in_smaller_pages(
+    kube: Kube, script: Any, make_pod: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may create pods chooses how large those are that a selector finds."""
+    monkeypatch.setattr(transport, "MAX_RESPONSE", 3000)
+    large = [make_pod(str(n), str(n)) | {"filler": "x" * 1000} for n in range(8)]
+    script.listing(*large)
+    script.listing(*large[:4])
+    script.respond({"metadata": {"continue": "more"}, "items": large[:2]})
+    script.respond({"metadata": {"continue": "most"}, "items": large[2:4]})
+    listing = await kube.list(PODS, labels="a=b", most=4)
+    assert [pod.metadata.name for pod in listing.items] == ["0", "1", "2", "3"]
+    assert [dict(request.query) | {"labelSelector": ""} for request in script.requests] == [
+        {"labelSelector": ""},
+        {"labelSelector": "", "limit": "8"},
+        {"labelSelector": "", "limit": "2"},
+        {"labelSelector": "", "limit": "2", "continue": "more"},
+    ]
+
+
+async def test_an_object_that_is_too_large_for_a_response_is_an_error(
+    kube: Kube, script: Any, make_pod: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_RESPONSE", 1000)
+    for _ in range(4):
+        script.listing(make_pod("a", "1") | {"filler": "x" * 1000})
+    with pytest.raises(errors.ResponseTooLarge, match="more than 1000 bytes"):
+        await kube.list(PODS, labels="a=b")
+    assert [request.query.get("limit") for request in script.requests] == [None, "8", "2", "1"]
+
+
+async def test_large_responses_are_read_a_few_at_a_time(kube: Kube, script: Any) -> None:
+    size, count = 4 * 1024 * 1024, 16
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(size // 65536):
+            await response.write(bytes(65536))
+        return response
+
+    async def read() -> int:
+        return len((await kube.request("GET", "/large", timeout=100.0)).body)
+
+    for _ in range(count):
+        script.responses.put_nowait(respond)
+    tracemalloc.start()
+    try:
+        assert await asyncio.gather(*(read() for _ in range(count))) == [size] * count
+        assert tracemalloc.get_traced_memory()[1] < size * (transport.LARGE_AT_ONCE + 5)
+    finally:
+        tracemalloc.stop()
 
 
 async def test_patches_have_their_content_type(kube: Kube, script: Any, make_pod: Any) -> None:

@@ -17,6 +17,9 @@ from services.common.telemetry.logs import Log
 
 T = TypeVar("T")
 
+MAX_PODS = 64
+"""Pods of a VMI after which no further page of them is read. Whoever may create pods may label any number of them."""
+
 
 class WatchedVmi(NamedTuple):
     """A VMI, its pods and its VM as last seen.
@@ -82,6 +85,15 @@ class VmiWatch:
         vmi = found if found is not None and found.metadata.uid == meta.uid else None
         vm = self._vms.get(meta.namespace, meta.name) if self._vms is not None else None
         return WatchedVmi(vmi, list(self._pods.items()), vm)
+
+
+async def read_pods(kube: Kube, vmi: ObjectMeta) -> list[Pod]:
+    """Return the pods of a VMI, live; of more than ``MAX_PODS`` perhaps not all.
+
+    :param vmi: metadata of the VMI.
+    :raises KubeError: the API server does not answer.
+    """
+    return (await kube.list(PODS, vmi.namespace, labels=f"{CREATED_BY_LABEL}={vmi.uid}", most=MAX_PODS)).items
 
 
 @asynccontextmanager

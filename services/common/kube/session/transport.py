@@ -9,7 +9,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -19,7 +19,7 @@ import msgspec
 from opentelemetry.trace import Span, SpanKind
 from yarl import URL
 
-from services.common.kube.errors import Conflict, KubeError, PatchTestFailed, Unavailable, classify
+from services.common.kube.errors import Conflict, KubeError, PatchTestFailed, ResponseTooLarge, Unavailable, classify
 from services.common.kube.session.auth import ClusterAccess
 from services.common.telemetry.propagation import HasTracer, inject
 from services.common.telemetry.redact import redact_text
@@ -37,6 +37,13 @@ KEEP_ALIVE = 30.0
 MAX_CONNECTIONS = 100
 """Connections for requests. A stream has one of its own for its whole time: HTTP/1.1 has one request per connection at
 a time. Who opens streams limits their number; together with requests they would let these wait."""
+MAX_RESPONSE = 16 * 1024 * 1024
+"""Bytes of one response: a page of 500 objects of 32 KiB, or the largest object, of which etcd has at most 1.5 MiB and
+JSON six times that. Whoever may create objects chooses their size."""
+LARGE_RESPONSE = 256 * 1024
+"""Bytes from which on a response is large."""
+LARGE_AT_ONCE = 4
+"""Large responses that are read at a time, so that their number does not matter. The others wait, unread."""
 JSON = "application/json"
 JSON_PATCH = "application/json-patch+json"
 
@@ -75,6 +82,7 @@ class Transport:
         self._streams = streams
         self._tracer = telemetry.tracer
         self._user_agent = user_agent
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     @classmethod
     def open(
@@ -151,7 +159,7 @@ class Transport:
                 response = await self._send(self._streams, "GET", path, query, None, None, None, limits)
             async with response:
                 if response.status >= 300:
-                    raise classify(response.status, await response.read(), response.headers)
+                    raise classify(response.status, await self._read(response, f"GET {path}"), response.headers)
                 yield response.content.iter_any()
         except (aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, f"GET {path}") from error
@@ -170,13 +178,32 @@ class Transport:
         try:
             sent = self._send(self._session, method, path, query, body, content_type, headers, limits)
             async with await sent as response:
-                content = await response.read()
+                content = await self._read(response, f"{method} {path}")
         except (aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, f"{method} {path}") from error
         span.set_attribute("http.response.status_code", response.status)
         return KubeResponse(
             response.status, response.headers, content, _warnings(response.headers.getall("Warning", ()))
         )
+
+    async def _read(self, response: aiohttp.ClientResponse, request: str) -> bytes:
+        """Return the body of a response.
+
+        :raises ResponseTooLarge: it has more than ``MAX_RESPONSE`` bytes; the rest is not read.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        async with AsyncExitStack() as turn:
+            async for chunk in response.content.iter_any():
+                if size <= LARGE_RESPONSE < size + len(chunk):
+                    await turn.enter_async_context(self._large)
+                size += len(chunk)
+                if size > MAX_RESPONSE:
+                    response.close()
+                    message = f"{request}: the response has more than {MAX_RESPONSE} bytes"
+                    raise ResponseTooLarge(message, status=response.status)
+                chunks.append(chunk)
+            return b"".join(chunks)
 
     async def _send(
         self,

@@ -2,7 +2,8 @@
 
 aiohttp itself limits only how long a connection may idle between two requests. A client that sends half a head would
 keep its connection, and its file descriptor, for an hour. A connection waits from TCP's handshake until a request has
-its complete body, so one limit applies to all that a client can have without being identified.
+its complete body, so one limit applies to all that a client can have without being identified. Connections with a
+verified client certificate have a limit of their own: others do not end those of the aggregation layer.
 Connections of users that a unix socket does not admit are ended before anything of them is read.
 Next: :mod:`services.common.http.server`, which also limits the time for a body.
 """
@@ -15,7 +16,7 @@ from ssl import SSLContext
 from aiohttp import web
 
 from services.common.http.peers import AllowedPeers
-from services.common.http.tls_connection import TlsConnection
+from services.common.http.tls_connection import TlsConnection, has_verified_certificate
 from services.common.telemetry.stores import STORES
 
 HEAD_DEADLINE = 10.0
@@ -24,7 +25,8 @@ WRITE_DEADLINE = 20.0
 """Seconds for a client to read what it has requested, whenever more than ``WRITE_BUFFER`` bytes wait for it."""
 WRITE_BUFFER = 64 * 1024
 MAX_WAITING = 256
-"""Connections without a complete request. One more ends the one that has waited longest."""
+"""Connections without a complete request, and again as many with a verified client certificate. One more ends the one
+of its kind that has waited longest."""
 
 
 class Connections:
@@ -55,7 +57,9 @@ class Connections:
         self._limit = limit
         # In the order in which they began to wait. One that idles after a request has no timer.
         self._waiting: dict[TimedConnection, asyncio.TimerHandle | None] = {}
+        self._verified: dict[TimedConnection, asyncio.TimerHandle | None] = {}
         STORES.watch("idle-connections", self, lambda connections: len(connections._waiting), limit)
+        STORES.watch("idle-verified-connections", self, lambda connections: len(connections._verified), limit)
 
     def __call__(self) -> asyncio.BaseProtocol:
         """Return the protocol of a new connection."""
@@ -76,30 +80,41 @@ class Connections:
 
     def wait(self, connection: "TimedConnection") -> None:
         """Give a connection time for the head of a request, unless it has some."""
-        if self._waiting.get(connection) is None:
+        waiting = self._waiting_with(connection)
+        if waiting.get(connection) is None:
             self.idle(connection)
-            self._waiting[connection] = asyncio.get_running_loop().call_later(self._deadline, connection.abort)
+            waiting[connection] = asyncio.get_running_loop().call_later(self._deadline, connection.abort)
 
     def idle(self, connection: "TimedConnection") -> None:
         """Let a connection wait for a request without sending any of it."""
-        self._waiting.pop(connection, None)
-        if len(self._waiting) >= self._limit:
-            next(iter(self._waiting)).abort()
-        self._waiting[connection] = None
+        self.end_wait(connection)
+        waiting = self._waiting_with(connection)
+        if len(waiting) >= self._limit:
+            next(iter(waiting)).abort()
+        waiting[connection] = None
 
     def end_wait(self, connection: "TimedConnection") -> None:
         """Stop to wait: the head has arrived, or the connection has ended."""
-        timer = self._waiting.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
+        # A connection becomes verified while it waits.
+        for waiting in (self._waiting, self._verified):
+            timer = waiting.pop(connection, None)
+            if timer is not None:
+                timer.cancel()
+
+    def _waiting_with(self, connection: "TimedConnection") -> "dict[TimedConnection, asyncio.TimerHandle | None]":
+        return self._verified if connection.verified else self._waiting
 
 
 class TimedConnection(asyncio.Protocol):
-    """The protocol of one connection: HTTP, within the limits of its :class:`Connections`."""
+    """The protocol of one connection: HTTP, within the limits of its :class:`Connections`.
+
+    :ivar verified: whether the client has presented a certificate in the handshake, which the server has verified.
+    """
 
     def __init__(self, http: asyncio.Protocol, connections: Connections) -> None:
         self._http = http
         self._connections = connections
+        self.verified = False
         # TCP's transport, until the handshake of TLS has made that of HTTP.
         self._tcp: asyncio.Transport | None = None
         self._transport: asyncio.Transport | None = None
@@ -150,6 +165,7 @@ class TimedConnection(asyncio.Protocol):
             transport.abort()
             return
         self._transport = transport
+        self.verified = has_verified_certificate(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._connections.wait(self)
         self._http.connection_made(transport)

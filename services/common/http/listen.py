@@ -3,11 +3,13 @@
 Next: :mod:`services.common.http.server`, which serves on them.
 """
 
+import asyncio
 import contextlib
 import os
 import socket
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,6 +18,10 @@ from services.common.node.files import move_aside
 BACKLOG = 1024
 """Connections that wait to be accepted. A connect to a unix socket with a full queue does not wait but fails, and
 asyncio then reports an established connection. After a reboot, all pods of a node connect at once."""
+ACCEPTED_AT_ONCE = 16
+"""Connections that are accepted before those that are open are read again. A burst of as many as may wait for a request
+(:data:`services.common.http.deadlines.MAX_WAITING`) would end all the others at once, also one whose request is there.
+"""
 _MAX_UNIX_PATH = 107
 """Bytes of a unix socket's path (``sun_path`` of Linux, less its final NUL)."""
 _SUFFIX: Final = ".sock"
@@ -104,6 +110,17 @@ def _bind_unix(path: Path) -> Listener:
         sock.close()
         raise
     return Listener(sock, f"unix:{path}", path, inode)
+
+
+async def accept(listener: Listener, make: Callable[[], asyncio.BaseProtocol]) -> asyncio.Server:
+    """Accept the connections of a listening socket, a few at a time.
+
+    :param make: returns the protocol of a new connection.
+    """
+    # asyncio's backlog is two things: the length of the kernel's queue, and how many it accepts at once.
+    server = await asyncio.get_running_loop().create_server(make, sock=listener.socket, backlog=ACCEPTED_AT_ONCE)
+    listener.socket.listen(BACKLOG)
+    return server
 
 
 def _make_room(path: Path) -> None:

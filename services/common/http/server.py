@@ -21,7 +21,7 @@ from schemas.inputs import printable
 from schemas.kubernetes.objects import Status, StatusDetails
 from schemas.kubernetes.status_reasons import STATUS_REASONS
 from services.common.http.deadlines import HEAD_DEADLINE, WRITE_DEADLINE, Connections, connection_of
-from services.common.http.listen import BACKLOG, Listener, bind
+from services.common.http.listen import Listener, accept, bind
 from services.common.http.peers import AllowedPeers
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, TraceEntry, context_of, trace_entry
@@ -159,11 +159,8 @@ async def serve(
     try:
         assert runner.server is not None
         listener = bind(listen)
-        server = await asyncio.get_running_loop().create_server(
-            Connections(runner.server, tls=ssl, deadline=head, writing=writing, peers=peers),
-            sock=listener.socket,
-            backlog=BACKLOG,
-        )
+        connections = Connections(runner.server, tls=ssl, deadline=head, writing=writing, peers=peers)
+        server = await accept(listener, connections)
         yield listener.address
     finally:
         # New clients stop finding the socket before the running requests are waited for.

@@ -7,7 +7,7 @@ Next: :mod:`services.common.http.deadlines`, the limits.
 import asyncio
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
-from ssl import SSLContext
+from ssl import SSLContext, SSLObject
 
 READ_BUFFER = 16 * 1024
 """Bytes of a connection's buffer, as many as a TLS record has. asyncio's own has 256 KiB, for each connection."""
@@ -55,3 +55,12 @@ class TlsConnection(SSLProtocol):
         """Pass on the end to HTTP, if it knows the connection."""
         super().connection_lost(exc)
         self._ended()
+
+
+def has_verified_certificate(transport: asyncio.BaseTransport) -> bool:
+    """Return whether the handshake of a connection has verified a certificate of the client.
+
+    One that resumes a session does not verify it again.
+    """
+    connection: SSLObject | None = transport.get_extra_info("ssl_object")
+    return connection is not None and not connection.session_reused and bool(connection.getpeercert())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from services.common.http.deadlines import WRITE_BUFFER, Connections
+from services.common.http.deadlines import MAX_WAITING, WRITE_BUFFER, Connections
 from services.common.http.server import make_app, serve
 from services.common.http.tls import ServerTls
 from services.common.http.tls_connection import READ_BUFFER
@@ -32,7 +32,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def server_context(authority: Authority) -> ssl.SSLContext:
-    pair, tls = authority.server(), ServerTls()
+    pair, tls = authority.server(), ServerTls(client_ca=authority.ca.read_text())
     tls.use(pair.cert.read_bytes(), pair.key.read_bytes())
     return tls.context
 
@@ -99,6 +99,48 @@ async def test_handshakes_that_do_not_proceed_make_room_for_others(authority: Au
         async with asyncio.timeout(50):
             while connections._waiting:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_connections_without_a_certificate_do_not_end_those_with_one(authority: Authority) -> None:
+    """Whoever reaches the port would cut off the API server from the api."""
+    pair = authority.client("front-proxy")
+    async with limited(server_context(authority), 2) as (connections, port):
+        context = ssl.create_default_context(cafile=str(authority.ca))
+        context.load_cert_chain(pair.cert, pair.key)
+        verified = [await asyncio.open_connection("127.0.0.1", port, ssl=context) for _ in range(3)]
+        # They have a limit of their own.
+        await ended(verified[0][0])
+        for _, writer in verified[1:]:
+            writer.write(b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n")
+        for reader, _ in verified[1:]:
+            async with asyncio.timeout(50):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+        others = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        await ended(others[2][0])
+        for reader, writer in verified[1:]:
+            writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            async with asyncio.timeout(50):
+                assert len(await reader.read()) > 1_000_000
+        for _, writer in [*verified, *others]:
+            writer.close()
+        async with asyncio.timeout(50):
+            while connections._waiting or connections._verified:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_burst_of_connections_does_not_end_one_whose_request_is_there() -> None:
+    async with serve(app(), "127.0.0.1:0") as address:
+        to = ("127.0.0.1", int(address.rpartition(":")[2]))
+        # All of them wait in the kernel's queue: the server runs in this thread.
+        first = socket.create_connection(to)
+        first.sendall(b"GET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        others = [socket.create_connection(to) for _ in range(2 * MAX_WAITING)]
+        reader, writer = await asyncio.open_connection(sock=first)
+        async with asyncio.timeout(50):
+            assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+        for other in others:
+            other.close()
+        writer.close()
 
 
 async def test_bodies_that_do_not_end_make_room_for_others() -> None:

@@ -94,13 +94,22 @@ class OpenTransport(asyncio.Transport):
         pass
 
 
-async def fill_idle_connections() -> object:
+class VerifiedPeer:
+    """The TLS of a client with a certificate."""
+
+    session_reused = False
+
+    def getpeercert(self) -> dict[str, str]:
+        return {"serialNumber": "1"}
+
+
+async def fill_idle_connections(tls: object = None) -> object:
     """Connections that have had an answer and send nothing more."""
     connections = Connections(asyncio.Protocol)
     for _ in range(MAX_WAITING + 10):
         connection = connections()
         assert isinstance(connection, TimedConnection)
-        connection.connection_made(OpenTransport())
+        connection.connection_made(OpenTransport({"ssl_object": tls}))
         connection.begin_request()
         connection.end_request()
     return connections
@@ -112,6 +121,7 @@ FILLED = {
     "events-to-write": (fill_events_to_write, MAX_WRITING),
     "events-to-record": (fill_events_to_record, MAX_PENDING),
     "idle-connections": (fill_idle_connections, MAX_WAITING),
+    "idle-verified-connections": (lambda: fill_idle_connections(VerifiedPeer()), MAX_WAITING),
 }
 
 

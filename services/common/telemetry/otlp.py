@@ -6,7 +6,8 @@ Next: :mod:`services.common.telemetry.delivery`, which exports every span throug
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,6 +16,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from services.common.node.files import stamps
 from services.common.telemetry.redact import redact_addresses
+
+if TYPE_CHECKING:
+    import requests
 
 _ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -26,6 +30,13 @@ _CREDENTIALS = [
     for name in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
 ]
 """The variables that name files."""
+
+MAX_ANSWER: Final = 64 * 1024
+"""Bytes of a collector's answer that are read. A collector answers with a few, and anybody on the path of http with any
+number of them."""
+
+_FRAMING: Final = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+"""Headers that describe a body which is no longer the one that was sent."""
 
 OtlpProtocol = Literal["grpc", "http/protobuf"]
 
@@ -163,8 +174,39 @@ def span_exporter(target: OtlpTarget) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 
         files = [os.environ[name] for name in _CREDENTIALS if os.environ.get(name)]
-        return FollowedExporter(lambda: GrpcExporter(endpoint=target.endpoint), files)
+        # Of the message after decompression.
+        options: tuple[tuple[str, Any]] = (("grpc.max_receive_message_length", MAX_ANSWER),)
+        return FollowedExporter(lambda: GrpcExporter(endpoint=target.endpoint, channel_options=options), files)
     # It reads the files for each connection.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 
-    return HttpExporter(endpoint=target.endpoint)
+    return HttpExporter(endpoint=target.endpoint, session=bounded_session())
+
+
+def bounded_session() -> "requests.Session":
+    """Return a session that reads at most ``MAX_ANSWER`` bytes of an answer, and does not decompress them.
+
+    The exporter's own one reads the whole answer, although it needs only the status.
+    """
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3 import HTTPResponse
+
+    class BoundedAdapter(HTTPAdapter):
+        def build_response(self, req: requests.PreparedRequest, resp: HTTPResponse) -> requests.Response:
+            try:
+                body = resp.read(MAX_ANSWER, decode_content=False)
+            finally:
+                # A connection whose answer was read to its end is in the pool again.
+                resp.close()
+            headers = {name: value for name, value in resp.headers.items() if name.lower() not in _FRAMING}
+            bounded = HTTPResponse(
+                BytesIO(body), headers=headers, status=resp.status, reason=resp.reason, preload_content=False
+            )
+            return super().build_response(req, bounded)
+
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, BoundedAdapter())
+    return session

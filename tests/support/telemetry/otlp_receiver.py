@@ -21,9 +21,11 @@ class Received:
     """The spans that a receiver got.
 
     :ivar paths: paths of the HTTP requests; the full name of the method with gRPC.
+    :ivar unread: number of HTTP answers before whose end the client has closed the connection.
     """
 
     def __init__(self) -> None:
+        self.unread = 0
         self.paths: list[str] = []
         self._requests: list[pb.ExportTraceServiceRequest] = []
         self._lock = threading.Lock()
@@ -62,8 +64,12 @@ class Received:
 
 
 @contextlib.contextmanager
-def http_receiver() -> Iterator[tuple[str, Received]]:
-    """Provide a receiver of OTLP over HTTP: its URL and what it received."""
+def http_receiver(answer: bytes = b"", encoding: str = "") -> Iterator[tuple[str, Received]]:
+    """Provide a receiver of OTLP over HTTP: its URL and what it received.
+
+    :param answer: the body of each answer.
+    :param encoding: its ``Content-Encoding``.
+    """
     received = Received()
 
     class Handler(BaseHTTPRequestHandler):
@@ -77,8 +83,14 @@ def http_receiver() -> Iterator[tuple[str, Received]]:
             received.add(self.path, pb.ExportTraceServiceRequest.FromString(body))
             self.send_response(200)
             self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", "0")
+            if encoding:
+                self.send_header("Content-Encoding", encoding)
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
+            try:
+                self.wfile.write(answer)
+            except ConnectionError:
+                received.unread += 1
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""
@@ -95,25 +107,29 @@ def http_receiver() -> Iterator[tuple[str, Received]]:
 
 
 class _Servicer(rpc.TraceServiceServicer):
-    def __init__(self, received: Received) -> None:
+    def __init__(self, received: Received, message: str) -> None:
         self._received = received
+        self._message = message
 
     def Export(
         self, request: pb.ExportTraceServiceRequest, _context: grpc.ServicerContext
     ) -> pb.ExportTraceServiceResponse:
         self._received.add("TraceService/Export", request)
-        return pb.ExportTraceServiceResponse()
+        return pb.ExportTraceServiceResponse(
+            partial_success=pb.ExportTracePartialSuccess(error_message=self._message) if self._message else None
+        )
 
 
 @contextlib.contextmanager
-def grpc_receiver(pair: Pair | None = None) -> Iterator[tuple[int, Received]]:
+def grpc_receiver(pair: Pair | None = None, *, message: str = "") -> Iterator[tuple[int, Received]]:
     """Provide a receiver of OTLP over gRPC: its port and what it received.
 
     :param pair: its certificate and key; ``None`` for a receiver without TLS.
+    :param message: the error message of each answer.
     """
     received = Received()
     server = grpc.server(futures.ThreadPoolExecutor(2))
-    rpc.add_TraceServiceServicer_to_server(_Servicer(received), server)
+    rpc.add_TraceServiceServicer_to_server(_Servicer(received, message), server)
     if pair is None:
         port = server.add_insecure_port("127.0.0.1:0")
     else:

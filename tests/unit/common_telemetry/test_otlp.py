@@ -1,5 +1,6 @@
 """The export of spans by OTLP: which collector, by which protocol, and that the spans arrive there."""
 
+import gzip
 import os
 import socket
 import subprocess
@@ -9,11 +10,21 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 from services.common.telemetry import configure
-from services.common.telemetry.otlp import InvalidOtelVariable, OtlpProtocol, OtlpTarget, span_exporter, target_of
+from services.common.telemetry.otlp import (
+    MAX_ANSWER,
+    InvalidOtelVariable,
+    OtlpProtocol,
+    OtlpTarget,
+    bounded_session,
+    span_exporter,
+    target_of,
+)
 from services.common.telemetry.setup import build
 from tests.support.kube.certs import Authority
 from tests.support.telemetry.otlp_receiver import grpc_receiver, http_receiver
@@ -191,6 +202,47 @@ def test_spans_are_sent_over_http() -> None:
     assert list(received.spans().values()) == ["exported"]
     assert received.services() == {"hotnic-api"}
     assert telemetry.undelivered_spans == 0
+
+
+def export_two(exporter: SpanExporter) -> list[SpanExportResult]:
+    tracer = TracerProvider().get_tracer("test")
+    results = []
+    for name in ("one", "two"):
+        span = tracer.start_span(name)
+        span.end()
+        assert isinstance(span, ReadableSpan)
+        results.append(exporter.export([span]))
+    exporter.shutdown()
+    return results
+
+
+@pytest.mark.parametrize(("size", "unread"), [(100, 0), (100 * 1024 * 1024, 2)])
+def test_only_the_beginning_of_a_collectors_answer_is_read(size: int, unread: int) -> None:
+    with http_receiver(bytes(size)) as (url, received):
+        assert export_two(span_exporter(OtlpTarget(HTTP, url))) == [SpanExportResult.SUCCESS] * 2
+    assert list(received.spans().values()) == ["one", "two"]
+    assert received.unread == unread
+
+
+@pytest.mark.parametrize("size", [100, 10 * 1024 * 1024])
+def test_a_collectors_answer_is_not_decompressed(size: int) -> None:
+    """200 KB may stand for as many MB."""
+    sent = gzip.compress(bytes(size))
+    with http_receiver(sent, "gzip") as (url, _), bounded_session() as session:
+        body = ExportTraceServiceRequest().SerializeToString()
+        assert session.post(url, body).content == sent
+        with http_receiver(sent * 10, "gzip") as (other, _):
+            assert session.post(other, body).content == (sent * 10)[:MAX_ANSWER]
+
+
+def test_a_large_answer_over_grpc_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The exporter tries again until then.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    with grpc_receiver(message="x" * 1024 * 1024) as (port, received):
+        assert set(export_two(span_exporter(OtlpTarget(GRPC, f"http://127.0.0.1:{port}")))) == {
+            SpanExportResult.FAILURE
+        }
+    assert set(received.paths) == {"TraceService/Export"}
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "dns:///127.0.0.1:{port}"])

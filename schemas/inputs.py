@@ -105,6 +105,15 @@ def printable(text: str, limit: int = MAX_TEXT) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+def is_text(value: str) -> bool:
+    """Return whether a string can be sent: it has no surrogates, as they stand for bytes that are not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(text: str) -> str:
     """Return text with a space for each character that a terminal would interpret or that ends a line."""
     return "".join(char if char.isprintable() else " " for char in text)

@@ -256,7 +256,8 @@ def _accepted(request: web.Request) -> str:
 
 
 def _not_acceptable(request: web.Request) -> StatusError:
-    return StatusError(406, None, f"{request.path} is served as application/json only, not as {_accepted(request)}")
+    accepted = printable(_accepted(request), MAX_QUOTE)
+    return StatusError(406, None, f"{request.path} is served as application/json only, not as {accepted}")
 
 
 def _warning_header(sentence: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from schemas.inputs import is_text
+
 MAX_CHARACTERS = 4096
 """The parser takes a microsecond for each, in which the process serves nobody else. JSON of 64 KiB takes less."""
 MAX_NODES = 200
@@ -52,6 +54,8 @@ class _PlainLoader(yaml.SafeLoader):
         if isinstance(event, yaml.ScalarEvent):
             if len(event.value) > MAX_SCALAR:
                 raise PlainYamlError(f"a value has more than {MAX_SCALAR} characters")
+            if not is_text(event.value):
+                raise PlainYamlError("a value has half of a surrogate pair")
             if event.value == "<<":
                 raise PlainYamlError("merge keys are not accepted")
         if self._nodes > MAX_NODES or self._depth >= MAX_DEPTH:

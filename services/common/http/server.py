@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from opentelemetry.trace import SpanKind, StatusCode
 
-from schemas.inputs import printable
+from schemas.inputs import is_text, printable
 from schemas.kubernetes.objects import Status, StatusDetails
 from schemas.kubernetes.status_reasons import STATUS_REASONS
 from services.common.http.deadlines import HEAD_DEADLINE, WRITE_DEADLINE, Connections, connection_of
@@ -84,11 +84,11 @@ class _BrokenBody(StatusError):
 
 def error_response(error: StatusError, form: ErrorFormat = "status") -> web.Response:
     """Return the response for an error."""
+    # A message that quotes what is no text must not become another error, which nobody would turn into a response.
+    message = error.message.encode(errors="backslashreplace").decode()
     if form == "text":
-        return web.Response(status=error.code, text=f"{error.message}\n", headers=error.headers)
-    status = Status(
-        status="Failure", message=error.message, reason=error.reason, details=error.details, code=error.code
-    )
+        return web.Response(status=error.code, text=f"{message}\n", headers=error.headers)
+    status = Status(status="Failure", message=message, reason=error.reason, details=error.details, code=error.code)
     # The struct omits its defaults, ``kind`` and ``apiVersion`` among them, but clients need them.
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, **msgspec.to_builtins(status)}
     return web.Response(status=error.code, body=_encode(body), content_type="application/json", headers=error.headers)
@@ -159,6 +159,7 @@ async def serve(
     try:
         assert runner.server is not None
         listener = bind(listen)
+        runner.server.request_handler = _refuse_broken_headers(runner.server.request_handler)
         connections = Connections(runner.server, tls=ssl, deadline=head, writing=writing, peers=peers)
         server = await accept(listener, connections)
         yield listener.address
@@ -171,6 +172,23 @@ async def serve(
         await runner.cleanup()
         if listener is not None:
             listener.socket.close()
+
+
+def _refuse_broken_headers(handle: Any) -> Any:
+    """Return a request handler that answers 400 if a header is no text, as aiohttp's parser does for other characters.
+
+    The parser keeps such bytes as surrogates, which cannot be sent, logged or put into a span. aiohttp itself, before
+    any middleware, fails to quote an ``Expect`` header with them.
+    """
+
+    async def check(request: web.BaseRequest) -> web.StreamResponse:
+        for name, value in request.headers.items():
+            if not is_text(value):
+                raise web.HTTPBadRequest(text=f"header {name} is not UTF-8\n")
+        response: web.StreamResponse = await handle(request)
+        return response
+
+    return check
 
 
 def route_of(request: web.Request) -> str | None:

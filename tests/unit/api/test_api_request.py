@@ -61,6 +61,8 @@ def test_malformed_add_body_is_refused_with_the_reason(body: bytes, text: str) -
         (b"name: " + b"9" * 4000, "more than 1024 characters"),
         (b"# \n" * 1400, "more than 4096 characters"),
         (b"[a, " * 100, "levels"),
+        (b'name: "\\ud800"', "surrogate"),
+        (b'"\\ud800": a', "surrogate"),
         (b"- " * 100, "levels"),
         (b"{" + b"a: b, " * 200, "values"),
         # Each level repeats the one before nine times: 500 bytes, and minutes to merge.
@@ -72,8 +74,9 @@ def test_malformed_add_body_is_refused_with_the_reason(body: bytes, text: str) -
     ],
 )
 def test_yaml_that_is_larger_than_it_looks_is_refused(body: bytes, text: str) -> None:
-    with pytest.raises(BadBody, match=text):
-        decode_add(body)
+    for decode in (decode_add, decode_remove):
+        with pytest.raises(BadBody, match=text):
+            decode(body)
 
 
 @given(st.binary(max_size=200))

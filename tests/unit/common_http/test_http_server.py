@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from schemas.kubernetes.objects import StatusCause, StatusDetails
 from services.common.http.deadlines import Connections
 from services.common.http.listen import bind
-from services.common.http.server import StatusError, make_app, serve
+from services.common.http.server import ErrorFormat, StatusError, error_response, make_app, serve
 from services.common.http.tls import ServerTls
 from tests.support.kube.certs import Authority
 from tests.support.telemetry.spans import named, recording_telemetry
@@ -195,6 +195,32 @@ async def test_a_malformed_request_is_logged_as_no_error(caplog: pytest.LogCaptu
                 assert (await reader.read()).startswith(b"HTTP/1.0 400 ")
             writer.close()
     assert not [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+@pytest.mark.parametrize(
+    "name", [b"Accept", b"Expect", b"X-Remote-User", b"Content-Encoding", b"traceparent", b"Cookie"]
+)
+async def test_a_header_that_is_no_text_is_a_bad_request(name: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with server() as (client, _):
+        base = client._base_url
+        assert base is not None
+        reader, writer = await asyncio.open_connection(base.host, base.port)
+        async with asyncio.timeout(50):
+            for value, code in ((b"\xff", b"400"), (b"\xed\xa0\x80", b"400"), ("ä".encode(), b"4")):
+                writer.write(b"GET /none HTTP/1.1\r\nHost: a\r\n" + name + b": " + value + b"\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 " + code), head
+                if b"connection: close" in head.lower():
+                    break
+                await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        writer.close()
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("form", ["status", "text"])
+def test_an_error_that_quotes_what_is_no_text_is_still_a_response(form: ErrorFormat) -> None:
+    response = error_response(StatusError(404, None, "no such path: \udcff"), form)
+    assert b"\\udcff" in bytes(response.body if isinstance(response.body, bytes) else b"")
 
 
 async def test_a_body_that_cannot_be_decompressed_is_a_bad_request(caplog: pytest.LogCaptureFixture) -> None:

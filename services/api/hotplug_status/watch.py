@@ -7,6 +7,7 @@ Next: :mod:`services.common.kube.cache.vmi_watch`.
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
@@ -45,6 +46,8 @@ MAX_WATCHERS = 128
 """Maximum number of open streams of one server."""
 MAX_WATCHERS_OF_USER = 16
 """Maximum number of open streams of one user, so that nobody uses up those of the others."""
+SHARE_OF_NAMESPACE = 0.5
+"""Share of the streams of one server that one namespace may have, as a tenant may have many users."""
 DEBOUNCE = 0.05
 """Seconds in which changes are collected into one line."""
 SURROUNDINGS_INTERVAL = 10.0
@@ -95,7 +98,9 @@ class StatusStreams:
         self._beside = beside
         self._limit = limit
         self._closing = asyncio.Event()
+        self._limit_of_namespace = max(1, math.floor(limit * SHARE_OF_NAMESPACE))
         self._users: Counter[str] = Counter()
+        self._namespaces: Counter[str] = Counter()
         STORES.watch("status-streams", self, lambda streams: streams.open, limit)
 
     @property
@@ -117,13 +122,19 @@ class StatusStreams:
         :raises StatusError: 429, too many streams are open; or 500, the VMI cannot be parsed.
         :raises KubeError: the API server does not answer, or the VMI does not exist.
         """
-        if self.open >= self._limit or self._users[user] >= MAX_WATCHERS_OF_USER:
+        if (
+            self.open >= self._limit
+            or self._users[user] >= MAX_WATCHERS_OF_USER
+            or self._namespaces[namespace] >= self._limit_of_namespace
+        ):
             details = StatusDetails(retry_after_seconds=1)
             message = (
-                f"too many open watches ({self._limit} in all, {MAX_WATCHERS_OF_USER} of one user); try again later"
+                f"too many open watches ({self._limit} in all, {MAX_WATCHERS_OF_USER} of one user, "
+                f"{self._limit_of_namespace} of one namespace); try again later"
             )
             raise StatusError(429, "TooManyRequests", message, details, headers={"Retry-After": "1"})
         self._users[user] += 1
+        self._namespaces[namespace] += 1
         try:
             observed = await observe_vmi(self._context.kube, namespace, name)
             # Once the response has begun, an error can no longer be reported by its HTTP status.
@@ -143,8 +154,10 @@ class StatusStreams:
             return response
         finally:
             self._users[user] -= 1
-            # Users who have none are forgotten.
+            self._namespaces[namespace] -= 1
+            # Those who have none are forgotten.
             self._users += Counter()
+            self._namespaces += Counter()
 
 
 class _Stream:

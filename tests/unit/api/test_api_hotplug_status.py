@@ -44,13 +44,19 @@ THEN = "2026-01-01T00:00:01.000Z"
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[ServedApi]:
-    async with serve_api(tmp_path, watchers=2) as served:
+    # Two of them for one namespace.
+    async with serve_api(tmp_path, watchers=4) as served:
         reach_stage(served, Stage.POD_ANNOTATED)
         yield served
 
 
-def reach_stage(api: ServedApi, stage: Stage) -> tuple[VirtualMachineInstance, Pod]:
-    vmi, pod = at_stage(stage)
+def reach_stage(api: ServedApi, stage: Stage, namespace: str = objects.NAMESPACE) -> tuple[VirtualMachineInstance, Pod]:
+    vmi, pod = (
+        msgspec.structs.replace(found, metadata=msgspec.structs.replace(found.metadata, namespace=namespace))
+        for found in at_stage(stage)
+    )
+    assert isinstance(vmi, VirtualMachineInstance)
+    assert isinstance(pod, Pod)
     api.put(VMIS, vmi)
     api.put(PODS, pod)
     return vmi, pod
@@ -261,6 +267,13 @@ async def test_watches_are_limited_and_a_closed_one_frees_its_place(api: ServedA
             status = await answer.json()
             assert (answer.status, status["reason"], answer.headers["Retry-After"]) == (429, "TooManyRequests", "1")
         assert (await read(api)).items
+        # Another user of the namespace is refused, too; one of another namespace is not.
+        user = {"X-Remote-User": "another"}
+        async with api.session.get(PATH, params={"watch": "1"}, headers=user) as answer:
+            assert (answer.status, "2 of one namespace" in (await answer.json())["message"]) == (429, True)
+        reach_stage(api, Stage.POD_ANNOTATED, "other")
+        async with api.session.get(PATH.replace("/default/", "/other/"), params={"watch": "1"}) as answer:
+            assert answer.status == 200
     reach_stage(api, Stage.MULTUS_ATTACHED)
     async with asyncio.timeout(5):
         while True:
@@ -285,21 +298,25 @@ async def test_as_many_watches_as_a_replica_has_let_no_request_wait(tmp_path: Pa
     """Each occupies three connections to the Kubernetes API."""
     async with contextlib.AsyncExitStack() as opened:
         api = await opened.enter_async_context(serve_api(tmp_path))
-        reach_stage(api, Stage.POD_ANNOTATED)
+        namespaces = ("default", "other")
+        for namespace in namespaces:
+            reach_stage(api, Stage.POD_ANNOTATED, namespace)
         connector = aiohttp.TCPConnector(limit=0)
         session = await opened.enter_async_context(aiohttp.ClientSession(f"http://{api.address}", connector=connector))
         streams: list[Stream] = []
         async with asyncio.timeout(300):
             for n in range(MAX_WATCHERS):
                 user = {"X-Remote-User": f"user-{n // MAX_WATCHERS_OF_USER}"}
-                answer = await session.get(PATH, params={"watch": "1"}, headers=user)
+                path = PATH.replace("/default/", f"/{namespaces[n % 2]}/")
+                answer = await session.get(path, params={"watch": "1"}, headers=user)
                 opened.callback(answer.close)
                 streams.append(Stream(answer))
                 assert await streams[-1].line() is not None
             async with session.get(PATH, params={"watch": "1"}, headers={"X-Remote-User": "another"}) as refused:
                 assert refused.status == 429
             assert (await read(api)).items
-            reach_stage(api, Stage.MULTUS_ATTACHED)
+            for namespace in namespaces:
+                reach_stage(api, Stage.MULTUS_ATTACHED, namespace)
             for changed in [await stream.line() for stream in streams]:
                 assert changed is not None
                 assert changed.type == "MODIFIED"

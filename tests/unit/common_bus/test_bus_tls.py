@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -97,6 +98,55 @@ async def test_the_error_of_a_peer_without_tls_has_no_password() -> None:
         with pytest.raises(OSError, match=f"{address} offers no TLS") as caught:
             await open_and_close(Endpoint((f"tls://me:secret@{address}",)))
         assert "secret" not in str(caught.value)
+
+
+@contextlib.asynccontextmanager
+async def encrypted_peer(info: dict[str, object], authority: Authority) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Begin TLS after the first line; provide HOST:PORT, and what a client sends after that."""
+    received: list[bytes] = []
+    pair = authority.server()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.cert, pair.key)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(info_line({**info, "tls_required": True}))
+        await writer.start_tls(context)
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                received.append(line)
+                if line.startswith(b"PING"):
+                    writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", received
+
+
+@pytest.mark.parametrize(
+    ("claims", "text"),
+    [
+        ({"headers": False}, "no headers"),
+        ({"headers": "no"}, "no headers"),
+        ({"max_payload": 10}, "max_payload: 10, which must be 81920 or more"),
+        ({"max_payload": "x"}, "max_payload: 'x'"),
+        ({"max_payload": None}, "max_payload: None"),
+        ({"max_payload": 81920}, ""),
+    ],
+    ids=repr,
+)
+async def test_a_changed_first_line_ends_the_connection_instead_of_losing_events(
+    tmp_path: Path, claims: dict[str, object], text: str
+) -> None:
+    authority = Authority(tmp_path)
+    async with encrypted_peer({**INFO, **claims}, authority) as (address, received):
+        endpoint = Endpoint((f"tls://me:secret@{address}",), ca=str(authority.ca))
+        if not text:
+            await open_and_close(endpoint)
+            assert any(b"secret" in line for line in received)
+            return
+        with pytest.raises(OSError, match=f"server at {address} says .*{text}"):
+            await open_and_close(endpoint)
+        assert not received
 
 
 async def test_without_tls_in_the_settings_a_plain_server_is_enough() -> None:

@@ -54,12 +54,16 @@ class BusClient(Client):
     """A client that sends nothing before TLS is up, where the endpoint needs TLS, and that any message may reach.
 
     nats-py (2.16) begins TLS only if the server's first line, which is plain text, says so: whoever is in the middle
-    could leave that out, and would get the credentials.
+    could leave that out, and would get the credentials. What that line says of the server is kept as long as the
+    connection lasts, so a limit that loses events is an error at once.
+
+    :param max_message: bytes of the largest message that is published, with its headers.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, max_message: int) -> None:
         super().__init__()
         self._endpoint = endpoint
+        self._max_message = max_message
         self._ps = _WholeLines(self)
         self._is_stored = False
 
@@ -71,7 +75,21 @@ class BusClient(Client):
                 f"the server at {uri.hostname}:{uri.port} offers no TLS, which NATS_URL, NATS_CA or NATS_CERT demands; "
                 "no credentials were sent"
             )
+        if _is_encrypted(self._transport) and (problem := self._find_problem()):
+            raise ConnectionError(
+                f"the server at {uri.hostname}:{uri.port} says {problem}; no credentials were sent. Unless it is "
+                "configured so, somebody changes its first line, which is plain text"
+            )
         return super()._connect_command()
+
+    def _find_problem(self) -> str:
+        """Return what in the server's first line lets no message, or not every one, be published; empty if nothing."""
+        if self._server_info.get("headers") is not True:
+            return "that it takes no headers"
+        largest = self._server_info.get("max_payload", self._max_message)
+        if not isinstance(largest, int) or largest < self._max_message:
+            return f"max_payload: {largest!r}, which must be {self._max_message} or more"
+        return ""
 
     async def _read_loop(self) -> None:
         await super()._read_loop()

@@ -129,7 +129,7 @@ class BusConnection:
             endpoint is wrong.
         :raises nats.errors.Error: the peer is not a NATS server, or rejects the credentials.
         """
-        client, lost = BusClient(endpoint), asyncio.Event()
+        client, lost = BusClient(endpoint, settings.dead_max_message_bytes), asyncio.Event()
         denied: deque[str] = deque(maxlen=MAX_DENIED)
         # Before the files are used: a change in the meantime is found by the next comparison.
         digest = endpoint.digest()

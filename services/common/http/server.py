@@ -13,7 +13,7 @@ from ssl import SSLContext
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -159,7 +159,7 @@ async def serve(
     try:
         assert runner.server is not None
         listener = bind(listen)
-        runner.server.request_handler = _refuse_broken_headers(runner.server.request_handler)
+        runner.server.request_handler = _guard(runner.server.request_handler)
         connections = Connections(runner.server, tls=ssl, deadline=head, writing=writing, peers=peers)
         server = await accept(listener, connections)
         yield listener.address
@@ -174,18 +174,27 @@ async def serve(
             listener.socket.close()
 
 
-def _refuse_broken_headers(handle: Any) -> Any:
-    """Return a request handler that answers 400 if a header is no text, as aiohttp's parser does for other characters.
+def _guard(handle: Any) -> Any:
+    """Return a request handler for what aiohttp (3.14) passes on and should not.
 
-    The parser keeps such bytes as surrogates, which cannot be sent, logged or put into a span. aiohttp itself, before
-    any middleware, fails to quote an ``Expect`` header with them.
+    A header that is no text is answered with 400, as the parser does for other characters. It keeps such bytes as
+    surrogates, which cannot be sent, logged or put into a span, and fails itself to quote them of an ``Expect``.
+    A connection ends with a request in chunks: the trailers behind them would become headers of the next request, which
+    may be another user's and which the aggregation layer has authenticated.
     """
 
     async def check(request: web.BaseRequest) -> web.StreamResponse:
-        for name, value in request.headers.items():
-            if not is_text(value):
-                raise web.HTTPBadRequest(text=f"header {name} is not UTF-8\n")
-        response: web.StreamResponse = await handle(request)
+        try:
+            for name, value in request.headers.items():
+                if not is_text(value):
+                    raise web.HTTPBadRequest(text=f"header {name} is not UTF-8\n")
+            response: web.StreamResponse = await handle(request)
+        except web.HTTPException as error:
+            if hdrs.TRANSFER_ENCODING in request.headers:
+                error.force_close()
+            raise
+        if hdrs.TRANSFER_ENCODING in request.headers:
+            response.force_close()
         return response
 
     return check

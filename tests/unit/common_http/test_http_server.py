@@ -217,6 +217,39 @@ async def test_a_header_that_is_no_text_is_a_bad_request(name: bytes, caplog: py
     assert not [record.message for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize("path", ["/apis/a/echo", "/none", "/stream", "/redirect"])
+@pytest.mark.parametrize("header", [b"", b"Accept: \xff\r\n"], ids=["text", "no text"])
+async def test_a_trailer_does_not_become_a_header_of_the_next_request(path: str, header: bytes) -> None:
+    """The next request of a connection of the aggregation layer may be another user's."""
+    handled = []
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        handled.append(request.path)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        return response
+
+    async def redirect(request: web.Request) -> web.Response:
+        handled.append(request.path)
+        raise web.HTTPFound("/")
+
+    app = plain_app()
+    app.router.add_put("/stream", stream)
+    app.router.add_put("/redirect", redirect)
+    async with serve(app, "127.0.0.1:0") as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"PUT {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n".encode() + header)
+        writer.write(b"\r\n3\r\nabc\r\n0\r\nX-Remote-User: admin\r\n\r\n")
+        writer.write(b"PUT /stream HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        async with asyncio.timeout(50):
+            answer = await reader.read()
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"connection: close" in answer.lower() or path == "/stream"
+        writer.close()
+    assert handled in ([], [path])
+
+
 @pytest.mark.parametrize("form", ["status", "text"])
 def test_an_error_that_quotes_what_is_no_text_is_still_a_response(form: ErrorFormat) -> None:
     response = error_response(StatusError(404, None, "no such path: \udcff"), form)

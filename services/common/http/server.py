@@ -23,6 +23,7 @@ from schemas.kubernetes.status_reasons import STATUS_REASONS
 from services.common.http.deadlines import HEAD_DEADLINE, WRITE_DEADLINE, Connections, connection_of
 from services.common.http.listen import Listener, accept, bind
 from services.common.http.peers import AllowedPeers
+from services.common.http.tls import is_of_replaced_ca
 from services.common.telemetry import Telemetry
 from services.common.telemetry.propagation import TRACEPARENT, TraceEntry, context_of, trace_entry
 
@@ -190,14 +191,19 @@ def _guard(handle: Any) -> Any:
                     raise web.HTTPBadRequest(text=f"header {name} is not UTF-8\n")
             response: web.StreamResponse = await handle(request)
         except web.HTTPException as error:
-            if hdrs.TRANSFER_ENCODING in request.headers:
+            if _is_last(request):
                 error.force_close()
             raise
-        if hdrs.TRANSFER_ENCODING in request.headers:
+        if _is_last(request):
             response.force_close()
         return response
 
     return check
+
+
+def _is_last(request: web.BaseRequest) -> bool:
+    """Return whether the connection ends with a request."""
+    return hdrs.TRANSFER_ENCODING in request.headers or is_of_replaced_ca(request)
 
 
 def route_of(request: web.Request) -> str | None:

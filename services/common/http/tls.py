@@ -6,8 +6,12 @@ No keys are made here. Next: :mod:`services.common.http.tls_files`, which follow
 import os
 import ssl
 from typing import Any
+from weakref import WeakSet
 
 from aiohttp import web
+
+_replaced: WeakSet[ssl.SSLContext] = WeakSet()
+"""Contexts of open connections whose CAs of clients were replaced since."""
 
 
 class ServerTls:
@@ -23,6 +27,7 @@ class ServerTls:
         self._client_ca = client_ca
         self._client_cert_required = client_cert_required
         self._pair: tuple[bytes, bytes] | None = None
+        self._trusting: WeakSet[ssl.SSLContext] = WeakSet()
         self._current: ssl.SSLContext | None = None
         self.context = self._new_context(client_ca)
         # Each pair has a context of its own. A pair that was loaded into a used context would stand beside the old one
@@ -41,7 +46,10 @@ class ServerTls:
         self._pair, self._current = (certificate, key), context
 
     def trust(self, client_ca: str) -> None:
-        """Accept the client certificates of other CAs: from the next handshake on. Open connections stay.
+        """Accept the client certificates of other CAs: from the next handshake on.
+
+        An open connection ends with its next request (:func:`is_of_replaced_ca`): its certificate may be one of the
+        other CAs too, so that request is not refused.
 
         :param client_ca: PEM text of the CAs.
         :raises ssl.SSLError: it cannot be read; the current CAs stay.
@@ -49,11 +57,17 @@ class ServerTls:
         """
         if not client_ca.isascii():
             raise ValueError("the CAs of clients are no ASCII text")
-        context = self._new_context(client_ca)
-        if self._pair is not None:
-            _load_pair(context, *self._pair)
-            self._current = context
+        before, self._trusting = self._trusting, WeakSet()
+        try:
+            context = self._new_context(client_ca)
+            if self._pair is not None:
+                _load_pair(context, *self._pair)
+                self._current = context
+        except (ssl.SSLError, ValueError):
+            self._trusting = before
+            raise
         self._client_ca = client_ca
+        _replaced.update(before)
 
     def _select(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
         # OpenSSL calls this for every handshake, with or without a server name.
@@ -76,6 +90,7 @@ class ServerTls:
             context.verify_mode = ssl.CERT_REQUIRED if self._client_cert_required else ssl.CERT_OPTIONAL
             # CAs of clusters often lack the extensions that Python 3.13 requires by default.
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        self._trusting.add(context)
         return context
 
 
@@ -94,6 +109,12 @@ def peer_common_name(request: web.Request) -> str | None:
     peer: dict[str, Any] = transport.get_extra_info("peercert") or {}
     names = [str(value) for part in peer.get("subject", ()) for name, value in part if name == "commonName"]
     return names[0] if len(names) == 1 else None
+
+
+def is_of_replaced_ca(request: web.BaseRequest) -> bool:
+    """Return whether the CAs of clients were replaced since the handshake of a request's connection."""
+    connection = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+    return connection is not None and connection.context in _replaced
 
 
 def _load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:

@@ -124,6 +124,38 @@ async def test_a_kept_session_does_not_outlive_the_ca_of_its_client(tmp_path: Pa
         assert name in ("", "nobody")
 
 
+async def test_an_open_connection_ends_soon_after_its_ca_was_replaced(tmp_path: Path) -> None:
+    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
+    server, old = before.server(), before.client("old")
+    settings = ServerTls(client_ca=before.ca.read_text())
+    settings.use(server.cert.read_bytes(), server.key.read_bytes())
+    app = make_app(telemetry=recording_telemetry()[0], max_body=10)
+    app.router.add_get("/", who)
+    context = ssl.create_default_context(cafile=str(before.ca))
+    context.load_cert_chain(old.cert, old.key)
+    async with serve(app, "127.0.0.1:0", ssl=settings.context) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+
+        async def request() -> bytes:
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(3) == b"old"
+            return head.lower()
+
+        async with asyncio.timeout(50):
+            # Another serving certificate changes nothing for clients.
+            settings.use(server.cert.read_bytes(), server.key.read_bytes())
+            assert b"connection: close" not in await request()
+            with pytest.raises(ssl.SSLError):
+                settings.trust("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
+            assert b"connection: close" not in await request()
+            settings.trust(after.ca.read_text())
+            assert b"connection: close" in await request()
+            assert await reader.read() == b""
+        writer.close()
+
+
 def test_a_subject_with_several_common_names_names_nobody() -> None:
     """Others read the last of them."""
 

@@ -112,6 +112,44 @@ async def test_large_responses_are_read_a_few_at_a_time(kube: Kube, script: Any)
         tracemalloc.stop()
 
 
+async def test_large_lines_of_streams_are_read_a_few_at_a_time(kube: Kube, script: Any) -> None:
+    """One change of a large object is sent by every watch of it."""
+    size, count = 2 * 1024 * 1024, 12
+    ended = asyncio.Event()
+    lines: list[int] = []
+    parts = [bytearray() for _ in range(count)]
+    most = 0
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(2):
+            for _ in range(size // 65536):
+                await response.write(b"x" * 65536)
+            await response.write(b"\n")
+        # A stream that stays open keeps no turn.
+        await ended.wait()
+        return response
+
+    async def read(line: bytearray) -> None:
+        nonlocal most
+        async with kube.stream("/watch", {}, timeout=100.0) as chunks:
+            async for chunk in chunks:
+                line += chunk
+                most = max(most, sum(len(one) > size // 2 for one in parts))
+                for _ in range(chunk.count(b"\n")):
+                    lines.append(line.index(b"\n"))
+                    del line[: lines[-1] + 1]
+                if len(lines) == 2 * count:
+                    ended.set()
+
+    for _ in range(count):
+        script.responses.put_nowait(respond)
+    await asyncio.gather(*(read(line) for line in parts))
+    assert lines == [size] * 2 * count
+    assert most <= transport.LARGE_AT_ONCE
+
+
 async def test_patches_have_their_content_type(kube: Kube, script: Any, make_pod: Any) -> None:
     script.respond(make_pod("a", "8"))
     script.respond(make_pod("a", "9"))

@@ -17,8 +17,9 @@ from services.common.telemetry.logs import Log
 
 T = TypeVar("T")
 
-MAX_PODS = 64
-"""Pods of a VMI after which no further page of them is read. Whoever may create pods may label any number of them."""
+MAX_PODS = 16
+"""Pods of a VMI after which no further page of them is read. They fit into one response, unless somebody has created
+large ones with the VMI's label."""
 
 
 class WatchedVmi(NamedTuple):
@@ -88,7 +89,7 @@ class VmiWatch:
 
 
 async def read_pods(kube: Kube, vmi: ObjectMeta) -> list[Pod]:
-    """Return the pods of a VMI, live; of more than ``MAX_PODS`` perhaps not all.
+    """Return the pods of a VMI, live; if they do not fit into one response, the first ``MAX_PODS``.
 
     :param vmi: metadata of the VMI.
     :raises KubeError: the API server does not answer.

@@ -8,8 +8,8 @@ Next: :mod:`services.common.kube.client`, which adds objects and verbs.
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -43,7 +43,8 @@ JSON six times that. Whoever may create objects chooses their size."""
 LARGE_RESPONSE = 256 * 1024
 """Bytes from which on a response is large."""
 LARGE_AT_ONCE = 4
-"""Large responses that are read at a time, so that their number does not matter. The others wait, unread."""
+"""Large responses that are read at a time, so that their number does not matter. The others wait, unread. So do large
+lines of streams: a change of one large object may be sent by each of a hundred watches."""
 JSON = "application/json"
 JSON_PATCH = "application/json-patch+json"
 
@@ -83,6 +84,7 @@ class Transport:
         self._tracer = telemetry.tracer
         self._user_agent = user_agent
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._large_lines = asyncio.Semaphore(LARGE_AT_ONCE)
 
     @classmethod
     def open(
@@ -160,7 +162,8 @@ class Transport:
             async with response:
                 if response.status >= 300:
                     raise classify(response.status, await self._read(response, f"GET {path}"), response.headers)
-                yield response.content.iter_any()
+                async with aclosing(self._read_in_turn(response.content)) as chunks:
+                    yield chunks
         except (aiohttp.ClientError, OSError) as error:
             raise _unavailable(error, f"GET {path}") from error
 
@@ -204,6 +207,28 @@ class Transport:
                     raise ResponseTooLarge(message, status=response.status)
                 chunks.append(chunk)
             return b"".join(chunks)
+
+    async def _read_in_turn(self, content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks of a stream of lines; of large lines, a few at a time are read."""
+        size, in_turn = 0, False
+        try:
+            while True:
+                # A turn is for a line that is on its way.
+                async with asyncio.timeout(ANSWER_DEADLINE if in_turn else None):
+                    chunk = await content.readany()
+                if not chunk:
+                    return
+                yield chunk
+                end = chunk.rfind(b"\n")
+                size = size + len(chunk) if end < 0 else len(chunk) - end - 1
+                if size > LARGE_RESPONSE and not in_turn:
+                    in_turn = await self._large_lines.acquire()
+                elif size <= LARGE_RESPONSE and in_turn:
+                    self._large_lines.release()
+                    in_turn = False
+        finally:
+            if in_turn:
+                self._large_lines.release()
 
     async def _send(
         self,

@@ -12,21 +12,25 @@ import re
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, printable, reject
+from schemas.inputs import MAX_TEXT, Edge, InputDecoder, RejectedInput, RejectReason, printable, reject
 from services.common.guest.sockets import connect_below
 
-MAX_RESPONSE_BYTES = 1024 * 1024
-"""Limit of one response, because the guest controls its size."""
+MAX_RESPONSE_BYTES = 256 * 1024
+"""Limit of one response, because the guest controls its size. 256 NICs with four addresses each take 140 KB."""
+MAX_DISCARDED_BYTES = 1024 * 1024
+"""Limit of the responses to earlier syncs together."""
 MAX_FOREIGN_RESPONSES = 64
 """Responses to earlier syncs that are discarded. A guest that was paused answers every query of that time at once."""
 MAX_NICS = 512
 """NICs of one response. A guest that runs containers has one for each of them."""
 MAX_ADDRESSES = 32
 """Addresses of a NIC."""
+MAX_ALL_ADDRESSES = 2048
+"""Addresses of one response. Parsing one takes longer than anything else here, and the node's other guests wait."""
 MAX_NAME_BYTES = 64
 """Linux allows 15 bytes, Windows more."""
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
@@ -40,7 +44,7 @@ class AgentUnavailable(Exception):
 
 
 class AgentFloods(AgentUnavailable):
-    """The guest writes more than an agent does: nothing is gained by a query soon after."""
+    """The guest writes more than an agent does, or what takes long to parse: a query soon after gains nothing."""
 
 
 class GuestNic(msgspec.Struct, frozen=True):
@@ -84,7 +88,8 @@ class _Interface(msgspec.Struct, frozen=True, rename="kebab"):
 
 class _Response(msgspec.Struct, frozen=True):
     result: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="return")
-    error: Any = None
+    # Not decoded: the guest chooses how many values it has.
+    error: msgspec.Raw = msgspec.Raw(b"")
 
 
 _response = InputDecoder(Edge.AGENT, _Response, max_bytes=MAX_RESPONSE_BYTES)
@@ -147,7 +152,7 @@ class QemuGuestAgent:
             if bytes(_response.decode(line).result) == str(number).encode():
                 return reader, writer
             discarded += len(line)
-            if discarded > MAX_RESPONSE_BYTES:
+            if discarded > MAX_DISCARDED_BYTES:
                 break
             # A read does not suspend while the stream has data, and the guest may write faster than it is read.
             await asyncio.sleep(0)
@@ -165,8 +170,8 @@ class QemuGuestAgent:
 
 
 def _is_flood(error: Exception) -> bool:
-    too_many = isinstance(error, RejectedInput) and error.reason is RejectReason.TOO_MANY
-    return too_many or isinstance(error, asyncio.LimitOverrunError)
+    excess = isinstance(error, RejectedInput) and error.reason in (RejectReason.TOO_MANY, RejectReason.TOO_LARGE)
+    return excess or isinstance(error, asyncio.LimitOverrunError)
 
 
 async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
@@ -174,14 +179,14 @@ async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, r
     line = await reader.readuntil(b"\n")
     response = _response.decode(line)
     if not bytes(response.result):
-        raise ValueError(f"error response {printable(repr(response.error))}")
+        raise ValueError(f"error response {printable(bytes(response.error)[:MAX_TEXT].decode(errors='replace'))}")
     return bytes(response.result)
 
 
 def parse_interfaces(raw: bytes) -> tuple[GuestNic, ...]:
     """Parse the response to ``guest-network-get-interfaces``; links without a MAC (loopback) are left out.
 
-    :raises ValueError: it is not a valid response.
+    :raises ValueError: it is not a valid response, or it has too many addresses.
     """
     return listed_nics(
         (nic.name, nic.hardware_address, [address.ip_address for address in nic.ip_addresses])
@@ -193,8 +198,10 @@ def listed_nics(found: Iterable[tuple[str, str | None, Iterable[str]]]) -> tuple
     """Return the NICs that an agent lists, in its order: what the guest wrote, parsed and cut.
 
     :param found: name, MAC and addresses; a link without a MAC (loopback) and what is malformed are left out.
+    :raises RejectedInput: there are more addresses than any guest has.
     """
     nics: list[GuestNic] = []
+    parsed = 0
     for name, address, ips in found:
         if not address or address == "00:00:00:00:00:00":
             continue
@@ -203,7 +210,12 @@ def listed_nics(found: Iterable[tuple[str, str | None, Iterable[str]]]) -> tuple
             break
         mac = address.lower()
         if _MAC.fullmatch(mac):
-            nics.append(GuestNic(_shown_name(name), mac, tuple(_addresses(ips))))
+            # One more, from which is seen that there are too many.
+            first = list(itertools.islice(ips, MAX_ADDRESSES + 1))
+            parsed += len(first)
+            if parsed > MAX_ALL_ADDRESSES:
+                raise reject(Edge.AGENT, RejectReason.TOO_MANY, "addresses")
+            nics.append(GuestNic(_shown_name(name), mac, tuple(_addresses(first))))
         else:
             reject(Edge.AGENT, RejectReason.INVALID, "MAC address")
     return tuple(nics)

@@ -11,8 +11,9 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind, Tracer
 
+from schemas.inputs import RejectedInput
 from schemas.names import device_alias
-from services.common.guest.agent import AgentUnavailable, GuestNic, listed_nics
+from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestNic, listed_nics
 from services.common.guest.domain_xml import (
     has_device,
     interface_xml,
@@ -116,14 +117,19 @@ class LibvirtAgent:
 
         :param timeout: seconds for the whole query.
         :raises AgentUnavailable: there was no response in time.
+        :raises AgentFloods: the response has more addresses than any guest has.
         """
         try:
             found = await self._domain.query(lambda domain: domain.interfaceAddresses(BY_AGENT), timeout=timeout)
         except (GuestNotReachable, GuestRefused) as error:
             raise AgentUnavailable(str(error)) from error
-        return listed_nics(
-            (name, link["hwaddr"], [address["addr"] for address in link["addrs"] or ()]) for name, link in found.items()
-        )
+        try:
+            return listed_nics(
+                (name, link["hwaddr"], [address["addr"] for address in link["addrs"] or ()])
+                for name, link in found.items()
+            )
+        except RejectedInput as error:
+            raise AgentFloods(str(error)) from error
 
     async def close(self) -> None:
         """Do nothing: the connection belongs to the guest's driver."""

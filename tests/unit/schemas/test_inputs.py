@@ -17,6 +17,7 @@ from schemas.inputs import (
     RejectedInput,
     RejectReason,
     find_member,
+    is_deep,
     printable,
     rejecting,
     split_elements,
@@ -79,6 +80,22 @@ def test_a_value_within_the_limit_of_depth_passes() -> None:
     assert DECODER.decode(wide).part.open == {"x": ["[{"] * 200, "y": [[]] * 200}
 
 
+@pytest.mark.parametrize(
+    ("text", "deep"),
+    [
+        (nested(MAX_DEPTH), False),
+        (nested(MAX_DEPTH + 2), True),
+        (f"[{nested(MAX_DEPTH)}]", True),
+        (f"[{nested(MAX_DEPTH - 2)},{nested(MAX_DEPTH - 2)}]", False),
+        ('["\\"' + "[{" * 500 + '"]', False),
+        ("[" + "[]," * 100 + "[]]", False),
+        ("{" * 20 + "}" * 200, False),
+    ],
+)
+def test_depth_is_that_of_the_brackets_outside_of_strings(text: str, deep: bool) -> None:
+    assert is_deep(text.encode()) is deep
+
+
 def test_any_exception_of_a_parser_is_classified() -> None:
     for error, reason in [
         (OverflowError("too big"), RejectReason.INVALID),
@@ -100,6 +117,19 @@ def test_a_quoted_input_is_cut_and_escaped() -> None:
 
 def _containers(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3)
+
+
+@given(st.recursive(st.text('\\"[{a', max_size=5), _containers, max_leaves=8), st.integers(0, MAX_DEPTH + 1))
+def test_depth_is_that_of_the_value(value: Any, around: int) -> None:
+    for _ in range(around):
+        value = [value, '["']
+    text = msgspec.json.encode(value)
+    assert is_deep(text) is (_depth(value) > MAX_DEPTH)
+
+
+def _depth(value: Any) -> int:
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=5), _containers, max_leaves=8))

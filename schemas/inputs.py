@@ -35,7 +35,8 @@ _TO_SEPARATOR: Final = re.compile(rb'(?:[^][{},"]++|' + _STRING + rb")*+[][{},]"
 """Up to the next bracket, or to the next bracket or comma, outside of strings."""
 _MEMBER: Final = re.compile(rb"\s*(" + _STRING + rb")\s*:", re.DOTALL)
 _OPENING, _COMMA = b"[{", ord(",")
-_OTHERS: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_NO_VALUES: Final = bytes(set(range(256)) - set(b'[{,"'))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\1\1\xff\xff")
 """What a bracket adds to the depth, as a signed byte."""
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
@@ -207,10 +208,24 @@ def is_deep(data: bytes) -> bool:
     """Return whether well-formed JSON has more than :data:`MAX_DEPTH` levels."""
     if data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
         return False
-    # No loop over the brackets: whoever wrote them chose how many there are. First the escapes and then the strings go.
-    plain = data.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _OTHERS).replace(b'""', b"")
-    steps = array("b", b"".join(plain.split(b'"')[::2]).translate(_STEPS))
+    # No loop over the brackets: whoever wrote them chose how many there are.
+    steps = array("b", _punctuation(data, _NO_BRACKETS).translate(_STEPS))
     return max(itertools.accumulate(steps), default=0) > MAX_DEPTH
+
+
+def count_values(data: bytes) -> int:
+    """Return how many values well-formed JSON has, inner ones included; an empty list or object may count as two."""
+    return len(_punctuation(data, _NO_VALUES))
+
+
+def _punctuation(data: bytes, others: bytes) -> bytes:
+    """Return well-formed JSON without its strings and without other bytes.
+
+    :param others: these bytes; quotes are not among them.
+    """
+    # First the escapes go, then all quotes between which is nothing of interest, then what is in strings.
+    plain = data.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, others).replace(b'""', b"")
+    return b"".join(plain.split(b'"')[::2])
 
 
 def find_member(data: bytes, *path: str) -> bytes | None:

@@ -1,7 +1,7 @@
 """Limits of the lists in VMs and VMIs. An object of 1.5 MiB has room for twenty thousand interfaces.
 
 Every role compares the items of a VM with one another, and meanwhile handles no other VM: five thousand took seconds.
-Next: :mod:`schemas.kubernetes.objects`, whose lists these are.
+Next: :mod:`schemas.kubernetes.objects`, whose lists these are, and :mod:`schemas.kubernetes.decoding`.
 """
 
 from typing import Any, Final
@@ -10,13 +10,23 @@ from schemas import inputs
 
 MAX_INTERFACES: Final = 128
 """Interfaces and networks of a VM. A domain has fewer slots."""
+MAX_STATUS_INTERFACES: Final = 512
+"""Entries of a VMI's ``status.interfaces``. KubeVirt has one for each NIC of a guest, and a guest that runs containers
+has one NIC for each of them."""
+MAX_PART_BYTES: Final = 256 * 1024
+"""Bytes of one field. The Kubernetes API limits the annotations of an object to as many."""
+MAX_PART_VALUES: Final = 16 * MAX_INTERFACES
+"""Values of one field, inner ones included. Decoded, an empty one of three bytes takes eighty."""
+MAX_STATUS_VALUES: Final = 12 * MAX_STATUS_INTERFACES
+"""The same of ``status.interfaces``."""
 
 
-def check_count(what: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a list unless it is longer than :data:`MAX_INTERFACES`.
+def check_count(what: str, items: list[dict[str, Any]] | None, limit: int = MAX_INTERFACES) -> list[dict[str, Any]]:
+    """Return a list unless it is longer than a limit.
 
     :param what: what the list has.
     :raises ValueError: it is longer.
     """
-    inputs.check_count(inputs.Edge.KUBE, len(items), MAX_INTERFACES, f"{len(items)} {what}")
-    return items
+    found = items or []
+    inputs.check_count(inputs.Edge.KUBE, len(found), limit, f"{len(found)} {what}")
+    return found

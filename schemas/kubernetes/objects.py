@@ -119,11 +119,11 @@ class VmiSpec(_KubePart, frozen=True):
 
         :raises ValueError: an item is malformed, or there are too many.
         """
-        return msgspec.convert(check_count("interfaces", self.domain.devices.interfaces or []), list[Interface])
+        return msgspec.convert(check_count("interfaces", self.domain.devices.interfaces), list[Interface])
 
     def network_items(self) -> list[Network]:
         """Return the networks as structs; the errors are those of :meth:`interface_items`."""
-        return msgspec.convert(check_count("networks", self.networks or []), list[Network])
+        return msgspec.convert(check_count("networks", self.networks), list[Network])
 
 
 class MigrationState(_KubePart, frozen=True):

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput
+from schemas.inputs import InputDecoder, RejectedInput
+from schemas.kubernetes.decoding import ObjectDecoder, make_decoder
 from schemas.kubernetes.objects import Resource
 from services.common.kube import patch as json_patches
 from services.common.kube.errors import BadApiResponse, Gone, ResponseTooLarge
@@ -38,7 +39,7 @@ class Kube:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._decoders: dict[Any, InputDecoder[Any]] = {}
+        self._decoders: dict[Any, InputDecoder[Any] | ObjectDecoder[Any]] = {}
 
     @property
     def access(self) -> ClusterAccess:
@@ -317,7 +318,7 @@ class Kube:
         """
         decoder = self._decoders.get(resource.type)
         if decoder is None:
-            decoder = self._decoders[resource.type] = InputDecoder(Edge.KUBE, resource.type)
+            decoder = self._decoders[resource.type] = make_decoder(resource.type)
         try:
             decoded: T = decoder.decode(body)
         except RejectedInput as error:

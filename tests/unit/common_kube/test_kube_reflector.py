@@ -12,7 +12,8 @@ import structlog
 from structlog.testing import LogCapture
 
 from schemas.inputs import REJECTED, Edge, RejectReason
-from schemas.kubernetes.objects import PODS, Pod
+from schemas.kubernetes.decoding import rejection_of
+from schemas.kubernetes.objects import PODS, VMS, Pod, VirtualMachine
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials
@@ -30,7 +31,7 @@ class Recorder:
         self.states: list[bool] = []
         self._changed = asyncio.Event()
 
-    def change(self, key: tuple[str, str], value: Pod | None) -> None:
+    def change(self, key: tuple[str, str], value: Pod | VirtualMachine | None) -> None:
         self.changes.append((key[1], value.metadata.resource_version if value else None))
         self._changed.set()
 
@@ -319,6 +320,35 @@ async def test_an_object_that_becomes_deeply_nested_does_not_count_as_deleted(
         await asyncio.wait_for(stream.opened.wait(), 5)
         assert seen.changes == [("a", "1")]
         assert reflector.version(NS, "a") == "1"
+
+
+async def test_a_vm_that_cannot_be_decoded_replaces_the_one_before_as_rejected(
+    kube: Kube, script: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def vm(version: str, **status: Any) -> dict[str, Any]:
+        return {"metadata": {"name": "a", "namespace": NS, "uid": "u", "resourceVersion": version}, "status": status}
+
+    seen = Recorder()
+    script.listing(vm("1"))
+    stream = script.watch()
+    reflector = Reflector(kube, VMS, on_change=seen.change, log=logger("test"), rng=ShortBackoff())
+    task = asyncio.create_task(reflector.run())
+    stream.send("MODIFIED", vm("11", ready="yes"))
+    await seen.until(lambda: ("a", "11") in seen.changes)
+    found = reflector.get(NS, "a")
+    assert "status.ready" in rejection_of(found)
+    stream.send("MODIFIED", vm("12", ready=True))
+    await seen.until(lambda: ("a", "12") in seen.changes)
+    assert rejection_of(reflector.get(NS, "a")) == ""
+    stream.raw(deep({"type": "MODIFIED", "object": vm("13", ready=True)}) + b"\n")
+    await seen.until(lambda: ("a", "13") in seen.changes)
+    assert "nested" in rejection_of(reflector.get(NS, "a"))
+    stream.send("DELETED", vm("14", ready="yes"))
+    await seen.until(lambda: ("a", None) in seen.changes)
+    assert caplog.text.count("object rejected") == 2
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def deep(document: dict[str, Any]) -> bytes:

@@ -4,19 +4,22 @@ It decodes a list page by page, so its memory is that of the store and one page.
 The server ends each watch after some minutes, and the next one continues from the last version. A watch without events
 and bookmarks is no failure. After any failure (a version too old, a broken connection, garbage in the stream, an error
 event) it watches or lists again, with jittered backoff. A new list also finds what was deleted meanwhile. An object
-that cannot be decoded is logged and skipped. This is no queue: ``on_change`` is called at once and must be cheap.
+that cannot be decoded is logged and skipped; a VM or VMI is stored as a rejected one. This is no queue: ``on_change``
+is called at once and must be cheap.
 Next: :mod:`services.common.reconcile`, whose ``add`` an ``on_change`` usually calls.
 """
 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, RejectedInput, RejectReason, find_member, reject, rejecting
+from schemas.inputs import Edge, InputDecoder, RejectedInput, find_member, rejecting
+from schemas.kubernetes.decoding import reject_object, rejection_of
 from schemas.kubernetes.objects import Resource, Status
 from services.common.flowcontrol.backoff import jittered
 from services.common.kube.cache.object_metadata import ObjectMetadata, decode_metadata, find_metadata
@@ -170,7 +173,7 @@ class Reflector(Generic[T]):
             identity = self._identify(raw)
             if identity is not None:
                 seen.add(_key(identity))
-                self._put(identity, raw)
+                self._put(identity, partial(self._kube.decode, self._resource, raw))
 
     async def _watch(self) -> None:
         received = False
@@ -217,12 +220,12 @@ class Reflector(Generic[T]):
         if event.type == "DELETED":
             self._remove(_key(identity))
         elif event.type != "BOOKMARK":
-            self._put(identity, event.object)
+            self._put(identity, partial(self._kube.decode, self._resource, event.object))
         # A bookmark changes only this: the next watch then starts where this one ended, without a list.
         self._version = identity.resource_version or self._version
 
     def _skip(self, line: bytes, error: RecursionError) -> None:
-        """Skip an object that is nested too deeply for a decoder, even for one that only passes over it."""
+        """Reject or skip an object that is nested too deeply for a decoder, even for one that only passes over it."""
         try:
             identity = find_metadata(line, "object", "metadata")
             with rejecting(Edge.KUBE):
@@ -230,12 +233,10 @@ class Reflector(Generic[T]):
         except RejectedInput as unknown:
             self._log.error("object without metadata skipped", error=str(unknown))
             return
-        key = _key(identity)
         if deleted:
-            self._remove(key)
+            self._remove(_key(identity))
         else:
-            rejected = reject(Edge.KUBE, RejectReason.TOO_DEEP, str(error))
-            self._log.error("undecodable object skipped", namespace=key[0], object=key[1], error=str(rejected))
+            self._put(identity, partial(reject_object, self._resource.type, line, str(error), "object", "metadata"))
         self._version = identity.resource_version or self._version
 
     def _identify(self, raw: msgspec.Raw) -> ObjectMetadata | None:
@@ -245,17 +246,19 @@ class Reflector(Generic[T]):
             self._log.error("object without metadata skipped", error=str(error))
             return None
 
-    def _put(self, identity: ObjectMetadata, raw: msgspec.Raw) -> None:
+    def _put(self, identity: ObjectMetadata, decode: Callable[[], T]) -> None:
         key = _key(identity)
         before = self._store.get(key)
         if before is not None and before.uid == identity.uid and before.version == identity.resource_version:
             # A new list repeats what the store has: nothing changed.
             return
         try:
-            value = self._kube.decode(self._resource, raw)
-        except BadApiResponse as error:
+            value = decode()
+        except (BadApiResponse, RejectedInput) as error:
             self._log.error("undecodable object skipped", namespace=key[0], object=key[1], error=str(error))
             return
+        if rejection := rejection_of(value):
+            self._log.error("object rejected", namespace=key[0], object=key[1], error=rejection)
         if before is not None and before.uid != identity.uid:
             # Deleted and created again between two events.
             self._remove(key)

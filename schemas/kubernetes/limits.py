@@ -10,7 +10,7 @@ from schemas import inputs
 
 MAX_INTERFACES: Final = 128
 """Interfaces and networks of a VM. A domain has fewer slots."""
-MAX_STATUS_INTERFACES: Final = 512
+MAX_STATUS_INTERFACES: Final = 1024
 """Entries of a VMI's ``status.interfaces``. KubeVirt has one for each NIC of a guest, and a guest that runs containers
 has one NIC for each of them."""
 MAX_PART_BYTES: Final = 256 * 1024

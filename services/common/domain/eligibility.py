@@ -12,7 +12,7 @@ from schemas.names import KNOWN_INTERFACE_NAME, interface_hash
 from services.common.domain.mac_address import find_mac, normalize_mac
 from services.common.domain.nic import VmiNics
 from services.common.domain.operations import ABSENT
-from services.common.domain.status_interfaces import DOMAIN, find_entry, parse_tokens
+from services.common.domain.status_interfaces import DOMAIN, parse_tokens
 
 MODELS = (None, "", "virtio")
 """Models of a NIC that can be hot-plugged; the default is virtio."""
@@ -111,7 +111,7 @@ def find_mac_holder(nics: VmiNics, interface: Interface, accepted: Iterable[Inte
     names = list(nics.interfaces)
     later = names[names.index(interface.name) + 1 :] if interface.name in nics.interfaces else ()
     for other in (*nics.interfaces.values(), *accepted) if mac is not None else ():
-        entry = find_entry(nics.vmi.status.interfaces, other.name) or {}
+        entry = nics.status_entries.get(other.name, {})
         if other.name == interface.name or (other.name in later and DOMAIN not in parse_tokens(entry)):
             continue
         if find_mac(other.mac_address or entry.get("mac")) == mac:

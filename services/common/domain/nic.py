@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from schemas.kubernetes.limits import MAX_STATUS_INTERFACES, check_count
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
@@ -29,7 +30,7 @@ from services.common.domain.operations import (
     read_unplugs,
     resolve_operation,
 )
-from services.common.domain.status_interfaces import Entry, find_entry, parse_tokens
+from services.common.domain.status_interfaces import Entry, entries_by_name, parse_tokens
 
 
 class LinkNames(msgspec.Struct, frozen=True):
@@ -129,6 +130,7 @@ class VmiNics(msgspec.Struct, frozen=True):
     :ivar entries: all operations in the VMI's annotations by interface and kind.
     :ivar elements: the pod's networks annotation.
     :ivar statuses: the pod's network-status annotation.
+    :ivar status_entries: the VMI's ``status.interfaces`` by interface.
     :ivar ordinal: whether the VM's pod interfaces have ordinal names; then no interface can be unplugged from the pod.
     """
 
@@ -141,6 +143,7 @@ class VmiNics(msgspec.Struct, frozen=True):
     entries: dict[tuple[str, OperationKind], Operation]
     elements: tuple[NetworkSelectionElement, ...]
     statuses: tuple[NetworkStatus, ...]
+    status_entries: dict[str, Entry]
     ordinal: bool
 
     def __iter__(self) -> Iterator[Nic]:
@@ -170,6 +173,8 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
     elements = parse_networks(annotations.get(NETWORKS))
     statuses = parse_network_status(annotations.get(NETWORK_STATUS))
     interfaces, networks = vmi.spec.interface_items(), {network.name: network for network in vmi.spec.network_items()}
+    check_count("entries of status.interfaces", vmi.status.interfaces, MAX_STATUS_INTERFACES)
+    status_entries = entries_by_name(vmi.status.interfaces)
     vm = owning_vm_uid(vmi)
     plugs, unplugs = read_operations(vmi.metadata, vm), read_unplugs(vmi.metadata, vm)
     present = {interface.name for interface in interfaces if interface.state != ABSENT}
@@ -194,7 +199,7 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
             element=element_by_link.get(hashed),
             status=status_by_link.get(hashed),
             record=read_pod_nic(annotations, pod_nic_key(interface.name)),
-            entry=find_entry(vmi.status.interfaces, interface.name) or {},
+            entry=status_entries.get(interface.name, {}),
         )
     ordinal = None
     if not any(nic.in_pod for nic in nics.values()):
@@ -209,6 +214,7 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
         entries={(one.interface, one.kind): one for one in (*plugs.values(), *unplugs.values())},
         elements=tuple(elements),
         statuses=tuple(statuses),
+        status_entries=status_entries,
         ordinal=ordinal is not None,
     )
 

@@ -12,13 +12,17 @@ MULTUS_STATUS = "multus-status"
 _ORDER = (DOMAIN, GUEST_AGENT, MULTUS_STATUS)
 """KubeVirt's order, in which its own tests expect the text of ``infoSource``."""
 
+MAX_INFO_SOURCE = 256
+"""Characters of an ``infoSource``, of which hotnic and KubeVirt together write 50. What follows is ignored."""
+
 Entry = dict[str, Any]
 """One entry as decoded JSON."""
 
 
 def parse_tokens(entry: Entry) -> frozenset[str]:
     """Return the tokens of an entry's ``infoSource``."""
-    return frozenset(part.strip() for part in str(entry.get("infoSource") or "").split(",") if part.strip())
+    text = str(entry.get("infoSource") or "")[:MAX_INFO_SOURCE]
+    return frozenset(part.strip() for part in text.split(",") if part.strip())
 
 
 def join_tokens(found: frozenset[str]) -> str:
@@ -29,6 +33,16 @@ def join_tokens(found: frozenset[str]) -> str:
 def find_entry(entries: list[Entry] | None, name: str) -> Entry | None:
     """Return the entry of an interface, ``None`` if there is none."""
     return next((entry for entry in entries or () if entry.get("name") == name), None)
+
+
+def entries_by_name(entries: list[Entry] | None) -> dict[str, Entry]:
+    """Return the entries by interface, for more than one look-up; of two for one interface the first."""
+    found: dict[str, Entry] = {}
+    for entry in entries or ():
+        name = entry.get("name")
+        if isinstance(name, str):
+            found.setdefault(name, entry)
+    return found
 
 
 def with_token(entries: list[Entry] | None, name: str, token: str, **fields: Any) -> list[Entry]:

@@ -30,6 +30,7 @@ from services.common.domain.status_interfaces import (
     DOMAIN,
     GUEST_AGENT,
     Entry,
+    entries_by_name,
     find_entry,
     parse_tokens,
     with_token,
@@ -184,12 +185,14 @@ def status_entries(
 
 def gained_token(before: list[Entry] | None, after: list[Entry] | None, token: str) -> list[str]:
     """Return the interfaces that have a token in ``after`` and not in ``before``."""
+    earlier = entries_by_name(before)
     return [
-        entry["name"]
+        name
         for entry in after or ()
-        if entry.get("name")
+        if isinstance(name := entry.get("name"), str)
+        and name
         and token in parse_tokens(entry)
-        and token not in parse_tokens(find_entry(before, entry["name"]) or {})
+        and token not in parse_tokens(earlier.get(name, {}))
     ]
 
 

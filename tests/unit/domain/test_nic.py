@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.kubernetes.limits import MAX_INTERFACES
+from schemas.kubernetes.limits import MAX_INTERFACES, MAX_STATUS_INTERFACES
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
@@ -28,6 +28,7 @@ from schemas.kubernetes.operations import (
 from schemas.names import bridge, bridged_nic, interface_hash, pod_interface, tap
 from schemas.stages import OperationKind
 from services.common.domain.attachments import desired_elements
+from services.common.domain.eligibility import find_mac_holder
 from services.common.domain.nic import LinkNames, link_names, parse_nics, qualified_nad
 from tests.support.observed import objects
 
@@ -205,12 +206,35 @@ def test_released_means_this_pod_and_this_unplug(
         (objects.vmi(), objects.pod({NETWORK_STATUS: "{}"})),
         # Each is compared with all others: thousands would keep the role from every other VM for seconds.
         (objects.vmi(*(objects.nic(f"n{n}") for n in range(MAX_INTERFACES))), None),
+        (objects.vmi(objects.nic("a"), status=[{"name": f"n{n}"} for n in range(MAX_STATUS_INTERFACES + 1)]), None),
     ],
-    ids=["interface", "network", "networks annotation", "network-status annotation", "interfaces"],
+    ids=["interface", "network", "networks annotation", "network-status annotation", "interfaces", "status"],
 )
 def test_malformed_object_is_an_error(vmi: VirtualMachineInstance, pod: Pod | None) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_nics(vmi, pod)
+
+
+class CountedEntry(dict[str, object]):
+    """An entry that counts how often it is looked at."""
+
+    looks = 0
+
+    def get(self, key: str, default: object = None) -> object:
+        CountedEntry.looks += 1
+        return super().get(key, default)
+
+
+def test_each_entry_of_the_status_is_looked_at_once() -> None:
+    entries = [CountedEntry(name=f"n{n}", mac=n) for n in range(MAX_STATUS_INTERFACES)]
+    strange: list[dict[str, object]] = [{"name": []}, {"name": {}}, {}]
+    vmi = objects.vmi(*(objects.nic(f"n{n}") for n in range(100)))
+    status = msgspec.structs.replace(vmi.status, interfaces=[*strange, *entries[len(strange) :]])
+    CountedEntry.looks = 0
+    nics = parse_nics(msgspec.structs.replace(vmi, status=status), None)
+    assert CountedEntry.looks <= MAX_STATUS_INTERFACES
+    assert nics.nics["n99"].entry is entries[99]
+    assert find_mac_holder(nics, nics.interfaces["n99"]) is None
 
 
 NAMES = st.sampled_from(["a", "b", "c", *objects.COLLIDING])
@@ -265,6 +289,6 @@ def test_every_attachment_belongs_to_one_nic_or_is_foreign(
 
 
 def test_a_guest_with_very_many_links_has_its_nics() -> None:
-    entries = [{"interfaceName": f"veth{number}"} for number in range(5000)]
+    entries = [{"interfaceName": f"veth{number}"} for number in range(1000)]
     nics = parse_nics(objects.vmi(objects.nic("blue"), status=[*entries, {"name": "blue"}]), None)
     assert [nic.name for nic in nics] == ["blue"]

@@ -23,6 +23,7 @@ from schemas.kubernetes.operations import (
 from schemas.names import device_alias, pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.nic import link_names, parse_nics
+from services.common.domain.status_interfaces import DOMAIN, Entry, parse_tokens
 from services.common.guest.agent import GuestNic
 from services.common.guest.port import GuestView, NetDevice
 from services.common.netlink.links import Address, Link
@@ -32,6 +33,7 @@ from services.handler.observe import parse
 from services.handler.plan.actions import Observed, Outcome, PublishFailure, ReportStatus, SetUpAndAttach
 from services.handler.plan.nics import attached_nics, is_eligible
 from services.handler.plan.plugs import TERMINAL, plan_plugs
+from services.handler.plan.report import gained_token
 from services.handler.plan.report import plan_report as plan_report_of
 from services.handler.pod_network.operations import AddLink, ObservedLinks
 from services.handler.pod_network.setup import bridge_mac
@@ -586,3 +588,11 @@ def test_the_action_has_the_operation_of_the_annotation() -> None:
     )
     machine = vmi(nic("iface1"), annotations={operation_key("iface1"): encode_annotation(operation)})
     assert plugged(plan_plugs(observed(machine, attached_pod("iface1")))).nic.operation == operation
+
+
+def test_a_token_is_gained_by_name_whatever_else_the_list_has() -> None:
+    before: list[Entry] = [{"name": "a"}, {"name": []}, {"name": "b", "infoSource": "domain"}]
+    after: list[Entry] = [{"name": name, "infoSource": "domain"} for name in ("a", "b", "c", [], {}, "")]
+    assert gained_token(before, after, DOMAIN) == ["a", "c"]
+    assert parse_tokens({"infoSource": "domain," + "," * 1_000_000}) == {DOMAIN}
+    assert len(parse_tokens({"infoSource": ",".join(map(str, range(100_000)))})) < 300

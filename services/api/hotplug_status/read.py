@@ -25,7 +25,7 @@ from schemas.bus.hotplug_status import (
     encode_json,
     new_hotplug_status,
 )
-from schemas.kubernetes.objects import VMIS, VMS, VirtualMachine
+from schemas.kubernetes.objects import VMIS, VMS, StatusCause, StatusDetails, VirtualMachine
 from schemas.names import interface_hash
 from services.common.bus.protocol import Bus, BusUnavailable
 from services.common.domain.kubevirt.capabilities import Capabilities
@@ -87,7 +87,7 @@ async def derive_from_cluster(
     """Return the status of each interface, derived from objects; beside KubeVirt also from those around the VM.
 
     :param beside: as for :func:`read_hotplug_status`.
-    :raises StatusError: 500; a spec or an annotation cannot be parsed.
+    :raises StatusError: 422; a spec or an annotation cannot be parsed.
     """
     assert observed.vmi is not None
     derive = partial(derive_vmi_statuses, observed, beside)
@@ -101,7 +101,7 @@ def derive_vmi_statuses(
 
     :param beside: as for :func:`read_hotplug_status`.
     :param around: what stands around the VM.
-    :raises StatusError: 500; a spec or an annotation cannot be parsed.
+    :raises StatusError: 422; a spec or an annotation cannot be parsed.
     """
     assert observed.vmi is not None
     now = datetime.datetime.now(datetime.UTC).isoformat()
@@ -110,7 +110,10 @@ def derive_vmi_statuses(
     except ValueError as error:
         meta = observed.vmi.metadata
         message = f"the interfaces of VMI {meta.namespace}/{meta.name} cannot be read: {error}"
-        raise StatusError(500, "InternalError", message) from error
+        # For the reason `Invalid` kubectl prints only the causes, not the message.
+        causes = [StatusCause("FieldValueInvalid", message)]
+        details = StatusDetails(name=meta.name, kind="virtualmachineinstance", causes=causes)
+        raise StatusError(422, "Invalid", message, details) from error
 
 
 def build_hotplug_status(

@@ -119,7 +119,7 @@ class StatusStreams:
 
         :param duration: in seconds.
         :param user: who asks.
-        :raises StatusError: 429, too many streams are open; or 500, the VMI cannot be parsed.
+        :raises StatusError: 429, too many streams are open; or 422, the VMI cannot be parsed.
         :raises KubeError: the API server does not answer, or the VMI does not exist.
         """
         if (

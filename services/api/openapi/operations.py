@@ -27,14 +27,14 @@ REFUSALS: Final = {
     408: "The body did not arrive in time.",
     409: "The state of the VM does not allow the change; the message says what does.",
     413: "The body is too large.",
-    422: "The change is not possible for this interface or network.",
-    500: "The api lacks a permission, or an object cannot be read; the message says which.",
+    422: "The change is not possible for this interface or network, or the VM or VMI has a field that cannot be read.",
+    500: "The api lacks a permission, or an answer of the API server cannot be read; the message says which.",
     503: "The Kubernetes API server does not answer.",
     504: "The Kubernetes API server does not answer in time.",
 }
 """The refusals of a change, by HTTP code."""
 
-FAILED_READS: Final = {code: REFUSALS[code] for code in (400, 401, 404, 500, 503, 504)} | {
+FAILED_READS: Final = {code: REFUSALS[code] for code in (400, 401, 404, 422, 500, 503, 504)} | {
     429: "Too many watches are open."
 }
 """The refusals of a read, by HTTP code."""

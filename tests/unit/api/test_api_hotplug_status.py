@@ -345,6 +345,21 @@ async def test_malformed_parameter_is_refused(api: ServedApi, query: dict[str, s
         assert (answer.status, (await answer.json())["kind"]) == (code, "Status")
 
 
+@pytest.mark.parametrize(
+    "status", [{"runtimeUser": "x"}, {"interfaces": [{}] * 2000}, {"interfaces": [{"z": [{}] * 20_000}]}]
+)
+async def test_a_field_of_the_wrong_type_or_size_is_named_and_no_fault_of_the_api(
+    api: ServedApi, status: dict[str, Any]
+) -> None:
+    broken = msgspec.to_builtins(objects.vmi())
+    broken["status"] |= status
+    api.kube.put(VMIS, "default", "vm1", **broken)
+    async with api.session.get(PATH) as answer:
+        found = await answer.json()
+    assert (answer.status, found["reason"]) == (422, "Invalid")
+    assert next(iter(status)) in found["message"]
+
+
 @pytest.mark.parametrize("query", [{}, {"watch": "true"}])
 async def test_missing_or_malformed_vmi_is_a_status_error(api: ServedApi, query: dict[str, str]) -> None:
     async with api.session.get(PATH.replace("vm1", "vm2"), params=query) as answer:
@@ -354,7 +369,7 @@ async def test_missing_or_malformed_vmi_is_a_status_error(api: ServedApi, query:
     api.kube.put(VMIS, "default", "vm1", **broken)
     async with api.session.get(PATH, params=query) as answer:
         status = await answer.json()
-        assert (answer.status, status["kind"]) == (500, "Status")
+        assert (answer.status, status["kind"]) == (422, "Status")
         assert "cannot be read" in status["message"]
 
 

@@ -4,17 +4,23 @@ Stages are derived from objects in :mod:`services.common.domain.status.hotplug_s
 :mod:`services.common.domain.status.stage_history`.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from schemas.inputs import Edge, InputDecoder, RejectedInput
 from schemas.stages import OperationKind, Stage
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 BUCKET = "hotplug-status"
 """Name of the bucket; its keys are :class:`schemas.bus.encoding.StatusKey`."""
 MAX_ENTRY_BYTES = 16 * 1024
-"""Larger values are ignored; hotnic writes none."""
+"""Larger values are ignored; :func:`encode_entry` makes none."""
+MAX_WRITTEN_BYTES = 8 * 1024
+"""Limit of what is written, because all VMs share the bucket. An entry has some hundred bytes."""
+_CUTS = (1024, 253, 64, 16)
+"""Characters to which the texts of an entry over the limit are cut, until it is within."""
 
 LIST_KIND = "HotplugStatus"
 LIST_VERSION = "subresources.hotnic.io/v1"
@@ -173,8 +179,27 @@ _entry_decoder = InputDecoder(Edge.KV, StatusEntry, max_bytes=MAX_ENTRY_BYTES)
 
 
 def encode_entry(entry: StatusEntry) -> bytes:
-    """Return the encoded value of an entry."""
-    return _encode(entry)
+    """Return the encoded value of an entry. Texts of one that is too large are cut: users write most of them."""
+    value = _encode(entry)
+    for limit in _CUTS if len(value) > MAX_WRITTEN_BYTES else ():
+        value = _encode(_cut(entry, limit))
+        if len(value) <= MAX_WRITTEN_BYTES:
+            break
+    return value
+
+
+def _cut(part: T, limit: int) -> T:
+    """Return a struct whose texts have at most some characters, and whose lists at most an eighth as many items."""
+    changed: dict[str, Any] = {}
+    for name in part.__struct_fields__:
+        value = getattr(part, name)
+        if type(value) is str:
+            changed[name] = value[:limit]
+        elif type(value) is tuple:
+            changed[name] = tuple(item[:limit] for item in value[: limit // 8])
+        elif isinstance(value, msgspec.Struct):
+            changed[name] = _cut(value, limit)
+    return msgspec.structs.replace(part, **changed)
 
 
 def decode_entry(value: bytes | None) -> StatusEntry | None:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from schemas.kubernetes.limits import check_count
+from schemas.kubernetes.limits import check_items
 
 T = TypeVar("T")
 
@@ -117,13 +117,13 @@ class VmiSpec(_KubePart, frozen=True):
     def interface_items(self) -> list[Interface]:
         """Return the interfaces as structs.
 
-        :raises ValueError: an item is malformed, or there are too many.
+        :raises ValueError: an item is malformed, a name is too long, or there are too many.
         """
-        return msgspec.convert(check_count("interfaces", self.domain.devices.interfaces), list[Interface])
+        return msgspec.convert(check_items("interfaces", self.domain.devices.interfaces), list[Interface])
 
     def network_items(self) -> list[Network]:
         """Return the networks as structs; the errors are those of :meth:`interface_items`."""
-        return msgspec.convert(check_count("networks", self.networks), list[Network])
+        return msgspec.convert(check_items("networks", self.networks), list[Network])
 
 
 class MigrationState(_KubePart, frozen=True):

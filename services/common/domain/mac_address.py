@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from schemas.kubernetes.limits import MAX_INTERFACES
+from schemas.kubernetes.limits import MAX_INTERFACES, MAX_NETWORK_NAME
 from schemas.kubernetes.networks import MAX_QUOTE, canonical_mac
 from schemas.kubernetes.objects import VirtualMachine, VirtualMachineInstance
 from services.common.domain.nic import qualified_nad
@@ -108,7 +108,8 @@ def _find_nads(networks: Iterable[dict[str, object]], namespace: str) -> Iterato
     for item in networks:
         multus = item.get("multus")
         reference = multus.get("networkName") if isinstance(multus, dict) else None
-        if isinstance(reference, str) and reference:
+        # A longer one is refused everywhere, and would be in the index once for each interface.
+        if isinstance(reference, str) and 0 < len(reference) <= MAX_NETWORK_NAME:
             yield str(item.get("name")), qualified_nad(reference, namespace)
 
 

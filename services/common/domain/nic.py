@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from schemas.kubernetes.limits import MAX_STATUS_INTERFACES, check_count
+from schemas.kubernetes.limits import MAX_NAME, MAX_STATUS_INTERFACES, check_count, check_length
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
     NETWORKS,
@@ -30,7 +30,7 @@ from services.common.domain.operations import (
     read_unplugs,
     resolve_operation,
 )
-from services.common.domain.status_interfaces import Entry, entries_by_name, parse_tokens
+from services.common.domain.status_interfaces import Entry, entries_by_name, parse_tokens, readable
 
 
 class LinkNames(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ class Nic(msgspec.Struct, frozen=True):
     :ivar element: its element in the pod's networks annotation.
     :ivar status: its entry in the pod's network-status annotation.
     :ivar record: the pod NIC record, of whatever pod and sandbox it names.
-    :ivar entry: its entry in the VMI's ``status.interfaces``; empty when there is none.
+    :ivar entry: what is readable of its entry in the VMI's ``status.interfaces``; empty when there is none.
     """
 
     interface: Interface
@@ -167,12 +167,13 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
     If one of the VM's pod interfaces has an ordinal name, all of them have, in the order of the spec's networks
     (KubeVirt's rule). Other links of the pod are foreign, whatever their names are.
 
-    :raises ValueError: an item of the spec or an annotation of the pod is malformed, or a list is too long.
+    :raises ValueError: an item of the spec or an annotation of the pod is malformed, or a list or name is too long.
     """
     annotations = pod.metadata.annotations if pod is not None else {}
     elements = parse_networks(annotations.get(NETWORKS))
     statuses = parse_network_status(annotations.get(NETWORK_STATUS))
     interfaces, networks = vmi.spec.interface_items(), {network.name: network for network in vmi.spec.network_items()}
+    check_length("status.nodeName", vmi.status.node_name, MAX_NAME)
     check_count("entries of status.interfaces", vmi.status.interfaces, MAX_STATUS_INTERFACES)
     status_entries = entries_by_name(vmi.status.interfaces)
     vm = owning_vm_uid(vmi)
@@ -199,7 +200,7 @@ def parse_nics(vmi: VirtualMachineInstance, pod: Pod | None) -> VmiNics:
             element=element_by_link.get(hashed),
             status=status_by_link.get(hashed),
             record=read_pod_nic(annotations, pod_nic_key(interface.name)),
-            entry=status_entries.get(interface.name, {}),
+            entry=readable(status_entries.get(interface.name, {})),
         )
     ordinal = None
     if not any(nic.in_pod for nic in nics.values()):

@@ -6,14 +6,20 @@ other fields of an entry. An entry is removed when neither the domain nor Multus
 
 from typing import Any
 
+from schemas.kubernetes.limits import MAX_NAME
+
 DOMAIN = "domain"
 GUEST_AGENT = "guest-agent"
 MULTUS_STATUS = "multus-status"
 _ORDER = (DOMAIN, GUEST_AGENT, MULTUS_STATUS)
 """KubeVirt's order, in which its own tests expect the text of ``infoSource``."""
 
-MAX_INFO_SOURCE = 256
+MAX_INFO_SOURCE = MAX_NAME
 """Characters of an ``infoSource``, of which hotnic and KubeVirt together write 50. What follows is ignored."""
+
+MAX_IPS, MAX_IP = 64, 64
+"""Addresses of an entry that are read, and characters of one."""
+_TEXTS = ("name", "mac", "podInterfaceName", "interfaceName", "infoSource", "linkState")
 
 Entry = dict[str, Any]
 """One entry as decoded JSON."""
@@ -42,6 +48,19 @@ def entries_by_name(entries: list[Entry] | None) -> dict[str, Entry]:
         name = entry.get("name")
         if isinstance(name, str):
             found.setdefault(name, entry)
+    return found
+
+
+def readable(entry: Entry) -> Entry:
+    """Return the fields of an entry that roles read, without those of the wrong type or of a length that none has."""
+    found: Entry = {}
+    for field in _TEXTS:
+        text = entry.get(field)
+        if isinstance(text, str) and len(text) <= MAX_NAME:
+            found[field] = text
+    ips = entry.get("ipAddresses")
+    if isinstance(ips, list):
+        found["ipAddresses"] = [ip for ip in ips[:MAX_IPS] if isinstance(ip, str) and len(ip) <= MAX_IP]
     return found
 
 

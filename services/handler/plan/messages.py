@@ -4,7 +4,7 @@ from schemas.bus.events import ChangedObject, ConfirmedBy, Failed, GuestAttached
 from schemas.kubernetes.objects import Pod, VirtualMachineInstance
 from schemas.stages import OperationKind, Stage
 from services.common.domain.nic import Nic
-from services.common.domain.status_interfaces import find_entry
+from services.common.domain.status_interfaces import find_entry, readable
 
 
 def guest_attached(
@@ -14,7 +14,7 @@ def guest_attached(
 
     :param vmi: the VMI after its status was written.
     """
-    entry = find_entry(vmi.status.interfaces, nic.name) or {}
+    entry = readable(find_entry(vmi.status.interfaces, nic.name) or {})
     return GuestAttached(
         operation=nic.operation,
         vmi=_vmi(vmi),

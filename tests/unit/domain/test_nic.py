@@ -207,8 +207,15 @@ def test_released_means_this_pod_and_this_unplug(
         # Each is compared with all others: thousands would keep the role from every other VM for seconds.
         (objects.vmi(*(objects.nic(f"n{n}") for n in range(MAX_INTERFACES))), None),
         (objects.vmi(objects.nic("a"), status=[{"name": f"n{n}"} for n in range(MAX_STATUS_INTERFACES + 1)]), None),
+        # Statuses, events and spans repeat these names.
+        (objects.vmi(objects.nic("a" * 254)), None),
+        (objects.vmi(({"name": "x", "bridge": {}}, {"name": "x", "multus": {"networkName": "n" * 508}})), None),
+        (objects.vmi(objects.nic("a"), nodeName="n" * 254), None),
     ],
-    ids=["interface", "network", "networks annotation", "network-status annotation", "interfaces", "status"],
+    ids=[
+        *("interface", "network", "networks annotation", "network-status annotation", "interfaces", "status"),
+        *("interface name", "network name", "node name"),
+    ],
 )
 def test_malformed_object_is_an_error(vmi: VirtualMachineInstance, pod: Pod | None) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -232,9 +239,16 @@ def test_each_entry_of_the_status_is_looked_at_once() -> None:
     status = msgspec.structs.replace(vmi.status, interfaces=[*strange, *entries[len(strange) :]])
     CountedEntry.looks = 0
     nics = parse_nics(msgspec.structs.replace(vmi, status=status), None)
-    assert CountedEntry.looks <= MAX_STATUS_INTERFACES
-    assert nics.nics["n99"].entry is entries[99]
+    # The hundred interfaces have an entry of seven fields each.
+    assert CountedEntry.looks <= MAX_STATUS_INTERFACES + 100 * 7
+    assert nics.nics["n99"].entry == {"name": "n99"}
     assert find_mac_holder(nics, nics.interfaces["n99"]) is None
+
+
+def test_what_is_unreadable_of_an_entry_is_left_out() -> None:
+    entry = {"name": "a", "mac": 7, "interfaceName": "x" * 300, "linkState": "up", "ipAddresses": ["::1", 5, "y" * 99]}
+    nics = parse_nics(objects.vmi(objects.nic("a"), status=[entry]), None)
+    assert nics.nics["a"].entry == {"name": "a", "linkState": "up", "ipAddresses": ["::1"]}
 
 
 NAMES = st.sampled_from(["a", "b", "c", *objects.COLLIDING])

@@ -60,3 +60,8 @@ def test_a_shared_mac_is_named_once_with_the_first_of_the_others() -> None:
     (shared,) = find_shared_macs([OWN, objects.vmi(objects.nic("blue", macAddress=MAC))], lambda _value: found)
     text = explain_shared_mac(shared)
     assert text.startswith(f"interface 'blue' has the MAC address {MAC} of interface 'red' of VM vm2 and of others on ")
+
+
+def test_a_network_name_that_nothing_can_have_is_not_in_the_index() -> None:
+    assert mac_index(other(objects.nic("red", "n" * 508, macAddress=MAC))) == []
+    assert len(mac_index(other(objects.nic("red", "n" * 253, macAddress=MAC)))) == 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schemas.bus.events import Event, Failed, GuestAttached, MultusAttached, PodAnnotated, Requested
 from schemas.bus.hotplug_status import (
     MAX_ENTRY_BYTES,
+    MAX_WRITTEN_BYTES,
     InterfaceHotplugStatus,
     LastFailure,
     StageHistory,
@@ -186,6 +187,32 @@ def test_size_of_an_entry_is_bounded_for_oversized_events() -> None:
     assert stored.status.message is not None
     assert len(stored.status.message) == MAX_MESSAGE
     assert len(encode_entry(stored)) < MAX_ENTRY_BYTES / 4
+
+
+@pytest.mark.parametrize("char", ["x", "\x01", "😀"])
+def test_no_entry_is_over_its_limit_whatever_objects_say(char: str) -> None:
+    long = char * 100_000
+    hostile = msgspec.structs.replace(
+        nic_status(Stage.POD_ANNOTATED),
+        **dict.fromkeys(("interface", "network", "operation", "reason", "message", "requested_at", "mac"), long),
+        **dict.fromkeys(("trace_id", "pod_interface", "guest_interface", "info_source", "link_state"), long),
+        **dict.fromkeys(("failed", "remedy", "docs"), long),
+        ips=(long,) * 1000,
+    )
+    reached = {stage: StageReached("2026-01-01T00:00:01.000Z", 2**40) for stage in Stage}
+    failure = LastFailure("2026-01-01T00:00:01.000Z", 2**40, Stage.GUEST_ATTACHED, long, long)
+    value = encode_entry(StatusEntry("v" * 36, "p" * 36, hostile, StageHistory(reached, failure)))
+    assert len(value) <= MAX_WRITTEN_BYTES
+    found = decode_entry(value)
+    assert found is not None
+    assert (found.status.stage, found.history.reached) == (Stage.POD_ANNOTATED, reached)
+
+
+def test_an_entry_within_its_limit_is_whole() -> None:
+    ips = tuple(f"2001:db8:1111:2222:3333:4444:5555:{n:04x}" for n in range(32))
+    whole = msgspec.structs.replace(nic_status(Stage.POD_ANNOTATED), ips=ips, message="m" * 1024, network="n" * 507)
+    stored = StatusEntry("v" * 36, "p" * 36, whole)
+    assert decode_entry(encode_entry(stored)) == stored
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"\xff", b"x" * (MAX_ENTRY_BYTES + 1)])

@@ -66,6 +66,10 @@ class UnusableMessage(Exception):
         self.detail = detail
 
 
+class UnsendableEvent(ValueError):
+    """An event that is too large to be sent. Its names and texts are from objects, which others may write."""
+
+
 def event_outcome(event: Event) -> str:
     """Return what distinguishes two events of the same stage and attempt."""
     if isinstance(event, Failed):
@@ -100,7 +104,8 @@ def message_id(event: Event, start_id: str, role: str = "") -> str:
 def encode_message(event: Event, *, role: str, node: str, start_id: str, now: datetime | None = None) -> BusMessage:
     """Return the message of an event, without trace context.
 
-    :raises ValueError: the role may not publish this stage, a name is empty, or the event or its subject is too large.
+    :raises UnsendableEvent: the event or its subject is too large.
+    :raises ValueError: the role may not publish this stage, or a name is empty.
     """
     observed = is_observed(event, role)
     if not ROWS[event.stage].may_publish(role, observed=observed):
@@ -109,10 +114,12 @@ def encode_message(event: Event, *, role: str, node: str, start_id: str, now: da
         event = msgspec.structs.replace(event, message=event.message[: MAX_MESSAGE_CHARS - 1] + "…")
     payload = encode(event)
     if len(payload) > MAX_EVENT_BYTES:
-        raise ValueError(f"event has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
+        raise UnsendableEvent(f"event has {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}")
     subject = str(event.subject)
     if len(subject) > MAX_SUBJECT_CHARS:
-        raise ValueError(f"the subject of the event has {len(subject)} characters; the limit is {MAX_SUBJECT_CHARS}")
+        raise UnsendableEvent(
+            f"the subject of the event has {len(subject)} characters; the limit is {MAX_SUBJECT_CHARS}"
+        )
     event_id = message_id(event, start_id, role)
     headers = cloudevents.build_headers(
         event_id=event_id,

@@ -112,6 +112,17 @@ async def test_discovery_documents_list_groups_and_resources(api: ServedApi) -> 
         assert {f"{r}/{v}" for r in (VMS, VMIS) for v in ("addinterface", "removeinterface")} <= names
 
 
+@pytest.mark.parametrize("verb", ["addinterface", "removeinterface"])
+async def test_a_request_that_cannot_be_published_is_refused_before_anything_changes(api: ServedApi, verb: str) -> None:
+    """A VMI's user may write its status."""
+    api.put(VMIS, objects.vmi(objects.nic("iface1"), nodeName="n" * 3000))
+    before = {key: dict(found) for key, found in api.kube.objects.items()}
+    code, status, _ = await api.request(VMIS, verb, PLUG if verb == "addinterface" else {"name": "iface1"})
+    assert (code, status["reason"]) == (422, "Invalid")
+    assert "status.nodeName has 3000 characters" in status["message"]
+    assert (api.kube.objects, api.bus.published) == (before, [])
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_healthz_reports_the_connection_to_the_api_server_and_asks_it_once(api: ServedApi, version: str) -> None:
     asked = []

@@ -29,6 +29,7 @@ from services.common.bus.envelope import (
     DEAD_SUBJECT,
     MSG_ID,
     BusMessage,
+    UnsendableEvent,
     UnusableMessage,
     build_dead_letter,
     decode_message,
@@ -156,7 +157,7 @@ def test_a_publisher_that_the_subject_contradicts_is_forbidden(event: Event, ce_
 
 
 def test_oversized_event_is_not_encoded() -> None:
-    with pytest.raises(ValueError, match="the limit is 65536"):
+    with pytest.raises(UnsendableEvent, match="the limit is 65536"):
         encode_message(
             MultusAttached(operation=Operation("1", OperationKind.PLUG, "a"), ips=("x" * 70_000,)),
             role="networks",
@@ -168,7 +169,7 @@ def test_oversized_event_is_not_encoded() -> None:
 def test_event_with_a_subject_that_ends_the_connection_is_not_encoded() -> None:
     operation = Operation("1", OperationKind.PLUG, "a")
     event = MultusAttached(operation=operation, vmi=ObjectRef("default", "a" * 5000, "uid"))
-    with pytest.raises(ValueError, match="the limit is 2048"):
+    with pytest.raises(UnsendableEvent, match="the limit is 2048"):
         encode_message(event, role="networks", node="n", start_id="s")
 
 

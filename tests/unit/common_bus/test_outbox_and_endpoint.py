@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from schemas.bus.encoding import DEAD_ROOT
-from schemas.bus.events import MAX_EVENT_BYTES
+from schemas.bus.events import MAX_EVENT_BYTES, MultusAttached, ObjectRef
+from schemas.kubernetes.operations import Operation
+from schemas.stages import OperationKind
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.credentials import FILE_VARIABLES, Endpoint
 from services.common.bus.nats.jetstream import connect
 from services.common.bus.nats.outbox import Outbox
 from services.common.bus.nats.streams import stream_configs
 from services.common.bus.settings import BusSettings
+from services.common.telemetry.logs import logger
 from tests.support.telemetry.spans import recording_telemetry
 
 LIMIT, DEAD_LIMIT = 4, 2
@@ -143,3 +146,17 @@ def test_stream_configs_set_every_limit() -> None:
         assert stream.max_age
         assert stream.max_msg_size is not None
         assert MAX_EVENT_BYTES < stream.max_msg_size < 2 * MAX_EVENT_BYTES
+
+
+async def test_an_event_that_is_too_large_is_logged_once_and_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Its texts are those of an object that others write: the reconcile of that object has to go on."""
+    bus = await connect(None, role="networks", node="n1", telemetry=recording_telemetry()[0], log=logger("test"))
+    operation = Operation("1", OperationKind.PLUG, "a")
+    ref = ObjectRef("default", "vm1", "uid")
+    await bus.publish(MultusAttached(operation=operation, vmi=ref, node="n1", ips=("x" * MAX_EVENT_BYTES,)))
+    [line] = [record.getMessage() for record in caplog.records if "event not published" in record.getMessage()]
+    assert "default/vm1" in line
+    assert len(bus._outbox) == 0
+    await bus.publish(MultusAttached(operation=operation, vmi=ref, node="n1"))
+    assert len(bus._outbox) == 1
+    await bus.close()

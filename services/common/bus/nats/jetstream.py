@@ -18,7 +18,7 @@ from nats.js.errors import BadRequestError, NoStreamResponseError
 from schemas.bus.events import Event
 from services.common.bus import spans
 from services.common.bus.delivery import build_delivery_handler
-from services.common.bus.envelope import BusMessage, encode_message
+from services.common.bus.envelope import MAX_NAME_CHARS, BusMessage, UnsendableEvent, encode_message
 from services.common.bus.middleware import Delivery
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.consumers.pull import ConsumerLost, PullConsumer
@@ -121,9 +121,15 @@ class JetStreamBus:
     async def publish(self, event: Event) -> None:
         """See :meth:`services.common.bus.protocol.Bus.publish`.
 
-        :raises ValueError: the role may not publish the event, or it is too large; both are bugs of the caller.
+        :raises ValueError: the role may not publish the event, which is a bug of the caller.
         """
-        message = encode_message(event, role=self._role, node=self._node, start_id=self._start_id)
+        try:
+            message = encode_message(event, role=self._role, node=self._node, start_id=self._start_id)
+        except UnsendableEvent as error:
+            # What makes it large is in an object that others write. An event is a hint, and the next resync needs none.
+            vmi = f"{event.vmi.namespace}/{event.vmi.name}"[:MAX_NAME_CHARS] if event.vmi is not None else ""
+            self._log.warning("event not published", stage=str(event.stage), vmi=vmi, error=str(error))
+            return
         with spans.send_span(
             self._telemetry.tracer, message, stage=str(event.stage), operation=event.operation.id
         ) as span:

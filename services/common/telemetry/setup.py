@@ -4,6 +4,7 @@ Exporters are imported only if they are configured: each costs tens of milliseco
 :mod:`services.common.telemetry.propagation`, the list of metrics :mod:`services.common.telemetry.metrics`.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Tracer
 from prometheus_client import CollectorRegistry, generate_latest
@@ -28,10 +29,11 @@ from services.common.telemetry.delivery import DeliverySpanProcessor
 from services.common.telemetry.metrics import Metrics
 from services.common.telemetry.parts import MergedMetrics
 from services.common.telemetry.trace_files import MAX_FILES, MIN_FILES, TraceFile
-from services.common.telemetry.tracer import RoleTracer
+from services.common.telemetry.tracer import MAX_VALUE_CHARS, RoleTracer
 from services.common.telemetry.variables import check_variables, integer
 
 TRACE_DIR, TRACE_FILES = "HOTNIC_TRACE_DIR", "HOTNIC_TRACE_FILES"
+ATTRIBUTE_LENGTH = "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"
 SHUTDOWN_TIMEOUT = 0.9
 """Seconds for exporting the remaining spans when a process ends."""
 ABANDON_TIMEOUT = 0.2
@@ -112,7 +114,7 @@ def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Tel
     Sampling is OpenTelemetry's default, parent-based and always on, unless ``OTEL_TRACES_SAMPLER`` is set.
     """
     # No exit handler: the process frame shuts telemetry down, within a timeout of its own.
-    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False, span_limits=_span_limits())
     for processor in processors:
         tracers.add_span_processor(processor)
     registry = CollectorRegistry()
@@ -120,6 +122,14 @@ def build(role: str, resource: Resource, processors: list[SpanProcessor]) -> Tel
     meters = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
     deliveries = [processor for processor in processors if isinstance(processor, DeliverySpanProcessor)]
     return Telemetry(role, tracers, meters, registry, deliveries)
+
+
+def _span_limits() -> SpanLimits:
+    """Return the limits of spans: those of OpenTelemetry's variables, and a length of attributes, which has none."""
+    # The SDK would write a line for each attribute that it cuts.
+    logging.getLogger("opentelemetry.attributes").setLevel(logging.ERROR)
+    # A given value takes precedence over the variable.
+    return SpanLimits(max_attribute_length=None if os.environ.get(ATTRIBUTE_LENGTH) else MAX_VALUE_CHARS)
 
 
 def configure(role: str, node: str = "_", *, environ: Mapping[str, str] = os.environ) -> Telemetry:

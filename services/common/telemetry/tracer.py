@@ -20,6 +20,11 @@ from services.common.telemetry.redact import redact_text
 CONFLICT = "hotnic.conflict"
 """Attribute of a span whose write failed because another writer was first."""
 
+MAX_NAME_CHARS = 128
+"""Characters of a span's name. It may end with the name of an interface, of which a new one has 63 at most."""
+MAX_VALUE_CHARS = 4096
+"""Characters of an attribute, of which users and guests write some, and of a description. A stack trace is as long."""
+
 
 def is_conflict(error: BaseException) -> bool:
     """Return whether an exception means only that another writer was first.
@@ -49,7 +54,7 @@ def use_span(span: Span, *, record_exception: bool = True, set_status_on_excepti
 
 def fail_span(span: Span, text: str) -> None:
     """Mark a span as failed; its text loses the passwords of addresses in it."""
-    span.set_status(StatusCode.ERROR, redact_text(text))
+    span.set_status(StatusCode.ERROR, redact_text(text)[:MAX_VALUE_CHARS])
 
 
 def _record_exception(span: Span, error: Exception) -> None:
@@ -64,9 +69,9 @@ class RoleTracer(Tracer):
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
-    def start_span(self, *args: Any, **options: Any) -> Span:
+    def start_span(self, name: str, *args: Any, **options: Any) -> Span:
         """See :meth:`opentelemetry.trace.Tracer.start_span`."""
-        return self._tracer.start_span(*args, **options)
+        return self._tracer.start_span(name[:MAX_NAME_CHARS], *args, **options)
 
     # As in OpenTelemetry's own tracers: the result also decorates functions, async ones included.
     @_agnosticcontextmanager
@@ -80,7 +85,7 @@ class RoleTracer(Tracer):
         **options: Any,
     ) -> Iterator[Span]:
         """See :meth:`opentelemetry.trace.Tracer.start_as_current_span`."""
-        span = self._tracer.start_span(name, *args, **options)
+        span = self.start_span(name, *args, **options)
         try:
             with use_span(span, record_exception=record_exception, set_status_on_exception=set_status_on_exception):
                 yield span

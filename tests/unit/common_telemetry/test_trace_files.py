@@ -69,7 +69,8 @@ def test_an_existing_file_becomes_private_and_a_link_is_refused(tmp_path: Path) 
         TraceFile(tmp_path, "api", "_")
 
 
-def test_a_trace_is_read_from_all_files_of_a_process(tmp_path: Path) -> None:
+def test_a_trace_is_read_from_all_files_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", str(MAX_BYTES))
     telemetry = configure("api", environ={"HOTNIC_TRACE_DIR": str(tmp_path), "HOTNIC_TRACE_FILES": "3"})
     with telemetry.tracer.start_as_current_span("root") as root:
         for number in range(12):

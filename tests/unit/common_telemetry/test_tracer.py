@@ -6,7 +6,7 @@ from opentelemetry.trace import StatusCode, set_span_in_context
 from services.common.kube.errors import Conflict
 from services.common.reconcile import Retry
 from services.common.telemetry.propagation import span_context
-from services.common.telemetry.tracer import RoleTracer, use_span
+from services.common.telemetry.tracer import MAX_NAME_CHARS, MAX_VALUE_CHARS, RoleTracer, use_span
 from tests.support.telemetry.spans import named, recording_telemetry
 
 
@@ -45,6 +45,17 @@ def test_only_a_conflict_is_no_error(error: Exception, conflict: bool, current: 
     assert [event.name for event in finished.events] == ([] if conflict else ["exception"])
     if not conflict:
         assert finished.status.description == f"{type(error).__name__}: {error}"
+
+
+def test_no_text_of_a_user_makes_a_span_large() -> None:
+    telemetry, exporter = recording_telemetry()
+    long = "x" * 1_000_000
+    telemetry.tracer.start_span(f"unplug {long}", attributes={"name": long, "names": [long, long]}).end()
+    with pytest.raises(ValueError, match="x"), telemetry.tracer.start_as_current_span(f"plug {long}"):
+        raise ValueError(long)
+    for found in exporter.get_finished_spans():
+        assert len(found.name) == MAX_NAME_CHARS
+        assert len(found.to_json()) < 12 * MAX_VALUE_CHARS
 
 
 def test_no_password_of_an_address_is_recorded() -> None:

@@ -19,7 +19,7 @@ MAX_INFO_SOURCE = MAX_NAME
 
 MAX_IPS, MAX_IP = 64, 64
 """Addresses of an entry that are read, and characters of one."""
-_TEXTS = ("name", "mac", "podInterfaceName", "interfaceName", "infoSource", "linkState")
+_TEXTS = ("name", "mac", "podInterfaceName", "interfaceName", "linkState")
 
 Entry = dict[str, Any]
 """One entry as decoded JSON."""
@@ -58,6 +58,9 @@ def readable(entry: Entry) -> Entry:
         text = entry.get(field)
         if isinstance(text, str) and len(text) <= MAX_NAME:
             found[field] = text
+    # Cut as its tokens are: without it, a writer whose token is in it would write it again and again.
+    if isinstance(source := entry.get("infoSource"), str):
+        found["infoSource"] = source[:MAX_INFO_SOURCE]
     ips = entry.get("ipAddresses")
     if isinstance(ips, list):
         found["ipAddresses"] = [ip for ip in ips[:MAX_IPS] if isinstance(ip, str) and len(ip) <= MAX_IP]

@@ -30,6 +30,7 @@ from schemas.stages import OperationKind
 from services.common.domain.attachments import desired_elements
 from services.common.domain.eligibility import find_mac_holder
 from services.common.domain.nic import LinkNames, link_names, parse_nics, qualified_nad
+from services.common.domain.status_interfaces import MULTUS_STATUS, with_token
 from tests.support.observed import objects
 
 LINK = pod_interface("iface1")
@@ -249,6 +250,15 @@ def test_what_is_unreadable_of_an_entry_is_left_out() -> None:
     entry = {"name": "a", "mac": 7, "interfaceName": "x" * 300, "linkState": "up", "ipAddresses": ["::1", 5, "y" * 99]}
     nics = parse_nics(objects.vmi(objects.nic("a"), status=[entry]), None)
     assert nics.nics["a"].entry == {"name": "a", "linkState": "up", "ipAddresses": ["::1"]}
+
+
+def test_a_token_that_was_written_is_read_whatever_the_entry_had() -> None:
+    entries: list[dict[str, object]] | None = [{"name": "a", "infoSource": ",".join(map(str, range(500)))}]
+    for _ in range(3):
+        before, entries = entries, with_token(entries, "a", MULTUS_STATUS)
+    assert entries == before
+    nics = parse_nics(objects.vmi(objects.nic("a"), status=entries), None)
+    assert MULTUS_STATUS in nics.nics["a"].tokens
 
 
 NAMES = st.sampled_from(["a", "b", "c", *objects.COLLIDING])

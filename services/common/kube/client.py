@@ -142,8 +142,7 @@ class Kube:
         """
         query, limit = selectors(labels, fields), first_limit(labels, fields)
         while True:
-            if limit:
-                query["limit"] = str(limit)
+            query |= {"limit": str(limit)} if limit else {}
             try:
                 response = await self._call("list", resource, "GET", namespace, None, query=query, timeout=timeout)
             except ResponseTooLarge:

@@ -68,5 +68,9 @@ def node(lab: Lab) -> dict[str, set[str]]:
 
 def links_in(lab: Lab, pod: str, container: str = "main") -> set[str]:
     """Return the links that a container has, read in it."""
-    listed = lab.kubectl("exec", pod, "-c", container, "--", "ip", "-o", "link")
+    return link_names(lab.kubectl("exec", pod, "-c", container, "--", "ip", "-o", "link"))
+
+
+def link_names(listed: str) -> set[str]:
+    """Return the names of the links that ``ip -o link`` lists."""
     return {line.split(": ")[1].split("@")[0] for line in listed.splitlines()}

@@ -60,6 +60,12 @@ WITH_INVALID = [
     if any(one["in"] != "path" for one in DOCUMENTS[document]["paths"][path][method]["parameters"])
 ]
 """The operations of which a request can be invalid: any text may be a namespace."""
+FLAGS = {
+    one["name"]
+    for document, path, method in OPERATIONS
+    for one in DOCUMENTS[document]["paths"][path][method]["parameters"]
+    if "boolean" in (one.get("type"), one.get("schema", {}).get("type"))
+}
 SAMPLES = [
     *((*operation, GenerationMode.POSITIVE) for operation in OPERATIONS),
     *((*operation, GenerationMode.NEGATIVE) for operation in WITH_INVALID),
@@ -125,9 +131,12 @@ def cases(document: str, path: str, method: str, mode: GenerationMode) -> st.Sea
             case.path_parameters = {**case.path_parameters, "namespace": "default"}
             if "name" in case.path_parameters:
                 case.path_parameters["name"] = "vm1"
-        # A stream has no schema, and would last as long as it says.
+        # A stream has no schema, and would last as long as it says. A flag without a value is true, as in Kubernetes,
+        # although it is no boolean.
         case.query = {
-            key: value for key, value in (case.query or {}).items() if not (key == "watch" and is_true(value))
+            key: value
+            for key, value in (case.query or {}).items()
+            if not (key == "watch" and is_true(value)) and not (key in FLAGS and value == "")
         }
         return case
 

@@ -233,7 +233,8 @@ class Policies:
         """Write what networks writes to a pod, without a change: all but the store of the API server has its work."""
         meta = self._pod.metadata
         present = {NETWORK_STATUS: meta.annotations[NETWORK_STATUS]}
-        await kube.merge_patch(PODS, meta.namespace, meta.name, {"metadata": {"annotations": present}})
+        patch = {"metadata": {"annotations": present}}
+        await kube.merge_patch(PODS, meta.namespace, meta.name, patch, subresource="status")
 
     async def write_vmi(self, kube: Kube) -> None:
         """Write nothing to the VMI."""

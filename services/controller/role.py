@@ -172,25 +172,17 @@ class Controller:
         key = (event.vmi.namespace, event.vmi.name)
         if is_made_up(event, key, self.vmis, self.pods):
             return
-        if self._may_have_changed(event, key):
+        # The pod of a node's event may be made up, too, while the cache does not have it: it would be read for nothing.
+        if publishing_node(event) == NO_NODE or self._has_pod(event):
             # The event may arrive before the watch delivers the object that it changed.
             self._readers.vmis.expect(*key, event.changed)
             if event.pod is not None:
                 self._readers.pods.expect(event.pod.namespace, event.pod.name, event.changed)
         self.queue.add(key, source="bus", context=received.context)
 
-    def _may_have_changed(self, event: Event, key: Key) -> bool:
-        """Return whether the node that publishes an event has the pod, and the pod is the VMI's.
-
-        Otherwise the event was made up there, and the objects that it names would be read for nothing.
-        """
-        node = publishing_node(event)
-        if node == NO_NODE:
-            return True
-        pod = self.pods.get(event.pod.namespace, event.pod.name) if event.pod is not None else None
-        if pod is None or pod.spec.node_name != node:
-            return False
-        return (pod.metadata.namespace, vmi_name_of(pod)) == key
+    def _has_pod(self, event: Event) -> bool:
+        """Return whether the cache has the pod of an event."""
+        return event.pod is not None and self.pods.get(event.pod.namespace, event.pod.name) is not None
 
     def _on_change(self, key: Key, _object: VirtualMachine | VirtualMachineInstance | None) -> None:
         # The first lists contain every VM of the cluster. A change must not wait behind all of them.

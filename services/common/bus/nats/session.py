@@ -20,6 +20,7 @@ from services.common.bus.nats import streams
 from services.common.bus.nats.connection import MAX_DENIED, BusConnection, Caller, reconnect_pause
 from services.common.bus.nats.consumers.creation import ensure_consumer
 from services.common.bus.nats.consumers.requests import ConsumerRequests, request_consumer
+from services.common.bus.nats.consumers.undelivered import watch_undelivered
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.limits import describe_denial
 from services.common.bus.settings import BusSettings
@@ -175,7 +176,7 @@ class Session:
         try:
             if self._requests is not None:
                 await streams.ensure_streams(connection.js, self._settings, self._log)
-                await streams.watch_undelivered(connection, self._metrics, self._log)
+                await watch_undelivered(connection, self._metrics, self._log)
                 await self._requests.serve(connection)
             else:
                 await streams.check_stream(connection, self._caller.consumer, self._settings)

@@ -1,4 +1,4 @@
-"""The desired configuration of the two streams, its application on the server, and what the server gives up to deliver.
+"""The desired configuration of the two streams, and its application on the server.
 
 The controller applies it when it connects, and no other role (docs/adr/0037). A stream may vanish at any time and be
 created again empty, which costs latency only. Next: :mod:`services.common.bus.settings`, the limits.
@@ -6,20 +6,15 @@ created again empty, which costs latency only. Next: :mod:`services.common.bus.s
 
 import contextlib
 
-import msgspec
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RePublish, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
-from schemas.bus.encoding import CONTROLLER_CONSUMER, DEAD_ROOT, PROJECTOR_CONSUMER, SUBJECT_ROOT, stored_notice
-from schemas.bus.permissions import NODE_ROLES, UNDELIVERED
-from schemas.inputs import Edge, InputDecoder, RejectedInput
+from schemas.bus.encoding import DEAD_ROOT, SUBJECT_ROOT, stored_notice
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.settings import BusSettings
-from services.common.telemetry import Metrics
 from services.common.telemetry.logs import Log
 
 _CONSUMER_NOT_FOUND = 10014
@@ -36,19 +31,6 @@ _CHECKED_SETTINGS = (
     "num_replicas",
     "discard",
 )
-_CONSUMERS = frozenset({CONTROLLER_CONSUMER, PROJECTOR_CONSUMER, *NODE_ROLES})
-"""The first parts of the names of consumers, and the values of a label; everything else is ``other``."""
-_QUEUE = "hotnic"
-"""One of the controllers gets each advisory."""
-
-
-class _Undelivered(msgspec.Struct, frozen=True):
-    consumer: str
-    stream_seq: int
-    deliveries: int
-
-
-_undelivered = InputDecoder(Edge.BUS, _Undelivered)
 
 
 class StreamNotCreated(NatsError):
@@ -170,30 +152,6 @@ async def check_stream(connection: BusConnection, consumer: str | None, settings
             raise StreamMissing(
                 f"stream {settings.stream} does not exist; the controller creates it when it connects"
             ) from error
-
-
-async def watch_undelivered(connection: BusConnection, metrics: Metrics, log: Log) -> None:
-    """Count each message that a consumer did not ack however often it got it, as long as the connection lasts.
-
-    Each consumer is logged once: a node that acks nothing causes no more lines.
-    """
-    logged: set[str] = set()
-
-    async def on_advisory(msg: Msg) -> None:
-        try:
-            found = _undelivered.decode(msg.data)
-        except RejectedInput as error:
-            log.debug("unknown advisory of NATS", error=str(error))
-            return
-        role = found.consumer.partition("_")[0]
-        metrics.record_undelivered(role if role in _CONSUMERS else "other")
-        log_undelivered = log.debug if role in logged else log.warning
-        log_undelivered(
-            "message not delivered", consumer=found.consumer, sequence=found.stream_seq, deliveries=found.deliveries
-        )
-        logged.update({role} & _CONSUMERS)
-
-    await connection.client.subscribe(f"{UNDELIVERED}.>", queue=_QUEUE, cb=on_advisory)
 
 
 def _differs(desired: object, actual: object) -> bool:

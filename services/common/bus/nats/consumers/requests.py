@@ -33,7 +33,7 @@ from services.common.telemetry.logs import Log
 from services.common.telemetry.stores import STORES
 
 QUEUE = "controllers"
-"""The queue group of the controllers: one of them answers each request."""
+"""The queue group of the controllers: one of them answers each request, and gets each advisory."""
 MAX_REQUESTED = 20_000
 """Consumers that are requested at once, as many as a stream has; further requests are dropped, and repeated."""
 MAX_CREATED = 16

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.measure import processes
+
 PLUGINS = "CNI plugins"
 """Everything that multus has started and reaped."""
 REST = "rest"
@@ -26,23 +28,18 @@ class CpuTimes:
     def read(cls, directory: Path) -> "CpuTimes":
         """Return the times of the processes whose command line or environment names the directory of a lab."""
         fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        found: dict[str, float] = {}
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdigit():
+        found = {"this bench": _of_process(Path("/proc/self"))[0]}
+        for folder, command in processes(str(directory)):
+            if int(folder.name) == os.getpid():
                 continue
             try:
-                command = (folder / "cmdline").read_bytes().split(b"\0")
-                environment = (folder / "environ").read_bytes()
                 own, reaped = _of_process(folder)
             except OSError:
                 continue
-            if int(folder.name) == os.getpid():
-                found["this bench"] = own
-            elif os.fsencode(directory) in b"\0".join((*command, environment)):
-                name = _name(command)
-                found[name] = found.get(name, 0.0) + own
-                if name == "multus":
-                    found[PLUGINS] = found.get(PLUGINS, 0.0) + reaped
+            name = _name(command)
+            found[name] = found.get(name, 0.0) + own
+            if name == "multus":
+                found[PLUGINS] = found.get(PLUGINS, 0.0) + reaped
         return cls(_milliseconds(sum(fields) - fields[3] - fields[4]), found)
 
     def since(self, before: "CpuTimes", operations: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +158,8 @@ def import_floor(module: str) -> float:
     return int(done.stdout) / 1024
 
 
-def pids(argument: str) -> dict[str, int]:
-    """Return the ids of processes by their module (``-m services.ROLE``).
-
-    :param argument: text that environment or command line of a process must contain.
-    """
-    found: dict[str, int] = {}
+def processes(text: str) -> Iterator[tuple[Path, list[bytes]]]:
+    """Yield the folder in /proc and the command of each process whose command line or environment has a text."""
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
@@ -172,7 +168,18 @@ def pids(argument: str) -> dict[str, int]:
             environment = (folder / "environ").read_bytes()
         except OSError:
             continue
-        if b"-m" in command and (argument.encode() in environment or argument.encode() in b" ".join(command)):
+        if os.fsencode(text) in b"\0".join((*command, environment)):
+            yield folder, command
+
+
+def pids(argument: str) -> dict[str, int]:
+    """Return the ids of processes by their module (``-m services.ROLE``).
+
+    :param argument: text that environment or command line of a process must contain.
+    """
+    found: dict[str, int] = {}
+    for folder, command in processes(argument):
+        if b"-m" in command:
             module = command[command.index(b"-m") + 1].decode()
             found[module.removeprefix("services.")] = int(folder.name)
     return found

@@ -12,7 +12,7 @@ from schemas.multus import CONF_NAME, MAX_RECORD_BYTES, SHIM_LOG_NAME, SHIM_NAME
 from services.cli.node.plan import ObservedNode, RecordedLink, RecordedSandbox
 from services.common.node.cni_conf import read_plugin_types
 from services.common.node.daemon_socket import probe_daemon
-from services.common.node.files import read_bounded, temporary_files
+from services.common.node.files import is_file, read_bounded, temporary_files
 from services.common.node.paths import resolve_under
 
 CRIO_SOCKET: Final = "/run/crio/crio.sock"
@@ -80,7 +80,7 @@ def observe(paths: NodeDirectories) -> ObservedNode:
         _records(paths, unsettled, in_unsettled),
         _records(paths, settled, in_settled),
     )
-    socket_file = [f"{socket_dir}/{SOCKET_NAME}"] if _is_file(paths.seen(socket_dir) / SOCKET_NAME) else []
+    socket_file = [f"{socket_dir}/{SOCKET_NAME}"] if is_file(paths.seen(socket_dir) / SOCKET_NAME) else []
     own = {_RECORDS, *([SOCKET_NAME] if socket_file else [])}
     foreign = [
         *(f"{unsettled}/{name}" for name in in_unsettled if f"{unsettled}/{name}" not in unsettled_records),
@@ -92,8 +92,8 @@ def observe(paths: NodeDirectories) -> ObservedNode:
         daemon=probe_daemon(paths.seen(f"{socket_dir}/{SOCKET_NAME}")),
         conf_dir=conf_dir,
         plugin_types=read_plugin_types(paths.seen(conf_dir), lambda path: paths.seen(f"{conf_dir}/{path.name}")),
-        shim_log=f"{bin_dir}/{SHIM_LOG_NAME}" if _is_file(paths.seen(bin_dir) / SHIM_LOG_NAME) else "",
-        shim=shim if _is_file(paths.seen(bin_dir) / SHIM_NAME) else "",
+        shim_log=f"{bin_dir}/{SHIM_LOG_NAME}" if is_file(paths.seen(bin_dir) / SHIM_LOG_NAME) else "",
+        shim=shim if is_file(paths.seen(bin_dir) / SHIM_NAME) else "",
         unfinished=tuple(unfinished),
         socket_files=(*socket_file, *unsettled_records),
         record_files=tuple(settled_records),
@@ -102,11 +102,6 @@ def observe(paths: NodeDirectories) -> ObservedNode:
         sandboxes=_sandboxes(paths, [*settled_records, *unsettled_records]),
         crio=paths.seen(CRIO_SOCKET).exists(),
     )
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether there is a file or a link; a directory is none of hotnic's."""
-    return os.path.lexists(path) and not path.is_dir()
 
 
 def _names(folder: Path) -> list[str]:

@@ -113,8 +113,7 @@ class Kube:
                 items += self.decode_page(resource, page)
                 if most is not None and count >= most:
                     break
-                # Frees the page while the next one is on its way.
-                del page
+                del page  # freed while the next one is on its way
         return Listing(items, version, skipped=count - len(items))
 
     def decode_page(self, resource: Resource[T], page: RawPage) -> Iterator[T]:
@@ -142,7 +141,8 @@ class Kube:
         """
         query, limit = selectors(labels, fields), first_limit(labels, fields)
         while True:
-            query |= {"limit": str(limit)} if limit else {}
+            if limit:
+                query["limit"] = str(limit)
             try:
                 response = await self._call("list", resource, "GET", namespace, None, query=query, timeout=timeout)
             except ResponseTooLarge:

@@ -73,7 +73,9 @@ def first_limit(labels: str | None, fields: str | None) -> int:
 
 def smaller_limit(limit: int) -> int:
     """Return the number of objects to request after so many were too large for one response; 0 if there is none."""
-    return max(1, limit // 4) if limit > 1 else 0 if limit else SMALL_PAGE_SIZE
+    if not limit:
+        return SMALL_PAGE_SIZE
+    return max(1, limit // 4) if limit > 1 else 0
 
 
 def selectors(labels: str | None, fields: str | None) -> dict[str, str]:

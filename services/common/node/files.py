@@ -65,6 +65,11 @@ def file_names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_symlink() or entry.is_file())
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is a file or a link, wherever that leads."""
+    return os.path.lexists(path) and not path.is_dir()
+
+
 def replace_file(path: Path, data: bytes, *, mode: int = 0o600, synced: bool = False) -> None:
     """Replace a file atomically. A directory in its place is moved aside.
 

@@ -7,7 +7,6 @@ Next: :mod:`services.multus.container_runtime.shim`.
 """
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ import msgspec
 
 from schemas.inputs import Edge
 from schemas.multus import CONF_NAME, SHIM_LOG_NAME, SHIM_NAME
-from services.common.node.files import FileTooLarge, file_names, read_bounded, replace_file
+from services.common.node.files import FileTooLarge, file_names, is_file, read_bounded, replace_file
 from services.common.telemetry.logs import Log
 from services.multus.cni import conflist
 from services.multus.cni.errors import CniError
@@ -133,7 +132,7 @@ class Autoconfig:
         keys = {key: document[key] for key in LOG_KEYS if key in document}
         if not keys:
             # Not tried where there is none: the directory may be read-only.
-            if os.path.lexists(target) and not target.is_dir():
+            if is_file(target):
                 target.unlink(missing_ok=True)
         elif _content(target) != (made := msgspec.json.encode(keys)):
             replace_file(target, made + b"\n")

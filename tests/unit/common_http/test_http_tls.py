@@ -33,6 +33,17 @@ async def tls(tmp_path: Path, authority: Authority, *, required: bool) -> AsyncI
         yield f"https://{address}/"
 
 
+def rotation(tmp_path: Path) -> tuple[Authority, Authority, Pair, ServerTls, web.Application]:
+    """Return the CA of clients and the one that follows it, a serving certificate, and a server's settings and app."""
+    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
+    server = before.server()
+    settings = ServerTls(client_ca=before.ca.read_text())
+    settings.use(server.cert.read_bytes(), server.key.read_bytes())
+    app = make_app(telemetry=recording_telemetry()[0], max_body=10)
+    app.router.add_get("/", who)
+    return before, after, server, settings, app
+
+
 async def get(url: str, authority: Authority, pair: Pair | None) -> str:
     context = ssl.create_default_context(cafile=str(authority.ca))
     if pair is not None:
@@ -58,12 +69,8 @@ async def test_a_certificate_of_an_unknown_ca_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_the_cas_of_clients_can_be_replaced(tmp_path: Path, version: ssl.TLSVersion) -> None:
-    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
-    server, old, new = before.server(), before.client("old"), after.client("new")
-    settings = ServerTls(client_ca=before.ca.read_text())
-    settings.use(server.cert.read_bytes(), server.key.read_bytes())
-    app = make_app(telemetry=recording_telemetry()[0], max_body=10)
-    app.router.add_get("/", who)
+    before, after, server, settings, app = rotation(tmp_path)
+    old, new = before.client("old"), after.client("new")
 
     async def request(pair: Pair) -> str:
         context = ssl.create_default_context(cafile=str(before.ca))
@@ -92,12 +99,8 @@ async def test_the_cas_of_clients_can_be_replaced(tmp_path: Path, version: ssl.T
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 async def test_a_kept_session_does_not_outlive_the_ca_of_its_client(tmp_path: Path, version: ssl.TLSVersion) -> None:
     """A session that is resumed has the certificate of its first handshake, which is not verified again."""
-    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
-    server, old = before.server(), before.client("old")
-    settings = ServerTls(client_ca=before.ca.read_text())
-    settings.use(server.cert.read_bytes(), server.key.read_bytes())
-    app = make_app(telemetry=recording_telemetry()[0], max_body=10)
-    app.router.add_get("/", who)
+    before, after, _server, settings, app = rotation(tmp_path)
+    old = before.client("old")
     context = ssl.create_default_context(cafile=str(before.ca))
     context.minimum_version = context.maximum_version = version
     context.load_cert_chain(old.cert, old.key)
@@ -125,12 +128,8 @@ async def test_a_kept_session_does_not_outlive_the_ca_of_its_client(tmp_path: Pa
 
 
 async def test_an_open_connection_ends_soon_after_its_ca_was_replaced(tmp_path: Path) -> None:
-    before, after = Authority(tmp_path, "before"), Authority(tmp_path, "after")
-    server, old = before.server(), before.client("old")
-    settings = ServerTls(client_ca=before.ca.read_text())
-    settings.use(server.cert.read_bytes(), server.key.read_bytes())
-    app = make_app(telemetry=recording_telemetry()[0], max_body=10)
-    app.router.add_get("/", who)
+    before, after, server, settings, app = rotation(tmp_path)
+    old = before.client("old")
     context = ssl.create_default_context(cafile=str(before.ca))
     context.load_cert_chain(old.cert, old.key)
     async with serve(app, "127.0.0.1:0", ssl=settings.context) as address:

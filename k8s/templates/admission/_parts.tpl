@@ -123,10 +123,15 @@ system:serviceaccount:{{ .root.Release.Namespace }}:{{ include "hotnic.fullname"
 && {{ .other }}.all(key, key in {{ $but }} || key in {{ .one }}))
 {{- end -}}
 
-{{/* The variables of a policy for an object with annotations. Arguments: root, rights (lists by role), kind (in messages). */}}
+{{/* CEL: whether a custom resource is the same but for its metadata. The API server sets the generation, a new one for each
+     change of something else; a change of the status alone, through its subresource, has none. */}}
+{{- define "hotnic.admission.sameContent" -}}
+(request.?subResource.orValue('') == '' && 'generation' in object.metadata
+&& object.metadata.generation == oldObject.metadata.?generation.orValue(0))
+{{- end -}}
+
+{{/* The variables of a policy for an object with annotations. Arguments: root, rights (lists by role). */}}
 {{- define "hotnic.admission.variables" -}}
-- name: what
-  expression: "'{{ .kind }} ' + request.namespace + '/' + request.name"
 - name: isRole
   expression: >-
     request.userInfo.username in {{ include "hotnic.admission.allAccounts" .root }}
@@ -165,40 +170,39 @@ system:serviceaccount:{{ .root.Release.Namespace }}:{{ include "hotnic.fullname"
     request.userInfo.?extra[?'authentication.kubernetes.io/node-name'][?0].orValue('')
 {{- end -}}
 
-{{/* The validations of what a role may change: annotations, no other metadata, and objects of its node alone. Arguments: root,
-     nodeName (CEL: the node of the object). */}}
-{{- define "hotnic.admission.roleValidations" -}}
-- expression: >-
-    variables.foreign.size() == 0
-  reason: Forbidden
-  message: this role of hotnic may not change these annotations
-  messageExpression: >-
-    variables.what + ': ' + request.userInfo.username + ' may not change the annotations '
-    + {{ include "hotnic.admission.names" "variables.foreign" }} + '; if a webhook of other software sets them, add their prefix to '
-    + 'admission.foreignAnnotations of the chart'
-- expression: >-
-    !variables.isRole || (
-    object.metadata.?labels.orValue({}) == oldObject.metadata.?labels.orValue({})
-    && object.metadata.?finalizers.orValue([]) == oldObject.metadata.?finalizers.orValue([])
-    && object.metadata.?ownerReferences.orValue([]) == oldObject.metadata.?ownerReferences.orValue([]))
-  reason: Forbidden
-  message: a role of hotnic may not change labels, finalizers and owners
-  messageExpression: >-
-    variables.what + ': ' + request.userInfo.username + ' may not change labels, finalizers and owners'
+{{/* CEL: what a role's request is refused for, as far as it is the same for every object: the first parts of a chain of
+     conditions and texts. Annotations, other metadata, and objects of another node. Arguments: root, nodeName (CEL: the node
+     of the object; none: objects of no node). */}}
+{{- define "hotnic.admission.roleRefusals" -}}
+variables.foreign.size() > 0
+? request.userInfo.username + ' may not change the annotations ' + {{ include "hotnic.admission.names" "variables.foreign" }}
++ '; if a webhook of other software sets them, add their prefix to admission.foreignAnnotations of the chart'
+: object.metadata.?labels.orValue({}) != oldObject.metadata.?labels.orValue({})
+|| object.metadata.?finalizers.orValue([]) != oldObject.metadata.?finalizers.orValue([])
+|| object.metadata.?ownerReferences.orValue([]) != oldObject.metadata.?ownerReferences.orValue([])
+? request.userInfo.username + ' may not change labels, finalizers and owners'
 {{- if .nodeName }}
-- expression: >-
-    !variables.isOfNode
-    {{- if not .root.Values.admission.requireNodeName }}
-    || variables.node == ''
-    {{- end }}
-    || (variables.node != '' && variables.node == {{ .nodeName }})
-  reason: Forbidden
-  message: a node role of hotnic may change objects of its own node only
-  messageExpression: >-
-    variables.what + ': ' + request.userInfo.username + ' may change objects of its own node only; its token is of '
-    + (variables.node == '' ? 'no node: run it in a pod, or set admission.requireNodeName of the chart to false'
-    : 'node ' + variables.node + ', and the object is not')
+: variables.isOfNode
+{{- if not .root.Values.admission.requireNodeName }} && variables.node != ''{{ end }}
+&& (variables.node == '' || variables.node != {{ .nodeName }})
+? request.userInfo.username + ' may change objects of its own node only; its token is of '
++ (variables.node == '' ? 'no node: run it in a pod, or set admission.requireNodeName of the chart to false'
+: 'node ' + variables.node + ', and the object is not')
 {{- end }}
+{{- end -}}
+
+{{/* The validation of a policy. Its variable `refusal` is the reason for which the request is refused, or ''; `oversteps` is
+     whether a role changes fields that it may not. There is one validation for all reasons, and its message compares no
+     fields: the API server computes the messages of all validations, and the variables in them once more, even where
+     nothing is refused. Arguments: kind. */}}
+{{- define "hotnic.admission.validation" -}}
+- expression: >-
+    variables.refusal == '' && !variables.oversteps
+  reason: Forbidden
+  message: hotnic does not allow this change
+  messageExpression: >-
+    '{{ .kind }} ' + request.namespace + '/' + request.name + ': ' + (variables.refusal != '' ? variables.refusal
+    : request.userInfo.username + ' may not change these fields of the spec or of the status')
 {{- end -}}
 
 {{/* CEL: a list of names as text. The API server drops a message of more than 5 KiB. */}}

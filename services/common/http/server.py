@@ -180,8 +180,8 @@ def _guard(handle: Any) -> Any:
 
     A header that is no text is answered with 400, as the parser does for other characters. It keeps such bytes as
     surrogates, which cannot be sent, logged or put into a span, and fails itself to quote them of an ``Expect``.
-    A connection ends with a request in chunks: the trailers behind them would become headers of the next request, which
-    may be another user's and which the aggregation layer has authenticated.
+    A connection ends with a request whose end aiohttp finds elsewhere than other servers do: the rest would become the
+    next request, or headers of it, which may be another user's and which the aggregation layer has authenticated.
     """
 
     async def check(request: web.BaseRequest) -> web.StreamResponse:
@@ -202,8 +202,16 @@ def _guard(handle: Any) -> Any:
 
 
 def _is_last(request: web.BaseRequest) -> bool:
-    """Return whether the connection ends with a request."""
-    return hdrs.TRANSFER_ENCODING in request.headers or is_of_replaced_ca(request)
+    """Return whether the connection ends with a request.
+
+    aiohttp takes the trailers behind chunks, and the body of ``CONNECT`` or behind ``Upgrade``, for what comes next.
+    """
+    return (
+        hdrs.TRANSFER_ENCODING in request.headers
+        or hdrs.UPGRADE in request.headers
+        or request.method == hdrs.METH_CONNECT
+        or is_of_replaced_ca(request)
+    )
 
 
 def route_of(request: web.Request) -> str | None:

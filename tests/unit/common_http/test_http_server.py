@@ -250,6 +250,33 @@ async def test_a_trailer_does_not_become_a_header_of_the_next_request(path: str,
     assert handled in ([], [path])
 
 
+@pytest.mark.parametrize("head", [b"", b"Upgrade: tcp\r\nConnection: Upgrade\r\n", b"Upgrade: websocket\r\n"])
+@pytest.mark.parametrize("method", ["CONNECT", "PUT", "GET", "OPTIONS", "PROPFIND", "TRACE"])
+@pytest.mark.parametrize("path", ["/stream", "/none", "a:1"])
+async def test_a_body_does_not_become_the_next_request(method: str, path: str, head: bytes) -> None:
+    """Go passes a body on with any method; the aggregation layer has authenticated the connection, not the body."""
+    handled = []
+
+    async def handle(request: web.Request) -> web.Response:
+        handled.append(request.headers.get("X-Remote-User"))
+        return web.Response()
+
+    app = plain_app()
+    app.router.add_route("*", "/stream", handle)
+    inner = b"PUT /stream HTTP/1.1\r\nHost: a\r\nX-Remote-User: admin\r\nContent-Length: 0\r\n\r\n"
+    async with serve(app, "127.0.0.1:0") as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        length = f"Content-Length: {len(inner)}\r\n\r\n".encode()
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: a\r\n".encode() + head + length + inner)
+        writer.write(b"GET /end HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(50):
+            answer = await reader.read()
+        writer.close()
+    assert answer
+    assert "admin" not in handled
+
+
 @pytest.mark.parametrize("form", ["status", "text"])
 def test_an_error_that_quotes_what_is_no_text_is_still_a_response(form: ErrorFormat) -> None:
     response = error_response(StatusError(404, None, "no such path: \udcff"), form)

@@ -184,9 +184,11 @@ def span_exporter(target: OtlpTarget) -> SpanExporter:
 
 
 def bounded_session() -> "requests.Session":
-    """Return a session that reads at most ``MAX_ANSWER`` bytes of an answer, and does not decompress them.
+    """Return a session that reads at most ``MAX_ANSWER`` bytes of an answer, does not decompress them, and fails on a
+    redirect.
 
-    The exporter's own one reads the whole answer, although it needs only the status.
+    The exporter's own one reads the whole answer, although it needs only the status. The exporter follows no redirect,
+    and would take one for a success.
     """
     import requests
     from requests.adapters import HTTPAdapter
@@ -199,6 +201,10 @@ def bounded_session() -> "requests.Session":
             finally:
                 # A connection whose answer was read to its end is in the pool again.
                 resp.close()
+            if 300 <= resp.status < 400:
+                raise requests.exceptions.TooManyRedirects(
+                    f"the collector answers with {resp.status}, a redirect, which is not followed; use its own address"
+                )
             headers = {name: value for name, value in resp.headers.items() if name.lower() not in _FRAMING}
             bounded = HTTPResponse(
                 BytesIO(body), headers=headers, status=resp.status, reason=resp.reason, preload_content=False

@@ -64,11 +64,12 @@ class Received:
 
 
 @contextlib.contextmanager
-def http_receiver(answer: bytes = b"", encoding: str = "") -> Iterator[tuple[str, Received]]:
+def http_receiver(answer: bytes = b"", encoding: str = "", status: int = 200) -> Iterator[tuple[str, Received]]:
     """Provide a receiver of OTLP over HTTP: its URL and what it received.
 
     :param answer: the body of each answer.
     :param encoding: its ``Content-Encoding``.
+    :param status: its status.
     """
     received = Received()
 
@@ -81,8 +82,9 @@ def http_receiver(answer: bytes = b"", encoding: str = "") -> Iterator[tuple[str
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             received.add(self.path, pb.ExportTraceServiceRequest.FromString(body))
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/x-protobuf")
+            self.send_header("Location", "/elsewhere")
             if encoding:
                 self.send_header("Content-Encoding", encoding)
             self.send_header("Content-Length", str(len(answer)))

@@ -235,6 +235,14 @@ def test_a_collectors_answer_is_not_decompressed(size: int) -> None:
             assert session.post(other, body).content == (sent * 10)[:MAX_ANSWER]
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 304, 307, 308])
+def test_spans_that_a_collector_redirects_are_not_delivered(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    with http_receiver(status=status) as (url, received):
+        assert export_two(span_exporter(OtlpTarget(HTTP, url))) == [SpanExportResult.FAILURE] * 2
+    assert len(received.paths) == 2
+    assert f"answers with {status}, a redirect" in caplog.text
+
+
 def test_a_large_answer_over_grpc_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # The exporter tries again until then.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")

@@ -178,8 +178,9 @@ def test_times_are_normalized(text: str, wanted: str) -> None:
     assert bool(history_of(Requested(OP), text).reached) == bool(wanted)
 
 
-def test_size_of_an_entry_is_bounded_for_oversized_events() -> None:
-    oversized = Failed(OP, at=Stage.GUEST_ATTACHED, reason="R" * 9000, message="m" * 60000, attempt=2**40)
+@pytest.mark.parametrize("attempt", [2**40, 10**4000, -(10**4000)])
+def test_size_of_an_entry_is_bounded_for_oversized_events(attempt: int) -> None:
+    oversized = Failed(OP, at=Stage.GUEST_ATTACHED, reason="R" * 9000, message="m" * 60000, attempt=attempt)
     whole: list[Event] = [Requested(OP), PodAnnotated(OP), MultusAttached(OP), GuestAttached(OP), oversized]
     stored = build_entry(
         nic_status(Stage.POD_ANNOTATED), "v" * 36, "p" * 36, None, history_of_events(*((one, 1) for one in whole))

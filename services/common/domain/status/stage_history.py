@@ -14,6 +14,7 @@ from schemas.stages import Stage, stage_path
 
 MAX_MESSAGE = 1024
 MAX_REASON = 64
+MAX_ATTEMPT = 2**31 - 1
 WAITING_PREFIX = "WaitingFor"
 """Prefix of generic reasons from objects; a reason from an event replaces them."""
 
@@ -24,11 +25,12 @@ def history_of(event: Event, time: str) -> StageHistory:
     :param time: ``ce-time`` of the event; a malformed time gives no stage a time.
     """
     when = normalize_time(time)
+    # Bounded as the texts are, so that an entry of the bucket stays below its size limit: a number has up to 4,300 digits.
+    attempt = max(0, min(event.attempt, MAX_ATTEMPT))
     if isinstance(event, Failed):
-        # Bounded, so that an entry of the bucket stays below its size limit.
         reason, message = event.reason[:MAX_REASON], event.message[:MAX_MESSAGE]
-        return StageHistory(last_failure=LastFailure(when, event.attempt, event.at, reason, message))
-    return StageHistory({event.stage: StageReached(when, event.attempt)}) if when else StageHistory()
+        return StageHistory(last_failure=LastFailure(when, attempt, event.at, reason, message))
+    return StageHistory({event.stage: StageReached(when, attempt)}) if when else StageHistory()
 
 
 def merge(one: StageHistory, other: StageHistory) -> StageHistory:

@@ -1,5 +1,6 @@
 """Credentials (client certificates, tokens, token files, exec plugins, service accounts) and their refresh."""
 
+import base64
 import os
 import ssl
 import stat
@@ -196,6 +197,57 @@ async def test_a_replaced_ca_is_used_without_a_401(tmp_path: Path) -> None:
         assert access.ssl is not None
         assert ssl.PEM_cert_to_DER_cert(trusts.decode()) in access.ssl.get_ca_certs(binary_form=True)
     assert access.ssl is not first
+
+
+def oidc(tmp_path: Path, issuer: str, expires: int) -> dict[str, Any]:
+    """Return a user with an OpenID Connect provider."""
+    claims = base64.urlsafe_b64encode(msgspec.json.encode({"exp": expires})).decode().rstrip("=")
+    config = {"client-id": "kube", "client-secret": "s", "idp-issuer-url": issuer, "refresh-token": "r"}
+    return {"auth-provider": {"name": "oidc", "config": {**config, "id-token": f"a.{claims}.c"}}}
+
+
+async def test_no_token_of_an_oidc_provider_is_refreshed(tmp_path: Path, recorded: Any, make_kubeconfig: Any) -> None:
+    """The library sends the refresh token and the client's secret to whoever answers, whatever its certificate."""
+    asked = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.headers.get("Authorization"))
+        return web.json_response({"token_endpoint": "https://elsewhere"})
+
+    path = tmp_path / "config"
+    async with tls_server(tmp_path, recorded, answer) as (server, _):
+        path.write_bytes(make_kubeconfig("https://127.0.0.1:1", oidc(tmp_path, server, 4_000_000_000)))
+        access = ClusterAccess(str(path), environ=HOME)
+        await access.load()
+        assert (await access.headers())["Authorization"].startswith("Bearer a.")
+        content = make_kubeconfig("https://127.0.0.1:1", oidc(tmp_path, server, 1_000_000_000))
+        path.write_bytes(content)
+        with pytest.raises(KubeconfigError, match="let kubectl do that "):
+            await ClusterAccess(str(path), environ=HOME).load()
+    assert not asked
+    assert path.read_bytes() == content
+
+
+async def test_a_removed_auth_provider_is_refused(tmp_path: Path, make_kubeconfig: Any) -> None:
+    """The library's one of Google Cloud runs a command."""
+    path, ran = tmp_path / "config", tmp_path / "ran"
+    user = {"auth-provider": {"name": "gcp", "config": {"cmd-path": "/bin/touch", "cmd-args": str(ran)}}}
+    path.write_bytes(make_kubeconfig("https://127.0.0.1:1", user))
+    with pytest.raises(KubeconfigError, match="auth-provider gcp is not supported"):
+        await ClusterAccess(str(path), environ=HOME).load()
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("user", [{"token": "secret"}, {"username": "u", "password": "p"}])
+async def test_no_credentials_are_sent_in_plain_text(
+    tmp_path: Path, make_kubeconfig: Any, user: dict[str, str]
+) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(make_kubeconfig("http://192.0.2.1:8080", user))
+    with pytest.raises(KubeconfigError, match="use https"):
+        await ClusterAccess(str(path), environ=HOME).load()
+    path.write_bytes(make_kubeconfig("http://192.0.2.1:8080"))
+    await ClusterAccess(str(path), environ=HOME).load()
 
 
 @pytest.mark.parametrize(

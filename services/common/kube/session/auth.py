@@ -1,6 +1,6 @@
 """Address of the cluster and credentials: kubeconfig files as kubectl reads them, or the pod's service account.
 
-kubernetes_asyncio reads files, runs exec plugins and refreshes tokens. This module turns its configuration into a base
+kubernetes_asyncio reads files and runs exec plugins. This module turns its configuration into a base
 URL, an SSL context and request headers, and reads it again after a 401.
 Next: :mod:`services.common.kube.session.transport`, which sends requests with them.
 """
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from schemas.inputs import printable
 from services.common.kube.errors import KubeconfigError
 from services.common.kube.session.lean import KubernetesAsyncio, load
 from services.common.node.files import stamps
@@ -29,6 +30,8 @@ RELOAD_INTERVAL = 60.0
 LOAD_DEADLINE = 30.0
 """Seconds for reading the configuration, including a run of its exec plugin or a request to its identity provider."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_OIDC = "oidc"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _log = logging.getLogger("hotnic.kube")
 
@@ -148,6 +151,11 @@ class ClusterAccess:
         self.server = configuration.host.rstrip("/")
         self.server_hostname = configuration.tls_server_name or None
         self.proxy = configuration.proxy or self._find_proxy()
+        if not self.server.startswith("https") and configuration.api_key and not self._is_loopback():
+            raise KubeconfigError(
+                f"cannot use {self._describe_source()}: credentials are not sent to {self.server}, where everybody "
+                "on the way can read them; use https"
+            )
         if self.server.startswith("https"):
             files = _tls_files(configuration)
             # aiohttp pools connections by SSL context, so a new context is made only if a certificate has changed.
@@ -170,11 +178,26 @@ class ClusterAccess:
             return
         if not _existing_files(paths):
             raise KubeconfigError(f"no such kubeconfig: {paths}")
-        self._loader = await self._library.kube_config.load_kube_config(
-            config_file=paths,
-            context=self._context_name or _current_context(paths),
-            client_configuration=configuration,
+        merged = self._library.kube_config.KubeConfigMerger(paths).config
+        _forget_refresh_tokens(merged)
+        self._loader = self._library.kube_config.KubeConfigLoader(
+            merged, self._context_name or _current_context(paths), config_base_path=None
         )
+        provider = self._loader.provider
+        if provider not in (None, _OIDC):
+            raise KubeconfigError(
+                f"cannot use {paths}: the auth-provider {printable(str(provider))} is not supported, as in kubectl; "
+                "use an exec plugin"
+            )
+        try:
+            await self._loader.load_and_set(configuration)
+        except self._library.config_error as error:
+            if provider != _OIDC:
+                raise
+            raise KubeconfigError(
+                f"cannot use {paths}: {error}. hotnic refreshes no tokens of the auth-provider {_OIDC}: let kubectl do that "
+                "(kubectl get --raw /version), or use an exec plugin"
+            ) from error
         current = self._loader.current_context or {}
         self.context = current.get("name")
         self.namespace = current.get("context", {}).get("namespace") or "default"
@@ -192,13 +215,24 @@ class ClusterAccess:
         namespace = self._service_account / "namespace"
         self.namespace = namespace.read_text().strip() if namespace.is_file() else "default"
 
+    def _is_loopback(self) -> bool:
+        return urlsplit(self.server).hostname in _LOOPBACK
+
     def _find_proxy(self) -> str | None:
         # Resolved once, not per request. Loopback and the hosts of NO_PROXY use no proxy.
         parts = urlsplit(self.server)
         host = parts.hostname or ""
-        if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host):
+        if self._is_loopback() or urllib.request.proxy_bypass(host):
             return None
         return urllib.request.getproxies().get(parts.scheme)
+
+
+def _forget_refresh_tokens(merged: Any) -> None:
+    """Keep the library from refreshing tokens of an OpenID Connect provider: it does not verify its certificate."""
+    for user in merged.value["users"]:
+        match user.value:
+            case {"user": {"auth-provider": {"config": dict(config)}}}:
+                config.pop("refresh-token", None)
 
 
 def _tls_files(configuration: Any) -> tuple[Any, ...]:

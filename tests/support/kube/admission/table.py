@@ -267,6 +267,11 @@ def _own_rows() -> Iterator[Row]:
     token = serving | {"metadata": serving["metadata"] | {"annotations": account}}
     token |= {"type": "kubernetes.io/service-account-token"}
     yield row(subject, "create it as the token of an account", path, token, "users", method="POST")
+    path = f"{path}/{RELEASE}-api-tls"
+    yield row(subject, "write a certificate into it", path, {"data": {"tls.crt": "YQ=="}}, "users api")
+    yield row(subject, "write another key into it", path, {"data": {"release": "YQ=="}}, "users")
+    yield row(subject, "add a label to it", path, {"metadata": {"labels": {"owner": "helm"}}}, "users")
+    yield row(subject, "add an annotation to it", path, annotate(note="x"), "users")
     subject, path = "Lease in hotnic's namespace", f"/apis/coordination.k8s.io/v1/namespaces/{RELEASE}/leases"
     lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "hotnic-controller"}}
     yield row(subject, "create that of the controller", path, lease, "users controller", method="POST")
@@ -274,6 +279,7 @@ def _own_rows() -> Iterator[Row]:
     yield row(subject, "create another one", path, lease, "users", method="POST")
     subject, path = "APIService", f"/apis/apiregistration.k8s.io/v1/apiservices/{API_SERVICE}"
     yield row(subject, "set its `caBundle`", path, {"spec": {"caBundle": "YQ=="}}, "users api")
+    yield row(subject, "add a label to it", path, {"metadata": {"labels": {"owner": "helm"}}}, "users")
     yield row(subject, "lead it to another Service", path, {"spec": {"service": {"name": "other"}}}, "users")
 
 

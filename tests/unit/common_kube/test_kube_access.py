@@ -222,7 +222,7 @@ async def test_no_token_of_an_oidc_provider_is_refreshed(tmp_path: Path, recorde
         assert (await access.headers())["Authorization"].startswith("Bearer a.")
         content = make_kubeconfig("https://127.0.0.1:1", oidc(tmp_path, server, 1_000_000_000))
         path.write_bytes(content)
-        with pytest.raises(KubeconfigError, match="let kubectl do that "):
+        with pytest.raises(KubeconfigError, match="let kubectl do that"):
             await ClusterAccess(str(path), environ=HOME).load()
     assert not asked
     assert path.read_bytes() == content

@@ -195,8 +195,8 @@ class ClusterAccess:
             if provider != _OIDC:
                 raise
             raise KubeconfigError(
-                f"cannot use {paths}: {error}. hotnic refreshes no tokens of the auth-provider {_OIDC}: let kubectl do that "
-                "(kubectl get --raw /version), or use an exec plugin"
+                f"cannot use {paths}: {error}. hotnic refreshes no tokens of the auth-provider {_OIDC}: let kubectl do "
+                "that (kubectl get --raw /version), or use an exec plugin"
             ) from error
         current = self._loader.current_context or {}
         self.context = current.get("name")

@@ -27,10 +27,12 @@ MAX_POD_NIC_BYTES = 8 * 1024
 Kubernetes limits all annotations of a pod to 256 KiB together, and a guest has up to about 25 NICs.
 """
 
+_ID = re.compile(r"[!-~]{1,64}")
+"""It is sent in headers of HTTP and of messages."""
 _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 """The reason of a failure, which becomes the reason of a Kubernetes Event."""
 _SECONDS = len("2026-11-23T10:00:00")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", re.ASCII)
 """A time of :attr:`Operation.requested_at`, in UTC. Up to the second, such times sort as text."""
 _HASHED = re.compile(rf"pod[0-9a-f]{{{HASH_DIGITS}}}")
 _NAMESPACE = uuid.UUID("6f1c8f0a-7d0e-5f33-9c55-0b7a2e3f9d11")
@@ -284,10 +286,8 @@ def _is_copy(operation: Operation, meta: ObjectMeta) -> bool:
         return operation.holder not in (None, meta.uid)
     # Of an earlier version. An operation that came with the object, such as one of a backup, was requested before the
     # object was created; a legitimate one after that, and always with a time.
-    created = meta.creation_timestamp
-    return created is not None and not (
-        _TIME.match(operation.requested_at or "") and (operation.requested_at or "")[:_SECONDS] >= created[:_SECONDS]
-    )
+    created, requested = meta.creation_timestamp, operation.requested_at or ""
+    return created is not None and not (_TIME.fullmatch(requested) and requested[:_SECONDS] >= created[:_SECONDS])
 
 
 def read_operation_of_link(annotations: Mapping[str, str], pod_interface: str) -> Operation | None:
@@ -323,6 +323,8 @@ def _decode_operation(text: str | None) -> Operation | None:
         return None
     try:
         operation = _operation_decoder.decode(text)
+        if not _ID.fullmatch(operation.id):
+            raise reject(Edge.ANNOTATION, RejectReason.INVALID, f"no id of an operation: {operation.id}")
         if operation.failed is not None and not _REASON.fullmatch(operation.failed):
             raise reject(Edge.ANNOTATION, RejectReason.INVALID, f"no reason of a failure: {operation.failed}")
     except RejectedInput:

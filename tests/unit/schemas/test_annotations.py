@@ -88,6 +88,14 @@ def test_operation_whose_failure_has_no_reason_counts_as_absent(reason: str) -> 
     assert operations.read_operation(annotations, "iface1") == operation(failed="NoFreeSlot")
 
 
+@pytest.mark.parametrize("text", ["", "x" * 65, "a b", "a\r\nb: c", "1\n", "ü"])
+def test_operation_whose_id_is_no_id_counts_as_absent(text: str) -> None:
+    """The id becomes a header of HTTP and of messages, which the receivers bound."""
+    written = msgspec.structs.replace(operation(), id=text)
+    annotations = {operations.operation_key("iface1"): operations.encode_annotation(written)}
+    assert operations.read_operation(annotations, "iface1") is None
+
+
 def test_operation_of_another_interface_counts_as_absent() -> None:
     text = operations.encode_annotation(Operation("1", OperationKind.PLUG, "other"))
     assert operations.read_operation({operations.operation_key("iface1"): text}, "iface1") is None

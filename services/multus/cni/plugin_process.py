@@ -119,9 +119,12 @@ class PluginProcesses:
                     os.pread(files[2], MAX_OUTPUT, 0),
                     code == -signal.SIGKILL and run.cgroup is not None and run.cgroup.is_out_of_memory(),
                 )
+            except FloodError:
+                run.kill_rest()
+                raise
             finally:
                 # What the plugin leaves running must not fill the memory with output that nobody reads.
-                limited = [_stop_growth(file) for file in files[1:]]
+                limited = [limit_size(file) for file in files[1:]]
                 if not all(limited):
                     run.kill_rest()
                 run.release()
@@ -262,7 +265,7 @@ class _FloodWatch:
         self.found = True
         self._kill()
         for file in self._files:
-            _stop_growth(file)
+            limit_size(file)
 
 
 @contextlib.contextmanager
@@ -328,10 +331,21 @@ def _fill(descriptor: int, data: bytes) -> None:
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
 
 
-def _stop_growth(descriptor: int) -> bool:
-    """Let a memory file grow no more; return whether that is so: a plugin can forbid it (``F_SEAL_SEAL``)."""
+def limit_size(descriptor: int) -> bool:
+    """Let a memory file have at most ``MAX_OUTPUT`` bytes from now on.
+
+    A hole that a plugin has made in it must go, too: whoever writes into it makes the file no larger.
+
+    :return: whether that is so: a plugin can forbid it (``F_SEAL_SEAL``, ``F_SEAL_SHRINK``).
+    """
     try:
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
     except OSError:
-        return bool(fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_GROW)
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_GROW:
+            return False
+    try:
+        if os.fstat(descriptor).st_size > MAX_OUTPUT:
+            os.ftruncate(descriptor, MAX_OUTPUT)
+    except OSError:
+        return False
     return True

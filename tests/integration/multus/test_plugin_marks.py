@@ -13,7 +13,7 @@ import pytest
 from schemas.multus import PLUGIN_MARK
 from services.multus.cni.plugin_cgroups import PREFIX, PluginCgroups
 from services.multus.cni.plugin_marks import join, kill_marked, new_mark
-from services.multus.cni.plugin_process import FloodError, PluginProcesses
+from services.multus.cni.plugin_process import MAX_OUTPUT, FloodError, PluginProcesses, limit_size
 
 MANY = 5000
 
@@ -81,6 +81,15 @@ async def test_a_process_that_guesses_marks_is_neither_moved_nor_killed(
     assert {len(first), len(second)} == {32}
 
 
+async def until_gone(pid: str) -> None:
+    """Wait until a process has ended."""
+    left = Path("/proc") / pid / "cmdline"
+    async with asyncio.timeout(60):
+        # Until it is reaped, or has no memory any more.
+        while left.exists() and left.read_bytes():  # noqa: ASYNC110 (another process ends)
+            await asyncio.sleep(0.01)
+
+
 SEAL = """
 import fcntl, os, sys, time
 for stream in (1, 2): fcntl.fcntl(stream, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
@@ -106,6 +115,35 @@ async def test_a_plugin_that_seals_its_output_does_not_escape_the_limit(
             await asyncio.sleep(0.01)
 
 
+async def test_what_a_plugin_leaves_cannot_write_into_the_hole_that_it_has_made(tmp_path: Path) -> None:
+    """It ends before anybody looks, and the size of its output is over the limit, but takes no memory yet."""
+    pid = tmp_path / "pid"
+    work = f"""
+import os, time
+os.ftruncate(1, 64 << 20)
+if os.fork() == 0:
+    with open("{pid}.new", "w") as file: file.write(str(os.getpid()))
+    os.rename("{pid}.new", "{pid}")
+    time.sleep(600)
+while not os.path.exists("{pid}"): pass
+"""
+    processes = PluginProcesses(root=None, cgroups=None, mark=PLUGIN_MARK)
+    with pytest.raises(FloodError):
+        async with asyncio.timeout(60):
+            await processes.run(plugin(tmp_path / "p", work), {"PATH": os.environ["PATH"]}, b"")
+    await until_gone(pid.read_text())
+
+
+def test_a_file_with_a_hole_is_cut(tmp_path: Path) -> None:
+    file = os.memfd_create("out", os.MFD_ALLOW_SEALING)
+    os.ftruncate(file, 64 << 20)
+    assert limit_size(file)
+    assert os.fstat(file).st_size == MAX_OUTPUT
+    with pytest.raises(PermissionError):
+        os.pwrite(file, b"x", MAX_OUTPUT)
+    os.close(file)
+
+
 @pytest.mark.parametrize("join_after", [0.1, 60.0])
 async def test_what_a_plugin_leaves_with_output_that_cannot_be_limited_is_killed(
     tmp_path: Path, parent: Path, join_after: float
@@ -123,8 +161,4 @@ print("fine")"""
     cgroups = PluginCgroups(parent, join_after=join_after)
     finished = await PluginProcesses(root=None, cgroups=cgroups, mark=PLUGIN_MARK).run(program, {}, b"")
     assert (finished.code, finished.out) == (0, b"fine\n")
-    left = Path("/proc") / pid.read_text() / "cmdline"
-    async with asyncio.timeout(60):
-        # Until it is reaped, or has no memory any more.
-        while left.exists() and left.read_bytes():  # noqa: ASYNC110 (another process ends)
-            await asyncio.sleep(0.01)
+    await until_gone(pid.read_text())

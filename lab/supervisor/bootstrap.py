@@ -50,6 +50,7 @@ COLLECTIONS: Final = {
     "CustomResourceDefinition": "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
     "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+    "PriorityLevelConfiguration": "/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations",
     "FlowSchema": "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas",
     "APIService": "/apis/apiregistration.k8s.io/v1/apiservices",
     "NetworkAttachmentDefinition": ("/apis/k8s.cni.cncf.io/v1/namespaces/{namespace}/network-attachment-definitions"),

@@ -25,7 +25,8 @@ from services.common.kube.client import Kube
 CHART: Final = Path(__file__).resolve().parents[3] / "k8s"
 RIGHTS: Final = (
     *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
-    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "FlowSchema"),
+    *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+    *("PriorityLevelConfiguration", "FlowSchema"),
 )
 """The kinds of the chart's objects that give or restrict rights, and those that give the roles' requests priority."""
 

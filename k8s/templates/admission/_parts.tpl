@@ -15,6 +15,19 @@
 {{- if or (kindIs "invalid" .Values.admission.enabled) .Values.admission.enabled -}}true{{- end -}}
 {{- end -}}
 
+{{/* The match conditions of a policy that is there wherever roles are restricted. Arguments: root. */}}
+{{- define "hotnic.admission.conditions" -}}
+- name: not-trusted
+  expression: >-
+    {{- include "hotnic.admission.untrusted" . | nindent 4 }}
+{{- if not (include "hotnic.admission.enabled" .) }}
+# Users, KubeVirt and other software change the objects as they like.
+- name: of-a-role
+  expression: >-
+    request.userInfo.username in {{ include "hotnic.admission.allAccounts" . }}
+{{- end }}
+{{- end -}}
+
 {{/* What each role writes: by object, then by role. A key that ends with a dot or a slash is a prefix. Annotations hotnic.io/
      may be removed by everybody. The apply.py of each role and services/common/domain/spec_patch.py build the patches. */}}
 {{- define "hotnic.admission.rights" -}}

@@ -16,8 +16,10 @@ from tests.support.interop.chart import ROLES, VALUE_SETS, find, objects, render
 
 POLICY, BINDING = "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"
 SUBJECTS = {"pods", "bindings", "vmis", "vms", "networks", "events", "own-objects"}
-OF_ACCOUNTS = {"pods", "events", "own-objects"}
+OF_ACCOUNTS = {"pods", "vmis", "vms", "events", "own-objects"}
 """The policies that restrict hotnic's own accounts, also beside KubeVirt."""
+OF_NODE_ROLES = OF_ACCOUNTS - {"vmis", "vms"}
+"""Those that are there without api and controller."""
 ANNOTATIONS = {
     NETWORKS,
     NETWORK_STATUS,
@@ -51,10 +53,10 @@ def rights(found: list[dict[str, Any]], name: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize("name", VALUE_SETS)
 def test_all_policies_are_there_where_hotnic_owns_the_vms_and_elsewhere_those_of_its_accounts(name: str) -> None:
     found = rendered(name)
-    owner = name not in ("multus", "multus-and-networks", "beside-kubevirt")
+    others = {"multus": OF_NODE_ROLES, "multus-and-networks": OF_NODE_ROLES, "beside-kubevirt": OF_ACCOUNTS}.get(name)
     prefix = "hotnic-nics" if name == "all-options" else "hotnic"
-    assert set(policies(found)) == {f"{prefix}-{subject}" for subject in (SUBJECTS if owner else OF_ACCOUNTS)}
-    for subject in () if owner else OF_ACCOUNTS:
+    assert set(policies(found)) == {f"{prefix}-{subject}" for subject in others or SUBJECTS}
+    for subject in others or ():
         # KubeVirt and users are not restricted: the policy is asked for requests of hotnic's accounts alone.
         [condition] = [
             one for one in policies(found)[f"hotnic-{subject}"]["matchConditions"] if one["name"] == "of-a-role"

@@ -98,9 +98,12 @@ class GuardedCluster:
         """Return the policies as the API server has them."""
         return self.plane.items(POLICY)
 
-    def apply(self, *values: str) -> None:
-        """Create or replace the policies, and return once their types are checked."""
-        wanted = policies(*values)
+    def apply(self, *values: str, choice: str = "everything") -> None:
+        """Create or replace the policies, and return once their types are checked.
+
+        :param choice: the set of values with which the chart is rendered.
+        """
+        wanted = policies(*values, choice=choice)
         self.plane.kubectl("apply", "--server-side", "--filename", write(self.plane, "policies", wanted))
 
         def checked() -> bool:
@@ -113,13 +116,14 @@ class GuardedCluster:
         until(checked, lambda: f"the policies are checked: {[one.get('status') for one in self.policies()]}")
 
 
-def policies(*values: str) -> list[Object]:
+def policies(*values: str, choice: str = "everything") -> list[Object]:
     """Return the policies of the chart and their bindings.
 
     :param values: further values, as helm's ``--set`` takes them.
+    :param choice: the set of values with which the chart is rendered.
     """
     sets = [part for value in (*VALUES, *values) for part in ("--set", value)]
-    rendered = objects(render(*VALUE_SETS["everything"], *sets))
+    rendered = objects(render(*VALUE_SETS[choice], *sets))
     return [item for item in rendered if item["kind"] in (POLICY, BINDING)]
 
 

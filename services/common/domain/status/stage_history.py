@@ -25,7 +25,7 @@ def history_of(event: Event, time: str) -> StageHistory:
     :param time: ``ce-time`` of the event; a malformed time gives no stage a time.
     """
     when = normalize_time(time)
-    # Bounded as the texts are, so that an entry of the bucket stays below its size limit: a number may have 4,300 digits.
+    # Bounded like the texts, so that an entry of the bucket stays below its size limit: numbers may have 4,300 digits.
     attempt = max(0, min(event.attempt, MAX_ATTEMPT))
     if isinstance(event, Failed):
         reason, message = event.reason[:MAX_REASON], event.message[:MAX_MESSAGE]

@@ -339,11 +339,8 @@ def limit_size(descriptor: int) -> bool:
     :return: whether that is so: a plugin can forbid it (``F_SEAL_SEAL``, ``F_SEAL_SHRINK``).
     """
     try:
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-    except OSError:
         if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_GROW:
-            return False
-    try:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
         if os.fstat(descriptor).st_size > MAX_OUTPUT:
             os.ftruncate(descriptor, MAX_OUTPUT)
     except OSError:

@@ -23,7 +23,7 @@ from services.common.domain.eligibility import (
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
 from services.common.domain.spec_patch import InterfaceLists, build_patch, template_spec_holder, vmi_spec_holder
-from services.common.domain.status_interfaces import DOMAIN
+from services.common.domain.status_interfaces import DOMAIN, parse_tokens
 from services.common.domain.template import (
     DesiredInterface,
     TemplateInterfaces,
@@ -51,7 +51,8 @@ def undo_failed(
     """Start the unplug of interfaces whose plug has failed permanently; it continues the trace of the plug.
 
     An interface that was plugged through the template becomes ``absent`` in the template as well. An interface that the
-    template had when the VM started stays in the template: the next start may have room for it.
+    template had when the VM started stays in the template: the next start may have room for it. A plug whose device is in
+    the domain has not failed: the handler gives a plug up before it attaches anything.
     """
     meta = nics.vmi.metadata
     started: list[StartedOperation] = []
@@ -60,6 +61,8 @@ def undo_failed(
         if plug is None or plug.kind is not OperationKind.PLUG or plug.failed is None:
             continue
         if interface.state == ABSENT or name in observed.refused_interfaces:
+            continue
+        if DOMAIN in parse_tokens(nics.status_entries.get(name, {})):
             continue
         # `failed` is copied, so that the reason stays readable after the plug's operation is overwritten.
         undo = Operation(

@@ -319,6 +319,14 @@ def test_failed_plug_is_undone(vm: VirtualMachine | None, on_vm: bool) -> None:
     assert (start.vm is not None) == on_vm
 
 
+def test_no_plug_has_failed_whose_device_is_in_the_domain() -> None:
+    """A node that says so later would take an interface out of the VM's template."""
+    status = [{"name": "iface1", "infoSource": "domain, multus-status"}]
+    vmi = objects.vmi(IFACE, owned=True, annotations=annotations_of(FAILED), status=status)
+    observed = observation(objects.vm(IFACE, annotations=annotations_of(PLUG)), vmi, annotated(), enabled=False)
+    assert not [action for action in plan(observed) if isinstance(action, WarnUser | StartOperations)]
+
+
 @pytest.mark.parametrize("nics", [[({"bridge": {}}, {"name": "x"})], [objects.nic(f"n{n}") for n in range(200)]])
 def test_malformed_template_is_reported_and_the_vmi_is_still_reconciled(nics: list[Any]) -> None:
     broken = objects.vm(*nics)

@@ -190,10 +190,10 @@ def _check_counts(result: CniResult) -> None:
     """Refuse a result with more than anything needs: links are compared with addresses, and addresses with routes."""
     check_count(Edge.CNI, len(result.interfaces), MAX_LINKS, f"it has {len(result.interfaces)} links")
     dns = result.dns
-    lists = {"addresses": result.ips, "routes": result.routes}
-    lists |= {"name servers": dns.nameservers, "search domains": dns.search, "resolver options": dns.options}
-    for name, items in lists.items():
-        check_count(Edge.CNI, len(items or ()), MAX_ADDRESSES, f"it has {len(items or ())} {name}")
+    counts = {"addresses": len(result.ips), "routes": len(result.routes), "name servers": len(dns.nameservers or ())}
+    counts |= {"search domains": len(dns.search or ()), "resolver options": len(dns.options or ())}
+    for name, count in counts.items():
+        check_count(Edge.CNI, count, MAX_ADDRESSES, f"it has {count} {name}")
 
 
 def _from_early(result: EarlyResult) -> CniResult:

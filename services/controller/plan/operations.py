@@ -51,8 +51,8 @@ def undo_failed(
     """Start the unplug of interfaces whose plug has failed permanently; it continues the trace of the plug.
 
     An interface that was plugged through the template becomes ``absent`` in the template as well. An interface that the
-    template had when the VM started stays in the template: the next start may have room for it. A plug whose device is in
-    the domain has not failed: the handler gives a plug up before it attaches anything.
+    template had when the VM started stays in the template: the next start may have room for it. A plug whose device is
+    in the domain has not failed: the handler gives a plug up before it attaches anything.
     """
     meta = nics.vmi.metadata
     started: list[StartedOperation] = []

@@ -129,10 +129,11 @@ system:serviceaccount:{{ .root.Release.Namespace }}:{{ include "hotnic.fullname"
 {{- end -}}
 {{- end -}}
 
-{{/* CEL: whether two maps are the same but for some keys. Arguments: one, other (expressions), but (a list). */}}
+{{/* CEL: whether two maps are the same but for some keys. Arguments: one, other (expressions), but (a list), added (a list:
+     keys that only the first one may have; optional). */}}
 {{- define "hotnic.admission.same" -}}
 {{- $but := include "hotnic.admission.list" .but -}}
-({{ .one }}.all(key, key in {{ $but }} || (key in {{ .other }} && {{ .one }}[key] == {{ .other }}[key]))
+({{ .one }}.all(key, key in {{ $but }} || (key in {{ .other }} ? {{ .one }}[key] == {{ .other }}[key] : {{ if .added }}key in {{ include "hotnic.admission.list" .added }}{{ else }}false{{ end }}))
 && {{ .other }}.all(key, key in {{ $but }} || key in {{ .one }}))
 {{- end -}}
 

@@ -235,6 +235,9 @@ class Projector:
                     history = merge(history, self._history(*key, nic_status.operation, pod_uid, node))
             # Stage times from before this process started are in the stored entry only.
             stored = decode_entry(self._bucket.get(text))
+            if pod is None and stored is None and history == StageHistory():
+                # It would hold nothing that objects do not say, and anybody can create VMIs that never run.
+                continue
             entries[text] = encode_entry(build_entry(nic_status, vmi.metadata.uid, pod_uid, stored, history))
         return entries
 

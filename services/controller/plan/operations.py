@@ -13,6 +13,7 @@ from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.names import interface_hash
 from schemas.stages import OperationKind
 from services.common.domain.eligibility import (
+    PLUG_FAILURES,
     STATES,
     explain_duplicate_mac,
     find_hash_collision,
@@ -41,6 +42,9 @@ from services.controller.plan.actions import (
     WarnUser,
 )
 
+OTHER_FAILURE = "PlugFailed"
+"""Reason of the Event about a plug that failed for a reason which this version does not know. Each reason of an object
+has an Event of its own, so what an annotation says is none."""
 CHANGE_REJECTED = "InterfaceChangeRejected"
 """Reason of the Event about an edit that cannot be applied."""
 
@@ -78,7 +82,7 @@ def undo_failed(
         started.append(StartedOperation(undo, on_vm=from_template))
         yield WarnUser(
             PatchTarget.VM if from_template else PatchTarget.VMI,
-            plug.failed,
+            plug.failed if plug.failed in PLUG_FAILURES else OTHER_FAILURE,
             f"cannot plug interface {name!r}: {plug.failed}; the interface is removed from the spec",
             (plug.id, "undone", plug.failed),
         )

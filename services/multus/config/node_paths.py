@@ -34,8 +34,8 @@ SYSTEM: Final = (
     *("/var/lib/containerd", "/var/lib/containers", "/var/lib/docker", "/var/lib/etcd", "/var/lib/k0s"),
     *("/var/lib/kubelet", "/var/lib/kubevirt", "/var/lib/rancher", "/var/snap"),
 )
-"""Directories of the system, of container runtimes and of distributions of Kubernetes. No IPAM plugin has its data there
-by default."""
+"""Directories of the system, of container runtimes and of distributions of Kubernetes. No IPAM plugin has its data
+there by default."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         OwnerSetting,
         msgspec.Meta(description="owner of the interfaces of VMs; auto: kubevirt where it is installed"),
     ] = "auto"
-    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP)] = KUBEVIRT_NAMESPACES
+    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP, min_length=1)] = (
+        KUBEVIRT_NAMESPACES
+    )
     tap_owner: Annotated[
         int, msgspec.Meta(description="user id of guests' processes, unless the VMI's status has one", ge=0)
     ] = 0

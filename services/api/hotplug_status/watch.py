@@ -1,9 +1,9 @@
 """``?watch=true``: stream the hot-plug status of one VMI, one line for each change, each with the whole status.
 
 The Kubernetes API server ends a call of a subresource after 60 s, so a stream ends earlier, with a bookmark. A client
-that resumes with the bookmark's ``resourceVersion`` gets a line only when the status has changed. Each stream has
-watches of its own; the number of streams is limited. A status is built in :mod:`services.api.hotplug_status.read`.
-Next: :mod:`services.common.kube.cache.vmi_watch`.
+that resumes with the bookmark's ``resourceVersion`` gets a line only when the status has changed. Streams of one VMI
+share its watch; the number of streams is limited. A status is built in :mod:`services.api.hotplug_status.read`.
+Next: :mod:`services.api.hotplug_status.shared_watches`.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from services.api.hotplug_status.read import (
     derive_vmi_statuses,
     observe_vmi,
 )
+from services.api.hotplug_status.shared_watches import SharedWatches, VmiView
 from services.common.bus.protocol import BusUnavailable
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.http.server import StatusError
-from services.common.kube.cache.vmi_watch import VmiWatch, watch_vmi
 from services.common.runtime.context import RoleContext
 from services.common.telemetry.stores import STORES
 
@@ -98,6 +98,7 @@ class StatusStreams:
         self._beside = beside
         self._limit = limit
         self._closing = asyncio.Event()
+        self._watches = SharedWatches(context.kube, context.log)
         self._limit_of_namespace = max(1, math.floor(limit * SHARE_OF_NAMESPACE))
         self._users: Counter[str] = Counter()
         self._namespaces: Counter[str] = Counter()
@@ -142,9 +143,11 @@ class StatusStreams:
             assert observed.vmi is not None
             response = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
             await response.prepare(request)
-            stream = _Stream(response, self._context, observed.vmi.metadata, self._beside)
+            meta = observed.vmi.metadata
+            stream = _Stream(response, self._context, meta, self._beside)
             try:
-                await stream.run(duration, request.query.get("resourceVersion", ""), self._closing)
+                async with self._watches.watching(meta) as view:
+                    await stream.run(view, duration, request.query.get("resourceVersion", ""), self._closing)
             except ConnectionError:
                 pass  # the client has disconnected
             except StatusError as error:
@@ -176,28 +179,27 @@ class _Stream:
         self._entries: dict[str, StatusEntry] | None = None
         self._bucket_loaded = asyncio.Event()
 
-    async def run(self, duration: float, version: str, closing: asyncio.Event) -> None:
-        async with watch_vmi(self._context.kube, self._meta, with_vm=True, log=self._context.log) as watched:
-            tasks = [
-                asyncio.create_task(self._write_changes(watched, version)),
-                asyncio.create_task(self._follow_bucket(watched)),
-                asyncio.create_task(closing.wait()),
-            ]
-            try:
-                await asyncio.wait({tasks[0], tasks[2]}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-            # The writer's own error, such as a lost connection, ends the stream without a bookmark.
-            if not tasks[0].cancelled():
-                tasks[0].result()
+    async def run(self, watched: VmiView, duration: float, version: str, closing: asyncio.Event) -> None:
+        tasks = [
+            asyncio.create_task(self._write_changes(watched, version)),
+            asyncio.create_task(self._follow_bucket(watched)),
+            asyncio.create_task(closing.wait()),
+        ]
+        try:
+            await asyncio.wait({tasks[0], tasks[2]}, timeout=duration, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        # The writer's own error, such as a lost connection, ends the stream without a bookmark.
+        if not tasks[0].cancelled():
+            tasks[0].result()
         await self._write("BOOKMARK", msgspec.structs.replace(self._last, items=(), degraded=None))
         await self._response.write_eof()
 
-    async def _write_changes(self, watched: VmiWatch, version: str) -> None:
+    async def _write_changes(self, watched: VmiView, version: str) -> None:
         """Write the status, unless the client has this version, then every change; return when the VMI is deleted."""
-        await watched.wait_synced()
+        await watched.wait_synced(self._meta.resource_version)
         # Without this wait the first line of a working bus would be `degraded`.
         with suppress(TimeoutError):
             async with asyncio.timeout(BUS_DEADLINE):
@@ -223,7 +225,7 @@ class _Stream:
                     await watched.changed.wait()
             await asyncio.sleep(DEBOUNCE)
 
-    async def _follow_bucket(self, watched: VmiWatch) -> None:
+    async def _follow_bucket(self, watched: VmiView) -> None:
         """Keep the bucket's entries of the VMI up to date; they are ``None`` while the bus is unavailable."""
         keys = f"{bucket_prefix(self._meta.namespace, self._meta.name)}>"
         while True:

@@ -5,7 +5,7 @@ Next: :mod:`services.common.runtime.owner`, which uses them to decide whether ho
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated
 
@@ -42,7 +42,9 @@ class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
         OwnerSetting,
         msgspec.Meta(description="who hot-plugs interfaces of VMs; auto: kubevirt if it is installed"),
     ] = "auto"
-    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP)] = KUBEVIRT_NAMESPACES
+    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP, min_length=1)] = (
+        KUBEVIRT_NAMESPACES
+    )
     hotplug_gate: Annotated[
         GateSetting,
         msgspec.Meta(description="feature gate HotplugNICs; auto: as in the KubeVirt object, on without one"),
@@ -64,15 +66,24 @@ class Installations:
         log: Log,
         on_change: Callable[[], None] = lambda: None,
         denials: Denials | None = None,
-        namespaces: Collection[str] = KUBEVIRT_NAMESPACES,
+        namespaces: Sequence[str] = KUBEVIRT_NAMESPACES,
     ) -> None:
         self._kube = kube
         self._namespaces = namespaces
         self._denials = denials or Denials()
         self._log = log
-        self._reflector: Reflector[KubeVirt] = Reflector(
-            kube, KUBEVIRTS, on_change=lambda _key, _found: on_change(), log=log, denials=denials
-        )
+        # Those of other namespaces, which tenants may create at will, are not even read.
+        self._reflectors: list[Reflector[KubeVirt]] = [
+            Reflector(
+                kube,
+                KUBEVIRTS,
+                namespace=namespace,
+                on_change=lambda _key, _found: on_change(),
+                log=log,
+                denials=denials,
+            )
+            for namespace in namespaces
+        ]
         self._crd_changed = asyncio.Event()
         self._crds: Reflector[CustomResourceDefinition] = Reflector(
             kube,
@@ -87,7 +98,7 @@ class Installations:
 
     def items(self) -> list[KubeVirt]:
         """Return the objects that count, as last seen (:func:`find_installations`)."""
-        return find_installations(self._reflector.items(), self._namespaces)
+        return find_installations((one for objects in self._reflectors for one in objects.items()), self._namespaces)
 
     async def run(self) -> None:
         """Watch the objects until cancelled."""
@@ -102,15 +113,17 @@ class Installations:
                     served = await self._is_served()
                 watching.cancel()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._reflector.run())
-            await self._reflector.synced.wait()
+            for reflector in self._reflectors:
+                group.create_task(reflector.run())
+            for reflector in self._reflectors:
+                await reflector.synced.wait()
             self.synced.set()
 
     async def _is_served(self) -> bool:
         """Return whether the API server knows the type, without logging that it does not: many clusters have none."""
         while True:
             try:
-                await self._kube.list(KUBEVIRTS)
+                await self._kube.list(KUBEVIRTS, self._namespaces[0])
             except NotFound:
                 self._denials.set(self, "")
                 return False

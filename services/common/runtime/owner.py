@@ -6,7 +6,7 @@ changing anything if they appear later. :mod:`services.common.domain.kubevirt.ow
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 
 from schemas.kubernetes.objects import PODS, Pod
 from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
@@ -53,7 +53,7 @@ class VmOwner:
         on_change: Callable[[], None] = lambda: None,
         on_condition: Callable[[str, bool, str], None] = lambda _name, _ok, _why: None,
         denials: Denials | None = None,
-        namespaces: Collection[str] = KUBEVIRT_NAMESPACES,
+        namespaces: Sequence[str] = KUBEVIRT_NAMESPACES,
     ) -> None:
         self._setting = setting
         self._on_change = on_change

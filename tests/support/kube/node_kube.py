@@ -176,7 +176,7 @@ class FakeKube:
         plural, namespace, _ = self._enter(request)
         selected = _selector(request.query.get("fieldSelector", ""), request.query.get("labelSelector", ""))
         if "watch" in request.query:
-            return await self._watch(request, plural, selected)
+            return await self._watch(request, plural, lambda one: selected(one) and _is_in(namespace, one))
         items = [
             found
             for (kind, space, _), found in self.objects.items()
@@ -228,6 +228,10 @@ class FakeKube:
         if key not in self.objects:
             raise Refused(404, "NotFound", f"{key[0]} {key[2]!r} not found")
         return self.objects[key]
+
+
+def _is_in(namespace: str, found: Object) -> bool:
+    return namespace in ("", found["metadata"].get("namespace", ""))
 
 
 class Refused(Exception):

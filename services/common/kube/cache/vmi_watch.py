@@ -43,6 +43,7 @@ class VmiWatch:
     """The reflectors of one VMI; created by :func:`watch_vmi`.
 
     :ivar changed: set by every change. The caller clears it.
+    :ivar listeners: the events that every change sets, :attr:`changed` among them.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class VmiWatch:
     ) -> None:
         self._meta = meta
         self.changed = asyncio.Event()
+        self.listeners = {self.changed}
 
         def reflector(resource: Resource[T], *, fields: str | None = None, labels: str | None = None) -> Reflector[T]:
             return Reflector(
                 kube,
                 resource,
                 namespace=meta.namespace,
-                on_change=lambda _key, _found: self.changed.set(),
+                on_change=lambda _key, _found: self._on_change(),
                 on_state=on_state,
                 log=log,
                 fields=fields,
@@ -67,6 +69,10 @@ class VmiWatch:
         self._vmis = reflector(VMIS, fields=by_name)
         self._pods = reflector(PODS, labels=f"{CREATED_BY_LABEL}={meta.uid}")
         self._vms = reflector(VMS, fields=by_name) if with_vm else None
+
+    def _on_change(self) -> None:
+        for event in self.listeners:
+            event.set()
 
     @property
     def reflectors(self) -> list[Reflector[Any]]:

@@ -27,6 +27,7 @@ from services.handler.plan.actions import Observed, Unobserved
 from services.handler.plan.nics import (
     absent_nics,
     attached_nics,
+    desired_state,
     in_domain,
     is_eligible,
     nics_needing_links,
@@ -105,6 +106,7 @@ class Observer:
         for nic in absent_nics(nics):
             session.open_unplug(nic.name, in_domain=in_domain(nic, guest), released=nics.released(nic))
         session.retain_unplugs(nic.name for nic in absent_nics(nics))
+        session.record_desired(desired_state(nics))
         # Only once the domain has answered: a watch that ends requeues the key, which would end a backoff early.
         session.watch_events()
         return Observed(

@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 from opentelemetry.trace import SpanKind, Tracer
 
-from schemas.inputs import Edge, RejectReason, reject
+from schemas.inputs import Edge, RejectedInput, RejectReason, printable, reject
 from schemas.names import device_alias, interface_of_alias
 from services.common.domain.mac_address import find_mac
 from services.common.guest.port import (
     DeviceMissing,
     GuestEvent,
+    GuestFloods,
     GuestNotReachable,
     GuestRefused,
     GuestView,
@@ -91,7 +92,10 @@ class QmpGuest:
         except TimeoutError as error:
             raise GuestNotReachable(f"the devices were not listed within {self.list_deadline:g} s") from error
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            text = f"QEMU's list of devices: {type(error).__name__}: {error}"
+            text = printable(f"QEMU's list of devices: {type(error).__name__}: {error}")
+            if isinstance(error, RejectedInput) and error.reason in (RejectReason.TOO_MANY, RejectReason.TOO_LARGE):
+                await self.client.give_up()
+                raise GuestFloods(text) from error
             raise GuestNotReachable(str(reject(Edge.DOMAIN, RejectReason.INVALID, text))) from error
 
     async def _list(self) -> GuestView:
@@ -109,7 +113,7 @@ class QmpGuest:
             for name, kind in parse_devices(answer).items()
         }
         if len(found) > MAX_DEVICES:
-            raise ValueError(f"more than {MAX_DEVICES} devices")
+            raise reject(Edge.DOMAIN, RejectReason.TOO_MANY, f"more than {MAX_DEVICES} devices")
         ports = {path.rpartition("/")[2]: path for path, kind in found.items() if kind in _ROOT_PORTS}
         # The bus behind a root port has the port's own id as its name.
         behind = {f"{path}/{name}": name for name, path in ports.items()}

@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from schemas.inputs import Edge, InputDecoder, RejectReason, check_count, reject
-from services.common.guest.port import GuestChange, GuestEvent
+from services.common.guest.port import MAX_NAME, GuestChange, GuestEvent
 
 MAX_OBJECTS = 16384
 """JSON objects of one answer. QEMU lists some for each device and each CPU."""
-MAX_NAME = 256
-"""Characters of a device's name, or of its path in the object tree."""
 MAX_BUS_NUMBER = 255
 
 _EVENTS = {

@@ -27,7 +27,7 @@ from schemas.inputs import (
 )
 from services.common.flowcontrol.allowance import Allowance
 from services.common.guest.pending_events import PendingEvents
-from services.common.guest.port import DeviceMissing, GuestNotReachable, GuestRefused
+from services.common.guest.port import DeviceMissing, GuestFloods, GuestNotReachable, GuestRefused
 from services.common.guest.sockets import connect_below
 
 DEADLINE = 5.0
@@ -143,6 +143,11 @@ class QmpClient:
             finally:
                 ended.cancel()
 
+    async def give_up(self) -> None:
+        """Disconnect for :data:`FLOOD_PAUSE`: the domain has answered more than is decoded."""
+        self._pause()
+        await self.close()
+
     async def close(self) -> None:
         """Disconnect; may be called repeatedly."""
         client, self._client = self._client, None
@@ -176,18 +181,21 @@ class QmpClient:
     def _count_unrequested(self, size: int) -> None:
         now = asyncio.get_running_loop().time()
         if self._unrequested.use(now, max(1.0, size / 1024)) > MAX_UNREQUESTED:
-            self._flooded_until = now + FLOOD_PAUSE
+            self._pause()
             raise reject(Edge.DOMAIN, RejectReason.TOO_MANY, "too many messages without a request")
 
     def _count_answer(self, size: int) -> None:
         self._answered += size
         if self._answered > MAX_ANSWERS_BYTES:
-            self._flooded_until = asyncio.get_running_loop().time() + FLOOD_PAUSE
+            self._pause()
             raise reject(Edge.DOMAIN, RejectReason.TOO_LARGE, "the answers of a list")
+
+    def _pause(self) -> None:
+        self._flooded_until = asyncio.get_running_loop().time() + FLOOD_PAUSE
 
     def _check_flooded(self) -> None:
         if asyncio.get_running_loop().time() < self._flooded_until:
-            raise GuestNotReachable(
+            raise GuestFloods(
                 f"QMP at {self._path}: not connected for {FLOOD_PAUSE:g} s,"
                 " because it has sent too many messages, or too large ones"
             )

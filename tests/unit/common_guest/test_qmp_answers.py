@@ -15,9 +15,9 @@ import pytest
 from lab.guest.double import GREETING, Monitors, listener, serve_sequentially
 from lab.guest.double_machine import NAMED, DoubleMachine, Reply
 from schemas.inputs import RejectedInput
-from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, NetDevice
+from services.common.guest.port import MAX_NAME, GuestChange, GuestEvent, GuestFloods, GuestNotReachable, NetDevice
 from services.common.guest.qmp import QmpGuest
-from services.common.guest.qmp_answers import MAX_NAME, MAX_OBJECTS, active_devices, bus_numbers, parse_event
+from services.common.guest.qmp_answers import MAX_OBJECTS, active_devices, bus_numbers, parse_event
 from services.common.guest.qmp_client import MAX_GREETING_BYTES, MAX_MESSAGE_BYTES
 from tests.support.telemetry.spans import recording_telemetry
 
@@ -101,6 +101,18 @@ async def test_a_domain_with_large_answers_is_left_alone_before_they_fill_the_me
     # The pause is over.
     guest.client._flooded_until, hostile.texts = 0.0, {"parent_bus": "/machine", "mac": MAC}
     assert len((await guest.list()).devices) == 60
+
+
+@pytest.mark.parametrize("unit", [{"": []}, {"name": "", "type": "", "": []}, {"name": "x", "type": "child<x>"}])
+async def test_a_domain_that_lists_more_than_any_has_is_left_alone(
+    machine: tuple[HostileMachine, QmpGuest], unit: Reply
+) -> None:
+    hostile, guest = machine
+    hostile.devices = [unit | ({"name": f"x{n}"} if "name" in unit else {}) for n in range(MAX_OBJECTS + 1)]
+    with pytest.raises(GuestFloods):
+        await guest.list()
+    with pytest.raises(GuestFloods, match="not connected for 30 s"):
+        await guest.list()
 
 
 async def test_answers_of_many_lists_are_no_large_answer(machine: tuple[HostileMachine, QmpGuest]) -> None:

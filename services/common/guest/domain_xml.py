@@ -126,7 +126,10 @@ def with_link_state(description: str, interface: str, up: bool) -> str | None:
                 element.remove(link)
             if not up:
                 ElementTree.SubElement(element, "link", state="down")
-            return ElementTree.tostring(element, encoding="unicode")
+            try:
+                return ElementTree.tostring(element, encoding="unicode")
+            except RecursionError as error:
+                raise UnreadableDomain("the device's element is nested too deeply") from error
     return None
 
 

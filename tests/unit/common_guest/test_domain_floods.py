@@ -89,6 +89,13 @@ def test_a_long_alias_is_not_read() -> None:
     assert parse_domain(domain(nic("ua-" + "a" * MAX_NAME, MAC)), None).devices == {}
 
 
+def test_an_element_that_is_nested_deeply_is_not_written_back() -> None:
+    text = domain(nic("ua-a", MAC).replace("<alias", f"{'<a>' * 5000}{'</a>' * 5000}<alias"))
+    assert set(parse_domain(text, text).devices) == {"ua-a"}
+    with pytest.raises(GuestNotReachable, match="nested"):
+        with_link_state(text, "a", True)
+
+
 @pytest.mark.parametrize("number", ["-1", "0x10000", "0x" + "f" * 100_000, "9" * 5000, "1e3"])
 def test_a_number_that_no_bus_has_makes_the_domain_unreachable(number: str) -> None:
     for text in (domain(PORT.format(number)), domain("", vcpu=f"<vcpu>{number}</vcpu>")):

@@ -94,6 +94,7 @@ class Node:
     """The handler's queue, session, plan and report of one VMI, and doubles of its domain and its API server.
 
     :ivar eject_after: seconds after which the guest ejects each device that is plugged; ``None`` for never.
+    :ivar loses: whether the domain accepts each device and never lists it.
     :ivar plugs: the number of plugs so far.
     :ivar writes: the number of patches of the VMI so far.
     :ivar runs: the number of runs so far.
@@ -102,6 +103,7 @@ class Node:
     def __init__(self, *interfaces: str, eject_after: float | None = None) -> None:
         telemetry, _ = recording_telemetry("handler")
         self.guest, self.eject_after = Guest(), eject_after
+        self.loses = False
         self.plugs = self.writes = self.runs = 0
         self.vmi = vmi(*map(nic, interfaces))
         self.queue: Reconciler[Key] = Reconciler(
@@ -139,7 +141,8 @@ class Node:
 
     async def attach(self, action: SetUpAndAttach, _target: Target) -> None:
         self.plugs += 1
-        self.guest.aliases.append(device_alias(action.nic.name))
+        if not self.loses:
+            self.guest.aliases.append(device_alias(action.nic.name))
         if self.eject_after is not None:
             asyncio.get_running_loop().call_later(self.eject_after, self._eject, self.guest.aliases[-1])
         self.session.record_attached(action.nic.name, action.device.mac, Context())
@@ -195,6 +198,22 @@ async def test_a_guest_that_ejects_each_device_is_plugged_and_written_at_a_pace(
     node.eject_after = None
     await asyncio.sleep(2 * INTERVAL)
     assert node.guest.aliases == [device_alias("blue")]
+    assert "domain" in str(node.vmi.status.interfaces)
+    await node.close()
+
+
+async def test_a_domain_that_never_lists_what_it_was_given_is_plugged_at_a_pace() -> None:
+    """The agent does not respond either, so each plug leads to further looks at the domain."""
+    node = Node("blue")
+    node.loses = True
+    node.queue.add(KEY, source="watch")
+    await asyncio.sleep(MINUTE)
+    assert BURST < node.plugs <= PACED + (RUNS_OF_A_CHANGE + REPORTS_OF_A_CHANGE) * 2
+    before = node.plugs
+    await asyncio.sleep(MINUTE)
+    assert node.plugs - before <= MINUTE / INTERVAL + 1
+    node.loses = False
+    await asyncio.sleep(2 * INTERVAL)
     assert "domain" in str(node.vmi.status.interfaces)
     await node.close()
 

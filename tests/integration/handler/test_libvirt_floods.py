@@ -1,4 +1,4 @@
-"""A libvirtd that sends more than any domain has is left alone for a while: by a description, or by events."""
+"""A libvirtd that sends more than any domain has is left alone for a while, and one that fails is no agent."""
 
 import asyncio
 import tempfile
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from services.common.guest.agent import AgentUnavailable
 from services.common.guest.domain_xml import MAX_DESCRIPTION
-from services.common.guest.libvirt import LibvirtGuest
+from services.common.guest.libvirt import LibvirtAgent, LibvirtGuest
 from services.common.guest.port import GuestFloods
 from tests.support.guest.libvirtd import NAME, Libvirtd, domain_xml, running_libvirtd
 from tests.support.node import netns as testbed
@@ -56,4 +57,14 @@ async def test_a_libvirtd_that_sends_events_without_end_is_left_alone(daemon: Li
     guest.domain._flooded_until = 0.0
     assert len((await guest.list()).free_slots) == 1
     daemon.remove()
+    await guest.close()
+
+
+async def test_the_agent_of_a_domain_that_has_ended_is_not_available(daemon: Libvirtd) -> None:
+    daemon.define(domain_xml(ports=2))
+    guest = LibvirtGuest(NAME, daemon.socket, recording_telemetry()[0].tracer)
+    await guest.list()
+    daemon.remove()
+    with pytest.raises(AgentUnavailable):
+        await LibvirtAgent(guest).interfaces(timeout=30)
     await guest.close()

@@ -12,9 +12,10 @@ from opentelemetry.context import Context
 from lab.apiserver.rest.patch import apply_json_patch
 from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
 from schemas.kubernetes.objects import VirtualMachineInstance
-from schemas.kubernetes.operations import Operation, encode_annotation, operation_key
+from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation
 from schemas.names import device_alias, pod_interface
 from schemas.stages import OperationKind
+from services.common.domain.nic import parse_nics
 from services.common.flowcontrol.pacer import BURST, INTERVAL, MAX_GRANTED, Pacer
 from services.common.guest.agent import AgentUnavailable, GuestNic
 from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDevice, NetDeviceSpec
@@ -22,16 +23,17 @@ from services.common.netlink.links import Address, Link
 from services.common.reconcile import Attempt, Reconciler, Source
 from services.handler.apply import Target
 from services.handler.plan import plan
-from services.handler.plan.actions import SetLinkState, SetUpAndAttach
-from services.handler.plan.nics import desired_state
+from services.handler.plan.actions import RequestUnplug, SetLinkState, SetUpAndAttach, TearDown
+from services.handler.plan.nics import absent_nics, desired_state, in_domain
 from services.handler.pod_network.operations import ObservedLinks
 from services.handler.report import StatusReporter
 from services.handler.run import Run
 from services.handler.sessions import REPORTS_OF_A_CHANGE, RUNS_OF_A_CHANGE, GuestSession, Key
+from services.handler.unplug import UnplugEvent
 from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
 from tests.support.observed.handler import observed_state
-from tests.support.observed.objects import NODE, nic, pod, vmi
+from tests.support.observed.objects import NODE, POD_UID, nic, pod, vmi
 from tests.support.telemetry.spans import recording_telemetry
 
 pytestmark = pytest.mark.looptime
@@ -58,7 +60,7 @@ class Guest:
     def view(self) -> GuestView:
         """Return what a list of the domain returns."""
         devices = {alias: NetDevice(alias, MAC, up=self.up is None or self.up) for alias in self.aliases}
-        return GuestView(devices, ("rp1", "rp2", "rp3"))
+        return GuestView(devices, tuple(f"rp{number}" for number in range(1, 33)))
 
     def emit(self, change: GuestChange, alias: str | None = None) -> None:
         """Let the domain send an event."""
@@ -128,6 +130,17 @@ class Node:
         self.vmi = msgspec.structs.replace(self.vmi, metadata=new.metadata, spec=new.spec)
         self.queue.add(KEY, source="watch")
 
+    def unplug(self, *interfaces: str, operation: str) -> None:
+        """Let a user unplug interfaces, all of those that the VMI has."""
+        names = {name: Operation(f"{operation}-{name}", OperationKind.UNPLUG, name) for name in interfaces}
+        annotations = {operation_key(name): encode_annotation(found) for name, found in names.items()}
+        new = vmi(
+            *(nic(name, state="absent") for name in interfaces),
+            annotations=self.vmi.metadata.annotations | annotations,
+        )
+        self.vmi = msgspec.structs.replace(self.vmi, metadata=new.metadata, spec=new.spec)
+        self.queue.add(KEY, source="watch")
+
     async def json_patch(self, _resource: Any, _namespace: str, _name: str, ops: list[Any]) -> VirtualMachineInstance:
         """Patch the VMI, which the watch then shows."""
         self.writes += 1
@@ -148,6 +161,19 @@ class Node:
         self.session.record_attached(action.nic.name, action.device.mac, Context())
         self.session.requeue(Context())
 
+    async def request_unplug(self, action: RequestUnplug, _target: Target) -> None:
+        record = self.session.unplugs[action.nic.name]
+        record.advance(action.event)
+        record.record_request(action.now, restart=False)
+        record.record_response(action.now, "")
+        asyncio.get_running_loop().call_later(0.02, self._eject, device_alias(action.nic.name))
+
+    async def tear_down(self, action: TearDown, _target: Target) -> None:
+        record = self.session.unplugs[action.nic.name]
+        record.advance(UnplugEvent.DEVICE_ABSENT)
+        record.advance(UnplugEvent.POD_NETWORK_ABSENT)
+        self.session.requeue(None)
+
     async def set_link(self, _action: SetLinkState, _target: Target) -> None:
         self.session.requeue(None)
 
@@ -166,13 +192,21 @@ class Node:
         )
         found = [Link(i, pod_interface(name), kind="veth", mac=MAC, mtu=1500) for i, name in enumerate(names, 2)]
         links = ObservedLinks((Link(1, "lo"), *found), tuple(Address(link.index, "10.0.0.2/24") for link in found))
+        launcher = pod({NETWORK_STATUS: status})
+        nics = parse_nics(self.vmi, launcher)
+        for absent in absent_nics(nics):
+            in_guest = in_domain(absent, self.guest.view())
+            self.session.open_unplug(absent.name, in_domain=in_guest, released=nics.released(absent))
+        self.session.retain_unplugs(absent.name for absent in absent_nics(nics))
         observed = observed_state(
             self.vmi,
-            pod({NETWORK_STATUS: status}),
+            launcher,
             guest=self.guest.view(),
             pod_links=links,
             sandbox_id="sandbox-1",
             unconfirmed=self.session.unconfirmed(),
+            unplugs={name: record.unplug for name, record in self.session.unplugs.items()},
+            now=asyncio.get_running_loop().time(),
         )
         self.session.record_desired(desired_state(observed.nics))
         self.session.watch_events()
@@ -261,6 +295,21 @@ async def test_many_interfaces_at_once_are_plugged_and_reported_at_once() -> Non
         node.plug(*names, operation=f"round{round_number}")
         await asyncio.sleep(0.001)
         assert len(node.guest.aliases) == len(names)
+    await node.close()
+
+
+async def test_many_interfaces_are_plugged_and_unplugged_again_and_again_without_a_pause() -> None:
+    node = Node()
+    names = [f"n{number}" for number in range(16)]
+    for number in range(5):
+        node.plug(*names, operation=f"plug{number}")
+        await asyncio.sleep(0.1)
+        assert len(node.guest.aliases) == len(names)
+        assert all("domain" in entry["infoSource"] for entry in node.vmi.status.interfaces or ())
+        node.unplug(*names, operation=f"unplug{number}")
+        await asyncio.sleep(0.1)
+        operations = [read_operation(node.vmi.metadata.annotations, name) for name in names]
+        assert [found.released for found in operations if found is not None] == [POD_UID] * len(names)
     await node.close()
 
 

@@ -50,12 +50,14 @@ class PluggedDevice:
     :ivar attached_at: nanoseconds of the wall clock.
     :ivar context: the span that attached it.
     :ivar driver_reported: whether it is reported that a driver in the guest uses the device.
+    :ivar listed: whether the domain has listed the device since.
     """
 
     def __init__(self, context: Context) -> None:
         self.attached_at = time.time_ns()
         self.context = context
         self.driver_reported = False
+        self.listed = False
 
 
 class UnplugRecord:

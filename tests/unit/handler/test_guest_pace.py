@@ -10,6 +10,7 @@ import structlog
 from opentelemetry.context import Context
 
 from lab.apiserver.rest.patch import apply_json_patch
+from schemas.bus.events import Failed
 from schemas.kubernetes.networks import NETWORK_STATUS, NetworkStatus, encode_network_status
 from schemas.kubernetes.objects import VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, read_operation
@@ -20,8 +21,9 @@ from services.common.flowcontrol.pacer import BURST, INTERVAL, MAX_GRANTED, Pace
 from services.common.guest.agent import AgentUnavailable, GuestNic
 from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDevice, NetDeviceSpec
 from services.common.netlink.links import Address, Link
-from services.common.reconcile import Attempt, Reconciler, Source
+from services.common.reconcile import MAX_BACKOFF, Attempt, Reconciler, Source
 from services.handler.apply import Target
+from services.handler.observe import find_lost
 from services.handler.plan import plan
 from services.handler.plan.actions import RequestUnplug, SetLinkState, SetUpAndAttach, TearDown
 from services.handler.plan.nics import absent_nics, desired_state, in_domain
@@ -112,9 +114,9 @@ class Node:
             "handler", self._reconcile, log=structlog.get_logger(), meter=telemetry.meter
         )
         self.session = GuestSession(KEY, self.guest, self.guest, self._requeue, structlog.get_logger())
-        bus = MemoryBus(role="handler", node=NODE, telemetry=telemetry)
+        self.bus = MemoryBus(role="handler", node=NODE, telemetry=telemetry)
         # As the reader of VMIs, and as the client.
-        self.reporter = StatusReporter(role_context("handler", self, bus, telemetry, node=NODE), self)  # type: ignore[arg-type]
+        self.reporter = StatusReporter(role_context("handler", self, self.bus, telemetry, node=NODE), self)  # type: ignore[arg-type]
         self._task = asyncio.create_task(self.queue.run())
 
     async def close(self) -> None:
@@ -186,6 +188,7 @@ class Node:
 
     async def _reconcile(self, _key: Key, attempt: Attempt) -> None:
         self.runs += 1
+        view = self.guest.view()
         names = [interface.name for interface in self.vmi.spec.interface_items() if interface.name != "default"]
         status = encode_network_status(
             [NetworkStatus(name="default/net1", interface=pod_interface(name), mac=MAC) for name in names]
@@ -195,16 +198,19 @@ class Node:
         launcher = pod({NETWORK_STATUS: status})
         nics = parse_nics(self.vmi, launcher)
         for absent in absent_nics(nics):
-            in_guest = in_domain(absent, self.guest.view())
+            in_guest = in_domain(absent, view)
             self.session.open_unplug(absent.name, in_domain=in_guest, released=nics.released(absent))
         self.session.retain_unplugs(absent.name for absent in absent_nics(nics))
+        # As the observer does it.
+        lost = find_lost(self.session, view)
         observed = observed_state(
             self.vmi,
             launcher,
-            guest=self.guest.view(),
+            guest=view,
             pod_links=links,
             sandbox_id="sandbox-1",
             unconfirmed=self.session.unconfirmed(),
+            lost=lost,
             unplugs={name: record.unplug for name, record in self.session.unplugs.items()},
             now=asyncio.get_running_loop().time(),
         )
@@ -245,9 +251,10 @@ async def test_a_domain_that_never_lists_what_it_was_given_is_plugged_at_a_pace(
     assert BURST < node.plugs <= PACED + (RUNS_OF_A_CHANGE + REPORTS_OF_A_CHANGE) * 2
     before = node.plugs
     await asyncio.sleep(MINUTE)
-    assert node.plugs - before <= MINUTE / INTERVAL + 1
+    assert node.plugs - before <= MINUTE / INTERVAL + 1 + MINUTE / MAX_BACKOFF
+    assert {event.reason for event in node.bus.published if isinstance(event, Failed)} == {"DeviceLost"}
     node.loses = False
-    await asyncio.sleep(2 * INTERVAL)
+    await asyncio.sleep(MAX_BACKOFF)
     assert "domain" in str(node.vmi.status.interfaces)
     await node.close()
 

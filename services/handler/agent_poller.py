@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from services.common.flowcontrol.allowance import Allowance
+from services.common.flowcontrol.pacer import Pacer
 from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestAgent, GuestNic
 from services.common.telemetry.logs import Log
 
@@ -37,48 +37,8 @@ TIMEOUT = 1.0
 FLOOD_PAUSE = 60.0
 """Seconds without a query after the guest has flooded one, whatever the guest causes meanwhile."""
 
-BURST, INTERVAL = 10, 3.0
-"""How often a guest may cause the same thing at once, and seconds between two in the long run."""
-
 MAX_NICS = 64
 """NICs that are kept of a response, the expected ones first."""
-
-
-class Pacer:
-    """Calls a function as often as a guest causes it, but not more often than :data:`BURST` and :data:`INTERVAL` allow.
-
-    The last cause is never lost: a call that is too early is made later, once.
-    """
-
-    def __init__(self, call: Callable[[], None], *, burst: int = BURST, interval: float = INTERVAL) -> None:
-        self._call = call
-        self._burst = burst
-        self._interval = interval
-        self._allowance = Allowance(interval)
-        self._timer: asyncio.TimerHandle | None = None
-
-    def request(self) -> None:
-        """Call the function now, or as soon as it may be called."""
-        if self._timer is not None:
-            return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        used = self._allowance.used(now)
-        if used <= self._burst - 1:
-            self._allowance.use(now)
-            self._call()
-        else:
-            self._timer = loop.call_later((used - self._burst + 1) * self._interval, self._call_late)
-
-    def close(self) -> None:
-        """Drop a call that is due later."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _call_late(self) -> None:
-        self._timer = None
-        self.request()
 
 
 class AgentPoller:

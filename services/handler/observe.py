@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from schemas.kubernetes.objects import PODS, Pod, VirtualMachineInstance
+from schemas.names import device_alias
 from schemas.stages import OperationKind
 from services.common.cri.errors import CriError
 from services.common.cri.sandbox import Sandbox
@@ -27,6 +28,7 @@ from services.handler.plan.actions import Observed, Unobserved
 from services.handler.plan.nics import (
     absent_nics,
     attached_nics,
+    desired_state,
     in_domain,
     is_eligible,
     nics_needing_links,
@@ -105,6 +107,7 @@ class Observer:
         for nic in absent_nics(nics):
             session.open_unplug(nic.name, in_domain=in_domain(nic, guest), released=nics.released(nic))
         session.retain_unplugs(nic.name for nic in absent_nics(nics))
+        session.record_desired(desired_state(nics))
         # Only once the domain has answered: a watch that ends requeues the key, which would end a backoff early.
         session.watch_events()
         return Observed(
@@ -121,6 +124,7 @@ class Observer:
             declined=frozenset(session.addresses.declined),
             agent=session.agent.nics,
             unconfirmed=session.unconfirmed(),
+            lost=find_lost(session, guest),
             unplugs={name: record.unplug for name, record in session.unplugs.items()},
             now=asyncio.get_running_loop().time(),
         )
@@ -182,6 +186,14 @@ class Observer:
             raise Retry("PodChanged", f"pod {meta.namespace}/{meta.name} was replaced by another pod of the same name")
         self._pods.record_written(live)
         return live
+
+
+def find_lost(session: GuestSession, guest: GuestView) -> frozenset[str]:
+    """Return the interfaces whose device was attached here, and that the domain has not listed since."""
+    plugged_devices = session.plugged_devices
+    for name, plugged in plugged_devices.items():
+        plugged.listed = plugged.listed or device_alias(name) in guest.devices
+    return frozenset(name for name, plugged in plugged_devices.items() if not plugged.listed)
 
 
 def parse(vmi: VirtualMachineInstance, pod: Pod) -> VmiNics:

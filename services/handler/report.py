@@ -49,11 +49,16 @@ class StatusReporter:
     async def report(self, action: ReportStatus, target: Target) -> None:
         """Write to the VMI what is new, and publish the NICs that are confirmed or released now.
 
+        What the guest causes, such as a device that comes and goes, is written at a pace. The end of an operation is
+        not: there is one for each.
+
         :raises Retry: others kept writing the VMI.
         :raises KubeError: the patch was refused.
         """
         observed = target.observed
         assert isinstance(observed, Observed), "a report is planned only of what was observed"
+        if not (action.released or action.outcome.failed) and not target.session.reports.admit():
+            return
         planned: ReportStatus | None = action
         for _ in range(MAX_REPORT_ATTEMPTS):
             if planned is None:

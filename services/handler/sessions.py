@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 
 from schemas.bus.events import ConfirmedBy
 from schemas.names import interface_of_alias
+from services.common.flowcontrol.pacer import Pacer
 from services.common.guest.agent import GuestAgent
 from services.common.guest.drivers import DriverFactory
 from services.common.guest.port import GuestChange, GuestDriver, GuestEvent, GuestNotReachable
@@ -20,7 +21,7 @@ from services.common.reconcile import Source
 from services.common.telemetry.logs import Log
 from services.common.telemetry.stores import STORES
 from services.handler.addresses.service import AddressServers
-from services.handler.agent_poller import DELAYS_AFTER_LEASE, DELAYS_AFTER_PLUG, AgentPoller, Pacer
+from services.handler.agent_poller import DELAYS_AFTER_LEASE, DELAYS_AFTER_PLUG, AgentPoller
 from services.handler.unplug import (
     Unplug,
     UnplugEvent,
@@ -39,6 +40,9 @@ Key = tuple[str, str]
 Requeue = Callable[[Key, Context | None, Source], None]
 """Adds a key to the queue, with the trace that the run belongs to."""
 
+RUNS_OF_A_CHANGE, REPORTS_OF_A_CHANGE = 8, 4
+"""Runs, and reports to the VMI, that a change of one interface's desired state may lead to without a pace."""
+
 
 class PluggedDevice:
     """A device that this process attached.
@@ -46,12 +50,14 @@ class PluggedDevice:
     :ivar attached_at: nanoseconds of the wall clock.
     :ivar context: the span that attached it.
     :ivar driver_reported: whether it is reported that a driver in the guest uses the device.
+    :ivar listed: whether the domain has listed the device since.
     """
 
     def __init__(self, context: Context) -> None:
         self.attached_at = time.time_ns()
         self.context = context
         self.driver_reported = False
+        self.listed = False
 
 
 class UnplugRecord:
@@ -133,20 +139,24 @@ class GuestSession:
     :ivar addresses: its address servers.
     :ivar plugged_devices: devices attached by this process and not yet confirmed by the agent, by interface.
     :ivar unplugs: the unplugs that this process has observed, by interface.
+    :ivar reports: the pace of the reports to the VMI.
     """
 
     def __init__(self, key: Key, guest: GuestDriver, agent: GuestAgent, requeue: Requeue, log: Log) -> None:
         self.key = key
         self.guest = guest
         self.agent = AgentPoller(agent, self._requeue_latest, log, on_silence=self._check_drivers)
-        # A guest causes each of these as often as it likes.
+        # A guest causes each of these as often as it likes, a run also by a device that comes and goes.
+        self._runs = Pacer(requeue)
+        self.reports = Pacer(self._requeue_latest)
         self._declined = Pacer(self._requeue_latest)
-        self._leased = Pacer(self._poll_after_lease)
+        self._leased = Pacer(lambda: self.agent.poll(DELAYS_AFTER_LEASE))
         self._device_used = Pacer(self.agent.poll)
         self._agent_connected = Pacer(self.agent.record_connected)
         self.addresses = AddressServers(self._declined.request, self._leased.request, log)
         self.plugged_devices: dict[str, PluggedDevice] = {}
         self.unplugs: dict[str, UnplugRecord] = {}
+        self._desired: frozenset[tuple[str, ...]] = frozenset()
         self._requeue = requeue
         self._timer: asyncio.TimerHandle | None = None
         self._log = log
@@ -181,9 +191,6 @@ class GuestSession:
             self.plugged_devices.pop(interface, None)
         return plugged
 
-    def _poll_after_lease(self) -> None:
-        self.agent.poll(DELAYS_AFTER_LEASE)
-
     def requeue_after(self, seconds: float | None) -> None:
         """Requeue the key after a time, which replaces the one of the last call; ``None`` cancels it."""
         if self._timer is not None:
@@ -195,7 +202,8 @@ class GuestSession:
     async def close(self) -> None:
         """Stop everything and disconnect from the guest."""
         self.requeue_after(None)
-        for pacer in (self._declined, self._leased, self._device_used, self._agent_connected):
+        pacers = (self._declined, self._leased, self._device_used, self._agent_connected, self._runs, self.reports)
+        for pacer in pacers:
             pacer.close()
         self.addresses.close()
         if self._events is not None:
@@ -212,7 +220,7 @@ class GuestSession:
         except GuestNotReachable as exc:
             self._log.debug("guest events ended", error=str(exc))
         # The next run observes what happened without an event, and reports a guest that is gone.
-        self._requeue(self.key, None, "watch")
+        self._runs.request(self.key, None, "watch")
 
     def _handle(self, event: GuestEvent) -> None:
         if event.change in (GuestChange.DEVICE_IN_USE, GuestChange.AGENT_CONNECTED):
@@ -229,13 +237,13 @@ class GuestSession:
                 record.deleted_at = time.time_ns()
             elif record is not None:
                 record.record_refused()
-            self._requeue(self.key, record.context if record is not None else None, "watch")
+            self._runs.request(self.key, record.context if record is not None else None, "watch")
 
     def _advance_requests(self) -> None:
         now = asyncio.get_running_loop().time()
         for record in self.unplugs.values():
             if record.record_guest_activity(now):
-                self._requeue(self.key, record.context, "watch")
+                self._runs.request(self.key, record.context, "watch")
 
     def open_unplug(self, interface: str, *, in_domain: bool, released: bool) -> None:
         """Record the unplug of an absent interface, unless it is under way.
@@ -258,11 +266,11 @@ class GuestSession:
         return record is not None and record.unplug.state is UnplugState.TORN_DOWN
 
     def requeue(self, context: Context | None) -> None:
-        """Requeue the key now, because a run has changed the guest or the pod network.
+        """Requeue the key, because a run has changed the guest or the pod network. A guest may undo it, so it is paced.
 
         :param context: the trace that the run belongs to.
         """
-        self._requeue(self.key, context, "effect")
+        self._runs.request(self.key, context, "effect")
 
     def unconfirmed(self) -> frozenset[str]:
         """Return the interfaces attached here for which no active driver is reported."""
@@ -271,11 +279,24 @@ class GuestSession:
     def _check_drivers(self) -> None:
         # Without an agent, only the domain can show that a driver uses the device.
         if self.unconfirmed():
-            self._requeue_latest()
+            self._runs.request(self.key, self._latest_context(), "watch")
 
     def _requeue_latest(self) -> None:
+        self._requeue(self.key, self._latest_context(), "watch")
+
+    def _latest_context(self) -> Context | None:
         latest = max(self.plugged_devices.values(), key=lambda plugged: plugged.attached_at, default=None)
-        self._requeue(self.key, latest.context if latest is not None else None, "watch")
+        return latest.context if latest is not None else None
+
+    def record_desired(self, desired: frozenset[tuple[str, ...]]) -> None:
+        """Record the desired state: what somebody has changed in it is not paced.
+
+        :param desired: one item for each interface; it changes only with the spec and the operations, never by a guest.
+        """
+        changes = len(desired - self._desired)
+        self._desired = desired
+        self.reports.grant(REPORTS_OF_A_CHANGE * changes)
+        self._runs.grant(RUNS_OF_A_CHANGE * changes)
 
 
 class GuestSessions:

@@ -5,7 +5,7 @@ accepted it; any exception but its own is a defect.
 """
 
 import base64
-import json
+import contextlib
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, NamedTuple
@@ -32,10 +32,11 @@ from services.common.cri.errors import CriError
 from services.common.cri.sandbox import parse_sandbox
 from services.common.domain.nic import parse_nics
 from services.common.domain.plugin_types import AllowedPlugins
+from services.common.guest import qmp_answers
 from services.common.guest.agent import parse_interfaces
 from services.common.guest.domain_xml import parse_domain
 from services.common.guest.port import GuestNotReachable
-from services.common.guest.qmp import parse_event
+from services.common.guest.qmp_client import QmpMessage
 from services.common.kube.client import Kube
 from services.common.kube.errors import BadApiResponse, KubeError, classify
 from services.common.kube.listing import decode_page
@@ -103,8 +104,16 @@ def _split(data: bytes) -> object:
 
 def _qmp_event(data: bytes) -> object:
     with rejecting(Edge.DOMAIN):
-        # As the library decodes it.
-        return parse_event(json.loads(data))
+        return qmp_answers.parse_event(QmpMessage(data))
+
+
+def _qmp_answers(data: bytes) -> object:
+    answer = QmpMessage(data).get("return", msgspec.Raw(b"null"))
+    # What no command's answer is has the same error as what is no answer.
+    for parse in (qmp_answers.parse_text, qmp_answers.count_cpus, qmp_answers.active_devices):
+        with contextlib.suppress(RejectedInput):
+            return parse(answer)  # type: ignore[arg-type]
+    return qmp_answers.parse_devices(answer), qmp_answers.bus_numbers(answer, {"rp1"})  # type: ignore[arg-type]
 
 
 def _multus_call(data: bytes) -> object:
@@ -249,6 +258,15 @@ EDGES: dict[str, FedEdge] = {
         (b'<domain id="1"><devices><interface><alias name="ua-a"/><mac address="02"/></interface></devices></domain>',),
     ),
     "qmp-event": FedEdge(_qmp_event, ValueError, (b'{"event":"DEVICE_DELETED","data":{"device":"ua-a"}}',)),
+    "qmp-answers": FedEdge(
+        _qmp_answers,
+        RejectedInput,
+        (
+            b'{"return":"/machine","id":"a"}',
+            b'{"return":[{"name":"ua-a","type":"child<a>","promiscuous":true,"unicast-table":[]}]}',
+            b'{"return":[{"devices":[{"qdev_id":"rp1","pci_bridge":{"bus":{"secondary":1}}}],"name":"a","type":"b"}]}',
+        ),
+    ),
     "multus-call": FedEdge(_multus_call, (MalformedError, CniError), (_CALL,)),
     "multus-result": FedEdge(decode_result, AttachmentFailure, (b'{"Result":%s}' % _RESULT,)),
     "multus-record": FedEdge(decode_record, AttachmentFailure, (b'{"sandboxID":"s","podUID":"u","attachments":[]}',)),

@@ -1,4 +1,5 @@
-"""When to try again, and how much a foreign process may cause: backoff and allowances. Pure, and without a clock.
+"""When to try again, and how much a foreign process may cause: backoff, allowances and pacers.
 
-Start with :mod:`~services.common.flowcontrol.backoff`. What waits for its turn is in :mod:`services.common.reconcile`.
+Start with :mod:`~services.common.flowcontrol.backoff`. Only a pacer has a clock.
+What waits for its turn is in :mod:`services.common.reconcile`.
 """

@@ -9,12 +9,19 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from schemas.inputs import printable
+from schemas.inputs import Edge, RejectReason, printable, reject
 from schemas.names import device_alias, interface_of_alias
-from services.common.guest.port import GuestNotReachable, GuestView, NetDevice, NetDeviceSpec
+from services.common.domain.mac_address import find_mac
+from services.common.guest.port import MAX_NAME, GuestFloods, GuestNotReachable, GuestView, NetDevice, NetDeviceSpec
 
-MAX_DESCRIPTION = 4 * 1024 * 1024
-"""Characters of the longest description that is read. libvirt itself sends at most as many bytes."""
+MAX_DESCRIPTION = 512 * 1024
+"""Characters of the longest description that is read: some hundred devices. libvirt itself sends 4 MiB at most."""
+
+MAX_MARKUP = 32768
+"""Tags and attributes of a description. A tree of them has a hundred times the size of the text."""
+
+MAX_NUMBER = 0xFFFF
+"""Of buses and CPUs."""
 
 MAX_INTERFACES = 1024
 """Interfaces whose statistics are read."""
@@ -35,6 +42,8 @@ def parse_domain(live: str, persistent: str | None, transmitting: Collection[str
     :param transmitting: the taps that the guest has sent packets through.
     :raises GuestNotReachable: the domain does not run, or a description is not readable.
     """
+    # One tree after the other.
+    taken = set(_buses(_parse(persistent))) if persistent is not None else set()
     domain = _parse(live)
     # libvirt gives an id to running domains only.
     if domain.get("id") is None:
@@ -42,17 +51,19 @@ def parse_domain(live: str, persistent: str | None, transmitting: Collection[str
     devices = {}
     # By the alias alone: elements have no order, and a description may repeat an alias.
     for alias, interface in sorted(_interfaces(domain), key=lambda found: found[0]):
-        if interface_of_alias(alias) is None:
+        if interface_of_alias(alias) is None or len(alias) > MAX_NAME:
             continue
-        mac = interface.find("mac")
+        address = interface.find("mac")
+        mac = find_mac(address.get("address")) if address is not None else None
+        if mac is None:
+            reject(Edge.DOMAIN, RejectReason.INVALID, "MAC address")
+            continue
         link = interface.find("link")
         up = link is None or link.get("state") != "down"
         target = interface.find("target")
         active = target is not None and target.get("dev") in transmitting
-        devices[alias] = NetDevice(alias, (mac.get("address") or "").lower() if mac is not None else "", up, active)
-    taken = set(_buses(domain))
-    if persistent is not None:
-        taken |= set(_buses(_parse(persistent)))
+        devices[alias] = NetDevice(alias, mac, up, active)
+    taken |= set(_buses(domain))
     ports = sorted(set(_ports(domain)))
     free = tuple(f"{_SLOT}{bus}" for bus in ports if bus not in taken)
     return GuestView(devices, free, _cpus(domain), {f"{_SLOT}{bus}": bus for bus in ports})
@@ -115,14 +126,32 @@ def with_link_state(description: str, interface: str, up: bool) -> str | None:
                 element.remove(link)
             if not up:
                 ElementTree.SubElement(element, "link", state="down")
-            return ElementTree.tostring(element, encoding="unicode")
+            try:
+                return ElementTree.tostring(element, encoding="unicode")
+            except RecursionError as error:
+                raise UnreadableDomain("the device's element is nested too deeply") from error
     return None
 
 
+def check_length(description: str) -> None:
+    """Refuse a description that is too long to be kept while another one is read.
+
+    :raises GuestFloods: it is.
+    """
+    if len(description) > MAX_DESCRIPTION:
+        reject(Edge.DOMAIN, RejectReason.TOO_LARGE, "description")
+        raise GuestFloods(f"the domain's description has more than {MAX_DESCRIPTION} characters")
+
+
 def _parse(description: str) -> ElementTree.Element:
+    check_length(description)
+    # Before it is parsed. A `<` is not in a text, and a `=` rarely is.
+    if description.count("<") + description.count("=") > MAX_MARKUP:
+        reject(Edge.DOMAIN, RejectReason.TOO_MANY, "description")
+        raise GuestFloods(f"the domain's description has more than {MAX_MARKUP} tags and attributes")
     # Only a document type can declare entities, which could expand without limit. libvirt never sends one.
-    if len(description) > MAX_DESCRIPTION or "<!DOCTYPE" in description:
-        raise UnreadableDomain("the domain's description is too long or has a document type")
+    if "<!DOCTYPE" in description:
+        raise UnreadableDomain("the domain's description has a document type")
     try:
         domain = ElementTree.fromstring(description)
     except ElementTree.ParseError as error:
@@ -164,10 +193,14 @@ def _buses(domain: ElementTree.Element) -> Iterator[int]:
 
 
 def _number(text: str | None) -> int:
+    shown = printable(text or "0", 20)
     try:
-        return int(text or "0", 0)
+        number = int(shown, 0)
+        if not 0 <= number <= MAX_NUMBER:
+            raise ValueError("out of range")
     except ValueError as error:
-        raise UnreadableDomain(f"{printable(text or '')!r} is not a number") from error
+        raise UnreadableDomain(f"{shown!r} is not the number of a bus or of CPUs") from error
+    return number
 
 
 def _cpus(domain: ElementTree.Element) -> int:

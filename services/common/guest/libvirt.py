@@ -5,16 +5,19 @@ does. Descriptions are read and written in :mod:`services.common.guest.domain_xm
 :mod:`services.common.guest.libvirt_domain`.
 """
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanKind, Tracer
 
-from schemas.inputs import RejectedInput
+from schemas.inputs import RejectedInput, printable
 from schemas.names import device_alias
 from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestNic, listed_nics
 from services.common.guest.domain_xml import (
+    UnreadableDomain,
+    check_length,
     has_device,
     interface_xml,
     parse_domain,
@@ -33,6 +36,7 @@ from services.common.guest.libvirt_domain import (
 from services.common.guest.port import (
     DeviceMissing,
     GuestEvent,
+    GuestFloods,
     GuestNotReachable,
     GuestRefused,
     GuestView,
@@ -41,6 +45,10 @@ from services.common.guest.port import (
 
 DEADLINE = 5.0
 """Seconds for one call, connecting included."""
+
+_parsing = threading.Lock()
+"""Held while a description is parsed. Each domain has a thread of its own, and one tree at a time is enough memory."""
+_Result = TypeVar("_Result")
 
 
 class LibvirtGuest:
@@ -66,7 +74,11 @@ class LibvirtGuest:
 
     async def list(self) -> GuestView:
         """Return the observed state, from both descriptions of the domain and its interface statistics."""
-        return await self.domain.call("list", _view)
+        try:
+            return await self.domain.call("list", _view)
+        except GuestFloods:
+            await self.domain.give_up()
+            raise
 
     async def attach(self, device: NetDeviceSpec, slot: str) -> None:
         """Attach a device, to the persistent configuration as well."""
@@ -137,47 +149,58 @@ class LibvirtAgent:
 
 def _descriptions(domain: Any) -> tuple[str, str | None]:
     """Return the XML of the running domain and of its persistent configuration; ``None`` for a transient domain."""
-    return domain.XMLDesc(0), domain.XMLDesc(INACTIVE) if domain.isPersistent() else None
+    live = domain.XMLDesc(0)
+    check_length(live)
+    return live, domain.XMLDesc(INACTIVE) if domain.isPersistent() else None
+
+
+def _parse(parse: Callable[..., _Result], *arguments: Any) -> _Result:
+    with _parsing:
+        return parse(*arguments)
 
 
 def _view(domain: Any) -> GuestView:
     live, persistent = _descriptions(domain)
-    [(_, counters)] = domain.connect().domainListGetStats([domain], INTERFACE_STATS, NO_WAIT)
-    return parse_domain(live, persistent, transmitting_taps(counters))
+    try:
+        [(_, counters)] = domain.connect().domainListGetStats([domain], INTERFACE_STATS, NO_WAIT)
+        transmitting = transmitting_taps(counters)
+    except (ValueError, TypeError) as error:
+        raise UnreadableDomain(f"libvirt's statistics: {printable(str(error))}") from error
+    return _parse(parse_domain, live, persistent, transmitting)
 
 
 def _attach(domain: Any, xml: str, interface: str) -> None:
     live, persistent = _descriptions(domain)
-    if has_device(live, interface):
+    if _parse(has_device, live, interface):
         raise GuestRefused(f"{device_alias(interface)} is in the domain already")
     # An interrupted unplug may have left the device in the persistent configuration, where it blocks the attach.
-    if persistent is not None and has_device(persistent, interface):
+    if persistent is not None and _parse(has_device, persistent, interface):
         domain.detachDeviceAlias(device_alias(interface), PERSISTENT)
     domain.attachDeviceFlags(xml, LIVE | (PERSISTENT if persistent is not None else 0))
 
 
 def _request_unplug(domain: Any, interface: str) -> None:
     live, persistent = _descriptions(domain)
-    if not has_device(live, interface):
+    if not _parse(has_device, live, interface):
         raise DeviceMissing(f"{device_alias(interface)} is not in the domain")
     # Two calls: one call with both flags fails when it is repeated, because the persistent device is gone by then.
     # By alias: libvirt then returns at once; by XML it waits five seconds for the guest.
-    if persistent is not None and has_device(persistent, interface):
+    if persistent is not None and _parse(has_device, persistent, interface):
         domain.detachDeviceAlias(device_alias(interface), PERSISTENT)
     domain.detachDeviceAlias(device_alias(interface), LIVE)
 
 
 def _remove_persistent(domain: Any, interface: str) -> None:
     _, persistent = _descriptions(domain)
-    if persistent is not None and has_device(persistent, interface):
+    if persistent is not None and _parse(has_device, persistent, interface):
         domain.detachDeviceAlias(device_alias(interface), PERSISTENT)
 
 
 def _set_link(domain: Any, interface: str, up: bool) -> None:
     live, persistent = _descriptions(domain)
-    xml = with_link_state(live, interface, up)
+    xml = _parse(with_link_state, live, interface, up)
     if xml is None:
         raise DeviceMissing(f"{device_alias(interface)} is not in the domain")
     domain.updateDeviceFlags(xml, LIVE)
-    if persistent is not None and (updated := with_link_state(persistent, interface, up)) is not None:
+    if persistent is not None and (updated := _parse(with_link_state, persistent, interface, up)) is not None:
         domain.updateDeviceFlags(updated, PERSISTENT)

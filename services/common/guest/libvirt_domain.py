@@ -9,17 +9,30 @@ Next: :mod:`services.common.guest.libvirt`, which makes the calls.
 import asyncio
 import functools
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import libvirt
 
-from services.common.guest.pending_events import PendingEvents
-from services.common.guest.port import DeviceMissing, GuestChange, GuestEvent, GuestNotReachable, GuestRefused
+from schemas.inputs import Edge, RejectReason, printable, reject
+from services.common.guest.pending_events import EventGate, PendingEvents
+from services.common.guest.port import (
+    MAX_NAME,
+    DeviceMissing,
+    GuestChange,
+    GuestEvent,
+    GuestFloods,
+    GuestNotReachable,
+    GuestRefused,
+)
 
 KEEPALIVE = (2, 3)
 """Seconds between two keep-alive requests to an idle libvirtd, and how many may stay unanswered."""
+
+FLOOD_PAUSE = 30.0
+"""Seconds without a call after a libvirtd has sent more than any domain has."""
 
 LIVE, PERSISTENT = libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG
 INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE
@@ -37,7 +50,7 @@ _CONNECTED = libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
 class _Connection:
     """An open connection and its domain. Created and used in the domain's thread only."""
 
-    def __init__(self, uri: str, name: str, on_event: Callable[[GuestEvent], None], on_end: Callable[[], None]) -> None:
+    def __init__(self, uri: str, name: str, gate: EventGate[GuestEvent], on_end: Callable[[], None]) -> None:
         self.connection = libvirt.open(uri)
         self.callbacks: list[int] = []
         try:
@@ -49,7 +62,7 @@ class _Connection:
                 (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, _device_event(GuestChange.UNPLUG_REFUSED)),
                 (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, _agent_event),
             ):
-                callback = functools.partial(_forward, parse, on_event)
+                callback = functools.partial(_forward, gate, parse)
                 self.callbacks.append(self.connection.domainEventRegisterAny(self.domain, event, callback, None))
             stopped = functools.partial(_on_lifecycle, on_end)
             lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
@@ -88,6 +101,7 @@ class LibvirtDomain:
         self._querying: asyncio.Future[Any] | None = None
         self._connection: _Connection | None = None
         self._closed = False
+        self._flooded_until = 0.0
         self._subscribers: set[PendingEvents[GuestEvent]] = set()
 
     async def call(self, what: str, use: Callable[[Any], _Result]) -> _Result:
@@ -99,6 +113,10 @@ class LibvirtDomain:
         :raises DeviceMissing: the domain does not have the device.
         :raises GuestRefused: libvirt or the hypervisor refused the call.
         """
+        if asyncio.get_running_loop().time() < self._flooded_until:
+            raise GuestFloods(
+                f"libvirt of {self._name}: not called for {FLOOD_PAUSE:g} s, because it has sent too much"
+            )
         try:
             async with asyncio.timeout(self._deadline), self._call_lock:
                 if self._running is not None:
@@ -115,7 +133,7 @@ class LibvirtDomain:
                 f"libvirt of {self._name}: {what} not answered within {self._deadline:g} s"
             ) from error
         except libvirt.libvirtError as error:
-            raise GuestNotReachable(f"libvirt of {self._name}: {what}: {error}") from error
+            raise GuestNotReachable(f"libvirt of {self._name}: {what}: {printable(str(error))}") from error
         except GuestRefused as error:
             raise type(error)(f"{what}: {error}") from error.__cause__
 
@@ -139,6 +157,8 @@ class LibvirtDomain:
                 return await asyncio.shield(self._querying)
         except TimeoutError as error:
             raise GuestNotReachable(f"libvirt of {self._name}: not answered within {timeout:g} s") from error
+        except libvirt.libvirtError as error:
+            raise GuestNotReachable(f"libvirt of {self._name}: {printable(str(error))}") from error
 
     async def events(self) -> AsyncIterator[GuestEvent]:
         """Yield the domain's events from now on, until the connection or the domain ends."""
@@ -151,11 +171,18 @@ class LibvirtDomain:
         finally:
             self._subscribers.discard(pending)
 
+    async def give_up(self) -> None:
+        """Disconnect for :data:`FLOOD_PAUSE`: the libvirtd has sent more than is read."""
+        self._flooded_until = asyncio.get_running_loop().time() + FLOOD_PAUSE
+        await self.close()
+
     async def close(self) -> None:
         """Disconnect. A connection to a libvirtd that hangs is left to libvirt's keep-alive."""
         connection, self._connection, self._closed = self._connection, None, True
         self._end_events()
-        if connection is not None and (self._running is None or self._running.done()):
+        if connection is not None and self._running is not None and not self._running.done():
+            self._running.add_done_callback(lambda _: _run_in_thread(connection.close))
+        elif connection is not None:
             await asyncio.wait({_run_in_thread(connection.close)}, timeout=1.0)
 
     async def _connect(self) -> None:
@@ -164,6 +191,9 @@ class LibvirtDomain:
         stale, self._connection, self._closed = self._connection, None, False
         self._end_events()
         socket = await self._socket()
+        gate: EventGate[GuestEvent] = EventGate(
+            lambda event: _call_soon(loop, self._publish, event), lambda: _call_soon(loop, self._on_flood)
+        )
 
         def connect() -> _Connection:
             if stale is not None:
@@ -173,7 +203,7 @@ class LibvirtDomain:
                 return _Connection(
                     f"qemu+unix:///session?socket={path}",
                     self._name,
-                    lambda event: _call_soon(loop, self._publish, event),
+                    gate,
                     lambda: _call_soon(loop, self._end_events),
                 )
 
@@ -193,6 +223,10 @@ class LibvirtDomain:
     def _publish(self, event: GuestEvent) -> None:
         for pending in self._subscribers:
             pending.put(event)
+
+    def _on_flood(self) -> None:
+        reject(Edge.DOMAIN, RejectReason.TOO_MANY, "events of libvirt")
+        self._giving_up = asyncio.ensure_future(self.give_up())
 
     def _end_events(self) -> None:
         for pending in self._subscribers:
@@ -224,7 +258,7 @@ async def read_description(name: str, socket: _Socket, *, deadline: float) -> st
     except TimeoutError as error:
         raise GuestNotReachable(f"libvirt of {name}: not answered within {deadline:g} s") from error
     except libvirt.libvirtError as error:
-        raise GuestNotReachable(f"libvirt of {name}: {error}") from error
+        raise GuestNotReachable(f"libvirt of {name}: {printable(str(error))}") from error
 
 
 def _run_on_domain(connection: _Connection | None, use: Callable[[Any], _Result]) -> _Result:
@@ -239,11 +273,11 @@ def _run_on_domain(connection: _Connection | None, use: Callable[[Any], _Result]
         return use(connection.domain)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
-            raise DeviceMissing(str(error)) from error
+            raise DeviceMissing(printable(str(error))) from error
         # An error of a domain that is gone, or locked by another call, is no answer to the request.
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_TIMEOUT or not connection.domain.isActive():
             raise
-        raise GuestRefused(str(error)) from error
+        raise GuestRefused(printable(str(error))) from error
 
 
 def _run_in_thread(work: Callable[[], _Result]) -> "asyncio.Future[_Result]":
@@ -283,8 +317,9 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *
         return
 
 
-def _forward(parse: Callable[..., GuestEvent], on_event: Callable[[GuestEvent], None], *arguments: Any) -> None:
-    on_event(parse(*arguments))
+def _forward(gate: EventGate[GuestEvent], parse: Callable[..., GuestEvent], *arguments: Any) -> None:
+    # In this thread: the event loop could not keep up with it.
+    gate.put(parse(*arguments), time.monotonic())
 
 
 def _on_lifecycle(on_end: Callable[[], None], connection: Any, domain: Any, event: int, *_: Any) -> None:
@@ -293,7 +328,7 @@ def _on_lifecycle(on_end: Callable[[], None], connection: Any, domain: Any, even
 
 
 def _device_event(change: GuestChange) -> Callable[..., GuestEvent]:
-    return lambda connection, domain, alias, *_: GuestEvent(change, alias)
+    return lambda connection, domain, alias, *_: GuestEvent(change, alias if len(alias) <= MAX_NAME else None)
 
 
 def _agent_event(connection: Any, domain: Any, state: int, *_: Any) -> GuestEvent:

@@ -4,13 +4,17 @@ Next: :mod:`services.common.guest.qmp_client` and :mod:`services.common.guest.li
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
+from services.common.flowcontrol.allowance import Allowance
 from services.common.telemetry.stores import STORES
 
 MAX_PENDING_EVENTS = 1024
 """Events that wait for the reader. One that does not fit ends the watch."""
+
+MAX_EVENTS, EVENTS_PER_SECOND = 8192, 256
+"""Events of libvirt that are forwarded at once, and in the long run."""
 
 T = TypeVar("T")
 
@@ -44,3 +48,30 @@ class PendingEvents(Generic[T]):
         """Yield the events until the queue ends; for one reader."""
         while (event := await self._queue.get()) is not None:
             yield event
+
+
+class EventGate(Generic[T]):
+    """Forwards the events of one connection until there are more than any domain has; used in one thread.
+
+    :param forward: called with each event.
+    :param on_flood: called once, when there are too many.
+    """
+
+    def __init__(self, forward: Callable[[T], None], on_flood: Callable[[], None]) -> None:
+        self._allowance = Allowance(1 / EVENTS_PER_SECOND)
+        self._forward = forward
+        self._on_flood = on_flood
+        self._flooded = False
+
+    def put(self, event: T, now: float) -> None:
+        """Forward an event, or drop it.
+
+        :param now: seconds of a monotonic clock.
+        """
+        if self._flooded:
+            return
+        if self._allowance.use(now) > MAX_EVENTS:
+            self._flooded = True
+            self._on_flood()
+        else:
+            self._forward(event)

@@ -11,9 +11,16 @@ from typing import Protocol
 
 import msgspec
 
+MAX_NAME = 256
+"""Characters of a device's name, or alias, that is read of a domain."""
+
 
 class GuestNotReachable(Exception):
     """The domain does not answer. Whether the last request took effect is unknown."""
+
+
+class GuestFloods(GuestNotReachable):
+    """The domain sends more than any domain does, or what takes long to parse: a call soon after gains nothing."""
 
 
 class GuestRefused(Exception):

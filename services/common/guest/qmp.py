@@ -7,23 +7,32 @@ Next: :mod:`services.common.guest.agent`, the client of the guest agent.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container, Coroutine
 from typing import Any
 
 import msgspec
 from opentelemetry.trace import SpanKind, Tracer
 
-from schemas.inputs import Edge, RejectReason, reject
+from schemas.inputs import Edge, RejectedInput, RejectReason, printable, reject
 from schemas.names import device_alias, interface_of_alias
+from services.common.domain.mac_address import find_mac
 from services.common.guest.port import (
     DeviceMissing,
-    GuestChange,
     GuestEvent,
+    GuestFloods,
     GuestNotReachable,
     GuestRefused,
     GuestView,
     NetDevice,
     NetDeviceSpec,
+)
+from services.common.guest.qmp_answers import (
+    active_devices,
+    bus_numbers,
+    count_cpus,
+    parse_devices,
+    parse_event,
+    parse_text,
 )
 from services.common.guest.qmp_client import DEADLINE, QmpClient
 
@@ -33,19 +42,13 @@ MAX_DEVICES = 1024
 
 _DEVICES = ("/machine/peripheral", "/machine/peripheral-anon")
 _ROOT_PORTS = ("child<pcie-root-port>", "child<ioh3420>")
-_EVENTS = {
-    "DEVICE_DELETED": GuestChange.DEVICE_DELETED,
-    # x86 machines do not send this for a NIC: there, a guest that refuses does not answer.
-    "DEVICE_UNPLUG_GUEST_ERROR": GuestChange.UNPLUG_REFUSED,
-    "NIC_RX_FILTER_CHANGED": GuestChange.DEVICE_IN_USE,
-}
 
 
 class _Device(msgspec.Struct, frozen=True):
     """A device in QEMU's object tree.
 
-    :ivar bus: the bus that it is on, as a path in the object tree; empty for an object on no bus.
-    :ivar nic: the NIC; ``None`` for a device that is not a NIC of the VMI's spec.
+    :ivar bus: the bus that it is on, as a path in the object tree; empty for an object behind no root port.
+    :ivar nic: the NIC; ``None`` for a device that is not a NIC of the VMI's spec, or has no MAC that a NIC can have.
     """
 
     bus: str
@@ -89,66 +92,75 @@ class QmpGuest:
         except TimeoutError as error:
             raise GuestNotReachable(f"the devices were not listed within {self.list_deadline:g} s") from error
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            text = f"QEMU's list of devices: {type(error).__name__}: {error}"
+            text = printable(f"QEMU's list of devices: {type(error).__name__}: {error}")
+            if isinstance(error, RejectedInput) and error.reason in (RejectReason.TOO_MANY, RejectReason.TOO_LARGE):
+                await self.client.give_up()
+                raise GuestFloods(text) from error
             raise GuestNotReachable(str(reject(Edge.DOMAIN, RejectReason.INVALID, text))) from error
 
     async def _list(self) -> GuestView:
         # Connect before the parallel commands: if one of them failed, the others would still be connecting.
         await self.client.connect()
-        named, anonymous, filters = await asyncio.gather(
+        self.client.expect_answers()
+        *listed, filters = await asyncio.gather(
             *(self.client.execute("qom-list", {"path": path}) for path in _DEVICES),
             self.client.execute("query-rx-filter"),
         )
+        active = active_devices(filters)
         found = {
-            f"{path}/{item['name']}": str(item["type"])
-            for path, items in zip(_DEVICES, (named, anonymous), strict=True)
-            for item in items
-            if str(item["type"]).startswith("child<")
+            f"{path}/{name}": kind
+            for path, answer in zip(_DEVICES, listed, strict=True)
+            for name, kind in parse_devices(answer).items()
         }
         if len(found) > MAX_DEVICES:
-            raise ValueError(f"more than {MAX_DEVICES} devices")
+            raise reject(Edge.DOMAIN, RejectReason.TOO_MANY, f"more than {MAX_DEVICES} devices")
+        ports = {path.rpartition("/")[2]: path for path, kind in found.items() if kind in _ROOT_PORTS}
+        # The bus behind a root port has the port's own id as its name.
+        behind = {f"{path}/{name}": name for name, path in ports.items()}
         self._known = {path: known for path, known in self._known.items() if path in found}
         for path in found.keys() - self._known.keys():
-            self._known[path] = await self._inspect(path, found[path])
+            self._known[path] = await self._inspect(path, found[path], behind.keys())
         if not self._cpus:
-            self._cpus = len(await self.client.execute("query-cpus-fast"))
+            self._cpus = count_cpus(await self.client.execute("query-cpus-fast"))
         # Any device takes its port: disks and NICs share the root ports (kubevirt#14180).
         taken = {device.bus for device in self._known.values()}
-        ports = {path.rpartition("/")[2]: path for path, kind in found.items() if kind in _ROOT_PORTS}
         if not ports.keys() <= self._buses.keys():
             # Empty until the firmware has numbered the buses.
-            self._buses = bus_numbers(await self.client.execute("query-pci"))
+            self._buses = bus_numbers(await self.client.execute("query-pci"), ports.keys())
         nics = {device.nic.alias: device.nic for device in self._known.values() if device.nic is not None}
         # QMP has no query for the link state: only what was set over this connection is known.
         self._up = {alias: up for alias, up in self._up.items() if alias in nics}
-        active = {rx_filter["name"] for rx_filter in filters if has_active_driver(rx_filter)}
         return GuestView(
             {
                 alias: msgspec.structs.replace(nics[alias], up=self._up.get(alias), driver_active=alias in active)
                 for alias in sorted(nics)
             },
-            # The bus behind a root port has the port's own id as its name.
-            tuple(sorted((name for name, path in ports.items() if f"{path}/{name}" not in taken), key=_natural)),
+            tuple(sorted((name for bus, name in behind.items() if bus not in taken), key=_natural)),
             self._cpus,
             {name: self._buses[name] for name in ports if name in self._buses},
         )
 
-    async def _inspect(self, path: str, kind: str) -> "_Device":
+    async def _inspect(self, path: str, kind: str, buses: Container[str]) -> "_Device":
         """Return a device's bus and, for a NIC of the VMI's spec, its MAC; neither ever changes.
 
         ``query-pci`` is no alternative: it shows nothing behind a port before the guest's firmware has numbered the
         buses.
+
+        :param buses: the buses behind the root ports.
         """
         try:
-            bus = str(await self.client.execute("qom-get", {"path": path, "property": "parent_bus"}))
+            bus = parse_text(await self.client.execute("qom-get", {"path": path, "property": "parent_bus"}))
             alias, nic = path.rpartition("/")[2], None
             if interface_of_alias(alias) and "-net" in kind:
-                mac = str(await self.client.execute("qom-get", {"path": path, "property": "mac"}))
-                nic = NetDevice(alias, mac.lower())
+                mac = find_mac(parse_text(await self.client.execute("qom-get", {"path": path, "property": "mac"})))
+                if mac is not None:
+                    nic = NetDevice(alias, mac)
+                else:
+                    reject(Edge.DOMAIN, RejectReason.INVALID, "MAC address")
         except GuestRefused:
             # The object is on no bus, or was deleted meanwhile: it takes no slot.
             return _Device("", None)
-        return _Device(bus, nic)
+        return _Device(bus if bus in buses else "", nic)
 
     async def attach(self, device: NetDeviceSpec, slot: str) -> None:
         """Attach a device: a tap backend, then the device on a root port."""
@@ -192,7 +204,7 @@ class QmpGuest:
                 await self.client.execute("netdev_add", netdev)
         with self._span("device_add", device.interface) as span:
             span.set_attribute("hotnic.slot", slot)
-            commands = [self.client.execute("device_add", frontend)]
+            commands: list[Coroutine[Any, Any, object]] = [self.client.execute("device_add", frontend)]
             if not device.up:
                 # QEMU creates every device with its link up. Both commands are sent at once, because the guest needs
                 # some milliseconds to find the device. On a busy host it may still see a carrier for a moment.
@@ -244,40 +256,6 @@ class QmpGuest:
     def _span(self, command: str, interface: str) -> Any:
         attributes = {"rpc.system": "qmp", "rpc.method": command, "hotnic.interface": interface}
         return self._tracer.start_as_current_span(f"qmp {command}", kind=SpanKind.CLIENT, attributes=attributes)
-
-
-def bus_numbers(buses: Any) -> dict[str, int]:
-    """Return the number of the bus behind each bridge that has an id and a number.
-
-    :param buses: the response to ``query-pci``.
-    """
-    found: dict[str, int] = {}
-    for bus in buses:
-        for device in bus.get("devices") or ():
-            behind = device.get("pci_bridge") or {}
-            number = (behind.get("bus") or {}).get("secondary")
-            if device.get("qdev_id") and number:
-                found[device["qdev_id"]] = number
-    return found
-
-
-def has_active_driver(rx_filter: Any) -> bool:
-    """Return whether a NIC's receive filter differs from the state after a reset: only a guest's driver changes it.
-
-    :param rx_filter: an item of the response to ``query-rx-filter``.
-    """
-    return not rx_filter.get("promiscuous", True) or bool(
-        rx_filter.get("multicast-table") or rx_filter.get("unicast-table")
-    )
-
-
-def parse_event(message: Any) -> GuestEvent:
-    """Parse a QMP event."""
-    data = message.get("data") or {}
-    if message["event"] == "VSERPORT_CHANGE" and data.get("open"):
-        # The only virtio-serial port that a guest opens is the agent's.
-        return GuestEvent(GuestChange.AGENT_CONNECTED)
-    return GuestEvent(_EVENTS.get(message["event"], GuestChange.OTHER), data.get("device") or data.get("name"))
 
 
 def _natural(name: str) -> tuple[int, str]:

@@ -5,17 +5,29 @@ Next: :mod:`services.common.guest.qmp`, the driver of a guest, which knows the c
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
+import msgspec
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from schemas.inputs import Edge, RejectedInput, RejectReason, printable, reject, rejecting
+from schemas.inputs import (
+    Edge,
+    InputDecoder,
+    RejectedInput,
+    RejectReason,
+    check_count,
+    count_values,
+    printable,
+    reject,
+    rejecting,
+)
 from services.common.flowcontrol.allowance import Allowance
 from services.common.guest.pending_events import PendingEvents
-from services.common.guest.port import DeviceMissing, GuestNotReachable, GuestRefused
+from services.common.guest.port import DeviceMissing, GuestFloods, GuestNotReachable, GuestRefused
 from services.common.guest.sockets import connect_below
 
 DEADLINE = 5.0
@@ -23,6 +35,12 @@ DEADLINE = 5.0
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 """Limit of one message. QEMU lists up to 4096 VLANs (24 kB) for each NIC."""
+MAX_ANSWERS_BYTES = 4 * 1024 * 1024
+"""Limit of all answers of a list together. Apart from the VLANs, QEMU sends less than 1 kB for each device."""
+MAX_VALUES = 4096
+"""Values of a greeting, an event or an error. The values of an answer are the limit of who decodes it."""
+MAX_GREETING_BYTES = 16 * 1024
+"""The library keeps the greeting as long as the connection."""
 MAX_UNREQUESTED, UNREQUESTED_PER_SECOND = 8192, 256
 """Kibibytes that a domain may send without a request at once, and in the long run. A message counts as at least one.
 QEMU sends some events for each device."""
@@ -32,6 +50,7 @@ MAX_ERROR_TEXT = 1024
 """Characters of an error message, which quotes the domain."""
 
 _MISSING = "DeviceNotFound"
+_NONE = msgspec.Raw(b"")
 _Event = TypeVar("_Event")
 
 
@@ -62,6 +81,7 @@ class QmpClient:
         # Over all connections: the domain may end one, too.
         self._unrequested = Allowance(1 / UNREQUESTED_PER_SECOND)
         self._flooded_until = 0.0
+        self._answered = 0
 
     async def connect(self) -> None:
         """Connect, unless the client is connected.
@@ -70,8 +90,12 @@ class QmpClient:
         """
         await self._connected()
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Execute a command and return its result. Several commands may be executed at the same time.
+    def expect_answers(self) -> None:
+        """Start a list: from now on, all answers together may have :data:`MAX_ANSWERS_BYTES`."""
+        self._answered = 0
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> msgspec.Raw:
+        """Execute a command and return its result, undecoded. Several commands may be executed at the same time.
 
         :raises GuestNotReachable: there was no response in time. Whether the command took effect is unknown.
         :raises DeviceMissing: the command names a device that does not exist.
@@ -80,7 +104,9 @@ class QmpClient:
         client = await self._connected()
         try:
             async with asyncio.timeout(self._deadline):
-                return await client.execute(command, arguments)
+                result = await client.execute(command, arguments)
+                assert isinstance(result, msgspec.Raw), "what QmpMessage makes of each answer"
+                return result
         except ExecuteError as exc:
             refused = DeviceMissing if exc.error_class == _MISSING else GuestRefused
             raise refused(f"{command}: {_text(exc)}") from exc
@@ -100,25 +126,27 @@ class QmpClient:
         :raises GuestNotReachable: as :meth:`connect`.
         """
         client = await self._connected()
-        pending: PendingEvents[Any] = PendingEvents()
+        pending: PendingEvents[_Event] = PendingEvents()
 
         def take(message: Any) -> bool:
-            pending.put(message)
+            # Before it waits for its reader: of a message, which may be large, the event is a small part.
+            with contextlib.suppress(RejectedInput), rejecting(Edge.DOMAIN):
+                pending.put(parse(message))
             return False
 
         with client.listener(event_filter=take):
             ended = asyncio.ensure_future(_ended(client))
             ended.add_done_callback(lambda _: pending.end())
             try:
-                async for message in pending.read():
-                    try:
-                        with rejecting(Edge.DOMAIN):
-                            event = parse(message)
-                    except RejectedInput:
-                        continue
+                async for event in pending.read():
                     yield event
             finally:
                 ended.cancel()
+
+    async def give_up(self) -> None:
+        """Disconnect for :data:`FLOOD_PAUSE`: the domain has answered more than is decoded."""
+        self._pause()
+        await self.close()
 
     async def close(self) -> None:
         """Disconnect; may be called repeatedly."""
@@ -133,7 +161,7 @@ class QmpClient:
             # Before the new connection: QEMU serves one client at a time.
             await self.close()
             self._check_flooded()
-            client = _Client(self._count_unrequested)
+            client = _Client(self._count_unrequested, self._count_answer)
             # The library's own listener would keep every event of QEMU for ever, and so does each listener's history.
             client.events.event_filter = _discard
             try:
@@ -153,34 +181,103 @@ class QmpClient:
     def _count_unrequested(self, size: int) -> None:
         now = asyncio.get_running_loop().time()
         if self._unrequested.use(now, max(1.0, size / 1024)) > MAX_UNREQUESTED:
-            self._flooded_until = now + FLOOD_PAUSE
+            self._pause()
             raise reject(Edge.DOMAIN, RejectReason.TOO_MANY, "too many messages without a request")
+
+    def _count_answer(self, size: int) -> None:
+        self._answered += size
+        if self._answered > MAX_ANSWERS_BYTES:
+            self._pause()
+            raise reject(Edge.DOMAIN, RejectReason.TOO_LARGE, "the answers of a list")
+
+    def _pause(self) -> None:
+        self._flooded_until = asyncio.get_running_loop().time() + FLOOD_PAUSE
 
     def _check_flooded(self) -> None:
         if asyncio.get_running_loop().time() < self._flooded_until:
-            raise GuestNotReachable(
-                f"QMP at {self._path}: not connected for {FLOOD_PAUSE:g} s, because it has sent too many messages"
+            raise GuestFloods(
+                f"QMP at {self._path}: not connected for {FLOOD_PAUSE:g} s,"
+                " because it has sent too many messages, or too large ones"
             )
 
 
+class _Members(msgspec.Struct, frozen=True):
+    """The members of a message that are used; the others are not decoded."""
+
+    id: str | None = None
+    event: str | None = None
+    result: msgspec.Raw = msgspec.field(default=_NONE, name="return")
+    error: msgspec.Raw = _NONE
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+    greeting: msgspec.Raw = msgspec.field(default=_NONE, name="QMP")
+
+
+_members = InputDecoder(Edge.DOMAIN, _Members, max_bytes=MAX_MESSAGE_BYTES)
+_anything = InputDecoder(Edge.DOMAIN, Any)
+
+
+class QmpMessage(Message):
+    """A message of QEMU, of which the result is not decoded: it has any number of values.
+
+    :ivar size: bytes.
+    :raises RejectedInput: it is no message, or too large.
+    """
+
+    def __init__(self, line: bytes) -> None:
+        found = _members.decode(line)
+        members: dict[str, object] = {}
+        if bytes(found.greeting):
+            if len(bytes(found.greeting)) > MAX_GREETING_BYTES:
+                raise reject(Edge.DOMAIN, RejectReason.TOO_LARGE, "the greeting")
+            members["QMP"] = _decode_small(found.greeting)
+        elif found.event is not None:
+            members |= {"event": found.event, "data": _decode_small(found.data)}
+        else:
+            members |= {"id": found.id} if found.id is not None else {}
+            if bytes(found.error):
+                members["error"] = _decode_small(found.error)
+            elif bytes(found.result):
+                members["return"] = found.result
+        super().__init__(members, eager=False)
+        self.size = len(line)
+
+    def __str__(self) -> str:
+        # The library's own encodes it, for errors and logs.
+        return f"a message of {self.size} bytes"
+
+
+def _decode_small(member: msgspec.Raw) -> object:
+    check_count(Edge.DOMAIN, count_values(bytes(member)), MAX_VALUES, "too many values")
+    return _anything.decode(member)
+
+
 class _Client(QMPClient):
-    """The library's client, for a server that may send messages without end.
+    """The library's client, for a server that may send messages without end, and of any kind.
 
     :param count_unrequested: called with the size of each message that answers no command; what it raises ends the
         connection.
+    :param count_answer: called with the size of any other one, in the same way.
     """
 
-    def __init__(self, count_unrequested: Callable[[int], None]) -> None:
+    def __init__(self, count_unrequested: Callable[[int], None], count_answer: Callable[[int], None]) -> None:
         super().__init__("hotnic", MAX_MESSAGE_BYTES)
-        self._count = count_unrequested
+        self._count_unrequested = count_unrequested
+        self._count_answer = count_answer
+
+    async def _do_recv(self) -> Message:
+        # The library's own decodes all of a message: two bytes may become sixty.
+        return QmpMessage(await self._readline())
 
     def _cb_inbound(self, msg: Message) -> Message:
         # The library's own formats each message for a log that nobody reads.
         return msg
 
     async def _on_message(self, msg: Message) -> None:
+        assert isinstance(msg, QmpMessage), "what _do_recv returns"
         if "event" in msg or msg.get("id") not in self._pending:
-            self._count(len(bytes(msg)))
+            self._count_unrequested(msg.size)
+        else:
+            self._count_answer(msg.size)
         await super()._on_message(msg)
         # The library's reader does not suspend while the stream has data.
         await asyncio.sleep(0)

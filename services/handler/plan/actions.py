@@ -64,6 +64,7 @@ class Observed(ObservedNics, frozen=True):
     :ivar declined: the interfaces whose guest declined its address.
     :ivar agent: the NICs of the guest agent's last response; ``None`` before the first response.
     :ivar unconfirmed: the interfaces that this process attached and that no driver in the guest uses yet.
+    :ivar lost: the interfaces that this process attached and whose device the domain has never listed.
     :ivar unplugs: the unplug of each absent interface.
     :ivar now: seconds of a monotonic clock.
     """
@@ -80,6 +81,7 @@ class Observed(ObservedNics, frozen=True):
     declined: frozenset[str]
     agent: tuple[GuestNic, ...] | None
     unconfirmed: frozenset[str]
+    lost: frozenset[str]
     unplugs: dict[str, Unplug]
     now: float
 

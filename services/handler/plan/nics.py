@@ -45,6 +45,19 @@ def attached_nics(nics: VmiNics) -> list[Nic]:
     ]
 
 
+def desired_state(nics: VmiNics) -> frozenset[tuple[str, ...]]:
+    """Return an item for each interface. It changes with what users and the cluster do, and never by a guest.
+
+    The id of an operation that is not written follows from the VMI's generation, which the guest's status changes.
+    """
+    attached = {nic.name for nic in nics if nic.status is not None}
+    ids = {name: operation.id for name, operation in nics.operations.items()}
+    return frozenset(
+        (name, interface.state, ids.get(name, ""), "attached" if name in attached else "")
+        for name, interface in nics.interfaces.items()
+    )
+
+
 def absent_nics(nics: VmiNics) -> list[Nic]:
     """Return the NICs that are absent in the spec."""
     return [nic for nic in nics if nic.absent]

@@ -56,6 +56,12 @@ def plan_plugs(observed: Observed) -> list[SetUpAndAttach | PublishFailure]:
             action = PublishFailure(nic, "MalformedNic", f"cannot plug interface {nic.name!r}: {error}", final=False)
         if isinstance(action, SetUpAndAttach):
             slots = [slot for slot in slots if slot != action.slot]
+            if nic.name in observed.lost:
+                # It is attached again, and the failure makes the pauses longer.
+                message = (
+                    "the domain does not list the device that was attached; it was lost, or the guest has ejected it"
+                )
+                actions.append(PublishFailure(nic, "DeviceLost", message, final=False))
         elif action.reason == "NoFreeSlot" and releasing:
             releasing -= 1
             message = "no free PCIe port; the plug waits for the port of a NIC that the guest is releasing"

@@ -35,6 +35,7 @@ def observed_state(machine: VirtualMachineInstance, launcher: Pod, **fields: Any
         "declined": frozenset(),
         "agent": None,
         "unconfirmed": frozenset(),
+        "lost": frozenset(),
         "unplugs": unplugs,
         "now": 0.0,
     }

@@ -9,12 +9,15 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lab.guest.double import GREETING, listener, read_requests
 from services.common.guest.port import GuestNotReachable, GuestRefused
 from services.common.guest.qmp_client import MAX_ERROR_TEXT, MAX_UNREQUESTED, QmpClient
 from services.common.telemetry.logs import configure
+
+RUNNING = msgspec.Raw(b'"running"')
 
 
 class FloodingMachine:
@@ -99,7 +102,7 @@ async def test_a_machine_that_sends_without_end_is_left_alone_and_delays_nothing
         flooding.answer, flooding.endless = unit, True
         other = asyncio.create_task(sibling())
         flooded = asyncio.create_task(client.execute("query-status"))
-        assert await neighbour.execute("query-status") == "running"
+        assert await neighbour.execute("query-status") == RUNNING
         with pytest.raises(GuestNotReachable, match="too many messages"):
             await flooded
         other.cancel()
@@ -111,14 +114,14 @@ async def test_a_machine_that_sends_without_end_is_left_alone_and_delays_nothing
         flooding.answer, flooding.endless = FloodingMachine().answer, False
         # The pause is over.
         client._flooded_until = client._unrequested = 0.0
-        assert await client.execute("query-status") == "running"
+        assert await client.execute("query-status") == RUNNING
     assert log.getvalue() == ""
 
 
 async def test_a_new_connection_is_no_new_allowance(folder: str) -> None:
     async with serving(folder, "a") as (machine, client):
         machine.answer = b"{}\n" * (MAX_UNREQUESTED - 10) + machine.answer
-        assert await client.execute("query-status") == "running"
+        assert await client.execute("query-status") == RUNNING
         await client.close()
         with pytest.raises(GuestNotReachable, match="too many messages"):
             await client.execute("query-status")

@@ -201,7 +201,8 @@ class FakeMonitor:
             if self.requests:
                 writer.write(b'{"event": "RTC_CHANGE", "data": {}}\n')
             self.requests.append(" ".join(filter(None, words)))
-            answer = self._answers.get(self.requests[-1], {"return": {}})
+            nothing = {"qmp_capabilities": {}, "qom-get": ""}.get(request["execute"], [])
+            answer = self._answers.get(self.requests[-1], {"return": nothing})
             identity = {"id": request["id"]} if "id" in request else {}
             writer.write(json.dumps(answer | identity).encode() + b"\n")
         writer.close()

@@ -6,13 +6,12 @@ import itertools
 import pytest
 import structlog
 
+from services.common.flowcontrol.pacer import BURST, INTERVAL
 from services.common.guest.agent import AgentFloods, AgentUnavailable, GuestNic
 from services.handler.agent_poller import (
-    BURST,
     DELAYS_AFTER_LEASE,
     DELAYS_AFTER_PLUG,
     FLOOD_PAUSE,
-    INTERVAL,
     MAX_INTERVAL,
     MAX_NICS,
     MAX_UNANSWERED,

@@ -597,3 +597,13 @@ def test_a_token_is_gained_by_name_whatever_else_the_list_has() -> None:
     assert gained_token(before, after, DOMAIN) == ["a", "c"]
     assert parse_tokens({"infoSource": "domain," + "," * 1_000_000}) == {DOMAIN}
     assert len(parse_tokens({"infoSource": ",".join(map(str, range(100_000)))})) < 300
+
+
+def test_a_device_that_was_attached_and_never_listed_is_attached_again_and_is_a_failure() -> None:
+    machine, attached = vmi(nic("a"), nic("b")), attached_pod("a", "b")
+    state = observed_state(
+        machine, attached, guest=guest("default"), pod_links=links("a", "b"), sandbox_id=SANDBOX, lost=frozenset({"a"})
+    )
+    failures = [action for action in plan_plugs(state) if isinstance(action, PublishFailure)]
+    assert [(failure.nic.name, failure.reason, failure.final) for failure in failures] == [("a", "DeviceLost", False)]
+    assert [action.nic.name for action in plan_plugs(state) if isinstance(action, SetUpAndAttach)] == ["a", "b"]

@@ -8,11 +8,12 @@ import pytest
 import structlog
 from opentelemetry.context import Context
 
+from services.common.flowcontrol.pacer import BURST, INTERVAL
 from services.common.guest.agent import AgentUnavailable, GuestNic
 from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDeviceSpec
 from services.common.reconcile import Source
 from services.handler.addresses.service import AddressServers
-from services.handler.agent_poller import BURST, DELAYS_AFTER_LEASE, INTERVAL, MAX_UNANSWERED
+from services.handler.agent_poller import DELAYS_AFTER_LEASE, MAX_UNANSWERED
 from services.handler.sessions import GuestSession, Key, PluggedDevice, UnplugRecord
 from services.handler.unplug import IllegalTransition, UnplugEvent, UnplugState
 

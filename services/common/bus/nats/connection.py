@@ -232,7 +232,7 @@ async def _close(client: Client, timeout: float) -> None:
 
 
 async def _find_api(client: Client, caller: Caller, timeout: float) -> str:
-    """Return the prefix of JetStream's requests: of the clients' account if this user is in it.
+    """Return the prefix of JetStream's requests: that of an account which imports them if this user is in one.
 
     A server without identities has one account for all, in which nobody answers to that prefix.
     """

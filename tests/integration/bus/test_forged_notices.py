@@ -1,6 +1,7 @@
 """What tells the api to read the bucket: nobody else can send it, and many of it are bearable."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import structlog
 from nats.aio.msg import Msg
 
 from schemas.bus.encoding import CONSUMER_ROOT, consumer_request, stored_notice
+from schemas.bus.hotplug_status import BUCKET
 from schemas.bus.permissions import BUCKET_KEYS, CLIENT_API, identity_name, inbox_prefix, role_permissions
+from schemas.inputs import REJECTED, Edge, RejectReason
 from services.common.bus.nats.streams import ensure_streams, notices_of
 from tests.support.bus.identities import EVERYBODY, Identity, ask_controller, identity_server
-from tests.support.bus.jetstream import QUICK
+from tests.support.bus.jetstream import QUICK, jetstream
+from tests.support.bus.nats import NatsServer
 
 OTHERS = [identity for identity in EVERYBODY if identity[0] not in ("api", "controller", "node")]
 """The process of a node does what networks and handler do."""
@@ -70,3 +74,35 @@ async def test_no_answer_to_another_identity_reaches_the_api(tmp_path: Path, ide
         await bus.close()
         for one in (client, api, controller):
             await one.close()
+
+
+async def test_a_flood_of_notices_arrives_once_whoever_watches(server: NatsServer) -> None:
+    """On a server without identities anybody can send them; each watch multiplied them."""
+    watches, notices = 20, 5000
+    async with jetstream(server) as harness, contextlib.AsyncExitStack() as stack:
+        controller, api = await harness.bus("controller", "_"), await harness.bus("api", "_")
+        bucket = controller.kv(BUCKET)
+        await bucket.put("default.vm1.h", b"0")
+        watched = [
+            await stack.enter_async_context(contextlib.aclosing(api.kv(BUCKET).watch("default.vm1.>")))
+            for _ in range(watches)
+        ]
+        async with asyncio.timeout(60):
+            for watch in watched:
+                assert [entry and entry.value for entry in (await anext(watch), await anext(watch))] == [b"0", None]
+        connection = api._session.connection
+        assert connection is not None
+        before, rejected = connection.client.stats["in_msgs"], REJECTED.counts()
+        following = [asyncio.ensure_future(anext(watch)) for watch in watched]
+        for number in range(notices):
+            value = "x" if number % 2 else str(10**17 + number)
+            await harness.client.publish(stored_notice(KEY), b"x" * 1000, headers={"Nats-Sequence": value})
+        await harness.client.flush()
+        await bucket.put("default.vm1.h", b"1")
+        async with asyncio.timeout(60):
+            assert {entry and entry.value for entry in await asyncio.gather(*following)} == {b"1"}
+        assert api._session.connection is connection
+        # The notices, and what the watches have read because of them.
+        assert connection.client.stats["in_msgs"] - before < 2 * notices
+        malformed = (Edge.BUS, RejectReason.MALFORMED)
+        assert REJECTED.counts().get(malformed, 0) > rejected.get(malformed, 0)

@@ -64,6 +64,10 @@ INBOX_ROOT = "_INBOX_hotnic"
 """First token of every inbox. Not ``_INBOX``, which other users of the account may subscribe to."""
 CONSUMER_REQUESTS = f"{CONSUMER_ROOT}.*.*"
 """The subjects on which the roles of the nodes request their consumers."""
+MAX_SUBSCRIPTIONS = 1024
+"""Of one connection: the server keeps them in memory. The api has the most: one for each read of the bucket."""
+MAX_PAYLOAD = 96 * 1024
+"""Bytes of one message that an identity publishes, with its headers. The largest of hotnic's is a dead letter."""
 ANSWER_SECONDS = 10
 """Seconds within which an identity that answers requests may answer one."""
 

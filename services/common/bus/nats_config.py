@@ -12,6 +12,8 @@ from schemas.bus.permissions import (
     ANSWER_SECONDS,
     CONNECTION_TYPES,
     IMPORTING_ACCOUNTS,
+    MAX_PAYLOAD,
+    MAX_SUBSCRIPTIONS,
     STREAM_ACCOUNT,
     Import,
     account_of,
@@ -118,6 +120,8 @@ def render_server(
 
 def _importing_account(account: str, users: Sequence[NatsUser]) -> Iterable[str]:
     yield f"  {account} {{"
+    yield "    # Of each connection."
+    yield f"    limits {{ max_subscriptions: {MAX_SUBSCRIPTIONS}, max_payload: {MAX_PAYLOAD} }}"
     yield from _block("imports", [_import(one) for one in imports_of(account)])
     yield from _block("users", _users(account, users))
     yield "  }"

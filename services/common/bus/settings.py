@@ -24,7 +24,8 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
         :data:`schemas.bus.events.MAX_EVENT_BYTES`, the value less.
     :ivar dead_max_message_bytes: of a dead letter, which has headers of its own besides.
     :ivar max_consumers: set explicitly, because the server's default is 1,000 and each node role needs a consumer.
-    :ivar duplicate_window: how long the server drops repeated publishes of one message id.
+    :ivar duplicate_window: how long the server drops repeated publishes of one message id, which it keeps in memory
+        meanwhile, however long it is. A publish is repeated after a timeout or a lost connection.
     :ivar publish_budget: how long a publish may block its caller.
     :ivar publish_timeout: how long the outbox waits for the ack of one publish.
     :ivar buffer_events: how many events the outbox holds before the oldest is dropped.
@@ -51,7 +52,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 256 * MIB
     max_message_bytes: int = MAX_EVENT_BYTES + 8 * KIB
     max_consumers: int = 20_000
-    duplicate_window: float = 120.0
+    duplicate_window: float = 5.0
     replicas: int = 1
 
     dead_stream: str = DEAD_STREAM

@@ -33,6 +33,8 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar max_deliver: how often the server delivers a message that is not acked. Whoever receives acks at once, so only
         a message that ends receivers comes near; what it said is found by watch and resync.
     :ivar max_ack_pending: how many messages of a consumer may wait for their ack before the server sends no more.
+    :ivar max_behind: how many messages may wait for a consumer of the controller, before it leaves them out: some
+        seconds of what a controller handles. A node can publish faster, and the events of all wait in one row.
     :ivar inactive_threshold: how long the server keeps the consumer of a process that has ended.
     :ivar read_interval: how long a watch waits for a notice of the server, before it reads the stream without one.
     :ivar follow_interval: how often a command reads the events that come, of which the server gives no notice.
@@ -69,6 +71,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait: float = 30.0
     max_deliver: int = 10
     max_ack_pending: int = 1_000
+    max_behind: int = 10_000
     inactive_threshold: float = 3600.0
     read_interval: float = 5.0
     follow_interval: float = 0.5

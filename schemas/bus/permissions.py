@@ -69,7 +69,8 @@ MAX_SUBSCRIPTIONS = 1024
 MAX_PAYLOAD = 96 * 1024
 """Bytes of one message that an identity publishes, with its headers. The largest of hotnic's is a dead letter."""
 ANSWER_SECONDS = 10
-"""Seconds within which an identity that answers requests may answer one."""
+"""Seconds within which an identity that answers requests may answer one, and for which the server remembers a request
+that crosses accounts: a heartbeat of a pull request comes sooner."""
 
 
 class BusRole(StrEnum):

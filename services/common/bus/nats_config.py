@@ -173,9 +173,12 @@ def _user(user: NatsUser) -> Iterable[str]:
 
 
 def _export(one: Import, accounts: Sequence[str]) -> str:
-    kind = "stream" if one.delivery else "service"
+    head = f"{_quote(one.subject)}, accounts: [{', '.join(accounts)}]"
+    if one.delivery:
+        return f"{{ stream: {head} }}"
     answers = ", response_type: Stream" if one.answers else ""
-    return f"{{ {kind}: {_quote(one.subject)}, accounts: [{', '.join(accounts)}]{answers} }}"
+    # So long the server remembers a request without an answer; of several answers, without a further one.
+    return f'{{ service: {head}{answers}, response_threshold: "{ANSWER_SECONDS}s" }}'
 
 
 def _import(one: Import) -> str:

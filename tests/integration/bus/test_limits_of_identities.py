@@ -9,7 +9,8 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from schemas.bus.permissions import MAX_PAYLOAD, MAX_SUBSCRIPTIONS, inbox_prefix
+from schemas.bus.permissions import ANSWER_SECONDS, MAX_PAYLOAD, MAX_SUBSCRIPTIONS, inbox_prefix
+from services.common.bus.nats_config import render_accounts
 from services.common.bus.settings import BusSettings
 from tests.support.bus.auth_callout import running_callout
 from tests.support.bus.auth_tokens import make_token
@@ -71,3 +72,12 @@ async def test_a_connection_ends_at_its_limits(tmp_path: Path, how: str, what: s
 def test_every_message_of_hotnic_may_be_published() -> None:
     settings = BusSettings()
     assert max(settings.max_message_bytes, settings.dead_max_message_bytes) <= MAX_PAYLOAD
+
+
+def test_requests_that_nobody_answers_are_soon_forgotten() -> None:
+    """100,000 of them took 86 MiB of the server's memory for two minutes. A pull request must not be forgotten."""
+    services = [line for line in render_accounts([]).splitlines() if "service:" in line and "accounts:" in line]
+    assert len(services) > 10
+    assert all(f'response_threshold: "{ANSWER_SECONDS}s"' in line for line in services)
+    settings = BusSettings()
+    assert max(settings.pull_heartbeat, settings.api_timeout, settings.publish_timeout) <= ANSWER_SECONDS / 2

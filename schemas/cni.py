@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from schemas.inputs import Edge, InputDecoder, rejecting
+from schemas.inputs import Edge, InputDecoder, check_count, rejecting
 from schemas.kubernetes.networks import Dns, without_nulls, without_zone
 
 EARLY_VERSIONS = ("0.1.0", "0.2.0")
@@ -60,6 +60,12 @@ ISOLATED = "namespace isolation"
 """Text in the message of error 7, with which multus refuses a network of another namespace."""
 NO_CONFIGURATION = "is empty and no file configures"
 """Text in the message of error 7, with which multus refuses a network without a configuration."""
+
+
+MAX_LINKS = 256
+"""Links of a result."""
+MAX_ADDRESSES = 1024
+"""Addresses of a result; its routes, and each list of its DNS settings, have the same limit."""
 
 
 class CniInterface(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -173,10 +179,21 @@ def _up_convert(document: dict[str, Any], version: str) -> CniResult:
         raise ValueError(f"it has the addresses of CNI 0.2.0, and the version {found}")
     else:
         result = msgspec.convert(document, CniResult)
+    _check_counts(result)
     validate_addresses(result)
     ips = [msgspec.structs.replace(ip, version=None) for ip in result.ips]
     dns = NO_DNS if result.dns == NO_DNS else result.dns
     return msgspec.structs.replace(result, cni_version=NEWEST_VERSION, ips=ips, dns=dns)
+
+
+def _check_counts(result: CniResult) -> None:
+    """Refuse a result with more than anything needs: links are compared with addresses, and addresses with routes."""
+    check_count(Edge.CNI, len(result.interfaces), MAX_LINKS, f"it has {len(result.interfaces)} links")
+    dns = result.dns
+    counts = {"addresses": len(result.ips), "routes": len(result.routes), "name servers": len(dns.nameservers or ())}
+    counts |= {"search domains": len(dns.search or ()), "resolver options": len(dns.options or ())}
+    for name, count in counts.items():
+        check_count(Edge.CNI, count, MAX_ADDRESSES, f"it has {count} {name}")
 
 
 def _from_early(result: EarlyResult) -> CniResult:

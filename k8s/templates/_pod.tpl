@@ -178,6 +178,10 @@ httpGet:
 {{- if or (has .role (list "api" "controller")) (has "handler" $roles) }}
 - name: HOTNIC_VM_OWNER
   value: {{ $root.Values.vmOwner }}
+{{- with $root.Values.admission.kubevirtNamespace }}
+- name: HOTNIC_KUBEVIRT_NAMESPACES
+  value: {{ . }}
+{{- end }}
 {{- end }}
 {{- if and (include "hotnic.usesBus" .) $root.Values.nats.url }}
 - name: NATS_URL

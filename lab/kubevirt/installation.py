@@ -116,12 +116,15 @@ async def install(
 
 
 async def _create_component(kube: Kube, name: str, node: str) -> None:
+    # Not the namespace's default account, which the controller manager makes a little later.
+    account = {"name": name.replace("virt-", "kubevirt-"), "namespace": NAMESPACE}
+    await create_unless_exists(kube, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
     placed = {"nodeName": node} if node else {"hostNetwork": True, "automountServiceAccountToken": False}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": f"{name}-0", "namespace": NAMESPACE, "labels": {"kubevirt.io": name}},
-        "spec": {**placed, "containers": [{"name": name, "image": PAUSE_IMAGE}]},
+        "spec": {**placed, "serviceAccountName": account["name"], "containers": [{"name": name, "image": PAUSE_IMAGE}]},
     }
     try:
         await kube.create(PODS, NAMESPACE, pod)

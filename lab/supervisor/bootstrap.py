@@ -165,11 +165,13 @@ def networks_pod() -> Object:
     """
     labels = {"app.kubernetes.io/name": "hotnic", "app.kubernetes.io/component": "networks"}
     container = {"name": "networks", "image": PAUSE_IMAGE}
+    # Not the namespace's default account, which the controller manager makes a little later.
+    account = {"serviceAccountName": "hotnic-networks", "automountServiceAccountToken": False}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "hotnic-networks", "namespace": NAMESPACE, "labels": labels},
-        "spec": {"hostNetwork": True, "automountServiceAccountToken": False, "containers": [container]},
+        "spec": {"hostNetwork": True, **account, "containers": [container]},
     }
 
 

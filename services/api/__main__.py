@@ -102,6 +102,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         # api goes on to serve and refuses changes.
         on_condition=lambda name, ok, why: runtime.log.info("owner checked", condition=name, met=ok, why=why),
         denials=context.denials,
+        namespaces=settings.kubevirt_namespaces,
     )
     runtime.spawn("watch kubevirt", owner.run)
     # The feature gate and the owner of the VMs are read from KubeVirt's objects, so they must be listed first.

@@ -51,6 +51,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         on_change=lambda: controller.requeue_all(),
         on_condition=runtime.readiness.set,
         denials=context.denials,
+        namespaces=settings.kubevirt_namespaces,
     )
     controller = Controller(
         context,

@@ -235,6 +235,9 @@ class Projector:
                     history = merge(history, self._history(*key, nic_status.operation, pod_uid, node))
             # Stage times from before this process started are in the stored entry only.
             stored = decode_entry(self._bucket.get(text))
+            if pod is None and stored is None and history == StageHistory():
+                # It would hold nothing that objects do not say, and anybody can create VMIs that never run.
+                continue
             entries[text] = encode_entry(build_entry(nic_status, vmi.metadata.uid, pod_uid, stored, history))
         return entries
 
@@ -289,18 +292,18 @@ def publishing_node(event: Event) -> str:
 
 
 def is_made_up(event: Event, key: Key, vmis: ObjectCache[VirtualMachineInstance], pods: ObjectCache[Pod]) -> bool:
-    """Return whether a node says something of a VMI that does not exist, or of a pod that is another node's or VMI's.
+    """Return whether an event is of a VMI that does not exist, or of a pod that is another node's or VMI's.
 
-    It costs two look-ups, so that a node that floods the bus keeps no queue busy. A VMI that the caches do not have yet
+    It costs two look-ups, so that a role that floods the bus keeps no queue busy. A VMI that the caches do not have yet
     is queued when the watch delivers it; a pod that they do not have yet may be the node's.
 
     :param key: the VMI that the event names.
     """
+    if vmis.get(*key) is None:
+        return True
     node = publishing_node(event)
     if node == NO_NODE:
         return False
-    if vmis.get(*key) is None:
-        return True
     pod = pods.get(event.pod.namespace, event.pod.name) if event.pod is not None else None
     return pod is not None and (pod.spec.node_name, pod.metadata.namespace, vmi_name_of(pod)) != (node, *key)
 

@@ -172,13 +172,15 @@ class Controller:
         key = (event.vmi.namespace, event.vmi.name)
         if is_made_up(event, key, self.vmis, self.pods):
             return
-        # The pod of a node's event may be made up, too, while the cache does not have it: it would be read for nothing.
-        if publishing_node(event) == NO_NODE or self._has_pod(event):
+        # The pod of a node's event may be made up, too, while the cache does not have it: it would be read for nothing,
+        # and the event would put the controller's work into a trace of its choice.
+        trusted = publishing_node(event) == NO_NODE or self._has_pod(event)
+        if trusted:
             # The event may arrive before the watch delivers the object that it changed.
             self._readers.vmis.expect(*key, event.changed)
             if event.pod is not None:
                 self._readers.pods.expect(event.pod.namespace, event.pod.name, event.changed)
-        self.queue.add(key, source="bus", context=received.context)
+        self.queue.add(key, source="bus", context=received.context if trusted else None)
 
     def _has_pod(self, event: Event) -> bool:
         """Return whether the cache has the pod of an event."""

@@ -7,12 +7,13 @@ import msgspec
 
 from services.common.cri.client import CriClient
 from services.common.cri.discovery import find_socket
-from services.common.domain.kubevirt.owner import OwnerSetting
+from services.common.domain.kubevirt.owner import KUBEVIRT_NAMESPACES, OwnerSetting
 from services.common.guest.drivers import DriverSetting, driver_factory
 from services.common.netlink.pool import NetnsPool
 from services.common.node.capabilities import lacked_by
 from services.common.node.mounts import find_netns_problem
 from services.common.runtime.context import open_context
+from services.common.runtime.installations import NAMESPACES_HELP
 from services.common.runtime.owner import VmOwner
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.runtime.process import main as run
@@ -45,6 +46,7 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         OwnerSetting,
         msgspec.Meta(description="owner of the interfaces of VMs; auto: kubevirt where it is installed"),
     ] = "auto"
+    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP)] = KUBEVIRT_NAMESPACES
     tap_owner: Annotated[
         int, msgspec.Meta(description="user id of guests' processes, unless the VMI's status has one", ge=0)
     ] = 0
@@ -79,6 +81,7 @@ async def start(runtime: RoleRuntime[Settings]) -> None:
         on_change=lambda: handler.requeue_all(),
         on_condition=runtime.readiness.set,
         denials=context.denials,
+        namespaces=settings.kubevirt_namespaces,
     )
     handler = Handler(
         context,

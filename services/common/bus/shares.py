@@ -12,6 +12,8 @@ from collections.abc import Callable
 import msgspec
 
 from schemas.bus.encoding import NO_NODE
+from schemas.bus.permissions import NODE_ROLES
+from schemas.stages import TABLE
 from services.common.flowcontrol.allowance import Allowance
 from services.common.telemetry.stores import Bounded
 
@@ -26,6 +28,8 @@ MAX_NODES = 8192
 """Nodes that are remembered; a forgotten one has its whole share again."""
 LOG_INTERVAL = 60.0
 """Seconds between two lines of the log about a node, or about a consumer that is behind."""
+_OF_CLUSTER = frozenset(str(row.stage) for row in TABLE if not NODE_ROLES.intersection(row.publishers))
+"""Stages that no node may publish, as NATS' permissions say."""
 
 
 class _Share(msgspec.Struct):
@@ -47,10 +51,12 @@ class NodeShares:
     def take_event(self, subject: str) -> bool:
         """Take a message from its node's share; return ``False`` if nothing is left of that.
 
-        What has no node is published by roles of the cluster, and has no limit.
+        What roles of the cluster publish has no limit: the node in it is that of a VM's status, which users write.
         """
         node = node_of(subject)
-        return node == NO_NODE or self._take(self._share(node).events, MAX_EVENTS)
+        if node == NO_NODE or stage_of(subject) in _OF_CLUSTER:
+            return True
+        return self._take(self._share(node).events, MAX_EVENTS)
 
     def take_dead_letter(self, subject: str) -> bool:
         """Take the dead letter of a message from its node's share; return ``False`` if nothing is left of that."""
@@ -78,6 +84,12 @@ class NodeShares:
         # The one that was used the longest time ago is forgotten first.
         self._shares[node] = share
         return share
+
+
+def stage_of(subject: str) -> str:
+    """Return the stage token of a message's subject; empty if it has none."""
+    tokens = subject.split(".", 2)
+    return tokens[1] if len(tokens) > 2 else ""
 
 
 def node_of(subject: str) -> str:

@@ -37,6 +37,15 @@ START_FIELDS = ("tag", "boot_order", "dhcp_options")
 
 OUTSIDE_SPEC = frozenset({"UnsupportedModel", "InvalidInterface"})
 """The reasons of :func:`find_spec_obstacle`."""
+PLUG_FAILURES = OUTSIDE_SPEC | {
+    "DuplicateMacAddress",
+    "NoFreeSlot",
+    "NoSuchSlot",
+    "UnsupportedPodLink",
+    "PodNicRecordTooLarge",
+}
+"""Refusals of the handler that end a plug: they are written to its operation, and the interface is removed from the
+spec."""
 
 ORDINAL_NAMES = "its pod has ordinal interface names (net1, …), which an unplug would renumber; restart the VM first"
 

@@ -5,14 +5,19 @@ Next: :mod:`services.common.runtime.owner`, which uses them to decide whether ho
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Annotated
 
 import msgspec
 
 from schemas.kubernetes.kubevirt import CRDS, KUBEVIRTS, CustomResourceDefinition, KubeVirt
-from services.common.domain.kubevirt.owner import GateSetting, OwnerSetting, find_installations
+from services.common.domain.kubevirt.owner import (
+    KUBEVIRT_NAMESPACES,
+    GateSetting,
+    OwnerSetting,
+    find_installations,
+)
 from services.common.kube.cache.reflector import Reflector
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials, describe_error
@@ -27,6 +32,9 @@ RETRY_INTERVAL = 1.0
 """Seconds between two attempts to list the objects of a CRD that exists."""
 
 
+NAMESPACES_HELP = "comma-separated namespaces where KubeVirt may be installed; its objects in others do not count"
+
+
 class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
     """Settings of the roles that change VMs."""
 
@@ -34,6 +42,7 @@ class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
         OwnerSetting,
         msgspec.Meta(description="who hot-plugs interfaces of VMs; auto: kubevirt if it is installed"),
     ] = "auto"
+    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP)] = KUBEVIRT_NAMESPACES
     hotplug_gate: Annotated[
         GateSetting,
         msgspec.Meta(description="feature gate HotplugNICs; auto: as in the KubeVirt object, on without one"),
@@ -45,13 +54,20 @@ class Installations:
 
     :param on_change: called after each change.
     :param denials: told when the API server forbids to read them.
+    :param namespaces: where KubeVirt may be installed.
     :ivar synced: set after the first list, or when the CRD was found missing.
     """
 
     def __init__(
-        self, kube: Kube, log: Log, on_change: Callable[[], None] = lambda: None, denials: Denials | None = None
+        self,
+        kube: Kube,
+        log: Log,
+        on_change: Callable[[], None] = lambda: None,
+        denials: Denials | None = None,
+        namespaces: Collection[str] = KUBEVIRT_NAMESPACES,
     ) -> None:
         self._kube = kube
+        self._namespaces = namespaces
         self._denials = denials or Denials()
         self._log = log
         self._reflector: Reflector[KubeVirt] = Reflector(
@@ -71,7 +87,7 @@ class Installations:
 
     def items(self) -> list[KubeVirt]:
         """Return the objects that count, as last seen (:func:`find_installations`)."""
-        return find_installations(self._reflector.items())
+        return find_installations(self._reflector.items(), self._namespaces)
 
     async def run(self) -> None:
         """Watch the objects until cancelled."""

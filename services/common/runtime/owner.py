@@ -6,7 +6,7 @@ changing anything if they appear later. :mod:`services.common.domain.kubevirt.ow
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from schemas.kubernetes.objects import PODS, Pod
 from services.common.domain.kubevirt.capabilities import Capabilities, read_capabilities
@@ -14,6 +14,7 @@ from services.common.domain.kubevirt.owner import (
     COMPONENT_LABEL,
     CONTROLLER,
     HANDLER,
+    KUBEVIRT_NAMESPACES,
     OwnerSetting,
     acting_owner,
     find_kubevirt_controllers,
@@ -38,6 +39,7 @@ class VmOwner:
     :param on_change: called after each change.
     :param on_condition: called with :data:`CONDITION`, whether it is met, and otherwise the reason.
     :param denials: told when the API server forbids to read KubeVirt's objects or pods.
+    :param namespaces: where KubeVirt may be installed, ``HOTNIC_KUBEVIRT_NAMESPACES``.
     :ivar installations: the cluster's KubeVirt objects.
     """
 
@@ -51,12 +53,14 @@ class VmOwner:
         on_change: Callable[[], None] = lambda: None,
         on_condition: Callable[[str, bool, str], None] = lambda _name, _ok, _why: None,
         denials: Denials | None = None,
+        namespaces: Collection[str] = KUBEVIRT_NAMESPACES,
     ) -> None:
         self._setting = setting
         self._on_change = on_change
         self._on_condition = on_condition
         self._conflicting = False
-        self.installations = Installations(kube, log, self._update, denials)
+        self._namespaces = namespaces
+        self.installations = Installations(kube, log, self._update, denials, namespaces)
         selectors: list[tuple[str, str | None]] = [(f"{COMPONENT_LABEL} in ({CONTROLLER},{HANDLER})", None)]
         if node is not None:
             # Every node's handler has such a watch, so each follows the virt-handler of its own node only.
@@ -105,8 +109,9 @@ class VmOwner:
         if self._setting == "kubevirt" and not self.installations.items():
             raise SettingsError(
                 "HOTNIC_VM_OWNER",
-                "is kubevirt, but the cluster has no KubeVirt object that virt-operator has seen, so nobody would "
-                "hot-plug interfaces; install KubeVirt first or set HOTNIC_VM_OWNER=hotnic",
+                "is kubevirt, but the cluster has no KubeVirt object that virt-operator has seen in "
+                f"{' or '.join(self._namespaces)}, so nobody would hot-plug interfaces; install KubeVirt first, name "
+                "its namespace in HOTNIC_KUBEVIRT_NAMESPACES, or set HOTNIC_VM_OWNER=hotnic",
             )
 
     def _running_controllers(self) -> list[str]:

@@ -13,6 +13,7 @@ from schemas.kubernetes.operations import Operation, derive_operation_id
 from schemas.names import interface_hash
 from schemas.stages import OperationKind
 from services.common.domain.eligibility import (
+    PLUG_FAILURES,
     STATES,
     explain_duplicate_mac,
     find_hash_collision,
@@ -23,7 +24,7 @@ from services.common.domain.eligibility import (
 from services.common.domain.nic import Nic, VmiNics, qualified_nad
 from services.common.domain.operations import ABSENT
 from services.common.domain.spec_patch import InterfaceLists, build_patch, template_spec_holder, vmi_spec_holder
-from services.common.domain.status_interfaces import DOMAIN
+from services.common.domain.status_interfaces import DOMAIN, parse_tokens
 from services.common.domain.template import (
     DesiredInterface,
     TemplateInterfaces,
@@ -41,6 +42,9 @@ from services.controller.plan.actions import (
     WarnUser,
 )
 
+OTHER_FAILURE = "PlugFailed"
+"""Reason of the Event about a plug that failed for a reason which this version does not know. Each reason of an object
+has an Event of its own, so what an annotation says is none."""
 CHANGE_REJECTED = "InterfaceChangeRejected"
 """Reason of the Event about an edit that cannot be applied."""
 
@@ -51,7 +55,8 @@ def undo_failed(
     """Start the unplug of interfaces whose plug has failed permanently; it continues the trace of the plug.
 
     An interface that was plugged through the template becomes ``absent`` in the template as well. An interface that the
-    template had when the VM started stays in the template: the next start may have room for it.
+    template had when the VM started stays in the template: the next start may have room for it. A plug whose device is
+    in the domain has not failed: the handler gives a plug up before it attaches anything.
     """
     meta = nics.vmi.metadata
     started: list[StartedOperation] = []
@@ -60,6 +65,8 @@ def undo_failed(
         if plug is None or plug.kind is not OperationKind.PLUG or plug.failed is None:
             continue
         if interface.state == ABSENT or name in observed.refused_interfaces:
+            continue
+        if DOMAIN in parse_tokens(nics.status_entries.get(name, {})):
             continue
         # `failed` is copied, so that the reason stays readable after the plug's operation is overwritten.
         undo = Operation(
@@ -75,7 +82,7 @@ def undo_failed(
         started.append(StartedOperation(undo, on_vm=from_template))
         yield WarnUser(
             PatchTarget.VM if from_template else PatchTarget.VMI,
-            plug.failed,
+            plug.failed if plug.failed in PLUG_FAILURES else OTHER_FAILURE,
             f"cannot plug interface {name!r}: {plug.failed}; the interface is removed from the spec",
             (plug.id, "undone", plug.failed),
         )

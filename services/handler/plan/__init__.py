@@ -5,6 +5,7 @@ torn down is reported by the next plan, which observes the result.
 Next: :mod:`services.handler.apply`.
 """
 
+from services.common.domain.eligibility import PLUG_FAILURES
 from services.handler.plan.actions import (
     Action,
     ExpectMacs,
@@ -21,7 +22,7 @@ from services.handler.plan.actions import (
 from services.handler.plan.addresses import plan_addresses
 from services.handler.plan.link_state import plan_link_states
 from services.handler.plan.nics import attached_nics, guest_macs, waiting_nics
-from services.handler.plan.plugs import TERMINAL, plan_plugs
+from services.handler.plan.plugs import plan_plugs
 from services.handler.plan.report import plan_report
 from services.handler.plan.unplugs import plan_requeue, plan_unplugs, released_interfaces
 
@@ -38,7 +39,7 @@ def plan(observed: Observed | Unobserved) -> list[Action]:
         return _plan_unobserved(observed)
     unplugs, plugs, addresses = plan_unplugs(observed), plan_plugs(observed), plan_addresses(observed)
     failures = [action for action in (*unplugs, *plugs, *addresses) if isinstance(action, PublishFailure)]
-    terminal = [failure for failure in failures if failure.final and failure.reason in TERMINAL]
+    terminal = [failure for failure in failures if failure.final and failure.reason in PLUG_FAILURES]
     failed = {failure.nic.name: failure.reason for failure in terminal}
     report = plan_report(observed, Outcome(released_interfaces(observed), failed))
     return [

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 from schemas.kubernetes.operations import AnnotationTooLarge, PodNic
 from services.common.domain.eligibility import (
-    OUTSIDE_SPEC,
     explain_duplicate_mac,
     find_mac_holder,
     find_spec_obstacle,
@@ -34,14 +33,6 @@ from services.handler.pod_network.setup import (
 
 MAX_QUEUES = 256
 """The limit of KubeVirt, and of the kernel for one tap (``MAX_TAP_QUEUES``, drivers/net/tun.c)."""
-TERMINAL = OUTSIDE_SPEC | {
-    "DuplicateMacAddress",
-    "NoFreeSlot",
-    "NoSuchSlot",
-    "UnsupportedPodLink",
-    "PodNicRecordTooLarge",
-}
-"""Refusals that end the operation: they are written to it, and the interface is removed from the spec."""
 
 
 def plan_plugs(observed: Observed) -> list[SetUpAndAttach | PublishFailure]:

@@ -7,6 +7,7 @@ Next: :mod:`services.common.domain.plugin_types`, the plugins that a network may
 """
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,16 +21,21 @@ from services.common.node.paths import resolve_under
 
 # Plugins in Go take keys in any case.
 _DATA_DIR: Final = "datadir"
-_LOG_FILES: Final = frozenset({"logfile", "log_file"})
+_LOG_FILE: Final = re.compile(r"log[-_]?(file|path|dir)")
+"""What is in the key of a log file: ``logFile``, ``log_file_path`` (Calico), ``pluginLogFile`` (AWS), ``log-file``
+(Cilium)."""
 _USUAL: Final = "/var/lib/cni/networks"
 MAX_PATHS: Final = 32
 """Different paths that a network may name: each is looked up on the node."""
 SYSTEM: Final = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/root", "/sbin", "/sys", "/usr"),
-    *("/opt/cni/bin", "/run/containerd", "/run/crio", "/run/k3s", "/run/multus", "/run/netns", "/run/systemd"),
-    *("/var/lib/containerd", "/var/lib/containers", "/var/lib/etcd", "/var/lib/kubelet"),
+    *("/opt/cni/bin", "/run/containerd", "/run/crio", "/run/docker", "/run/k3s", "/run/multus", "/run/netns"),
+    *("/run/kubevirt", "/run/kubevirt-libvirt-runtimes", "/run/kubevirt-private", "/run/systemd"),
+    *("/var/lib/containerd", "/var/lib/containers", "/var/lib/docker", "/var/lib/etcd", "/var/lib/k0s"),
+    *("/var/lib/kubelet", "/var/lib/kubevirt", "/var/lib/rancher", "/var/snap"),
 )
-"""Directories of the system and of the container runtime. No IPAM plugin has its data there by default."""
+"""Directories of the system, of container runtimes and of distributions of Kubernetes. No IPAM plugin has its data
+there by default."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def _paths_and_names(plugins: Iterable[Mapping[str, Any]], name: str) -> tuple[l
                 if isinstance(inner, str):
                     if lower == "name":
                         names.add(inner)
-                    elif inner and (lower == _DATA_DIR or lower in _LOG_FILES):
+                    elif inner and (lower == _DATA_DIR or _LOG_FILE.search(lower)):
                         fields.append((field, inner, lower == _DATA_DIR))
                 else:
                     waiting.append((f"{field}.", inner))

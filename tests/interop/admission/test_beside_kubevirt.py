@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.interop.releases import write
 from tests.support.kube.admission.cluster import GuardedCluster
-from tests.support.kube.admission.objects import OPERATION, identities, vmi_spec
+from tests.support.kube.admission.objects import OPERATION, identities, vm_object, vmi_spec
 from tests.support.kube.admission.table import VM, VMI, annotate
 from tests.support.kube.control_plane import until
 
@@ -48,7 +49,14 @@ def test_what_kubevirt_adds_to_an_old_vm_is_not_the_roles_change(beside: Guarded
     """Its webhook sets the defaults of a later KubeVirt with whatever change comes first."""
     spec = {"architecture": "amd64", **vmi_spec("blue", "red")}
     spec["domain"] |= {"machine": {"type": "q35"}}
-    assert beside.send(API, "PATCH", VM, {"spec": {"template": {"spec": spec}}}) == (200, "")
+    added = {"spec": {"template": {"spec": spec}}}
+    assert beside.send(API, "PATCH", VM, added) == (200, "")
+    old = vm_object("upgraded")
+    old["spec"]["template"]["spec"] |= spec
+    beside.plane.kubectl("create", "--filename", write(beside.plane, "upgraded", [old]))
+    for changed in ({"architecture": "arm64"}, {"architecture": None}, {"domain": {"machine": {"type": "pc"}}}):
+        body = {"spec": {"template": {"spec": changed}}}
+        assert beside.send(API, "PATCH", VM.replace("vm1", "upgraded"), body)[0] == 403, changed
 
 
 def test_roles_change_nothing_of_a_vmi_but_annotations(beside: GuardedCluster) -> None:

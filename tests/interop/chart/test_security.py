@@ -244,24 +244,26 @@ def test_requests_of_every_role_have_a_priority_above_that_of_all_service_accoun
     }
     schemas = {role_of(item["metadata"]["name"]): item["spec"] for item in found if item["kind"] == "FlowSchema"}
     levels = {item["metadata"]["name"] for item in found if item["kind"] == "PriorityLevelConfiguration"}
-    # In a level of the API server's own, whoever has a role's token would stall others, such as kube-scheduler.
+    # In a level of the API server's, or of all roles, whoever has a role's token would stall all others there.
     assert levels == {spec["priorityLevelConfiguration"]["name"] for spec in schemas.values()}
     assert len(levels) == len(schemas)
-    for spec in schemas.values():
+    leases = schemas.pop("leases", None)
+    assert (leases is not None) is any(account.endswith("-controller") for account in accounts)
+    assert leases is None or leases["matchingPrecedence"] < schemas["controller"]["matchingPrecedence"]
+    asked = []
+    for spec in (*schemas.values(), *([leases] if leases else [])):
         # That of the API server for ServiceAccounts has 9000, the last one of the system 900.
         assert 900 < spec["matchingPrecedence"] < 9000
-        assert spec["distinguisherMethod"] == {"type": "ByUser"}
-    [rule] = schemas["roles"]["rules"]
-    assert {subject["serviceAccount"]["name"] for subject in rule["subjects"]} == accounts
-    assert {subject["serviceAccount"]["namespace"] for subject in rule["subjects"]} == {"hotnic"}
-    [resources], [others] = rule["resourceRules"], rule["nonResourceRules"]
-    assert resources["clusterScope"] is True
-    for key in ("apiGroups", "resources", "verbs", "namespaces"):
-        assert resources[key] == ["*"]
-    assert others == {"nonResourceURLs": ["*"], "verbs": ["*"]}
-    assert ("leases" in schemas) is any(account.endswith("-controller") for account in accounts)
-    if "leases" in schemas:
-        assert schemas["leases"]["matchingPrecedence"] < schemas["roles"]["matchingPrecedence"]
+    for spec in schemas.values():
+        [rule] = spec["rules"]
+        [subject], [resources], [others] = rule["subjects"], rule["resourceRules"], rule["nonResourceRules"]
+        assert subject["serviceAccount"]["namespace"] == "hotnic"
+        asked.append(subject["serviceAccount"]["name"])
+        assert resources["clusterScope"] is True
+        for key in ("apiGroups", "resources", "verbs", "namespaces"):
+            assert resources[key] == ["*"]
+        assert others == {"nonResourceURLs": ["*"], "verbs": ["*"]}
+    assert sorted(asked) == sorted(accounts)
 
 
 def test_the_priority_can_be_left_to_the_cluster() -> None:

@@ -200,6 +200,17 @@ def of(node: str) -> Delivery:
     )
 
 
+def test_events_of_the_clusters_roles_use_up_no_nodes_share() -> None:
+    """They name the node of the VM's status, which users may write."""
+    shares = NodeShares(lambda: 0.0)
+    for stage in ("requested", "pod-annotated"):
+        for _ in range(2 * MAX_EVENTS):
+            assert shares.take_event(f"hotplug.{stage}.node1.default.vm1")
+    for _ in range(MAX_EVENTS):
+        assert shares.take_event("hotplug.guest-attached.node1.other.vm2")
+    assert not shares.take_event("hotplug.failed.node1.other.vm2")
+
+
 def test_a_node_that_floods_the_bus_takes_nothing_from_the_others() -> None:
     telemetry, _ = recording_telemetry()
     now, handled = 0.0, list[Delivery]()

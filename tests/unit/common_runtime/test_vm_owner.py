@@ -129,9 +129,14 @@ async def test_kubevirt_as_owner_does_not_start_without_kubevirt(tmp_path: Path,
 
 
 @pytest.mark.parametrize("setting", ["auto", "hotnic"])
-async def test_a_kubevirt_object_of_a_tenant_takes_nothing_from_hotnic(tmp_path: Path, setting: OwnerSetting) -> None:
+@pytest.mark.parametrize("seen", [False, True])
+async def test_a_kubevirt_object_of_a_tenant_takes_nothing_from_hotnic(
+    tmp_path: Path, setting: OwnerSetting, seen: bool
+) -> None:
+    """Who has all rights in a namespace may write the status, too."""
     kube = FakeKube()
-    kube.put(KUBEVIRTS, "tenant", "kubevirt", spec={"configuration": {}})
+    status = {"phase": "Deployed", "observedKubeVirtVersion": "v1.9.0"} if seen else {}
+    kube.put(KUBEVIRTS, "tenant", "kubevirt", spec={"configuration": {}}, status=status)
     metadata = {"labels": {"kubevirt.io": "virt-controller"}}
     kube.put(PODS, "tenant", "virt-controller-x", metadata=metadata, status={"phase": "Running"})
     async with watching(tmp_path, kube, setting) as watched:

@@ -319,6 +319,23 @@ def test_failed_plug_is_undone(vm: VirtualMachine | None, on_vm: bool) -> None:
     assert (start.vm is not None) == on_vm
 
 
+def test_a_failure_that_nobody_knows_is_no_reason_of_an_event() -> None:
+    """Who creates a VMI can write an operation with it; each reason of an object has an Event."""
+    plugs = annotations_of(msgspec.structs.replace(FAILED, failed="SaidTheTenant"))
+    warning, start = plan(observation(None, objects.vmi(IFACE, annotations=plugs), annotated(), enabled=False))
+    assert isinstance(warning, WarnUser)
+    assert (warning.reason, "SaidTheTenant" in warning.message) == ("PlugFailed", True)
+    assert isinstance(start, StartOperations)
+
+
+def test_no_plug_has_failed_whose_device_is_in_the_domain() -> None:
+    """A node that says so later would take an interface out of the VM's template."""
+    status = [{"name": "iface1", "infoSource": "domain, multus-status"}]
+    vmi = objects.vmi(IFACE, owned=True, annotations=annotations_of(FAILED), status=status)
+    observed = observation(objects.vm(IFACE, annotations=annotations_of(PLUG)), vmi, annotated(), enabled=False)
+    assert not [action for action in plan(observed) if isinstance(action, WarnUser | StartOperations)]
+
+
 @pytest.mark.parametrize("nics", [[({"bridge": {}}, {"name": "x"})], [objects.nic(f"n{n}") for n in range(200)]])
 def test_malformed_template_is_reported_and_the_vmi_is_still_reconciled(nics: list[Any]) -> None:
     broken = objects.vm(*nics)

@@ -16,7 +16,7 @@ from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 
 from schemas.bus.encoding import StatusKey
-from schemas.bus.events import ChangedObject, MultusAttached, ObjectRef
+from schemas.bus.events import ChangedObject, MultusAttached, ObjectRef, Requested
 from schemas.bus.hotplug_status import BUCKET, StatusEntry, decode_entry
 from schemas.kubernetes.networks import (
     NETWORK_STATUS,
@@ -202,6 +202,9 @@ async def test_events_that_a_node_makes_up_queue_nothing(cluster: Cluster, made_
         pod = ObjectRef("default", "virt-launcher-vm1-abcde", objects.POD_UID)
         operation = msgspec.structs.replace(PLUG, id=f"op{number}")
         await forger.publish(MultusAttached(operation=operation, vmi=vmi, pod=pod, node="node2"))
+        if made_up == "VMI":
+            # So may the api's identity.
+            await MemoryBus(cluster.bus.broker, role="api").publish(Requested(operation=operation, vmi=vmi))
     consumers = cluster.bus.broker.consumers.values()
     await cluster.bus.broker.until(lambda: not any(consumer.waiting for consumer in consumers))
     assert (added, len(projector._histories)) == ([], histories)
@@ -212,6 +215,25 @@ async def test_events_that_a_node_makes_up_queue_nothing(cluster: Cluster, made_
     await own.publish(MultusAttached(operation=PLUG, vmi=vmi, pod=pod, node=objects.NODE))
     await cluster.bus.broker.until(lambda: not any(consumer.waiting for consumer in consumers))
     assert added == [("default", "vm1")] * 2
+
+
+@pytest.mark.parametrize(("pod", "trusted"), [(objects.pod().metadata.name, True), (None, False), ("unknown", False)])
+async def test_a_node_puts_the_controllers_work_into_a_trace_only_for_its_pods(
+    cluster: Cluster, pod: str | None, trusted: bool
+) -> None:
+    cluster.put(PODS, objects.pod())
+    cluster.put(VMIS, objects.vmi(owned=True))
+    cluster.put(VMS, objects.vm())
+    await cluster.idle()
+    contexts: list[object] = []
+    cluster.role.queue.add = lambda _key, **how: contexts.append(how.get("context"))  # type: ignore[method-assign]
+    own = MemoryBus(cluster.bus.broker, role="networks", node=objects.NODE)
+    vmi = ObjectRef("default", "vm1", objects.VMI_UID)
+    named_pod = ObjectRef("default", pod, objects.POD_UID) if pod else None
+    await own.publish(MultusAttached(operation=PLUG, vmi=vmi, pod=named_pod, node=objects.NODE))
+    await cluster.bus.broker.until(lambda: not cluster.bus.broker.consumers["controller"].waiting)
+    [context] = contexts
+    assert (context is not None) is trusted
 
 
 async def test_edit_of_the_template_starts_a_trace_on_vm_vmi_and_pod(cluster: Cluster) -> None:

@@ -75,6 +75,23 @@ async def test_bucket_follows_a_plug_from_stage_to_stage() -> None:
         await cluster.running.wait_status(lambda nic_status: nic_status is None)
 
 
+async def test_a_vmi_without_a_pod_has_no_entries() -> None:
+    """Anybody can create VMIs that never run, and all share the bucket."""
+    async with run_cluster() as cluster:
+        cluster.running.reach_stage(Stage.REQUESTED)
+        await cluster.stage(Stage.REQUESTED)
+        pod = cluster.running.pods.objects_by_key.popitem()[1]
+        other = objects.vmi(objects.nic("iface2"))
+        cluster.running.vmis.objects_by_key[VM1] = other
+        cluster.running.projector.requeue(VM1)
+        await cluster.running.wait_status(lambda nic_status: nic_status is None)
+        assert await cluster.running.entry("iface2") is None
+        cluster.running.set_objects(other, pod)
+        async with asyncio.timeout(45):
+            while await cluster.running.entry("iface2") is None:  # noqa: ASYNC110 (the bucket has no event for a test)
+                await asyncio.sleep(0.01)
+
+
 async def test_early_and_missing_events_do_not_change_the_stage() -> None:
     async with run_cluster() as cluster:
         await cluster.publish(Stage.GUEST_ATTACHED, Stage.MULTUS_ATTACHED)

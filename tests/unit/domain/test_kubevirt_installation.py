@@ -8,6 +8,7 @@ import pytest
 from schemas.kubernetes.kubevirt import KubeVirt
 from schemas.kubernetes.objects import ObjectMeta, Pod, PodStatus
 from services.common.domain.kubevirt.owner import (
+    KUBEVIRT_NAMESPACES,
     acting_owner,
     default_binding,
     find_installations,
@@ -73,6 +74,7 @@ def placed(namespace: str, **status: str) -> KubeVirt:
 SEEN = placed("z-of-an-administrator", phase="Deploying")
 RUNNING = placed("z-of-an-administrator", observedKubeVirtVersion="v1.9.0")
 BEING_INSTALLED = placed("z-of-an-administrator", targetKubeVirtVersion="v1.9.0")
+SEEN_THERE = placed("openshift-cnv", phase="Deployed")
 USUAL, TENANT = placed("kubevirt"), placed("a-tenant")
 
 
@@ -92,6 +94,15 @@ def test_objects_count_that_virt_operator_has_seen_or_else_those_of_the_usual_na
     objects: list[KubeVirt], counted: list[KubeVirt]
 ) -> None:
     assert find_installations(objects) == counted
+
+
+@pytest.mark.parametrize(
+    ("objects", "counted"),
+    [([RUNNING], []), ([RUNNING, USUAL], [USUAL]), ([USUAL, SEEN_THERE], [SEEN_THERE]), ([TENANT], [])],
+)
+def test_objects_of_other_namespaces_do_not_count_for_a_role(objects: list[KubeVirt], counted: list[KubeVirt]) -> None:
+    assert find_installations(objects, KUBEVIRT_NAMESPACES) == counted
+    assert find_installations([RUNNING], ("z-of-an-administrator",)) == [RUNNING]
 
 
 KUBEVIRT = KubeVirt(metadata=ObjectMeta(namespace="kubevirt", name="kubevirt"))

@@ -22,6 +22,7 @@ from schemas.kubernetes.operations import (
 )
 from schemas.names import device_alias, pod_interface
 from schemas.stages import OperationKind
+from services.common.domain.eligibility import PLUG_FAILURES
 from services.common.domain.nic import link_names, parse_nics
 from services.common.domain.status_interfaces import DOMAIN, Entry, parse_tokens
 from services.common.guest.agent import GuestNic
@@ -32,7 +33,7 @@ from services.common.reconcile import Reject
 from services.handler.observe import parse
 from services.handler.plan.actions import Observed, Outcome, PublishFailure, ReportStatus, SetUpAndAttach
 from services.handler.plan.nics import attached_nics, is_eligible
-from services.handler.plan.plugs import TERMINAL, plan_plugs
+from services.handler.plan.plugs import plan_plugs
 from services.handler.plan.report import gained_token
 from services.handler.plan.report import plan_report as plan_report_of
 from services.handler.pod_network.operations import AddLink, ObservedLinks
@@ -350,7 +351,7 @@ def crowded(routes: int) -> ObservedLinks:
 def test_a_nic_whose_record_is_too_large_is_refused() -> None:
     launcher = attached_pod("iface1", records=False)
     action = refused(plan_plugs(observed(vmi(nic("iface1")), launcher, pod_links=crowded(250))))
-    assert (action.reason, action.final, action.reason in TERMINAL) == ("PodNicRecordTooLarge", True, True)
+    assert (action.reason, action.final, action.reason in PLUG_FAILURES) == ("PodNicRecordTooLarge", True, True)
     assert pod_interface("iface1") in action.message
     assert f"the limit is {MAX_POD_NIC_BYTES}" in action.message
 

@@ -46,13 +46,16 @@ def refusal(paths: NodePaths, ipam: Any, name: str = "blue", **keys: Any) -> str
         ("/etc/systemd/system", "blue"),
         ("/bin", "blue"),
         ("/var/lib/kubelet/pods", "blue"),
+        ("/var/lib/rancher/k3s/server/manifests", "blue"),
+        ("/var/lib/docker", "blue"),
+        ("/run/kubevirt", "blue"),
         ("/proc/1/root", "blue"),
     ],
 )
 @pytest.mark.parametrize("key", ["dataDir", "DATADIR"])
 def test_a_foreign_directory_is_refused(tmp_path: Path, data_dir: str, name: str, key: str) -> None:
     found = refusal(node(tmp_path), {"type": "host-local", key: data_dir}, name)
-    assert re.match(rf"ipam\.{key} '.+' is not allowed in a network: /[a-z/.8]+ is none of a network's; leave", found)
+    assert re.match(rf"ipam\.{key} '.+' is not allowed in a network: /[a-z/.8-]+ is none of a network's; leave", found)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_a_directory_of_an_inner_plugin_and_a_log_file_are_refused_too(tmp_path:
     paths = node(tmp_path)
     inner = {"type": "bridge", "name": "multus", "ipam": {"type": "host-local", "dataDir": "/run"}}
     assert "delegate.ipam.dataDir '/run'" in refusal(paths, {}, delegate=inner)
-    for key in ("log_file", "logFile"):
+    for key in ("log_file", "logFile", "log-file", "log_file_path", "pluginLogFile", "LogPath"):
         assert f"ipam.{key} '/run/multus/x'" in refusal(paths, [{"type": "whereabouts", key: "/run/multus/x"}])
         assert refusal(paths, [{"type": "whereabouts", key: "/var/log/whereabouts.log"}]) == ""
     # An inner plugin's name leads nowhere that the daemon sees elsewhere.

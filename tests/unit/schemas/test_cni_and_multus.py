@@ -17,6 +17,7 @@ from schemas.cni import (
     down_convert,
     up_convert,
 )
+from schemas.inputs import RejectedInput
 from schemas.kubernetes import objects as kube
 from schemas.kubernetes.options import AddInterfaceOptions
 from schemas.multus import CniRequest, DelegateResponse, InterfaceAttributes, build_delegate_request
@@ -65,6 +66,27 @@ def test_unsupported_versions_are_rejected(version: str) -> None:
 @pytest.mark.parametrize("raw", [b"", b"null", b"{}"])
 def test_empty_output_is_an_empty_result(raw: bytes) -> None:
     assert up_convert(raw) == CniResult(cni_version=NEWEST_VERSION)
+
+
+@pytest.mark.parametrize(
+    ("field", "item", "limit"),
+    [
+        ("interfaces", {"name": "eth0", "sandbox": "/run/netns/x"}, 256),
+        ("ips", {"address": "192.0.2.1/24", "interface": 0}, 1024),
+        ("routes", {"dst": "0.0.0.0/0"}, 1024),
+        ("dns", "192.0.2.1", 1024),
+    ],
+)
+def test_a_result_has_no_more_of_anything_than_its_limit(field: str, item: Any, limit: int) -> None:
+    """Links are compared with addresses, and these with routes."""
+    for count in (limit, limit + 1, 60_000):
+        items: Any = [item] * count
+        raw = json.dumps({"cniVersion": "1.0.0", field: {"nameservers": items} if field == "dns" else items}).encode()
+        if count == limit:
+            up_convert(raw)
+            continue
+        with pytest.raises(RejectedInput, match=f"{count} .*; the limit is {limit}"):
+            up_convert(raw)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Next: :mod:`services.common.domain.kubevirt.capabilities`, what this KubeVirt can do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Literal
 
 from schemas.kubernetes.kubevirt import KubeVirt
@@ -14,24 +14,27 @@ COMPONENT_LABEL = "kubevirt.io"
 CONTROLLER, HANDLER = "virt-controller", "virt-handler"
 """The components of KubeVirt that plug and unplug NICs, as in the label of their pods."""
 
-KUBEVIRT_NAMESPACE = "kubevirt"
-"""Where KubeVirt is installed unless its administrator chooses another namespace."""
+KUBEVIRT_NAMESPACES = ("kubevirt", "kubevirt-hyperconverged", "openshift-cnv")
+"""Where KubeVirt, its operator for clusters and OpenShift's are installed unless their administrator chooses another
+namespace."""
 
 GateSetting = Literal["auto", "on", "off"]
 OwnerSetting = Literal["auto", "hotnic", "kubevirt"]
 
 
-def find_installations(objects: Iterable[KubeVirt]) -> list[KubeVirt]:
+def find_installations(objects: Iterable[KubeVirt], namespaces: Container[str] | None = None) -> list[KubeVirt]:
     """Return the KubeVirt objects that count as an installation of KubeVirt.
 
-    A tenant may create such objects: KubeVirt gives the permission to whoever has the ClusterRole ``admin`` in a
-    namespace. The status is a subresource without such a role, so an object with one was seen by virt-operator, which
-    writes it before it installs anything. Without any, those of KubeVirt's usual namespace count: they configure hotnic
-    where no virt-operator runs.
+    A tenant may create such objects, with a status and pods that look like KubeVirt's, in a namespace where it has all
+    rights. Therefore only the namespaces count where an administrator installs KubeVirt. There those count whose status
+    virt-operator has written before it installs anything; without any, all do: they configure hotnic where no
+    virt-operator runs.
+
+    :param namespaces: the namespaces that count; ``None``: all of them.
     """
-    listed = list(objects)
+    listed = [one for one in objects if namespaces is None or one.metadata.namespace in namespaces]
     return [one for one in listed if _is_seen(one)] or [
-        one for one in listed if one.metadata.namespace == KUBEVIRT_NAMESPACE
+        one for one in listed if one.metadata.namespace in (namespaces or KUBEVIRT_NAMESPACES)
     ]
 
 

@@ -5,10 +5,11 @@ consumer. The controller alone creates streams and consumers, and writes the hot
 check the body of a request for a consumer, which may have it deliver to any subject (docs/adr/0043). The static
 configuration of a server, the auth callout and the documentation are made of this table. multus never uses the bus.
 
-There are two accounts (docs/adr/0037). The server checks the subject of a request, and not the subject of its answer:
-with one account, a node could have the answer to its own pull delete a stream, or write to the bucket. So the streams
-and the controller are in one account, and everybody else in another one, which imports exactly :func:`client_imports`.
-The answer to an imported request stays in the account of the client, where nothing is stored.
+There are three accounts (docs/adr/0037). The server checks the subject of a request, and not that of its answer: with
+one account, a node could have the answer to its own pull delete a stream, write to the bucket, or tell the api that the
+bucket has changed. So the streams and the controller are in one account, the api in another one, and everybody else in
+the third. The last two import exactly :func:`imports_of`. The answer to an imported request stays in the account of the
+client: in that of the api nobody else asks, and in the third nobody subscribes to anything but inboxes.
 Next: :mod:`schemas.stages`, who publishes which stage.
 """
 
@@ -44,12 +45,16 @@ EVENTS = f"{SUBJECT_ROOT}.>"
 STREAMS = (STREAM, DEAD_STREAM, BUCKET_STREAM)
 STREAM_ACCOUNT = "HOTNIC"
 """The account of the streams and of the controller."""
+API_ACCOUNT = "HOTNIC_API"
+"""The account of the api alone, which is given notice of what the bucket stores."""
 CLIENT_ACCOUNT = "HOTNIC_CLIENTS"
 """The account of every other identity."""
+IMPORTING_ACCOUNTS = (API_ACCOUNT, CLIENT_ACCOUNT)
+"""The accounts that have what they import from the account of the streams, and nothing else."""
 API = "$JS.API"
 """Prefix of JetStream's requests in the account of the streams."""
 CLIENT_API = "$JS.hotnic.API"
-"""Their prefix in the account of the clients. There ``$JS.API`` is that account's own JetStream, which is off."""
+"""Their prefix in the other accounts. There ``$JS.API`` is that account's own JetStream, which is off."""
 UNDELIVERED = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{STREAM}"
 """Prefix of the server's advisories about messages that a consumer did not ack however often it got them."""
 CONNECTION_TYPES = ("STANDARD", "WEBSOCKET")
@@ -59,8 +64,13 @@ INBOX_ROOT = "_INBOX_hotnic"
 """First token of every inbox. Not ``_INBOX``, which other users of the account may subscribe to."""
 CONSUMER_REQUESTS = f"{CONSUMER_ROOT}.*.*"
 """The subjects on which the roles of the nodes request their consumers."""
+MAX_SUBSCRIPTIONS = 1024
+"""Of one connection: the server keeps them in memory. The api has the most: one for each read of the bucket."""
+MAX_PAYLOAD = 96 * 1024
+"""Bytes of one message that an identity publishes, with its headers. The largest of hotnic's is a dead letter."""
 ANSWER_SECONDS = 10
-"""Seconds within which an identity that answers requests may answer one."""
+"""Seconds within which an identity that answers requests may answer one, and for which the server remembers a request
+that crosses accounts: a heartbeat of a pull request comes sooner."""
 
 
 class BusRole(StrEnum):
@@ -100,12 +110,12 @@ class Permissions(NamedTuple):
 
 
 class Import(NamedTuple):
-    """A subject of the streams' account that the clients' account imports.
+    """A subject of the streams' account that another account imports.
 
     :ivar subject: the subject in the streams' account.
-    :ivar local: the same in the clients' account.
+    :ivar local: the same in the other account.
     :ivar answers: whether a request has several answers.
-    :ivar delivery: whether messages flow from the streams' account to the clients, who may only subscribe to them.
+    :ivar delivery: whether messages flow from the streams' account to the other one, which may only subscribe to them.
     """
 
     subject: str
@@ -116,7 +126,9 @@ class Import(NamedTuple):
 
 def account_of(role: str) -> str:
     """Return the account of a role's identities."""
-    return STREAM_ACCOUNT if role == BusRole.CONTROLLER else CLIENT_ACCOUNT
+    if role == BusRole.CONTROLLER:
+        return STREAM_ACCOUNT
+    return API_ACCOUNT if role == BusRole.API else CLIENT_ACCOUNT
 
 
 def role_permissions(role: str, node: str | None = None) -> Permissions:
@@ -245,23 +257,33 @@ def _reader() -> Iterable[str]:
     yield f"{CLIENT_API}.STREAM.MSG.GET.{DEAD_STREAM}"
 
 
-def client_imports() -> tuple[Import, ...]:
-    """Return what the clients' account imports: the requests of its identities, and nothing that administers.
+def imports_of(account: str) -> tuple[Import, ...]:
+    """Return what an account imports: the requests of its identities, and nothing that administers.
 
     No request has a body that names a subject: the server would use it in the account of the streams.
+
+    :param account: one of :data:`IMPORTING_ACCOUNTS`.
     """
+    if account == API_ACCOUNT:
+        return (
+            Import(EVENTS, EVENTS),
+            *(_request(f"STREAM.INFO.{stream}") for stream in (STREAM, BUCKET_STREAM)),
+            _request(f"DIRECT.GET.{BUCKET_STREAM}.{BUCKET_KEYS}"),
+            _request(f"DIRECT.GET.{BUCKET_STREAM}", answers=True),
+            # For nobody else: whoever shares an account with their subscriber can forge them.
+            Import(stored_notice(BUCKET_KEYS), stored_notice(BUCKET_KEYS), delivery=True),
+        )
     same = (EVENTS, f"{DEAD_ROOT}.>", f"$JS.ACK.{STREAM}.>", CONSUMER_REQUESTS)
-    requests = (
-        *(f"STREAM.INFO.{stream}" for stream in STREAMS),
-        f"CONSUMER.INFO.{STREAM}.*",
-        f"DIRECT.GET.{BUCKET_STREAM}.{BUCKET_KEYS}",
-        f"STREAM.MSG.GET.{DEAD_STREAM}",
-        f"STREAM.MSG.DELETE.{DEAD_STREAM}",
-    )
-    answered = (f"CONSUMER.MSG.NEXT.{STREAM}.*", *(f"DIRECT.GET.{stream}" for stream in STREAMS))
     return (
         *(Import(subject, subject) for subject in same),
-        *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}") for request in requests),
-        *(Import(f"{API}.{request}", f"{CLIENT_API}.{request}", answers=True) for request in answered),
-        Import(stored_notice(BUCKET_KEYS), stored_notice(BUCKET_KEYS), delivery=True),
+        *(_request(f"STREAM.INFO.{stream}") for stream in STREAMS),
+        _request(f"CONSUMER.INFO.{STREAM}.*"),
+        _request(f"STREAM.MSG.GET.{DEAD_STREAM}"),
+        _request(f"STREAM.MSG.DELETE.{DEAD_STREAM}"),
+        _request(f"CONSUMER.MSG.NEXT.{STREAM}.*", answers=True),
+        *(_request(f"DIRECT.GET.{stream}", answers=True) for stream in (STREAM, DEAD_STREAM)),
     )
+
+
+def _request(request: str, *, answers: bool = False) -> Import:
+    return Import(f"{API}.{request}", f"{CLIENT_API}.{request}", answers=answers)

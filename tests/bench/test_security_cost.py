@@ -81,7 +81,7 @@ async def test_bus_identities(record: Record) -> None:
     plugs = len(sides[0].all_plugs())
     assert all(count > 4 * plugs for count in published), f"{published} messages of {plugs} plugs and unplugs each"
     result["messages"] = dict(zip(("with", "without"), published, strict=True))
-    show("bus identities (TLS, a user for each role and node, permissions, two accounts)", result)
+    show("bus identities (TLS, a user for each role and node, permissions, three accounts)", result)
     record("cost-of-bus-identities", result)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.bus.permissions import ANSWER_SECONDS, CONNECTION_TYPES, Permissions
+from schemas.bus.permissions import ANSWER_SECONDS, CONNECTION_TYPES, MAX_PAYLOAD, MAX_SUBSCRIPTIONS, Permissions
 from schemas.inputs import Edge, InputDecoder, RejectReason, reject
 from services.common.bus.nkeys import KeyKind, SigningKey, decode_public, is_signed_by
 
@@ -19,8 +19,6 @@ MAX_REQUEST = 64 * 1024
 """Bytes of a request. NATS limits what a client sends to 4 KiB, and adds the client's certificates."""
 MAX_TOKEN = 4096
 """Bytes of a ServiceAccount token: NATS' limit of the line that has it. Kubernetes' have about 1 KiB."""
-MAX_SUBSCRIPTIONS = 1024
-"""Of one connection. The api has the most: two for each open hot-plug status, and some of its own."""
 REQUEST_AUDIENCE, REQUEST_TYPE = "nats-authorization-request", "authorization_request"
 
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
@@ -180,9 +178,9 @@ def grant(
             **answers,
             "allowed_connection_types": list(CONNECTION_TYPES),
             "subs": MAX_SUBSCRIPTIONS,
+            "payload": MAX_PAYLOAD,
             # No limit but the server's; 0 would forbid all.
             "data": -1,
-            "payload": -1,
         },
     }
     return _respond(request, key, {"jwt": _sign(user, key, now)}, now)

@@ -115,7 +115,7 @@ def config(
 ) -> None:
     """Print the configuration of a NATS server: the accounts of hotnic, with a user for each key.
 
-    It has public keys only. A running server reads it again with: nats-server --signal reload
+    It has public keys only. A server gets the accounts at its start, and other keys with: nats-server --signal reload
     """
     if bool(tls_cert) is not bool(tls_key) or (tls_cert and not listen):
         raise click.UsageError("--tls-cert, --tls-key and --listen belong together")

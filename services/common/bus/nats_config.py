@@ -1,6 +1,6 @@
 """The configuration of a NATS server for hotnic's identities, as text. Pure.
 
-It has the two accounts of :mod:`schemas.bus.permissions` and a user for each public key. A server includes it, or has
+It has the accounts of :mod:`schemas.bus.permissions` and a user for each public key. A server includes it, or has
 all of it from here. Next: :mod:`services.common.bus.nkeys`, which makes and reads the keys.
 """
 
@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 from schemas.bus.permissions import (
     ANSWER_SECONDS,
-    CLIENT_ACCOUNT,
     CONNECTION_TYPES,
+    IMPORTING_ACCOUNTS,
+    MAX_PAYLOAD,
+    MAX_SUBSCRIPTIONS,
     STREAM_ACCOUNT,
     Import,
     account_of,
-    client_imports,
     identity_name,
+    imports_of,
     role_permissions,
 )
 from services.common.bus.settings import CALLOUT_TIMEOUT
@@ -69,24 +71,21 @@ def render_accounts(
     :param unrestricted: public nkeys of users in the account of the streams who may use every subject.
     :raises ValueError: a user has no identity on the bus.
     """
-    imports = client_imports()
-    exports = [line for one in imports for line in _export(one)]
-    stream_users = [line for user in users if account_of(user.role) == STREAM_ACCOUNT for line in _user(user)]
-    stream_users += [f"{{ nkey: {_quote(key)}, {_TYPES} }}" for key in unrestricted]
-    client_users = [line for user in users if account_of(user.role) == CLIENT_ACCOUNT for line in _user(user)]
+    exports: dict[Import, list[str]] = {}
+    for account in IMPORTING_ACCOUNTS:
+        for one in imports_of(account):
+            exports.setdefault(one, []).append(account)
+    stream_users = [*_users(STREAM_ACCOUNT, users), *(f"{{ nkey: {_quote(key)}, {_TYPES} }}" for key in unrestricted)]
     lines = [
         "accounts {",
         "  # The streams, and the controller, which creates them and their consumers. Everybody else is in another",
         "  # account: the server checks neither where a client has an answer sent, nor the body of a request.",
         f"  {STREAM_ACCOUNT} {{",
         "    jetstream: enabled",
-        *_block("exports", exports),
+        *_block("exports", [_export(one, accounts) for one, accounts in exports.items()]),
         *_block("users", stream_users),
         "  }",
-        f"  {CLIENT_ACCOUNT} {{",
-        *_block("imports", [_import(one) for one in imports]),
-        *_block("users", client_users),
-        "  }",
+        *(line for account in IMPORTING_ACCOUNTS for line in _importing_account(account, users)),
         *(_callout_account(callout) if callout is not None else ()),
         "}",
         *(_authorization(users, callout) if callout is not None else ()),
@@ -119,6 +118,15 @@ def render_server(
     return "\n".join(lines) + "\n"
 
 
+def _importing_account(account: str, users: Sequence[NatsUser]) -> Iterable[str]:
+    yield f"  {account} {{"
+    yield "    # Of each connection."
+    yield f"    limits {{ max_subscriptions: {MAX_SUBSCRIPTIONS}, max_payload: {MAX_PAYLOAD} }}"
+    yield from _block("imports", [_import(one) for one in imports_of(account)])
+    yield from _block("users", _users(account, users))
+    yield "  }"
+
+
 def _callout_account(callout: NatsCallout) -> Iterable[str]:
     yield "  # Nobody but what answers the callout: a request has the token of the client."
     yield f"  {CALLOUT_ACCOUNT} {{"
@@ -140,10 +148,15 @@ def _authorization(users: Sequence[NatsUser], callout: NatsCallout) -> Iterable[
     yield f"    issuer: {_quote(callout.issuer)}"
     yield f"    account: {CALLOUT_ACCOUNT}"
     yield "    # Users of other accounts log in without it."
-    yield f"    allowed_accounts: [{STREAM_ACCOUNT}, {CLIENT_ACCOUNT}]"
+    yield f"    allowed_accounts: [{', '.join((STREAM_ACCOUNT, *IMPORTING_ACCOUNTS))}]"
     yield f"    auth_users: [{', '.join(_quote(key) for key in (*callout.users, *(user.key for user in users)))}]"
     yield "  }"
     yield "}"
+
+
+def _users(account: str, users: Sequence[NatsUser]) -> list[str]:
+    """Return those of the users that are in an account."""
+    return [line for user in users if account_of(user.role) == account for line in _user(user)]
 
 
 def _user(user: NatsUser) -> Iterable[str]:
@@ -159,10 +172,13 @@ def _user(user: NatsUser) -> Iterable[str]:
     yield "} }"
 
 
-def _export(one: Import) -> Iterable[str]:
-    kind = "stream" if one.delivery else "service"
+def _export(one: Import, accounts: Sequence[str]) -> str:
+    head = f"{_quote(one.subject)}, accounts: [{', '.join(accounts)}]"
+    if one.delivery:
+        return f"{{ stream: {head} }}"
     answers = ", response_type: Stream" if one.answers else ""
-    yield f"{{ {kind}: {_quote(one.subject)}, accounts: [{CLIENT_ACCOUNT}]{answers} }}"
+    # So long the server remembers a request without an answer; of several answers, without a further one.
+    return f'{{ service: {head}{answers}, response_threshold: "{ANSWER_SECONDS}s" }}'
 
 
 def _import(one: Import) -> str:

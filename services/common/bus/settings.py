@@ -24,7 +24,8 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
         :data:`schemas.bus.events.MAX_EVENT_BYTES`, the value less.
     :ivar dead_max_message_bytes: of a dead letter, which has headers of its own besides.
     :ivar max_consumers: set explicitly, because the server's default is 1,000 and each node role needs a consumer.
-    :ivar duplicate_window: how long the server drops repeated publishes of one message id.
+    :ivar duplicate_window: how long the server drops repeated publishes of one message id, which it keeps in memory
+        meanwhile, however long it is. A publish is repeated after a timeout or a lost connection.
     :ivar publish_budget: how long a publish may block its caller.
     :ivar publish_timeout: how long the outbox waits for the ack of one publish.
     :ivar buffer_events: how many events the outbox holds before the oldest is dropped.
@@ -32,6 +33,8 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     :ivar max_deliver: how often the server delivers a message that is not acked. Whoever receives acks at once, so only
         a message that ends receivers comes near; what it said is found by watch and resync.
     :ivar max_ack_pending: how many messages of a consumer may wait for their ack before the server sends no more.
+    :ivar max_behind: how many messages may wait for a consumer of the controller, before it leaves them out: some
+        seconds of what a controller handles. A node can publish faster, and the events of all wait in one row.
     :ivar inactive_threshold: how long the server keeps the consumer of a process that has ended.
     :ivar read_interval: how long a watch waits for a notice of the server, before it reads the stream without one.
     :ivar follow_interval: how often a command reads the events that come, of which the server gives no notice.
@@ -51,7 +54,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 256 * MIB
     max_message_bytes: int = MAX_EVENT_BYTES + 8 * KIB
     max_consumers: int = 20_000
-    duplicate_window: float = 120.0
+    duplicate_window: float = 5.0
     replicas: int = 1
 
     dead_stream: str = DEAD_STREAM
@@ -68,6 +71,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait: float = 30.0
     max_deliver: int = 10
     max_ack_pending: int = 1_000
+    max_behind: int = 10_000
     inactive_threshold: float = 3600.0
     read_interval: float = 5.0
     follow_interval: float = 0.5

@@ -1,7 +1,8 @@
 """How many messages of one node a consumer handles and dead-letters, so that no node crowds out the others. Pure.
 
 NATS has no limit for what a client publishes in a second. A node may publish on subjects of its own node only, so the
-subject says whose share a message is taken from. What a message beyond the share said is found by watch and resync.
+subject says whose share a message is taken from. What a message beyond the share said is found by watch and resync. To
+skip a message takes time, too: :class:`services.common.bus.nats.consumers.pull.ConsumerBehind` limits how much.
 Next: :mod:`services.common.bus.middleware`, which skips such messages.
 """
 
@@ -26,7 +27,7 @@ DEAD_LETTERS_PER_SECOND = 1
 MAX_NODES = 8192
 """Nodes that are remembered; a forgotten one has its whole share again."""
 LOG_INTERVAL = 60.0
-"""Seconds between two lines of the log about a node."""
+"""Seconds between two lines of the log about a node, or about a consumer that is behind."""
 _OF_CLUSTER = frozenset(str(row.stage) for row in TABLE if not NODE_ROLES.intersection(row.publishers))
 """Stages that no node may publish, as NATS' permissions say."""
 

@@ -22,7 +22,7 @@ class Metrics:
     * ``hotnic_stage_seconds{stage,kind}``: time from the request to the stage.
     * ``hotnic_failures_total{stage,reason}``: failed attempts, by the stage that was not reached.
     * ``hotnic_bus_redeliveries_total{consumer}``: messages that the bus delivered again.
-    * ``hotnic_bus_excess_total{consumer}``: messages skipped because their node had published too many.
+    * ``hotnic_bus_excess_total{consumer}``: messages skipped because a node had published too many.
     * ``hotnic_bus_undelivered_total{consumer}``: messages that a consumer did not ack however often it got them.
     * ``hotnic_bus_dropped_total``: events dropped from the full publish buffer.
     * ``hotnic_bus_denials_total{operation}``: what NATS did not permit: ``publish`` or ``subscribe``.
@@ -97,9 +97,9 @@ class Metrics:
         """Count a redelivered message."""
         self._redeliveries.add(1, {"consumer": consumer})
 
-    def record_excess(self, consumer: str) -> None:
-        """Count a message that was skipped because its node had published too many."""
-        self._excess.add(1, {"consumer": consumer})
+    def record_excess(self, consumer: str, messages: int = 1) -> None:
+        """Count messages that were skipped because a node had published too many."""
+        self._excess.add(messages, {"consumer": consumer})
 
     def record_undelivered(self, consumer: str) -> None:
         """Count a message that the bus delivers no more.

@@ -12,9 +12,10 @@ from schemas.bus.encoding import consumer_request, node_consumer, node_filter
 from schemas.bus.permissions import (
     API,
     CLIENT_API,
+    IMPORTING_ACCOUNTS,
     STREAMS,
-    client_imports,
     identity_name,
+    imports_of,
     inbox_prefix,
     role_permissions,
 )
@@ -60,7 +61,7 @@ def literal(pattern: str) -> str:
 def subjects() -> list[str]:
     """Return one subject of everything that anybody may use, and all of JetStream's administration."""
     found = [pattern for identity in (*EVERYBODY, *OTHERS) for pattern in role_permissions(*identity).publish]
-    for imported in client_imports():
+    for imported in (one for account in IMPORTING_ACCOUNTS for one in imports_of(account)):
         found += [imported.subject, imported.local]
     for api in (API, CLIENT_API):
         found += [f"{api}.STREAM.{verb}.{stream}" for verb in VERBS for stream in (*STREAMS, "OTHER")]

@@ -191,6 +191,14 @@ def test_notes_name_the_next_two_commands() -> None:
         assert len(commands) == 2
 
 
+@pytest.mark.parametrize(("way", "warns"), [("credentials", True), ("authCallout", False)])
+def test_notes_say_that_the_roles_share_their_credentials_for_nats(way: str, warns: bool) -> None:
+    command = ["install", "hotnic", str(CHART), "--namespace", "hotnic", "--dry-run=client", *VALUE_SETS["everything"]]
+    settings = ("nats.url=tls://nats:4222", "nats.credentials.secret=", f"nats.{way}.secret=x")
+    made = helm(*command, *(arg for setting in settings for arg in ("--set", setting)))
+    assert ("All roles share the credentials" in made.stdout) is warns
+
+
 @pytest.mark.parametrize("program", ["helm", "helm3"])
 def test_numbers_of_a_values_file_keep_their_digits(tmp_path: Path, program: str) -> None:
     """Helm reads them as floating point numbers, and OpenShift's user ids have ten digits."""

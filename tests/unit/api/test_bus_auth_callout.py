@@ -76,6 +76,8 @@ async def test_a_role_of_a_node_gets_its_node_and_a_role_of_the_cluster_none(api
     assert spec == {"token": token, "audiences": ["hotnic-nats"]}
     user = await api.ask(api.reviews.accept(make_token("hotnic-controller"), pod="controller-1", node="node-a"))
     assert (user["name"], user["aud"]) == ("controller", "HOTNIC")
+    user = await api.ask(api.reviews.accept(make_token("hotnic-api"), pod="api-1", node="node-a"))
+    assert (user["name"], user["aud"]) == ("api", "HOTNIC_API")
 
 
 async def test_without_a_node_in_the_token_the_pod_is_read(api: Asked) -> None:

@@ -65,7 +65,8 @@ def test_configuration_of_an_auth_callout_has_no_users() -> None:
     found = run("config")
     assert found.exit_code == 0
     assert "nkey" not in found.output
-    assert "HOTNIC_CLIENTS" in found.output
+    for account in ("HOTNIC", "HOTNIC_API", "HOTNIC_CLIENTS"):
+        assert f"  {account} {{" in found.output
 
 
 @pytest.mark.parametrize(("name", "content"), [("api.nk", "nonsense"), ("multus.nk", ""), ("api.node1.nk", "")])

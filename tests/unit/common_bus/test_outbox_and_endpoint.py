@@ -137,7 +137,7 @@ def test_missing_certificate_raises_os_error(tmp_path: Path) -> None:
 def test_stream_configs_set_every_limit() -> None:
     events, dead = stream_configs(BusSettings())
     assert (events.name, events.subjects) == ("HOTPLUG", ["hotplug.>"])
-    assert (events.max_age, events.duplicate_window) == (86_400, 120)
+    assert (events.max_age, events.duplicate_window) == (86_400, 5)
     assert events.max_consumers is not None
     assert events.max_consumers > 1000
     assert (dead.name, dead.subjects) == ("HOTPLUG_DEAD", ["hotplug-dead.>"])

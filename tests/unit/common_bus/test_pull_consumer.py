@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.consumers.creation import ensure_consumer
-from services.common.bus.nats.consumers.pull import ConsumerLost, PullConsumer
+from services.common.bus.nats.consumers.pull import ConsumerBehind, ConsumerLost, PullConsumer
 from services.common.bus.settings import BusSettings
 
 SETTINGS = BusSettings(pull_batch=2, pull_heartbeat=5.0)
@@ -81,9 +81,9 @@ class Server:
             self.pulled.clear()
             await self.pulled.wait()
 
-    async def message(self, sequence: int) -> None:
-        """Deliver a message."""
-        reply = f"$JS.ACK.HOTPLUG.c.1.{sequence}.{sequence}.1795428000000000000.0"
+    async def message(self, sequence: int, waiting: int = 0) -> None:
+        """Deliver a message behind which others wait."""
+        reply = f"$JS.ACK.HOTPLUG.c.1.{sequence}.{sequence}.1795428000000000000.{waiting}"
         await self._send(Msg(_client=cast("Any", self), subject="hotplug.a.b.c.d", reply=reply, data=b"x"))
 
     async def status(self, code: str, description: str = "", *, pull: int = -1) -> None:
@@ -96,7 +96,9 @@ class Server:
         await self._deliver(msg)
 
 
-def pull_consumer(received: list[int] | None = None, filters: tuple[str, ...] = ("hotplug.>",)) -> PullConsumer:
+def pull_consumer(
+    received: list[int] | None = None, filters: tuple[str, ...] = ("hotplug.>",), *, discards: bool = False
+) -> PullConsumer:
     def on_message(_message: BusMessage, sequence: int, _deliveries: int) -> None:
         if received is not None:
             received.append(sequence)
@@ -104,8 +106,17 @@ def pull_consumer(received: list[int] | None = None, filters: tuple[str, ...] = 
     async def provide(connection: BusConnection, desired: ConsumerConfig) -> datetime | None:
         return await ensure_consumer(connection.js, SETTINGS.stream, desired)
 
+    async def discard(connection: BusConnection, name: str) -> None:
+        await connection.js.delete_consumer(SETTINGS.stream, name)
+
     return PullConsumer(
-        "c", filters, settings=SETTINGS, log=structlog.get_logger(), on_message=on_message, provide=provide
+        "c",
+        filters,
+        settings=SETTINGS,
+        log=structlog.get_logger(),
+        on_message=on_message,
+        provide=provide,
+        discard=discard if discards else None,
     )
 
 
@@ -131,6 +142,31 @@ async def test_full_batch_is_followed_by_the_next_pull_request() -> None:
         await server.pull(2)
     assert received == [1, 2]
     assert len(server.acked) == 2
+
+
+async def test_a_consumer_for_which_too_many_messages_wait_is_replaced() -> None:
+    server, received = Server(), list[int]()
+    consumer = pull_consumer(received, discards=True)
+    async with running(server, consumer) as task:
+        await server.message(1, SETTINGS.max_behind)
+        assert server.deleted == []
+        await server.message(2, SETTINGS.max_behind + 1)
+        with pytest.raises(ConsumerBehind) as behind:
+            await task
+    assert (behind.value.waiting, received, server.deleted) == (SETTINGS.max_behind + 1, [1, 2], ["c"])
+    async with running(server, consumer):
+        assert server.created[-1].deliver_policy is DeliverPolicy.NEW
+        await server.message(3)
+    assert received == [1, 2, 3]
+
+
+async def test_a_role_that_may_delete_no_consumer_lets_messages_wait() -> None:
+    server, received = Server(), list[int]()
+    async with running(server, pull_consumer(received)):
+        await server.message(1, SETTINGS.max_behind + 1)
+        await server.message(2)
+        await server.pull(2)
+    assert (received, server.deleted) == ([1, 2], [])
 
 
 @pytest.mark.parametrize(("code", "description"), [("408", "Request Timeout"), ("404", ""), ("409", "Server Shutdown")])

@@ -13,12 +13,14 @@ from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
+from schemas.inputs import REJECTED, Edge, RejectReason
 from services.common.bus.nats.connection import BusConnection
 from services.common.bus.nats.stored.messages import BATCH, SECOND_LOOK, follow_stored, read_stored
 from services.common.bus.settings import BusSettings
 
 SETTINGS = BusSettings(read_interval=60.0, api_timeout=5.0)
 SUBJECTS = "hotplug.>"
+NOTICES = "hotnic.stored.hotplug.>"
 
 
 class Server:
@@ -47,7 +49,8 @@ class Server:
         self._inboxes += 1
         return f"_INBOX.{self._inboxes}"
 
-    async def subscribe(self, subject: str, cb: Callable[[Msg], Awaitable[None]]) -> Any:
+    async def subscribe(self, subject: str, cb: Callable[[Msg], Awaitable[None]], **_limits: int) -> Any:
+        assert subject not in self._subscribers
         self._subscribers[subject] = cb
 
         async def unsubscribe() -> None:
@@ -82,9 +85,11 @@ class Server:
         elif not self.single:
             await self._send(reply, {"Status": "204", "Description": "EOB", "Nats-Num-Pending": str(left)})
 
-    async def notice(self, sequence: int) -> None:
+    async def notice(self, sequence: int | str, subject: str = "hotplug.x") -> None:
         """Give notice of a message."""
-        await self._send(f"hotnic.stored.{SUBJECTS}", {"Nats-Sequence": str(sequence)})
+        headers = {"Nats-Sequence": str(sequence)}
+        notice = Msg(_client=cast("Any", self), subject=f"hotnic.stored.{subject}", headers=headers)
+        await self._subscribers[NOTICES](notice)
 
     async def reads(self, count: int) -> None:
         """Wait until this many requests have arrived."""
@@ -106,7 +111,7 @@ async def following(server: Server) -> AsyncIterator[list[int | None]]:
     seen: list[int | None] = []
 
     async def follow() -> None:
-        stored = follow_stored(server.connection(), "HOTPLUG", SUBJECTS, SETTINGS)
+        stored = follow_stored(server.connection(), "HOTPLUG", SUBJECTS, SETTINGS, noticed=SUBJECTS)
         async with contextlib.aclosing(stored) as messages:
             async for one in messages:
                 sequence = one.sequence if one is not None else None
@@ -119,7 +124,8 @@ async def following(server: Server) -> AsyncIterator[list[int | None]]:
     finally:
         task.cancel()
         await asyncio.wait({task})
-    assert server.subscriptions == []
+    # That of the notices, which is the connection's.
+    assert server.subscriptions == [NOTICES]
 
 
 async def test_one_request_reads_many_messages() -> None:
@@ -184,11 +190,10 @@ async def test_a_notice_has_the_stream_read_after_the_last_message() -> None:
         await asyncio.sleep(0.001)
         assert seen == [1, 2, None, 3, 4]
         assert server.requests == [1, 3]
-        # A late one costs a request and repeats nothing.
+        # A late one costs nothing.
         await server.notice(4)
-        await server.reads(3)
         await asyncio.sleep(10)
-        assert (seen, server.requests) == ([1, 2, None, 3, 4], [1, 3, 5])
+        assert (seen, server.requests) == ([1, 2, None, 3, 4], [1, 3])
 
 
 @pytest.mark.looptime
@@ -212,6 +217,58 @@ async def test_a_replica_that_is_behind_the_notice_is_read_once_more() -> None:
 
 
 @pytest.mark.looptime
+async def test_notices_of_nothing_cost_few_reads() -> None:
+    """Without identities anybody can send them."""
+    server = Server(1)
+    async with following(server) as seen:
+        await server.reads(1)
+        for number in range(1000):
+            await server.notice(10**17 + number % 3)
+            await asyncio.sleep(0.01)
+        assert len(server.requests) <= 2 + 10 / SECOND_LOOK
+        server.stored.append(2)
+        await server.notice(2)
+        await asyncio.sleep(2 * SECOND_LOOK)
+        assert seen == [1, None, 2]
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("sequence", ["x", "", "-1", "1.5", "٣", "9" * 5000, "99999999999999999999", " 2"])
+async def test_a_malformed_notice_costs_a_count(sequence: str) -> None:
+    server = Server(1)
+    async with following(server):
+        await server.reads(1)
+        before = REJECTED.counts().get((Edge.BUS, RejectReason.MALFORMED), 0)
+        await server.notice(sequence)
+        assert REJECTED.counts()[Edge.BUS, RejectReason.MALFORMED] == before + 1
+        await asyncio.sleep(SETTINGS.read_interval / 2)
+        assert server.requests == [1]
+
+
+async def test_readers_of_a_connection_share_a_subscription() -> None:
+    server = Server()
+    notices = server.connection().notices
+    async with (
+        notices.following("hotplug.a.>", 0, noticed=SUBJECTS) as one,
+        notices.following("hotplug.a.>", 5, noticed=SUBJECTS) as two,
+        notices.following("hotplug.a.b", 0, noticed=SUBJECTS) as exact,
+        notices.following("hotplug.b.>", 0, noticed=SUBJECTS) as other,
+        notices.following("hotplug.>", 0, noticed="") as everything,
+    ):
+        assert server.subscriptions == [NOTICES]
+        for subject, sequence, expected in (
+            ("hotplug.a.b", 5, [5, 0, 5, 0, 5]),
+            ("hotplug.a.b.c", 6, [6, 6, 6, 0, 6]),
+            ("hotplug.aa.b", 7, [0, 0, 0, 0, 7]),
+            ("hotplug" + ".x" * 1000, 8, [0, 0, 0, 0, 8]),
+        ):
+            await server.notice(sequence, subject)
+            assert [follower.take() for follower in (one, two, exact, other, everything)] == expected
+    await server.notice(9, "hotplug.a.b")
+    assert one.take() == 0
+
+
+@pytest.mark.looptime
 async def test_without_any_notice_the_stream_is_read_at_intervals() -> None:
     server = Server()
     async with following(server) as seen:
@@ -230,7 +287,7 @@ async def test_without_any_notice_the_stream_is_read_at_intervals() -> None:
 @pytest.mark.looptime
 async def test_following_a_stream_that_was_deleted_raises() -> None:
     server = Server(1)
-    followed = follow_stored(server.connection(), "HOTPLUG", SUBJECTS, SETTINGS)
+    followed = follow_stored(server.connection(), "HOTPLUG", SUBJECTS, SETTINGS, noticed=SUBJECTS)
     async with contextlib.aclosing(followed):
         assert (await anext(followed), await anext(followed))[1] is None
         server.is_missing = True

@@ -20,6 +20,8 @@ CANNOT_GROW = {
     "common.bus.nats.jetstream:JetStreamBus._buckets": BY_CODE,
     "common.bus.nats.jetstream:JetStreamBus._tasks": BY_CODE,
     "common.bus.nats.request_server:RequestServer._running": "further requests are dropped at MAX_RUNNING",
+    "common.bus.nats.stored.notices:Notices._followers": BY_RUN,
+    "common.bus.nats.stored.notices:Notices._subscribed": BY_CODE,
     "common.cri.grpc_call:_Response._headers": BY_RUN,
     "common.guest.libvirt_domain:LibvirtDomain._subscribers": BY_CODE,
     "common.guest.libvirt_domain:_Connection.callbacks": BY_CODE,

@@ -6,7 +6,7 @@ import pytest
 
 from lab.layout import BUS_ROLES, Layout, role_processes
 from lab.supervisor.credentials import bus, certificates
-from schemas.bus.permissions import CLIENT_ACCOUNT, STREAM_ACCOUNT, BusRole, identity_name
+from schemas.bus.permissions import API_ACCOUNT, STREAM_ACCOUNT, BusRole, identity_name
 from services.common.bus.nkeys import read_public_key, write_seed
 
 
@@ -85,6 +85,6 @@ def test_both_keys_are_known_while_a_seed_is_replaced(layout: Layout) -> None:
 def test_the_unrestricted_identity_is_in_the_account_of_the_streams(layout: Layout) -> None:
     text = layout.nats_config.read_text()
     key = read_public_key(layout.unrestricted_nats_seed.read_bytes())
-    streams = text[text.index(f"  {STREAM_ACCOUNT} {{") : text.index(f"  {CLIENT_ACCOUNT} {{")]
+    streams = text[text.index(f"  {STREAM_ACCOUNT} {{") : text.index(f"  {API_ACCOUNT} {{")]
     assert f'{{ nkey: "{key}", allowed_connection_types: [STANDARD, WEBSOCKET] }}' in streams
     assert BusRole.ADMINISTRATOR in text

@@ -14,16 +14,21 @@ from schemas.bus.encoding import (
 )
 from schemas.bus.permissions import (
     API,
+    API_ACCOUNT,
+    BUCKET_KEYS,
     BUCKET_STREAM,
     CLIENT_API,
     CONSUMER_REQUESTS,
     CONSUMER_ROLES,
+    IMPORTING_ACCOUNTS,
     NODE_ROLES,
     PEOPLE,
     STREAMS,
     BusRole,
+    Import,
     Permissions,
-    client_imports,
+    account_of,
+    imports_of,
     inbox_prefix,
     published_stages,
     role_permissions,
@@ -41,6 +46,10 @@ NODES = st.one_of(
 
 def permissions_of(role: BusRole, node: str = "node1") -> Permissions:
     return role_permissions(role, node if role in NODE_ROLES else None)
+
+
+def all_imports() -> list[Import]:
+    return [found for account in IMPORTING_ACCOUNTS for found in imports_of(account)]
 
 
 def allows(permissions: Permissions, subject: str) -> bool:
@@ -128,7 +137,7 @@ def test_controller_alone_creates_and_deletes_consumers(role: BusRole) -> None:
             ):
                 assert allows(permissions, f"{API}.CONSUMER.{request}") is controllers
                 assert not allows(permissions, f"{CLIENT_API}.CONSUMER.{request}")
-                for found in client_imports():
+                for found in all_imports():
                     assert not matches(found.subject, f"{API}.CONSUMER.{request}")
 
 
@@ -184,19 +193,31 @@ def test_no_permissions_without_a_proper_identity(role: str, node: str | None) -
 
 
 @pytest.mark.parametrize("role", [role for role in BusRole if role is not BusRole.CONTROLLER])
-def test_clients_import_what_they_may_use(role: BusRole) -> None:
-    imports = client_imports()
+def test_an_account_imports_what_its_identities_may_use(role: BusRole) -> None:
+    imports = imports_of(account_of(role))
     for subject in permissions_of(role).publish:
         assert any(matches(found.local, subject) for found in imports if not found.delivery), subject
     delivered = {found.local for found in imports if found.delivery}
     notices = {pattern for pattern in permissions_of(role).subscribe if not pattern.startswith("_INBOX_hotnic.")}
-    assert notices <= delivered
+    assert notices == delivered
     # What is delivered is published by the streams alone.
     assert not [found for found in imports if not found.delivery and found.local.startswith("hotnic.stored")]
 
 
-def test_clients_import_nothing_that_administers() -> None:
-    for found in client_imports():
+def test_nobody_shares_an_account_with_who_subscribes() -> None:
+    """The server checks no subject of an answer, so whoever is in an account can send what its subscribers get."""
+    assert [role for role in BusRole if account_of(role) == API_ACCOUNT] == [BusRole.API]
+    for role in BusRole:
+        if account_of(role) not in (account_of(BusRole.API), account_of(BusRole.CONTROLLER)):
+            assert all(pattern.startswith("_INBOX_hotnic.") for pattern in permissions_of(role).subscribe)
+    reads = f"{CLIENT_API}.DIRECT.GET.{BUCKET_STREAM}.{BUCKET_KEYS}"
+    assert [account for account in IMPORTING_ACCOUNTS if reads in {one.local for one in imports_of(account)}] == [
+        API_ACCOUNT
+    ]
+
+
+def test_nothing_that_administers_is_imported() -> None:
+    for found in all_imports():
         assert found.subject.removeprefix(API) == found.local.removeprefix(CLIENT_API)
         for request in ("CREATE", "UPDATE", "DELETE", "PURGE", "SNAPSHOT", "RESTORE"):
             assert not matches(found.subject, f"{API}.STREAM.{request}.HOTPLUG")

@@ -22,6 +22,7 @@ from schemas.bus.encoding import STREAM, node_consumer
 from schemas.bus.permissions import API, CLIENT_API, NODE_ROLES, BusRole, inbox_prefix
 from services.common.bus.nats.client import BusClient
 from services.common.bus.nats.credentials import Endpoint
+from services.common.bus.nats.stored.notices import Notices
 from services.common.bus.settings import BusSettings
 from services.common.flowcontrol.backoff import jittered
 from services.common.telemetry.logs import Log
@@ -81,6 +82,7 @@ class BusConnection:
     :ivar lost: set once, when the connection is lost or closed.
     :ivar retired: set once, when another connection replaces this one; it is closed when nobody uses it any more.
     :ivar unused: set while no consumer uses the connection.
+    :ivar notices: of what the streams have stored.
     :ivar api: prefix of JetStream's requests in the account of this user.
     :ivar digest: of the files with which the connection was opened.
     """
@@ -102,6 +104,7 @@ class BusConnection:
         self.retired = asyncio.Event()
         self.unused = asyncio.Event()
         self.unused.set()
+        self.notices = Notices(client)
         self.api = api
         self.digest = digest
         self._denied: deque[str] = deque(maxlen=MAX_DENIED) if denied is None else denied
@@ -232,7 +235,7 @@ async def _close(client: Client, timeout: float) -> None:
 
 
 async def _find_api(client: Client, caller: Caller, timeout: float) -> str:
-    """Return the prefix of JetStream's requests: of the clients' account if this user is in it.
+    """Return the prefix of JetStream's requests: that of an account which imports them if this user is in one.
 
     A server without identities has one account for all, in which nobody answers to that prefix.
     """

@@ -7,6 +7,7 @@ later), :mod:`services.common.bus.delivery` (one message).
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from services.common.bus.delivery import build_delivery_handler
 from services.common.bus.envelope import MAX_NAME_CHARS, BusMessage, UnsendableEvent, encode_message
 from services.common.bus.middleware import Delivery
 from services.common.bus.nats.connection import BusConnection
-from services.common.bus.nats.consumers.pull import ConsumerLost, PullConsumer
+from services.common.bus.nats.consumers.pull import ConsumerBehind, ConsumerLost, PullConsumer
 from services.common.bus.nats.credentials import Endpoint
 from services.common.bus.nats.limits import describe_bus_error
 from services.common.bus.nats.outbox import Outbox
@@ -29,6 +30,7 @@ from services.common.bus.nats.session import TRANSIENT, OnState, Session
 from services.common.bus.nats.stored.keyvalue import JetStreamKeyValue
 from services.common.bus.protocol import EventHandler, KeyValue
 from services.common.bus.settings import BusSettings
+from services.common.bus.shares import LOG_INTERVAL
 from services.common.telemetry import Telemetry
 from services.common.telemetry.logs import Log
 
@@ -163,12 +165,14 @@ class JetStreamBus:
             log=self._log,
             on_message=on_message,
             provide=self._session.provide_consumer,
+            # For the roles of a node only events of that node wait.
+            discard=self._session.discard_consumer if self._session.creates else None,
             on_ready=lambda: self._session.set_interrupted(consumer, ""),
         )
         if not self.connected:
             # Other processes may reconnect and publish first; this includes their events (docs/adr/0003).
             pull_consumer.resume = datetime.now(UTC)
-        failures, seen = 0, ""
+        failures, seen, logged = 0, "", -math.inf
         while True:
             await self._session.up.wait()
             connection = self._session.connection
@@ -177,6 +181,12 @@ class JetStreamBus:
             try:
                 with connection.use():
                     await pull_consumer.run(connection)
+            except ConsumerBehind as behind:
+                self._telemetry.metrics.record_excess(consumer, behind.waiting)
+                now = asyncio.get_running_loop().time()
+                if now >= logged + LOG_INTERVAL:
+                    logged = now
+                    self._log.warning("events left out, too many wait", consumer=consumer, events=behind.waiting)
             except (ConsumerLost, *TRANSIENT) as error:
                 if connection.lost.is_set() or connection.retired.is_set():
                     # The session reconnects with a backoff of its own, or has another connection already.

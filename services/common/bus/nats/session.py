@@ -98,6 +98,13 @@ class Session:
             raise ValueError(f"role {role} has no consumer {desired.name}")
         return await request_consumer(connection, role, node, desired, self._settings)
 
+    async def discard_consumer(self, connection: BusConnection, name: str) -> None:
+        """Delete a consumer, which only the controller may.
+
+        It is a :data:`services.common.bus.nats.consumers.pull.Discard`.
+        """
+        await connection.js.delete_consumer(self._settings.stream, name)
+
     def set_interrupted(self, consumer: str, why: str) -> None:
         """Report why a consumer does not receive; empty when it does."""
         if self._interrupted.get(consumer, "") != why:

@@ -24,6 +24,9 @@ OnMessage = Callable[[BusMessage, int, int], None]
 Provide = Callable[[BusConnection, ConsumerConfig], Awaitable[datetime | None]]
 """Creates a consumer, unless it exists as desired; returns the time of its creation, ``None`` if it existed."""
 
+Discard = Callable[[BusConnection, str], Awaitable[None]]
+"""Deletes a consumer by its name."""
+
 _ACK_PREFIX = "$JS.ACK."
 _encode = msgspec.json.Encoder().encode
 
@@ -32,9 +35,21 @@ class ConsumerLost(Exception):
     """The consumer does not exist on the server any more, or its heartbeats are missing."""
 
 
+class ConsumerBehind(ConsumerLost):
+    """So many messages waited that the consumer was deleted with them; the next one starts with new messages.
+
+    :ivar waiting: how many.
+    """
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} messages wait")
+        self.waiting = waiting
+
+
 class PullConsumer:
     """Pulls for one named consumer, on one connection after the other.
 
+    :param discard: deletes the consumer when too many messages wait for it; ``None``: they all wait.
     :param provide: creates the consumer, or has it created.
     :param on_ready: called whenever the consumer exists.
     :ivar resume: server time after the last message; a consumer that must be created again starts there.
@@ -50,6 +65,7 @@ class PullConsumer:
         log: Log,
         on_message: OnMessage,
         provide: Provide,
+        discard: Discard | None = None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._consumer = consumer
@@ -58,10 +74,12 @@ class PullConsumer:
         self._log = log.bind(consumer=consumer)
         self._on_message = on_message
         self._provide = provide
+        self._discard = discard
         self._on_ready = on_ready
         self.resume: datetime | None = None
         self._outstanding = 0
         self._pull_number = 0
+        self._waiting = 0
         self._lost_reason: str | None = None
         self._last_seen = 0.0
         self._wake = asyncio.Event()
@@ -75,7 +93,7 @@ class PullConsumer:
         :raises nats.errors.Error: the server rejected a request; the caller runs it again later.
         """
         await self._ensure_consumer(connection)
-        self._lost_reason, self._outstanding = None, 0
+        self._lost_reason, self._outstanding, self._waiting = None, 0, 0
         inbox = connection.client.new_inbox()
 
         async def on_received(msg: Msg) -> None:
@@ -90,6 +108,10 @@ class PullConsumer:
             while not connection.lost.is_set():
                 if self._lost_reason is not None:
                     raise ConsumerLost(self._lost_reason)
+                if self._discard is not None and self._waiting > self._settings.max_behind:
+                    await self._discard(connection, self._consumer)
+                    self.resume = None
+                    raise ConsumerBehind(self._waiting)
                 if self._outstanding <= 0:
                     if connection.retired.is_set():
                         raise ConsumerLost("connection replaced")
@@ -147,7 +169,8 @@ class PullConsumer:
             return
         metadata = msg.metadata
         self._outstanding -= 1
-        if self._outstanding <= 0:
+        self._waiting = metadata.num_pending
+        if self._outstanding <= 0 or self._waiting > self._settings.max_behind:
             self._wake.set()
         # A datetime drops the server's nanoseconds: without one more microsecond the last message would be redelivered.
         self.resume = metadata.timestamp + timedelta(microseconds=1)

@@ -103,7 +103,7 @@ class JetStreamKeyValue:
         await self._call(_nothing)
         assert self._opened is not None
         prefix = f"$KV.{self._bucket}."
-        followed = follow_stored(self._opened[0], self._stream, f"{prefix}{keys}", self._settings)
+        followed = follow_stored(self._opened[0], self._stream, f"{prefix}{keys}", self._settings, noticed=f"{prefix}>")
         try:
             async with contextlib.aclosing(followed) as entries:
                 async for found in entries:

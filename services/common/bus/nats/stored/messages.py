@@ -2,7 +2,8 @@
 
 A consumer would be state in the server that its creator configures, so only the controller makes any (docs/adr/0043).
 Here each request names the messages that it wants, and the server gives notice of new ones. A notice says only that it
-is time to read: none, a late and a repeated one lose nothing. Next: :mod:`services.common.bus.nats.stored.reader`.
+is time to read: none, a late and a repeated one lose nothing. Next: :mod:`services.common.bus.nats.stored.notices`, how
+they arrive; :mod:`services.common.bus.nats.stored.reader`, which reads.
 """
 
 import asyncio
@@ -16,9 +17,9 @@ from nats.errors import ConnectionClosedError
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
-from schemas.bus.encoding import stored_notice
 from services.common.bus.envelope import BusMessage
 from services.common.bus.nats.connection import BusConnection
+from services.common.bus.nats.stored.notices import SEQUENCE
 from services.common.bus.settings import BusSettings
 
 BATCH = 256
@@ -26,8 +27,8 @@ BATCH = 256
 SECOND_LOOK = 0.2
 """Seconds until the stream is read once more, if a replica has answered that is behind the notice of the leader."""
 # The server sets these on each message that it sends, whatever the publisher has set.
-_STREAM, _SUBJECT, _SEQUENCE, _PENDING = "Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Num-Pending"
-_HEADERS = frozenset({_STREAM, _SUBJECT, _SEQUENCE, _PENDING, "Nats-Time-Stamp", "Nats-Last-Sequence"})
+_STREAM, _SUBJECT, _PENDING = "Nats-Stream", "Nats-Subject", "Nats-Num-Pending"
+_HEADERS = frozenset({_STREAM, _SUBJECT, SEQUENCE, _PENDING, "Nats-Time-Stamp", "Nats-Last-Sequence"})
 _MORE, _NONE, _NO_STREAM = "204", "404", "503"
 _encode = msgspec.json.Encoder().encode
 
@@ -66,60 +67,46 @@ async def read_stored(
 
 
 async def follow_stored(
-    connection: BusConnection,
-    stream: str,
-    subjects: str,
-    settings: BusSettings,
-    *,
-    after: int = 0,
-    notices: bool = True,
+    connection: BusConnection, stream: str, subjects: str, settings: BusSettings, *, after: int = 0, noticed: str = ""
 ) -> AsyncGenerator[StoredMessage | None, None]:
     """Yield the messages that are stored, as :func:`read_stored`, then ``None`` once, then each further one.
 
-    :param notices: whether the stream gives notice of its messages; otherwise it is read at intervals.
+    :param noticed: the subjects of all messages of which the stream gives notice; otherwise it is read at intervals.
     :raises nats.errors.Error: as :func:`read_stored`, at any time.
     """
-    arrived, noticed = asyncio.Event(), 0
-
-    async def on_notice(msg: Msg) -> None:
-        nonlocal noticed
-        noticed = int((msg.headers or {}).get(_SEQUENCE, 0))
-        arrived.set()
-
     lost = asyncio.ensure_future(connection.lost.wait())
-    lost.add_done_callback(lambda _: arrived.set())
-    # Before the first request on this connection, so the server gives notice of what that does not return.
-    subscription = await connection.client.subscribe(stored_notice(subjects), cb=on_notice) if notices else None
-    interval = settings.read_interval if notices else settings.follow_interval
-    first, looked = True, 0
+    interval = settings.read_interval if noticed else settings.follow_interval
+    first = True
     try:
-        while True:
-            arrived.clear()
-            newest = noticed
-            async with contextlib.aclosing(read_stored(connection, stream, subjects, settings, after=after)) as stored:
-                async for found in stored:
-                    after = found.sequence
-                    yield found
-            if first:
-                first = False
-                yield None
-            # Once for each notice: its message may have been removed since.
-            behind = after < newest != looked
-            looked = newest
-            try:
-                async with asyncio.timeout(SECOND_LOOK if behind else interval):
-                    await arrived.wait()
-            except TimeoutError:
-                if not behind and await _last_sequence(connection, stream) < after:
-                    # The stream was created again, and counts from 1.
-                    after = 0
-            if connection.lost.is_set():
-                raise ConnectionClosedError
+        # Before the first request on this connection, so the server gives notice of what that does not return.
+        async with connection.notices.following(subjects, after, noticed=noticed) as follower:
+            lost.add_done_callback(lambda _: follower.arrived.set())
+            while True:
+                newest = follower.take()
+                reading = read_stored(connection, stream, subjects, settings, after=follower.after)
+                async with contextlib.aclosing(reading) as stored:
+                    async for found in stored:
+                        follower.after = found.sequence
+                        yield found
+                if first:
+                    first = False
+                    yield None
+                if follower.after < newest:
+                    # Its message may have been removed since, so once. Not sooner, whatever is noticed meanwhile: a
+                    # notice of nothing costs two reads a while, however many there are.
+                    await asyncio.wait({lost}, timeout=SECOND_LOOK)
+                else:
+                    try:
+                        async with asyncio.timeout(interval):
+                            await follower.arrived.wait()
+                    except TimeoutError:
+                        if await _last_sequence(connection, stream) < follower.after:
+                            # The stream was created again, and counts from 1.
+                            follower.after = 0
+                if connection.lost.is_set():
+                    raise ConnectionClosedError
     finally:
         lost.cancel()
-        if subscription is not None and not connection.client.is_closed:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
 
 
 async def _last_sequence(connection: BusConnection, stream: str) -> int:
@@ -145,7 +132,7 @@ async def _read_batch(
             return
         headers = msg.headers or {}
         # Of a status, the server sets none. Not its first one, which a broken header of the publisher's may swallow.
-        if _SEQUENCE not in headers:
+        if SEQUENCE not in headers:
             ended.set_result(msg)
             return
         found.append(_to_stored_message(msg))
@@ -196,6 +183,6 @@ def _is_last(stream: str, end: Msg | None) -> bool:
 
 def _to_stored_message(msg: Msg) -> StoredMessage:
     headers = dict(msg.headers or {})
-    sequence, subject = int(headers[_SEQUENCE]), headers[_SUBJECT]
+    sequence, subject = int(headers[SEQUENCE]), headers[_SUBJECT]
     kept = {name: value for name, value in headers.items() if name not in _HEADERS}
     return StoredMessage(sequence, BusMessage(subject, msg.data, kept))

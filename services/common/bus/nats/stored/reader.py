@@ -122,9 +122,7 @@ class StreamReader:
 
         :param on_subscribed: called once, when all that is stored was read.
         """
-        followed = follow_stored(
-            self._connection, self._settings.stream, subjects, self._settings, after=after, notices=False
-        )
+        followed = follow_stored(self._connection, self._settings.stream, subjects, self._settings, after=after)
         with self._translate_errors():
             async with contextlib.aclosing(followed) as stored:
                 async for found in stored:

@@ -1,4 +1,4 @@
-"""One watch of a VMI for all streams of its hot-plug status: each would keep the objects and decode each change by itself.
+"""One watch of a VMI for all streams of its hot-plug status, which would each keep its objects and decode each change.
 
 Next: :mod:`services.common.kube.cache.vmi_watch`, the watch.
 """

@@ -16,6 +16,7 @@ BY_OBJECT = "one entry for each VM, interface or device that exists; removed wit
 BY_RUN = "ends with the run, request or connection"
 
 CANNOT_GROW = {
+    "api.hotplug_status.shared_watches:SharedWatches._open": "one for each VMI of the open streams",
     "common.bus.nats.consumers.pull:PullConsumer._filters": BY_CODE,
     "common.bus.nats.jetstream:JetStreamBus._buckets": BY_CODE,
     "common.bus.nats.jetstream:JetStreamBus._tasks": BY_CODE,

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from ssl import SSLContext
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.web_protocol import _ErrInfo
 
+from schemas.inputs import printable
 from services.common.http.peers import AllowedPeers
 from services.common.http.tls_connection import TlsConnection, has_verified_certificate
 from services.common.telemetry.stores import STORES
@@ -24,6 +27,10 @@ HEAD_DEADLINE = 10.0
 WRITE_DEADLINE = 20.0
 """Seconds for a client to read what it has requested, whenever more than ``WRITE_BUFFER`` bytes wait for it."""
 WRITE_BUFFER = 64 * 1024
+PIECE = 16 * 1024
+"""Bytes that are parsed at once: the error about a malformed head quotes all of them twice."""
+MAX_QUOTED = 200
+"""Characters of such an error that are kept until it is answered."""
 MAX_WAITING = 256
 """Connections without a complete request, and again as many with a verified client certificate. One more ends the one
 of its kind that has waited longest."""
@@ -119,6 +126,7 @@ class TimedConnection(asyncio.Protocol):
         self._tcp: asyncio.Transport | None = None
         self._transport: asyncio.Transport | None = None
         self._requests = 0
+        self._is_malformed = False
         self._unread: asyncio.TimerHandle | None = None
 
     def begin_handshake(self, tcp: asyncio.Transport) -> None:
@@ -181,12 +189,14 @@ class TimedConnection(asyncio.Protocol):
         self._http.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on data; outside of a request it is the beginning of a head."""
-        if self._transport is None:
-            return
-        if not self._requests:
-            self._connections.wait(self)
-        self._http.data_received(data)
+        """Pass on data; outside of a request it is the beginning of a head. Nothing follows a malformed one."""
+        view = memoryview(data)
+        while view and self._transport is not None and not self._is_malformed:
+            if not self._requests:
+                self._connections.wait(self)
+            self._http.data_received(bytes(view[:PIECE]))
+            view = view[PIECE:]
+            self._is_malformed = _shorten_error(self._http)
 
     def eof_received(self) -> bool | None:
         """Pass on the end of the client's data."""
@@ -211,6 +221,20 @@ class TimedConnection(asyncio.Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def _shorten_error(http: asyncio.Protocol) -> bool:
+    """Return whether a malformed head ends a connection of aiohttp (3.14), and keep no more of its error than is used.
+
+    The error has all that was parsed with it, and its traceback keeps the connection from being freed.
+    """
+    messages = getattr(http, "_messages", None)
+    if not messages or not isinstance(messages[-1][0], _ErrInfo):
+        return False
+    found, payload = messages[-1]
+    text = printable(found.message, MAX_QUOTED)
+    messages[-1] = (_ErrInfo(found.status, BadHttpMessage(text), text), payload)
+    return True
 
 
 def connection_of(request: web.Request) -> TimedConnection | None:

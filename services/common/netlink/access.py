@@ -102,6 +102,8 @@ class NetnsAccess:
             raise NetlinkFailure(errno.ETIMEDOUT, f"cannot {action}: not done within {self._timeout} s") from exc
         except OSError as exc:
             raise classify_errno(exc.errno or errno.EIO, action) from exc
+        except OverflowError as exc:
+            raise NetlinkFailure(errno.ERANGE, f"cannot {action}: a value cannot be encoded: {exc}") from exc
         finally:
             os.close(fd)
 

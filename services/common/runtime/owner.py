@@ -72,7 +72,7 @@ class VmOwner:
                 PODS,
                 labels=labels,
                 fields=fields,
-                on_change=lambda _key, _pod: self._update(),
+                on_change=lambda _key, _pod: self._update_pods(),
                 log=log,
                 denials=denials,
             )
@@ -120,11 +120,22 @@ class VmOwner:
         )
 
     def _update(self) -> None:
-        conflict = self._conflict()
-        if bool(conflict) is not self._conflicting:
-            self._conflicting = bool(conflict)
-            self._on_condition(CONDITION, not conflict, conflict)
+        self._check_conflict()
         self._on_change()
+
+    def _update_pods(self) -> None:
+        # Any pod may have the label, and a change queues all VMs.
+        if self._check_conflict():
+            self._on_change()
+
+    def _check_conflict(self) -> bool:
+        """Report whether KubeVirt's controllers run, if that has changed; return whether it has."""
+        conflict = self._conflict()
+        if bool(conflict) is self._conflicting:
+            return False
+        self._conflicting = bool(conflict)
+        self._on_condition(CONDITION, not conflict, conflict)
+        return True
 
     def _conflict(self) -> str:
         found = self._running_controllers()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import stat
@@ -13,10 +14,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 from opentelemetry.trace import SpanKind, StatusCode
 
 from schemas.kubernetes.objects import StatusCause, StatusDetails
-from services.common.http.deadlines import Connections
+from services.common.http.deadlines import MAX_QUOTED, Connections
 from services.common.http.listen import bind
 from services.common.http.server import ErrorFormat, StatusError, error_response, make_app, serve
 from services.common.http.tls import ServerTls
@@ -275,6 +277,44 @@ async def test_a_body_does_not_become_the_next_request(method: str, path: str, h
         writer.close()
     assert answer
     assert "admin" not in handled
+
+
+class ClosedAtOnce(asyncio.Transport):
+    """The transport of a client that has gone before it gets an answer."""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing is written."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """It is closed."""
+
+    abort = close
+
+
+async def test_what_follows_a_malformed_head_is_not_kept() -> None:
+    """Any pod may connect to a role's health port, and close its connection before the error is answered."""
+    runner = web.AppRunner(plain_app(), handle_signals=False)
+    await runner.setup()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            connection = Connections(runner.server)()  # type: ignore[arg-type]
+            assert isinstance(connection, asyncio.Protocol)
+            connection.connection_made(ClosedAtOnce())
+            await asyncio.sleep(0)
+            connection.data_received(b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n" + b"x" * 100_000)
+            connection.data_received(b"x" * 100_000)
+            connection.connection_lost(None)
+        await asyncio.sleep(0)
+        kept = [found for found in gc.get_objects() if isinstance(found, BadHttpMessage)]
+        assert max((len(found.message) for found in kept), default=0) <= MAX_QUOTED
+    finally:
+        gc.enable()
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize("form", ["status", "text"])

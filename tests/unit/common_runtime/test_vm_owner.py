@@ -38,6 +38,12 @@ class Watched:
     owner: VmOwner
     conditions: list[tuple[bool, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    changes: int = 0
+
+    def on_change(self) -> None:
+        """Count a change."""
+        self.changes += 1
+        self.changed.set()
 
     async def until(self, is_hotnic: bool, timeout: float = 5) -> None:
         """Wait until hotnic is the owner, or no longer is."""
@@ -61,7 +67,7 @@ async def watching(
                 structlog.get_logger(),
                 setting,
                 node=node,
-                on_change=lambda: watched.changed.set(),
+                on_change=lambda: watched.on_change(),
                 on_condition=lambda name, ok, why: watched.conditions.append((ok, why)) if name == CONDITION else None,
             )
             watched = Watched(kube, owner)
@@ -111,6 +117,21 @@ async def test_hotnic_is_no_owner_while_kubevirts_controllers_run(tmp_path: Path
         await watched.until(is_hotnic=True)
         assert [ok for ok, _ in watched.conditions] == [False, True]
         assert "kubevirt/virt-controller-x" in watched.conditions[0][1]
+
+
+async def test_a_pod_with_the_label_of_a_tenant_is_no_change(tmp_path: Path) -> None:
+    """Each change queues all VMs."""
+    kube = FakeKube()
+    install(kube)
+    async with watching(tmp_path, kube) as watched:
+        await watched.owner.wait_synced()
+        before = watched.changes
+        metadata = {"labels": {"kubevirt.io": "virt-controller"}}
+        for phase in ("Pending", "Running", "Failed"):
+            kube.put(PODS, "tenant", "virt-controller-x", metadata=metadata, status={"phase": phase})
+        run_pod(kube, "virt-controller")
+        await watched.until(is_hotnic=False)
+        assert watched.changes == before + 1
 
 
 @pytest.mark.parametrize("crd", [True, False], ids=["the CRD alone", "no CRD"])

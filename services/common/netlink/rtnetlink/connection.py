@@ -73,6 +73,8 @@ class NetlinkConnection:
                         raise NetlinkFailure(errno.EINTR, text) from None
                 except NetlinkError as exc:
                     raise classify_errno(exc.code, action) from exc
+                except (struct.error, OverflowError) as exc:
+                    raise NetlinkFailure(errno.ERANGE, f"cannot {action}: a value cannot be encoded: {exc}") from exc
                 except ValueError as exc:
                     raise NetlinkFailure(errno.EBADMSG, f"cannot {action}: malformed reply: {exc}") from exc
                 except TimeoutError as exc:

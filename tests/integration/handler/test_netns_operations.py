@@ -315,3 +315,17 @@ async def test_a_cancelled_call_never_enters_another_namespace(tmp_path: Path) -
         while any(thread.name == "in-netns" for thread in threading.enumerate()):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert found == {os.stat(requested).st_ino}
+
+
+@pytest.mark.parametrize("value", [2**70, -5])
+async def test_a_number_that_netlink_cannot_encode_fails_its_own_change_only(netns: Netns, value: int) -> None:
+    """Plugins and users write such numbers: an unexpected error would end the run of the whole VM."""
+    link = await netns.add_dummy("dummy0")
+    with pytest.raises(NetlinkFailure, match="cannot be encoded"):
+        await netns.set(link.index, mtu=value)
+    with pytest.raises(NetlinkFailure, match="cannot be encoded"):
+        await netns.add_route(link.index, "192.0.2.0/24", priority=value)
+    with pytest.raises(NetlinkFailure, match="cannot be encoded"):
+        await netns.add_tap("tap0", owner=2**70)
+    await netns.set(link.index, mtu=1400)
+    assert [found.name for found in await netns.links()] == ["lo", "dummy0"]

@@ -165,13 +165,15 @@ def networks_pod() -> Object:
     """
     labels = {"app.kubernetes.io/name": "hotnic", "app.kubernetes.io/component": "networks"}
     container = {"name": "networks", "image": PAUSE_IMAGE}
+    # As networks does: a pod that mounts nothing of its node is none.
+    volumes = [{"name": "run", "hostPath": {"path": "/run"}}]
     # Not the namespace's default account, which the controller manager makes a little later.
     account = {"serviceAccountName": "hotnic-networks", "automountServiceAccountToken": False}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "hotnic-networks", "namespace": NAMESPACE, "labels": labels},
-        "spec": {"hostNetwork": True, **account, "containers": [container]},
+        "spec": {"hostNetwork": True, **account, "containers": [container], "volumes": volumes},
     }
 
 

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
-import msgspec
-
-from schemas.kubernetes.objects import ObjectMeta, PodStatus, Resource
+from schemas.kubernetes.pod_volumes import PODS_WITH_VOLUMES, PodWithVolumes
 from services.common.kube.client import Kube
 from services.common.kube.denials import Denials
 from services.common.runtime.process import StartRefused
@@ -19,42 +17,13 @@ UPSTREAM_LABEL: Final = "app=dynamic-networks-controller"
 """Label of upstream's pods, as its manifest sets it."""
 
 
-class HostPath(msgspec.Struct, frozen=True):
-    """A directory or file of the node."""
-
-    path: str = ""
-
-
-class PodVolume(msgspec.Struct, frozen=True, rename="camel"):
-    """A volume of a pod."""
-
-    host_path: HostPath | None = None
-
-
-class VolumesSpec(msgspec.Struct, frozen=True):
-    """The part of a pod's spec that shows what it mounts."""
-
-    volumes: tuple[PodVolume, ...] | None = None
-
-
-class PodWithVolumes(msgspec.Struct, frozen=True):
-    """A pod with its volumes."""
-
-    metadata: ObjectMeta = ObjectMeta()
-    spec: VolumesSpec = VolumesSpec()
-    status: PodStatus = PodStatus()
-
-
-_PODS = Resource("", "v1", "pods", "Pod", PodWithVolumes)
-
-
 async def refuse_upstream_controller(kube: Kube, node: str, log: Log, denials: Denials) -> None:
     """Check whether upstream's controller runs on the node; wait until the API server answers.
 
     :param denials: told while the API server forbids the list.
     :raises StartRefused: it does.
     """
-    list_pods = partial(kube.list, _PODS, labels=UPSTREAM_LABEL, fields=f"spec.nodeName={node}")
+    list_pods = partial(kube.list, PODS_WITH_VOLUMES, labels=UPSTREAM_LABEL, fields=f"spec.nodeName={node}")
     found = await denials.retry(list_pods, log=log)
     if conflict := find_upstream_controller(found.items):
         raise StartRefused(conflict)
@@ -64,8 +33,7 @@ def find_upstream_controller(pods: Iterable[PodWithVolumes]) -> str:
     """Return which of the labelled pods is in the way; empty if none is. Pure."""
     for pod in pods:
         # Any user may set the label. Only a privileged one may mount the socket of a multus daemon.
-        paths = [volume.host_path.path for volume in pod.spec.volumes or () if volume.host_path is not None]
-        if pod.status.phase == "Running" and any("multus" in path for path in paths):
+        if pod.status.phase == "Running" and any("multus" in path for path in pod.host_paths()):
             return (
                 f"upstream's dynamic networks controller runs on this node (pod {pod.metadata.namespace}/"
                 f"{pod.metadata.name}), and two controllers must not attach one network; remove its DaemonSet "

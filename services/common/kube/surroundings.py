@@ -12,6 +12,7 @@ from typing import TypeVar
 from schemas.bus.hotplug_status import InterfaceHotplugStatus
 from schemas.kubernetes.kubevirt import MIGRATIONS, VirtualMachineInstanceMigration
 from schemas.kubernetes.objects import EVENTS, LEASES, PODS, Lease, Pod, VirtualMachineInstance
+from schemas.kubernetes.pod_volumes import PODS_WITH_VOLUMES, PodWithVolumes
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.domain.kubevirt.owner import COMPONENT_LABEL, CONTROLLER, HANDLER
 from services.common.domain.kubevirt.surroundings.judge import ATTACHER_SELECTORS, TARGET_LABEL, parse_event
@@ -87,13 +88,15 @@ async def read_surroundings(
     )
 
 
-async def read_attachers(kube: Kube, node: str) -> tuple[Pod, ...]:
+async def read_attachers(kube: Kube, node: str) -> tuple[PodWithVolumes, ...]:
     """Return the pods on a node that belong to a networks controller or a Multus daemon.
 
     :raises KubeError: the API server does not answer, or refuses.
     """
     on_node = f"spec.nodeName={node}"
-    lists = await asyncio.gather(*(kube.list(PODS, labels=labels, fields=on_node) for labels in ATTACHER_SELECTORS))
+    lists = await asyncio.gather(
+        *(kube.list(PODS_WITH_VOLUMES, labels=labels, fields=on_node) for labels in ATTACHER_SELECTORS)
+    )
     return tuple(pod for found in lists for pod in found.items)
 
 

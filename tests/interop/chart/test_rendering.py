@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.pod_volumes import PodWithVolumes
 from services.common.domain.kubevirt.surroundings.judge import find_attacher_problem
 from tests.support.interop.chart import (
     CHART,
@@ -134,10 +134,10 @@ def test_beside_kubevirt_nothing_of_kubevirt_is_claimed_or_installed() -> None:
 def test_the_role_that_attaches_networks_is_found_beside_kubevirt(process: str) -> None:
     found = objects(render(*VALUE_SETS["beside-kubevirt"], "--set", f"node.process={process}"))
     status = {"conditions": [{"type": "Ready", "status": "True"}]}
+    templates = [item["spec"]["template"] for item in found if item["kind"] == "DaemonSet"]
     pods = [
-        msgspec.convert({"metadata": {**item["spec"]["template"]["metadata"], "name": "one"}, "status": status}, Pod)
-        for item in found
-        if item["kind"] == "DaemonSet"
+        msgspec.convert({**one, "metadata": {**one["metadata"], "name": "one"}, "status": status}, PodWithVolumes)
+        for one in templates
     ]
     assert find_attacher_problem(pods) is None
 

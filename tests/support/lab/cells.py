@@ -374,7 +374,11 @@ async def set_up(cluster: PlayedCluster, controller: ObservingController, row: S
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "namespace": "kubevirt", "labels": {"app": "dynamic-networks-controller"}},
-            "spec": {"nodeName": node, "containers": [{"name": "networks", "image": PAUSE_IMAGE}]},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "networks", "image": PAUSE_IMAGE}],
+                "volumes": [{"name": "run", "hostPath": {"path": "/run"}}],
+            },
         }
         with suppress(AlreadyExists):
             await kube.create(RAW_PODS, "kubevirt", pod)

@@ -134,7 +134,12 @@ async def test_status_beside_kubevirt_says_what_to_do(api: ServedApi) -> None:
     assert nic_status.reason == "NoNetworksController"
     metadata = {"labels": {"app": "dynamic-networks-controller"}}
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-    api.kube.put(PODS, "multus", "dnc-1", metadata=metadata, spec={"nodeName": "node1"}, status=ready)
+    # Any user may set the label.
+    api.kube.put(PODS, "tenant", "dnc-1", metadata=metadata, spec={"nodeName": "node1"}, status=ready)
+    (nic_status,) = (await read(api)).items
+    assert nic_status.reason == "NoNetworksController"
+    spec = {"nodeName": "node1", "volumes": [{"name": "multus", "hostPath": {"path": "/run/multus/multus.sock"}}]}
+    api.kube.put(PODS, "multus", "dnc-1", metadata=metadata, spec=spec, status=ready)
     (nic_status,) = (await read(api)).items
     assert nic_status.reason == "WaitingForMultusAttached"
     assert pod.metadata.name in str(nic_status.remedy)

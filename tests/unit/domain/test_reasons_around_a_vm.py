@@ -10,6 +10,7 @@ from schemas.kubernetes.kubevirt import VirtualMachineInstanceMigration
 from schemas.kubernetes.networks import NETWORK_STATUS, NETWORKS, NetworkStatus, encode_network_status
 from schemas.kubernetes.objects import Condition, Lease, Pod, VirtualMachineInstance
 from schemas.kubernetes.operations import Operation, encode_annotation, operation_key, unplug_key
+from schemas.kubernetes.pod_volumes import PodWithVolumes
 from schemas.names import pod_interface
 from schemas.stages import OperationKind
 from services.common.domain.kubevirt.surroundings.judge import (
@@ -74,15 +75,24 @@ def pod(name: str, *conditions: Condition, uid: str = "", **labels: str) -> Pod:
     return msgspec.convert(document, Pod)
 
 
+def attacher(name: str, *conditions: Condition, **labels: str) -> PodWithVolumes:
+    """Return a pod that mounts something of the node."""
+    document = msgspec.to_builtins(pod(name, *conditions, **labels))
+    return msgspec.convert({**document, "spec": {"volumes": [{"hostPath": {"path": "/run"}}]}}, PodWithVolumes)
+
+
 READY, NOT_READY = Condition("Ready", "True"), Condition("Ready", "False")
-NETWORKS_READY = pod("networks-1", READY, app_kubernetes_io__component="networks")
-NETWORKS_DOWN = pod("networks-1", NOT_READY, app_kubernetes_io__component="networks")
+NETWORKS_READY = attacher("networks-1", READY, app_kubernetes_io__component="networks")
+NETWORKS_DOWN = attacher("networks-1", NOT_READY, app_kubernetes_io__component="networks")
 ONE_PROCESS_READY, ONE_PROCESS_DOWN = (
-    pod("multus-1", one, app_kubernetes_io__component="multus", hotnic_io__networks="true")
+    attacher("multus-1", one, app_kubernetes_io__component="multus", hotnic_io__networks="true")
     for one in (READY, NOT_READY)
 )
-UPSTREAM_READY = pod("dnc-1", READY, app="dynamic-networks-controller")
-MULTUS_READY, MULTUS_DOWN = (pod("multus-1", one, app="multus") for one in (READY, NOT_READY))
+UPSTREAM_READY = attacher("dnc-1", READY, app="dynamic-networks-controller")
+OF_A_TENANT = msgspec.convert(
+    msgspec.to_builtins(pod("mine", READY, app="dynamic-networks-controller")), PodWithVolumes
+)
+MULTUS_READY, MULTUS_DOWN = (attacher("multus-1", one, app="multus") for one in (READY, NOT_READY))
 CONTROLLER, HANDLER = pod("virt-controller-1", READY), pod("virt-handler-1", NOT_READY)
 UNSCHEDULABLE = Condition("PodScheduled", "False", "Unschedulable", "0/1 nodes are available")
 TARGET = {"kubevirt_io__migrationJobUID": "m1"}
@@ -128,6 +138,7 @@ TABLE = [
     (WAITS_FOR_KUBEVIRT, around(controllers=(CONTROLLER,), controller_lease=lease(AT)), "VirtControllerAway", AT),
     (WAITS_FOR_MULTUS, around(), "WaitingForMultusAttached", ""),
     (WAITS_FOR_MULTUS, around(attachers=()), "NoNetworksController", "when a pod starts"),
+    (WAITS_FOR_MULTUS, around(attachers=(OF_A_TENANT,)), "NoNetworksController", "when a pod starts"),
     (WAITS_FOR_MULTUS, around(attachers=(MULTUS_READY,)), "NoNetworksController", "when a pod starts"),
     (WAITS_FOR_MULTUS, around(attachers=(NETWORKS_DOWN,)), "NetworksControllerNotReady", "networks-1"),
     (WAITS_FOR_MULTUS, around(attachers=(UPSTREAM_READY, MULTUS_DOWN)), "MultusNotReady", "multus-1"),

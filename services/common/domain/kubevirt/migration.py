@@ -8,6 +8,7 @@ Next: :mod:`services.common.domain.kubevirt.reasons`, how a user is told.
 from enum import Enum, auto
 
 from schemas.kubernetes.objects import Condition, Pod, VirtualMachine, VirtualMachineInstance
+from schemas.kubernetes.pod_volumes import PodWithVolumes
 from services.common.domain.kubevirt.capabilities import EVICT, LIVE_MIGRATE, Capabilities
 from services.common.domain.kubevirt.times import seconds_between
 
@@ -69,7 +70,9 @@ def explain_not_migratable(vmi: VirtualMachineInstance) -> str:
     return condition.message or condition.reason or "KubeVirt gives no reason"
 
 
-def find_condition(holder: VirtualMachineInstance | VirtualMachine | Pod, kind: str) -> Condition | None:
+def find_condition(
+    holder: VirtualMachineInstance | VirtualMachine | Pod | PodWithVolumes, kind: str
+) -> Condition | None:
     """Return the condition of this type of an object; ``None`` when there is none."""
     return next((condition for condition in holder.status.conditions if condition.type == kind), None)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from schemas.kubernetes.kubevirt import VirtualMachineInstanceMigration
 from schemas.kubernetes.objects import Pod
+from schemas.kubernetes.pod_volumes import PodWithVolumes
 from schemas.names import interface_hash
 from services.common.domain.kubevirt.migration import find_condition
 from services.common.domain.kubevirt.surroundings.observed import ReportedEvent, Surroundings
@@ -41,23 +42,25 @@ SYNC_REASONS = frozenset({"NicHotplug", "SyncFailed"})
 """Reasons of virt-handler's Events about a guest that it cannot change; they need not name the interface."""
 
 
-def is_ready(pod: Pod) -> bool:
+def is_ready(pod: Pod | PodWithVolumes) -> bool:
     """Return whether a pod is ready."""
     ready = find_condition(pod, "Ready")
     return ready is not None and ready.status == "True"
 
 
-def find_attacher_problem(pods: Iterable[Pod]) -> tuple[str, str] | None:
+def find_attacher_problem(pods: Iterable[PodWithVolumes]) -> tuple[str, str] | None:
     """Return why nobody attaches networks to the running pods of a node; ``None`` when somebody does.
 
     A Multus daemon may have labels of its own, so one that is not found is no problem: the networks controller does
-    not get ready without it.
+    not get ready without it. Any user may set the labels; a pod that mounts nothing of the node is neither.
 
     :param pods: the pods on the node with the labels of :data:`ATTACHER_SELECTORS`.
     :return: the code of the reason, and the pod that it is about, empty if there is none.
     """
     controllers, daemons = [], []
     for pod in pods:
+        if not pod.host_paths():
+            continue
         labels = pod.metadata.labels
         component, app = labels.get(COMPONENT), labels.get(APP)
         # A pod may be both, where one process runs the roles of a node.

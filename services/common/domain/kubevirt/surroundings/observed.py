@@ -9,6 +9,7 @@ import msgspec
 
 from schemas.kubernetes.kubevirt import VirtualMachineInstanceMigration
 from schemas.kubernetes.objects import Lease, Pod
+from schemas.kubernetes.pod_volumes import PodWithVolumes
 
 
 class Source(Enum):
@@ -55,7 +56,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     migrations: tuple[VirtualMachineInstanceMigration, ...] = ()
     launchers: tuple[Pod, ...] = ()
     events: tuple[ReportedEvent, ...] = ()
-    attachers: tuple[Pod, ...] | None = None
+    attachers: tuple[PodWithVolumes, ...] | None = None
     controllers: tuple[Pod, ...] | None = None
     controller_lease: Lease | None = None
     handlers: tuple[Pod, ...] | None = None

@@ -43,7 +43,10 @@ from services.common.http.server import Handler, StatusError, make_app
 from services.common.http.tls import peer_common_name
 from services.common.kube.errors import BadApiResponse, KubeError, Unauthorized
 from services.common.runtime.context import RoleContext
+from services.common.runtime.fair_queue import FairSlots
 
+REQUESTS = 16
+"""Requests that are worked on at once; the namespaces share them, so that none waits behind many of another one."""
 MAX_HEALTH_AGE = 5.0
 """Seconds for which the answer about the Kubernetes API server is repeated."""
 HEALTH_DEADLINE = 5.0
@@ -90,6 +93,7 @@ class Api:
         self._enabled = enabled
         self._api_services = api_services
         # A lock exists as long as a request uses it, so the dictionary does not grow with the objects.
+        self._slots = FairSlots(REQUESTS)
         self._locks: WeakValueDictionary[tuple[RequestTarget, str, str], asyncio.Lock] = WeakValueDictionary()
         self.app = make_app(telemetry=context.telemetry, max_body=MAX_BODY_BYTES)
         # Without authentication: the aggregator checks the availability without a client certificate.
@@ -185,9 +189,10 @@ class Api:
             with own_reads():
                 if duration is not None:
                     return await self._streams.serve(request, namespace, name, duration, caller.user)
-                found = await read_hotplug_status(
-                    self._kube, self._bus, self._cluster().beside, namespace, name, stored=stored
-                )
+                async with self._slots.hold(namespace):
+                    found = await read_hotplug_status(
+                        self._kube, self._bus, self._cluster().beside, namespace, name, stored=stored
+                    )
             return web.Response(body=encode_json(found), content_type="application/json")
 
         try:
@@ -216,7 +221,7 @@ class Api:
         lock = self._locks.setdefault((target, namespace, name), asyncio.Lock())
 
         async def apply() -> JoinOperation | ChangeObject:
-            async with lock:
+            async with lock, self._slots.hold(namespace):
                 return await apply_request(observe_request, self._kube, self._bus, dry_run=dry_run)
 
         try:

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 
 import msgspec
 from aiohttp import web
@@ -38,6 +38,7 @@ from services.common.bus.protocol import BusUnavailable
 from services.common.domain.kubevirt.capabilities import Capabilities
 from services.common.http.server import StatusError
 from services.common.runtime.context import RoleContext
+from services.common.runtime.fair_queue import FairSlots
 from services.common.telemetry.stores import STORES
 
 MAX_DURATION = 50.0
@@ -48,6 +49,8 @@ MAX_WATCHERS_OF_USER = 16
 """Maximum number of open streams of one user, so that nobody uses up those of the others."""
 SHARE_OF_NAMESPACE = 0.5
 """Share of the streams of one server that one namespace may have, as a tenant may have many users."""
+EVALUATIONS = 2
+"""Streams whose status is derived in one turn of the event loop: between two turns, all other requests go on."""
 DEBOUNCE = 0.05
 """Seconds in which changes are collected into one line."""
 SURROUNDINGS_INTERVAL = 10.0
@@ -98,6 +101,7 @@ class StatusStreams:
         self._beside = beside
         self._limit = limit
         self._closing = asyncio.Event()
+        self._turns = FairSlots(EVALUATIONS)
         self._watches = SharedWatches(context.kube, context.log)
         self._limit_of_namespace = max(1, math.floor(limit * SHARE_OF_NAMESPACE))
         self._users: Counter[str] = Counter()
@@ -144,7 +148,7 @@ class StatusStreams:
             response = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
             await response.prepare(request)
             meta = observed.vmi.metadata
-            stream = _Stream(response, self._context, meta, self._beside)
+            stream = _Stream(response, self._context, meta, self._beside, self._turns)
             try:
                 async with self._watches.watching(meta) as view:
                     await stream.run(view, duration, request.query.get("resourceVersion", ""), self._closing)
@@ -170,8 +174,10 @@ class _Stream:
         context: RoleContext,
         meta: ObjectMeta,
         beside: Callable[[], Capabilities | None],
+        turns: FairSlots,
     ) -> None:
         self._response = response
+        self._turns = turns
         self._context = context
         self._beside = beside
         self._meta = meta
@@ -213,8 +219,10 @@ class _Stream:
                 await self._write("DELETED", self._last)
                 return
             beside = self._beside()
-            nic_statuses = await derive_from_cluster(self._context.kube, observed, beside)
-            self._last = now = build_hotplug_status(observed, nic_statuses, self._entries)
+            # Beside KubeVirt it also reads from the API server, for which no other stream waits.
+            async with self._turns.hold(self._meta.namespace) if beside is None else nullcontext():
+                nic_statuses = await derive_from_cluster(self._context.kube, observed, beside)
+                self._last = now = build_hotplug_status(observed, nic_statuses, self._entries)
             if now.metadata["resourceVersion"] != version:
                 await self._write(first, now)
                 version, first = now.metadata["resourceVersion"], "MODIFIED"

@@ -150,6 +150,19 @@ async def test_status_beside_kubevirt_says_what_to_do(api: ServedApi) -> None:
         assert first.object.items == (nic_status,)
 
 
+async def test_streams_of_one_vmi_share_its_watch(api: ServedApi) -> None:
+    """Each would keep its pods, which may be large, and decode each change."""
+    reach_stage(api, Stage.POD_ANNOTATED)
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(watching(api)) for _ in range(2)]
+        first = [await stream.line() for stream in streams]
+        reach_stage(api, Stage.MULTUS_ATTACHED)
+        second = [await stream.line() for stream in streams]
+        assert [line and line.object.items[0].stage for line in first] == [Stage.POD_ANNOTATED] * 2
+        assert [line and line.object.items[0].stage for line in second] == [Stage.MULTUS_ATTACHED] * 2
+        assert [api.kube.counted("WATCH", plural) for plural in (PODS, VMIS, "virtualmachines")] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("fields", [{"vmi_uid": "another"}, {"pod_uid": "another"}])
 async def test_entry_of_another_vmi_or_pod_is_ignored(api: ServedApi, fields: dict[str, str]) -> None:
     await store_failure(api, Stage.POD_ANNOTATED, **fields)

@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from schemas.kubernetes.operations import read_operation
 from schemas.stages import Stage
+from services.api.server import REQUESTS
 from services.common.telemetry.propagation import context_of, span_context
 from tests.support.kube.node_kube import NADS, Refused
 from tests.support.kube.served_api import HOTNIC, ServedApi, serve_api
@@ -270,6 +273,36 @@ async def test_nad_of_another_namespace_requires_permission_to_read_it(
     assert code == 202
     await api.request(resource, "removeinterface", {"name": "iface2"})
     assert len(api.kube.reviewed) == 2
+
+
+async def test_requests_of_one_namespace_leave_slots_to_others(api: ServedApi) -> None:
+    document = msgspec.to_builtins(objects.vm())
+    for number in range(2 * REQUESTS):
+        metadata = document["metadata"] | {"name": f"vm{number}", "uid": f"uid-{number}"}
+        api.kube.put(VMS, "default", f"vm{number}", **document | {"metadata": metadata})
+    api.kube.put(NADS, "secret", "net1", spec={"config": '{"type":"bridge"}'})
+    waiting, answered = asyncio.Semaphore(0), asyncio.Event()
+
+    async def review(body: Any) -> web.Response:
+        waiting.release()
+        await answered.wait()
+        return web.json_response({**body, "status": {"allowed": True}}, status=201)
+
+    api.kube.review = review
+    foreign = {"networkAttachmentDefinitionName": "secret/net1", "name": "iface1"}
+    requests = [
+        asyncio.create_task(api.request(VMS, "addinterface", foreign, name=f"vm{number}"))
+        for number in range(2 * REQUESTS)
+    ]
+    async with asyncio.timeout(60):
+        for _ in range(REQUESTS * 3 // 4):
+            await waiting.acquire()
+        path = f"/apis/{HOTNIC}/namespaces/other/{VMIS}/vm1/interfaces"
+        async with api.session.get(path) as response:
+            assert response.status == 404
+        assert waiting.locked(), "no further request of the namespace is worked on"
+        answered.set()
+        assert {code for code, _, _ in await asyncio.gather(*requests)} == {202}
 
 
 def forbid_own(api: ServedApi, method: str, plural: str, times: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from services.cli.doctor.collect.node_files import NAMESPACES, NodeSettings
 from services.cli.doctor.fix.changes import LeaseRemoval, LinkRemoval
-from services.cli.doctor.fix.node import SubjectChanged, apply_change
+from services.cli.doctor.fix.node import NodeChangeFailed, SubjectChanged, apply_change
 from tests.support.node import netns
 
 IP = "203.0.113.9"
@@ -60,6 +60,17 @@ async def test_lease_is_kept_as_long_as_a_link_has_its_address(pod: Path, tmp_pa
     assert not file.exists()
     with pytest.raises(SubjectChanged):
         await apply_change(change, NodeSettings())
+
+
+async def test_a_link_in_the_place_of_the_lock_is_not_followed(pod: Path, tmp_path: Path) -> None:
+    file, elsewhere = tmp_path / "net" / IP, tmp_path / "elsewhere"
+    file.parent.mkdir()
+    file.write_text("gone\r\nnet1")
+    os.utime(file, (LONG_AGO, LONG_AGO))
+    (file.parent / "lock").symlink_to(elsewhere)
+    with pytest.raises(NodeChangeFailed):
+        await apply_change(LeaseRemoval("net", IP, str(file), "gone", "net1", LONG_AGO), NodeSettings())
+    assert (file.exists(), elsewhere.exists()) == (True, False)
 
 
 async def test_tap_is_kept_as_long_as_a_process_holds_it_open(pod: Path) -> None:

@@ -257,6 +257,13 @@ def test_operation_is_not_removed_until_its_grace_period_is_over() -> None:
     assert (len(late.steps), len(late.postponed)) == (2, 0)
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00", "9999-12-31T23:59:59", "never"])
+def test_operation_with_an_impossible_time_has_no_grace_period(time: str) -> None:
+    operation = Operation("x", OperationKind.PLUG, "unknown", requested_at=time)
+    snapshot = combined(ELEMENT, changes.annotate_vmi(0, operation_key("unknown"), encode_annotation(operation)))
+    assert plan_fixes(examine(snapshot).findings, 0.0)
+
+
 def test_changes_of_one_object_are_one_patch_that_tests_what_they_are_based_on() -> None:
     gone = encode_annotation(Operation("x", OperationKind.UNPLUG, "other"))
     snapshot = combined(ELEMENT, changes.annotate_pod(0, operation_key("other"), gone))

@@ -196,8 +196,10 @@ def _has_netns(node: NodeSnapshot, sandbox: str) -> bool:
 def _grace_end(annotations: dict[str, str], digits: str) -> float:
     """Return the end of the grace period of an operation, in seconds since the epoch; 0 if it has no time."""
     operation = read_operation_of_link(annotations, f"pod{digits}")
-    try:
-        begun = datetime.fromisoformat(operation.requested_at or "") if operation is not None else None
-    except ValueError:
+    if operation is None:
         return 0.0
-    return begun.timestamp() + OPERATION_GRACE if begun is not None else 0.0
+    try:
+        # A time without a zone in the year 1 has no time stamp.
+        return datetime.fromisoformat(operation.requested_at or "").timestamp() + OPERATION_GRACE
+    except (ValueError, OverflowError):
+        return 0.0

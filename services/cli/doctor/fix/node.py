@@ -99,7 +99,8 @@ async def _remove_lease(change: LeaseRemoval, paths: NodeSettings, pool: NetnsPo
 @asynccontextmanager
 async def _locked(folder: Path) -> AsyncIterator[None]:
     """Hold the lock that host-local takes for a network; the caller has a deadline."""
-    lock = os.open(folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # A link would have a file made wherever it leads.
+    lock = os.open(folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         while True:
             try:

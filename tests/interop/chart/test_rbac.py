@@ -24,8 +24,6 @@ VARIABLE: dict[str, dict[str, set[Permission]]] = {
             ("", "pods", "patch"),
         }
     },
-    # A resource of the module's own, for the volumes of pods.
-    "services/networks/conflicts.py": {"kube.list": {("", "pods", "list")}},
     "services/api/observe.py": {
         "kube.get": {
             (KUBEVIRT, "virtualmachines", "get"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import schemas.kubernetes.api_registration
 import schemas.kubernetes.kubevirt
 import schemas.kubernetes.objects
+import schemas.kubernetes.pod_volumes
 import services.cli.chart.uninstall
 from schemas.kubernetes.objects import Resource
 
@@ -38,6 +39,7 @@ RESOURCES: dict[str, Resource[object]] = {
         schemas.kubernetes.objects,
         schemas.kubernetes.kubevirt,
         schemas.kubernetes.api_registration,
+        schemas.kubernetes.pod_volumes,
         services.cli.chart.uninstall,
     )
     for name, value in vars(module).items()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -52,20 +52,28 @@ def test_edit_that_cannot_be_applied_changes_nothing_and_is_reported_once(lab: L
     assert len(events(lab, own)) == 2
 
 
+HOME: Final = "kubevirt"
+"""A namespace in which KubeVirt's objects count."""
+ACCOUNT: Final[dict[str, Any]] = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "virt"}}
+
+
 @pytest.fixture
 def kubevirt(lab: Lab) -> Iterator[None]:
-    """The KubeVirt object with the feature gate disabled, as virt-operator has seen it."""
+    """The KubeVirt object with the feature gate disabled, as virt-operator has seen it, and an account of its pods."""
     document = {"apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": {"name": "kubevirt"}}
-    lab.kubectl("apply", "-f", "-", stdin=json.dumps(document | {"spec": {"configuration": {}}}))
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}}
+    lab.kubectl("apply", "-f", "-", stdin=json.dumps(namespace))
+    for one in (document | {"spec": {"configuration": {}}}, ACCOUNT):
+        lab.kubectl("apply", "-n", HOME, "-f", "-", stdin=json.dumps(one))
     seen = json.dumps({"status": {"phase": "Deployed"}})
-    lab.kubectl("patch", "kubevirt", "kubevirt", "--subresource=status", "--type=merge", "-p", seen)
+    lab.kubectl("patch", "-n", HOME, "kubevirt", "kubevirt", "--subresource=status", "--type=merge", "-p", seen)
     yield
-    lab.kubectl("delete", "kubevirt", "kubevirt")
+    lab.kubectl("delete", "-n", HOME, "kubevirt", "kubevirt")
 
 
 def open_gate(lab: Lab) -> None:
     gate = {"spec": {"configuration": {"developerConfiguration": {"featureGates": ["HotplugNICs"]}}}}
-    lab.kubectl("patch", "kubevirt", "kubevirt", "--type=merge", "-p", json.dumps(gate))
+    lab.kubectl("patch", "-n", HOME, "kubevirt", "kubevirt", "--type=merge", "-p", json.dumps(gate))
 
 
 def test_change_of_the_feature_gate_takes_effect_without_a_restart(
@@ -89,12 +97,14 @@ def test_hotnic_changes_nothing_while_kubevirts_controller_runs(
     lab: Lab, own: str, interface: str, kubevirt: None
 ) -> None:
     open_gate(lab)
-    spec = {"containers": [{"name": "virt-controller", "image": "registry.k8s.io/pause:3.9"}]}
+    container = {"name": "virt-controller", "image": "registry.k8s.io/pause:3.9"}
+    account = {"serviceAccountName": ACCOUNT["metadata"]["name"], "automountServiceAccountToken": False}
+    spec = {"containers": [container], **account}
     meta = {"name": "virt-controller", "labels": {"kubevirt.io": "virt-controller"}}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
-    lab.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    lab.kubectl("apply", "-n", HOME, "-f", "-", stdin=json.dumps(pod))
     try:
-        conflict = "controllers run (pod default/virt-controller"
+        conflict = f"controllers run (pod {HOME}/virt-controller"
         wait_until(lambda: lab.hotnic("lab", "status").stdout.count(conflict) == 2)
         # The api sees the pod by a watch of its own. This request is refused for one reason or another.
         wait_until(lambda: "KubeVirt's controllers run" in lab.hotnic("removeinterface", own, "--name", "other").stderr)
@@ -105,6 +115,6 @@ def test_hotnic_changes_nothing_while_kubevirts_controller_runs(
         assert running(lab, own) == ["default"]
         assert lab.pod(lab.vmi(own)).metadata.annotations.get(NETWORKS, "[]") == "[]"
     finally:
-        lab.kubectl("delete", "pod", "virt-controller")
+        lab.kubectl("delete", "-n", HOME, "pod", "virt-controller")
     wait_until(lambda: set(running(lab, own)) == {"default", interface})
     wait_until(lambda: all(DOMAIN in str(item.get("infoSource")) for item in lab.vmi(own).status.interfaces or ()))

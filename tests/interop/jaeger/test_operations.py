@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.interop.jaeger import hops, jaeger, roots
-from tests.support.lab.running import KUBERNETES_VARIABLE, SAMPLE_NAD, SAMPLE_VM, environment, running_lab
+from tests.support.lab.running import KUBERNETES_VARIABLE, SAMPLE_NAD, SAMPLE_VM, environment, running_lab, wait_until
 
 PLUG = {
     ("hotnic-api", "PUT /apis/"),
@@ -57,6 +57,8 @@ def test_an_operation_is_one_trace_with_every_hop(tmp_path: Path, protocol: str,
             variables[KUBERNETES_VARIABLE] = kubernetes
         # The user's commands run outside of the lab, so they export to the collector themselves.
         with environment(**variables), running_lab(tmp_path / "lab", guests="double", otlp=url) as lab:
+            # The api serves before it is connected, and its event would then come after the end of the test.
+            wait_until(lambda: "NATS connected" in lab.layout.log("api").read_text())
             nad = ("--network-attachment-definition-name", SAMPLE_NAD)
             for command, *options in (("addinterface", *nad), ("removeinterface",)):
                 done = lab.hotnic(command, SAMPLE_VM, "--name", "blue", *options, "--wait")

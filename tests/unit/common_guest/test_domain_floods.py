@@ -1,14 +1,11 @@
 """A process that serves its own libvirt socket sends a description or events of any size and number."""
 
-import contextlib
-import tracemalloc
-from collections.abc import Iterator
-
 import pytest
 
 from services.common.guest.domain_xml import MAX_DESCRIPTION, MAX_MARKUP, has_device, parse_domain, with_link_state
 from services.common.guest.pending_events import EVENTS_PER_SECOND, MAX_EVENTS, EventGate
 from services.common.guest.port import MAX_NAME, GuestFloods, GuestNotReachable
+from tests.support.hostile.memory import peak_below
 
 MIB = 1024 * 1024
 PORT = '<controller type="pci" index="{}" model="pcie-root-port"/>'
@@ -21,19 +18,6 @@ def domain(devices: str, *, vcpu: str = "<vcpu>1</vcpu>") -> str:
 
 def nic(alias: str, mac: str) -> str:
     return f"<interface><mac address='{mac}'/><alias name='{alias}'/><address type='pci' bus='0x01'/></interface>"
-
-
-@contextlib.contextmanager
-def peak_below(limit: int) -> Iterator[None]:
-    """Check how much memory is in use at once inside the context, more than before."""
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak - before < limit
 
 
 @pytest.mark.parametrize("unit", ["<a/>", "<a b=''/>", "<a></a>", " ", "ä"])

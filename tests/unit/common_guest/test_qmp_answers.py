@@ -1,25 +1,22 @@
 """A process that serves its own QMP socket answers every command, with as much as it likes, or with nonsense."""
 
 import asyncio
-import contextlib
 import json
-import tempfile
-import tracemalloc
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from lab.guest.double import GREETING, Monitors, listener, serve_sequentially
+from lab.guest.double import GREETING, Monitors
 from lab.guest.double_machine import NAMED, DoubleMachine, Reply
 from schemas.inputs import RejectedInput
 from services.common.guest.port import MAX_NAME, GuestChange, GuestEvent, GuestFloods, GuestNotReachable, NetDevice
 from services.common.guest.qmp import QmpGuest
 from services.common.guest.qmp_answers import MAX_OBJECTS, active_devices, bus_numbers, parse_event
 from services.common.guest.qmp_client import MAX_GREETING_BYTES, MAX_MESSAGE_BYTES
-from tests.support.telemetry.spans import recording_telemetry
+from tests.support.guest.monitor import served_guest
+from tests.support.hostile.memory import peak_below
 
 MIB = 1024 * 1024
 MAC = "02:00:00:00:00:01"
@@ -58,35 +55,13 @@ class HostileMachine(DoubleMachine):
 async def machine() -> AsyncIterator[tuple[HostileMachine, QmpGuest]]:
     monitors = Monitors()
     hostile = monitors.machine = HostileMachine(monitors)
-    # The system's temporary directory, for a path that is short enough for a unix socket.
-    with tempfile.TemporaryDirectory(prefix="hn-") as folder:
-        path = str(Path(folder) / "qmp.sock")
-        with listener(path) as listening:
-            serving = asyncio.create_task(serve_sequentially(listening, monitors.serve_client))
-            guest = QmpGuest(path, recording_telemetry()[0].tracer)
-            yield hostile, guest
-            await guest.close()
-            serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
+    async with served_guest(monitors.serve_client) as guest:
+        yield hostile, guest
 
 
 def nics(count: int) -> list[Reply]:
     """Return devices that are NICs of the spec."""
     return [{"name": f"ua-x{number}", "type": "child<virtio-net-pci>"} for number in range(count)]
-
-
-@contextlib.contextmanager
-def peak_below(limit: int) -> Any:
-    """Check how much memory is in use at once inside the context, more than before."""
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    try:
-        yield
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak - before < limit
 
 
 async def test_a_domain_with_large_answers_is_left_alone_before_they_fill_the_memory(
@@ -209,14 +184,6 @@ async def test_a_greeting_is_kept_and_therefore_small(extra: dict[str, Any]) -> 
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json.dumps({"QMP": GREETING["QMP"] | extra}).encode() + b"\n")
 
-    with tempfile.TemporaryDirectory(prefix="hn-") as folder:
-        path = str(Path(folder) / "qmp.sock")
-        with listener(path) as listening:
-            serving = asyncio.create_task(serve_sequentially(listening, greet))
-            guest = QmpGuest(path, recording_telemetry()[0].tracer)
-            with pytest.raises(GuestNotReachable):
-                await guest.list()
-            await guest.close()
-            serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
+    async with served_guest(greet) as guest:
+        with pytest.raises(GuestNotReachable):
+            await guest.list()

@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import tempfile
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab.guest.double import Monitors, listener, serve_sequentially
+from lab.guest.double import Monitors
 from lab.guest.double_machine import CommandError, DoubleMachine, Reply, TapBackend
 from services.common.domain.nic import parse_nics
 from services.common.guest.pending_events import MAX_PENDING_EVENTS
@@ -18,8 +16,8 @@ from services.common.guest.port import GuestNotReachable, GuestRefused, NetDevic
 from services.common.guest.qmp import MAX_DEVICES, QmpGuest
 from services.handler.plan.actions import SetLinkState
 from services.handler.plan.link_state import plan_link_states
+from tests.support.guest.monitor import served_guest
 from tests.support.observed.objects import nic, pod, vmi
-from tests.support.telemetry.spans import recording_telemetry
 
 DEVICE = NetDeviceSpec("iface1", "02:00:00:00:00:09", "tap1", 1500, up=False)
 ALIAS, BACKEND = "ua-iface1", "host-ua-iface1"
@@ -83,17 +81,8 @@ class ScriptedMachine(DoubleMachine):
 async def machine() -> AsyncIterator[tuple[ScriptedMachine, QmpGuest]]:
     monitors = Monitors()
     scripted = monitors.machine = ScriptedMachine(monitors)
-    # The system's temporary directory, for a path that is short enough for a unix socket.
-    with tempfile.TemporaryDirectory(prefix="hn-") as folder:
-        path = str(Path(folder) / "qmp.sock")
-        with listener(path) as listening:
-            serving = asyncio.create_task(serve_sequentially(listening, monitors.serve_client))
-            guest = QmpGuest(path, recording_telemetry()[0].tracer)
-            yield scripted, guest
-            await guest.close()
-            serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
+    async with served_guest(monitors.serve_client) as guest:
+        yield scripted, guest
 
 
 async def test_a_device_whose_link_state_was_not_set_keeps_its_backend(

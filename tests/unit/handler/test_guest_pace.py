@@ -1,7 +1,6 @@
 """How many runs and writes a guest can cause whose device comes and goes, on a clock of the test."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from schemas.stages import OperationKind
 from services.common.domain.nic import parse_nics
 from services.common.flowcontrol.pacer import BURST, INTERVAL, MAX_GRANTED, Pacer
 from services.common.guest.agent import AgentUnavailable, GuestNic
-from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDevice, NetDeviceSpec
+from services.common.guest.port import GuestChange, GuestEvent, GuestView, NetDevice
 from services.common.netlink.links import Address, Link
 from services.common.reconcile import MAX_BACKOFF, Attempt, Reconciler, Source
 from services.handler.apply import Target
@@ -34,6 +33,7 @@ from services.handler.sessions import REPORTS_OF_A_CHANGE, RUNS_OF_A_CHANGE, Gue
 from services.handler.unplug import UnplugEvent
 from tests.support.bus.memory import MemoryBus
 from tests.support.contexts import role_context
+from tests.support.guest.events import ScriptedGuest
 from tests.support.observed.handler import observed_state
 from tests.support.observed.objects import NODE, POD_UID, nic, pod, vmi
 from tests.support.telemetry.spans import recording_telemetry
@@ -47,7 +47,7 @@ PACED = BURST + 1 + MINUTE / INTERVAL
 """What a guest can cause in a minute."""
 
 
-class Guest:
+class Guest(ScriptedGuest):
     """A domain whose devices and events the test sets, and an agent that never responds.
 
     :ivar aliases: the devices, in the order of the plugs.
@@ -55,9 +55,9 @@ class Guest:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.aliases: list[str] = []
         self.up: bool | None = None
-        self.event_queue: asyncio.Queue[GuestEvent | None] = asyncio.Queue()
 
     def view(self) -> GuestView:
         """Return what a list of the domain returns."""
@@ -68,30 +68,8 @@ class Guest:
         """Let the domain send an event."""
         self.event_queue.put_nowait(GuestEvent(change, alias))
 
-    async def events(self) -> AsyncIterator[GuestEvent]:
-        while (event := await self.event_queue.get()) is not None:
-            yield event
-
-    async def list(self) -> GuestView:
-        raise GuestNotReachable("not in this test")
-
-    async def attach(self, device: NetDeviceSpec, slot: str) -> None:
-        raise GuestNotReachable("not in this test")
-
-    async def request_unplug(self, interface: str) -> None:
-        raise GuestNotReachable("not in this test")
-
-    async def remove_backend(self, interface: str) -> None:
-        raise GuestNotReachable("not in this test")
-
-    async def set_link(self, interface: str, up: bool) -> None:
-        raise GuestNotReachable("not in this test")
-
     async def interfaces(self, *, timeout: float) -> tuple[GuestNic, ...]:
         raise AgentUnavailable("no response")
-
-    async def close(self) -> None:
-        self.event_queue.put_nowait(None)
 
 
 class Node:

@@ -1,7 +1,6 @@
 """How a guest session handles the events of a guest, which is scripted."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -10,43 +9,15 @@ from opentelemetry.context import Context
 
 from services.common.flowcontrol.pacer import BURST, INTERVAL
 from services.common.guest.agent import AgentUnavailable, GuestNic
-from services.common.guest.port import GuestChange, GuestEvent, GuestNotReachable, GuestView, NetDeviceSpec
+from services.common.guest.port import GuestChange, GuestEvent
 from services.common.reconcile import Source
 from services.handler.addresses.service import AddressServers
 from services.handler.agent_poller import DELAYS_AFTER_LEASE, MAX_UNANSWERED
 from services.handler.sessions import GuestSession, Key, PluggedDevice, UnplugRecord
 from services.handler.unplug import IllegalTransition, UnplugEvent, UnplugState
+from tests.support.guest.events import ScriptedGuest
 
 KEY = ("default", "vm1")
-
-
-class ScriptedGuest:
-    """A guest whose events the test puts into a queue; ``None`` ends the connection."""
-
-    def __init__(self) -> None:
-        self.event_queue: asyncio.Queue[GuestEvent | None] = asyncio.Queue()
-
-    async def events(self) -> AsyncIterator[GuestEvent]:
-        while (event := await self.event_queue.get()) is not None:
-            yield event
-
-    async def list(self) -> GuestView:
-        raise GuestNotReachable("not in this test")
-
-    async def attach(self, device: NetDeviceSpec, slot: str) -> None:
-        raise GuestNotReachable("not in this test")
-
-    async def request_unplug(self, interface: str) -> None:
-        raise GuestNotReachable("not in this test")
-
-    async def remove_backend(self, interface: str) -> None:
-        raise GuestNotReachable("not in this test")
-
-    async def set_link(self, interface: str, up: bool) -> None:
-        raise GuestNotReachable("not in this test")
-
-    async def close(self) -> None:
-        self.event_queue.put_nowait(None)
 
 
 class SilentAgent:

@@ -13,7 +13,7 @@ from services.common.netlink.pool import NetnsPool
 from services.common.node.capabilities import lacked_by
 from services.common.node.mounts import find_netns_problem
 from services.common.runtime.context import open_context
-from services.common.runtime.installations import NAMESPACES_HELP
+from services.common.runtime.installations import KubeVirtNamespaces
 from services.common.runtime.owner import VmOwner
 from services.common.runtime.process import Instrument, RoleRuntime
 from services.common.runtime.process import main as run
@@ -46,9 +46,7 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         OwnerSetting,
         msgspec.Meta(description="owner of the interfaces of VMs; auto: kubevirt where it is installed"),
     ] = "auto"
-    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP, min_length=1)] = (
-        KUBEVIRT_NAMESPACES
-    )
+    kubevirt_namespaces: KubeVirtNamespaces = KUBEVIRT_NAMESPACES
     tap_owner: Annotated[
         int, msgspec.Meta(description="user id of guests' processes, unless the VMI's status has one", ge=0)
     ] = 0

@@ -31,8 +31,14 @@ POLL_INTERVAL = 60.0
 RETRY_INTERVAL = 1.0
 """Seconds between two attempts to list the objects of a CRD that exists."""
 
-
-NAMESPACES_HELP = "comma-separated namespaces where KubeVirt may be installed; its objects in others do not count"
+KubeVirtNamespaces = Annotated[
+    tuple[str, ...],
+    msgspec.Meta(
+        description="comma-separated namespaces where KubeVirt may be installed; its objects in others do not count",
+        min_length=1,
+    ),
+]
+"""The setting ``HOTNIC_KUBEVIRT_NAMESPACES``."""
 
 
 class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
@@ -42,9 +48,7 @@ class OwnerSettings(CommonSettings, frozen=True, kw_only=True):
         OwnerSetting,
         msgspec.Meta(description="who hot-plugs interfaces of VMs; auto: kubevirt if it is installed"),
     ] = "auto"
-    kubevirt_namespaces: Annotated[tuple[str, ...], msgspec.Meta(description=NAMESPACES_HELP, min_length=1)] = (
-        KUBEVIRT_NAMESPACES
-    )
+    kubevirt_namespaces: KubeVirtNamespaces = KUBEVIRT_NAMESPACES
     hotplug_gate: Annotated[
         GateSetting,
         msgspec.Meta(description="feature gate HotplugNICs; auto: as in the KubeVirt object, on without one"),

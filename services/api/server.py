@@ -92,8 +92,8 @@ class Api:
         self._cluster = cluster
         self._enabled = enabled
         self._api_services = api_services
-        # A lock exists as long as a request uses it, so the dictionary does not grow with the objects.
         self._slots = FairSlots(REQUESTS)
+        # A lock exists as long as a request uses it, so the dictionary does not grow with the objects.
         self._locks: WeakValueDictionary[tuple[RequestTarget, str, str], asyncio.Lock] = WeakValueDictionary()
         self.app = make_app(telemetry=context.telemetry, max_body=MAX_BODY_BYTES)
         # Without authentication: the aggregator checks the availability without a client certificate.

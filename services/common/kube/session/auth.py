@@ -1,7 +1,7 @@
 """Address of the cluster and credentials: kubeconfig files as kubectl reads them, or the pod's service account.
 
-kubernetes_asyncio reads files and runs exec plugins. This module turns its configuration into a base
-URL, an SSL context and request headers, and reads it again after a 401.
+kubernetes_asyncio reads files and runs exec plugins. This module turns its configuration into a base URL, an SSL
+context and request headers, and reads it again after a 401.
 Next: :mod:`services.common.kube.session.transport`, which sends requests with them.
 """
 
@@ -28,7 +28,7 @@ REFRESH_INTERVAL = 5.0
 RELOAD_INTERVAL = 60.0
 """Seconds after which a kubeconfig's token file is read again; client-go uses a minute, too."""
 LOAD_DEADLINE = 30.0
-"""Seconds for reading the configuration, including a run of its exec plugin or a request to its identity provider."""
+"""Seconds for reading the configuration, including a run of its exec plugin."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _OIDC = "oidc"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
